@@ -1,0 +1,410 @@
+"""The nouns every room speaks.
+
+Knows names, shapes and values. Refuses to know frameworks, files, HTTP or money, and imports no other room
+but `errors`.
+
+    payload --Processor.prepare--> Tensors --Engine--> Tensors --Processor.finish--> answer
+                                      \\--SequenceEngine--> Tokens, Tokens, … --/
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from maasdam.errors import InvalidTensor
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    type_array = np.ndarray[Any, np.dtype[Any]]
+
+Tensors = Mapping[str, "type_array"]
+"""Named arrays. The first axis of every array is the batch, save where the signature says otherwise."""
+
+Format = Literal["pytorch", "onnx", "tensorflow", "openvino"]
+FORMATS: tuple[Format, ...] = ("pytorch", "onnx", "tensorflow", "openvino")
+
+Layout = Literal[
+    "huggingface",  # config.json + model.safetensors, transformers builds the module        (pytorch)
+    "pt2",  # model.pt2, torch.export                                                         (pytorch)
+    "torchscript",  # model.pt                                                                (pytorch)
+    "onnx",  # model.onnx [+ external data]                                                   (onnx)
+    "savedmodel",  # saved_model.pb + variables/                                              (tensorflow)
+    "keras",  # model.keras                                                                   (tensorflow)
+    "ir",  # model.xml + model.bin                                                            (openvino)
+    "genai",  # openvino_model.xml/.bin, openvino_(de)tokenizer.xml: OpenVINO GenAI           (openvino)
+    "ctranslate2",  # model.bin + vocabulary: CTranslate2 (Whisper)                           (pytorch)
+]
+"""How the files of an artifact lie in its folder. Each layout belongs to one format."""
+
+IMAGE_CLASSIFICATION = "image-classification"
+TEXT_GENERATION = "text-generation"
+SPEECH_RECOGNITION = "automatic-speech-recognition"
+TASKS: tuple[str, ...] = (IMAGE_CLASSIFICATION, TEXT_GENERATION, SPEECH_RECOGNITION)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One named tensor: `dtype` is numpy's name ("float32", "int64", "object" for bytes); None in `shape` is dynamic.
+
+    `layout` names the axes where it is known ("NCHW", "NHWC", "NT"); `value_range` is what the model was made for.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+    layout: str | None = None
+    value_range: tuple[float, float] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; absent facts are left out."""
+        out: dict[str, Any] = {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+        if self.layout:
+            out["layout"] = self.layout
+        if self.value_range:
+            out["value_range"] = list(self.value_range)
+        return out
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> TensorSpec:
+        """The inverse of `to_json`."""
+        low_high = data.get("value_range")
+        return TensorSpec(
+            data["name"],
+            data["dtype"],
+            tuple(data["shape"]),
+            data.get("layout"),
+            (float(low_high[0]), float(low_high[1])) if low_high else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a tensor engine takes and gives, in order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object of two lists."""
+        return {"inputs": [s.to_json() for s in self.inputs], "outputs": [s.to_json() for s in self.outputs]}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Signature:
+        """The inverse of `to_json`."""
+        return Signature(
+            tuple(TensorSpec.from_json(s) for s in data["inputs"]),
+            tuple(TensorSpec.from_json(s) for s in data["outputs"]),
+        )
+
+    def check(self, tensors: Tensors) -> None:
+        """Raise InvalidTensor unless `tensors` has exactly these inputs, of these dtypes and shapes, one batch size, no NaN."""
+        expected = {s.name: s for s in self.inputs}
+        wanted = ", ".join(expected)
+        for name in tensors:
+            if name not in expected:
+                raise InvalidTensor(f"no input '{name}'; this model takes: {wanted}")
+        batch: int | None = None
+        for name, spec in expected.items():
+            if name not in tensors:
+                raise InvalidTensor(f"input '{name}' is missing; this model takes: {wanted}")
+            array = tensors[name]
+            if array.dtype.name != spec.dtype:
+                raise InvalidTensor(f"input '{name}' is {array.dtype.name}; send {spec.dtype}")
+            if len(array.shape) != len(spec.shape) or any(
+                want is not None and want != got for want, got in zip(spec.shape, array.shape, strict=True)
+            ):
+                want_text = "[" + ", ".join("-1" if d is None else str(d) for d in spec.shape) + "]"
+                raise InvalidTensor(f"input '{name}' has shape {list(array.shape)}; send {want_text} (-1 is any size)")
+            if array.size == 0:
+                raise InvalidTensor(f"input '{name}' is empty: shape {list(array.shape)}; send at least one element")
+            if array.dtype.kind == "f" and bool((array != array).any()):
+                raise InvalidTensor(f"input '{name}' holds NaN; send finite numbers")
+            if spec.shape and spec.shape[0] is None:
+                if batch is not None and array.shape[0] != batch:
+                    raise InvalidTensor(f"input '{name}' has batch {array.shape[0]} where the others have {batch}; send one batch size")
+                batch = array.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """Immutable files in one folder, with what is known of them.
+
+    The folder is self-sufficient: model files and, flat beside them, the Hugging Face files that describe the
+    processor (config.json with id2label, preprocessor_config.json, tokenizer files, chat template).
+    """
+
+    digest: str
+    """"sha256:<hex>" over the names and bytes of the files and over every field below but `parents`."""
+    path: Path
+    format: Format
+    layout: Layout
+    task: str | None
+    engine: str
+    """The engine that runs it: onnxruntime, openvino, pytorch, tensorflow, openvino-genai, transformers, ctranslate2."""
+    signature: Signature | None
+    """None for sequence engines, which take no plain batch of tensors."""
+    size_bytes: int
+    """All files needed to serve."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Engine settings chosen at build time, e.g. {"precision": "f32", "threads": 2}."""
+    parents: tuple[str, ...] = ()
+    """Digests this one was made from, nearest first."""
+
+    def with_path(self, path: Path) -> Artifact:
+        """The same artifact at another place."""
+        return replace(self, path=path)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen. None means: the model's own generation_config, else the neutral value."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    """0 is greedy."""
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPayload:
+    """Raw tensors, as the Open Inference Protocol sends them."""
+
+    tensors: Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePayload:
+    """One encoded image (PNG, JPEG, WebP, GIF, BMP, TIFF)."""
+
+    data: bytes
+    top_k: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class AudioPayload:
+    """One encoded recording (WAV, FLAC, OGG, MP3)."""
+
+    data: bytes
+    language: str | None = None
+    timestamps: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TextPayload:
+    """What to continue: exactly one of a plain prompt, chat messages ({"role", "content"}) or token ids."""
+
+    prompt: str | None = None
+    messages: tuple[Mapping[str, Any], ...] | None = None
+    token_ids: tuple[int, ...] | None = None
+    sampling: Sampling = Sampling()
+
+
+Payload = TensorPayload | ImagePayload | AudioPayload | TextPayload
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One class and its probability (0-1)."""
+
+    label: str
+    label_id: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The top classes, best first."""
+
+    labels: tuple[Label, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """What was said; `segments` hold {"start", "end", "text"} in seconds where the model gives times."""
+
+    text: str
+    segments: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """The next stretch of a generated text. `finish_reason` ("stop" or "length") is set on the last one."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str | None = None
+
+
+Answer = Tensors | Classification | Transcript | TextPiece
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """What is metered of one request. Unmeasured is None, never 0."""
+
+    items: int = 1
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    audio_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks. `key_id` is None only where authentication is switched off."""
+
+    key_id: str | None
+    name: str
+    scopes: frozenset[str]
+
+
+ANONYMOUS = Caller(None, "anonymous", frozenset({"infer", "deploy", "admin"}))
+"""Who asks when the service runs with --no-auth on loopback, and who the command line is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One inference in flight."""
+
+    id: str
+    model: str
+    """NAME, NAME:VERSION or NAME@ALIAS as the caller wrote it."""
+    payload: Payload
+    caller: Caller
+    deadline: float | None = None
+    """Monotonic seconds after which the answer is worthless; None is never."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of an answer as it comes; an answer that does not stream is one chunk with `is_last`."""
+
+    value: Answer
+    units: Units
+    is_last: bool
+    compute_seconds: float | None = None
+    """Engine CPU-seconds attributed to this request, on the last chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceRequest:
+    """What a sequence engine is given: prepared inputs ("input_ids" [1, T] int64; or "waveform" [1, S] float32)."""
+
+    id: str
+    inputs: Tensors
+    sampling: Sampling = Sampling()
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a sequence engine gives as it comes. `text` only from engines that decode by themselves (Whisper)."""
+
+    token_ids: tuple[int, ...]
+    text: str | None = None
+    finish_reason: str | None = None
+    segments: tuple[Mapping[str, Any], ...] = ()
+    compute_seconds: float | None = None
+
+
+@runtime_checkable
+class TensorEngine(Protocol):
+    """Runs one batch of tensors. Thread-safe: several threads may call `run` at once."""
+
+    signature: Signature
+
+    def run(self, batch: Tensors) -> dict[str, type_array]:
+        """Outputs by name, first axis the batch. Raises EngineFailure (ours) when the engine breaks."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+
+@runtime_checkable
+class SequenceEngine(Protocol):
+    """Continuous batching of its own: text generation, Whisper."""
+
+    context_length: int
+
+    def submit(self, request: SequenceRequest) -> AsyncIterator[Tokens]:
+        """Yield tokens as they come; closing the iterator cancels the generation."""
+        ...
+
+    def close(self) -> None:
+        """Stop its thread and free what it holds; requests in flight end with EngineFailure."""
+        ...
+
+
+Engine = TensorEngine | SequenceEngine
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One evaluation example: a payload and what is right (label id, transcription, or None for text and tensors)."""
+
+    name: str
+    payload: Payload
+    truth: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A metric over examples. `higher_is_better` says which way is good."""
+
+    metric: str
+    value: float
+    examples: int
+    higher_is_better: bool
+    extra: Mapping[str, float] = field(default_factory=dict)
+
+
+class Processor(Protocol):
+    """Translates payloads of one task to and from tensors, with the model's own files."""
+
+    task: str
+
+    def prepare(self, payload: Payload) -> list[dict[str, type_array]]:
+        """1 payload -> N inputs, each with batch 1. Raises InvalidPayload when the caller's bytes are no good."""
+        ...
+
+    def finish(self, outputs: Sequence[Tensors], payload: Payload) -> Answer:
+        """N outputs (batch 1 each) -> 1 answer."""
+        ...
+
+    def units(self, payload: Payload, prepared: Sequence[Tensors]) -> Units:
+        """What this payload is metered as (for text: prompt tokens)."""
+        ...
+
+
+class Progress(Protocol):
+    """How long work tells where it is."""
+
+    def __call__(self, stage: str, done: int = 0, total: int | None = None) -> None:
+        """`stage` is a short phrase ("calibrate"); `done` of `total` steps; total None is unknown."""
+        ...
+
+
+def silent(stage: str, done: int = 0, total: int | None = None) -> None:
+    """A Progress that says nothing."""
+
+
+def split_name(text: str) -> tuple[str, int | None, str | None]:
+    """NAME, NAME:3 or NAME@prod -> (name, version, alias)."""
+    name, _, alias = text.partition("@")
+    if alias:
+        return name, None, alias
+    name, _, version = text.rpartition(":")
+    if name and version.isdigit():
+        return name, int(version), None
+    return text, None, None

@@ -1,0 +1,189 @@
+"""Every error Maasdam raises on purpose: one tree, two branches.
+
+    MaasdamError
+    ├── CallerError            the caller can fix it; the message is shown              exit 1
+    │   ├── InvalidInput       400  INVALID_ARGUMENT
+    │   │   ├── InvalidTensor  400      wrong name, dtype, shape, NaN
+    │   │   ├── InvalidPayload 400      not an image, not audio, prompt beyond the context
+    │   │   └── InvalidModel   400      a model file that is corrupt, unknown or not what it says
+    │   ├── UnsafeModel        400  FAILED_PRECONDITION   could run code when loaded; needs --trust or is refused
+    │   ├── Unsupported        400  UNIMPLEMENTED         an operator, task or conversion we do not have
+    │   ├── Unauthenticated    401  UNAUTHENTICATED
+    │   ├── Forbidden          403  PERMISSION_DENIED
+    │   ├── NotFound           404  NOT_FOUND
+    │   ├── Conflict           409  ABORTED               name taken, version deployed
+    │   ├── TooLarge           413  RESOURCE_EXHAUSTED
+    │   ├── VerificationFailed 422  FAILED_PRECONDITION   a report or certificate over its limits
+    │   ├── TooManyRequests    429  RESOURCE_EXHAUSTED    quota
+    │   └── MissingExtra       501  UNIMPLEMENTED         an optional dependency is not installed
+    └── ServiceError           ours; the request id is shown, the message only in the log
+        ├── EngineFailure      500  INTERNAL
+        ├── Overloaded         503  UNAVAILABLE           queue full; retry later
+        ├── NotReady           503  UNAVAILABLE           replica loading
+        └── DeadlineExceeded   504  DEADLINE_EXCEEDED
+
+Where they arise on a request's way:
+    door -(Unauthenticated, Forbidden, TooLarge, InvalidInput)-> operations -(NotFound, NotReady, TooManyRequests)->
+    processor -(InvalidPayload)-> scheduler -(Overloaded, DeadlineExceeded)-> engine -(EngineFailure)
+"""
+
+from __future__ import annotations
+
+
+class MaasdamError(Exception):
+    """Root. The message says what happened, to which thing, and what to do."""
+
+    http_status = 500
+    grpc_status = "INTERNAL"
+    code = "internal_error"
+    retry_after_seconds: float | None = None
+
+
+class CallerError(MaasdamError):
+    """The caller can fix it; the message is shown."""
+
+    http_status = 400
+    grpc_status = "INVALID_ARGUMENT"
+    code = "invalid_request"
+
+
+class InvalidInput(CallerError):
+    """What was sent is not valid."""
+
+
+class InvalidTensor(InvalidInput):
+    """A tensor does not fit the model's signature."""
+
+    code = "invalid_tensor"
+
+
+class InvalidPayload(InvalidInput):
+    """Not an image, not audio, a prompt beyond the context."""
+
+    code = "invalid_payload"
+
+
+class InvalidModel(InvalidInput):
+    """A model file that is corrupt, unknown or not what it says."""
+
+    code = "invalid_model"
+
+
+class UnsafeModel(CallerError):
+    """Loading it could run code."""
+
+    grpc_status = "FAILED_PRECONDITION"
+    code = "unsafe_model"
+
+
+class Unsupported(CallerError):
+    """An operator, task or conversion that does not exist here."""
+
+    grpc_status = "UNIMPLEMENTED"
+    code = "unsupported"
+
+
+class Unauthenticated(CallerError):
+    """No key, or one that is unknown or revoked."""
+
+    http_status = 401
+    grpc_status = "UNAUTHENTICATED"
+    code = "invalid_api_key"
+
+
+class Forbidden(CallerError):
+    """The key lacks the scope."""
+
+    http_status = 403
+    grpc_status = "PERMISSION_DENIED"
+    code = "insufficient_scope"
+
+
+class NotFound(CallerError):
+    """No such model, version, key, artifact or file."""
+
+    http_status = 404
+    grpc_status = "NOT_FOUND"
+    code = "not_found"
+
+
+class Conflict(CallerError):
+    """It exists already, or is in use."""
+
+    http_status = 409
+    grpc_status = "ABORTED"
+    code = "conflict"
+
+
+class TooLarge(CallerError):
+    """More bytes, pixels or depth than the service takes."""
+
+    http_status = 413
+    grpc_status = "RESOURCE_EXHAUSTED"
+    code = "too_large"
+
+
+class VerificationFailed(CallerError):
+    """A report or certificate is over its limits."""
+
+    http_status = 422
+    grpc_status = "FAILED_PRECONDITION"
+    code = "verification_failed"
+
+
+class TooManyRequests(CallerError):
+    """A quota is used up."""
+
+    http_status = 429
+    grpc_status = "RESOURCE_EXHAUSTED"
+    code = "rate_limit_exceeded"
+    retry_after_seconds = 1.0
+
+
+class MissingExtra(CallerError):
+    """An optional dependency is not installed; the message names the extra."""
+
+    http_status = 501
+    grpc_status = "UNIMPLEMENTED"
+    code = "missing_extra"
+
+
+class ServiceError(MaasdamError):
+    """Ours to fix; the caller sees the request id."""
+
+
+class EngineFailure(ServiceError):
+    """An engine broke on a batch."""
+
+    code = "engine_failure"
+
+
+class Overloaded(ServiceError):
+    """The queue is full."""
+
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
+    code = "overloaded"
+    retry_after_seconds = 1.0
+
+
+class NotReady(ServiceError):
+    """A replica is loading or stopping."""
+
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
+    code = "not_ready"
+    retry_after_seconds = 1.0
+
+
+class DeadlineExceeded(ServiceError):
+    """The answer would come too late."""
+
+    http_status = 504
+    grpc_status = "DEADLINE_EXCEEDED"
+    code = "deadline_exceeded"
+
+
+def missing_extra(package: str, extra: str) -> MissingExtra:
+    """The error for an import that failed: names the package and the extra that brings it."""
+    return MissingExtra(f"{package} is not installed; run: pip install 'maasdam[{extra}]'")

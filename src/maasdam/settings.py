@@ -1,0 +1,101 @@
+"""Settings: default < maasdam.toml < MAASDAM_* environment < flag.
+
+Each field is one setting; its docstring is its documentation (docs/settings.md is generated from here).
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from maasdam.errors import InvalidInput
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings, resolved. Field names are the keys of maasdam.toml and, upper-cased after MAASDAM_, of the environment."""
+
+    home: Path = Path("~/.maasdam")
+    """Where state lives: artifacts, catalog, ledger, logs."""
+    database_url: str = ""
+    """SQLAlchemy URL; empty is SQLite (WAL) in `home`."""
+    host: str = "127.0.0.1"
+    """Address the service listens on."""
+    port: int = 8080
+    """HTTP port; 0 picks a free one."""
+    threads: int = 0
+    """Engine threads per replica; 0 is every core this process may use."""
+    max_body_bytes: int = 64 * 1024 * 1024
+    """Largest HTTP body taken, bytes."""
+    max_image_pixels: int = 32_000_000
+    """Largest image decoded, pixels (width x height)."""
+    max_audio_seconds: float = 600.0
+    """Longest recording taken, seconds."""
+    max_json_depth: int = 64
+    """Deepest nesting of a JSON body."""
+    max_tokens: int = 512
+    """Tokens generated when the caller names no limit."""
+    queue_size: int = 256
+    """Requests waiting per replica before new ones get 503."""
+    request_timeout_seconds: float = 60.0
+    """A request unanswered for so long gets 504."""
+    shutdown_grace_seconds: float = 10.0
+    """How long requests in flight may finish after SIGTERM."""
+    watts_per_core: float = 0.0
+    """Power of one busy core in watts, for the energy estimate where no counter is; 0 is no estimate: joules stay null."""
+    grams_co2e_per_kwh: float = 0.0
+    """Carbon intensity of the electricity, gCO2e per kWh; 0 is unknown: grams stay null."""
+    log_level: str = "info"
+    """debug, info, warning or error."""
+
+    @property
+    def resolved_database_url(self) -> str:
+        """The SQLAlchemy URL in force."""
+        return self.database_url or f"sqlite:///{self.home / 'maasdam.db'}"
+
+
+def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None, file: Path | None = None) -> Settings:
+    """Resolve the settings. Raises InvalidInput naming the setting, the value and what is wrong with it.
+
+    `flags` holds what the command line set (None values are unset); `file` is a maasdam.toml, default ./maasdam.toml
+    where there is one.
+    """
+    env = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    path = file or Path("maasdam.toml")
+    if file is not None or path.is_file():
+        values |= _from_file(path)
+    for f in fields(Settings):
+        name = f"MAASDAM_{f.name.upper()}"
+        if name in env:
+            values[f.name] = _parse(f.name, str(f.type), env[name], name)
+    for key, value in (flags or {}).items():
+        if value is not None:
+            values[key] = value
+    values["home"] = Path(values.get("home", Settings.__dataclass_fields__["home"].default)).expanduser().absolute()
+    return Settings(**values)
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        data = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"can't read settings file {path}: {error}") from error
+    known = {f.name: str(f.type) for f in fields(Settings)}
+    out: dict[str, Any] = {}
+    for key, value in data.items():
+        if key not in known:
+            raise InvalidInput(f"{path}: no setting '{key}'; the settings are: {', '.join(sorted(known))}")
+        out[key] = _parse(key, known[key], str(value), str(path))
+    return out
+
+
+def _parse(name: str, kind: str, text: str, where: str) -> Any:
+    try:
+        return {"int": int, "float": float, "Path": Path, "str": str}[kind](text)
+    except ValueError as error:
+        raise InvalidInput(f"{where}: setting '{name}' is '{text}'; it takes a{'n' if kind[0] in 'aei' else ''} {kind}") from error
