@@ -1,18 +1,18 @@
 """The command line. Knows words and flags; each command's work is done in operations, imported when the command runs.
 
-`COMMANDS` is the whole command line: a name, the module and function behind it. Help texts of the overview are read
-from the source without importing it, so that `maasdam --help` stays fast.
+`COMMANDS` is the whole command line. Only the module of the command that was asked for is imported, so that
+`maasdam --help` stays fast.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any
+from collections.abc import Sequence
 
-import click
 import typer
-from typer.core import TyperGroup
+
+from maasdam import __version__
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     # name: (module, attribute, one line of help)
@@ -28,38 +28,51 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "status": ("deploy", "status", "What is deployed, and how it does."),
     "keys": ("keys", "app", "API keys: create, list, revoke."),
     "usage": ("usage", "usage", "What was used, by key, model or day."),
-    "bench": ("bench", "bench", "Throughput, latency, CPU and energy per request."),
     "doctor": ("doctor", "doctor", "What works on this machine and what to install."),
 }
 
 
-class LazyGroup(TyperGroup):
-    """Loads a command's module when it is asked for."""
+def command_line(asked: str | None) -> typer.Typer:
+    """The Typer application, with the command `asked` imported and the others known by their line of help only."""
+    app = typer.Typer(
+        name="maasdam",
+        help="Deploy, run and serve trained models, measured. Start with: maasdam quickstart",
+        add_completion=False,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        """All names, in the order of a model's way."""
-        return list(COMMANDS)
+    @app.callback()
+    def maasdam(
+        version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True, callback=_print_version),
+    ) -> None:
+        """Deploy, run and serve trained models, measured. Start with: maasdam quickstart"""
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The Click command behind a name, imported now; for the overview only its line of help."""
-        if cmd_name not in COMMANDS:
-            return None
-        module, attribute, line = COMMANDS[cmd_name]
-        if not getattr(ctx, "protected_args", None) and not _is_asked_for(cmd_name):
-            return click.Command(cmd_name, help=line)
+    for name, (module, attribute, line) in COMMANDS.items():
+        if name != asked:
+            app.command(name, help=line)(_not_asked_for)
+            continue
         found = getattr(importlib.import_module(f"maasdam.cli.{module}"), attribute)
         if isinstance(found, typer.Typer):
-            command: Any = typer.main.get_group(found)
+            app.add_typer(found, name=name, help=line, no_args_is_help=True)
         else:
-            single = typer.Typer(add_completion=False)
-            single.command(cmd_name)(found)
-            command = typer.main.get_command(single)
-        command.name = cmd_name
-        return command
+            app.command(name)(found)
+    return app
 
 
-def _is_asked_for(name: str) -> bool:
-    return name in sys.argv[1:]
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The `maasdam` program."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    asked = next((word for word in words if not word.startswith("-")), None)
+    command_line(asked if asked in COMMANDS else None)(args=words, prog_name="maasdam")
 
 
-app = typer.Typer(cls=LazyGroup, add_completion=False, no_args_is_help=True)
+def _not_asked_for() -> None:
+    raise AssertionError("only the command that was asked for runs")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"maasdam {__version__}")
+        raise typer.Exit
