@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,3 +31,36 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("shared data is not here")
     return path
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--report-skips FILE`: a skip that is not on the list fails the run."""
+    parser.addoption("--report-skips", default=None, help="file of 'test id pattern | reason' lines; any other skip fails the run")
+
+
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
+    """Name the skips that nobody agreed to."""
+    for line in _unlisted_skips(terminalreporter, config):
+        terminalreporter.write_line(f"SKIP NOT ON THE LIST: {line}", red=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Fail a run that skipped what it may not skip."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if exitstatus == 0 and _unlisted_skips(reporter, session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _unlisted_skips(reporter: Any, config: pytest.Config) -> list[str]:
+    path = config.getoption("--report-skips")
+    if not path or reporter is None:
+        return []
+    lines = [line for line in Path(path).read_text().splitlines() if line.strip() and not line.startswith("#")]
+    allowed = [tuple(part.strip() for part in line.split("|", 1)) for line in lines]
+    out = []
+    for report in reporter.stats.get("skipped", []):
+        reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+        if not any(fnmatch.fnmatch(report.nodeid, pattern) and part in reason for pattern, part in allowed):
+            out.append(f"{report.nodeid}: {reason}")
+    return out

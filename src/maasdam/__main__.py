@@ -1,0 +1,5 @@
+"""`python -m maasdam` is `maasdam`."""
+
+from maasdam.cli import main
+
+main()
