@@ -9,7 +9,7 @@ quickstart: $(VENV)/.quickstart ## the whole main job, three times; pass flags w
 	$(BIN)/maasdam quickstart $(ARGS)
 
 test: $(VENV)/.test ## every test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --report-skips tests/skips.txt $(ARGS)
 
 check: $(VENV)/.test ## lint and types
 	$(BIN)/ruff check .
