@@ -1,0 +1,56 @@
+"""The shape of the package: rooms import downward only, and the light parts stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LEVELS = [
+    {"core", "errors", "settings"},
+    {"database", "telemetry"},
+    {"artifacts", "engines", "tasks", "accounts"},
+    {"pipeline", "serving"},
+    {"operations"},
+    {"api"},
+    {"cli"},
+]
+LEVEL = {room: i for i, rooms in enumerate(LEVELS) for room in rooms}
+HEAVY = ("torch", "tensorflow", "openvino", "transformers", "onnxruntime", "numpy", "sqlalchemy", "fastapi", "ray")
+
+
+def _package_imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "maasdam":
+            names = [node.module.split(".")[1]] if "." in node.module else [a.name for a in node.names]
+            found |= set(names)
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("maasdam.")}
+    return found & LEVEL.keys()
+
+
+def test_rooms_import_downward_only(repository: Path) -> None:
+    package = repository / "src" / "maasdam"
+    climbs = []
+    for path in sorted(package.rglob("*.py")):
+        room = path.relative_to(package).with_suffix("").parts[0]
+        if room not in LEVEL:
+            continue
+        climbs += [
+            f"{path.relative_to(package)} imports {other}"
+            for other in _package_imports(path)
+            if other != room and LEVEL[other] >= LEVEL[room] and not (LEVEL[room] == 0 and other == "errors")
+        ]
+    assert climbs == []
+
+
+@pytest.mark.parametrize("words", [["-c", "import maasdam, maasdam.core, maasdam.errors, maasdam.settings"], ["-m", "maasdam", "--help"]])
+def test_the_help_and_the_nouns_import_no_framework(words: list[str]) -> None:
+    script = ["-X", "importtime", *words]
+    result = subprocess.run([sys.executable, *script], capture_output=True, text=True, check=True)
+    imported = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines()}
+    assert imported & set(HEAVY) == set()

@@ -1,0 +1,89 @@
+"""Regenerate the pages that are made from the code: docs/cli.md and docs/settings.md.
+
+    python tools/docs.py            write them
+    python tools/docs.py --check    exit 1 and name the page that is out of date
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from maasdam import settings
+from maasdam.cli import COMMANDS, command_line
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+def command_page() -> str:
+    """Every command's own help, as it prints it at 100 columns."""
+    parts = ["# Command line", "", "Made from the program by `python tools/docs.py`. Every command takes `--help`.", ""]
+    for name in COMMANDS:
+        app = command_line(name)
+        parts += [f"## {name}", "", "```", _help(app, [name]), "```", ""]
+        for sub in _subcommands(name):
+            parts += [f"### {name} {sub}", "", "```", _help(app, [name, sub]), "```", ""]
+    return "\n".join(parts)
+
+
+def settings_page() -> str:
+    """Every setting: name, environment variable, default, meaning (the field's docstring)."""
+    parts = [
+        "# Settings",
+        "",
+        "Made from `settings.py` by `python tools/docs.py`. Default < `maasdam.toml` < environment < flag.",
+        "",
+        "| `maasdam.toml` | environment | default | meaning |",
+        "|---|---|---|---|",
+    ]
+    body = ast.parse(inspect.getsource(settings.Settings)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    for field, doc in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and field.value is not None:
+            assert isinstance(field.target, ast.Name)
+            default = ast.unparse(field.value).removeprefix("Path(").removesuffix(")")
+            meaning = " ".join(ast.literal_eval(doc.value).split())
+            parts.append(f"| `{field.target.id}` | `MAASDAM_{field.target.id.upper()}` | `{default}` | {meaning} |")
+    return "\n".join([*parts, ""])
+
+
+def _help(app: object, words: list[str]) -> str:
+    result = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "100"}, prog_name="maasdam")  # type: ignore[arg-type]
+    if result.exit_code:
+        raise SystemExit(f"maasdam {' '.join(words)} --help failed: {result.output}")
+    return "\n".join(line.rstrip() for line in result.output.strip().splitlines())
+
+
+def _subcommands(name: str) -> list[str]:
+    import importlib
+
+    import typer
+
+    found = getattr(importlib.import_module(f"maasdam.cli.{COMMANDS[name][0]}"), COMMANDS[name][1])
+    if not isinstance(found, typer.Typer):
+        return []
+    return [command.name or str(command.callback.__name__) for command in found.registered_commands if command.callback]
+
+
+PAGES = {"cli.md": command_page, "settings.md": settings_page}
+
+
+def main() -> None:
+    """Write the pages, or with --check compare them."""
+    stale = []
+    for name, make in PAGES.items():
+        path, text = DOCS / name, make()
+        if "--check" in sys.argv:
+            stale += [name] if not path.is_file() or path.read_text() != text else []
+        else:
+            path.write_text(text)
+    if stale:
+        raise SystemExit(f"out of date: {', '.join(stale)}; run: python tools/docs.py")
+
+
+if __name__ == "__main__":
+    main()
