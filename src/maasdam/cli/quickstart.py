@@ -1,0 +1,150 @@
+"""`maasdam quickstart`: how the whole main job looks on a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from maasdam.cli.output import emit, progress_bar, reporting
+
+if TYPE_CHECKING:
+    from maasdam.artifacts.catalog import Version
+    from maasdam.operations.quickstart import Answered, Service
+
+PLAIN_WIDTH = 150
+"""Columns of the table where stdout is not a terminal."""
+
+
+def quickstart(
+    check: bool = typer.Option(False, "--check", help="Stop the service at the end; exit 0 only if every verdict and answer is right."),
+    port: int = typer.Option(0, "--port", help="Port of the service; default: 8080, with --check a free one."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON document."),
+) -> None:
+    """Build, verify, deploy, serve and call one image, one text and one speech model that ship with the project.
+
+    Example: maasdam quickstart --check
+    """
+    with reporting(), _home(temporary=check and "MAASDAM_HOME" not in os.environ) as home:
+        from maasdam import settings
+        from maasdam.operations import quickstart as job
+        from maasdam.operations.workspace import Workspace
+
+        resolved = settings.load({"home": home, "port": port or None})
+        with Workspace.open(resolved) as workspace, progress_bar() as progress:
+            versions = job.build_all(workspace, progress)
+            with job.service(workspace, port if check else resolved.port, [v.model for v in versions]) as running:
+                answers = job.ask_all(workspace, running, versions, progress)
+                progress.close()
+                right = all(v.passed for v in versions) and not any(a.wrong for a in answers)
+                emit(_document(versions, answers, right), as_json, lambda: _table(versions) + _answers(answers, right))
+                if not check:
+                    _leave_up(running)
+        if not right:
+            raise typer.Exit(1)
+
+
+@contextmanager
+def _home(temporary: bool) -> Iterator[Path | None]:
+    if not temporary:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="maasdam-quickstart-") as folder:
+        yield Path(folder)
+
+
+def _leave_up(running: Service) -> None:
+    typer.echo(
+        f"""
+The service is up at {running.address} (Ctrl-C stops it). Try:
+
+  export KEY={running.key}
+  curl {running.address}/v1/images/classifications -H "Authorization: Bearer $KEY" \\
+       -F model=digits -F file=@starters/images/samples/$(ls starters/images/samples | head -1)
+  curl {running.address}/v1/audio/transcriptions -H "Authorization: Bearer $KEY" \\
+       -F model=spoken-digits -F file=@starters/speech/samples/$(ls starters/speech/samples | grep wav | head -1)
+  OPENAI_BASE_URL={running.address}/v1 OPENAI_API_KEY=$KEY python -c '
+import openai
+for event in openai.OpenAI().chat.completions.create(
+        model="bard", stream=True, messages=[{{"role": "user", "content": "What news from Rome?"}}]):
+    print(event.choices[0].delta.content or "", end="", flush=True)'
+
+  {running.address}/docs    {running.address}/metrics    maasdam status    maasdam usage
+"""
+    )
+    try:
+        running.process.wait()
+    except KeyboardInterrupt:
+        typer.echo("stopping", err=True)
+
+
+def _document(versions: Sequence[Version], answers: Sequence[Answered], right: bool) -> dict[str, Any]:
+    return {
+        "right": right,
+        "models": [
+            {
+                "name": v.model,
+                "version": v.version,
+                "format": v.format,
+                "engine": v.engine,
+                "digest": v.digest,
+                "report": {k: x for k, x in (v.report or {}).items() if k != "samples"},
+                "asked": a.asked,
+                "wrong": list(a.wrong),
+                "shown": a.shown,
+            }
+            for v, a in zip(versions, answers, strict=True)
+        ],
+    }
+
+
+def _table(versions: Sequence[Version]) -> str:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Quickstart: before → after", box=box.SIMPLE_HEAD)
+    for head in ("model", "format", "engine", "size", "accuracy", "latency p50", "energy per request", "verdict"):
+        table.add_column(head, overflow="fold")
+    for version in versions:
+        table.add_row(*_row(version))
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
+
+
+def _row(version: Version) -> list[str]:
+    report = version.report or {}
+    size, accuracy, latency, energy = (report[k] for k in ("size_bytes", "accuracy", "latency_ms", "energy_joules"))
+    speedup = latency["speedup"]
+    slower = f" — slower than the reference ({speedup:.2f}×)" if speedup is not None and speedup < 0.97 else ""
+    return [
+        f"{version.model}:{version.version}",
+        version.format,
+        version.engine,
+        f"{size['reference'] / 1e6:.2f} → {size['candidate'] / 1e6:.2f} MB",
+        f"{accuracy['metric']} {_number(accuracy['reference'])} → {_number(accuracy['candidate'])} (n={accuracy['examples']})",
+        f"{_number(latency['reference']['p50'])} → {_number(latency['candidate']['p50'])} ms",
+        f"{energy['candidate']:.3g} J ({energy['method']})" if energy["candidate"] is not None else f"not measured: {energy['method']}",
+        ("passed" if version.passed else "FAILED: " + "; ".join(report["failures"])) + slower,
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def _answers(answers: Sequence[Answered], right: bool) -> str:
+    lines = [""]
+    for a in answers:
+        lines.append(f"{a.starter.name}: {a.asked} samples over HTTP, {len(a.wrong)} other than in the report. {a.shown}")
+        lines += [f"  WRONG {sentence}" for sentence in a.wrong[:10]]
+    lines.append("Everything is right." if right else "NOT right; see above.")
+    return "\n".join(lines)
