@@ -1,0 +1,26 @@
+"""The pass "convert": the same network in another format. Knows which settings it takes; `convert` does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from maasdam.core import FORMATS, Artifact
+from maasdam.pipeline.passes import Pass, PassContext, Produced, Setting
+
+
+def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
+    """Write `source` in the format settings["to"] into `out`. Raises Unsupported where no way leads there."""
+    from maasdam.pipeline.convert import convert
+
+    return convert(source, settings["to"], out, progress=context.progress)
+
+
+PASS = Pass(
+    use="convert",
+    version=1,
+    settings={"to": Setting(str, None, choices=FORMATS, says="the format to convert to", is_required=True)},
+    run=run,
+    libraries=("torch", "transformers", "onnx", "onnxscript", "openvino", "tensorflow_cpu", "tf2onnx", "openvino_tokenizers"),
+)
