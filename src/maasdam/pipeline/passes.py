@@ -12,7 +12,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from maasdam.core import Artifact, Format, Layout, Progress, Signature, silent
 from maasdam.errors import InvalidInput
@@ -36,6 +36,8 @@ class PassContext:
     """Unlabelled calibration data; None means a sample of `data`."""
     train: Path | None = None
     """Labelled training data, disjoint from `data`."""
+    rivals: tuple[Artifact, ...] = ()
+    """Other artifacts of the same network that the pass may choose instead of its source (for "optimize")."""
     device: str = "cpu"
     threads: int = 0
     """Engine threads; 0 is every core this process may use."""
@@ -91,6 +93,7 @@ class Setting:
         return " ".join([kind, *([" and ".join(bounds)] if bounds else [])])
 
 
+Reads = Literal["calibrate", "train"]
 Run = Callable[[Artifact, Path, Mapping[str, Any], PassContext], Produced]
 """(source, out, settings, context): write the new artifact's files into the empty folder `out`, the processor's included."""
 
@@ -108,12 +111,12 @@ class Pass:
     run: Run
     libraries: tuple[str, ...] = ()
     """Installed packages whose versions decide the result; they are part of the cache key."""
-    reads: tuple[str, ...] = ()
-    """Which data decides the result, part of the cache key: "calibrate", "train"."""
+    reads: Callable[[Mapping[str, Any]], tuple[Reads, ...]] = lambda settings: ()
+    """Which data these settings use, part of the cache key: "calibrate" (payloads only), "train" (labels too)."""
+    wants: Callable[[Artifact, Mapping[str, Any]], Format | None] = lambda source, settings: None
+    """The format the source has to be in; it is converted first where it is not."""
     measures: bool = False
     """The result is chosen by timing on this machine, so the machine's processor is part of the cache key."""
-    trains: Callable[[Mapping[str, Any]], bool] = lambda settings: False
-    """Whether these settings train or use labels, and so need --train."""
 
     def check(self, given: Mapping[str, Any], where: str) -> dict[str, Any]:
         """All settings, defaults filled in. Raises InvalidInput naming the key, the place and what it takes."""

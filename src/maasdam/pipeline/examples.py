@@ -1,0 +1,167 @@
+"""Examples as tensors: for calibration without labels, and checks that data sets don't overlap.
+
+Knows folders and how many bytes may be kept. Refuses to know labels of calibration data: it reads the files alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from maasdam.core import (
+    IMAGE_CLASSIFICATION,
+    SPEECH_RECOGNITION,
+    Artifact,
+    AudioPayload,
+    Example,
+    ImagePayload,
+    Payload,
+    TensorPayload,
+    TextPayload,
+)
+from maasdam.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from maasdam.core import type_array
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3"})
+KEPT_BYTES = 1 << 30
+"""How many bytes of prepared tensors are held at once."""
+
+Inputs = dict[str, "type_array"]
+T = TypeVar("T")
+
+
+def labels_of(folder: Path) -> dict[int, str] | None:
+    """The label names of a model (config.json's id2label), by id; None where it names none."""
+    try:
+        named = json.loads((folder / "config.json").read_text()).get("id2label")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return {int(i): str(name) for i, name in named.items()} if isinstance(named, dict) and named else None
+
+
+def evaluation_examples(artifact: Artifact, path: Path, limit: int | None = None) -> list[Example]:
+    """The labelled examples of --data for this model. Raises InvalidInput: empty, another kind, labels the model has not."""
+    from maasdam.tasks import load_examples
+
+    if not path.exists():
+        raise InvalidInput(f"no data at {path}; --data takes a folder or file of examples")
+    examples = load_examples(artifact.task or "tensors", path, labels=labels_of(artifact.path), limit=limit)
+    if not examples:
+        raise InvalidInput(f"{path} holds no examples for task '{artifact.task}'")
+    return examples
+
+
+def unlabelled_payloads(task: str | None, path: Path, limit: int, seed: int = 0) -> list[tuple[str, Payload]]:
+    """Up to `limit` payloads with their names, chosen by `seed`, in a stable order. Labels are never read.
+
+    Raises InvalidInput where the folder holds nothing of the task's kind.
+    """
+    suffixes = {IMAGE_CLASSIFICATION: IMAGE_SUFFIXES, SPEECH_RECOGNITION: AUDIO_SUFFIXES}.get(task or "")
+    if suffixes is None:
+        from maasdam.tasks import load_examples
+
+        found: list[tuple[str, Payload]] = [(e.name, e.payload) for e in load_examples(task or "tensors", path)]
+        return _some(found, limit, seed)
+    if not path.is_dir():
+        raise InvalidInput(f"no folder of examples at {path}")
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+    if not files:
+        kinds = ", ".join(sorted(s[1:] for s in suffixes))
+        raise InvalidInput(f"{path} holds no file for task '{task}'; it takes: {kinds}")
+    kind = ImagePayload if task == IMAGE_CLASSIFICATION else AudioPayload
+    return [(str(f.relative_to(path)), kind(f.read_bytes())) for f in _some(files, limit, seed)]
+
+
+def calibration_inputs(source: Artifact, path: Path, limit: int, seed: int = 0) -> list[Inputs]:
+    """Up to `limit` prepared inputs (batch 1) for the tensor engine of `source`, `KEPT_BYTES` at most.
+
+    Raises InvalidInput naming the file where one can't be prepared or holds NaN.
+    """
+    inputs: list[Inputs] = []
+    held = 0
+    prepare = Preparer(source)
+    for name, payload in unlabelled_payloads(source.task, path, limit, seed):
+        for tensors in prepare(name, payload):
+            inputs.append(tensors)
+            held += sum(a.nbytes for a in tensors.values())
+        if held > KEPT_BYTES:
+            break
+    return inputs
+
+
+class Preparer:
+    """Payloads of one artifact's task to its engine's tensors; raw tensors pass through."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        from maasdam.tasks import open_processor
+
+        self._signature = artifact.signature
+        self.processor = open_processor(artifact.task, artifact.path, artifact.signature) if artifact.task else None
+
+    def __call__(self, name: str, payload: Payload) -> list[Inputs]:
+        """1 payload -> N inputs of batch 1, checked against the signature. Raises InvalidInput naming `name`."""
+        try:
+            if isinstance(payload, TensorPayload):
+                prepared = [dict(payload.tensors)]
+            elif self.processor is None:
+                raise InvalidInput("the model names no task; name one with --task, or give tensors (.npz)")
+            else:
+                prepared = [dict(p) for p in self.processor.prepare(payload)]
+            if self._signature is not None:
+                for tensors in prepared:
+                    self._signature.check(tensors)
+        except InvalidInput as error:
+            raise type(error)(f"example '{name}': {error}") from error
+        return prepared
+
+
+def check_disjoint(train: Sequence[Example], data: Sequence[Example]) -> None:
+    """Raise InvalidInput where an example of --train has the content of one of --data."""
+    known = {payload_digest(e.payload): e.name for e in data}
+    shared = [(e.name, known[d]) for e in train if (d := payload_digest(e.payload)) in known]
+    if shared:
+        first, same = shared[0]
+        raise InvalidInput(
+            f"{len(shared)} of the examples of --train are in --data too (first: '{first}' is '{same}'); "
+            "what is trained on can't be evaluated on: take them out of one"
+        )
+
+
+def payload_digest(payload: Payload) -> str:
+    """sha256 of what a payload says, whatever its file is called."""
+    total = hashlib.sha256()
+    for piece in _pieces(payload):
+        total.update(piece)
+    return total.hexdigest()
+
+
+def describe(path: Path | None) -> str | None:
+    """A data set's name for reports: its last folder, never where it lies on this machine."""
+    return None if path is None else path.name
+
+
+def _pieces(payload: Payload) -> Iterator[bytes]:
+    if isinstance(payload, ImagePayload | AudioPayload):
+        yield payload.data
+    elif isinstance(payload, TextPayload):
+        text: Any = payload.prompt if payload.prompt is not None else payload.messages or payload.token_ids
+        yield repr(text if isinstance(text, str) else [dict(m) if isinstance(m, Mapping) else m for m in text]).encode()
+    else:
+        for name in sorted(payload.tensors):
+            array = payload.tensors[name]
+            yield f"{name} {array.dtype} {array.shape}".encode()
+            yield array.tobytes()
+
+
+def _some(found: list[T], limit: int, seed: int) -> list[T]:
+    """`limit` of them, chosen by `seed`, in their own order."""
+    if len(found) <= limit:
+        return found
+    return [found[i] for i in sorted(random.Random(seed).sample(range(len(found)), limit))]

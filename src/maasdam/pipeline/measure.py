@@ -1,0 +1,74 @@
+"""Time things against each other on one machine.
+
+Knows clocks, rounds and medians. Refuses to know what is timed. Everything that is compared takes turns, so that what
+else the machine does meets all of them alike.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+WARM_UP = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What one subject took, run by run."""
+
+    seconds: tuple[float, ...]
+    cpu_seconds: float
+    """Processor seconds of this process over all runs."""
+
+    @property
+    def p50(self) -> float:
+        """Median, seconds."""
+        return percentile(self.seconds, 50)
+
+    @property
+    def p99(self) -> float:
+        """99th percentile, seconds."""
+        return percentile(self.seconds, 99)
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """By linear interpolation between the closest ranks. `values` is not empty."""
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * percent / 100
+    low, high = math.floor(place), math.ceil(place)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def take_turns(
+    subjects: Mapping[str, Callable[[int], object]],
+    *,
+    seconds: float,
+    rounds: tuple[int, int] = (20, 200),
+    tell: Callable[[int, int], None] = lambda done, total: None,
+    clock: Callable[[], float] = time.perf_counter,
+    cpu_clock: Callable[[], float] = time.process_time,
+) -> dict[str, Timing]:
+    """Call each subject once a round, who begins moving on by one each round; each is given the round's number.
+
+    At least rounds[0]; then until `seconds` have passed or rounds[1] are done. Three warm-up rounds are not counted.
+    """
+    for warm in range(WARM_UP):
+        for run in subjects.values():
+            run(warm)
+    names = list(subjects)
+    took: dict[str, list[float]] = {name: [] for name in names}
+    cpu = dict.fromkeys(names, 0.0)
+    began = clock()
+    for number in range(rounds[1]):
+        if number >= rounds[0] and clock() - began > seconds:
+            break
+        tell(number, rounds[1])
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            start, cpu_start = clock(), cpu_clock()
+            subjects[name](number)
+            took[name].append(clock() - start)
+            cpu[name] += cpu_clock() - cpu_start
+    return {name: Timing(tuple(took[name]), cpu[name]) for name in names}

@@ -1,0 +1,150 @@
+"""Recipes: passes and limits as data.
+
+Knows TOML, the built-in recipes and what a recipe may say. Refuses to know how a pass works or what running one takes.
+
+    name or file --find_recipe--> Recipe(passes, limits)
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from maasdam.core import TASKS
+from maasdam.errors import InvalidInput
+from maasdam.pipeline.passes import Setting, find_pass
+
+DEFAULT_RECIPE = "fp32"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a build must hold to pass. None is no limit.
+
+    `max_drop` is on the task's metric, positive is worse; `min_speedup` and `min_ratio` (size) are against the reference;
+    `min_cosine`, `min_agreement` and `max_abs_diff` are on the outputs against the reference's.
+    """
+
+    max_drop: float | None = None
+    min_speedup: float | None = None
+    min_ratio: float | None = None
+    min_cosine: float | None = None
+    min_agreement: float | None = None
+    max_abs_diff: float | None = None
+
+    def to_json(self) -> dict[str, float]:
+        """Those that are set."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One pass of a recipe, with all its settings."""
+
+    use: str
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Passes in order, and the limits their result is held to."""
+
+    name: str
+    task: str | None = None
+    passes: tuple[Use, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def trains(self) -> tuple[str, ...]:
+        """The passes that train or use labels, and so need --train."""
+        return tuple(u.use for u in self.passes if "train" in find_pass(u.use, self.name).reads(u.settings))
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether a pass feeds examples through the network to find its ranges."""
+        return any("calibrate" in find_pass(u.use, self.name).reads(u.settings) for u in self.passes)
+
+
+LIMITS: dict[str, Setting] = {
+    "max_drop": Setting(float, None, says="on the task's metric, positive is worse"),
+    "min_speedup": Setting(float, None, low=0, says="median latency of the reference over the candidate's"),
+    "min_ratio": Setting(float, None, low=0, says="size of the reference over the candidate's"),
+    "min_cosine": Setting(float, None, low=-1, high=1, says="mean cosine of the outputs with the reference's"),
+    "min_agreement": Setting(float, None, low=0, high=1, says="share of answers equal to the reference's"),
+    "max_abs_diff": Setting(float, None, low=0, says="largest difference of any output from the reference's"),
+}
+assert LIMITS.keys() == {f.name for f in fields(Limits)}
+
+
+def built_in_recipes() -> tuple[str, ...]:
+    """Their names."""
+    names = (path.name.removesuffix(".toml") for path in resources.files(__package__).joinpath("recipes").iterdir())
+    return tuple(sorted({name.partition(".")[0] for name in names}))
+
+
+def find_recipe(name: str, task: str | None) -> Recipe:
+    """A built-in recipe by name, the one made for `task` where there is one, or a TOML file.
+
+    Raises InvalidInput naming the key, the file and what it takes.
+    """
+    if name in built_in_recipes():
+        folder = resources.files(__package__).joinpath("recipes")
+        for file in (folder.joinpath(f"{name}.{task}.toml"), folder.joinpath(f"{name}.toml")):
+            if file.is_file():
+                return parse_recipe(file.read_text(), name, f"built-in recipe '{name}'")
+    path = Path(name)
+    if not path.is_file():
+        known = ", ".join(built_in_recipes())
+        raise InvalidInput(f"no recipe '{name}': it is neither a file nor built in; the built-in recipes are: {known}")
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"can't read recipe {path}: {error}") from error
+    recipe = parse_recipe(text, path.name, str(path))
+    if task and recipe.task and recipe.task != task:
+        raise InvalidInput(f"recipe {path} is for task '{recipe.task}', the model's is '{task}'; use another recipe or --task")
+    return recipe
+
+
+def parse_recipe(text: str, name: str, where: str) -> Recipe:
+    """Parse and check a recipe. `where` names it in errors. Raises InvalidInput."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"{where} is not TOML: {error}") from error
+    for key in data:
+        if key not in ("task", "limits", "pass"):
+            raise InvalidInput(f"{where}: no key '{key}'; a recipe has: task, [limits], [[pass]]")
+    task = data.get("task")
+    if task is not None and task not in TASKS:
+        raise InvalidInput(f"{where}: 'task' is {task!r}; it takes one of: {', '.join(TASKS)}")
+    return Recipe(name, task, _passes(data.get("pass", []), where), _limits(data.get("limits", {}), where))
+
+
+def _passes(given: Any, where: str) -> tuple[Use, ...]:
+    if not isinstance(given, list) or not all(isinstance(p, dict) for p in given):
+        raise InvalidInput(f"{where}: 'pass' is not a list of tables; write each as [[pass]]")
+    uses = []
+    for number, table in enumerate(given, 1):
+        place = f"{where}, pass {number}"
+        use = table.get("use")
+        if not isinstance(use, str):
+            raise InvalidInput(f"{place}: 'use' is {use!r}; it takes the name of a pass")
+        found = find_pass(use, place)
+        uses.append(Use(use, found.check({k: v for k, v in table.items() if k != "use"}, place)))
+    if any(u.use == "optimize" for u in uses[:-1]):
+        raise InvalidInput(f"{where}: 'optimize' measures what comes out at the end; make it the last pass, once")
+    return tuple(uses)
+
+
+def _limits(given: Any, where: str) -> Limits:
+    if not isinstance(given, dict):
+        raise InvalidInput(f"{where}: 'limits' is not a table; write [limits]")
+    for key in given:
+        if key not in LIMITS:
+            raise InvalidInput(f"{where}: [limits] has no '{key}'; it takes: {', '.join(LIMITS)}")
+    return Limits(**{key: LIMITS[key].check(key, value, f"{where}, [limits]") for key, value in given.items()})

@@ -1,0 +1,277 @@
+"""Run the passes of a recipe, each one cached.
+
+Knows cache keys, locks, temporary folders and which conversions a pass needs first. Refuses to know how a pass works,
+and what its result is worth: that is verify's.
+
+    key = hash(parent and rivals, pass, version, settings, data it reads, device, libraries, processor if it measures)
+    hit -> the stored artifact; miss -> run in a temporary folder under the key's lock, stored by rename
+So a build that was killed continues after the last pass that finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maasdam.core import TEXT_GENERATION, Artifact, Format, Progress, silent
+from maasdam.errors import InvalidInput, Unsupported
+from maasdam.pipeline.passes import Pass, PassContext, find_pass
+from maasdam.pipeline.recipe import Recipe, Use
+
+if TYPE_CHECKING:
+    from maasdam.artifacts.store import Store
+
+OPTIMIZED_FORMATS: tuple[Format, ...] = ("openvino", "onnx")
+"""The formats whose engines are measured against each other."""
+Find = Callable[[str, str], Pass]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One pass that ran, or was found in the cache."""
+
+    use: str
+    settings: Mapping[str, Any]
+    seconds: float
+    is_cached: bool
+    digest: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `build --json` shows it."""
+        return {
+            "use": self.use,
+            "seconds": round(self.seconds, 3),
+            "cached": self.is_cached,
+            "digest": self.digest,
+            "settings": dict(self.settings),
+            "facts": dict(self.facts),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Where the examples are. `calibrate` falls back to a sample of `data`."""
+
+    data: Path | None = None
+    calibrate: Path | None = None
+    train: Path | None = None
+
+
+@dataclass(slots=True)
+class Kitchen:
+    """What running passes takes, and what has run so far."""
+
+    store: Store
+    data: Data = field(default_factory=Data)
+    device: str = "cpu"
+    threads: int = 0
+    progress: Progress = silent
+    find: Find = find_pass
+    steps: list[Step] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What was left out on the way, and why."""
+    quantized: set[str] = field(default_factory=set)
+    """Digests of what quantisation made."""
+
+    def run(self, recipe: Recipe, source: Artifact, to: Format | None) -> Artifact:
+        """The artifact the recipe makes of `source`, in format `to` where one is named. Raises what a pass raises."""
+        currents = [source]
+        for number, use in enumerate(recipe.passes):
+            then = recipe.passes[number + 1] if number + 1 < len(recipe.passes) else None
+            if use.use == "optimize":
+                currents = [self._optimize(currents, use, to)]
+            elif use.use == "quantize" and use.settings.get("format") == "auto":
+                formats = formats_to_quantize_for(use, then, to, source.task)
+                currents = self._each(currents[0], [(f, replace(use, settings={**use.settings, "format": f})) for f in formats])
+            else:
+                currents = [self.apply(use, currents[0])]
+        last = currents[0]
+        return self.convert(last, to) if to and last.format != to else last
+
+    def convert(self, source: Artifact, to: Format) -> Artifact:
+        """`source` in the format `to`; itself where it is that already."""
+        return source if source.format == to else self.apply(Use("convert", {"to": to}), source)
+
+    def apply(self, use: Use, source: Artifact, rivals: tuple[Artifact, ...] = ()) -> Artifact:
+        """Run one pass, or take its result from the cache. The source is converted first where the pass wants it."""
+        found = self.find(use.use, "the recipe")
+        wanted = found.wants(source, use.settings)
+        if wanted is not None and source.format != wanted:
+            source = self.convert(source, wanted)
+        began = time.perf_counter()
+        key = self._key(found, use.settings, source, rivals)
+        with self.store.lock(key):
+            hit = self.store.cached(key)
+            if hit is None:
+                artifact, facts = self._miss(found, use.settings, source, rivals, key)
+            else:
+                artifact, facts = hit
+        step = Step(use.use, use.settings, time.perf_counter() - began, hit is not None, artifact.digest, facts)
+        self.steps.append(step)
+        if use.use == "quantize":
+            self.quantized.add(artifact.digest)
+        self.progress(f"{use.use}{' (cached)' if step.is_cached else ''}", 1, 1)
+        return artifact
+
+    def references(self, source: Artifact) -> tuple[Artifact, ...]:
+        """The uncompressed source on OpenVINO and on ONNX Runtime, where it can be converted; steps don't count these."""
+        steps, self.steps = self.steps, []
+        try:
+            return tuple(self._converted(source, "the reference"))
+        finally:
+            self.steps = steps
+
+    def _miss(
+        self, found: Pass, settings: Mapping[str, Any], source: Artifact, rivals: tuple[Artifact, ...], key: str
+    ) -> tuple[Artifact, dict[str, Any]]:
+        self.progress(found.use)
+        checkpoints = self.store.root / "checkpoints" / key
+        with self.store.workspace() as folder:
+            out, work = folder / "out", folder / "work"
+            out.mkdir()
+            work.mkdir()
+            d = self.data
+            context = PassContext(
+                self.store, work, checkpoints, d.data, d.calibrate, d.train, rivals, self.device, self.threads, self.progress
+            )
+            made = found.run(source, out, settings, context)
+            artifact = self.store.add(
+                out,
+                format=made.format,
+                layout=made.layout,
+                task=source.task,
+                engine=made.engine,
+                signature=made.signature,
+                settings=made.settings,
+                parents=(source.digest, *(r.digest for r in rivals)),
+            )
+            self.store.remember(key, artifact, made.facts)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        return artifact, made.facts
+
+    def _optimize(self, currents: list[Artifact], use: Use, to: Format | None) -> Artifact:
+        if to in ("pytorch", "tensorflow"):
+            return self.convert(currents[0], to)  # as it is on its own engine: there is nothing to choose
+        wanted: tuple[Format, ...] = (to,) if to else _formats_of(use.settings.get("engine", "auto"))
+        rivals: list[Artifact] = []
+        for current in currents:
+            rivals += (
+                [current] if current.format in wanted and len(wanted) == 1 else self._converted(current, "optimize", wanted)
+            )
+        if not rivals:
+            if to or use.settings.get("engine", "auto") != "auto":
+                raise Unsupported(f"nothing to optimise: {'; '.join(self.notes)}")
+            return currents[0]
+        unique = list({r.digest: r for r in rivals}.values())
+        return self.apply(use, unique[0], tuple(unique[1:]))
+
+    def _converted(self, source: Artifact, what: str, formats: tuple[Format, ...] = OPTIMIZED_FORMATS) -> list[Artifact]:
+        """`source` in each of `formats` that it can be had in; what can't is noted with its reason."""
+        if source.digest in self.quantized or source.layout in ("genai", "ctranslate2"):
+            return [source]  # int8 made for one engine is not another engine's int8
+        if source.task == TEXT_GENERATION:
+            formats = tuple(f for f in formats if f == "openvino")  # no engine here generates from a plain ONNX graph
+        found = []
+        for to in formats:
+            try:
+                found.append(self.convert(source, to))
+            except Unsupported as error:
+                self.notes.append(f"{what}: not on {to}: {error}")
+        return found
+
+    def _each(self, source: Artifact, uses: list[tuple[Format, Use]]) -> list[Artifact]:
+        """The same pass once for each format; one that is not supported is noted unless none is left."""
+        found, failed = [], None
+        for to, use in uses:
+            try:
+                found.append(self.apply(use, source))
+            except Unsupported as error:
+                failed = error
+                self.notes.append(f"{use.use}: not for {to}: {error}")
+        if not found:
+            assert failed is not None
+            raise failed
+        return found
+
+    def _key(self, found: Pass, settings: Mapping[str, Any], source: Artifact, rivals: tuple[Artifact, ...]) -> str:
+        facts: dict[str, Any] = {
+            "parent": source.digest,
+            "rivals": [r.digest for r in rivals],
+            "pass": [found.use, found.version],
+            "settings": dict(settings),
+            "device": self.device,
+            "libraries": {name: installed_version(name) for name in found.libraries},
+        }
+        for reads in found.reads(settings):
+            path = (self.data.calibrate or self.data.data) if reads == "calibrate" else self.data.train
+            facts[reads] = None if path is None else content_digest(path)
+        if found.measures:
+            facts |= {"processor": processor_name(), "threads": self.threads or len(os.sched_getaffinity(0))}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def formats_to_quantize_for(use: Use, then: Use | None, to: Format | None, task: str | None) -> tuple[Format, ...]:
+    """Which formats a quantisation without a format of its own is made for: all that the next pass chooses from."""
+    from maasdam.pipeline.quantize import formats_of
+
+    scheme = use.settings["scheme"]
+    can = formats_of(scheme, task)
+    if to is not None:
+        if to not in can:
+            raise Unsupported(f"scheme '{scheme}' does not exist for --to {to}; it does for: {', '.join(can)}")
+        return (to,)
+    if then is not None and then.use == "optimize":
+        return tuple(f for f in can if f in _formats_of(then.settings.get("engine", "auto"))) or can[:1]
+    return can[:1]
+
+
+def check_data(recipe: Recipe, data: Data) -> None:
+    """Refuse before any work what the recipe can't be run without. Raises InvalidInput."""
+    if recipe.trains and data.train is None:
+        raise InvalidInput(f"recipe '{recipe.name}' trains in {', '.join(recipe.trains)}: name labelled data with --train")
+    if recipe.calibrates and (data.calibrate or data.data) is None:
+        raise InvalidInput(
+            f"recipe '{recipe.name}' calibrates: name a folder with --calibrate, "
+            "or --data to calibrate on an unlabelled sample of it"
+        )
+
+
+def content_digest(path: Path) -> str:
+    """sha256 over the names and bytes of a file or of every file in a folder."""
+    total = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        with file.open("rb") as stream:
+            total.update(f"{file.relative_to(path) if path.is_dir() else file.name}\0".encode())
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed package; None where it is absent."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def processor_name() -> str:
+    """The processor's model and how many of its cores this process may use."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+
+
+def _formats_of(engine: str) -> tuple[Format, ...]:
+    return {"openvino": ("openvino",), "onnxruntime": ("onnx",)}.get(engine, OPTIMIZED_FORMATS)
