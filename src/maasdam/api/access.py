@@ -1,0 +1,100 @@
+"""Who may call what. Knows paths, scopes and keys; never bodies or models. Everything not listed needs a key."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from maasdam.api.body import Headers, header
+from maasdam.core import ANONYMOUS, Caller
+from maasdam.errors import Forbidden, Unauthenticated
+
+OPEN = frozenset({"/health", "/v2/health/live", "/v2/health/ready"})
+"""Paths that need no key."""
+
+SCOPES: tuple[tuple[str, str], ...] = (
+    # the first prefix that fits decides; a path that none fits needs any valid key
+    ("/v1/", "infer"),
+    ("/v2/repository/index", "infer"),
+    ("/v2/repository/", "deploy"),
+    ("/v2", "infer"),
+    ("/admin/keys", "admin"),
+    ("/admin/usage", "admin"),
+    ("/admin", "deploy"),
+)
+SEEN_SECONDS = 0.5
+"""A key that was good is taken as good for so long: a revocation counts within a second."""
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Authenticates(Protocol):
+    """What the door needs of the keys. Blocks on the database."""
+
+    def authenticate(self, secret: str) -> Caller:
+        """Who holds this secret; raises Unauthenticated."""
+        ...
+
+
+class Gate:
+    """Tells who calls, or refuses. With `keys` None everyone is ANONYMOUS, from this machine only."""
+
+    def __init__(self, keys: Authenticates | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._keys = keys
+        self._clock = clock
+        self._seen: dict[str, tuple[float, Caller]] = {}
+
+    async def admit(self, path: str, headers: Headers) -> Caller:
+        """The caller. Raises Unauthenticated, Forbidden."""
+        if self._keys is None:
+            _check_is_local(headers)
+            return ANONYMOUS
+        if path in OPEN:
+            return ANONYMOUS
+        caller = await self._caller(_secret(headers))
+        scope = next((scope for prefix, scope in SCOPES if path.startswith(prefix)), None)
+        if scope is not None and scope not in caller.scopes:
+            raise Forbidden(
+                f"this key lacks the scope '{scope}'; use one that has it: maasdam keys create NAME --scope {scope}"
+            )
+        return caller
+
+    async def _caller(self, secret: str) -> Caller:
+        now = self._clock()
+        seen = self._seen.get(secret)
+        if seen is not None and seen[0] > now:
+            return seen[1]
+        assert self._keys is not None
+        caller = await asyncio.to_thread(self._keys.authenticate, secret)
+        if len(self._seen) > 10_000:
+            self._seen.clear()
+        self._seen[secret] = (now + SEEN_SECONDS, caller)
+        return caller
+
+
+def _secret(headers: Headers) -> str:
+    value = header(headers, b"authorization")
+    if value is None:
+        raise Unauthenticated(
+            "no API key; send the header 'Authorization: Bearer KEY' (make one with: maasdam keys create NAME)"
+        )
+    scheme, _, secret = value.partition(b" ")
+    if scheme.lower() != b"bearer" or not secret.strip():
+        raise Unauthenticated("the Authorization header is not 'Bearer KEY'")
+    try:
+        return secret.strip().decode("ascii")
+    except UnicodeDecodeError:
+        raise Unauthenticated("this is no API key of this service; list them with: maasdam keys list") from None
+
+
+def _check_is_local(headers: Headers) -> None:
+    """Without keys, a page in the operator's browser must not reach the service by a name of its own."""
+    host = (header(headers, b"host") or b"localhost").decode("latin-1")
+    origin = header(headers, b"origin")
+    names = [urlsplit(f"//{host}").hostname]
+    if origin is not None:
+        names.append(urlsplit(origin.decode("latin-1")).hostname)
+    if any(name not in LOOPBACK_NAMES for name in names):
+        raise Forbidden("without keys this service answers only to localhost; start it without --no-auth to serve others")

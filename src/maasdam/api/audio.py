@@ -1,0 +1,119 @@
+"""The OpenAI API for speech: transcriptions and translations. Knows OpenAI's form fields; never sound or models."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any, cast
+
+import orjson
+from fastapi import APIRouter, File, Form, UploadFile
+from fastapi import Request as HttpRequest
+from fastapi.responses import PlainTextResponse, Response
+
+from maasdam.api.entrance import REQUEST_ID, caller_of
+from maasdam.api.errors import InvalidField
+from maasdam.api.measured import measured, measured_headers
+from maasdam.core import AudioPayload, Request, Transcript
+from maasdam.errors import MaasdamError, Unsupported
+from maasdam.operations.infer import Receipt
+from maasdam.operations.service import Service
+
+FORMATS = ("json", "text", "verbose_json", "srt", "vtt")
+ENDPOINT = "/v1/audio/transcriptions"
+
+
+def routes(service: Service) -> APIRouter:
+    """The router for /v1/audio."""
+    router = APIRouter(prefix="/v1/audio", tags=["OpenAI"])
+
+    @router.post("/transcriptions")
+    async def transcriptions(
+        http: HttpRequest,
+        file: Annotated[UploadFile, File(description="WAV, FLAC, OGG or MP3")],
+        model: Annotated[str, Form()],
+        language: Annotated[str | None, Form()] = None,
+        prompt: Annotated[str | None, Form()] = None,
+        response_format: Annotated[str, Form()] = "json",
+        temperature: Annotated[float, Form()] = 0.0,
+        stream: Annotated[bool, Form()] = False,
+        timestamp_granularities: Annotated[list[str] | None, Form(alias="timestamp_granularities[]")] = None,
+    ) -> Response:
+        """Write down what is said in a recording."""
+        _check(response_format, prompt, temperature, stream, timestamp_granularities)
+        _check_times(service, model, response_format)
+        payload = AudioPayload(await file.read(), language or None, response_format in ("srt", "vtt", "verbose_json"))
+        deadline = time.monotonic() + service.settings.request_timeout_seconds
+        request = Request(http.scope[REQUEST_ID], model, payload, caller_of(http.scope), deadline)
+        receipt = Receipt(request.id, model, ENDPOINT)
+        chunk = await service.inference.once(request, receipt)
+        return _write(cast(Transcript, chunk.value), response_format, language, receipt)
+
+    @router.post("/translations")
+    async def translations(http: HttpRequest) -> None:
+        """No model of this service translates speech."""
+        raise Unsupported("no deployed model translates speech; POST /v1/audio/transcriptions writes it in its own language")
+
+    return router
+
+
+def _check(kind: str, prompt: str | None, temperature: float, stream: bool, granularities: Sequence[str] | None) -> None:
+    if kind not in FORMATS:
+        raise InvalidField(f"'response_format' is {kind!r:.40}; send one of {', '.join(FORMATS)}", "response_format")
+    for name, is_asked in (("prompt", bool(prompt)), ("temperature", temperature != 0.0), ("stream", stream)):
+        if is_asked:
+            raise InvalidField(f"'{name}' is not supported for transcriptions; leave it out", name, "unsupported_parameter")
+    if granularities and any(granularity != "segment" for granularity in granularities):
+        name = "timestamp_granularities"
+        raise InvalidField("only timestamps of segments are given; leave 'word' out", name, "unsupported_parameter")
+
+
+def _check_times(service: Service, model: str, kind: str) -> None:
+    """Refuse subtitles of a model that gives no times: tensor engines spell, they don't time."""
+    if kind not in ("srt", "vtt"):
+        return
+    try:
+        copy = service.router.find(model)
+    except MaasdamError:
+        return  # inference says it, and the ledger notes it
+    if copy.signature is not None:
+        raise InvalidField(
+            f"this model gives no times, which {kind} needs; ask for json, text or verbose_json", "response_format"
+        )
+
+
+def _write(transcript: Transcript, kind: str, language: str | None, receipt: Receipt) -> Response:
+    seconds = receipt.units.audio_seconds
+    headers = {name.decode(): value.decode() for name, value in measured_headers(receipt)}
+    if kind == "text":
+        return PlainTextResponse(transcript.text + "\n", headers=headers)
+    if kind in ("srt", "vtt"):
+        return PlainTextResponse(_subtitles(transcript, kind), headers=headers)
+    usage: dict[str, Any] = {"type": "duration", "seconds": seconds or 0.0, "maasdam": measured(receipt)}
+    out: dict[str, Any] = {"text": transcript.text, "usage": usage}
+    if kind == "verbose_json":
+        segments = [_segment(i, segment) for i, segment in enumerate(transcript.segments)]
+        out |= {"task": "transcribe", "language": language or "", "duration": seconds or 0.0, "segments": segments}
+    return Response(orjson.dumps(out), media_type="application/json", headers=headers)
+
+
+def _segment(i: int, segment: Any) -> dict[str, Any]:
+    return {"id": i, "seek": 0, "tokens": [], "start": segment["start"], "end": segment["end"], "text": segment["text"]}
+
+
+def _subtitles(transcript: Transcript, kind: str) -> str:
+    lines = ["WEBVTT", ""] if kind == "vtt" else []
+    mark = "." if kind == "vtt" else ","
+    for i, segment in enumerate(transcript.segments, 1):
+        if kind == "srt":
+            lines.append(str(i))
+        lines.append(f"{_clock(segment['start'], mark)} --> {_clock(segment['end'], mark)}")
+        lines += [str(segment["text"]).strip(), ""]
+    return "\n".join(lines)
+
+
+def _clock(seconds: float, mark: str) -> str:
+    milliseconds = round(seconds * 1000)
+    minutes, milliseconds = divmod(milliseconds, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02d}:{minutes:02d}:{milliseconds // 1000:02d}{mark}{milliseconds % 1000:03d}"

@@ -1,0 +1,182 @@
+"""The outermost layer: every request passes here. Knows ASGI, request ids, keys and limits; never models.
+
+connection -> request id -> who calls? -> body within limits? -> the tensor route, or the application
+                                                \\- refused: the door's own error, nothing behind ran
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from maasdam.api import body as bodies
+from maasdam.api import errors
+from maasdam.api.access import Gate
+from maasdam.api.body import Disconnected, Message, Receive
+from maasdam.api.connection import SCOPE_KEY, Connection
+from maasdam.core import Caller
+from maasdam.errors import TooLarge
+from maasdam.telemetry.logs import bind_request
+
+log = logging.getLogger("maasdam.api")
+
+Scope = MutableMapping[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+CALLER, REQUEST_ID = "maasdam.caller", "maasdam.request_id"
+LINGER_SECONDS = 5.0
+LINGER_BYTES = 1 << 30
+"""After a refusal, what a client still sends is thrown away so long, so that it gets to read the refusal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request may be."""
+
+    body_bytes: int
+    body_seconds: float
+    json_depth: int
+
+
+class Entrance:
+    """An ASGI application around another."""
+
+    def __init__(self, inside: App, tensors: App, gate: Gate, limits: Limits) -> None:
+        """`tensors` answers POST /v2/models/.../infer below the framework; `inside` everything else."""
+        self._inside = inside
+        self._tensors = tensors
+        self._gate = gate
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; lifespan events pass through."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._inside(scope, receive, send)
+            else:
+                await send({"type": "websocket.close", "code": 1003})
+            return
+        request_id = new_request_id()
+        scope[REQUEST_ID] = request_id
+        reply = _Reply(send, request_id)
+        connection: Connection | None = scope.get(SCOPE_KEY)
+        with bind_request(request_id):
+            if connection is None:
+                await self._answer(scope, receive, reply)
+                return
+            task = asyncio.current_task()
+            assert task is not None
+            connection.on_close = task.cancel
+            try:
+                if not connection.is_closed:
+                    await self._answer(scope, receive, reply)
+            except asyncio.CancelledError:
+                if not connection.is_closed:
+                    raise
+            finally:
+                connection.on_close = None
+
+    async def _answer(self, scope: Scope, receive: Receive, reply: _Reply) -> None:
+        path: str = scope["path"]
+        headers = scope["headers"]
+        try:
+            caller = await self._gate.admit(path, headers)
+            scope[CALLER] = caller
+            bodies.check_length(headers, self._limits.body_bytes)
+            if path.endswith("/infer") and path.startswith("/v2/models/") and scope["method"] == "POST":
+                await self._tensors(scope, receive, reply)
+            else:
+                await self._inside(scope, await self._limited(scope, receive, path), reply)
+        except Disconnected:
+            return
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except Exception as error:
+            await self._refuse(error, scope, receive, reply)
+
+    async def _limited(self, scope: Scope, receive: Receive, path: str) -> Receive:
+        """The body, read whole within the limits, to be received again."""
+        if scope["method"] in ("GET", "HEAD", "OPTIONS", "DELETE") and not _has_body(scope["headers"]):
+            return receive
+        limits = self._limits
+        data = await bodies.read(receive, scope["headers"], limits.body_bytes, limits.body_seconds)
+        if b"json" in (bodies.header(scope["headers"], b"content-type") or b"json"):
+            bodies.check_json_depth(data, limits.json_depth)
+        is_given = False
+
+        async def again() -> Message:
+            nonlocal is_given
+            if is_given:
+                return await receive()
+            is_given = True
+            return {"type": "http.request", "body": data, "more_body": False}
+
+        return again
+
+    async def _refuse(self, error: Exception, scope: Scope, receive: Receive, reply: _Reply) -> None:
+        refused = errors.refusal(error, reply.request_id)
+        if reply.is_started:  # too late for a status: what was sent is cut short, which the client sees
+            raise error
+        kind = errors.door(scope["path"])
+        data, content_type = errors.body(refused, kind, scope["path"], reply.request_id)
+        headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(data)), *errors.headers(refused)]
+        lingers = isinstance(error, TooLarge | errors.BodyTooSlow) or refused.status in (401, 403)
+        if lingers:
+            headers.append((b"connection", b"close"))
+        await reply({"type": "http.response.start", "status": refused.status, "headers": headers})
+        await reply({"type": "http.response.body", "body": data, "more_body": lingers})
+        if lingers:
+            if bodies.header(scope["headers"], b"expect") is None and _has_body(scope["headers"]):
+                await _throw_away(receive)
+            await reply({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class _Reply:
+    """`send` that adds the request id."""
+
+    __slots__ = ("_send", "is_started", "request_id")
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self.request_id = request_id
+        self.is_started = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.is_started = True
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode())]
+        await self._send(message)
+
+
+def new_request_id() -> str:
+    """Sortable by time, unique: 12 hexadecimal digits of milliseconds and 20 of chance."""
+    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+
+
+def caller_of(scope: Scope) -> Caller:
+    """Who sent the request in `scope`."""
+    caller: Caller = scope[CALLER]
+    return caller
+
+
+def _has_body(headers: bodies.Headers) -> bool:
+    length = bodies.header(headers, b"content-length")
+    return (length is not None and length != b"0") or bodies.header(headers, b"transfer-encoding") is not None
+
+
+async def _throw_away(receive: Receive) -> None:
+    thrown = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            while thrown < LINGER_BYTES:
+                message = await receive()
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
+                thrown += len(message.get("body", b""))

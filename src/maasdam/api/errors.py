@@ -1,0 +1,126 @@
+"""An error in the words of the door that was knocked at. Knows bodies and status codes; never how an answer is made.
+
+    /v1/...            OpenAI              {"error": {"message", "type", "param", "code"}}
+    /v2/...            Open Inference      {"error": "..."}
+    everything else    RFC 9457            application/problem+json
+
+A caller's error shows its message. One of ours shows the request id; its message and traceback are in the log only,
+save for those that say when to come back (503, 504).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Literal
+
+import orjson
+
+from maasdam.errors import CallerError, InvalidInput, MaasdamError, NotFound
+
+log = logging.getLogger("maasdam.api")
+
+Door = Literal["openai", "oip", "ours"]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One error, ready to be sent."""
+
+    status: int
+    message: str
+    code: str
+    param: str | None = None
+    retry_after_seconds: float | None = None
+
+
+class InvalidField(InvalidInput):
+    """A field of a request's body is wrong; `param` names it."""
+
+    def __init__(self, message: str, param: str | None, code: str = "invalid_value") -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class MethodNotAllowed(CallerError):
+    """The path exists; this method on it does not."""
+
+    http_status = 405
+    code = "method_not_allowed"
+
+
+class WrongContentType(CallerError):
+    """The body is not of a kind this route reads."""
+
+    http_status = 415
+    code = "unsupported_media_type"
+
+
+class BodyTooSlow(CallerError):
+    """The body did not come in time."""
+
+    http_status = 408
+    code = "request_timeout"
+
+
+def door(path: str) -> Door:
+    """Whose words a path speaks."""
+    if path.startswith("/v1/") and not path.startswith("/v1/images/"):
+        return "openai"
+    return "oip" if path == "/v2" or path.startswith("/v2/") else "ours"
+
+
+def refusal(error: BaseException, request_id: str) -> Refusal:
+    """What may be shown of an error. Errors of ours are logged here, with the traceback."""
+    if isinstance(error, CallerError):
+        is_model = isinstance(error, NotFound) and str(error).startswith(("no model", "model "))
+        code, param = ("model_not_found", "model") if is_model else (error.code, getattr(error, "param", None))
+        return Refusal(error.http_status, str(error), code, param, error.retry_after_seconds)
+    if isinstance(error, MaasdamError) and error.http_status in (503, 504):
+        log.warning("request %s: %s: %s", request_id, type(error).__name__, error)
+        return Refusal(error.http_status, str(error), error.code, None, error.retry_after_seconds)
+    log.error("request %s failed", request_id, exc_info=error)
+    code = error.code if isinstance(error, MaasdamError) else "internal_error"
+    return Refusal(500, f"the service failed on this request; its log has the reason under request id {request_id}", code)
+
+
+def body(refused: Refusal, kind: Door, path: str, request_id: str) -> tuple[bytes, bytes]:
+    """The body and its content type."""
+    if kind == "oip":
+        return orjson.dumps({"error": refused.message}), b"application/json"
+    if kind == "openai":
+        return orjson.dumps({"error": openai_error(refused)}), b"application/json"
+    problem = {
+        "type": f"urn:maasdam:error:{refused.code}",
+        "title": HTTPStatus(refused.status).phrase if refused.status in set(HTTPStatus) else "Error",
+        "status": refused.status,
+        "detail": refused.message,
+        "instance": path,
+        "request_id": request_id,
+    }
+    return orjson.dumps(problem), b"application/problem+json"
+
+
+def openai_error(refused: Refusal) -> dict[str, str | None]:
+    """The object under "error" in OpenAI's words; also an event in a stream."""
+    if refused.status == 429:
+        kind = "rate_limit_error"
+    elif refused.status == 401:
+        kind = "authentication_error"
+    elif refused.status == 403:
+        kind = "permission_error"
+    else:
+        kind = "invalid_request_error" if refused.status < 500 else "server_error"
+    return {"message": refused.message, "type": kind, "param": refused.param, "code": refused.code}
+
+
+def headers(refused: Refusal) -> list[tuple[bytes, bytes]]:
+    """Headers that go with a refusal."""
+    out: list[tuple[bytes, bytes]] = []
+    if refused.status == 401:
+        out.append((b"www-authenticate", b"Bearer"))
+    if refused.status in (429, 503):
+        out.append((b"retry-after", str(max(1, round(refused.retry_after_seconds or 1))).encode()))
+    return out

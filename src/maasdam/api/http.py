@@ -1,0 +1,199 @@
+"""The HTTP service: the application, its server, and its life from start to drain.
+
+Knows FastAPI and uvicorn. Refuses to know engines and accounts; what it wires is constructed in `assembly`.
+
+    HttpConnection (sockets) -> Entrance (id, key, limits) -> InferRoute (tensors) | FastAPI (everything else)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse, Response
+from starlette.exceptions import HTTPException
+
+from maasdam import __version__
+from maasdam.api import admin, audio, errors, images, oip, openai
+from maasdam.api.access import Authenticates, Gate
+from maasdam.api.connection import HttpConnection
+from maasdam.api.entrance import REQUEST_ID, App, Entrance, Limits
+from maasdam.api.errors import InvalidField, MethodNotAllowed, WrongContentType
+from maasdam.api.oip_infer import InferRoute
+from maasdam.errors import InvalidInput, MaasdamError, NotFound
+from maasdam.operations.service import Service
+
+log = logging.getLogger("maasdam.api")
+
+DESCRIPTION = "Trained models as an API. The Open Inference Protocol under /v2, OpenAI's API under /v1."
+KEEP_ALIVE_SECONDS = 75
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def application(service: Service, keys: Authenticates | None) -> App:
+    """The whole ASGI application. `keys` None lets everyone in, from this machine only."""
+    inside = FastAPI(
+        title="Maasdam",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=_lifespan(service),
+        docs_url="/docs",
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+    for routes in (oip.routes, openai.routes, audio.routes, images.routes, admin.routes):
+        inside.include_router(routes(service))
+    _plain_routes(inside, service)
+    inside.add_exception_handler(MaasdamError, _refuse)
+    inside.add_exception_handler(RequestValidationError, _refuse_fields)
+    inside.add_exception_handler(HTTPException, _refuse_http)
+    settings = service.settings
+    limits = Limits(settings.max_body_bytes, settings.request_timeout_seconds, settings.max_json_depth)
+    return Entrance(inside, InferRoute(service), Gate(keys), limits)
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A listening address; port 0 picks a free one. Raises InvalidInput when it is taken or not ours."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise InvalidInput(f"can't listen on {host}: {error.strerror or error}") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        why = error.strerror or str(error)
+        raise InvalidInput(f"can't listen on {host} port {port}: {why}; stop what uses it or choose another --port") from error
+    listener.setblocking(False)
+    return listener
+
+
+def serve(service: Service, keys: Authenticates | None, listener: socket.socket, on_ready: Callable[[], None]) -> None:
+    """Run until SIGTERM or SIGINT, then drain. `on_ready` is called once all models are up or have failed."""
+    config = uvicorn.Config(
+        application(service, keys),
+        http=HttpConnection,
+        loop="uvloop",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=int(service.settings.shutdown_grace_seconds) or 1,
+    )
+    server = _Server(config, service, on_ready)
+    server.run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which tells the service that it is stopping, and when it is up."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._service = service
+        self._on_ready: Callable[[], None] | None = on_ready
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but the signal is not raised again once the service has drained: it exits by itself."""
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        if self._on_ready and self._service.router.is_ready:
+            self._on_ready()
+            self._on_ready = None
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say not ready, then drain."""
+        self._service.is_draining = True
+        await super().shutdown(sockets)
+
+
+def _lifespan(service: Service) -> Callable[[FastAPI], Any]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.stop()
+
+    return lifespan
+
+
+def _plain_routes(app: FastAPI, service: Service) -> None:
+    @app.get("/health", tags=["Maasdam"])
+    async def health() -> dict[str, Any]:
+        """Whether the service is up, and how many models are. Needs no key."""
+        copies = list(service.router.copies())
+        states = {state: sum(copy.state == state for copy in copies) for state in ("ready", "loading", "failed")}
+        return {"status": "draining" if service.is_draining else "ok", "version": __version__, "models": states}
+
+    @app.get("/metrics", tags=["Maasdam"])
+    async def metrics() -> Response:
+        """Prometheus' text format."""
+        return PlainTextResponse(await asyncio.to_thread(service.metrics_text), media_type=METRICS_TYPE)
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    request_id = request.scope[REQUEST_ID]
+    refused = errors.refusal(error, request_id)
+    path = request.scope["path"]
+    data, content_type = errors.body(refused, errors.door(path), path, request_id)
+    headers = {name.decode(): value.decode() for name, value in errors.headers(refused)}
+    return Response(data, refused.status, headers, media_type=content_type.decode())
+
+
+async def _refuse_fields(request: Request, error: Exception) -> Response:
+    """A body that doesn't fit its schema."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = [str(part) for part in first.get("loc", ()) if part not in ("body", "query", "path")]
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "")
+        return await _refuse(request, InvalidInput(f"the body is not valid JSON: {reason} at byte {place[-1] if place else 0}"))
+    kind = request.headers.get("content-type", "")
+    if not place and request.method in ("POST", "PUT") and "json" not in kind and "form" not in kind:
+        return await _refuse(request, WrongContentType(f"content type '{kind[:60]}' is not read here; send application/json"))
+    where = ".".join(place) or "body"
+    message = f"'{where}': {first['msg'][:1].lower()}{first['msg'][1:]}"
+    return await _refuse(request, InvalidField(message, where, "invalid_value"))
+
+
+async def _refuse_http(request: Request, error: Exception) -> Response:
+    """What the framework itself refuses: no such route, wrong method, a broken form."""
+    assert isinstance(error, HTTPException)
+    path = request.scope["path"]
+    if error.status_code == 404:
+        return await _refuse(request, NotFound(f"no route {path[:100]}; GET /docs lists them"))
+    if error.status_code == 405:
+        response = await _refuse(
+            request, MethodNotAllowed(f"{request.method} is not for {path[:100]}; GET /docs lists what is")
+        )
+        response.headers.update(error.headers or {})
+        return response
+    if error.status_code < 500:
+        return await _refuse(
+            request, InvalidInput(f"the body can't be read: {error.detail}; check its content type and encoding")
+        )
+    return await _refuse(request, error)

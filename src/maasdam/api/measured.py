@@ -1,0 +1,38 @@
+"""What an answer cost, as callers see it. Knows receipts; never how anything was measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from maasdam.operations.infer import Receipt
+
+
+def measured(receipt: Receipt) -> dict[str, Any]:
+    """The object under "maasdam" in a usage block. null is unmeasured; the method says why or how."""
+    return {
+        "model": receipt.model,
+        "version": receipt.version,
+        "seconds": round(receipt.seconds, 6),
+        "compute_seconds": _rounded(receipt.compute_seconds),
+        "joules": receipt.joules,
+        "energy_method": receipt.energy_method,
+        "grams_co2e": receipt.grams_co2e,
+    }
+
+
+def measured_headers(receipt: Receipt) -> list[tuple[bytes, bytes]]:
+    """The same as response headers, for bodies that have no usage block."""
+    return [
+        (b"maasdam-compute-seconds", _text(_rounded(receipt.compute_seconds))),
+        (b"maasdam-joules", _text(receipt.joules)),
+        (b"maasdam-energy-method", _text(receipt.energy_method)),
+        (b"maasdam-grams-co2e", _text(receipt.grams_co2e)),
+    ]
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 9)
+
+
+def _text(value: float | str | None) -> bytes:
+    return b"null" if value is None else str(value).encode("ascii", "replace")

@@ -1,0 +1,171 @@
+"""The Open Inference Protocol v2 over REST: metadata, health and the model-repository extension.
+
+Knows the protocol's JSON. Refuses to know engines. Inference itself is in `oip_infer`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body
+from fastapi.responses import JSONResponse
+
+from maasdam import __version__
+from maasdam.api.oip_infer import name_of
+from maasdam.api.oip_tensors import FROM_NUMPY
+from maasdam.core import SPEECH_RECOGNITION, TEXT_GENERATION, TensorSpec, split_name
+from maasdam.errors import EngineFailure, InvalidModel
+from maasdam.operations.service import Service
+from maasdam.serving.replica import AUDIO_INPUT, AUDIO_OUTPUT, TEXT_INPUT, TEXT_OUTPUT
+from maasdam.serving.router import Copy
+
+Parameters = Annotated[dict[str, Any] | None, Body()]
+LOAD_SECONDS = 300.0
+STATES = {"ready": "READY", "loading": "LOADING", "failed": "UNAVAILABLE", "stopping": "UNLOADING"}
+"""Our states in the model-repository extension's words."""
+INFER_SCHEMA: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["inputs"],
+                    "properties": {
+                        "id": {"type": "string"},
+                        "inputs": {
+                            "type": "array",
+                            "items": {
+                                "type": "object",
+                                "required": ["name", "shape", "datatype"],
+                                "properties": {
+                                    "name": {"type": "string"},
+                                    "shape": {"type": "array", "items": {"type": "integer"}},
+                                    "datatype": {"type": "string"},
+                                    "data": {"type": "array", "items": {}},
+                                    "parameters": {"type": "object"},
+                                },
+                            },
+                        },
+                        "outputs": {"type": "array", "items": {"type": "object"}},
+                        "parameters": {"type": "object"},
+                    },
+                }
+            },
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+
+
+def routes(service: Service) -> APIRouter:
+    """The router for /v2, but for infer."""
+    router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+
+    @router.get("")
+    async def server() -> dict[str, Any]:
+        """The server's name, version and extensions."""
+        return {"name": "maasdam", "version": __version__, "extensions": ["binary_tensor_data", "model_repository"]}
+
+    @router.get("/health/live")
+    async def live() -> dict[str, bool]:
+        """The process answers."""
+        return {"live": True}
+
+    @router.get("/health/ready")
+    async def ready() -> JSONResponse:
+        """Whether everything deployed is up (200) or still loading (503)."""
+        return JSONResponse({"ready": service.is_ready}, 200 if service.is_ready else 503)
+
+    @router.get("/models/{model}")
+    @router.get("/models/{model}/versions/{version}")
+    async def metadata(model: str, version: str | None = None) -> dict[str, Any]:
+        """A model's versions, inputs and outputs."""
+        copy = service.router.find(name_of(model, version))
+        served = [c.version.version for c in service.router.copies() if c.version.model == copy.version.model]
+        return _metadata(copy, served)
+
+    @router.get("/models/{model}/ready")
+    @router.get("/models/{model}/versions/{version}/ready")
+    async def model_ready(model: str, version: str | None = None) -> JSONResponse:
+        """Whether a model answers (200) or not yet (503)."""
+        copy = service.router.find(name_of(model, version))
+        is_ready = copy.state == "ready"
+        return JSONResponse({"name": copy.version.model, "ready": is_ready}, 200 if is_ready else 503)
+
+    @router.post("/models/{model}/infer", openapi_extra=INFER_SCHEMA)
+    @router.post("/models/{model}/versions/{version}/infer", openapi_extra=INFER_SCHEMA)
+    async def infer(model: str, version: str | None = None) -> None:
+        """Run the model: raw tensors; BYTES `text_input` to `text_output`; BYTES `audio` to `transcript`."""
+        raise AssertionError("answered below the framework")  # here for the documentation only
+
+    _repository(router, service)
+    return router
+
+
+def _repository(router: APIRouter, service: Service) -> None:
+    @router.post("/repository/index")
+    async def index(body: Parameters = None) -> list[dict[str, str]]:
+        """Every model that is deployed, with its state."""
+        only_ready = bool(body and body.get("ready"))
+        rows = [_row(copy) for copy in service.router.copies() if copy.state == "ready" or not only_ready]
+        for model, want in service.router.models().items():
+            if want.version is None and not only_ready:
+                rows.append({"name": model, "version": "", "state": "UNAVAILABLE", "reason": want.reason or ""})
+        return rows
+
+    @router.post("/repository/models/{model}/load")
+    async def load(model: str, body: Parameters = None) -> dict[str, Any]:
+        """Deploy NAME or NAME:VERSION and wait until it answers."""
+        await asyncio.to_thread(service.catalog.deploy, model)
+        copy = await service.router.settled(split_name(model)[0], LOAD_SECONDS)
+        if copy.state == "failed":
+            if "InvalidModel" in (copy.reason or ""):
+                raise InvalidModel(f"model '{copy.name}' failed to load: {copy.reason}")
+            raise EngineFailure(f"model '{copy.name}' failed to load: {copy.reason}")
+        return {}
+
+    @router.post("/repository/models/{model}/unload")
+    async def unload(model: str, body: Parameters = None) -> dict[str, Any]:
+        """Take a model out of the service; requests in flight finish."""
+        await asyncio.to_thread(service.catalog.undeploy, split_name(model)[0])
+        await service.router.follow()
+        return {}
+
+
+def _row(copy: Copy) -> dict[str, str]:
+    return {
+        "name": copy.version.model,
+        "version": str(copy.version.version),
+        "state": STATES[copy.state],
+        "reason": copy.reason or "",
+    }
+
+
+def _metadata(copy: Copy, served: list[int]) -> dict[str, Any]:
+    version = copy.version
+    out: dict[str, Any] = {
+        "name": version.model,
+        "versions": [str(number) for number in sorted(served)],
+        "platform": f"{version.format}_{version.engine}",
+    }
+    one_text = {"datatype": "BYTES", "shape": [-1]}
+    if copy.signature is not None:
+        out["inputs"] = [_tensor(spec) for spec in copy.signature.inputs]
+        out["outputs"] = [_tensor(spec) for spec in copy.signature.outputs]
+    elif version.task == TEXT_GENERATION:
+        out["inputs"], out["outputs"] = [{"name": TEXT_INPUT, **one_text}], [{"name": TEXT_OUTPUT, **one_text}]
+    elif version.task == SPEECH_RECOGNITION:
+        out["inputs"], out["outputs"] = [{"name": AUDIO_INPUT, **one_text}], [{"name": AUDIO_OUTPUT, **one_text}]
+    else:  # still loading
+        out["inputs"], out["outputs"] = [], []
+    parameters = {"task": version.task or "", "engine": version.engine, "digest": version.digest, "state": copy.state}
+    if copy.signature is not None and version.task == SPEECH_RECOGNITION:
+        parameters["also_takes"] = f"BYTES {AUDIO_INPUT} -> {AUDIO_OUTPUT}"
+    return out | {"parameters": parameters}
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    shape = [-1 if size is None else size for size in spec.shape]
+    return {"name": spec.name, "datatype": FROM_NUMPY.get(spec.dtype, spec.dtype.upper()), "shape": shape}

@@ -1,0 +1,220 @@
+"""POST /v2/models/NAME[/versions/V]/infer, below the framework: the route where microseconds count.
+
+Knows the protocol's JSON and bytes. Refuses to know engines; answers come from `operations.infer`.
+
+    body -> JSON + binary -> payloads -> operations.infer -> outputs -> JSON [+ binary]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+
+from maasdam.api import body as bodies
+from maasdam.api import oip_tensors as wire
+from maasdam.api.body import Receive
+from maasdam.api.entrance import REQUEST_ID, Scope, Send, caller_of
+from maasdam.api.measured import measured_headers
+from maasdam.api.sampling import sampling_from
+from maasdam.core import AudioPayload, Chunk, Payload, Request, TensorPayload, TextPayload, TextPiece, Transcript
+from maasdam.errors import InvalidInput, InvalidTensor, NotFound, Unsupported
+from maasdam.operations.infer import Receipt
+from maasdam.operations.service import Service
+from maasdam.serving.replica import AUDIO_INPUT, AUDIO_OUTPUT, TEXT_INPUT, TEXT_OUTPUT
+
+if TYPE_CHECKING:
+    from maasdam.core import type_array
+
+JSON_LENGTH = b"inference-header-content-length"
+REFUSED_PARAMETERS = ("sequence_id", "sequence_start", "sequence_end")
+MOST_PROMPTS = 64
+SMALL_BYTES = 128 * 1024
+"""JSON up to this size is read and written in the event loop: a hop to a thread would cost more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One inference request, read."""
+
+    request: wire.InferRequest
+    payloads: tuple[Payload, ...]
+    shape: tuple[int, ...]
+    """Of the BYTES input, where the payloads came from one."""
+
+
+class InferRoute:
+    """An ASGI application for the one route."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one inference request. Raises what the entrance turns into the protocol's error."""
+        settings = self._service.settings
+        headers = scope["headers"]
+        name = name_from(scope["path"])
+        if (bodies.header(headers, b"content-encoding") or b"identity") != b"identity":
+            raise Unsupported("compressed bodies are not read; send it without Content-Encoding")
+        data = await bodies.read(receive, headers, settings.max_body_bytes, settings.request_timeout_seconds)
+        length = _json_length(headers, len(data))
+        if length <= SMALL_BYTES:
+            asked = self._read(data, length)
+        else:
+            asked = await asyncio.get_running_loop().run_in_executor(self._service.pool, self._read, data, length)
+        chunks, receipt = await self._infer(scope, name, asked)
+        outputs = _outputs(chunks, asked)
+        if sum(array.nbytes for array in outputs.values()) <= SMALL_BYTES:
+            reply, json_length = write(asked.request, outputs, receipt)
+        else:
+            loop = asyncio.get_running_loop()
+            reply, json_length = await loop.run_in_executor(self._service.pool, write, asked.request, outputs, receipt)
+        kind = b"application/json" if json_length is None else b"application/octet-stream"
+        out = [(b"content-type", kind), (b"content-length", b"%d" % len(reply)), *measured_headers(receipt)]
+        if json_length is not None:
+            out.append((JSON_LENGTH, b"%d" % json_length))
+        await send({"type": "http.response.start", "status": 200, "headers": out})
+        await send({"type": "http.response.body", "body": reply, "more_body": False})
+
+    async def _infer(self, scope: Scope, name: str, asked: Asked) -> tuple[list[Chunk], Receipt]:
+        timeout = self._service.settings.request_timeout_seconds
+        limit = asked.request.parameters.get("timeout")
+        if limit is not None:
+            if isinstance(limit, bool) or not isinstance(limit, int) or limit <= 0:
+                raise InvalidInput(f"parameter 'timeout' is {limit!r}; send microseconds, a whole number above 0")
+            timeout = min(timeout, limit / 1e6)
+        request = Request(scope[REQUEST_ID], name, asked.payloads[0], caller_of(scope), time.monotonic() + timeout)
+        receipt = Receipt(request.id, name, "/v2/infer")
+        self._check_outputs(name, asked)
+        return await self._service.inference.many(request, asked.payloads, receipt), receipt
+
+    def _check_outputs(self, name: str, asked: Asked) -> None:
+        """Refuse an output that does not exist before the model runs for nothing."""
+        for wanted in asked.request.outputs or ():
+            if wanted.parameters.get("classification"):
+                raise Unsupported("the classification extension is not here; POST /v1/images/classifications gives labels")
+            if "shared_memory_region" in wanted.parameters:
+                raise Unsupported("shared memory is not read here; ask for JSON or binary data")
+        if not asked.request.outputs:
+            return
+        try:
+            signature = self._service.router.find(name).signature
+        except NotFound:
+            return  # inference says it, and the ledger notes it
+        if isinstance(asked.payloads[0], TextPayload):
+            have = [TEXT_OUTPUT]
+        elif isinstance(asked.payloads[0], AudioPayload):
+            have = [AUDIO_OUTPUT]
+        elif signature is None:
+            return
+        else:
+            have = [spec.name for spec in signature.outputs]
+        for wanted in asked.request.outputs:
+            if wanted.name not in have:
+                raise InvalidTensor(f"no output '{wanted.name}'; this model gives: {', '.join(have)}")
+
+    def _read(self, data: bytes, length: int) -> Asked:
+        head = data if length == len(data) else data[:length]
+        bodies.check_json_depth(head, self._service.settings.max_json_depth)
+        request = wire.decode(head)
+        for name in REFUSED_PARAMETERS:
+            if request.parameters.get(name):
+                raise Unsupported(f"parameter '{name}': this service keeps no state between requests")
+        arrays = wire.read(request, memoryview(data)[length:])
+        return _payloads(request, arrays)
+
+
+def name_from(path: str) -> str:
+    """NAME or NAME:VERSION from the path. Raises NotFound."""
+    parts = path.split("/")  # "", v2, models, NAME, [versions, V,] infer
+    if len(parts) == 5:
+        return parts[3]
+    if len(parts) == 7 and parts[4] == "versions":
+        return name_of(parts[3], parts[5])
+    raise NotFound(f"no route {path}; infer at /v2/models/NAME/infer or /v2/models/NAME/versions/V/infer")
+
+
+def name_of(model: str, version: str | None) -> str:
+    """NAME or NAME:VERSION. Raises NotFound for a version that is no number."""
+    if not version:
+        return model
+    if not (version.isascii() and version.isdigit() and len(version) < 10):
+        raise NotFound(f"model '{model}' has no version '{version[:50]}'; versions are numbers")
+    return f"{model}:{version}"
+
+
+def write(request: wire.InferRequest, outputs: dict[str, type_array], receipt: Receipt) -> tuple[bytes, int | None]:
+    """The body, and the length of its JSON where binary data follows."""
+    wanted = {output.name: output for output in request.outputs or ()}
+    all_binary = request.parameters.get("binary_data_output") is True
+    described: list[dict[str, Any]] = []
+    tail: list[bytes] = []
+    for name in wanted or outputs:
+        array = outputs[name]
+        entry: dict[str, Any] = {"name": name, "datatype": wire.datatype(array), "shape": list(array.shape)}
+        is_binary = wanted[name].parameters.get("binary_data", all_binary) if name in wanted else all_binary
+        if is_binary is True:
+            raw = wire.to_bytes(array)
+            entry["parameters"] = {"binary_data_size": len(raw)}
+            tail.append(raw)
+        else:
+            entry["data"] = wire.to_json(array)
+        described.append(entry)
+    answer: dict[str, Any] = {"model_name": receipt.model, "model_version": str(receipt.version), "outputs": described}
+    if request.id is not None:
+        answer["id"] = request.id
+    head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+    return (b"".join([head, *tail]), len(head)) if tail else (head, None)
+
+
+def _json_length(headers: bodies.Headers, size: int) -> int:
+    value = bodies.header(headers, JSON_LENGTH)
+    if value is None:
+        return size
+    if not value.isdigit() or len(value) > 15 or int(value) > size:
+        shown = value[:40].decode("latin-1")
+        raise InvalidInput(f"Inference-Header-Content-Length is '{shown}'; send the bytes of JSON, at most the body's {size}")
+    return int(value)
+
+
+def _payloads(request: wire.InferRequest, arrays: dict[str, type_array]) -> Asked:
+    name = next(iter(arrays))
+    array = arrays[name]
+    if len(arrays) != 1 or name not in (TEXT_INPUT, AUDIO_INPUT) or request.inputs[0].datatype != "BYTES":
+        return Asked(request, (TensorPayload(arrays),), ())
+    if not 1 <= array.size <= MOST_PROMPTS:
+        raise InvalidTensor(f"input '{name}' has {array.size} elements; send 1 to {MOST_PROMPTS}")
+    elements: list[bytes] = list(array.ravel())
+    if name == AUDIO_INPUT:
+        if "binary_data_size" not in request.inputs[0].parameters:
+            elements = [_from_base64(element) for element in elements]
+        return Asked(request, tuple(AudioPayload(element) for element in elements), array.shape)
+    sampling = sampling_from(request.parameters)
+    try:
+        texts = [element.decode() for element in elements]
+    except UnicodeDecodeError:
+        raise InvalidTensor(f"input '{TEXT_INPUT}' is not UTF-8; send text") from None
+    return Asked(request, tuple(TextPayload(prompt=text, sampling=sampling) for text in texts), array.shape)
+
+
+def _from_base64(element: bytes) -> bytes:
+    try:
+        return base64.b64decode(element, validate=True)
+    except binascii.Error:
+        raise InvalidTensor(f"input '{AUDIO_INPUT}' in JSON must be base64; or send it as binary data") from None
+
+
+def _outputs(chunks: list[Chunk], asked: Asked) -> dict[str, type_array]:
+    first = chunks[0].value
+    if not isinstance(first, TextPiece | Transcript):
+        return dict(first)  # type: ignore[arg-type]  # a TensorPayload is answered with tensors
+    texts = np.empty(len(chunks), object)
+    for i, chunk in enumerate(chunks):
+        texts[i] = chunk.value.text.encode()  # type: ignore[union-attr]  # all of one kind
+    return {TEXT_OUTPUT if isinstance(first, TextPiece) else AUDIO_OUTPUT: texts.reshape(asked.shape)}

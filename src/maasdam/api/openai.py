@@ -1,0 +1,245 @@
+"""The OpenAI API for text: models, chat completions, completions; plain or as server-sent events.
+
+Knows OpenAI's JSON. Refuses to know engines and tokenizers; answers come from `operations.infer`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, cast
+
+import orjson
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from fastapi.responses import Response
+
+from maasdam.api import errors
+from maasdam.api.entrance import REQUEST_ID, caller_of
+from maasdam.api.errors import InvalidField
+from maasdam.api.measured import measured
+from maasdam.api.openai_schema import Body, ChatBody, CompletionBody, check_fields, messages_of
+from maasdam.api.sampling import sampling_from
+from maasdam.core import Chunk, Request, Sampling, TextPayload, TextPiece, Units
+from maasdam.errors import Unsupported
+from maasdam.operations.infer import Receipt
+from maasdam.operations.service import Service
+from maasdam.serving.router import Copy
+
+MOST_PROMPTS = 64
+STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How one of the two routes writes a choice."""
+
+    object: str
+    stream_object: str
+    prefix: str
+    whole: Callable[[TextPiece], dict[str, Any]]
+    delta: Callable[[TextPiece, bool], dict[str, Any]]
+
+
+CHAT = Shape(
+    "chat.completion",
+    "chat.completion.chunk",
+    "chatcmpl-",
+    lambda piece: {"message": {"role": "assistant", "content": piece.text, "refusal": None}},
+    lambda piece, is_first: {"delta": ({"role": "assistant"} if is_first else {}) | {"content": piece.text}},
+)
+COMPLETION = Shape(
+    "text_completion",
+    "text_completion",
+    "cmpl-",
+    lambda piece: {"text": piece.text},
+    lambda piece, is_first: {"text": piece.text},
+)
+
+
+def routes(service: Service) -> APIRouter:
+    """The router for /v1 text routes and models."""
+    router = APIRouter(prefix="/v1", tags=["OpenAI"])
+
+    @router.get("/models")
+    async def models() -> dict[str, Any]:
+        """Every deployed model."""
+        copies = [service.router.serving(model) for model in service.router.models()]
+        return {"object": "list", "data": [_model(copy) for copy in copies if copy is not None]}
+
+    @router.get("/models/{model}")
+    async def model(model: str) -> dict[str, Any]:
+        """One deployed model."""
+        return _model(service.router.find(model))
+
+    @router.post("/chat/completions")
+    async def chat(body: ChatBody, http: HttpRequest) -> Response:
+        """Answer a conversation; with `stream`, as server-sent events."""
+        check_fields(body)
+        sampling = sampling_from(body.model_dump())
+        payload = TextPayload(messages=messages_of(body), sampling=sampling)
+        return await _answer(service, http, body, CHAT, [payload], "/v1/chat/completions")
+
+    @router.post("/completions")
+    async def completions(body: CompletionBody, http: HttpRequest) -> Response:
+        """Continue a prompt, or several; with `stream`, one, as server-sent events."""
+        check_fields(body)
+        payloads = _prompts(body.prompt, sampling_from(body.model_dump()))
+        return await _answer(service, http, body, COMPLETION, payloads, "/v1/completions")
+
+    @router.post("/embeddings")
+    async def embeddings(body: dict[str, Any]) -> None:
+        """No model of this service makes embeddings."""
+        raise Unsupported("no deployed model makes embeddings; this service does text generation, speech and images")
+
+    return router
+
+
+async def _answer(
+    service: Service, http: HttpRequest, body: Body, shape: Shape, payloads: Sequence[TextPayload], endpoint: str
+) -> Response:
+    deadline = time.monotonic() + service.settings.request_timeout_seconds
+    request = Request(http.scope[REQUEST_ID], body.model, payloads[0], caller_of(http.scope), deadline)
+    receipt = Receipt(request.id, body.model, endpoint)
+    writer = _Writer(shape, body, receipt)
+    options = body.stream_options or {}
+    if body.stream_options is not None and not body.stream:
+        raise InvalidField("'stream_options' goes with stream: true", "stream_options")
+    if not isinstance(options.get("include_usage", False), bool):
+        raise InvalidField("'stream_options.include_usage' must be true or false", "stream_options")
+    if not body.stream:
+        chunks = await service.inference.many(request, payloads, receipt)
+        return Response(orjson.dumps(writer.whole(chunks)), media_type="application/json")
+    if len(payloads) > 1:
+        raise InvalidField("streaming takes one prompt; send several requests", "prompt")
+    chunks_iterator = service.inference.stream(request, receipt)
+    first = await anext(chunks_iterator)  # an error before the first token still has a status of its own
+    return _EventStream(_events(chunks_iterator, first, writer, bool(options.get("include_usage"))))
+
+
+async def _events(chunks: AsyncIterator[Chunk], first: Chunk, writer: _Writer, has_usage: bool) -> AsyncIterator[bytes]:
+    """Server-sent events. The chunk that ends the answer comes only once the ledger has its row."""
+    async with aclosing(cast(Any, chunks)):
+        chunk = first
+        yield _event(writer.delta(chunk, is_first=True))
+        try:
+            while not chunk.is_last:
+                chunk = await anext(chunks)
+                yield _event(writer.delta(chunk, is_first=False))
+        except Exception as error:
+            refused = errors.refusal(error, writer.receipt.request_id)
+            yield _event({"error": errors.openai_error(refused)})
+            return
+    if has_usage:
+        yield _event(writer.envelope(writer.shape.stream_object) | {"choices": [], "usage": writer.usage(chunk.units)})
+    yield b"data: [DONE]\n\n"
+
+
+class _EventStream(Response):
+    """Sends events as they come. A client that goes away cancels this task, and so the generation."""
+
+    def __init__(self, events: AsyncIterator[bytes]) -> None:
+        super().__init__()
+        self._events = events
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async with aclosing(cast(Any, self._events)) as events:
+            await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+            async for event in events:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class _Writer:
+    """One answer's JSON."""
+
+    def __init__(self, shape: Shape, body: Body, receipt: Receipt) -> None:
+        self.shape = shape
+        self.receipt = receipt
+        self._model = body.model
+        self._has_token_ids = bool(body.return_token_ids)
+        self._created = int(time.time())
+
+    def envelope(self, kind: str) -> dict[str, Any]:
+        """The fields around the choices."""
+        identity = self.shape.prefix + self.receipt.request_id
+        return {"id": identity, "object": kind, "created": self._created, "model": self._model}
+
+    def whole(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
+        """An answer in one piece."""
+        choices = []
+        for i, chunk in enumerate(chunks):
+            piece = cast(TextPiece, chunk.value)
+            choices.append(self._choice(i, piece) | self.shape.whole(piece))
+        return self.envelope(self.shape.object) | {"choices": choices, "usage": self.usage(self.receipt.units)}
+
+    def delta(self, chunk: Chunk, is_first: bool) -> dict[str, Any]:
+        """The next piece of a streamed answer."""
+        piece = cast(TextPiece, chunk.value)
+        choice = self._choice(0, piece) | self.shape.delta(piece, is_first)
+        return self.envelope(self.shape.stream_object) | {"choices": [choice]}
+
+    def usage(self, units: Units) -> dict[str, Any]:
+        """Tokens, and what they cost."""
+        prompt, completion = units.prompt_tokens or 0, units.completion_tokens or 0
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "maasdam": measured(self.receipt),
+        }
+
+    def _choice(self, index: int, piece: TextPiece) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": piece.finish_reason}
+        if self._has_token_ids:
+            choice["token_ids"] = list(piece.token_ids)
+        return choice
+
+
+def _event(data: dict[str, Any]) -> bytes:
+    return b"data: " + orjson.dumps(data) + b"\n\n"
+
+
+def _model(copy: Copy) -> dict[str, Any]:
+    version = copy.version
+    return {
+        "id": version.model,
+        "object": "model",
+        "created": _epoch(version.created_at),
+        "owned_by": "maasdam",
+        "version": version.version,
+        "task": version.task,
+        "engine": version.engine,
+        "state": copy.state,
+    }
+
+
+def _epoch(at: Any) -> int:
+    return int(at.timestamp()) if hasattr(at, "timestamp") else 0
+
+
+def _prompts(prompt: Any, sampling: Sampling) -> list[TextPayload]:
+    many = prompt if isinstance(prompt, list) else [prompt]
+    if many and all(_is_token(token) for token in many):
+        many = [many]
+    if not many or len(many) > MOST_PROMPTS:
+        raise InvalidField(f"'prompt' holds {len(many)} prompts; send 1 to {MOST_PROMPTS}", "prompt")
+    payloads = []
+    for one in many:
+        if isinstance(one, str):
+            payloads.append(TextPayload(prompt=one, sampling=sampling))
+        elif isinstance(one, list) and one and all(_is_token(token) for token in one):
+            payloads.append(TextPayload(token_ids=tuple(one), sampling=sampling))
+        else:
+            raise InvalidField("'prompt' must be a string, strings, token ids or lists of token ids", "prompt")
+    return payloads
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,114 @@
+"""The OpenAI bodies this service reads, and what it says to the fields it doesn't. Knows names and types only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from maasdam.api.errors import InvalidField
+
+IGNORED = frozenset(
+    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
+    | {"parallel_tool_calls"}
+)
+"""Fields that change nothing about the answer."""
+
+MEANINGLESS: Mapping[str, tuple[Any, ...]] = {
+    # a field this service can't honour -> the values that ask for nothing
+    "n": (1,),
+    "best_of": (1,),
+    "logprobs": (False, 0),
+    "top_logprobs": (0,),
+    "echo": (False,),
+    "suffix": ("",),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+ADVICE = {
+    "n": "send the request several times",
+    "best_of": "send the request several times",
+    "echo": "put the prompt in front yourself",
+    "response_format": "ask for the form in the prompt",
+}
+
+
+class Body(BaseModel):
+    """Fields of both text routes. Unknown fields are kept, to be refused by name."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: str = Field(description="NAME, NAME:VERSION or NAME@ALIAS")
+    max_tokens: Any = Field(None, description="most tokens to generate")
+    temperature: Any = Field(None, description="0 (greedy) to 2")
+    top_p: Any = None
+    top_k: Any = None
+    seed: Any = None
+    stop: Any = Field(None, description="a string or up to four")
+    frequency_penalty: Any = None
+    presence_penalty: Any = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
+    return_token_ids: bool | None = Field(None, description="ours: adds token_ids to each choice")
+
+
+class ChatBody(Body):
+    """POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]]
+    max_completion_tokens: Any = None
+
+
+class CompletionBody(Body):
+    """POST /v1/completions."""
+
+    prompt: Any = Field(description="a string, a list of strings, token ids, or a list of lists of token ids")
+
+
+def check_fields(body: Body) -> None:
+    """Refuse what can't be honoured instead of ignoring it. Raises InvalidField."""
+    for name, value in (body.model_extra or {}).items():
+        if name in IGNORED or value is None:
+            continue
+        if name not in MEANINGLESS:
+            raise InvalidField(f"unknown field '{name}'; leave it out", name, "unknown_parameter")
+        if not any(value == nothing and type(value) is type(nothing) for nothing in MEANINGLESS[name]):
+            advice = ADVICE.get(name, "leave it out")
+            raise InvalidField(f"'{name}' is not supported; {advice}", name, "unsupported_parameter")
+
+
+def messages_of(body: ChatBody) -> tuple[Mapping[str, Any], ...]:
+    """The messages, with content in parts joined. Raises InvalidField."""
+    if not body.messages:
+        raise InvalidField("'messages' is empty; send at least one", "messages")
+    return tuple(_message(i, message) for i, message in enumerate(body.messages))
+
+
+def _message(i: int, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    where = f"messages[{i}]"
+    role = message.get("role")
+    if role not in ("system", "developer", "user", "assistant"):
+        raise InvalidField(f"{where}: role is {role!r:.40}; send system, developer, user or assistant", f"{where}.role")
+    content = message.get("content")
+    if isinstance(content, list):
+        texts = []
+        for part in content:
+            if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise InvalidField(f"{where}: this model reads text only; send parts of type 'text'", f"{where}.content")
+            texts.append(part["text"])
+        content = "".join(texts)
+    if not isinstance(content, str):
+        raise InvalidField(f"{where}: content is missing; send a string", f"{where}.content")
+    return {"role": "system" if role == "developer" else role, "content": content}

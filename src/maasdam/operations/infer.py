@@ -1,0 +1,308 @@
+"""Answer one request: quota, endpoint -> replica, chunks, what it cost, and one durable row in the ledger.
+
+Knows requests, replicas and accounts. Refuses to know HTTP, tensors' meaning and how an engine runs.
+
+    request -quota-> route -> replica.answer -> chunk, chunk, last chunk
+                                                           \\- ledger row durable -> only then handed out
+
+Exactly one row is written whatever happens: answered (200), refused or broken (the error's HTTP status), or the
+caller went away (499).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from maasdam.accounts.ledger import Entry
+
+from maasdam.core import Chunk, Payload, Request, TextPiece, Units
+from maasdam.errors import DeadlineExceeded, EngineFailure, MaasdamError
+from maasdam.serving.replica import Replica
+
+if TYPE_CHECKING:
+    from maasdam.artifacts.catalog import Version
+
+CLIENT_CLOSED = 499
+JOULES_PER_KWH = 3.6e6
+NOTHING = Units(items=0)
+
+
+class Routes(Protocol):
+    """What inference needs of the router."""
+
+    def route(self, name: str) -> tuple[Version, Replica]:
+        """A ready replica; raises NotFound, NotReady."""
+        ...
+
+
+class Rows(Protocol):
+    """What inference needs of the ledger."""
+
+    def record(self, entry: Entry) -> Future[None]:
+        """Resolved once the row is durable."""
+        ...
+
+
+class Energy(Protocol):
+    """What inference needs of the energy meter."""
+
+    def joules(self, compute_seconds: float | None, wall: float) -> tuple[float | None, str]:
+        """Joules, or None, and the method."""
+        ...
+
+
+class Meters(Protocol):
+    """What inference needs of the metrics."""
+
+    def answered(self, receipt: Receipt, status: int) -> None:
+        """A request has ended."""
+        ...
+
+    def first_chunk(self, receipt: Receipt, seconds: float) -> None:
+        """The first piece of a streamed answer came."""
+        ...
+
+
+@dataclass(slots=True)
+class Receipt:
+    """What a request was and cost. Complete before the last chunk is handed out; None is unmeasured."""
+
+    request_id: str
+    model: str
+    """The model's name; as the caller wrote it where there is no such model."""
+    endpoint: str
+    version: int | None = None
+    task: str | None = None
+    units: Units = NOTHING
+    seconds: float = 0.0
+    compute_seconds: float | None = None
+    joules: float | None = None
+    energy_method: str | None = None
+    grams_co2e: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Settings that bear on one request."""
+
+    max_tokens: int
+    """Tokens generated when the caller names no limit."""
+    grams_co2e_per_kwh: float
+    """0 is unknown."""
+
+
+Quota = Callable[[Request], None]
+"""Raises TooManyRequests when the caller has used up what is theirs."""
+
+
+class Inference:
+    """The one way from a request to its answer; every door calls it."""
+
+    def __init__(
+        self,
+        routes: Routes,
+        ledger: Rows,
+        energy: Energy,
+        limits: Limits,
+        *,
+        meters: Meters | None = None,
+        quota: Quota | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._routes = routes
+        self._ledger = ledger
+        self._energy = energy
+        self._limits = limits
+        self._meters = meters
+        self._quota = quota
+        self._clock = clock
+
+    async def once(self, request: Request, receipt: Receipt) -> Chunk:
+        """The whole answer as one chunk. Raises what the replica raises, DeadlineExceeded."""
+        return (await self.many(request, (request.payload,), receipt))[0]
+
+    async def many(self, request: Request, payloads: Sequence[Payload], receipt: Receipt) -> list[Chunk]:
+        """Whole answers to several payloads of one request, run side by side; one row for all."""
+        account = self._open(request, receipt)
+        try:
+            if request.deadline is None:
+                chunks = await self._run(account, request, payloads)
+            else:
+                async with asyncio.timeout(request.deadline - self._clock()):
+                    chunks = await self._run(account, request, payloads)
+        except BaseException as error:
+            shown = await account.failed(error)
+            if shown is error:
+                raise
+            raise shown from error
+        await account.settle(200)
+        return chunks
+
+    async def stream(self, request: Request, receipt: Receipt) -> AsyncIterator[Chunk]:
+        """Chunks as they come; the deadline holds for the first one. Closing the iterator cancels."""
+        account = self._open(request, receipt)
+        try:
+            replica = self._route(account, request)
+            async with aclosing(cast(Any, replica.answer(replace(request, deadline=None), self._limits.max_tokens))) as chunks:
+                chunk = await self._first(chunks, request.deadline)
+                if self._meters:
+                    self._meters.first_chunk(receipt, self._clock() - account.began)
+                while not chunk.is_last:
+                    account.see([chunk])
+                    yield chunk
+                    chunk = await anext(chunks)
+            account.see([chunk])
+            await account.settle(200)
+        except BaseException as error:
+            shown = await account.failed(error)
+            if shown is error:
+                raise
+            raise shown from error
+        yield chunk
+
+    async def _first(self, chunks: AsyncIterator[Chunk], deadline: float | None) -> Chunk:
+        if deadline is None:
+            return await anext(chunks)
+        async with asyncio.timeout(deadline - self._clock()):
+            return await anext(chunks)
+
+    def _open(self, request: Request, receipt: Receipt) -> _Account:
+        return _Account(self, request, receipt)
+
+    def _route(self, account: _Account, request: Request) -> Replica:
+        if self._quota:
+            self._quota(request)
+        version, replica = self._routes.route(request.model)
+        account.receipt.model, account.receipt.version, account.receipt.task = version.model, version.version, version.task
+        return replica
+
+    async def _run(self, account: _Account, request: Request, payloads: Sequence[Payload]) -> list[Chunk]:
+        replica = self._route(account, request)
+        if len(payloads) == 1:
+            chunks = [await _fold(replica.answer(request, self._limits.max_tokens))]
+        else:
+            chunks = await self._side_by_side(replica, request, payloads)
+        account.see(chunks)
+        return chunks
+
+    async def _side_by_side(self, replica: Replica, request: Request, payloads: Sequence[Payload]) -> list[Chunk]:
+        parts = [replace(request, id=f"{request.id}-{i}", payload=payload) for i, payload in enumerate(payloads)]
+        tasks = [asyncio.ensure_future(_fold(replica.answer(part, self._limits.max_tokens))) for part in parts]
+        try:
+            return list(await asyncio.gather(*tasks))
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+
+
+class _Account:
+    """One request's units, cost and row."""
+
+    def __init__(self, inference: Inference, request: Request, receipt: Receipt) -> None:
+        self._inference = inference
+        self._request = request
+        self.receipt = receipt
+        self.began = inference._clock()
+        self._is_settled = False
+
+    def see(self, chunks: Sequence[Chunk]) -> None:
+        """Add up what the chunks are metered as."""
+        self.receipt.units = _sum([chunk.units for chunk in chunks])
+        computed = [chunk.compute_seconds for chunk in chunks if chunk.compute_seconds is not None]
+        if computed:
+            self.receipt.compute_seconds = sum(computed)
+
+    async def settle(self, status: int) -> None:
+        """Write the row, once, and wait until it is durable."""
+        future = self._record(status)
+        if future is not None:
+            await asyncio.wrap_future(future)
+
+    async def failed(self, error: BaseException) -> BaseException:
+        """Write the row of a request that `error` ended; the error to raise."""
+        if isinstance(error, GeneratorExit | asyncio.CancelledError):
+            self._record(CLIENT_CLOSED)
+            return error
+        shown: BaseException = error
+        if isinstance(error, TimeoutError):
+            shown = DeadlineExceeded("no answer within the time limit; try again when the service is less busy")
+        elif not isinstance(error, MaasdamError):
+            shown = EngineFailure(f"{type(error).__name__}: {error}")
+        await self.settle(shown.http_status if isinstance(shown, MaasdamError) else 500)
+        return shown
+
+    def _record(self, status: int) -> Future[None] | None:
+        if self._is_settled:
+            return None
+        self._is_settled = True
+        inference, receipt, caller = self._inference, self.receipt, self._request.caller
+        receipt.seconds = inference._clock() - self.began
+        receipt.joules, receipt.energy_method = inference._energy.joules(receipt.compute_seconds, receipt.seconds)
+        per_kwh = inference._limits.grams_co2e_per_kwh
+        if receipt.joules is not None and per_kwh > 0:
+            receipt.grams_co2e = receipt.joules / JOULES_PER_KWH * per_kwh
+        if inference._meters:
+            inference._meters.answered(receipt, status)
+        units = receipt.units
+        entry = Entry(
+            request_id=receipt.request_id,
+            at=datetime.now(UTC),
+            key_id=caller.key_id,
+            caller=caller.name,
+            model=receipt.model,
+            version=receipt.version,
+            task=receipt.task,
+            endpoint=receipt.endpoint,
+            status=status,
+            items=units.items,
+            prompt_tokens=units.prompt_tokens,
+            completion_tokens=units.completion_tokens,
+            audio_seconds=units.audio_seconds,
+            seconds=receipt.seconds,
+            compute_seconds=receipt.compute_seconds,
+            joules=receipt.joules,
+            energy_method=receipt.energy_method,
+            grams_co2e=receipt.grams_co2e,
+        )
+        return inference._ledger.record(entry)
+
+
+async def _fold(chunks: AsyncIterator[Chunk]) -> Chunk:
+    """An answer that is not streamed: the pieces of text joined, other answers as they are."""
+    async with aclosing(cast(Any, chunks)) as pieces:
+        texts: list[str] = []
+        token_ids: list[int] = []
+        async for chunk in pieces:
+            if not isinstance(chunk.value, TextPiece):
+                return cast(Chunk, chunk)
+            texts.append(chunk.value.text)
+            token_ids.extend(chunk.value.token_ids)
+            if chunk.is_last:
+                whole = TextPiece("".join(texts), tuple(token_ids), chunk.value.finish_reason)
+                return replace(cast(Chunk, chunk), value=whole)
+    raise EngineFailure("the answer ended without a last piece")
+
+
+def _sum(many: Sequence[Units]) -> Units:
+    if len(many) == 1:
+        return many[0]
+
+    def total(values: Sequence[Any]) -> Any:
+        known = [value for value in values if value is not None]
+        return sum(known) if known else None
+
+    return Units(
+        items=sum(units.items for units in many),
+        prompt_tokens=total([units.prompt_tokens for units in many]),
+        completion_tokens=total([units.completion_tokens for units in many]),
+        audio_seconds=total([units.audio_seconds for units in many]),
+    )

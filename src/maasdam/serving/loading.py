@@ -1,0 +1,177 @@
+"""From a version to a warm replica. Knows the store, engines and processors; never endpoints, keys or HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import os
+import time
+import wave
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from maasdam.core import (
+    ANONYMOUS,
+    IMAGE_CLASSIFICATION,
+    SPEECH_RECOGNITION,
+    TEXT_GENERATION,
+    Artifact,
+    AudioPayload,
+    Engine,
+    ImagePayload,
+    Payload,
+    Processor,
+    Request,
+    Sampling,
+    Signature,
+    TensorEngine,
+    TensorPayload,
+    TextPayload,
+)
+from maasdam.errors import MaasdamError, Unsupported
+from maasdam.serving.compute import ComputeClock
+from maasdam.serving.replica import Replica, SequenceReplica, TensorReplica
+from maasdam.settings import Settings
+
+if TYPE_CHECKING:
+    from maasdam.artifacts.catalog import Version
+
+log = logging.getLogger("maasdam.serving")
+
+WARM_RUNS = 3
+FREE_AXIS = 8
+"""Size given to a dynamic axis, other than the batch, of tensors that nothing is known of."""
+
+
+class Files(Protocol):
+    """What loading needs of the store."""
+
+    def get(self, digest: str) -> Artifact:
+        """The artifact; raises NotFound."""
+        ...
+
+
+class Loader:
+    """Opens engines and processors in threads, and warms them up. Call it with a version."""
+
+    def __init__(
+        self,
+        store: Files,
+        settings: Settings,
+        *,
+        pool: Executor,
+        compute: ComputeClock,
+        open_engine: Callable[..., Engine] | None = None,
+        open_processor: Callable[..., Processor] | None = None,
+        on_batch: Callable[[Version, int], None] | None = None,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._pool = pool
+        self._compute = compute
+        self._open_engine = open_engine
+        self._open_processor = open_processor
+        self._on_batch = on_batch
+
+    async def __call__(self, version: Version) -> Replica:
+        """A replica that has answered at least once. Raises what opening or the first answer raises."""
+        began = time.perf_counter()
+        engine, processor = await asyncio.to_thread(self._open, version)
+        replica = self._replica(version, engine, processor)
+        try:
+            await _warm(replica, processor.task if processor else None)
+        except BaseException:
+            await asyncio.to_thread(replica.close)
+            raise
+        log.info("model %s:%d warmed up in %.2f s", version.model, version.version, time.perf_counter() - began)
+        return replica
+
+    def _open(self, version: Version) -> tuple[Engine, Processor | None]:
+        from maasdam import engines, tasks
+
+        artifact = self._store.get(version.digest)
+        threads = self._settings.threads or len(os.sched_getaffinity(0))
+        engine = (self._open_engine or engines.open_engine)(artifact, threads=threads)
+        try:
+            processor: Processor | None = None
+            if artifact.task is not None:
+                processor = (self._open_processor or tasks.open_processor)(artifact.task, artifact.path, artifact.signature)
+        except BaseException:
+            engine.close()
+            raise
+        return engine, processor
+
+    def _replica(self, version: Version, engine: Engine, processor: Processor | None) -> Replica:
+        if isinstance(engine, TensorEngine):
+            told = self._on_batch
+            return TensorReplica(
+                engine,
+                processor,
+                pool=self._pool,
+                compute=self._compute,
+                queue_size=self._settings.queue_size,
+                on_batch=(lambda rows: told(version, rows)) if told else None,
+            )
+        if processor is None:
+            raise Unsupported(
+                f"model {version.model}:{version.version} names no task, and its engine needs one; build it with --task"
+            )
+        stream: Any = getattr(processor, "stream", None)
+        return SequenceReplica(engine, processor, pool=self._pool, queue_size=self._settings.queue_size, text_stream=stream)
+
+
+async def _warm(replica: Replica, task: str | None) -> None:
+    payload = _payload(task, replica.signature)
+    if payload is None:
+        return
+    request = Request("warm-up", "warm-up", payload, ANONYMOUS)
+    for _ in range(WARM_RUNS):
+        try:
+            async for _chunk in replica.answer(request, max_tokens=2):
+                pass
+        except MaasdamError as error:
+            if not isinstance(payload, TensorPayload):
+                raise
+            log.info("no warm-up: made-up tensors did not run (%s)", error)  # nothing is known of what they mean
+            return
+
+
+def _payload(task: str | None, signature: Signature | None) -> Payload | None:
+    """Something plain of the right kind."""
+    if task == IMAGE_CLASSIFICATION:
+        return ImagePayload(_gray_png())
+    if task == SPEECH_RECOGNITION:
+        return AudioPayload(_quiet_wav())
+    if task == TEXT_GENERATION:
+        return TextPayload(prompt="a", sampling=Sampling(max_tokens=2, temperature=0.0))
+    if signature is None:
+        return None
+    tensors = {}
+    for spec in signature.inputs:
+        shape = [(1 if axis == 0 else FREE_AXIS) if size is None else size for axis, size in enumerate(spec.shape)]
+        if spec.dtype in ("object", "bfloat16"):
+            return None
+        tensors[spec.name] = np.zeros(shape, spec.dtype)
+    return TensorPayload(tensors)
+
+
+def _gray_png() -> bytes:
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64), (127, 127, 127)).save(out, "PNG")
+    return out.getvalue()
+
+
+def _quiet_wav() -> bytes:
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes(bytes(2 * 8000))
+    return out.getvalue()

@@ -1,0 +1,303 @@
+"""The running copy of one version: engine + processor + scheduler (tensors), or engine + processor (sequences).
+
+Knows payloads, tensors and chunks. Refuses to know endpoints, keys, money and HTTP.
+
+    payload -prepare (bounded thread pool)-> tensors -scheduler-> outputs -finish (pool)-> answer, one chunk
+    payload -prepare-> input_ids or waveform -SequenceEngine.submit-> tokens -text stream-> chunk, chunk, ...
+
+Decoding happens per payload and before batching, so that bad bytes fail only their sender.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+from typing import Any, Protocol, cast
+
+from maasdam.core import (
+    SPEECH_RECOGNITION,
+    AudioPayload,
+    Chunk,
+    ImagePayload,
+    Payload,
+    Processor,
+    Request,
+    Sampling,
+    SequenceEngine,
+    SequenceRequest,
+    Signature,
+    TensorEngine,
+    TensorPayload,
+    Tensors,
+    TextPayload,
+    TextPiece,
+    Tokens,
+    Transcript,
+    Units,
+)
+from maasdam.errors import EngineFailure, InvalidInput, InvalidPayload, MaasdamError, Overloaded
+from maasdam.serving.compute import ComputeClock
+from maasdam.serving.scheduler import Ran, Scheduler
+
+SMALL_BYTES = 256 * 1024
+"""Tensors up to this size are checked in the event loop: a hop to a thread would cost more."""
+
+TEXT_INPUT, TEXT_OUTPUT = "text_input", "text_output"
+AUDIO_INPUT, AUDIO_OUTPUT = "audio", "transcript"
+
+
+class TextStream(Protocol):
+    """Token ids to text pieces that never split a character; ends at a stop string."""
+
+    is_stopped: bool
+
+    def feed(self, token_ids: Sequence[int]) -> str:
+        """The text that is now certain."""
+        ...
+
+    def finish(self) -> str:
+        """What was held back."""
+        ...
+
+
+class Replica(Protocol):
+    """What the router and `operations.infer` see of a running copy."""
+
+    signature: Signature | None
+    """None for sequence engines."""
+    context_length: int | None
+    in_flight: int
+    """Requests being answered."""
+
+    def answer(self, request: Request, max_tokens: int) -> AsyncIterator[Chunk]:
+        """Chunks of one answer; closing the iterator cancels. `max_tokens` is the limit where the request names none."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds; blocks until the batch in flight is done."""
+        ...
+
+
+class TensorReplica:
+    """A tensor engine behind a scheduler."""
+
+    context_length: int | None = None
+
+    def __init__(
+        self,
+        engine: TensorEngine,
+        processor: Processor | None,
+        *,
+        pool: Executor,
+        compute: ComputeClock,
+        queue_size: int,
+        threads: int = 1,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> None:
+        self.signature: Signature | None = engine.signature
+        self.in_flight = 0
+        self._engine = engine
+        self._processor = processor
+        self._pool = pool
+        self._checked: Signature = engine.signature
+        first_axes = [spec.shape[:1] for spec in (*engine.signature.inputs, *engine.signature.outputs)]
+        self._batches = all(axis == (None,) for axis in first_axes)
+        self._scheduler = Scheduler(
+            engine.run, queue_size=queue_size, batches=self._batches, threads=threads, compute=compute, on_batch=on_batch
+        )
+
+    @property
+    def waiting(self) -> int:
+        """Items queued."""
+        return self._scheduler.waiting
+
+    async def answer(self, request: Request, max_tokens: int) -> AsyncIterator[Chunk]:
+        """One chunk. Raises InvalidTensor, InvalidPayload, Overloaded, DeadlineExceeded, EngineFailure."""
+        self.in_flight += 1
+        try:
+            if isinstance(request.payload, TensorPayload):
+                yield await self._tensors(request.payload, request.deadline)
+            else:
+                yield await self._payload(request.payload, request.deadline)
+        finally:
+            self.in_flight -= 1
+
+    async def _tensors(self, payload: TensorPayload, deadline: float | None) -> Chunk:
+        tensors = payload.tensors
+        if sum(array.nbytes for array in tensors.values()) <= SMALL_BYTES:
+            self._checked.check(tensors)
+        else:
+            await asyncio.get_running_loop().run_in_executor(self._pool, self._checked.check, tensors)
+        ran = await self._scheduler.run(tensors, deadline)
+        items = next(iter(tensors.values())).shape[0] if self._batches else 1
+        return Chunk(ran.outputs, Units(items=items), True, ran.compute_seconds)
+
+    async def _payload(self, payload: Payload, deadline: float | None) -> Chunk:
+        if self._processor is None:
+            raise InvalidInput("this model has no processor; send raw tensors to /v2/models/NAME/infer")
+        _check_kind(self._processor.task, payload)
+        loop = asyncio.get_running_loop()
+        prepared, units = await loop.run_in_executor(self._pool, _prepare, self._processor, payload)
+        if len(prepared) == 1:
+            rans = [await self._scheduler.run(prepared[0], deadline)]
+        else:
+            rans = await self._all(prepared, deadline)
+        outputs: list[Tensors] = [ran.outputs for ran in rans]
+        answer = await loop.run_in_executor(self._pool, self._processor.finish, outputs, payload)
+        return Chunk(answer, units, True, sum(ran.compute_seconds for ran in rans))
+
+    async def _all(self, prepared: Sequence[Tensors], deadline: float | None) -> list[Ran]:
+        tasks = [asyncio.ensure_future(self._scheduler.run(tensors, deadline)) for tensors in prepared]
+        try:
+            return list(await asyncio.gather(*tasks))
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+
+    def close(self) -> None:
+        """End the scheduler, then free the engine."""
+        self._scheduler.close()
+        self._engine.close()
+
+
+class SequenceReplica:
+    """A sequence engine: text generation, or speech by an engine that decodes by itself."""
+
+    signature: Signature | None = None
+
+    def __init__(
+        self,
+        engine: SequenceEngine,
+        processor: Processor,
+        *,
+        pool: Executor,
+        queue_size: int,
+        text_stream: Callable[[tuple[str, ...]], TextStream] | None = None,
+    ) -> None:
+        """`text_stream` makes one for the given stop strings; None where the engine gives text by itself."""
+        self.context_length: int | None = engine.context_length
+        self.in_flight = 0
+        self._engine = engine
+        self._processor = processor
+        self._pool = pool
+        self._queue_size = queue_size
+        self._text_stream = text_stream
+
+    @property
+    def waiting(self) -> int:
+        """Requests being answered: the engine has its own queue."""
+        return self.in_flight
+
+    async def answer(self, request: Request, max_tokens: int) -> AsyncIterator[Chunk]:
+        """Chunks as they come. Raises InvalidPayload (prompt beyond the context), Overloaded, EngineFailure."""
+        if self.in_flight >= self._queue_size:
+            raise Overloaded(f"{self.in_flight} requests are already waiting for this model; try again in a second")
+        self.in_flight += 1
+        try:
+            payload = request.payload
+            _check_kind(self._processor.task, payload)
+            loop = asyncio.get_running_loop()
+            prepared, units = await loop.run_in_executor(self._pool, _prepare, self._processor, payload)
+            if isinstance(payload, TextPayload):
+                chunks = self._generate(request, payload, prepared[0], units, max_tokens)
+            else:
+                chunks = self._transcribe(request, prepared, units)
+            try:
+                async for chunk in chunks:
+                    yield chunk
+            finally:
+                await cast(Any, chunks).aclose()
+        finally:
+            self.in_flight -= 1
+
+    async def _generate(
+        self, request: Request, payload: TextPayload, inputs: Tensors, units: Units, max_tokens: int
+    ) -> AsyncIterator[Chunk]:
+        sampling = self._fit(payload.sampling, inputs["input_ids"].shape[-1], max_tokens)
+        assert self._text_stream is not None
+        stream = self._text_stream(sampling.stop)
+        count = 0
+        compute: float | None = None
+        tokens_iterator = self._engine.submit(SequenceRequest(request.id, inputs, sampling, request.deadline))
+        try:
+            async for tokens in tokens_iterator:
+                count += len(tokens.token_ids)
+                compute = tokens.compute_seconds if tokens.compute_seconds is not None else compute
+                text = stream.feed(tokens.token_ids)
+                reason = "stop" if stream.is_stopped else tokens.finish_reason
+                if reason is not None and not stream.is_stopped:
+                    text += stream.finish()
+                    reason = "stop" if stream.is_stopped else reason
+                piece = TextPiece(text, tokens.token_ids, reason)
+                yield Chunk(piece, replace(units, completion_tokens=count), reason is not None, compute)
+                if reason is not None:
+                    return
+        finally:
+            await cast(Any, tokens_iterator).aclose()
+        raise EngineFailure("the engine ended a generation without saying why")
+
+    def _fit(self, sampling: Sampling, prompt: int, max_tokens: int) -> Sampling:
+        room = self._engine.context_length - prompt
+        if room < 1:
+            raise InvalidPayload(
+                f"the prompt has {prompt} tokens and this model's context is {self._engine.context_length}; "
+                f"send at most {self._engine.context_length - 1}"
+            )
+        return replace(sampling, max_tokens=min(sampling.max_tokens or max_tokens, room))
+
+    async def _transcribe(self, request: Request, prepared: Sequence[Tensors], units: Units) -> AsyncIterator[Chunk]:
+        texts: list[str] = []
+        segments: list[Mapping[str, Any]] = []
+        compute: float | None = None
+        for inputs in prepared:
+            tokens_iterator: AsyncIterator[Tokens] = self._engine.submit(
+                SequenceRequest(request.id, inputs, Sampling(), request.deadline)
+            )
+            try:
+                async for tokens in tokens_iterator:
+                    texts.append(tokens.text or "")
+                    segments.extend(tokens.segments)
+                    if tokens.compute_seconds is not None:
+                        compute = (compute or 0.0) + tokens.compute_seconds
+            finally:
+                await cast(Any, tokens_iterator).aclose()
+        yield Chunk(Transcript("".join(texts).strip(), tuple(segments)), units, True, compute)
+
+    def close(self) -> None:
+        """Stop the engine."""
+        self._engine.close()
+
+
+def _prepare(processor: Processor, payload: Payload) -> tuple[list[dict[str, Any]], Units]:
+    try:
+        prepared = processor.prepare(payload)
+        return prepared, processor.units(payload, prepared)
+    except MaasdamError:
+        raise
+    except (MemoryError, RecursionError) as error:
+        raise InvalidPayload("the payload is too large to decode; send a smaller one") from error
+
+
+KINDS: dict[type, str] = {
+    ImagePayload: "image-classification",
+    AudioPayload: SPEECH_RECOGNITION,
+    TextPayload: "text-generation",
+}
+DOORS = {
+    "image-classification": "POST /v1/images/classifications",
+    SPEECH_RECOGNITION: "POST /v1/audio/transcriptions",
+    "text-generation": "POST /v1/chat/completions or /v1/completions",
+}
+
+
+def _check_kind(task: str, payload: Payload) -> None:
+    if isinstance(payload, TensorPayload):
+        raise InvalidInput(f"this model takes no raw tensors; use {DOORS.get(task, 'its own route')}")
+    wants = KINDS[type(payload)]
+    if wants != task:
+        use = DOORS.get(task, "POST /v2/models/NAME/infer")
+        raise InvalidInput(f"this model does {task}, not {wants}; use {use}")

@@ -1,0 +1,330 @@
+"""Name -> running copy, following the catalog's desired state. Knows deployments and copies; never payloads or HTTP.
+
+    catalog.revision() changed -> what should run -> load what is missing (in the background)
+                                                  -> drain and close what is not wanted any more
+
+A version that is being replaced keeps answering until its successor is ready; one that fails to load is reported
+with its reason and takes nothing else down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from maasdam.core import Signature, split_name
+from maasdam.errors import MaasdamError, NotFound, NotReady
+from maasdam.serving.replica import Replica
+
+if TYPE_CHECKING:
+    from maasdam.artifacts.catalog import Deployment, Version
+
+log = logging.getLogger("maasdam.serving")
+
+State = Literal["loading", "ready", "failed", "stopping"]
+POLL_SECONDS = 0.25
+"""How often the catalog's revision is read: a change is followed within a second."""
+
+
+class DesiredState(Protocol):
+    """What the router reads of the catalog. Calls block and run in a thread."""
+
+    def revision(self) -> int:
+        """Grows with every change."""
+        ...
+
+    def deployments(self) -> list[Deployment]:
+        """What should run."""
+        ...
+
+    def resolve(self, name: str) -> Version:
+        """NAME, NAME:3 or NAME@alias to a version; raises NotFound."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Copy:
+    """One version and its replicas."""
+
+    version: Version
+    wanted: int = 1
+    """Replicas that should run."""
+    state: State = "loading"
+    reason: str | None = None
+    """Why it failed."""
+    replicas: list[Replica] = field(default_factory=list)
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        """NAME:VERSION."""
+        return f"{self.version.model}:{self.version.version}"
+
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether it is on its way out."""
+        return self.state == "stopping"
+
+    @property
+    def signature(self) -> Signature | None:
+        """What tensors it takes and gives; None for sequence engines and while loading."""
+        return self.replicas[0].signature if self.replicas else None
+
+    def pick(self) -> Replica:
+        """The replica with the fewest requests in flight."""
+        return min(self.replicas, key=lambda replica: replica.in_flight)
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What one deployment asks for: shares of requests by version number, the first being the deployed one."""
+
+    version: int | None
+    """None: nothing to serve, see `reason`."""
+    shares: Mapping[int, float]
+    replicas: int
+    reason: str | None = None
+
+
+Load = Callable[["Version"], Awaitable[Replica]]
+
+
+class Router:
+    """Start with `start`, end with `stop`. All methods run in one event loop."""
+
+    def __init__(
+        self,
+        catalog: DesiredState,
+        load: Load,
+        *,
+        drain_seconds: float = 10.0,
+        poll_seconds: float = POLL_SECONDS,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        """`load` opens and warms up one replica; `draw` gives 0-1 for traffic shares."""
+        self._catalog = catalog
+        self._load = load
+        self._drain_seconds = drain_seconds
+        self._poll_seconds = poll_seconds
+        self._draw = draw
+        self._desired: dict[str, Desired] = {}
+        self._copies: dict[str, list[Copy]] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self._poll: asyncio.Task[None] | None = None
+        self._is_stopping = False
+        self._changed = asyncio.Event()
+
+    async def start(self) -> None:
+        """Read the desired state and follow it from now on. Returns before the replicas are ready."""
+        revision = await asyncio.to_thread(self._catalog.revision)
+        await self.follow()
+        self._poll = asyncio.create_task(self._watch(revision))
+
+    async def stop(self) -> None:
+        """Drain and close every replica."""
+        self._is_stopping = True
+        if self._poll:
+            self._poll.cancel()
+        copies = [copy for many in self._copies.values() for copy in many]
+        self._copies.clear()
+        for copy in copies:
+            if copy.task:
+                copy.task.cancel()
+        await asyncio.gather(*(self._retire(copy.replicas) for copy in copies))
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether everything deployed is up or has failed: nothing is loading."""
+        return not self._is_stopping and all(copy.state != "loading" for copy in self.copies())
+
+    def copies(self) -> Iterable[Copy]:
+        """Every copy, in the order of names."""
+        return [copy for model in sorted(self._copies) for copy in self._copies[model]]
+
+    def models(self) -> Mapping[str, Desired]:
+        """What should be served, by model name."""
+        return dict(sorted(self._desired.items()))
+
+    def serving(self, model: str) -> Copy | None:
+        """The copy that a bare name means now; None when there is none."""
+        desired = self._desired.get(model)
+        copies = self._copies.get(model, [])
+        wanted = next((c for c in copies if desired and c.version.version == desired.version), None)
+        if wanted is not None and wanted.state == "ready":
+            return wanted
+        return next((c for c in copies if c.state == "ready"), wanted)
+
+    def find(self, name: str) -> Copy:
+        """The copy that NAME, NAME:VERSION or NAME@ALIAS means now, ready or not. Raises NotFound."""
+        model, version, alias = split_name(name)
+        if model not in self._desired:
+            known = ", ".join(sorted(self._desired)) or "none; deploy one with: maasdam deploy NAME"
+            raise NotFound(f"no model '{model}' is deployed; deployed models: {known}")
+        copies = self._copies.get(model, [])
+        if version is None and alias is None:
+            copy = self._share(model, copies) or self.serving(model)
+            if copy is None:
+                raise NotReady(f"model '{model}' can't be served: {self._desired[model].reason or 'nothing is loaded'}")
+            return copy
+        for copy in copies:
+            if copy.version.version == version or (alias and alias in copy.version.aliases):
+                return copy
+        have = ", ".join(str(c.version.version) for c in copies) or "none"
+        asked = f"version {version}" if version is not None else f"alias '{alias}'"
+        raise NotFound(f"model '{model}' does not serve {asked}; versions being served: {have}")
+
+    def route(self, name: str) -> tuple[Version, Replica]:
+        """A ready replica for NAME, NAME:VERSION or NAME@ALIAS. Raises NotFound, NotReady."""
+        copy = self.find(name)
+        if copy.state != "ready" or not copy.replicas:
+            if copy.state == "failed":
+                raise NotReady(f"model '{copy.name}' failed to load; GET /admin/models says why")
+            raise NotReady(f"model '{copy.name}' is loading; try again in a second")
+        return copy.version, copy.pick()
+
+    async def settled(self, model: str, seconds: float) -> Copy:
+        """Follow the catalog now and wait until `model` is ready or failed. Raises NotFound, NotReady after `seconds`."""
+        await self.follow()
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    desired = self._desired.get(model)
+                    if desired is None:
+                        raise NotFound(f"no model '{model}' is deployed")
+                    copy = next((c for c in self._copies.get(model, []) if c.version.version == desired.version), None)
+                    if copy is not None and copy.state in ("ready", "failed"):
+                        return copy
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise NotReady(f"model '{model}' is still loading after {seconds:.0f} s; ask for its state later") from None
+
+    async def _watch(self, revision: int) -> None:
+        while True:
+            await asyncio.sleep(self._poll_seconds)
+            try:
+                now = await asyncio.to_thread(self._catalog.revision)
+                if now != revision:
+                    await self.follow()
+                    revision = now
+            except Exception:  # the catalog may be away for a while; what runs goes on running
+                log.exception("can't follow the catalog; trying again")
+
+    async def follow(self) -> None:
+        """Read the desired state now and begin to act on it."""
+        desired, versions = await asyncio.to_thread(self._read)
+        self._desired = desired
+        for model, want in desired.items():
+            copies = self._copies.setdefault(model, [])
+            for number in want.shares:
+                copy = next((c for c in copies if c.version.version == number), None)
+                if copy is not None:
+                    copy.version, copy.wanted = versions[model, number], want.replicas
+                if copy is None or copy.state == "failed":
+                    if copy is not None:
+                        copies.remove(copy)
+                    copy = Copy(versions[model, number], want.replicas)
+                    copies.append(copy)
+                self._tend(copy)
+        self._tidy()
+
+    def _read(self) -> tuple[dict[str, Desired], dict[tuple[str, int], Version]]:
+        """Blocking: the desired state, with every name resolved."""
+        desired: dict[str, Desired] = {}
+        versions: dict[tuple[str, int], Version] = {}
+        for deployment in self._catalog.deployments():
+            model = deployment.model
+            try:
+                pinned = model if deployment.version is None else f"{model}:{deployment.version}"
+                primary = self._catalog.resolve(pinned)
+                shares = {primary.version: 0.0}
+                versions[model, primary.version] = primary
+                for other, percent in (deployment.traffic or {}).items():
+                    version = self._catalog.resolve(f"{model}:{int(other)}")
+                    versions[model, version.version] = version
+                    shares[version.version] = float(percent) / 100
+                rest = 1.0 - sum(share for number, share in shares.items() if number != primary.version)
+                shares[primary.version] = max(rest, 0.0)
+                desired[model] = Desired(primary.version, shares, deployment.replicas)
+            except MaasdamError as error:
+                desired[model] = Desired(None, {}, deployment.replicas, str(error))
+        return desired, versions
+
+    def _share(self, model: str, copies: list[Copy]) -> Copy | None:
+        """The copy that a request without a version goes to, where traffic is shared among several."""
+        shares = self._desired[model].shares
+        ready = [c for c in copies if c.state == "ready" and shares.get(c.version.version)]
+        if len(ready) < 2:
+            return None
+        point = self._draw() * sum(shares[c.version.version] for c in ready)
+        for copy in ready:
+            point -= shares[copy.version.version]
+            if point <= 0:
+                return copy
+        return ready[-1]
+
+    def _tend(self, copy: Copy) -> None:
+        """Have as many replicas as wanted."""
+        while len(copy.replicas) > copy.wanted:
+            self._spawn(self._retire([copy.replicas.pop()]))
+        if len(copy.replicas) < copy.wanted and copy.task is None and not self._is_stopping:
+            copy.task = asyncio.create_task(self._bring_up(copy))
+
+    async def _bring_up(self, copy: Copy) -> None:
+        try:
+            while len(copy.replicas) < copy.wanted and not copy.is_unwanted:
+                replica = await self._load(copy.version)
+                if copy.is_unwanted:
+                    self._spawn(self._retire([replica]))
+                    return
+                copy.replicas.append(replica)
+                if copy.state == "loading":
+                    log.info("model %s is ready", copy.name)
+                    copy.state = "ready"
+                    self._tidy()
+        except Exception as error:
+            log.error("model %s failed to load: %s", copy.name, error, exc_info=not isinstance(error, MaasdamError))
+            if not copy.replicas:
+                copy.state = "failed"
+            copy.reason = f"{type(error).__name__}: {error}"
+        finally:
+            copy.task = None
+            self._changed.set()
+
+    def _tidy(self) -> None:
+        """Drain what is not wanted any more, unless it stands in for a successor that is not ready."""
+        for model, copies in list(self._copies.items()):
+            want = self._desired.get(model)
+            numbers = want.shares if want else {}
+            successor = any(c.version.version in numbers and c.state == "ready" for c in copies)
+            for copy in list(copies):
+                if copy.version.version in numbers or (want and not successor and copy.state == "ready"):
+                    continue
+                copies.remove(copy)
+                copy.state = "stopping"
+                self._spawn(self._retire(copy.replicas))
+            if not copies and not want:
+                del self._copies[model]
+        self._changed.set()
+
+    async def _retire(self, replicas: list[Replica]) -> None:
+        """Wait for requests in flight, then close."""
+        waited = 0.0
+        while any(replica.in_flight for replica in replicas) and waited < self._drain_seconds:
+            await asyncio.sleep(0.02)
+            waited += 0.02
+        for replica in replicas:
+            try:
+                await asyncio.to_thread(replica.close)
+            except Exception:
+                log.exception("a replica failed to close")
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)

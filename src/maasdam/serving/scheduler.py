@@ -1,0 +1,278 @@
+"""Turn requests into batches. Knows shapes, rows and time; never models, HTTP or money.
+
+    submit -> queue (bounded; full answers at once) -> take (oldest first, same shape, not expired) -> engine -> split
+
+There is no fixed delay: an engine thread that becomes free takes what is queued. A batch that fails is run again
+item by item, so that a bad item fails only its sender. The loop outlives any batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from maasdam.core import Tensors
+from maasdam.errors import DeadlineExceeded, EngineFailure, MaasdamError, NotReady, Overloaded
+from maasdam.serving.compute import ComputeClock
+from maasdam.serving.pace import Pace
+
+if TYPE_CHECKING:
+    from maasdam.core import type_array
+
+log = logging.getLogger("maasdam.serving")
+
+Run = Callable[[Tensors], Mapping[str, "type_array"]]
+Shape = tuple[Any, ...]
+TOO_LATE = "the request waited past its deadline; try again when the service is less busy"
+CLOSING = "this model is being taken down; send the request again"
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What became of one item: its own rows of the outputs and its share of the engine's CPU-seconds."""
+
+    outputs: dict[str, type_array]
+    compute_seconds: float
+    batch_rows: int
+
+
+class _Item:
+    __slots__ = ("deadline", "future", "number", "rows", "shape", "tensors")
+
+    def __init__(self, tensors: Tensors, rows: int, shape: Shape, deadline: float | None, future: asyncio.Future[Ran]) -> None:
+        self.tensors = tensors
+        self.rows = rows
+        self.shape = shape
+        self.deadline = deadline
+        self.future = future
+        self.number = 0
+
+
+Outcome = tuple[_Item, "Ran | BaseException"]
+
+
+class Scheduler:
+    """One queue in front of one engine. `run` is awaited in the event loop; batches run in threads of its own."""
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        queue_size: int,
+        batches: bool = True,
+        threads: int = 1,
+        compute: ComputeClock | None = None,
+        pace: Pace | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> None:
+        """`batches`: the first axis of every input and output is the batch. `on_batch` is told each batch's rows."""
+        self._engine = run
+        self._queue_size = queue_size
+        self._batches = batches
+        self._compute = compute or ComputeClock()
+        self._clock = clock
+        self._on_batch = on_batch
+        self._pace = pace or Pace()
+        self._ready = threading.Condition()
+        self._queues: dict[Shape, deque[_Item]] = {}
+        self._waiting = 0
+        self._number = 0
+        self._is_closed = False
+        self._threads = [threading.Thread(target=self._work, name=f"engine-{i}", daemon=True) for i in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Items queued and not yet taken."""
+        return self._waiting
+
+    @property
+    def cap(self) -> int:
+        """Rows that the next batch may hold."""
+        return self._pace.cap if self._batches else 1
+
+    async def run(self, tensors: Tensors, deadline: float | None = None) -> Ran:
+        """Run one item. Raises Overloaded when the queue is full, DeadlineExceeded, EngineFailure.
+
+        Cancelling takes the item out of the queue; a batch that already runs is not interrupted.
+        """
+        item = self._enqueue(tensors, deadline)
+        try:
+            return await item.future
+        except asyncio.CancelledError:
+            self._discard(item)
+            raise
+
+    def close(self) -> None:
+        """Fail what is queued with NotReady and end the threads once their batch is done."""
+        with self._ready:
+            self._is_closed = True
+            left = [item for queue in self._queues.values() for item in queue]
+            self._queues.clear()
+            self._waiting = 0
+            self._ready.notify_all()
+        self._deliver([(item, NotReady(CLOSING)) for item in left])
+        current = threading.current_thread()
+        for thread in self._threads:
+            if thread is not current:
+                thread.join(timeout=30)
+
+    def _enqueue(self, tensors: Tensors, deadline: float | None) -> _Item:
+        shape = tuple((name, array.dtype.str, array.shape[1:]) for name, array in tensors.items())
+        rows = next(iter(tensors.values())).shape[0] if self._batches else 1
+        item = _Item(tensors, rows, shape, deadline, asyncio.get_running_loop().create_future())
+        with self._ready:
+            if self._is_closed:
+                raise NotReady(CLOSING)
+            if self._waiting >= self._queue_size:
+                raise Overloaded(f"{self._waiting} requests are already waiting for this model; try again in a second")
+            self._number += 1
+            item.number = self._number
+            self._queues.setdefault(shape, deque()).append(item)
+            self._waiting += 1
+            self._ready.notify()
+        return item
+
+    def _discard(self, item: _Item) -> None:
+        with self._ready:
+            queue = self._queues.get(item.shape)
+            if queue is None or item not in queue:
+                return
+            queue.remove(item)
+            self._waiting -= 1
+            if not queue:
+                del self._queues[item.shape]
+
+    def _work(self) -> None:
+        while True:
+            batch, expired = self._take()
+            if expired:
+                self._deliver([(item, DeadlineExceeded(TOO_LATE)) for item in expired])
+            if batch:
+                try:
+                    outcomes = self._run_batch(batch)
+                except BaseException as error:  # whatever it is, the callers must hear of it and the loop go on
+                    log.exception("a batch broke outside the engine")
+                    outcomes = [(item, _failure(error)) for item in batch]
+                self._deliver(outcomes)
+            elif not expired:
+                return
+
+    def _take(self) -> tuple[list[_Item], list[_Item]]:
+        """The next batch, and items whose deadline has passed. Both empty: closed."""
+        with self._ready:
+            while True:
+                while not self._queues:
+                    if self._is_closed:
+                        return [], []
+                    self._ready.wait()
+                batch, expired = self._pop()
+                if batch or expired:  # else all were cancelled in this very moment
+                    return batch, expired
+
+    def _pop(self) -> tuple[list[_Item], list[_Item]]:
+        queue = min(self._queues.values(), key=lambda waiting: waiting[0].number)
+        shape = queue[0].shape
+        batch: list[_Item] = []
+        expired: list[_Item] = []
+        now = self._clock()
+        cap, rows = self.cap, 0
+        while queue and (not batch or rows + queue[0].rows <= cap):
+            item = queue.popleft()
+            self._waiting -= 1
+            if item.deadline is not None and item.deadline <= now:
+                expired.append(item)
+            elif not item.future.cancelled():
+                batch.append(item)
+                rows += item.rows
+        if not queue:
+            del self._queues[shape]
+        return batch, expired
+
+    def _run_batch(self, batch: list[_Item]) -> list[Outcome]:
+        if len(batch) == 1:
+            return [(batch[0], self._run_one(batch[0]))]
+        rows = sum(item.rows for item in batch)
+        joined = {name: np.concatenate([item.tensors[name] for item in batch]) for name in batch[0].tensors}
+        try:
+            outputs, wall, seconds = self._timed(joined)
+        except Exception as error:
+            log.warning("a batch of %d failed (%s); running its items one by one", len(batch), error)
+            return [(item, self._run_one(item)) for item in batch]
+        if any(array.ndim == 0 or array.shape[0] != rows for array in outputs.values()):
+            log.warning("outputs do not have the batch as first axis; this model is not batched from now on")
+            self._batches = False
+            return [(item, self._run_one(item)) for item in batch]
+        with self._ready:
+            self._pace.learn(rows, wall)
+        if self._on_batch:
+            self._on_batch(rows)
+        results: list[Outcome] = []
+        start = 0
+        for item in batch:
+            end = start + item.rows
+            own = {name: array[start:end] for name, array in outputs.items()}
+            results.append((item, Ran(own, seconds * item.rows / rows, rows)))
+            start = end
+        return results
+
+    def _run_one(self, item: _Item) -> Ran | BaseException:
+        if item.deadline is not None and item.deadline <= self._clock():
+            return DeadlineExceeded(TOO_LATE)
+        try:
+            outputs, wall, seconds = self._timed(item.tensors)
+        except Exception as error:
+            return _failure(error)
+        with self._ready:
+            self._pace.learn(item.rows, wall)
+        if self._on_batch:
+            self._on_batch(item.rows)
+        return Ran(outputs, seconds, item.rows)
+
+    def _timed(self, tensors: Tensors) -> tuple[dict[str, type_array], float, float]:
+        """Outputs, wall seconds, CPU-seconds."""
+        span = self._compute.start()
+        began = time.perf_counter()
+        try:
+            outputs = dict(self._engine(tensors))
+        finally:
+            wall = time.perf_counter() - began
+            seconds = self._compute.stop(span)
+        return outputs, wall, seconds
+
+    def _deliver(self, outcomes: list[Outcome]) -> None:
+        """Hand results to their event loops, one call a loop."""
+        loops = {item.future.get_loop() for item, _ in outcomes}
+        for loop in loops:
+            try:
+                loop.call_soon_threadsafe(_settle, [o for o in outcomes if o[0].future.get_loop() is loop])
+            except RuntimeError:  # that loop is closed: nobody waits any more
+                continue
+
+
+def _settle(outcomes: list[Outcome]) -> None:
+    for item, outcome in outcomes:
+        if item.future.done():
+            continue
+        if isinstance(outcome, Ran):
+            item.future.set_result(outcome)
+        else:
+            item.future.set_exception(outcome)
+
+
+def _failure(error: BaseException) -> BaseException:
+    if isinstance(error, MaasdamError):
+        return error
+    failure = EngineFailure(f"the engine failed: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure

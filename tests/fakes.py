@@ -1,0 +1,174 @@
+"""Fakes at the seams: engines with settable delay and failure, processors, a catalog and a ledger in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+
+from maasdam.core import (
+    Answer,
+    AudioPayload,
+    Classification,
+    ImagePayload,
+    Label,
+    Payload,
+    SequenceRequest,
+    Signature,
+    Tensors,
+    TensorSpec,
+    TextPayload,
+    Tokens,
+    Transcript,
+    Units,
+)
+from maasdam.errors import InvalidPayload
+
+DOUBLES = Signature((TensorSpec("x", "float32", (None, 2)),), (TensorSpec("y", "float32", (None, 2)),))
+
+
+class FakeEngine:
+    """Doubles its only input. `delay` in seconds a batch; `fails(batch)` true makes it raise."""
+
+    def __init__(
+        self, delay: float = 0.0, fails: Callable[[Tensors], bool] = lambda batch: False, signature: Signature = DOUBLES
+    ) -> None:
+        self.signature = signature
+        self.delay = delay
+        self.fails = fails
+        self.batches: list[int] = []
+        self.is_closed = False
+        self.gate = threading.Event()
+        """Clear it to hold every batch."""
+        self.gate.set()
+
+    def run(self, batch: Tensors) -> dict[str, Any]:
+        self.gate.wait(30)
+        if self.delay:
+            time.sleep(self.delay)
+        first = next(iter(batch.values()))
+        self.batches.append(first.shape[0])
+        if self.fails(batch):
+            raise RuntimeError("the fake engine was told to fail")
+        return {spec.name: first * 2 for spec in self.signature.outputs}
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class FakeSequenceEngine:
+    """Says the prompt's token ids back, plus one each; `delay` in seconds a token."""
+
+    context_length = 64
+
+    def __init__(self, delay: float = 0.0, fails_after: int | None = None) -> None:
+        self.delay = delay
+        self.fails_after = fails_after
+        self.cancelled: list[str] = []
+        self.is_closed = False
+
+    async def submit(self, request: SequenceRequest) -> AsyncIterator[Tokens]:
+        done = False
+        try:
+            limit = request.sampling.max_tokens or 8
+            for i in range(limit):
+                await asyncio.sleep(self.delay)
+                if i == self.fails_after:
+                    raise RuntimeError("the fake engine was told to fail")
+                done = i == limit - 1
+                yield Tokens(
+                    (97 + i % 26,), finish_reason="length" if done else None, compute_seconds=0.001 * (i + 1) if done else None
+                )
+        finally:
+            if not done:
+                self.cancelled.append(request.id)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class FakeTextStream:
+    """Characters by code; ends at a stop string."""
+
+    def __init__(self, stop: tuple[str, ...]) -> None:
+        self._stop = stop
+        self._text = ""
+        self.is_stopped = False
+
+    def feed(self, token_ids: Sequence[int]) -> str:
+        piece = "".join(chr(token) for token in token_ids)
+        self._text += piece
+        if any(stop in self._text for stop in self._stop):
+            self.is_stopped = True
+            return ""
+        return piece
+
+    def finish(self) -> str:
+        return ""
+
+
+class FakeProcessor:
+    """Images and recordings whose bytes are b"bad" are refused; others become their first two bytes."""
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+
+    def prepare(self, payload: Payload) -> list[dict[str, Any]]:
+        if isinstance(payload, ImagePayload | AudioPayload):
+            if payload.data == b"bad" or not payload.data:
+                raise InvalidPayload("these bytes are not an image; send PNG or JPEG")
+            return [{"x": np.frombuffer(payload.data[:2], np.uint8).astype(np.float32).reshape(1, 2)}]
+        assert isinstance(payload, TextPayload)
+        if payload.token_ids is not None:
+            ids = list(payload.token_ids)
+        else:
+            text = payload.prompt if payload.prompt is not None else "".join(m["content"] for m in payload.messages or ())
+            ids = list(text.encode())
+        return [{"input_ids": np.array([ids], np.int64)}]
+
+    def finish(self, outputs: Sequence[Tensors], payload: Payload) -> Answer:
+        row = outputs[0]["y"][0]
+        if isinstance(payload, AudioPayload):
+            return Transcript(" ".join(str(int(v)) for v in row))
+        order = np.argsort(-row)[: payload.top_k if isinstance(payload, ImagePayload) else 1]
+        return Classification(tuple(Label(f"label{i}", int(i), float(row[i])) for i in order))
+
+    def units(self, payload: Payload, prepared: Sequence[Tensors]) -> Units:
+        if isinstance(payload, TextPayload):
+            return Units(prompt_tokens=prepared[0]["input_ids"].shape[-1])
+        return Units(audio_seconds=1.5 if isinstance(payload, AudioPayload) else None)
+
+    def stream(self, stop: tuple[str, ...]) -> FakeTextStream:
+        return FakeTextStream(stop)
+
+
+class FakeLedger:
+    """Rows in a list; `delay` seconds until one is durable."""
+
+    def __init__(self, delay: float = 0.0) -> None:
+        self.rows: list[Any] = []
+        self.delay = delay
+
+    def record(self, entry: Any) -> Future[None]:
+        self.rows.append(entry)
+        future: Future[None] = Future()
+        if self.delay:
+            threading.Timer(self.delay, future.set_result, (None,)).start()
+        else:
+            future.set_result(None)
+        return future
+
+    def usage(self, by: str, since: Any) -> list[Mapping[str, Any]]:
+        return []
+
+
+class FakeEnergy:
+    """Two watts a core."""
+
+    def joules(self, compute_seconds: float | None, wall: float) -> tuple[float | None, str]:
+        return (None, "not measured") if compute_seconds is None else (compute_seconds * 2, "estimate: fake")
