@@ -20,16 +20,19 @@ from maasdam.core import (
     Example,
     ImagePayload,
     Payload,
+    Progress,
+    Signature,
     TensorPayload,
     TextPayload,
 )
-from maasdam.errors import InvalidInput
+from maasdam.errors import InvalidInput, Unsupported
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3"})
+FREE_AXIS = 64
 KEPT_BYTES = 1 << 30
 """How many bytes of prepared tensors are held at once."""
 
@@ -120,6 +123,81 @@ class Preparer:
         except InvalidInput as error:
             raise type(error)(f"example '{name}': {error}") from error
         return prepared
+
+    def takes(self, inputs: Sequence[Inputs]) -> bool:
+        """Whether inputs prepared for another artifact fit this one's signature."""
+        if self._signature is None:
+            return True
+        try:
+            for tensors in inputs:
+                self._signature.check(tensors)
+        except InvalidInput:
+            return False
+        return True
+
+
+class PreparedExamples:
+    """Examples with their tensors, prepared once for all engines that take the same, within `KEPT_BYTES`.
+
+    What does not fit is prepared anew each time it is asked for.
+    """
+
+    def __init__(self, examples: Sequence[Example], kept_bytes: int = KEPT_BYTES) -> None:
+        self.examples = tuple(examples)
+        self._left = kept_bytes
+        self._kept: dict[int, list[Inputs]] = {}
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def of(self, index: int, prepare: Preparer) -> list[Inputs]:
+        """Example `index` as inputs for the artifact of `prepare`. Raises InvalidInput naming the example."""
+        kept = self._kept.get(index)
+        if kept is not None and prepare.takes(kept):
+            return kept
+        example = self.examples[index]
+        inputs = prepare(example.name, example.payload)
+        size = sum(array.nbytes for tensors in inputs for array in tensors.values())
+        if kept is None and size <= self._left:
+            self._kept[index] = inputs
+            self._left -= size
+        return inputs
+
+    def prepare_all(self, prepare: Preparer, progress: Progress) -> None:
+        """Prepare every example, so that one that can't be read is found before any work."""
+        for index in range(len(self.examples)):
+            progress("read the data", index, len(self.examples))
+            self.of(index, prepare)
+        progress("read the data", len(self.examples), len(self.examples))
+
+
+def made_up_inputs(signature: Signature, count: int = 8, batch: int = 1) -> list[Inputs]:
+    """Random inputs of the signature's names, dtypes and shapes, seeds 0 to count - 1, for where no data is given.
+
+    Floats are standard normal, or uniform in the value range where it is known; masks are ones; other integers 0 or 1.
+    A dynamic axis other than the batch has size 64.
+    """
+    import numpy as np
+
+    made = []
+    for seed in range(count):
+        random_numbers = np.random.default_rng(seed)
+        tensors: Inputs = {}
+        for spec in signature.inputs:
+            shape = [(batch if axis == 0 else FREE_AXIS) if size is None else size for axis, size in enumerate(spec.shape)]
+            if spec.dtype == "object":
+                raise Unsupported(f"input '{spec.name}' takes strings: name examples with --data")
+            if "mask" in spec.name:
+                values = np.ones(shape)
+            elif np.dtype(spec.dtype).kind != "f":
+                values = random_numbers.integers(0, 2, shape)
+            elif spec.value_range:
+                values = random_numbers.uniform(*spec.value_range, shape)
+            else:
+                values = random_numbers.standard_normal(shape)
+            tensors[spec.name] = np.asarray(values, spec.dtype)
+        made.append(tensors)
+    return made
 
 
 def check_disjoint(train: Sequence[Example], data: Sequence[Example]) -> None:

@@ -1,0 +1,124 @@
+"""What is compared in a verification: an opened artifact that answers examples and can be timed.
+
+Knows tensor engines and processors. Refuses to know limits and which of the subjects is the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from maasdam.core import Answer, Artifact, Classification, Example, TensorEngine, Tensors, Transcript
+from maasdam.pipeline.examples import Inputs, PreparedExamples, Preparer, made_up_inputs
+from maasdam.pipeline.parity import flat
+
+if TYPE_CHECKING:
+    from maasdam.core import type_array
+
+TIMED_INPUTS = 16
+"""Different examples that latency is measured on."""
+BATCH = 8
+"""Rows per run where throughput is measured, if the batch is dynamic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a subject gave for one example. `answer` is None where the output is no number or there is no task."""
+
+    outputs: tuple[Tensors, ...]
+    answer: Answer | None
+
+
+class TensorSubject:
+    """A tensor engine with its artifact's processor, over one set of examples (made-up inputs where there is none)."""
+
+    def __init__(self, artifact: Artifact, engine: TensorEngine, examples: PreparedExamples) -> None:
+        self.artifact = artifact
+        self.engine = engine
+        self._examples = examples
+        self._prepare = Preparer(artifact)
+        self._made_up = [] if len(examples) else made_up_inputs(engine.signature)
+        self._timed = self._timed_inputs()
+        self._batch = _stacked(self._timed[0][0], self.engine) if self._timed else {}
+
+    def __len__(self) -> int:
+        return len(self._examples) or len(self._made_up)
+
+    def observe(self, index: int) -> Observed:
+        """Outputs and answer for example `index`."""
+        inputs = self._inputs(index)
+        outputs = tuple(self.engine.run(tensors) for tensors in inputs)
+        answer: Answer | None = None
+        if len(self._examples) and self._prepare.processor is not None and np.isfinite(flat(outputs)).all():
+            answer = self._prepare.processor.finish(outputs, self._examples.examples[index].payload)
+        return Observed(outputs, answer)
+
+    def run_one(self, number: int) -> None:
+        """One example, prepared beforehand: what latency is the latency of."""
+        for tensors in self._timed[number % len(self._timed)]:
+            self.engine.run(tensors)
+
+    def run_batch(self, number: int) -> None:
+        """`batch_rows` copies of one example in one run."""
+        self.engine.run(self._batch)
+
+    @property
+    def batch_rows(self) -> int:
+        """How many examples `run_batch` runs."""
+        return len(next(iter(self._batch.values()))) if self._batch else 1
+
+    @property
+    def inputs_to_load(self) -> list[Inputs]:
+        """A few inputs, for measuring memory."""
+        return [inputs[0] for inputs in self._timed]
+
+    def close(self) -> None:
+        """Close the engine."""
+        self.engine.close()
+
+    def _inputs(self, index: int) -> Sequence[Inputs]:
+        return self._examples.of(index, self._prepare) if len(self._examples) else [self._made_up[index]]
+
+    def _timed_inputs(self) -> list[Sequence[Inputs]]:
+        step = max(1, len(self) // TIMED_INPUTS)
+        return [self._inputs(index) for index in range(0, len(self), step)][:TIMED_INPUTS]
+
+
+def agree(one: Observed, other: Observed) -> bool | None:
+    """Whether both answer the same: top class, transcript, or the largest element along the last axis; None: can't be said."""
+    if isinstance(one.answer, Classification) and isinstance(other.answer, Classification):
+        return one.answer.labels[0].label_id == other.answer.labels[0].label_id
+    if isinstance(one.answer, Transcript) and isinstance(other.answer, Transcript):
+        return one.answer.text == other.answer.text
+    pairs = list(zip(one.outputs, other.outputs, strict=True))
+    firsts = [(next(iter(a.values())), next(iter(b.values()))) for a, b in pairs]
+    if not firsts or any(a.shape != b.shape or a.ndim < 2 or a.shape[-1] < 2 for a, b in firsts):
+        return None
+    return all(bool((a.argmax(-1) == b.argmax(-1)).all()) for a, b in firsts)
+
+
+def shown(answer: Answer | None) -> Any:
+    """An answer as the report's samples hold it: the top label, the transcript; None for raw tensors."""
+    if isinstance(answer, Classification):
+        return answer.labels[0].label
+    if isinstance(answer, Transcript):
+        return answer.text
+    return None
+
+
+def truth_shown(example: Example, labels: Mapping[int, str] | None) -> Any:
+    """What is right, in the same words as the answers."""
+    if isinstance(example.truth, int) and labels:
+        return labels.get(example.truth, example.truth)
+    return example.truth
+
+
+def _stacked(tensors: Inputs, engine: TensorEngine) -> Inputs:
+    """Copies of one row as one batch, where every input's batch is dynamic and the row is a row."""
+    specs = {s.name: s for s in engine.signature.inputs}
+    if any(not specs[n].shape or specs[n].shape[0] is not None or len(a) != 1 for n, a in tensors.items()):
+        return tensors
+    return {name: cast("type_array", np.repeat(array, BATCH, axis=0)) for name, array in tensors.items()}

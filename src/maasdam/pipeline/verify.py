@@ -1,0 +1,383 @@
+"""Measure a build against its source. It judges, never edits.
+
+Knows which measurement belongs in which column. Refuses to choose limits, and to fill in what it could not measure.
+
+    candidate, references (the source at float32 on ONNX Runtime and on OpenVINO), source on its own engine
+      --take turns--> latency, throughput   (the faster reference is the reference)
+      --every example--> answers, metric, parity   --child processes--> memory   --limits--> Report
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from maasdam.core import Artifact, Example, Progress, Score, silent
+from maasdam.errors import EngineFailure, InvalidInput, MaasdamError, VerificationFailed
+from maasdam.pipeline.examples import PreparedExamples, labels_of
+from maasdam.pipeline.footprint import footprint_bytes
+from maasdam.pipeline.measure import Timing, take_turns
+from maasdam.pipeline.parity import Parity
+from maasdam.pipeline.recipe import Limits
+from maasdam.pipeline.report import Column, Report, drop_of, judge
+from maasdam.pipeline.run_recipe import installed_version, processor_name
+from maasdam.pipeline.subjects import Observed, TensorSubject, agree, shown, truth_shown
+
+LATENCY_SECONDS = 10.0
+THROUGHPUT_SECONDS = 5.0
+SOURCE_SECONDS = 45.0
+"""How long the source's own engine may take over the examples; it is scored on as many as fit."""
+SLOWER = 0.97
+"""A speedup below this is called slower in the notes."""
+LIBRARIES = ("openvino", "openvino_genai", "onnxruntime", "nncf", "torch", "transformers", "tensorflow_cpu", "numpy")
+
+Joules = Callable[[float, float], tuple[float | None, str]]
+"""(processor seconds, seconds) -> (joules or None, the method or why not)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """How to measure, and what the report should say of how the candidate came about."""
+
+    threads: int = 0
+    device: str = "cpu"
+    joules: Joules = lambda cpu_seconds, seconds: (None, "not measured: no energy meter was given")
+    progress: Progress = silent
+    notes: tuple[str, ...] = ()
+    calibration: Mapping[str, Any] | None = None
+    optimization: Sequence[Mapping[str, Any]] = ()
+    latency_seconds: float = LATENCY_SECONDS
+    throughput_seconds: float = THROUGHPUT_SECONDS
+    measures_memory: bool = True
+
+    @property
+    def threads_used(self) -> int:
+        """Engine threads in force."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+
+def verify(
+    candidate: Artifact,
+    references: Sequence[Artifact],
+    source: Artifact,
+    examples: PreparedExamples | Sequence[Example],
+    limits: Limits,
+    conditions: Conditions | None = None,
+) -> Report:
+    """Measure `candidate` against the faster of `references`, with `source` on its own engine beside them.
+
+    Without examples there is no metric: parity on made-up inputs decides, and the report says so. Raises
+    VerificationFailed where the candidate or every reference can't be run at all.
+    """
+    how = conditions or Conditions()
+    prepared = examples if isinstance(examples, PreparedExamples) else PreparedExamples(examples)
+    if candidate.signature is None:
+        from maasdam.pipeline.verify_text import verify_text
+
+        return verify_text(candidate, references, source, prepared, limits, how)
+    return _Tensors(candidate, references, source, prepared, how).report(limits)
+
+
+@dataclass(slots=True)
+class _Tensors:
+    """One verification of a tensor engine, while it runs."""
+
+    candidate: Artifact
+    references: Sequence[Artifact]
+    source: Artifact
+    examples: PreparedExamples
+    how: Conditions
+    notes: list[str] = field(default_factory=list)
+
+    def report(self, limits: Limits) -> Report:
+        threads = int(self.candidate.settings.get("threads") or self.how.threads_used)
+        subjects = self._open_all(threads)
+        try:
+            times = self._latency(subjects)
+            faster = min((n for n in subjects if n.startswith("reference")), key=lambda n: times[n].p50)
+            for name in [n for n in subjects if n.startswith("reference") and n != faster]:
+                other = subjects.pop(name)
+                took = times.pop(name)
+                self.notes.append(f"the reference on {other.artifact.engine} took {took.p50 * 1000:.3g} ms (median): the slower one")
+                _close(other, subjects)
+            subjects["reference"], times["reference"] = subjects.pop(faster), times.pop(faster)
+            batches = self._throughput(subjects)
+            answers = self._answer(subjects)
+            precisions = self._precisions(subjects["candidate"])
+        finally:
+            for subject in {id(s): s for s in subjects.values()}.values():
+                subject.close()
+        memory = self._memory(subjects, threads)
+        columns = {
+            name: self._column(subject, times[name], batches[name], memory.get(subject.artifact.digest), answers.scores.get(name))
+            for name, subject in subjects.items()
+        }
+        return self._judged(limits, columns, answers, precisions, threads)
+
+    def _open_all(self, threads: int) -> dict[str, TensorSubject]:
+        """The subjects by name; the same artifact with the same settings is opened once."""
+        from maasdam.engines import open_engine
+
+        opened: dict[tuple[str, str], TensorSubject] = {}
+        subjects: dict[str, TensorSubject] = {}
+        wanted = {"candidate": self.candidate}
+        wanted |= {f"reference on {r.engine}": r for r in self.references}
+        wanted |= {"source": self.source}
+        for name, artifact in wanted.items():
+            self.how.progress(f"open the {name}")
+            key = (artifact.digest, artifact.engine)
+            try:
+                if key not in opened:
+                    engine: Any = open_engine(artifact, device=self.how.device, threads=threads)
+                    subject = TensorSubject(artifact, engine, self.examples)
+                    subject.run_one(0)
+                    opened[key] = subject
+                subjects[name] = opened[key]
+            except InvalidInput:
+                raise  # an example is no good: that is the caller's, whoever reads it
+            except MaasdamError as error:
+                if name == "candidate":
+                    raise VerificationFailed(f"the candidate does not run on {artifact.engine}: {error}") from error
+                self.notes.append(f"{name} was not measured: {error}")
+        if not any(n.startswith("reference") for n in subjects):
+            if "source" not in subjects:
+                raise VerificationFailed("neither the reference nor the source runs here: " + "; ".join(self.notes))
+            subjects["reference"] = subjects["source"]
+            self.notes.append(f"the reference is the source on its own engine ({self.source.engine}): it runs on no other here")
+        return subjects
+
+    def _latency(self, subjects: Mapping[str, TensorSubject]) -> dict[str, Timing]:
+        return _shared(
+            subjects,
+            lambda s: s.run_one,
+            self.how.latency_seconds,
+            (20, 300),
+            lambda done, total: self.how.progress("latency", done, total),
+        )
+
+    def _throughput(self, subjects: Mapping[str, TensorSubject]) -> dict[str, Timing]:
+        return _shared(
+            subjects,
+            lambda s: s.run_batch,
+            self.how.throughput_seconds,
+            (5, 100),
+            lambda done, total: self.how.progress("throughput", done, total),
+        )
+
+    def _answer(self, subjects: Mapping[str, TensorSubject]) -> _Answers:
+        """Every example through the candidate and the reference, and as many as time allows through the source."""
+        import time
+
+        answers = _Answers(self.examples.examples, self.candidate.task, labels_of(self.source.path))
+        count, source_until = len(subjects["candidate"]), time.monotonic() + SOURCE_SECONDS
+        for index in range(count):
+            self.how.progress("score", index, count)
+            seen: dict[int, Observed] = {}
+            for name, subject in subjects.items():
+                if name == "source" and time.monotonic() > source_until and id(subject) not in seen:
+                    continue
+                try:
+                    if id(subject) not in seen:
+                        seen[id(subject)] = subject.observe(index)
+                except EngineFailure as error:
+                    if name != "candidate":
+                        raise
+                    seen[id(subject)] = Observed((), None)
+                    answers.broke(index, error)
+                answers.observed[name].append(seen[id(subject)])
+            answers.compare(index)
+        self.how.progress("score", count, count)
+        answers.score()
+        return answers
+
+    def _precisions(self, candidate: TensorSubject) -> dict[str, int]:
+        known = getattr(candidate.engine, "precisions", None)
+        return dict(known()) if known is not None else {}
+
+    def _memory(self, subjects: Mapping[str, TensorSubject], threads: int) -> dict[str, int | None]:
+        found: dict[str, int | None] = {}
+        if not self.how.measures_memory:
+            self.notes.append("memory was not measured: it was switched off")
+            return found
+        for subject in subjects.values():
+            digest = subject.artifact.digest
+            if digest not in found:
+                self.how.progress(f"memory of {subject.artifact.engine}")
+                found[digest], why = footprint_bytes(subject.artifact, subject.inputs_to_load, threads, self.how.device)
+                self.notes += [why] if why else []
+        return found
+
+    def _column(
+        self, subject: TensorSubject, times: Timing, batches: Timing, memory: int | None, score: Score | None
+    ) -> Column:
+        rows = subject.batch_rows * len(batches.seconds)
+        joules, _ = self.how.joules(batches.cpu_seconds, sum(batches.seconds))
+        return Column(
+            engine=subject.artifact.engine,
+            digest=subject.artifact.digest,
+            size_bytes=subject.artifact.size_bytes,
+            latency_ms=tuple(round(s * 1000, 4) for s in times.seconds),
+            p50=times.p50 * 1000,
+            p99=times.p99 * 1000,
+            throughput=subject.batch_rows / batches.p50,
+            joules=None if joules is None else joules / rows,
+            memory_bytes=memory,
+            accuracy=None if score is None else score.value,
+            extra={} if score is None else score.extra,
+        )
+
+    def _judged(
+        self, limits: Limits, columns: Mapping[str, Column], answers: _Answers, precisions: Mapping[str, int], threads: int
+    ) -> Report:
+        candidate, reference = columns["candidate"], columns["reference"]
+        metric = answers.metric
+        report = Report(
+            candidate=candidate,
+            reference=reference,
+            source=columns.get("source"),
+            parity=answers.parity.to_json(),
+            metric=metric,
+            drop=drop_of(metric, reference.accuracy, candidate.accuracy) if metric else None,
+            examples=answers.scored,
+            unit="items/s",
+            energy_method=self.how.joules(0.0, 0.0)[1],
+            notes=(*self.how.notes, *self.notes, *answers.notes),
+            why_no_accuracy=answers.why_not,
+            precisions=precisions,
+            calibration=self.how.calibration,
+            optimization=self.how.optimization,
+            samples=answers.samples(),
+            limits=limits,
+            conditions=circumstances(self.how, threads)
+            | {"latency_of": "one example at batch 1, prepared beforehand", "throughput_batch": BATCH_SAYS},
+        )
+        return finished(report, answers.parity.problems)
+
+
+BATCH_SAYS = "8 examples in one run where the batch is dynamic, else 1"
+
+
+@dataclass(slots=True)
+class _Answers:
+    """What the subjects said to the examples."""
+
+    examples: Sequence[Example]
+    task: str | None
+    labels: Mapping[int, str] | None
+    parity: Parity = field(default_factory=Parity)
+    observed: dict[str, list[Observed]] = field(default_factory=lambda: {"candidate": [], "reference": [], "source": []})
+    scores: dict[str, Score] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    metric: str | None = None
+    scored: int = 0
+    why_not: str | None = None
+
+    def broke(self, index: int, error: Exception) -> None:
+        """The candidate's engine failed on an example."""
+        self.parity.problems.append(f"the candidate broke on '{self._name(index)}': {error}")
+
+    def compare(self, index: int) -> None:
+        """Candidate against reference for the example observed last."""
+        one, other = self.observed["reference"][-1], self.observed["candidate"][-1]
+        if other.outputs:
+            self.parity.add(self._name(index), one.outputs, other.outputs, agree(one, other))
+
+    def score(self) -> None:
+        """The metric of each column, over all examples (the source's over those it was shown)."""
+        self.why_not = self._why_no_metric()
+        if self.why_not is not None:
+            return
+        if self.task is None:
+            self.metric, self.scored = "cosine", len(self.examples)
+            value = self.parity.cosine
+            self.scores = {"reference": Score("cosine", 1.0, self.scored, True)}
+            if value is not None:
+                self.scores["candidate"] = Score("cosine", value, self.scored, True)
+            return
+        from maasdam.tasks import score
+
+        self.scored = len(self.examples)
+        for name, seen in self.observed.items():
+            answers = [o.answer for o in seen if o.answer is not None]
+            if not seen or len(answers) != len(seen):
+                continue  # NaN somewhere: the problem is in parity.problems
+            self.scores[name] = score(self.task, answers, self.examples[: len(answers)])
+            self.metric = self.scores[name].metric
+        if 0 < len(self.observed["source"]) < len(self.examples):
+            self.notes.append(f"the source on its own engine was scored on the first {len(self.observed['source'])} examples")
+
+    def samples(self) -> tuple[dict[str, Any], ...]:
+        """One row per example, for checks from outside."""
+        if not self.examples:
+            return ()
+        rows = zip(self.examples, self.observed["reference"], self.observed["candidate"], strict=True)
+        return tuple(
+            {
+                "name": example.name,
+                "truth": truth_shown(example, self.labels),
+                "reference": shown(reference.answer),
+                "candidate": shown(candidate.answer),
+            }
+            for example, reference, candidate in rows
+        )
+
+    def _why_no_metric(self) -> str | None:
+        if not self.examples:
+            return "no --data was given: the verdict rests on parity alone, on random inputs (seeds 0-7)"
+        if self.task is not None and any(e.truth is None for e in self.examples):
+            return "the data has no labels: the verdict rests on parity alone"
+        return None
+
+    def _name(self, index: int) -> str:
+        return self.examples[index].name if self.examples else f"random input {index}"
+
+
+def finished(report: Report, problems: Sequence[str]) -> Report:
+    """The report with its verdict: broken limits, and what makes a comparison worthless; and notes on what it brought."""
+    failures = [*dict.fromkeys(problems)]
+    if len(failures) > 5:
+        failures = [*failures[:5], f"and {len(failures) - 5} more like it"]
+    if report.parity.get("cosine") is None:
+        failures.append("parity could not be measured: no output could be compared")
+    if report.why_no_accuracy is None and report.candidate.accuracy is None:
+        failures.append("the metric could not be measured: the candidate gave no answer to some examples")
+    notes = list(report.notes)
+    if report.why_no_accuracy:
+        notes.append(report.why_no_accuracy)
+    if report.speedup is not None and report.speedup < SLOWER:
+        notes.append(f"slower than the reference: {report.speedup:.2f} times its speed")
+    if report.size_ratio < 1:
+        notes.append(f"larger than the reference: {1 / report.size_ratio:.2f} times its size")
+    return replace(report, failures=(*failures, *judge(report.limits, report)), notes=tuple(dict.fromkeys(notes)))
+
+
+def circumstances(how: Conditions, threads: int) -> dict[str, Any]:
+    """What the numbers depend on."""
+    return {
+        "processor": processor_name(),
+        "threads": threads,
+        "device": how.device,
+        "libraries": {name: v for name in LIBRARIES if (v := installed_version(name)) is not None},
+        "memory": "growth of resident memory in a fresh process, from after the engine's library is imported to after 5 runs",
+        "size": "every file needed to serve, the processor's included",
+    }
+
+
+def _shared(
+    subjects: Mapping[str, TensorSubject],
+    what: Callable[[TensorSubject], Callable[[int], None]],
+    seconds: float,
+    rounds: tuple[int, int],
+    tell: Callable[[int, int], None],
+) -> dict[str, Timing]:
+    """Timings by name; what is one subject under two names is timed once."""
+    once = {str(id(s)): s for s in subjects.values()}
+    timings = take_turns({key: what(s) for key, s in once.items()}, seconds=seconds, rounds=rounds, tell=tell)
+    return {name: timings[str(id(s))] for name, s in subjects.items()}
+
+
+def _close(subject: TensorSubject, kept: Mapping[str, TensorSubject]) -> None:
+    if all(subject is not other for other in kept.values()):
+        subject.close()
