@@ -1,0 +1,99 @@
+"""What inspection finds out: the nouns of this room.
+
+Knows names and facts. Refuses to know files or how any layout is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from maasdam.core import Format, Layout, Signature
+
+
+@dataclass(frozen=True, slots=True)
+class Risk:
+    """One thing that loading the model could do to its host.
+
+    "blocked" is refused; where `liftable`, --trust turns it into a "warning".
+    """
+
+    severity: Literal["info", "warning", "blocked"]
+    what: str
+    liftable: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {"severity": self.severity, "what": self.what, "liftable": self.liftable}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one layout's reader found in the files."""
+
+    format: Format
+    layout: Layout
+    files: Mapping[str, Path]
+    """Every model file that serving needs: its name in an artifact -> where it lies now."""
+    signature: Signature | None = None
+    task: str | None = None
+    architecture: str | None = None
+    parameters: int | None = None
+    """How many numbers the weights hold; None where it can't be read cheaply."""
+    precision: str | None = None
+    """numpy's name of the dtype most weights have."""
+    labels: int | None = None
+    risks: tuple[Risk, ...] = ()
+    notes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What the engine should know beyond the signature."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a source is, read from its metadata alone."""
+
+    source: str
+    path: Path
+    format: Format
+    layout: Layout
+    task: str | None
+    """Hugging Face's name of the task; None where nothing says it."""
+    architecture: str | None
+    signature: Signature | None
+    """None for models that generate, and where the files don't say."""
+    parameters: int | None
+    size_bytes: int
+    """The model and processor files that serving needs."""
+    precision: str | None
+    labels: int | None
+    risks: tuple[Risk, ...]
+    notes: tuple[str, ...]
+    files: tuple[str, ...] = ()
+    """Their names in an artifact."""
+
+    @property
+    def blocked(self) -> tuple[Risk, ...]:
+        """The risks that forbid loading it."""
+        return tuple(risk for risk in self.risks if risk.severity == "blocked")
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; unknown facts are null."""
+        return {
+            "source": self.source,
+            "path": str(self.path),
+            "format": self.format,
+            "layout": self.layout,
+            "task": self.task,
+            "architecture": self.architecture,
+            "signature": self.signature.to_json() if self.signature else None,
+            "parameters": self.parameters,
+            "size_bytes": self.size_bytes,
+            "precision": self.precision,
+            "labels": self.labels,
+            "risks": [risk.to_json() for risk in self.risks],
+            "notes": list(self.notes),
+            "files": list(self.files),
+        }

@@ -1,0 +1,134 @@
+"""What a Keras config says of a model's inputs and outputs.
+
+Knows the shapes of Sequential and Functional configs and how the layers that end models change a shape. Refuses to
+import Keras: where a model ends in a layer not listed here, its signature is unknown until Keras opens it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from maasdam.core import Signature, TensorSpec
+from maasdam.errors import InvalidModel, Unsupported
+
+Shape = tuple[int | None, ...]
+
+_SAME = {
+    "Activation", "Softmax", "ReLU", "LeakyReLU", "ELU", "PReLU", "Dropout", "BatchNormalization", "LayerNormalization",
+    "GroupNormalization", "RMSNormalization", "UnitNormalization", "Rescaling", "Normalization", "Identity", "SpatialDropout1D",
+    "SpatialDropout2D", "GaussianNoise", "ActivityRegularization", "Add", "Subtract", "Multiply", "Average", "Maximum",
+    "Minimum",
+}  # fmt: skip
+"""Layers that answer in the shape they are asked in."""
+
+
+def signature_of(config: Any, path: Path) -> Signature | None:
+    """The signature, or None where the config doesn't say the shape of an output. Raises Unsupported for subclassed models."""
+    inner = config.get("config") if isinstance(config, dict) else None
+    if not isinstance(inner, dict):
+        raise InvalidModel(f"{path}: config.json describes no model; save the model again")
+    layers = inner.get("layers")
+    if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
+        raise Unsupported(
+            f"{path} is a subclassed model, whose code the file does not hold; export it with model.export('folder')"
+        )
+    try:
+        if "input_layers" in inner:
+            return _functional(inner, layers)
+        return _sequential(inner, layers)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise InvalidModel(f"{path}: config.json is not as Keras writes it ({type(error).__name__}: {error})") from error
+
+
+def _functional(inner: Mapping[str, Any], layers: list[dict[str, Any]]) -> Signature | None:
+    by_name = {str(layer["name"]): layer for layer in layers}
+    inputs = [by_name[name] for name in _names(inner["input_layers"])]
+    outputs = [by_name[name] for name in _names(inner["output_layers"])]
+    shapes = [_answer(layer, _asked(layer)) for layer in outputs]
+    if any(shape is None for shape in shapes):
+        return None
+    return Signature(
+        tuple(_input(layer) for layer in inputs),
+        tuple(TensorSpec(str(layer["name"]), _dtype(layer), shape or ()) for layer, shape in zip(outputs, shapes, strict=True)),
+    )
+
+
+def _sequential(inner: Mapping[str, Any], layers: list[dict[str, Any]]) -> Signature | None:
+    if not layers:
+        raise ValueError("it has no layers")
+    first = layers[0]
+    if first["class_name"] != "InputLayer":
+        return None
+    shape: Shape | None = _shape(first["config"]["batch_shape"])
+    for layer in layers[1:]:
+        shape = _answer(layer, _asked(layer) or shape)
+    if shape is None:
+        return None
+    last = layers[-1]
+    return Signature((_input(first),), (TensorSpec(str(last["config"]["name"]), _dtype(last), shape),))
+
+
+def _names(places: Any) -> list[str]:
+    """Layer names in the order Keras flattens them: ["a", 0, 0], a list of such, or a dict of such by sorted key."""
+    if isinstance(places, dict):
+        return [name for key in sorted(places) for name in _names(places[key])]
+    if places and isinstance(places[0], str):
+        return [places[0]]
+    return [name for place in places for name in _names(place)]
+
+
+def _input(layer: Mapping[str, Any]) -> TensorSpec:
+    config = layer["config"]
+    return TensorSpec(str(config["name"]), _dtype(layer), _shape(config["batch_shape"]))
+
+
+def _asked(layer: Mapping[str, Any]) -> Shape | None:
+    """The shape a layer takes: of its first inbound tensor, else the one it was built with."""
+    for call in layer.get("inbound_nodes") or ():
+        stack = list(call["args"])
+        while stack:
+            value = stack.pop(0)
+            if isinstance(value, list):
+                stack = value + stack
+            elif isinstance(value, dict) and value.get("class_name") == "__keras_tensor__":
+                return _shape(value["config"]["shape"])
+    built = (layer.get("build_config") or {}).get("input_shape")
+    return _shape(built) if isinstance(built, list) and not any(isinstance(size, list) for size in built) else None
+
+
+def _answer(layer: Mapping[str, Any], asked: Shape | None) -> Shape | None:
+    """The shape a layer gives; None where that isn't known here."""
+    kind, config = layer["class_name"], layer["config"]
+    if kind == "InputLayer":
+        return _shape(config["batch_shape"])
+    if asked is None:
+        return None
+    if kind in _SAME:
+        return asked
+    if kind == "Dense":
+        return (*asked[:-1], int(config["units"]))
+    if kind == "Flatten":
+        rest = asked[1:]
+        return (asked[0], None if None in rest else math.prod(size or 0 for size in rest))
+    if kind in ("GlobalAveragePooling2D", "GlobalMaxPooling2D", "GlobalAveragePooling1D", "GlobalMaxPooling1D"):
+        if config.get("keepdims") or config.get("data_format") == "channels_first":
+            return None
+        return (asked[0], asked[-1])
+    if kind == "Reshape" and -1 not in config["target_shape"]:
+        return (asked[0], *(int(size) for size in config["target_shape"]))
+    return None
+
+
+def _shape(sizes: Any) -> Shape:
+    return tuple(None if size is None else int(size) for size in sizes)
+
+
+def _dtype(layer: Mapping[str, Any]) -> str:
+    dtype = layer["config"].get("dtype", "float32")
+    if isinstance(dtype, dict):
+        dtype = dtype["config"]["name"]
+    name = str(dtype or "float32").removeprefix("mixed_")
+    return "object" if name == "string" else name
