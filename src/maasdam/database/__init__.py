@@ -1,0 +1,1 @@
+"""Rows that outlive a process: SQLite (WAL) for one machine, PostgreSQL for many."""

@@ -1,0 +1,101 @@
+"""Open the database, at the newest schema. Knows URLs, SQLite's switches and migrations; no table's meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import Engine, event
+from sqlalchemy.exc import SQLAlchemyError
+
+from maasdam.errors import InvalidInput, ServiceError
+
+HEAD = "0001"
+"""The newest migration; a test compares it with the migrations' own idea."""
+BUSY_SECONDS = 30.0
+"""How long a writer waits for another."""
+
+
+def open_database(url: str) -> Engine:
+    """An engine on the database at `url`, its schema migrated to the newest. Several processes may call this at once.
+
+    SQLite: WAL, synchronous=FULL (a committed row survives a power cut), foreign keys.
+    Raises InvalidInput for a URL that can't be used, ServiceError when the database can't be opened.
+    """
+    try:
+        parsed = sqlalchemy.make_url(url)
+        if parsed.get_backend_name() == "sqlite" and parsed.database:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = sqlalchemy.create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
+    except (SQLAlchemyError, ImportError, OSError) as error:
+        raise InvalidInput(f"can't use the database URL '{_without_password(url)}': {error}") from error
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _tune_sqlite)
+        event.listen(engine, "begin", _begin_immediate)
+    try:
+        if _revision(engine) != HEAD:
+            _migrate(engine)
+    except SQLAlchemyError as error:
+        engine.dispose()
+        raise ServiceError(f"can't open the database '{_without_password(url)}': {error}") from error
+    return engine
+
+
+def _tune_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # SQLAlchemy's begin, not the driver's: see _begin_immediate
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin_immediate(connection: sqlalchemy.Connection) -> None:
+    """Take the write lock at the start: a transaction that read first can't be upgraded once another has written."""
+    is_reader = connection.get_execution_options().get("is_reader", False)
+    connection.exec_driver_sql("BEGIN" if is_reader else "BEGIN IMMEDIATE")
+
+
+def _revision(engine: Engine) -> str | None:
+    with engine.connect().execution_options(is_reader=True) as connection:
+        if not sqlalchemy.inspect(connection).has_table("alembic_version"):
+            return None
+        return connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def _migrate(engine: Engine) -> None:
+    from alembic import command
+
+    with _alone(engine), engine.begin() as connection:
+        config = migrations()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def migrations() -> Any:
+    """Alembic's configuration for the migrations in this package."""
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
+
+
+def _alone(engine: Engine) -> Any:
+    """One process migrates at a time: BEGIN IMMEDIATE does it on SQLite, but DDL on a fresh file needs a file lock too."""
+    from contextlib import nullcontext
+
+    from filelock import FileLock
+
+    if engine.dialect.name == "sqlite" and engine.url.database:
+        return FileLock(engine.url.database + ".lock")
+    return nullcontext()
+
+
+def _without_password(url: str) -> str:
+    try:
+        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    except SQLAlchemyError:
+        return "(not a URL)"
