@@ -15,14 +15,16 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+from structlog.contextvars import bind_contextvars
+
 from maasdam.api import body as bodies
 from maasdam.api import errors
 from maasdam.api.access import Gate
 from maasdam.api.body import Disconnected, Message, Receive
 from maasdam.api.connection import SCOPE_KEY, Connection
 from maasdam.core import Caller
-from maasdam.errors import TooLarge
-from maasdam.telemetry.logs import bind_request
+from maasdam.errors import InvalidInput, TooLarge
 
 log = logging.getLogger("maasdam.api")
 
@@ -67,21 +69,21 @@ class Entrance:
         scope[REQUEST_ID] = request_id
         reply = _Reply(send, request_id)
         connection: Connection | None = scope.get(SCOPE_KEY)
-        with bind_request(request_id):
-            if connection is None:
+        bind_contextvars(request_id=request_id)  # the context is this request's own: uvicorn starts a task for each
+        if connection is None:
+            await self._answer(scope, receive, reply)
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        connection.on_close = task.cancel
+        try:
+            if not connection.is_closed:
                 await self._answer(scope, receive, reply)
-                return
-            task = asyncio.current_task()
-            assert task is not None
-            connection.on_close = task.cancel
-            try:
-                if not connection.is_closed:
-                    await self._answer(scope, receive, reply)
-            except asyncio.CancelledError:
-                if not connection.is_closed:
-                    raise
-            finally:
-                connection.on_close = None
+        except asyncio.CancelledError:
+            if not connection.is_closed:
+                raise
+        finally:
+            connection.on_close = None
 
     async def _answer(self, scope: Scope, receive: Receive, reply: _Reply) -> None:
         path: str = scope["path"]
@@ -109,6 +111,7 @@ class Entrance:
         data = await bodies.read(receive, scope["headers"], limits.body_bytes, limits.body_seconds)
         if b"json" in (bodies.header(scope["headers"], b"content-type") or b"json"):
             bodies.check_json_depth(data, limits.json_depth)
+            _check_json(data)
         is_given = False
 
         async def again() -> Message:
@@ -164,6 +167,14 @@ def caller_of(scope: Scope) -> Caller:
     """Who sent the request in `scope`."""
     caller: Caller = scope[CALLER]
     return caller
+
+
+def _check_json(data: bytes) -> None:
+    """Strict where Python's own parser is not: UTF-8 only, no NaN, no half of a surrogate pair."""
+    try:
+        orjson.loads(data or b"null")
+    except orjson.JSONDecodeError as error:
+        raise InvalidInput(f"the body is not valid JSON: {error}") from None
 
 
 def _has_body(headers: bodies.Headers) -> bool:

@@ -39,6 +39,10 @@ FROM_NUMPY: dict[str, str] = {numpy: oip for oip, numpy in TO_NUMPY.items()} | {
 SIZES: dict[str, int] = {oip: np.dtype(name).itemsize for oip, name in TO_NUMPY.items()} | {"BF16": 2}
 MOST_DIMENSIONS = 32
 MOST_TENSORS = 256
+MOST_ELEMENTS = 1 << 48
+
+
+ABSENT = msgspec.Raw()
 
 
 class Tensor(msgspec.Struct):
@@ -47,7 +51,7 @@ class Tensor(msgspec.Struct):
     name: str
     shape: list[int]
     datatype: str
-    data: msgspec.Raw | None = None
+    data: msgspec.Raw = ABSENT
     parameters: dict[str, Any] = {}
 
 
@@ -101,7 +105,7 @@ def read(request: InferRequest, binary: memoryview) -> dict[str, type_array]:
             continue
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
             raise InvalidTensor(f"input '{tensor.name}': binary_data_size is {size!r}; send its number of bytes")
-        if tensor.data is not None:
+        if bytes(tensor.data):
             raise InvalidTensor(f"input '{tensor.name}' has both data and binary_data_size; send one of them")
         if size > len(binary) - start:
             raise InvalidTensor(f"input '{tensor.name}' claims {size} bytes where {len(binary) - start} are left in the body")
@@ -160,6 +164,8 @@ def _count(tensor: Tensor) -> int:
         raise InvalidTensor(
             f"input '{tensor.name}' has shape {tensor.shape[:8]}; send up to {MOST_DIMENSIONS} sizes of 0 or more"
         )
+    if math.prod(size for size in tensor.shape if size) > MOST_ELEMENTS:  # also where a 0 makes the product 0
+        raise InvalidTensor(f"input '{tensor.name}' has shape {tensor.shape[:8]}: more elements than a body can hold")
     return math.prod(tensor.shape)
 
 
@@ -202,9 +208,9 @@ def _strings(tensor: Tensor, count: int, raw: memoryview) -> type_array:
 
 
 def _from_json(tensor: Tensor, count: int) -> type_array:
-    if tensor.data is None:
-        raise InvalidTensor(f"input '{tensor.name}' has no data; send 'data' or binary data with binary_data_size")
     raw = bytes(tensor.data)
+    if not raw or raw == b"null":
+        raise InvalidTensor(f"input '{tensor.name}' has no data; send 'data' or binary data with binary_data_size")
     if count > len(raw):  # each element takes a byte at least
         raise InvalidTensor(f"input '{tensor.name}' has shape {tensor.shape} and far fewer elements in 'data'")
     try:

@@ -20,13 +20,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from maasdam.accounts.ledger import Entry
 
 from maasdam.core import Chunk, Payload, Request, TextPiece, Units
 from maasdam.errors import DeadlineExceeded, EngineFailure, MaasdamError
 from maasdam.serving.replica import Replica
 
 if TYPE_CHECKING:
+    from maasdam.accounts.ledger import Entry
     from maasdam.artifacts.catalog import Version
 
 CLIENT_CLOSED = 499
@@ -253,6 +253,8 @@ class _Account:
         if inference._meters:
             inference._meters.answered(receipt, status)
         units = receipt.units
+        from maasdam.accounts.ledger import Entry
+
         entry = Entry(
             request_id=receipt.request_id,
             at=datetime.now(UTC),

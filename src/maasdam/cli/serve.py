@@ -1,0 +1,78 @@
+"""`maasdam serve`: the service, in the foreground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from maasdam.cli.output import reporting
+
+if TYPE_CHECKING:
+    from maasdam.operations.service import Service
+
+LOOPBACK = ("localhost", "::1", "0:0:0:0:0:0:0:1")
+
+
+def serve(
+    host: str | None = typer.Option(None, "--host", help="Address to listen on; default 127.0.0.1."),
+    port: int | None = typer.Option(None, "--port", min=0, max=65535, help="HTTP port; default 8080, 0 picks a free one."),
+    grpc_port: int | None = typer.Option(None, "--grpc-port", min=0, max=65535, help="Not yet supported."),
+    workers: int = typer.Option(1, "--workers", min=1, help="Processes; only 1 is supported yet."),
+    config: Path | None = typer.Option(None, "--config", help="A maasdam.toml to read the settings from."),
+    no_auth: bool = typer.Option(False, "--no-auth", help="Answer without keys; only on a loopback address."),
+) -> None:
+    """Serve every model that is deployed, and follow what is deployed later. SIGTERM drains and stops.
+
+    Example: maasdam serve --port 8080
+    """
+    if workers > 1:
+        raise typer.BadParameter("more than one worker is not supported yet; start one", param_hint="--workers")
+    if grpc_port is not None:
+        raise typer.BadParameter("gRPC is not supported yet; leave it out", param_hint="--grpc-port")
+    with reporting():
+        from maasdam import settings
+
+        resolved = settings.load({"host": host, "port": port}, file=config)
+        if no_auth and not is_loopback(resolved.host):
+            raise typer.BadParameter(
+                f"only on a loopback address, and {resolved.host} is not one: anyone there could use this service without a key",
+                param_hint="--no-auth",
+            )
+
+        from maasdam.api.http import bound_socket, serve
+        from maasdam.operations.service import open_service
+        from maasdam.operations.workspace import Workspace
+        from maasdam.telemetry.logs import configure
+
+        listener = bound_socket(resolved.host, resolved.port)
+        address, bound_port = listener.getsockname()[:2]
+        url = f"http://[{address}]:{bound_port}" if ":" in address else f"http://{address}:{bound_port}"
+        configure(resolved.log_level)
+        with Workspace.open(resolved) as workspace:
+            service = open_service(workspace)
+            who = "without keys, from this machine only" if no_auth else "with keys (maasdam keys create NAME)"
+            typer.echo(f"Maasdam listens on {url}, {who}. Ctrl-C stops it.")
+            serve(service, None if no_auth else workspace.keys, listener, lambda: _tell(service))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    import ipaddress
+
+    if host in LOOPBACK:
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _tell(service: Service) -> None:
+    copies = list(service.router.copies())
+    if not copies:
+        typer.echo("No model is deployed yet: maasdam deploy NAME brings one up in this service.")
+    for copy in copies:
+        how = f"ready ({copy.version.task or 'tensors'}, {copy.version.engine})" if copy.state == "ready" else f"FAILED: {copy.reason}"
+        typer.echo(f"  {copy.name}  {how}")

@@ -1,0 +1,177 @@
+"""A running copy's promises."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.fakes import FakeEngine, FakeProcessor, FakeSequenceEngine
+
+from maasdam.core import (
+    ANONYMOUS,
+    AudioPayload,
+    Chunk,
+    ImagePayload,
+    Payload,
+    Request,
+    Sampling,
+    TensorPayload,
+    TextPayload,
+    TextPiece,
+)
+from maasdam.errors import EngineFailure, InvalidInput, InvalidPayload, InvalidTensor, Overloaded
+from maasdam.serving.compute import ComputeClock
+from maasdam.serving.replica import SequenceReplica, TensorReplica
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as it:
+        yield it
+
+
+def tensor_replica(
+    pool: ThreadPoolExecutor, engine: FakeEngine | None = None, task: str = "image-classification"
+) -> TensorReplica:
+    return TensorReplica(engine or FakeEngine(), FakeProcessor(task), pool=pool, compute=ComputeClock(), queue_size=10)
+
+
+def text_replica(pool: ThreadPoolExecutor, engine: FakeSequenceEngine, queue_size: int = 10) -> SequenceReplica:
+    processor = FakeProcessor("text-generation")
+    return SequenceReplica(engine, processor, pool=pool, queue_size=queue_size, text_stream=processor.stream)
+
+
+def request(payload: Payload) -> Request:
+    return Request("r1", "m", payload, ANONYMOUS)
+
+
+async def every(chunks: AsyncIterator[Chunk]) -> list[Chunk]:
+    return [chunk async for chunk in chunks]
+
+
+async def test_bad_payload_fails_only_its_sender(pool: ThreadPoolExecutor) -> None:
+    replica = tensor_replica(pool)
+    payloads = [ImagePayload(b"AB"), ImagePayload(b"bad"), ImagePayload(b"CD")]
+    answers = await asyncio.gather(*(every(replica.answer(request(p), 8)) for p in payloads), return_exceptions=True)
+    assert isinstance(answers[1], InvalidPayload)
+    for answer, best in ((answers[0], 2 * ord("B")), (answers[2], 2 * ord("D"))):
+        assert not isinstance(answer, BaseException)
+        assert answer[0].is_last and answer[0].value.labels[0].score == best  # type: ignore[union-attr]
+    assert replica.in_flight == 0
+    await asyncio.to_thread(replica.close)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"x": np.array([[np.nan, 1]], np.float32)},
+        {"x": np.ones((1, 3), np.float32)},
+        {"x": np.ones((1, 2), np.float64)},
+        {"z": np.ones((1, 2), np.float32)},
+        {"x": np.ones((1, 2), np.float32), "z": np.ones((1, 2), np.float32)},
+        {"x": np.ones((0, 2), np.float32)},
+    ],
+)
+async def test_tensors_that_do_not_fit_never_reach_the_engine(pool: ThreadPoolExecutor, tensors: dict[str, Any]) -> None:
+    engine = FakeEngine()
+    replica = tensor_replica(pool, engine)
+    with pytest.raises(InvalidTensor):
+        await every(replica.answer(request(TensorPayload(tensors)), 8))
+    assert engine.batches == []
+    await asyncio.to_thread(replica.close)
+
+
+async def test_a_payload_of_another_task_is_told_where_to_go(pool: ThreadPoolExecutor) -> None:
+    replica = tensor_replica(pool)
+    with pytest.raises(InvalidInput, match="/v1/images/classifications"):
+        await every(replica.answer(request(AudioPayload(b"AB")), 8))
+    with pytest.raises(InvalidInput, match="/v1/chat/completions"):
+        await every(text_replica(pool, FakeSequenceEngine()).answer(request(TensorPayload({})), 8))
+    await asyncio.to_thread(replica.close)
+
+
+async def test_text_comes_in_pieces_and_only_the_last_is_last(pool: ThreadPoolExecutor) -> None:
+    payload = TextPayload(prompt="hello", sampling=Sampling(max_tokens=3))
+    chunks = await every(text_replica(pool, FakeSequenceEngine()).answer(request(payload), 8))
+    pieces = [chunk.value for chunk in chunks]
+    assert all(isinstance(piece, TextPiece) for piece in pieces)
+    assert "".join(piece.text for piece in pieces) == "abc"  # type: ignore[union-attr]
+    assert [chunk.is_last for chunk in chunks] == [False, False, True]
+    assert chunks[-1].units.prompt_tokens == 5 and chunks[-1].units.completion_tokens == 3
+    assert chunks[-1].compute_seconds == pytest.approx(0.003)
+
+
+async def test_a_stop_string_ends_the_generation_in_the_engine_too(pool: ThreadPoolExecutor) -> None:
+    engine = FakeSequenceEngine()
+    payload = TextPayload(prompt="x", sampling=Sampling(max_tokens=20, stop=("c",)))
+    chunks = await every(text_replica(pool, engine).answer(request(payload), 8))
+    assert "".join(chunk.value.text for chunk in chunks) == "ab"  # type: ignore[union-attr]
+    assert chunks[-1].value.finish_reason == "stop"  # type: ignore[union-attr]
+    assert engine.cancelled == ["r1"]
+
+
+async def test_a_prompt_beyond_the_context_is_refused_and_a_long_answer_is_fitted(pool: ThreadPoolExecutor) -> None:
+    replica = text_replica(pool, FakeSequenceEngine())
+    with pytest.raises(InvalidPayload, match="context is 64"):
+        await every(replica.answer(request(TextPayload(prompt="x" * 64)), 8))
+    chunks = await every(replica.answer(request(TextPayload(prompt="x" * 60, sampling=Sampling(max_tokens=100))), 8))
+    assert len(chunks) == 4 and chunks[-1].value.finish_reason == "length"  # type: ignore[union-attr]
+
+
+async def test_closing_the_answer_cancels_the_generation(pool: ThreadPoolExecutor) -> None:
+    engine = FakeSequenceEngine(delay=0.001)
+    replica = text_replica(pool, engine)
+    async with aclosing(replica.answer(request(TextPayload(prompt="x")), 50)) as chunks:  # type: ignore[type-var]
+        await anext(chunks)
+        assert replica.in_flight == 1
+    assert engine.cancelled == ["r1"] and replica.in_flight == 0
+
+
+async def test_an_engine_that_breaks_or_stops_mid_way_is_an_engine_failure(pool: ThreadPoolExecutor) -> None:
+    class Silent(FakeSequenceEngine):
+        async def submit(self, request: Any) -> AsyncIterator[Any]:
+            return
+            yield
+
+    with pytest.raises(EngineFailure):
+        await every(text_replica(pool, Silent()).answer(request(TextPayload(prompt="x")), 8))
+    with pytest.raises(RuntimeError):
+        await every(text_replica(pool, FakeSequenceEngine(fails_after=2)).answer(request(TextPayload(prompt="x")), 8))
+
+
+async def test_a_full_sequence_replica_answers_at_once(pool: ThreadPoolExecutor) -> None:
+    replica = text_replica(pool, FakeSequenceEngine(delay=0.01), queue_size=1)
+    first = asyncio.create_task(every(replica.answer(request(TextPayload(prompt="x")), 8)))
+    await asyncio.sleep(0.01)
+    with pytest.raises(Overloaded):
+        await every(replica.answer(request(TextPayload(prompt="x")), 8))
+    assert len(await first) == 8
+
+
+def test_compute_is_shared_among_open_spans_and_adds_up() -> None:
+    now = 0.0
+    clock = ComputeClock(lambda: now)
+    now = 5.0
+    one = clock.start()
+    now = 6.0
+    two = clock.start()
+    now = 8.0
+    assert clock.stop(one) == pytest.approx(2.0)
+    now = 9.0
+    assert clock.stop(two) == pytest.approx(2.0)
+
+
+def test_compute_counts_this_process_and_leaves_out_threads_that_are_not_engines() -> None:
+    clock = ComputeClock()
+    span = clock.start()
+    sum(i * i for i in range(300_000))
+    assert clock.stop(span) > 0.003
+    clock.exclude_this_thread()
+    span = clock.start()
+    sum(i * i for i in range(300_000))
+    assert clock.stop(span) < 0.003

@@ -1,0 +1,224 @@
+"""The router's promises: it follows the desired state and one bad model takes nothing down."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from maasdam.errors import InvalidModel, NotFound, NotReady
+from maasdam.serving.router import Router
+
+
+class Spy:
+    """A replica that counts."""
+
+    signature = None
+    context_length = None
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@dataclass
+class FakeCatalog:
+    deployed: dict[str, Any]
+    newest: dict[str, int]
+    number: int = 0
+
+    def revision(self) -> int:
+        return self.number
+
+    def deployments(self) -> list[Any]:
+        return list(self.deployed.values())
+
+    def resolve(self, name: str) -> Any:
+        model, _, version = name.partition(":")
+        if model not in self.newest or (version and int(version) > self.newest[model]):
+            raise NotFound(f"no version '{name}'")
+        number = int(version or self.newest[model])
+        aliases = ("prod",) if number == 1 else ()
+        return SimpleNamespace(model=model, version=number, aliases=aliases, task=None, engine="fake")
+
+    def deploy(self, model: str, version: int | None = None, replicas: int = 1, traffic: Any = None) -> None:
+        self.deployed[model] = SimpleNamespace(model=model, version=version, replicas=replicas, traffic=traffic, shadow=None)
+        self.number += 1
+
+
+class Loads:
+    """Loads spies; names in `broken` fail, names in `held` wait."""
+
+    def __init__(self) -> None:
+        self.spies: dict[str, list[Spy]] = {}
+        self.broken: set[str] = set()
+        self.held: dict[str, asyncio.Event] = {}
+
+    async def __call__(self, version: Any) -> Spy:
+        name = f"{version.model}:{version.version}"
+        if name in self.held:
+            await self.held[name].wait()
+        if name in self.broken:
+            raise InvalidModel(f"{name} is corrupt")
+        spy = Spy()
+        self.spies.setdefault(name, []).append(spy)
+        return spy
+
+
+@asynccontextmanager
+async def routing(catalog: FakeCatalog, load: Loads, **options: Any) -> AsyncIterator[Router]:
+    router = Router(catalog, load, poll_seconds=0.01, **options)  # type: ignore[arg-type]  # a fake catalog and replicas
+    await router.start()
+    try:
+        yield router
+    finally:
+        await router.stop()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - the router polls too
+            await asyncio.sleep(0.002)
+
+
+async def test_what_is_deployed_comes_up_and_a_later_deployment_too() -> None:
+    catalog, load = FakeCatalog({}, {"a": 2, "b": 1}), Loads()
+    catalog.deploy("a")
+    async with routing(catalog, load) as router:
+        await until(lambda: router.is_ready)
+        assert router.route("a")[0].version == 2
+        with pytest.raises(NotFound, match="deployed models: a"):
+            router.route("b")
+        catalog.deploy("b")
+        await until(lambda: "b" in router.models() and router.is_ready)
+        assert router.route("b:1")[0].version == 1
+    assert all(spy.is_closed for spies in load.spies.values() for spy in spies)
+
+
+async def test_a_model_that_fails_to_load_is_reported_and_takes_nothing_down() -> None:
+    catalog, load = FakeCatalog({}, {"good": 1, "bad": 1}), Loads()
+    load.broken.add("bad:1")
+    catalog.deploy("bad")
+    catalog.deploy("good")
+    async with routing(catalog, load) as router:
+        await until(lambda: router.is_ready)
+        assert router.route("good")[0].version == 1
+        with pytest.raises(NotReady, match="failed to load"):
+            router.route("bad")
+        copy = router.find("bad")
+        assert copy.state == "failed" and copy.reason is not None and "bad:1 is corrupt" in copy.reason
+        load.broken.clear()
+        catalog.deploy("bad")
+        await until(lambda: router.find("bad").state == "ready")
+
+
+async def test_the_old_version_answers_until_the_new_one_is_ready() -> None:
+    catalog, load = FakeCatalog({}, {"a": 1}), Loads()
+    catalog.deploy("a")
+    async with routing(catalog, load) as router:
+        await until(lambda: router.is_ready)
+        load.held["a:2"] = asyncio.Event()
+        catalog.newest["a"] = 2
+        catalog.number += 1
+        await until(lambda: len(list(router.copies())) == 2)
+        assert router.route("a")[0].version == 1
+        old = load.spies["a:1"][0]
+        old.in_flight = 1
+        load.held["a:2"].set()
+        await until(lambda: router.route("a")[0].version == 2)
+        await asyncio.sleep(0.05)
+        assert not old.is_closed, "a request is still in flight"
+        old.in_flight = 0
+        await until(lambda: old.is_closed)
+
+
+async def test_the_old_version_stays_when_the_new_one_fails() -> None:
+    catalog, load = FakeCatalog({}, {"a": 1}), Loads()
+    catalog.deploy("a")
+    async with routing(catalog, load) as router:
+        await until(lambda: router.is_ready)
+        load.broken.add("a:2")
+        catalog.newest["a"] = 2
+        catalog.number += 1
+        await until(lambda: any(c.state == "failed" for c in router.copies()))
+        assert router.route("a")[0].version == 1
+        with pytest.raises(NotReady):
+            router.route("a:2")
+
+
+async def test_undeployed_means_gone() -> None:
+    catalog, load = FakeCatalog({}, {"a": 1}), Loads()
+    catalog.deploy("a")
+    async with routing(catalog, load) as router:
+        await until(lambda: router.is_ready)
+        del catalog.deployed["a"]
+        catalog.number += 1
+        await until(lambda: load.spies["a:1"][0].is_closed)
+        with pytest.raises(NotFound):
+            router.route("a")
+
+
+async def test_aliases_and_versions_are_found_by_name() -> None:
+    catalog, load = FakeCatalog({}, {"a": 2}), Loads()
+    catalog.deploy("a", version=1)
+    async with routing(catalog, load) as router:
+        await until(lambda: router.is_ready)
+        assert router.route("a@prod")[0].version == router.route("a:1")[0].version == router.route("a")[0].version == 1
+        with pytest.raises(NotFound, match="versions being served: 1"):
+            router.route("a:2")
+        with pytest.raises(NotFound, match="alias 'staging'"):
+            router.route("a@staging")
+
+
+async def test_traffic_is_shared_by_percent() -> None:
+    catalog, load = FakeCatalog({}, {"a": 2}), Loads()
+    catalog.deploy("a", version=1, traffic={"2": 25})
+    points = iter([i / 100 for i in range(100)])
+    async with routing(catalog, load, draw=lambda: next(points)) as router:
+        await until(lambda: router.is_ready)
+        got = [router.route("a")[0].version for _ in range(100)]
+        assert 23 <= got.count(2) <= 27 and got.count(1) + got.count(2) == 100
+
+
+async def test_replicas_are_added_and_taken_away() -> None:
+    catalog, load = FakeCatalog({}, {"a": 1}), Loads()
+    catalog.deploy("a", replicas=2)
+    async with routing(catalog, load) as router:
+        await until(lambda: len(load.spies.get("a:1", [])) == 2)
+        first, second = load.spies["a:1"]
+        first.in_flight = 1
+        assert router.route("a")[1] is second
+        first.in_flight = 0
+        catalog.deploy("a", replicas=1)
+        await until(lambda: first.is_closed or second.is_closed)
+        assert router.route("a")
+
+
+async def test_a_name_that_resolves_to_nothing_is_told_not_hidden() -> None:
+    catalog, load = FakeCatalog({}, {}), Loads()
+    catalog.deploy("ghost")
+    async with routing(catalog, load) as router:
+        assert router.models()["ghost"].reason == "no version 'ghost'"
+        with pytest.raises(NotReady, match="no version 'ghost'"):
+            router.route("ghost")
+
+
+async def test_a_catalog_that_is_away_for_a_while_changes_nothing() -> None:
+    catalog, load = FakeCatalog({}, {"a": 1, "b": 1}), Loads()
+    catalog.deploy("a")
+    async with routing(catalog, load) as router:
+        await until(lambda: router.is_ready)
+        revision, catalog.revision = catalog.revision, lambda: 1 // 0  # type: ignore[method-assign]
+        await asyncio.sleep(0.05)
+        assert router.route("a")
+        catalog.revision = revision  # type: ignore[method-assign]
+        catalog.deploy("b")
+        await until(lambda: "b" in router.models() and router.is_ready)
