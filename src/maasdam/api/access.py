@@ -25,8 +25,8 @@ SCOPES: tuple[tuple[str, str], ...] = (
     ("/admin/usage", "admin"),
     ("/admin", "deploy"),
 )
-SEEN_SECONDS = 0.5
-"""A key that was good is taken as good for so long: a revocation counts within a second."""
+SEEN_SECONDS = 0.3
+"""A key that was good is taken as good for so long, besides the keys' own half second: a revocation counts within one."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from maasdam.api.errors import BodyTooSlow
+from maasdam.api.errors import BodyTooSlow, WrongContentType
 from maasdam.errors import InvalidInput, TooLarge
 
 Message = MutableMapping[str, Any]
@@ -47,6 +47,12 @@ def check_length(headers: Headers, limit: int) -> None:
     length = declared_length(headers)
     if length is not None and length > limit:
         raise too_large(length, limit)
+
+
+def check_encoding(headers: Headers) -> None:
+    """Raise WrongContentType for a compressed body."""
+    if (header(headers, b"content-encoding") or b"identity").lower() != b"identity":
+        raise WrongContentType("compressed bodies are not read; send it without Content-Encoding")
 
 
 def too_large(length: int | None, limit: int) -> TooLarge:

@@ -92,6 +92,7 @@ class Entrance:
             caller = await self._gate.admit(path, headers)
             scope[CALLER] = caller
             bodies.check_length(headers, self._limits.body_bytes)
+            bodies.check_encoding(headers)
             if path.endswith("/infer") and path.startswith("/v2/models/") and scope["method"] == "POST":
                 await self._tensors(scope, receive, reply)
             else:

@@ -60,8 +60,6 @@ class InferRoute:
         settings = self._service.settings
         headers = scope["headers"]
         name = name_from(scope["path"])
-        if (bodies.header(headers, b"content-encoding") or b"identity") != b"identity":
-            raise Unsupported("compressed bodies are not read; send it without Content-Encoding")
         data = await bodies.read(receive, headers, settings.max_body_bytes, settings.request_timeout_seconds)
         length = _json_length(headers, len(data))
         if length <= SMALL_BYTES:

@@ -23,7 +23,7 @@ def sampling_from(fields: Mapping[str, Any]) -> Sampling:
         max_tokens=max_tokens,
         temperature=_number(fields, "temperature", 0.0, 2.0),
         top_p=_number(fields, "top_p", 0.0, 1.0),
-        top_k=None if fields.get("top_k") is None else _whole("top_k", fields["top_k"], 1, 1 << 31),
+        top_k=None if fields.get("top_k") is None else _whole("top_k", fields["top_k"], -1, 1 << 31),
         seed=None if fields.get("seed") is None else _whole("seed", fields["seed"], -(1 << 63), (1 << 63) - 1),
         stop=_stop(fields.get("stop")),
         frequency_penalty=_number(fields, "frequency_penalty", -2.0, 2.0) or 0.0,

@@ -20,17 +20,18 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-
+from maasdam.accounts.ledger import Entry
 from maasdam.core import Chunk, Payload, Request, TextPiece, Units
 from maasdam.errors import DeadlineExceeded, EngineFailure, MaasdamError
 from maasdam.serving.replica import Replica
 
 if TYPE_CHECKING:
-    from maasdam.accounts.ledger import Entry
     from maasdam.artifacts.catalog import Version
 
 CLIENT_CLOSED = 499
 JOULES_PER_KWH = 3.6e6
+LONGEST_NAME = 200
+"""What is kept of a name that a caller made up, characters."""
 NOTHING = Units(items=0)
 
 
@@ -253,14 +254,12 @@ class _Account:
         if inference._meters:
             inference._meters.answered(receipt, status)
         units = receipt.units
-        from maasdam.accounts.ledger import Entry
-
         entry = Entry(
             request_id=receipt.request_id,
             at=datetime.now(UTC),
             key_id=caller.key_id,
             caller=caller.name,
-            model=receipt.model,
+            model=receipt.model[:LONGEST_NAME],
             version=receipt.version,
             task=receipt.task,
             endpoint=receipt.endpoint,

@@ -1,0 +1,93 @@
+"""One running service, wired: router, inference, pools and clocks over one workspace. Knows who needs whom; nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from maasdam.accounts.energy import open_meter
+from maasdam.accounts.ledger import Ledger
+from maasdam.operations.infer import Inference, Limits
+from maasdam.serving.compute import ComputeClock
+from maasdam.serving.loading import Files, Loader
+from maasdam.serving.router import Router
+from maasdam.settings import Settings
+
+if TYPE_CHECKING:
+    from maasdam.accounts.keys import Keys
+    from maasdam.artifacts.catalog import Catalog
+    from maasdam.core import Engine, Processor
+
+PREPARE_THREADS = 4
+"""Threads that decode and translate payloads. More would only take turns: much of the work holds Python's lock."""
+
+
+class Records(Protocol):
+    """What a service needs of a workspace."""
+
+    settings: Settings
+    store: Files
+    catalog: Catalog
+    keys: Keys
+    ledger: Ledger
+
+
+@dataclass(slots=True)
+class Service:
+    """One running service. Calls on `catalog`, `keys` and `ledger` block: they belong in threads."""
+
+    settings: Settings
+    inference: Inference
+    router: Router
+    pool: ThreadPoolExecutor
+    compute: ComputeClock
+    catalog: Catalog
+    keys: Keys
+    ledger: Ledger
+    metrics_text: Callable[[], bytes]
+    is_draining: bool = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are welcome: everything deployed is up or has failed, and the service is not stopping."""
+        return self.router.is_ready and not self.is_draining
+
+    async def start(self) -> None:
+        """Bring up what is deployed; returns before it is ready."""
+        self.compute.exclude_this_thread()
+        await self.router.start()
+
+    async def stop(self) -> None:
+        """Let go of every replica."""
+        await self.router.stop()
+        await asyncio.to_thread(self.pool.shutdown)
+
+
+def open_service(
+    workspace: Records,
+    *,
+    open_engine: Callable[..., Engine] | None = None,
+    open_processor: Callable[..., Processor] | None = None,
+) -> Service:
+    """Wire a service over an open workspace. The openers default to those of `engines` and `tasks`."""
+    settings = workspace.settings
+    compute = ComputeClock()
+    pool = ThreadPoolExecutor(PREPARE_THREADS, "prepare", compute.exclude_this_thread)
+    load = Loader(workspace.store, settings, pool=pool, compute=compute, open_engine=open_engine, open_processor=open_processor)
+    router = Router(workspace.catalog, load, drain_seconds=settings.shutdown_grace_seconds)
+    limits = Limits(settings.max_tokens, settings.grams_co2e_per_kwh)
+    inference = Inference(router, workspace.ledger, open_meter(settings.watts_per_core), limits)
+    return Service(
+        settings=settings,
+        inference=inference,
+        router=router,
+        pool=pool,
+        compute=compute,
+        catalog=workspace.catalog,
+        keys=workspace.keys,
+        ledger=workspace.ledger,
+        metrics_text=lambda: b"",
+    )

@@ -1,0 +1,176 @@
+"""A whole service on fakes: real database, catalog, keys, ledger, router and HTTP; fake engines and processors."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from tests.fakes import DOUBLES, FakeEngine, FakeProcessor, FakeSequenceEngine
+
+from maasdam.accounts.keys import Keys
+from maasdam.accounts.ledger import Ledger
+from maasdam.api.connection import HttpConnection
+from maasdam.api.http import application, bound_socket
+from maasdam.artifacts.catalog import Catalog
+from maasdam.core import Artifact
+from maasdam.database.engine import open_database
+from maasdam.operations.service import Service, open_service
+from maasdam.settings import Settings
+
+MODELS = {
+    "doubles": (None, "onnx"),
+    "images": ("image-classification", "onnx"),
+    "speech": ("automatic-speech-recognition", "onnx"),
+    "text": ("text-generation", "genai"),
+}
+
+
+@dataclass
+class FakeStore:
+    """Artifacts by digest, without files."""
+
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+
+    def get(self, digest: str) -> Artifact:
+        return self.artifacts[digest]
+
+
+@dataclass
+class Records:
+    """A workspace with a fake store."""
+
+    settings: Settings
+    store: FakeStore
+    catalog: Catalog
+    keys: Keys
+    ledger: Ledger
+
+
+@dataclass
+class Running:
+    """A service that listens in a thread."""
+
+    url: str
+    port: int
+    key: str
+    admin_key: str
+    service: Service
+    records: Records
+    engines: dict[str, Any]
+
+    def client(self, key: str | None = None) -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {key or self.admin_key}"}, timeout=30)
+
+    def rows(self, request_id: str) -> list[Any]:
+        from sqlalchemy import select
+        from sqlalchemy.orm import Session
+
+        from maasdam.database.tables import LedgerRow
+
+        with Session(self.records.ledger._reads) as session:
+            return list(session.scalars(select(LedgerRow).where(LedgerRow.request_id == request_id)))
+
+    def newest_row(self) -> Any:
+        from sqlalchemy import select
+        from sqlalchemy.orm import Session
+
+        from maasdam.database.tables import LedgerRow
+
+        with Session(self.records.ledger._reads) as session:
+            return session.scalars(select(LedgerRow).order_by(LedgerRow.at.desc()).limit(1)).one_or_none()
+
+
+def make_engine(artifact: Artifact, **options: Any) -> Any:
+    return FakeSequenceEngine() if artifact.layout == "genai" else FakeEngine()
+
+
+def records(home: Path, settings: Settings) -> Records:
+    database = open_database(f"sqlite:///{home / 'maasdam.db'}")
+    made = Records(settings, FakeStore(), Catalog(database), Keys(database), Ledger(database))
+    for name, (task, layout) in MODELS.items():
+        digest = f"sha256:{name}"
+        signature = None if layout == "genai" else DOUBLES
+        artifact = Artifact(digest, home, "onnx", layout, task, "fake", signature, 1)  # type: ignore[arg-type]  # layouts are names
+        made.store.artifacts[digest] = artifact
+        made.catalog.register(name, artifact, source="fake", recipe="none", report={"passed": True}, passes=[])
+        made.catalog.deploy(name)
+    return made
+
+
+def run_in_thread(home: Path, settings: Settings, has_keys: bool = True) -> Iterator[Running]:
+    made = records(home, settings)
+    _, key = made.keys.create("tests", ["infer"])
+    _, admin_key = made.keys.create("chief", ["infer", "deploy", "admin"])
+    engines: dict[str, Any] = {}
+
+    def open_engine(artifact: Artifact, **options: Any) -> Any:
+        engines[artifact.digest.removeprefix("sha256:")] = engine = make_engine(artifact)
+        return engine
+
+    service = open_service(made, open_engine=open_engine, open_processor=lambda task, path, signature: FakeProcessor(task))  # type: ignore[arg-type]
+    listener = bound_socket("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    config = uvicorn.Config(
+        application(service, made.keys if has_keys else None),
+        http=HttpConnection,
+        loop="uvloop",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=2,
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: server.run(sockets=[listener]), daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not (server.started and service.router.is_ready):
+        assert time.monotonic() < deadline, "the service did not come up"
+        time.sleep(0.01)
+    yield Running(f"http://127.0.0.1:{port}", port, key, admin_key, service, made, engines)
+    server.should_exit = True
+    thread.join(20)
+    made.ledger.close()
+
+
+SMALL = Settings(max_body_bytes=2_000_000, request_timeout_seconds=3.0, queue_size=8, watts_per_core=10.0)
+
+
+@pytest.fixture(scope="session")
+def fake_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One service for many tests."""
+    home = tmp_path_factory.mktemp("home")
+    yield from run_in_thread(home, replace(SMALL, home=home))
+
+
+@pytest.fixture
+def own_service(tmp_path: Path) -> Iterator[Running]:
+    """A service of one's own, to be broken."""
+    yield from run_in_thread(tmp_path, replace(SMALL, home=tmp_path))
+
+
+@pytest.fixture
+def open_to_all(tmp_path: Path) -> Iterator[Running]:
+    """A service without keys."""
+    yield from run_in_thread(tmp_path, replace(SMALL, home=tmp_path), has_keys=False)
+
+
+@pytest.fixture
+def client(fake_service: Running) -> Iterator[httpx.Client]:
+    """A client with every scope."""
+    with fake_service.client() as it:
+        yield it
+
+
+def wait_for(condition: Any, seconds: float = 5.0) -> None:
+    """Poll until true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.01)
