@@ -24,7 +24,7 @@ class UtcTime(TypeDecorator[datetime]):
         """Aware in, UTC out."""
         return None if value is None else value.astimezone(UTC)
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """UTC in, aware out."""
         if value is None:
             return None

@@ -1,0 +1,1 @@
+"""Who asks, what they used, and what it cost."""

@@ -1,0 +1,214 @@
+"""Facts to bill from: one durable row a request. Knows rows and sums; refuses to know what a request was about.
+
+    record(entry) -> Future --one writer thread--> one transaction for all that queued meanwhile -> futures resolve
+
+A future resolves once its row is on disk (group commit), so an answer whose last byte waits for it can't be lost.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import Engine, Text, case, func, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
+
+from maasdam.accounts.prices import Prices
+from maasdam.database.tables import LedgerRow
+from maasdam.errors import ServiceError
+
+GROUP = 512
+"""Rows in one transaction at most."""
+
+By = Literal["key", "model", "day"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One request. None is unmeasured; `seconds` is wall time, `compute_seconds` CPU of the engine."""
+
+    request_id: str
+    at: datetime
+    key_id: str | None
+    caller: str
+    model: str
+    endpoint: str
+    status: int
+    seconds: float
+    version: int | None = None
+    task: str | None = None
+    items: int = 1
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    audio_seconds: float | None = None
+    compute_seconds: float | None = None
+    joules: float | None = None
+    energy_method: str | None = None
+    grams_co2e: float | None = None
+    price: float | None = None
+    currency: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Sums over one key, model or day. A sum is None where nothing in it was measured."""
+
+    name: str
+    requests: int
+    errors: int
+    """Answers with status 400 and above."""
+    items: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    audio_seconds: float | None
+    seconds: float
+    compute_seconds: float | None
+    joules: float | None
+    grams_co2e: float | None
+    price: float | None
+    currency: str | None
+    measured_joules: int
+    """Requests whose joules are known: fewer than `requests` means the sum is of a part."""
+
+
+class Ledger:
+    """The ledger in one database: one writer thread, any number of callers."""
+
+    def __init__(self, database: Engine, prices: Prices | None = None) -> None:
+        self._writes = database
+        self._reads = database.execution_options(is_reader=True)
+        self._prices = prices or Prices({})
+        self._queue: queue.SimpleQueue[tuple[Entry, Future[None]] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    def record(self, entry: Entry) -> Future[None]:
+        """Resolved once the row is durable; fails with ServiceError when it can't be written.
+
+        A request_id that is in the ledger already is left as it is: recording twice counts once.
+        """
+        future: Future[None] = Future()
+        with self._lock:
+            if self._is_closed:
+                future.set_exception(ServiceError("the ledger is closed"))
+                return future
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._write_all, name="ledger", daemon=True)
+                self._thread.start()
+        self._queue.put((entry, future))
+        return future
+
+    def close(self) -> None:
+        """Write what is queued and stop."""
+        with self._lock:
+            thread, self._thread, self._is_closed = self._thread, None, True
+        if thread is not None:
+            self._queue.put(None)
+            thread.join()
+
+    def usage(self, by: By = "model", since: datetime | None = None) -> list[Usage]:
+        """Sums by key (named by its name and id), model (NAME:VERSION) or day (UTC), busiest first (days in order)."""
+        group = {"key": (LedgerRow.key_id, LedgerRow.caller), "model": (LedgerRow.model, LedgerRow.version)}
+        day = func.substr(_as_text(LedgerRow.at, self._reads), 1, 10)
+        columns = (day,) if by == "day" else group[by]
+        sums = [getattr(LedgerRow, name) for name in SUMMED]
+        query = select(
+            *columns,
+            func.count(),
+            func.sum(case((LedgerRow.status >= 400, 1), else_=0)),
+            func.max(LedgerRow.currency),
+            func.count(LedgerRow.joules),
+            *(func.sum(column) for column in sums),
+        ).group_by(*columns)
+        if since is not None:
+            query = query.where(LedgerRow.at >= since)
+        with self._reads.connect() as connection:
+            rows = connection.execute(query).all()
+        out = []
+        for row in rows:
+            names, (requests, errors, currency, measured, *totals) = row[: len(columns)], row[len(columns) :]
+            known = dict(zip(SUMMED, totals, strict=True))
+            out.append(
+                Usage(_name(by, names), requests, int(errors), currency=currency, measured_joules=measured, **_numbers(known))
+            )
+        return sorted(out, key=(lambda u: u.name) if by == "day" else (lambda u: (-u.requests, u.name)))
+
+    def _write_all(self) -> None:
+        while True:
+            first = self._queue.get()
+            if first is None:
+                return
+            group, is_last = [first], False
+            while len(group) < GROUP and not self._queue.empty():
+                more = self._queue.get()
+                if more is None:
+                    is_last = True
+                    break
+                group.append(more)
+            self._write(group)
+            if is_last:
+                return
+
+    def _write(self, group: list[tuple[Entry, Future[None]]]) -> None:
+        try:
+            self._insert([entry for entry, _ in group])
+        except SQLAlchemyError as error:
+            if len(group) > 1:  # one bad row must not take its neighbours down
+                for pair in group:
+                    self._write([pair])
+                return
+            group[0][1].set_exception(ServiceError(f"the ledger can't be written: {error}"))
+            return
+        for _, future in group:
+            future.set_result(None)
+
+    def _insert(self, entries: list[Entry]) -> None:
+        dialect: Any = postgresql if self._writes.dialect.name == "postgresql" else sqlite
+        rows = [asdict(self._priced(entry)) for entry in entries]
+        with self._writes.begin() as connection:
+            connection.execute(dialect.insert(LedgerRow.__table__).on_conflict_do_nothing(), rows)
+
+    def _priced(self, entry: Entry) -> Entry:
+        if entry.price is not None:
+            return entry
+        price, currency = self._prices.of(entry.model, asdict(entry)) if entry.status < 400 else (None, None)
+        return replace(entry, price=price, currency=currency)
+
+
+SUMMED = (
+    "items",
+    "prompt_tokens",
+    "completion_tokens",
+    "audio_seconds",
+    "seconds",
+    "compute_seconds",
+    "joules",
+    "grams_co2e",
+    "price",
+)
+
+
+def _numbers(known: Mapping[str, Any]) -> dict[str, Any]:
+    whole = {"items", "prompt_tokens", "completion_tokens"}
+    return {name: None if value is None else int(value) if name in whole else float(value) for name, value in known.items()}
+
+
+def _as_text(column: Any, engine: Engine) -> Any:
+    if engine.dialect.name == "postgresql":
+        return func.to_char(func.timezone("UTC", column), "YYYY-MM-DD")
+    return column.cast(Text)
+
+
+def _name(by: By, names: Any) -> str:
+    if by == "key":
+        return f"{names[1]} ({names[0]})" if names[0] else str(names[1])
+    if by == "model":
+        return str(names[0]) if names[1] is None else f"{names[0]}:{names[1]}"
+    return str(names[0])

@@ -1,0 +1,50 @@
+"""What a request costs in money. Knows a price list; without one every price is None.
+
+    [prices.bard]            # maasdam.toml: money per unit, by model; "*" is every other model
+    currency = "EUR"
+    prompt_tokens = 2e-7
+    completion_tokens = 6e-7
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maasdam.errors import InvalidInput
+
+UNITS = ("requests", "items", "prompt_tokens", "completion_tokens", "audio_seconds", "compute_seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Price per unit by model."""
+
+    by_model: Mapping[str, Mapping[str, Any]]
+
+    @staticmethod
+    def load(path: Path) -> Prices:
+        """The [prices] tables of a maasdam.toml; none where there is no such file. Raises InvalidInput naming the key."""
+        if not path.is_file():
+            return Prices({})
+        tables = tomllib.loads(path.read_text()).get("prices", {})
+        for model, table in tables.items():
+            for key, value in table.items():
+                if key == "currency":
+                    fits = isinstance(value, str) and len(value) == 3
+                else:
+                    fits = key in UNITS and isinstance(value, int | float) and value >= 0
+                if not fits:
+                    raise InvalidInput(f"{path}: prices.{model}.{key} = {value!r}; give currency (3 letters) or {', '.join(UNITS)}")
+        return Prices(tables)
+
+    def of(self, model: str, entry: Mapping[str, Any]) -> tuple[float | None, str | None]:
+        """The price of one ledger entry and its currency, or (None, None) where the list names none."""
+        table = self.by_model.get(model) or self.by_model.get("*")
+        if not table:
+            return None, None
+        units = {**entry, "requests": 1}
+        return sum(table[u] * (units.get(u) or 0) for u in UNITS if u in table), table.get("currency")

@@ -1,0 +1,1 @@
+"""What operators watch: logs and metrics. Never billed from; that is the ledger."""
