@@ -1,0 +1,267 @@
+"""Text generation on OpenVINO GenAI: continuous batching on token ids, in one thread of its own.
+
+Knows the pipeline, its cache and its requests. Refuses to know text, chat and HTTP.
+
+    submit (any event loop) ─ inbox ─► thread: join what is new, drop what is cancelled or late, step, hand out tokens
+
+At the default precision (f32 computation and f32 cache) greedy tokens equal transformers'.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from maasdam.core import Artifact, SequenceRequest, Tokens
+from maasdam.engines.compute_share import CpuMeter
+from maasdam.engines.generation import Choice, choose, prompt_of, read_defaults
+from maasdam.engines.mailbox import Job, tokens_of
+from maasdam.engines.openvino_engine import PRECISIONS
+from maasdam.engines.tensors import first_line, loading_with
+from maasdam.errors import DeadlineExceeded, EngineFailure, InvalidInput
+
+NAME = "openvino-genai"
+BLOCK = 32
+"""Tokens in one block of the CPU's key-value cache."""
+CONTEXTS = 16
+"""Full contexts the cache is made for where memory allows: more requests than fit wait, or are computed again."""
+CACHE_BYTES = 2**30
+"""Cache of a large model, unless one context needs more."""
+MEMORY_SHARE = 0.5
+"""Of the memory free at opening, at most so much becomes cache."""
+KV_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "u8": 1}
+STEP_TOKENS = 512
+"""Tokens of prompt computed in one step, so that a long prompt doesn't stall the others' answers."""
+
+
+def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> GenaiEngine:
+    """Open a genai folder.
+
+    Settings: "threads"; "precision" of the computation: f32 (default), bf16, f16, auto; "kv_precision" of the cache: f32
+    (default), bf16, f16, u8.
+    """
+    with loading_with(NAME, artifact):
+        make, context_length = _pipeline(artifact.path, settings)
+        return GenaiEngine(make, artifact.path, context_length)
+
+
+def _pipeline(folder: Path, settings: Mapping[str, Any]) -> tuple[Callable[[], Any], int]:
+    """What makes the pipeline, and the context length that its cache allows."""
+    import openvino_genai as genai
+
+    precision, kv = settings.get("precision", "f32"), settings.get("kv_precision", "f32")
+    if precision not in PRECISIONS:
+        raise InvalidInput(f"setting 'precision' is {precision!r}; it takes one of: {', '.join(PRECISIONS)}")
+    if kv not in KV_BYTES:
+        raise InvalidInput(f"setting 'kv_precision' is {kv!r}; it takes one of: {', '.join(KV_BYTES)}")
+    wanted = read_defaults(folder).context_length
+    tokens = cache_tokens(kv_bytes_per_token(folder, KV_BYTES[kv]), wanted, _free_memory())
+    properties = {"INFERENCE_NUM_THREADS": settings["threads"], "KV_CACHE_PRECISION": kv, "ENABLE_CPU_PINNING": False}
+    if precision != "auto":
+        properties["INFERENCE_PRECISION_HINT"] = precision
+
+    def make() -> Any:
+        scheduler = genai.SchedulerConfig()
+        scheduler.num_kv_blocks = tokens // BLOCK
+        scheduler.max_num_batched_tokens = STEP_TOKENS
+        scheduler.enable_prefix_caching = False  # what came before must not change what a request computes
+        return genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties)
+
+    return make, min(wanted, tokens - 2 * BLOCK)
+
+
+def kv_bytes_per_token(folder: Path, bytes_per_number: int) -> int:
+    """Bytes of key-value cache that one token takes, from config.json."""
+    config = json.loads((folder / "config.json").read_text())
+    config = config.get("text_config") or config
+    heads = config["num_attention_heads"]
+    width = config.get("head_dim") or config["hidden_size"] // heads
+    return int(2 * config["num_hidden_layers"] * (config.get("num_key_value_heads") or heads) * width * bytes_per_number)
+
+
+def cache_tokens(bytes_per_token: int, context: int, free_bytes: int) -> int:
+    """Tokens the cache should hold: CONTEXTS full contexts, less for a large model, one at least if memory allows."""
+    one = -(-context // BLOCK) * BLOCK + 2 * BLOCK
+    affordable = int(free_bytes * MEMORY_SHARE) // bytes_per_token
+    wanted = min(CONTEXTS * one, max(one, CACHE_BYTES // bytes_per_token), affordable)
+    return max(wanted // BLOCK, 8) * BLOCK
+
+
+def _free_memory() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+class _Running:
+    """A job inside the pipeline."""
+
+    def __init__(self, job: Job, handle: Any, choice: Choice, prompt: int) -> None:
+        self.job, self.handle, self.choice = job, handle, choice
+        self.count = 0
+        self.share = prompt
+        """Tokens of the next step that are this job's: the whole prompt at first, then one."""
+        self.compute_seconds = 0.0
+
+
+class GenaiEngine:
+    """The pipeline and its thread. A request that can't be run fails alone; if a step breaks, the pipeline is made anew."""
+
+    def __init__(self, make: Callable[[], Any], folder: Path, context_length: int) -> None:
+        self._make = make
+        self._defaults = replace(read_defaults(folder), context_length=context_length)
+        self.context_length = context_length
+        self._pipeline: Any = make()
+        self._inbox: list[Job] = []
+        self._wake = threading.Condition()
+        self._is_closing = False
+        self._next_id = 0
+        self._meter = CpuMeter()
+        self._thread = threading.Thread(target=self._live, name=NAME, daemon=True)
+        self._thread.start()
+
+    def submit(self, request: SequenceRequest) -> AsyncIterator[Tokens]:
+        """Token ids as they come, without the end token; the last has `finish_reason` "stop" or "length".
+
+        Raises at the first step: InvalidPayload (beyond the context, not in the vocabulary), InvalidInput (sampling),
+        DeadlineExceeded, EngineFailure. Closing the iterator cancels.
+        """
+        return tokens_of(Job(request), self._start)
+
+    def close(self) -> None:
+        """End the thread and free the pipeline; requests in flight end with EngineFailure."""
+        with self._wake:
+            self._is_closing = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _start(self, job: Job) -> None:
+        self._meter.exclude_this_thread()
+        with self._wake:
+            if self._is_closing:
+                raise EngineFailure(f"the {NAME} engine was closed; open the model again")
+            self._inbox.append(job)
+            self._wake.notify()
+
+    def _live(self) -> None:
+        running: list[_Running] = []
+        try:
+            while True:
+                with self._wake:
+                    while not (self._inbox or running or self._is_closing):
+                        self._wake.wait()
+                    if self._is_closing:
+                        return
+                    new, self._inbox = self._inbox, []
+                running += [r for job in new if (r := self._join(job)) is not None]
+                running = self._step([r for r in running if not self._is_dropped(r)])
+        finally:
+            with self._wake:
+                self._is_closing = True
+                left = [*self._inbox, *(r.job for r in running)]
+            for job in left:
+                job.fail(EngineFailure(f"the {NAME} engine was closed while it generated"))
+            for r in running:
+                r.handle.cancel()
+            self._pipeline = None
+
+    def _join(self, job: Job) -> _Running | None:
+        """Give a job to the pipeline; one that can't be run fails alone."""
+        import openvino as ov
+
+        if job.is_cancelled:
+            return None
+        try:
+            prompt = prompt_of(job.request, self._defaults)
+            choice = choose(job.request.sampling, self._defaults, prompt.shape[1])
+            self._next_id += 1
+            handle = self._pipeline.add_request(self._next_id, ov.Tensor(prompt.copy()), configuration(choice))
+            return _Running(job, handle, choice, prompt.shape[1])
+        except Exception as error:
+            job.fail(_ours(error))
+            return None
+
+    def _is_dropped(self, r: _Running) -> bool:
+        late = r.job.request.deadline is not None and time.monotonic() > r.job.request.deadline
+        if late:
+            r.job.fail(DeadlineExceeded(f"request {r.job.request.id} was not done in time; its {r.count} tokens are dropped"))
+        if late or r.job.is_cancelled:
+            r.handle.cancel()
+            return True
+        return False
+
+    def _step(self, running: list[_Running]) -> list[_Running]:
+        """One step of the pipeline; those still running afterwards."""
+        try:
+            if not self._pipeline.has_non_finished_requests():
+                for r in [r for r in running if not self._is_done(r)]:
+                    r.job.fail(EngineFailure(f"engine {NAME} dropped a request unfinished"))
+                return []
+            before = self._meter.seconds()
+            self._pipeline.step()
+            spent, whole = self._meter.seconds() - before, sum(r.share for r in running)
+            for r in running:
+                r.compute_seconds += spent * r.share / whole
+                r.share = 1
+            return [r for r in running if not self._is_done(r)]
+        except Exception as error:
+            for r in running:
+                r.job.fail(EngineFailure(f"engine {NAME} broke in a step: {first_line(error)}"))
+            self._pipeline = None  # its state is unknown: make it anew
+            self._pipeline = self._make()
+            return []
+
+    def _is_done(self, r: _Running) -> bool:
+        """Hand out what a request has generated; True when that was the last."""
+        import openvino_genai as genai
+
+        ids: list[int] = []
+        while r.handle.can_read():
+            for output in r.handle.read().values():
+                ids += output.generated_ids
+        reason: str | None = None
+        status = r.handle.get_status()
+        if status == genai.GenerationStatus.IGNORED:
+            r.job.fail(EngineFailure("the key-value cache can't hold this request; open the model with more memory free"))
+            return True
+        if status != genai.GenerationStatus.RUNNING:
+            ended = bool(ids) and ids[-1] in r.choice.eos
+            ids = ids[:-1] if ended else ids
+            reason = "stop" if ended else "length"
+        if ids or reason:
+            r.count += len(ids)
+            r.job.give(Tokens(tuple(ids), finish_reason=reason, compute_seconds=r.compute_seconds))
+        return reason is not None
+
+
+def configuration(choice: Choice) -> Any:
+    """OpenVINO GenAI's own words for a choice."""
+    import openvino_genai as genai
+
+    config = genai.GenerationConfig()
+    config.apply_chat_template = False
+    config.max_new_tokens = choice.max_tokens
+    config.ignore_eos = not choice.eos
+    config.stop_token_ids = set(choice.eos)
+    config.repetition_penalty = choice.repetition_penalty
+    config.frequency_penalty = choice.frequency_penalty
+    config.presence_penalty = choice.presence_penalty
+    config.do_sample = not choice.is_greedy
+    if config.do_sample:
+        config.temperature = choice.temperature
+        config.top_p = choice.top_p
+        config.rng_seed = choice.seed
+        if choice.top_k is not None:
+            config.top_k = choice.top_k
+    return config
+
+
+def _ours(error: Exception) -> Exception:
+    from maasdam.errors import MaasdamError
+
+    return error if isinstance(error, MaasdamError) else EngineFailure(f"engine {NAME} refused a request: {first_line(error)}")

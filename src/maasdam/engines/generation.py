@@ -1,0 +1,177 @@
+"""How the next token is chosen, the same for every engine that generates text.
+
+Knows sampling parameters and a model's own defaults (`generation_config.json`, `config.json`). Refuses to know engines.
+
+A parameter the caller leaves out is the model's own default, else neutral: temperature 1, top_p 1, no top_k. A model
+whose file says `do_sample: false` is greedy unless the caller names a temperature.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maasdam.core import Sampling, SequenceRequest
+from maasdam.errors import InvalidInput, InvalidPayload
+
+if TYPE_CHECKING:
+    from maasdam.core import type_array
+
+GREEDY_BELOW = 1e-5
+"""A temperature this low is greedy: dividing by it would only overflow."""
+
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What the model's own files say."""
+
+    context_length: int
+    vocabulary: int | None
+    eos: frozenset[int]
+    is_greedy: bool
+    temperature: float
+    top_p: float
+    top_k: int | None
+    repetition_penalty: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Every parameter, resolved. temperature 0 is greedy; `top_k` None is all."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int | None
+    seed: int
+    frequency_penalty: float
+    presence_penalty: float
+    repetition_penalty: float
+    eos: frozenset[int]
+    """Empty where the caller ignores them."""
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether always the likeliest token is taken."""
+        return self.temperature == 0.0
+
+
+def read_defaults(folder: Path) -> Defaults:
+    """From config.json and generation_config.json; missing facts are neutral, a missing context is 2048."""
+    config = _read(folder / "config.json")
+    config = config.get("text_config") or config
+    own = _read(folder / "generation_config.json")
+    context = next((config[k] for k in _CONTEXT_KEYS if isinstance(config.get(k), int)), 2048)
+    eos = own.get("eos_token_id", config.get("eos_token_id"))
+    ids = eos if isinstance(eos, list) else [eos]
+    vocabulary = config.get("vocab_size")
+    top_k = own.get("top_k")
+    return Defaults(
+        context_length=context,
+        vocabulary=vocabulary if isinstance(vocabulary, int) else None,
+        eos=frozenset(i for i in ids if isinstance(i, int)),
+        is_greedy=own.get("do_sample") is False,
+        temperature=float(own.get("temperature") or 1.0),
+        top_p=float(own.get("top_p") or 1.0),
+        top_k=top_k if isinstance(top_k, int) and top_k > 0 else None,
+        repetition_penalty=float(own.get("repetition_penalty") or 1.0),
+    )
+
+
+def choose(sampling: Sampling, defaults: Defaults, prompt: int) -> Choice:
+    """Resolve `sampling` for a prompt of so many tokens.
+
+    Raises InvalidPayload (no room left in the context), InvalidInput (a parameter out of range).
+    """
+    room = defaults.context_length - prompt
+    if room < 1:
+        raise InvalidPayload(
+            f"the prompt has {prompt} tokens and this model's context is {defaults.context_length}; "
+            f"send at most {defaults.context_length - 1}"
+        )
+    temperature = 0.0 if defaults.is_greedy else defaults.temperature
+    if sampling.temperature is not None:
+        temperature = _within("temperature", sampling.temperature, 0.0, 100.0)
+    return Choice(
+        max_tokens=min(_at_least_one("max_tokens", sampling.max_tokens) or room, room),
+        temperature=0.0 if temperature < GREEDY_BELOW else temperature,
+        top_p=defaults.top_p if sampling.top_p is None else max(_within("top_p", sampling.top_p, 0.0, 1.0), 1e-6),
+        top_k=defaults.top_k if sampling.top_k is None else _top_k(sampling.top_k),
+        seed=secrets.randbits(32) if sampling.seed is None else sampling.seed % 2**32,
+        frequency_penalty=_within("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0),
+        presence_penalty=_within("presence_penalty", sampling.presence_penalty, -2.0, 2.0),
+        repetition_penalty=defaults.repetition_penalty,
+        eos=frozenset() if sampling.ignore_eos else defaults.eos,
+    )
+
+
+def prompt_of(request: SequenceRequest, defaults: Defaults) -> type_array:
+    """The request's `input_ids`, [1, T] int64, T at least 1, all in the vocabulary. Raises InvalidPayload."""
+    ids = request.inputs["input_ids"]
+    if ids.ndim != 2 or ids.shape[0] != 1 or ids.shape[1] < 1 or ids.dtype.kind != "i":
+        raise InvalidPayload(f"input_ids is {ids.dtype.name} {list(ids.shape)}; send int64 [1, T] with at least one token")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or (defaults.vocabulary is not None and high >= defaults.vocabulary):
+        wrong = low if low < 0 else high
+        raise InvalidPayload(f"token {wrong} is not in this model's vocabulary of {defaults.vocabulary}")
+    return ids.astype("int64", copy=False)
+
+
+def pick(logits: type_array, choice: Choice, prompt: type_array, generated: list[int], random: Any) -> int:
+    """One token from the logits [V] of the last position. `random` is a numpy Generator; greedy doesn't draw from it.
+
+    Order: repetition penalty (prompt and answer), presence and frequency penalties (answer), temperature, top_k, top_p.
+    """
+    import numpy as np
+
+    scores = logits.astype(np.float64)
+    if choice.repetition_penalty != 1.0:
+        seen = np.unique(np.concatenate([prompt.reshape(-1), np.asarray(generated, dtype=np.int64)]))
+        there = scores[seen]
+        scores[seen] = np.where(there > 0, there / choice.repetition_penalty, there * choice.repetition_penalty)
+    if generated and (choice.frequency_penalty or choice.presence_penalty):
+        tokens, counts = np.unique(np.asarray(generated), return_counts=True)
+        scores[tokens] -= choice.frequency_penalty * counts + choice.presence_penalty
+    if choice.is_greedy:
+        return int(scores.argmax())
+    order = np.argsort(-scores, kind="stable")[: choice.top_k]
+    ranked = scores[order] / choice.temperature
+    chances = np.exp(ranked - ranked[0])
+    chances /= chances.sum()
+    keep = int(np.searchsorted(np.cumsum(chances), choice.top_p, side="left")) + 1
+    chances = chances[:keep] / chances[:keep].sum()
+    return int(order[int(np.searchsorted(np.cumsum(chances), random.random(), side="right").clip(0, len(chances) - 1))])
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _within(name: str, value: float, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
+        raise InvalidInput(f"{name} is {value!r}; send a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def _at_least_one(name: str, value: int | None) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise InvalidInput(f"{name} is {value!r}; send a whole number, at least 1")
+    return value
+
+
+def _top_k(value: int) -> int | None:
+    """0 and -1 are "all", as other servers have it."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < -1:
+        raise InvalidInput(f"top_k is {value!r}; send a whole number, 0 for all")
+    return value if value > 0 else None

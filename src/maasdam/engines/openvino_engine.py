@@ -1,0 +1,151 @@
+"""OpenVINO. Knows compiled models and infer requests; never tasks, batching or HTTP."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from maasdam.core import Artifact, Signature, Tensors, TensorSpec
+from maasdam.engines.tensors import breaking_as, closed, loading_with, positions
+from maasdam.errors import InvalidInput, Unsupported
+
+if TYPE_CHECKING:
+    from maasdam.core import type_array
+
+NAME = "openvino"
+PRECISIONS = ("f32", "bf16", "f16", "auto")
+FILES = {"ir": "model.xml", "onnx": "model.onnx", "savedmodel": ""}
+
+
+def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> OpenVinoEngine:
+    """Open an IR, an ONNX file or a SavedModel (without TensorFlow).
+
+    Settings: "threads"; "precision" of the computation: "f32" (default), "bf16", "f16", or "auto" (OpenVINO's choice);
+    "streams" (default 1): how many batches compute side by side, each on threads/streams.
+    """
+    with loading_with(NAME, artifact):
+        import openvino as ov
+
+        core = ov.Core()
+        where = "GPU" if device == "gpu" else "CPU"
+        if where not in {d.partition(".")[0] for d in core.available_devices}:
+            raise Unsupported(f"OpenVINO sees no {where} here; it sees: {', '.join(core.available_devices)}")
+        model = core.read_model(str(artifact.path / FILES[artifact.layout]).rstrip("/"))
+        compiled = core.compile_model(model, where, properties(settings, where))
+        return OpenVinoEngine(compiled, artifact.signature or signature_of(compiled))
+
+
+def properties(settings: Mapping[str, Any], where: str = "CPU") -> dict[str, Any]:
+    """OpenVINO's own words for our settings."""
+    precision = settings.get("precision", "f32")
+    if precision not in PRECISIONS:
+        raise InvalidInput(f"setting 'precision' is {precision!r}; it takes one of: {', '.join(PRECISIONS)}")
+    out: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if precision != "auto":
+        out["INFERENCE_PRECISION_HINT"] = precision
+    if where == "CPU":
+        out["INFERENCE_NUM_THREADS"] = settings["threads"]
+        out["NUM_STREAMS"] = int(settings.get("streams", 1))
+        out["ENABLE_CPU_PINNING"] = False  # several engines share the cores of one process
+    return out
+
+
+def signature_of(compiled: Any) -> Signature:
+    """Names, dtypes and shapes of the compiled model; where a port has several names, the first in the alphabet."""
+
+    def spec(port: Any, fallback: str) -> TensorSpec:
+        names = sorted(port.get_names())
+        dtype = "object" if port.element_type.get_type_name() == "string" else port.element_type.to_dtype().name
+        shape = tuple(d.get_length() if d.is_static else None for d in port.partial_shape)
+        return TensorSpec(names[0] if names else fallback, dtype, shape)
+
+    return Signature(
+        tuple(spec(p, f"input_{i}") for i, p in enumerate(compiled.inputs)),
+        tuple(spec(p, f"output_{i}") for i, p in enumerate(compiled.outputs)),
+    )
+
+
+class OpenVinoEngine:
+    """One compiled model and as many infer requests as threads ever ran at once."""
+
+    def __init__(self, compiled: Any, signature: Signature) -> None:
+        self.signature = signature
+        self._compiled: Any = compiled
+        inputs = positions([s.name for s in signature.inputs], [p.get_names() for p in compiled.inputs], "inputs")
+        outputs = positions([s.name for s in signature.outputs], [p.get_names() for p in compiled.outputs], "outputs")
+        self._inputs = list(zip((s.name for s in signature.inputs), inputs, strict=True))
+        self._outputs = list(zip((s.name for s in signature.outputs), outputs, strict=True))
+        self._lock = threading.Lock()
+        self._idle: list[Any] = []
+
+    def run(self, batch: Tensors) -> dict[str, type_array]:
+        """Outputs in the signature's order, in memory of their own. Raises InvalidTensor, EngineFailure."""
+        import numpy as np
+
+        compiled = self._compiled
+        if compiled is None:
+            raise closed(NAME)
+        self.signature.check(batch)
+        with breaking_as(NAME):
+            with self._lock:
+                request = self._idle.pop() if self._idle else None
+            request = request or compiled.create_infer_request()
+            request.infer({i: np.ascontiguousarray(batch[name]) for name, i in self._inputs}, share_inputs=True)
+            outputs = {name: _copy(request.get_output_tensor(i)) for name, i in self._outputs}
+            with self._lock:
+                self._idle.append(request)  # one that broke is dropped
+            return outputs
+
+    def precisions(self) -> dict[str, int]:
+        """Operators by the precision they run in, from the compiled model: {"i8": 53, "f32": 12}."""
+        compiled = self._compiled
+        if compiled is None:
+            raise closed(NAME)
+        return runtime_precisions(compiled.get_runtime_model())
+
+    def close(self) -> None:
+        """Free the compiled model; a batch in flight in another thread still ends well."""
+        self._compiled = None
+        self._idle = []
+
+
+_COMPUTES = (
+    "Convolution",
+    "Deconvolution",
+    "FullyConnected",
+    "MatMul",
+    "RNN",
+    "LSTM",
+    "GRU",
+    "ScaledDotProduct",
+    "PagedAttention",
+)
+
+
+def runtime_precisions(model: Any) -> dict[str, int]:
+    """Of a compiled model's graph: how many operators that compute (convolutions, matrix products) run in which precision."""
+    found: Counter[str] = Counter()
+    for node in model.get_ordered_ops():
+        info = node.get_rt_info()
+        kind, precision = (_text(info, key) for key in ("layerType", "runtimePrecision"))
+        if kind and precision and kind.startswith(_COMPUTES):
+            found[precision.lower()] += 1
+    return dict(found)
+
+
+def _text(info: Any, key: str) -> str:
+    if key not in info:
+        return ""
+    value = info[key]
+    return str(getattr(value, "astype", lambda _: value)(str))
+
+
+def _copy(tensor: Any) -> type_array:
+    if tensor.element_type.get_type_name() == "string":
+        import numpy as np
+
+        return np.array(tensor.str_data, dtype=object)
+    array: type_array = tensor.data.copy()
+    return array

@@ -1,0 +1,164 @@
+"""PyTorch, for what was made in it and is served as it is. Knows modules and programs; never tasks, batching or HTTP.
+
+Files come from strangers: weights are read from safetensors only, code from the repository of a model is never run, and
+`torch.export` programs and TorchScript are loaded without unpickling.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from maasdam.core import Artifact, Signature, Tensors, TensorSpec
+from maasdam.engines.tensors import breaking_as, closed, loading_with, must_have, positions
+from maasdam.engines.transformers_library import open_module
+from maasdam.errors import InvalidModel, Unsupported
+
+if TYPE_CHECKING:
+    from maasdam.core import type_array
+
+NAME = "pytorch"
+_environment = threading.Lock()
+
+Function = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""Torch tensors by name to torch tensors by name."""
+
+
+def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> PyTorchEngine:
+    """Open a Hugging Face folder, a `.pt2` program or a TorchScript file. "threads" holds for the process."""
+    with loading_with(NAME, artifact, "pytorch"):
+        import torch
+
+        if device == "cuda" and not torch.cuda.is_available():
+            raise Unsupported("this torch sees no CUDA device; use --device cpu")
+        torch.set_num_threads(settings["threads"])
+        makers = {"huggingface": _huggingface, "pt2": _exported, "torchscript": _scripted}
+        function, signature = makers[artifact.layout](artifact, device)
+        return PyTorchEngine(function, signature, device)
+
+
+def _huggingface(artifact: Artifact, device: str) -> tuple[Function, Signature]:
+    if artifact.signature is None:
+        raise InvalidModel(
+            "a Hugging Face model is opened by this engine with a signature; this one has none: it generates text"
+        )
+    signature = artifact.signature
+    module = open_module(artifact.path).to(device)
+
+    def function(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+        out = module(**tensors, return_dict=True)
+        must_have(out.keys(), signature, "outputs")
+        return {s.name: out[s.name] for s in signature.outputs}
+
+    return function, signature
+
+
+def _exported(artifact: Artifact, device: str) -> tuple[Function, Signature]:
+    import torch
+    from torch.utils import _pytree as pytree
+
+    with weights_only():
+        program = torch.export.load(str(artifact.path / "model.pt2"))
+    user_inputs = [str(name) for name in program.graph_signature.user_inputs]
+    user_outputs = [str(name) for name in program.graph_signature.user_outputs]
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
+    own = Signature(tuple(_spec(n, values[n]) for n in user_inputs), tuple(_spec(n, values[n]) for n in user_outputs))
+    signature = artifact.signature or own
+    order = positions([s.name for s in signature.inputs], [{n} for n in user_inputs], "inputs")
+    where = _output_positions(signature, user_outputs, program.call_spec.out_spec)
+    in_spec = program.call_spec.in_spec
+    module = program.module().to(device)
+    names = [
+        next(s.name for s, i in zip(signature.inputs, order, strict=True) if i == port) for port in range(len(user_inputs))
+    ]
+
+    def function(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+        args, kwargs = pytree.tree_unflatten([tensors[n] for n in names], in_spec)
+        found = pytree.tree_leaves(module(*args, **kwargs))
+        return {s.name: found[i] for s, i in zip(signature.outputs, where, strict=True)}
+
+    return function, signature
+
+
+def _output_positions(signature: Signature, graph_names: list[str], out_spec: Any) -> list[int]:
+    """Where the signature's outputs are in the flat answer: by the keys it comes in, by graph names, or in order."""
+    keys = [str(k) for k in (getattr(out_spec, "context", None) or []) if isinstance(k, str)]
+    known = keys if len(keys) == len(graph_names) else graph_names
+    return positions([s.name for s in signature.outputs], [{a, b} for a, b in zip(graph_names, known, strict=True)], "outputs")
+
+
+def _scripted(artifact: Artifact, device: str) -> tuple[Function, Signature]:
+    import torch
+
+    if artifact.signature is None:
+        raise InvalidModel("TorchScript tells neither names nor shapes of its inputs; build it with a signature")
+    signature = artifact.signature
+    module = torch.jit.load(str(artifact.path / "model.pt"), map_location=device).eval()
+
+    def function(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+        out = module(*(tensors[s.name] for s in signature.inputs))
+        if isinstance(out, Mapping):
+            must_have(out.keys(), signature, "outputs")
+            return out
+        found = list(out) if isinstance(out, tuple | list) else [out]
+        if len(found) < len(signature.outputs):
+            raise InvalidModel(f"the TorchScript gives {len(found)} outputs; the signature says {len(signature.outputs)}")
+        return {s.name: tensor for s, tensor in zip(signature.outputs, found, strict=False)}
+
+    return function, signature
+
+
+@contextmanager
+def weights_only() -> Iterator[None]:
+    """While open, torch unpickles nothing but tensors, whatever its own callers ask for. One thread at a time."""
+    key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    with _environment:
+        before = os.environ.get(key)
+        os.environ[key] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = before
+
+
+def _spec(name: str, value: Any) -> TensorSpec:
+    shape = tuple(int(d) if isinstance(d, int) else None for d in value.shape)
+    return TensorSpec(name, str(value.dtype).removeprefix("torch."), shape)
+
+
+class PyTorchEngine:
+    """One module in inference mode; torch lets several threads call it at once."""
+
+    def __init__(self, function: Function, signature: Signature, device: str) -> None:
+        self.signature = signature
+        self._function: Function | None = function
+        self._device = device
+
+    def run(self, batch: Tensors) -> dict[str, type_array]:
+        """Outputs in the signature's order. Raises InvalidTensor, EngineFailure."""
+        import numpy as np
+        import torch
+
+        function = self._function
+        if function is None:
+            raise closed(NAME)
+        self.signature.check(batch)
+        with breaking_as(NAME), torch.inference_mode():
+            # torch takes no negative strides; and it copies, since it would write to arrays that are read-only
+            tensors = {n: torch.tensor(np.ascontiguousarray(array), device=self._device) for n, array in batch.items()}
+            outputs = function(tensors)
+            return {s.name: outputs[s.name].cpu().numpy() for s in self.signature.outputs}
+
+    def precisions(self) -> dict[str, int]:
+        """Not known of a torch module."""
+        return {}
+
+    def close(self) -> None:
+        """Free the module; a batch in flight in another thread still ends well."""
+        self._function = None

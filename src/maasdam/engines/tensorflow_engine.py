@@ -1,0 +1,134 @@
+"""TensorFlow, for what was made in it and is served as it is. Knows SavedModels and Keras files; never tasks or HTTP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from maasdam.core import Artifact, Signature, Tensors, TensorSpec
+from maasdam.engines.tensors import breaking_as, closed, loading_with, must_have, positions
+from maasdam.errors import InvalidModel, Unsupported
+
+if TYPE_CHECKING:
+    from maasdam.core import type_array
+
+NAME = "tensorflow"
+SIGNATURE = "serving_default"
+
+
+def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> TensorFlowEngine:
+    """Open a SavedModel's `serving_default`, or `model.keras` in Keras' safe mode.
+
+    Setting "threads" holds for the process, and only where TensorFlow has not run yet.
+    """
+    with loading_with(NAME, artifact, "tensorflow"):
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+        import tensorflow as tf
+
+        _use_threads(tf, settings["threads"])
+        if device == "cuda" and not tf.config.list_physical_devices("GPU"):
+            raise Unsupported("TensorFlow sees no GPU here; use --device cpu")
+        with tf.device("/GPU:0" if device == "cuda" else "/CPU:0"):
+            function, keep, own = (_saved_model if artifact.layout == "savedmodel" else _keras)(tf, artifact)
+        return TensorFlowEngine(tf, function, keep, artifact.signature or own)
+
+
+def _use_threads(tf: Any, threads: int) -> None:
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    except RuntimeError:
+        pass  # TensorFlow has run already: its threads are what they are
+
+
+Function = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""Tensors by name to tensors by name."""
+
+
+def _saved_model(tf: Any, artifact: Artifact) -> tuple[Function, Any, Signature]:
+    loaded = tf.saved_model.load(str(artifact.path))
+    if SIGNATURE not in loaded.signatures:
+        has = ", ".join(loaded.signatures) or "none"
+        raise InvalidModel(f"the SavedModel has no signature '{SIGNATURE}'; it has: {has}. Export it with one")
+    function = loaded.signatures[SIGNATURE]
+    takes, gives = function.structured_input_signature[1], function.structured_outputs
+    own = Signature(
+        tuple(_spec(name, takes[name]) for name in sorted(takes)), tuple(_spec(name, gives[name]) for name in sorted(gives))
+    )
+    if artifact.signature is not None:
+        must_have(takes, artifact.signature, "inputs")
+        must_have(gives, artifact.signature, "outputs")
+    return lambda tensors: dict(function(**tensors)), loaded, own
+
+
+def _keras(tf: Any, artifact: Artifact) -> tuple[Function, Any, Signature]:
+    import keras
+
+    model = keras.saving.load_model(artifact.path / "model.keras", safe_mode=True, compile=False)
+    inputs, outputs = list(model.inputs), list(model.outputs)
+    input_names = [t.name for t in inputs]
+    output_names = list(getattr(model, "output_names", None) or [t.name for t in outputs])
+    own = Signature(
+        tuple(_spec(n, t) for n, t in zip(input_names, inputs, strict=True)),
+        tuple(_spec(n, t) for n, t in zip(output_names, outputs, strict=True)),
+    )
+    signature = artifact.signature or own
+    order = positions([s.name for s in signature.inputs], [{n} for n in input_names], "inputs")
+    where = positions([s.name for s in signature.outputs], [{n} for n in output_names], "outputs")
+    names = [next(s.name for s, i in zip(signature.inputs, order, strict=True) if i == port) for port in range(len(inputs))]
+
+    @tf.function(input_signature=[tf.TensorSpec(t.shape, t.dtype) for t in inputs])  # type: ignore[untyped-decorator]
+    def forward(*tensors: Any) -> Any:
+        return tf.nest.flatten(model(_as_taken(model, tensors), training=False))
+
+    def function(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+        found = forward(*(tensors[n] for n in names))
+        return {s.name: found[i] for s, i in zip(signature.outputs, where, strict=True)}
+
+    return function, model, own
+
+
+def _as_taken(model: Any, tensors: tuple[Any, ...]) -> Any:
+    """Flat tensors in the structure the model was made with."""
+    import tensorflow as tf
+
+    structure = getattr(model, "_inputs_struct", None)
+    if structure is None:
+        return tensors[0] if len(tensors) == 1 else list(tensors)
+    return tf.nest.pack_sequence_as(structure, list(tensors))
+
+
+def _spec(name: str, tensor: Any) -> TensorSpec:
+    dtype = tensor.dtype if isinstance(tensor.dtype, str) else tensor.dtype.name
+    return TensorSpec(name, "object" if dtype == "string" else dtype, tuple(tensor.shape))
+
+
+class TensorFlowEngine:
+    """One concrete function; TensorFlow lets several threads call it at once."""
+
+    def __init__(self, tf: Any, function: Function, keep: Any, signature: Signature) -> None:
+        self.signature = signature
+        self._tf = tf
+        self._function: Function | None = function
+        self._keep: Any = keep  # a SavedModel's variables live as long as the loaded object
+
+    def run(self, batch: Tensors) -> dict[str, type_array]:
+        """Outputs in the signature's order. Raises InvalidTensor, EngineFailure."""
+        function = self._function
+        if function is None:
+            raise closed(NAME)
+        self.signature.check(batch)
+        with breaking_as(NAME):
+            outputs = function({name: self._tf.constant(array) for name, array in batch.items()})
+            return {s.name: outputs[s.name].numpy() for s in self.signature.outputs}
+
+    def precisions(self) -> dict[str, int]:
+        """Not known of a TensorFlow function."""
+        return {}
+
+    def close(self) -> None:
+        """Free the model; a batch in flight in another thread still ends well."""
+        self._function = None
+        self._keep = None

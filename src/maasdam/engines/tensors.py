@@ -1,0 +1,77 @@
+"""What all tensor engines do around a batch: check it, and turn what breaks inside into EngineFailure.
+
+Knows signatures and names. Refuses to know any framework.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from maasdam.core import Artifact, Signature
+from maasdam.errors import EngineFailure, InvalidModel, MaasdamError, MissingExtra
+
+
+@contextmanager
+def breaking_as(engine: str) -> Iterator[None]:
+    """What an engine's library raises while it runs becomes EngineFailure with the first line of its message."""
+    try:
+        yield
+    except MaasdamError:
+        raise
+    except Exception as error:
+        raise EngineFailure(f"engine {engine} broke on a batch: {first_line(error)}") from error
+
+
+@contextmanager
+def loading_with(engine: str, artifact: Artifact, extra: str | None = None) -> Iterator[None]:
+    """What an engine's library raises while it loads becomes InvalidModel; a missing library becomes MissingExtra."""
+    try:
+        yield
+    except MaasdamError:
+        raise
+    except ImportError as error:
+        if extra is None:
+            raise
+        raise MissingExtra(
+            f"engine {engine} needs {error.name or error}, which is not installed; run: pip install 'maasdam[{extra}]'"
+        ) from error
+    except Exception as error:
+        raise InvalidModel(
+            f"engine {engine} can't load the {artifact.layout} model {artifact.digest[:19]}: {first_line(error)}"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The error's kind and the start of its message, on one line of at most 300 characters."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+def closed(engine: str) -> EngineFailure:
+    """The error of a call that came after `close`."""
+    return EngineFailure(f"the {engine} engine was closed; open the model again")
+
+
+def must_have(names: Iterable[str], wanted: Signature, side: str) -> None:
+    """Raise InvalidModel unless the file has every tensor that the signature names on that side ("inputs", "outputs")."""
+    has = set(names)
+    specs = wanted.inputs if side == "inputs" else wanted.outputs
+    missing = [s.name for s in specs if s.name not in has]
+    if missing:
+        raise InvalidModel(f"the model has no {side} {', '.join(missing)}; its {side} are: {', '.join(sorted(has)) or 'none'}")
+
+
+def positions(names: Sequence[str], available: Sequence[Iterable[str]], side: str) -> list[int]:
+    """Where each of `names` is among ports that may have several names each; by position where no name fits.
+
+    Raises InvalidModel where some names fit and others don't, or the counts differ.
+    """
+    sets = [set(port) for port in available]
+    found: Mapping[str, int] = {name: i for i, port in enumerate(sets) for name in port}
+    if all(name in found for name in names):
+        return [found[name] for name in names]
+    if not any(name in found for name in names) and len(names) == len(sets):
+        return list(range(len(names)))
+    has = ", ".join(sorted(found))
+    raise InvalidModel(f"the model's {side} are {has}; the signature says {', '.join(names)}")

@@ -1,0 +1,72 @@
+"""Modules from Hugging Face folders. Knows transformers and where it can't be trusted; never tensors, tasks or HTTP.
+
+transformers decides once per process, when it is first imported, whether torch exists. A process that serves without
+torch makes it decide "no" (`maasdam.tasks.torchless`); here, where torch is needed after all, transformers is imported
+afresh. Objects made before keep working with the modules they came from.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from maasdam.errors import InvalidModel, Unsupported
+
+_importing = threading.Lock()
+
+
+def transformers_with_torch() -> Any:
+    """The transformers package with torch. Raises ImportError where either is not installed."""
+    with _importing:
+        import torch  # noqa: F401 - before transformers, which looks whether it is there
+        import transformers
+        from transformers.utils.import_utils import is_torch_available
+
+        if not is_torch_available():
+            for name in [n for n in sys.modules if n == "transformers" or n.startswith("transformers.")]:
+                del sys.modules[name]
+            import transformers
+        return transformers
+
+
+def architecture_of(folder: Path) -> str:
+    """The class that `config.json` names, such as "LlamaForCausalLM". Raises InvalidModel."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        names = config["architectures"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidModel(f"{folder.name}/config.json names no architecture; a Hugging Face model needs one") from error
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str) or not names[0].isidentifier():
+        raise InvalidModel(f"{folder.name}/config.json names architectures {names!r}; it takes a list of one class name")
+    return names[0]
+
+
+def open_module(folder: Path, dtype: str = "float32") -> Any:
+    """The module in eval mode, built by transformers' own class for the architecture, weights from safetensors.
+
+    Raises Unsupported (transformers knows no such class), InvalidModel (weights missing, or not of this architecture).
+    """
+    architecture = architecture_of(folder)
+    transformers = transformers_with_torch()
+    import torch
+
+    kind = getattr(transformers, architecture, None)
+    if not isinstance(kind, type) or not issubclass(kind, transformers.PreTrainedModel):
+        raise Unsupported(
+            f"transformers {transformers.__version__} has no model '{architecture}'; code from the folder is not run"
+        )
+    module, info = kind.from_pretrained(
+        str(folder),
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        dtype=getattr(torch, dtype),
+        output_loading_info=True,
+    )
+    if info["missing_keys"]:
+        some = ", ".join(sorted(info["missing_keys"])[:3])
+        raise InvalidModel(f"{len(info['missing_keys'])} weights of {architecture} are not in the files (such as {some})")
+    return module.eval()
