@@ -1,0 +1,88 @@
+"""Turn an artifact into the same network in another format, and prove it.
+
+Knows which directions exist. Each direction is one module; a direction that is not here is refused by name.
+Refuses to know catalogs, recipes and where sources came from.
+
+    pytorch (huggingface, pt2, torchscript) -> onnx, openvino (ir; genai for language models), pytorch (pt2; ctranslate2)
+    tensorflow (savedmodel, keras)          -> onnx, openvino, tensorflow (savedmodel)
+    onnx                                    -> openvino
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from maasdam.core import TEXT_GENERATION, Artifact, Format, Layout, Progress, silent
+from maasdam.errors import Unsupported
+from maasdam.pipeline.convert.companions import copy_companions
+from maasdam.pipeline.passes import Produced
+
+_PACKAGE = "maasdam.pipeline.convert"
+
+
+@dataclass(frozen=True, slots=True)
+class Direction:
+    """One way: the module that writes it (its `write(source, out) -> Signature | None`), and what it gives."""
+
+    module: str
+    layout: Layout
+    engine: str
+
+
+_TENSORS: dict[tuple[Layout, Format], Direction] = {
+    **{
+        (layout, to): direction
+        for layout in ("huggingface", "pt2", "torchscript")
+        for to, direction in {
+            "onnx": Direction("pytorch_to_onnx", "onnx", "onnxruntime"),
+            "openvino": Direction("pytorch_to_openvino", "ir", "openvino"),
+        }.items()
+    },  # type: ignore[dict-item]  # mypy widens literals inside a comprehension
+    ("huggingface", "pytorch"): Direction("pytorch_to_pt2", "pt2", "pytorch"),
+    ("torchscript", "pytorch"): Direction("pytorch_to_pt2", "pt2", "pytorch"),
+    ("savedmodel", "onnx"): Direction("tensorflow_to_onnx", "onnx", "onnxruntime"),
+    ("keras", "onnx"): Direction("tensorflow_to_onnx", "onnx", "onnxruntime"),
+    ("keras", "tensorflow"): Direction("keras_to_savedmodel", "savedmodel", "tensorflow"),
+    ("savedmodel", "openvino"): Direction("to_openvino", "ir", "openvino"),
+    ("keras", "openvino"): Direction("to_openvino", "ir", "openvino"),
+    ("onnx", "openvino"): Direction("to_openvino", "ir", "openvino"),
+}
+_LANGUAGE: dict[Format, Direction] = {"openvino": Direction("language_to_genai", "genai", "openvino-genai")}
+_WHISPER: dict[Format, Direction] = {"pytorch": Direction("whisper_to_ctranslate2", "ctranslate2", "ctranslate2")}
+
+
+def find_direction(source: Artifact, to: Format) -> Direction:
+    """The way from `source` to the format. Raises Unsupported naming the direction where there is none."""
+    if source.layout == "huggingface":
+        if source.task == TEXT_GENERATION:
+            return _or_refuse(_LANGUAGE.get(to), source, to, "a language model converts to openvino only")
+        from maasdam.pipeline.convert.modules import is_whisper
+
+        if is_whisper(source):
+            return _or_refuse(_WHISPER.get(to), source, to, "Whisper converts to the CTranslate2 layout only (--to pytorch)")
+    if (direction := _TENSORS.get((source.layout, to))) is not None:
+        return direction
+    if source.format == to:
+        raise Unsupported(f"the model is {to} ({source.layout}) already; there is nothing to convert")
+    return _or_refuse(None, source, to, "this direction does not exist yet")
+
+
+def _or_refuse(direction: Direction | None, source: Artifact, to: Format, why: str) -> Direction:
+    if direction is None:
+        raise Unsupported(f"can't convert {source.format} ({source.layout}) to {to}: {why}")
+    return direction
+
+
+def convert(source: Artifact, to: Format, out: Path, *, progress: Progress = silent) -> Produced:
+    """Write `source` in format `to` into the existing folder `out`, with its processor files, and say what was made.
+
+    The signature is read back from the file that was written. Proving that it computes the same is `certify`'s work.
+    Raises Unsupported where no way leads there or the model does not go it, MissingExtra, InvalidModel.
+    """
+    direction = find_direction(source, to)
+    progress(f"convert to {direction.layout}")
+    signature = importlib.import_module(f"{_PACKAGE}.{direction.module}").write(source, out)
+    copy_companions(source.path, out)
+    return Produced(format=to, layout=direction.layout, engine=direction.engine, signature=signature)

@@ -1,0 +1,57 @@
+"""Keras (.keras) -> TensorFlow SavedModel with serving_default. Lambda layers stay refused (Keras's safe mode)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maasdam.core import Artifact, Signature, TensorSpec
+from maasdam.errors import InvalidModel, UnsafeModel, missing_extra
+from maasdam.pipeline.convert.signatures import describe
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+def write(source: Artifact, out: Path) -> Signature:
+    """Write `out`/saved_model.pb and variables/; returns the signature read back."""
+    import tensorflow as tf
+
+    export_keras(source.path / "model.keras", out)
+    return describe(signature_of(tf.saved_model.load(str(out)).signatures["serving_default"]), source.signature)
+
+
+def load_keras(path: Path) -> Any:
+    """The Keras model, in safe mode. Raises UnsafeModel for code inside, InvalidModel for a broken file."""
+    try:
+        import keras
+    except ImportError as error:
+        raise missing_extra("tensorflow", "tensorflow") from error
+    try:
+        return keras.models.load_model(path, compile=False, safe_mode=True)
+    except ValueError as error:
+        if "safe" in str(error).lower() or "lambda" in str(error).lower():
+            raise UnsafeModel(f"{path} holds code that would run when loaded (a Lambda layer); refused") from error
+        raise InvalidModel(f"Keras can't load {path}: {str(error).splitlines()[0][:300]}") from error
+    except (OSError, KeyError, TypeError) as error:
+        raise InvalidModel(f"Keras can't load {path}: {str(error).splitlines()[0][:300]}") from error
+
+
+def export_keras(path: Path, out: Path) -> None:
+    """Write the Keras model of `path` into the folder `out` as a SavedModel."""
+    model = load_keras(path)
+    with contextlib.redirect_stdout(io.StringIO()):
+        model.export(out, verbose=False)
+
+
+def signature_of(function: tf.types.experimental.ConcreteFunction) -> Signature:
+    """What a serving function takes and gives, by its structured names."""
+    inputs = function.structured_input_signature[1]
+    outputs = function.structured_outputs
+    return Signature(tuple(_spec(n, inputs[n]) for n in sorted(inputs)), tuple(_spec(n, outputs[n]) for n in sorted(outputs)))
+
+
+def _spec(name: str, tensor: Any) -> TensorSpec:
+    return TensorSpec(name, tensor.dtype.as_numpy_dtype.__name__, tuple(tensor.shape.as_list()))

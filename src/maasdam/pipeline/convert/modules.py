@@ -1,0 +1,93 @@
+"""A Hugging Face artifact as a live module with named inputs and outputs.
+
+Knows attention implementations and signatures; loading is the engines' (safetensors only, no code from the folder).
+Refuses to export anything.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import TYPE_CHECKING, Any, Literal
+
+from maasdam.core import Artifact, Signature
+from maasdam.engines.transformers_library import architecture_of, open_module, transformers_with_torch
+from maasdam.errors import InvalidModel, MaasdamError, missing_extra
+
+if TYPE_CHECKING:
+    import torch
+
+Attention = Literal["sdpa", "eager"]
+
+
+def load_transformers(source: Artifact, attention: Attention) -> Any:
+    """The transformers model at float32, frozen, in eval mode. Raises InvalidModel, Unsupported, MissingExtra."""
+    try:
+        transformers = transformers_with_torch()
+    except ImportError as error:
+        raise missing_extra("torch", "pytorch") from error
+    transformers.logging.disable_progress_bar()
+    try:
+        model = open_module(source.path)
+    except MaasdamError:
+        raise
+    except Exception as error:  # transformers raises anything for files that are not what they say
+        raise InvalidModel(f"transformers can't load the model in {source.path}: {_first_line(error)}") from error
+    model.set_attn_implementation(attention)
+    return model.eval().requires_grad_(False)
+
+
+def has_fused_attention(source: Artifact) -> bool:
+    """Has transformers written this architecture for fused attention (sdpa)?"""
+    model = getattr(transformers_with_torch(), architecture_of(source.path), None)
+    return bool(getattr(model, "_supports_sdpa", False))
+
+
+def is_whisper(source: Artifact) -> bool:
+    """Does the Hugging Face folder hold a Whisper model?"""
+    try:
+        config = json.loads((source.path / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidModel(f"can't read {source.path / 'config.json'}: {error}") from error
+    return isinstance(config, dict) and config.get("model_type") == "whisper"
+
+
+def named_module(source: Artifact, attention: Attention) -> torch.nn.Module:
+    """The artifact's model as `forward(<input names>) -> {"<output name>": tensor}`, for tensor tasks.
+
+    Input names are the signature's; only outputs of the signature are given.
+    """
+    import torch
+
+    signature = need_signature(source)
+    inputs = [s.name for s in signature.inputs]
+    outputs = [s.name for s in signature.outputs]
+    model = load_transformers(source, attention)
+
+    class Named(torch.nn.Module):
+        """Positional tensors in, a dict of tensors out: no transformers type reaches the exported file."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+            answer = self.model(**dict(zip(inputs, tensors, strict=True)), return_dict=True)
+            return {name: answer[name] for name in outputs}
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    # torch.export names the graph's inputs after the parameters of forward
+    forward: Any = Named.forward
+    forward.__signature__ = inspect.Signature([inspect.Parameter(n, kind) for n in ("self", *inputs)])
+    return Named().eval()
+
+
+def need_signature(source: Artifact) -> Signature:
+    """The artifact's signature. Raises InvalidModel where it has none."""
+    if source.signature is None:
+        raise InvalidModel(f"nothing tells the input names and shapes of {source.path}; they are needed to convert it")
+    return source.signature
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

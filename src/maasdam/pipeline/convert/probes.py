@@ -1,0 +1,142 @@
+"""Inputs to try a model on: random, repeatable, of the kind the signature asks for.
+
+Knows names, dtypes, layouts and value ranges. Refuses to know frameworks. Random pixels are drawn as smooth fields of
+differing contrast, since plain noise looks the same to a trained network and would prove little.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maasdam.core import Signature, TensorSpec
+from maasdam.errors import Unsupported
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from maasdam.core import type_array
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What the dynamic axes are set to. `stretch` scales the natural length of the model's kind of sequence."""
+
+    batch: int
+    stretch: float = 1.0
+    is_ragged: bool = False
+    """Do masks end early for all but the first item?"""
+
+
+EXPORT_SIZES = Sizes(batch=2, stretch=1.3, is_ragged=True)
+PROOF_SIZES: tuple[Sizes, ...] = (Sizes(2), Sizes(1, 2.1), Sizes(3, 1.6, is_ragged=True))
+"""Batches of one, two and three; three lengths; full and ragged masks."""
+
+_NATURAL_LENGTH = {"input_values": 6400, "input_features": 61, "input_ids": 12}
+_DEFAULT_LENGTH = 24
+_DEFAULT_SIDE = 96
+_DEFAULT_VOCABULARY = 2
+
+
+def probe(signature: Signature, sizes: Sizes, *, seed: int, folder: Path | None = None) -> dict[str, type_array]:
+    """One batch of random inputs by name. `folder` may hold a config.json with the vocabulary's size."""
+    import numpy as np
+
+    random = np.random.default_rng([seed, sizes.batch, round(sizes.stretch * 1000)])
+    length = _length(signature, sizes)
+    vocabulary = _vocabulary(folder)
+    out = {}
+    for spec in signature.inputs:
+        shape = _shape(spec, sizes, length)
+        if "mask" in spec.name:
+            out[spec.name] = _mask(shape, sizes, spec.dtype)
+        elif spec.dtype.startswith(("int", "uint")):
+            out[spec.name] = _integers(spec, shape, vocabulary, random)
+        elif spec.dtype.startswith("float"):
+            out[spec.name] = _floats(spec, shape, random)
+        elif spec.dtype == "bool":
+            out[spec.name] = random.random(shape) < 0.5
+        else:
+            raise Unsupported(f"input '{spec.name}' is {spec.dtype}; only numbers and booleans can be tried at random")
+    return out
+
+
+def proof_cases(signature: Signature, seeds: tuple[int, ...], folder: Path | None) -> Iterator[tuple[int, dict[str, type_array]]]:
+    """(seed, batch) for every seed and every set of sizes the signature leaves open."""
+    is_open = any(None in s.shape for s in signature.inputs)
+    for seed in seeds:
+        for sizes in PROOF_SIZES if is_open else PROOF_SIZES[:1]:
+            yield seed, probe(signature, sizes, seed=seed, folder=folder)
+
+
+def _length(signature: Signature, sizes: Sizes) -> int:
+    natural = next((_NATURAL_LENGTH[s.name] for s in signature.inputs if s.name in _NATURAL_LENGTH), _DEFAULT_LENGTH)
+    return round(natural * sizes.stretch)
+
+
+def _shape(spec: TensorSpec, sizes: Sizes, length: int) -> tuple[int, ...]:
+    is_image = len(spec.shape) == 4
+    free = {0: sizes.batch} if spec.shape and spec.shape[0] is None else {}
+    for axis, size in enumerate(spec.shape):
+        if size is None and axis:
+            free[axis] = _DEFAULT_SIDE if is_image else length
+    return tuple(free[i] if size is None else size for i, size in enumerate(spec.shape))
+
+
+def _mask(shape: tuple[int, ...], sizes: Sizes, dtype: str) -> type_array:
+    import numpy as np
+
+    mask = np.ones(shape, dtype)
+    if sizes.is_ragged and len(shape) > 1:
+        for item in range(1, shape[0]):
+            mask[item, max(1, shape[1] * (item + 1) // (item + 2)) :] = 0
+    return mask
+
+
+def _integers(spec: TensorSpec, shape: tuple[int, ...], vocabulary: int | None, random: np.random.Generator) -> type_array:
+    import numpy as np
+
+    low, high = (0, vocabulary or _DEFAULT_VOCABULARY) if spec.dtype != "uint8" else (0, 256)
+    if spec.value_range:
+        low, high = int(spec.value_range[0]), int(spec.value_range[1]) + 1
+    elif "position" in spec.name:
+        return np.broadcast_to(np.arange(shape[-1]), shape).astype(spec.dtype)
+    elif "type" in spec.name:
+        return np.zeros(shape, spec.dtype)
+    return random.integers(low, high, shape).astype(spec.dtype)
+
+
+def _floats(spec: TensorSpec, shape: tuple[int, ...], random: np.random.Generator) -> type_array:
+    values = _fields(shape, random) if len(shape) == 4 else random.standard_normal(shape)
+    if spec.value_range:
+        low, high = spec.value_range
+        values = (low + high) / 2 + values * (high - low) / 4
+        values = values.clip(low, high)
+    return values.astype(spec.dtype)
+
+
+def _fields(shape: tuple[int, ...], random: np.random.Generator) -> type_array:
+    """Image-like noise, [batch, a, b, c]: coarse blocks plus grain, each item with its own contrast and brightness."""
+    import numpy as np
+
+    spatial = shape[2:] if shape[1] <= 4 else shape[1:3]
+    channels = shape[1] if shape[1] <= 4 else shape[3]
+    block = 8
+    coarse = random.standard_normal((shape[0], channels, *(-(-s // block) for s in spatial)))
+    full = coarse.repeat(block, axis=2).repeat(block, axis=3)[:, :, : spatial[0], : spatial[1]]
+    contrast = random.uniform(0.3, 2.0, (shape[0], 1, 1, 1))
+    brightness = random.uniform(-0.7, 0.7, (shape[0], channels, 1, 1))
+    field = contrast * (full + 0.3 * random.standard_normal(full.shape)) + brightness
+    return field if shape[1] <= 4 else np.moveaxis(field, 1, 3)
+
+
+def _vocabulary(folder: Path | None) -> int | None:
+    file = folder / "config.json" if folder else None
+    if file is None or not file.is_file():
+        return None
+    config: Any = json.loads(file.read_text())
+    size = config.get("vocab_size") if isinstance(config, dict) else None
+    return size if isinstance(size, int) and size > 1 else None

@@ -1,0 +1,130 @@
+"""A PyTorch artifact as an exported program: the hub from which every PyTorch direction starts.
+
+Knows torch.export, dynamic axes and which attention exports. Refuses to know ONNX and OpenVINO.
+
+    huggingface --named_module--> torch.export --\\
+    pt2 --torch.export.load---------------------- ExportedProgram -> ONNX | OpenVINO | pt2
+    torchscript --TS2EPConverter-----------------/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from maasdam.core import Artifact, Signature
+from maasdam.engines.pytorch_engine import weights_only
+from maasdam.errors import InvalidModel, MaasdamError, Unsupported, missing_extra
+from maasdam.pipeline.convert.modules import Attention, has_fused_attention, named_module, need_signature
+from maasdam.pipeline.convert.probes import EXPORT_SIZES, probe
+from maasdam.pipeline.convert.signatures import axis_name
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+
+Out = TypeVar("Out")
+
+
+def with_program(source: Artifact, use: Callable[[ExportedProgram], Out]) -> Out:
+    """`use` of the exported program; where an attention implementation does not export, the next one is tried.
+
+    Fused attention (sdpa) runs faster where it exports; plain attention (eager) exports everywhere.
+    Raises Unsupported with the exporter's reason when none does.
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise missing_extra("torch", "pytorch") from error
+    if source.layout == "pt2":
+        return _explained(source, lambda: use(load_pt2(source)))
+    if source.layout == "torchscript":
+        return _explained(source, lambda: use(_from_torchscript(source)))
+    attentions: list[Attention] = ["sdpa", "eager"] if has_fused_attention(source) else ["eager"]
+    for attention in attentions[:-1]:
+        try:
+            return use(export(source, attention))
+        except MaasdamError:
+            raise
+        except Exception:  # whatever the exporter stumbles on, the plain attention gets its try
+            continue
+    return _explained(source, lambda: use(export(source, attentions[-1])))
+
+
+def _explained(source: Artifact, work: Callable[[], Out]) -> Out:
+    try:
+        return work()
+    except MaasdamError:
+        raise
+    except Exception as error:  # exporters raise anything; the reason matters, not its type
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = next((line for line in reversed(lines) if "Error" in line), lines[0] if lines else type(error).__name__)
+        raise Unsupported(f"PyTorch can't export the model in {source.path}: {reason[:400]}") from error
+
+
+def export(source: Artifact, attention: Attention) -> ExportedProgram:
+    """A Hugging Face artifact through torch.export, every dynamic axis of its signature dynamic in the program."""
+    import torch
+
+    module = named_module(source, attention)
+    signature = need_signature(source)
+    arrays = probe(signature, EXPORT_SIZES, seed=0, folder=source.path)
+    examples = tuple(torch.from_numpy(arrays[s.name]) for s in signature.inputs)
+    return _export(module, examples, _dynamic_axes(signature))
+
+
+def _export(module: torch.nn.Module, examples: tuple[Any, ...], axes: dict[str, Any]) -> ExportedProgram:
+    import torch
+    from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
+
+    with torch.no_grad():
+        try:
+            return torch.export.export(module, examples, dynamic_shapes=axes, strict=False)
+        except torch._dynamo.exc.UserError as error:
+            # a model with a shortest length (convolutions) says it: take the range it suggests, once
+            if "Suggested fixes" not in str(error):
+                raise
+            refined = refine_dynamic_shapes_from_suggested_fixes(str(error), axes)
+            return torch.export.export(module, examples, dynamic_shapes=refined, strict=False)
+
+
+def _dynamic_axes(signature: Signature) -> dict[str, dict[int, Any]]:
+    """Axes by input name: one Dim for the batch and one for the sequence, shared by all inputs."""
+    from torch.export import Dim
+
+    dims: dict[str, Any] = {}
+    return {
+        s.name: {i: dims.setdefault(axis_name(i), Dim(axis_name(i), min=1)) for i, size in enumerate(s.shape) if size is None}
+        for s in signature.inputs
+    }
+
+
+def load_pt2(source: Artifact) -> ExportedProgram:
+    """The program in model.pt2. Sample inputs and constants are read as plain tensors only. Raises InvalidModel."""
+    import torch
+
+    try:
+        with weights_only():
+            return torch.export.load(source.path / "model.pt2")
+    except Exception as error:  # a damaged archive raises anything
+        raise InvalidModel(f"torch.export can't load {source.path / 'model.pt2'}: {str(error).splitlines()[0][:300]}") from error
+
+
+def save_pt2(program: ExportedProgram, path: str) -> None:
+    """Write the program without its sample inputs: loading it then unpickles nothing."""
+    import torch
+
+    program._example_inputs = None  # the public setter takes inputs that fit, and no others
+    torch.export.save(program, path)
+
+
+def _from_torchscript(source: Artifact) -> ExportedProgram:
+    import torch
+    from torch._export.converter import TS2EPConverter
+
+    signature = need_signature(source)
+    arrays = probe(signature, EXPORT_SIZES, seed=0, folder=source.path)
+    script = torch.jit.load(source.path / "model.pt", map_location="cpu").eval()
+    examples = tuple(torch.from_numpy(arrays[s.name]) for s in signature.inputs)
+    with torch.no_grad():
+        return TS2EPConverter(script, examples, {}).convert()

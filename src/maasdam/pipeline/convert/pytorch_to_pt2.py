@@ -1,0 +1,25 @@
+"""PyTorch -> torch.export (.pt2): dynamic axes kept, no sample inputs inside, so that loading it runs nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from maasdam.core import Artifact, Signature
+from maasdam.pipeline.convert.programs import save_pt2, with_program
+from maasdam.pipeline.convert.signatures import describe, of_program
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+def write(source: Artifact, out: Path) -> Signature:
+    """Write `out`/model.pt2 and return the signature read back from it. Raises Unsupported with the exporter's reason."""
+    return with_program(source, lambda program: _save(program, source.signature, out / "model.pt2"))
+
+
+def _save(program: ExportedProgram, wanted: Signature | None, path: Path) -> Signature:
+    import torch
+
+    save_pt2(program, str(path))
+    return describe(of_program(torch.export.load(path)), wanted)

@@ -1,0 +1,212 @@
+"""What a produced file says it takes and gives. Knows ONNX protos, OpenVINO models and exported programs.
+
+Refuses to convert anything. Facts no file carries (layout, value range) come from the source's signature, by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maasdam.core import Signature, TensorSpec
+from maasdam.errors import InvalidModel, VerificationFailed
+
+if TYPE_CHECKING:
+    import onnx
+    import openvino as ov
+    from torch.export import ExportedProgram
+
+
+def of_onnx(model: onnx.ModelProto) -> Signature:
+    """The signature of an ONNX model: graph inputs that are no initializers, and outputs."""
+    weights = {w.name for w in model.graph.initializer}
+    return Signature(
+        tuple(_onnx_spec(v) for v in model.graph.input if v.name not in weights),
+        tuple(_onnx_spec(v) for v in model.graph.output),
+    )
+
+
+def _onnx_spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    import onnx
+
+    tensor = value.type.tensor_type
+    if not tensor.elem_type:
+        raise InvalidModel(f"ONNX value '{value.name}' is no tensor; only tensors can be served")
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+    return TensorSpec(value.name, dtype, shape)
+
+
+def of_openvino(model: ov.Model) -> Signature:
+    """The signature of an OpenVINO model; raises InvalidModel for a tensor without a name."""
+    return Signature(tuple(_openvino_spec(p) for p in model.inputs), tuple(_openvino_spec(p) for p in model.outputs))
+
+
+def _openvino_spec(port: Any) -> TensorSpec:
+    if not port.get_names():
+        raise InvalidModel(f"an OpenVINO tensor of {port.get_node().get_friendly_name()} has no name")
+    shape = tuple(d.get_length() if d.is_static else None for d in port.get_partial_shape())
+    return TensorSpec(port.get_any_name(), port.get_element_type().to_dtype().name, shape)
+
+
+def of_program(program: ExportedProgram) -> Signature:
+    """The signature of an exported program: user inputs and outputs in order; outputs of a dict keep their keys."""
+    import torch
+
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
+
+    def spec(name: str, node: Any) -> TensorSpec:
+        value = values[node]
+        dtype = str(value.dtype).removeprefix("torch.")
+        return TensorSpec(name, dtype, tuple(d if isinstance(d, int) else None for d in value.shape))
+
+    nodes = [n for n in program.graph_signature.user_inputs if isinstance(n, str) and isinstance(values.get(n), torch.Tensor)]
+    ends = [n for n in program.graph_signature.user_outputs if isinstance(n, str)]
+    names = output_names(program)
+    return Signature(tuple(spec(n, n) for n in nodes), tuple(spec(n, e) for n, e in zip(names, ends, strict=True)))
+
+
+def output_names(program: ExportedProgram) -> list[str]:
+    """The outputs' names: the keys where the program returns a flat dict, else the graph's own."""
+    tree = program.call_spec.out_spec
+    ends = [n for n in program.graph_signature.user_outputs if isinstance(n, str)]
+    keys = getattr(tree, "context", None) if tree is not None and tree.type is dict else None
+    if isinstance(keys, list) and len(keys) == len(ends) and all(isinstance(k, str) for k in keys):
+        return list(keys)
+    return ends
+
+
+def describe(produced: Signature, source: Signature | None) -> Signature:
+    """`produced` with the layout and value range that the source's tensors of the same names have."""
+    if source is None:
+        return produced
+    known = {s.name: s for s in (*source.inputs, *source.outputs)}
+
+    def told(spec: TensorSpec) -> TensorSpec:
+        same = known.get(spec.name)
+        if same is None or len(same.shape) != len(spec.shape):
+            return spec
+        return TensorSpec(spec.name, spec.dtype, spec.shape, same.layout, same.value_range)
+
+    return Signature(tuple(map(told, produced.inputs)), tuple(map(told, produced.outputs)))
+
+
+def match(wanted: Sequence[TensorSpec], found: Sequence[TensorSpec], what: str) -> dict[str, str]:
+    """Found name -> wanted name: by name where the names agree, else in order.
+
+    Raises VerificationFailed when the numbers or the ranks differ: the conversion then lost or added a tensor.
+    """
+    if len(wanted) != len(found):
+        listed = ", ".join(s.name for s in found) or "none"
+        raise VerificationFailed(f"the conversion gives {len(found)} {what} ({listed}) where the source has {len(wanted)}")
+    by_name = {s.name: s for s in wanted}
+    pairs = {f.name: by_name.get(f.name, w) for w, f in zip(wanted, found, strict=True)}
+    if len({w.name for w in pairs.values()}) != len(wanted):
+        pairs = {f.name: w for w, f in zip(wanted, found, strict=True)}
+    for spec in found:
+        if len(spec.shape) != len(pairs[spec.name].shape):
+            raise VerificationFailed(
+                f"{what[:-1]} '{spec.name}' has {len(spec.shape)} axes after conversion and "
+                f"{len(pairs[spec.name].shape)} in the source"
+            )
+    return {found_name: spec.name for found_name, spec in pairs.items()}
+
+
+def check_kept(source: Signature, produced: Signature) -> None:
+    """Raise VerificationFailed unless names, dtypes of inputs and dynamic axes of the source are all kept."""
+    for what, wanted, found in (("input", source.inputs, produced.inputs), ("output", source.outputs, produced.outputs)):
+        have = {s.name: s for s in found}
+        if set(have) != {s.name for s in wanted}:
+            raise VerificationFailed(f"the {what}s were {_names(wanted)} and are now {_names(found)}; the conversion lost names")
+        for spec in wanted:
+            now = have[spec.name]
+            if what == "input" and now.dtype != spec.dtype:
+                raise VerificationFailed(f"input '{spec.name}' was {spec.dtype} and is now {now.dtype}")
+            if len(now.shape) != len(spec.shape):
+                raise VerificationFailed(f"{what} '{spec.name}' had {len(spec.shape)} axes and has {len(now.shape)} now")
+            lost = [i for i, (a, b) in enumerate(zip(spec.shape, now.shape, strict=True)) if a is None and b is not None]
+            if lost:
+                raise VerificationFailed(f"{what} '{spec.name}' lost its dynamic axis {lost[0]}: it is fixed at {now.shape[lost[0]]}")
+
+
+def _names(specs: Iterable[TensorSpec]) -> str:
+    return ", ".join(f"'{s.name}'" for s in specs) or "none"
+
+
+def axis_name(axis: int) -> str:
+    """What a dynamic axis is called in exported files: one batch, one sequence, shared by all tensors."""
+    return {0: "batch", 1: "sequence"}.get(axis, f"axis{axis}")
+
+
+def name_onnx(model: onnx.ModelProto, wanted: Signature) -> None:
+    """Give the graph's inputs, outputs and dynamic axes the names of `wanted`, in place."""
+    found = of_onnx(model)
+    names = match(wanted.inputs, found.inputs, "inputs") | match(wanted.outputs, found.outputs, "outputs")
+    taken = {n for node in model.graph.node for n in (*node.input, *node.output)} | {w.name for w in model.graph.initializer}
+    moves = {old: new for old, new in names.items() if old != new}
+    clashes = {n: f"{n}_inner" for n in set(moves.values()) & taken - set(moves)}
+    _rename_values(model.graph, clashes | moves)
+    symbols = _symbols(model.graph)
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = _renamed(dim.dim_param, symbols)
+
+
+def _rename_values(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = names.get(name, name)
+        for i, name in enumerate(node.output):
+            node.output[i] = names.get(name, name)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                _rename_values(inner, names)
+
+
+def _symbols(graph: onnx.GraphProto) -> dict[str, str]:
+    """Exporter's symbol ("s43") -> our name, for the plain symbols of the inputs."""
+    out: dict[str, str] = {}
+    for value in graph.input:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if re.fullmatch(r"\w+", dim.dim_param) and axis_name(axis) not in out.values():
+                out.setdefault(dim.dim_param, axis_name(axis))
+    return out
+
+
+def _renamed(expression: str, symbols: Mapping[str, str]) -> str:
+    return re.sub(r"[A-Za-z_]\w*", lambda m: symbols.get(m.group(), m.group()), expression)
+
+
+def name_openvino(model: ov.Model, wanted: Signature) -> None:
+    """Give the model's tensors and ports the names of `wanted`, and the inputs its fixed axes, in place."""
+    import openvino as ov
+
+    for what, ports, specs in (("inputs", model.inputs, wanted.inputs), ("outputs", model.outputs, wanted.outputs)):
+        found = [_loose_spec(port, i, {s.name for s in specs}) for i, port in enumerate(ports)]
+        names = match(specs, found, what)
+        by_name = {s.name: s for s in specs}
+        for port, spec in zip(ports, found, strict=True):
+            name = names[spec.name]
+            port.get_tensor().set_names({name})
+            if what == "inputs":
+                port.get_node().set_friendly_name(name)
+                port.get_node().set_partial_shape(ov.PartialShape([-1 if d is None else d for d in by_name[name].shape]))
+    model.validate_nodes_and_infer_types()
+
+
+def _loose_spec(port: Any, position: int, wanted: set[str]) -> TensorSpec:
+    names = sorted(port.get_names() & wanted) or sorted(port.get_names())
+    shape = tuple(d.get_length() if d.is_static else None for d in port.get_partial_shape())
+    return TensorSpec(names[0] if names else f"#{position}", port.get_element_type().to_dtype().name, shape)
+
+
+def read_onnx(path: Path) -> onnx.ModelProto:
+    """The model without its external weights."""
+    import onnx
+
+    return onnx.load(path, load_external_data=False)

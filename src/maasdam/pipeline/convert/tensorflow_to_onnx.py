@@ -1,0 +1,110 @@
+"""TensorFlow SavedModel or .keras -> ONNX through tf2onnx: names of serving_default and the dynamic batch kept."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from maasdam.core import Artifact, Signature
+from maasdam.errors import InvalidModel, MaasdamError, Unsupported, missing_extra
+from maasdam.pipeline.convert.keras_to_savedmodel import export_keras
+from maasdam.pipeline.convert.pytorch_to_onnx import OPERATOR_SET
+from maasdam.pipeline.convert.signatures import describe, name_onnx, of_onnx
+
+SIGNATURE = "serving_default"
+
+
+def write(source: Artifact, out: Path) -> Signature:
+    """Write `out`/model.onnx and return its signature. Raises Unsupported naming what tf2onnx can't convert."""
+    try:
+        import tensorflow  # noqa: F401
+        import tf2onnx  # noqa: F401
+    except ImportError as error:
+        raise missing_extra(str(error.name), "tensorflow") from error
+    if source.layout == "savedmodel":
+        return _convert(source.path, source.signature, out / "model.onnx")
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        export_keras(source.path / "model.keras", Path(folder))
+        return _convert(Path(folder), source.signature, out / "model.onnx")
+
+
+def _convert(saved_model: Path, wanted: Signature | None, path: Path) -> Signature:
+    import onnx
+
+    with _quiet():
+        try:
+            model = _run_tf2onnx(saved_model)
+        except MaasdamError:
+            raise
+        except Exception as error:  # tf2onnx and TensorFlow raise anything
+            raise Unsupported(f"tf2onnx can't convert {saved_model}: {str(error)[:400]}") from error
+    unknown = sorted({n.op_type for n in model.graph.node if n.domain not in ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")})
+    if unknown:
+        raise Unsupported(f"no ONNX operator for TensorFlow's {', '.join(unknown)}, which the model uses")
+    if wanted is not None:
+        name_onnx(model, wanted)
+    onnx.save(model, path)
+    return describe(of_onnx(model), wanted)
+
+
+def _run_tf2onnx(saved_model: Path) -> Any:
+    import tensorflow as tf
+    from tf2onnx import tf_loader
+    from tf2onnx.optimizer import optimize_graph
+    from tf2onnx.tfonnx import process_tf_graph
+
+    try:
+        frozen, inputs, outputs, tables, names = tf_loader.from_saved_model(
+            str(saved_model),
+            None,
+            None,
+            tag=["serve"],
+            signatures=[SIGNATURE],
+            return_initialized_tables=True,
+            return_tensors_to_rename=True,
+        )
+    except (OSError, AssertionError) as error:
+        raise InvalidModel(f"TensorFlow can't read '{SIGNATURE}' of {saved_model}: {str(error).splitlines()[0][:300]}") from error
+    with tf.Graph().as_default() as graph:
+        tf.import_graph_def(frozen, name="")
+        onnx_graph = process_tf_graph(
+            graph,
+            opset=OPERATOR_SET,
+            input_names=inputs,
+            output_names=outputs,
+            tensors_to_rename=names,
+            initialized_tables=tables,
+            custom_op_handlers={"Erfc": (_erfc, [])},
+        )
+    return optimize_graph(onnx_graph, catch_errors=False).make_model(SIGNATURE)
+
+
+def _erfc(graph: Any, node: Any, name: str, args: Any) -> None:
+    """TensorFlow's Erfc (Keras's exact GELU), which tf2onnx doesn't know: 1 - Erf(x)."""
+    import numpy as np
+    from tf2onnx import utils
+
+    shape, dtype, outputs = graph.get_shape(node.output[0]), graph.get_dtype(node.output[0]), list(node.output)
+    value = node.input[0]
+    graph.remove_node(node.name)
+    erf = graph.make_node("Erf", [value], shapes=[shape], dtypes=[dtype])
+    one = graph.make_const(utils.make_name("one"), np.array(1, utils.map_onnx_to_numpy_type(dtype)))
+    graph.make_node("Sub", [one.output[0], erf.output[0]], outputs=outputs, name=name, shapes=[shape], dtypes=[dtype])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence tf2onnx's log and what TensorFlow prints."""
+    logger = logging.getLogger("tf2onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,34 @@
+"""ONNX and TensorFlow -> OpenVINO IR. OpenVINO reads both by itself; .keras needs TensorFlow to become a SavedModel."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from maasdam.core import Artifact, Signature
+from maasdam.errors import Unsupported
+from maasdam.pipeline.convert.openvino_file import save
+
+
+def write(source: Artifact, out: Path) -> Signature:
+    """Write `out`/model.xml and model.bin; returns the signature. Raises Unsupported naming what OpenVINO can't convert."""
+    if source.layout == "onnx":
+        return _convert(source.path / "model.onnx", source.signature, out)
+    if source.layout == "savedmodel":
+        return _convert(source.path, source.signature, out)
+    from maasdam.pipeline.convert.keras_to_savedmodel import export_keras
+
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        export_keras(source.path / "model.keras", Path(folder))
+        return _convert(Path(folder), source.signature, out)
+
+
+def _convert(path: Path, wanted: Signature | None, out: Path) -> Signature:
+    import openvino as ov
+
+    try:
+        model = ov.convert_model(path)
+    except Exception as error:  # OpenVINO raises its own types and RuntimeError alike
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise Unsupported(f"OpenVINO can't convert {path}: {' '.join(lines)[:400]}") from error
+    return save(model, wanted, out)
