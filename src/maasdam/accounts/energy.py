@@ -45,7 +45,7 @@ class EnergyMeter:
         rapl: RaplCounter | None = None,
         cpu_seconds: Callable[[], float] = time.process_time,
     ) -> None:
-        """`watts_per_core` 0 is no estimate. With `rapl`, the counter's joules per CPU-second of this process are shared out."""
+        """`watts_per_core` 0 is no estimate. With `rapl`, its joules are shared out by this process's CPU-seconds."""
         self._watts = watts_per_core
         self._rapl = rapl
         self._cpu_seconds = cpu_seconds

@@ -83,7 +83,8 @@ class Keys:
                 raise NotFound(f"no key '{key_id}'; see: maasdam keys list")
             rows = [row for row in found if row.revoked_at is None] or found[:1]
             if len(rows) > 1:
-                raise InvalidInput(f"{len(rows)} keys are named '{key_id}'; name one by its id: {', '.join(r.id for r in rows)}")
+                ids = ", ".join(row.id for row in rows)
+                raise InvalidInput(f"{len(rows)} keys are named '{key_id}'; name one by its id: {ids}")
             rows[0].revoked_at = rows[0].revoked_at or datetime.now(UTC)
             with self._lock:
                 self._seen.clear()

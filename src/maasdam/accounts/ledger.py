@@ -11,13 +11,13 @@ import queue
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
 from sqlalchemy import Engine, Text, case, func, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from maasdam.accounts.prices import Prices
 from maasdam.database.tables import LedgerRow
@@ -92,9 +92,11 @@ class Ledger:
     def record(self, entry: Entry) -> Future[None]:
         """Resolved once the row is durable; fails with ServiceError when it can't be written.
 
-        A request_id that is in the ledger already is left as it is: recording twice counts once.
+        A request_id that is in the ledger already is left as it is: recording twice counts once. So an id must be
+        the service's own: a caller who chose it could have a second request for nothing.
         """
         future: Future[None] = Future()
+        future.set_running_or_notify_cancel()  # who waits may go away (a disconnect); the row is written all the same
         with self._lock:
             if self._is_closed:
                 future.set_exception(ServiceError("the ledger is closed"))
@@ -102,15 +104,16 @@ class Ledger:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._write_all, name="ledger", daemon=True)
                 self._thread.start()
-        self._queue.put((entry, future))
+            self._queue.put((entry, future))  # inside the lock: nothing may queue behind the end that `close` puts
         return future
 
     def close(self) -> None:
         """Write what is queued and stop."""
         with self._lock:
             thread, self._thread, self._is_closed = self._thread, None, True
+            if thread is not None:
+                self._queue.put(None)
         if thread is not None:
-            self._queue.put(None)
             thread.join()
 
     def usage(self, by: By = "model", since: datetime | None = None) -> list[Usage]:
@@ -157,30 +160,45 @@ class Ledger:
                 return
 
     def _write(self, group: list[tuple[Entry, Future[None]]]) -> None:
+        """Write and resolve; the thread outlives whatever goes wrong."""
         try:
-            self._insert([entry for entry, _ in group])
-        except SQLAlchemyError as error:
+            self._insert_surely([_fitting(self._priced(entry)) for entry, _ in group])
+        except OperationalError as error:  # full disk, lost or locked database: the same for every row
+            for _, future in group:
+                future.set_exception(ServiceError(f"the ledger can't be written: {error.orig}"))
+        except Exception as error:
             if len(group) > 1:  # one bad row must not take its neighbours down
                 for pair in group:
                     self._write([pair])
                 return
             group[0][1].set_exception(ServiceError(f"the ledger can't be written: {error}"))
-            return
-        for _, future in group:
-            future.set_result(None)
+        else:
+            for _, future in group:
+                future.set_result(None)
+
+    def _insert_surely(self, entries: list[Entry]) -> None:
+        try:
+            self._insert(entries)
+        except SQLAlchemyError as error:
+            if not getattr(error, "connection_invalidated", False):
+                raise
+            self._insert(entries)  # the server went away, perhaps after it committed: rows that are there stay single
 
     def _insert(self, entries: list[Entry]) -> None:
         dialect: Any = postgresql if self._writes.dialect.name == "postgresql" else sqlite
-        rows = [asdict(self._priced(entry)) for entry in entries]
+        rows = [{name: getattr(entry, name) for name in COLUMNS} for entry in entries]
         with self._writes.begin() as connection:
             connection.execute(dialect.insert(LedgerRow.__table__).on_conflict_do_nothing(), rows)
 
     def _priced(self, entry: Entry) -> Entry:
-        if entry.price is not None:
+        if entry.price is not None or entry.status >= 400:
             return entry
-        price, currency = self._prices.of(entry.model, asdict(entry)) if entry.status < 400 else (None, None)
-        return replace(entry, price=price, currency=currency)
+        price, currency = self._prices.of(entry.model, {name: getattr(entry, name) for name in COLUMNS})
+        return entry if price is None else replace(entry, price=price, currency=currency)
 
+
+COLUMNS = tuple(Entry.__dataclass_fields__)
+WIDTHS = {name: LedgerRow.__table__.c[name].type.length for name in ("caller", "model", "task", "endpoint")}  # type: ignore[attr-defined]  # String
 
 SUMMED = (
     "items",
@@ -193,6 +211,16 @@ SUMMED = (
     "grams_co2e",
     "price",
 )
+
+
+def _fitting(entry: Entry) -> Entry:
+    """What callers wrote, as a column can hold it: a wrong model's name may be endless or no text at all."""
+    cut = {}
+    for name, width in WIDTHS.items():
+        text = getattr(entry, name)
+        if text is not None and (len(text) > width or not text.isprintable()):
+            cut[name] = "".join(c if c.isprintable() else "\ufffd" for c in text[:width])
+    return replace(entry, **cut) if cut else entry
 
 
 def _numbers(known: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,8 @@ class Prices:
                 else:
                     fits = key in UNITS and isinstance(value, int | float) and value >= 0
                 if not fits:
-                    raise InvalidInput(f"{path}: prices.{model}.{key} = {value!r}; give currency (3 letters) or {', '.join(UNITS)}")
+                    takes = f"currency (3 letters) or a price for one of: {', '.join(UNITS)}"
+                    raise InvalidInput(f"{path}: prices.{model}.{key} = {value!r}; it takes {takes}")
         return Prices(tables)
 
     def of(self, model: str, entry: Mapping[str, Any]) -> tuple[float | None, str | None]:

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from typing import TextIO
 
 import structlog
+from structlog.typing import Processor
 
 
 def configure(level: str = "info", stream: TextIO | None = None) -> None:
     """Send this process's logs, the libraries' too, to `stream` (default stderr) as JSON lines."""
-    shared = [
+    shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,

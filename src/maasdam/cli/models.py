@@ -1,0 +1,160 @@
+"""`maasdam models …`: the catalog on a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from maasdam.cli.output import emit, reporting, table
+
+app = typer.Typer(rich_markup_mode=None, help="The catalog: list, show, promote, rollback, delete, export, import, card.")
+
+NAME = typer.Argument(help="NAME, NAME:VERSION or NAME@ALIAS.")
+JSON = typer.Option(False, "--json", help="Print one JSON document.")
+
+
+@app.command("list")
+def list_(as_json: bool = JSON) -> None:
+    """List every version of every model.
+
+    Example: maasdam models list --json
+    """
+    from maasdam.operations import release
+    from maasdam.operations.workspace import Workspace
+
+    with reporting(), Workspace.open() as workspace:
+        rows = release.listed(workspace)
+        heads = ("name", "version", "task", "format", "engine", "aliases", "deployed")
+        cells = [(*(row[h] for h in heads[:5]), ", ".join(row["aliases"]), row["deployed"]) for row in rows]
+        emit({"models": rows}, as_json, lambda: table(heads, cells) if rows else "The catalog is empty; begin with: maasdam build")
+
+
+@app.command()
+def show(name: str = NAME, as_json: bool = JSON) -> None:
+    """Show one version: its report, passes, lineage and files.
+
+    Example: maasdam models show photos:1
+    """
+    from maasdam.operations import release
+    from maasdam.operations.workspace import Workspace
+
+    with reporting(), Workspace.open() as workspace:
+        facts = release.shown(workspace, name)
+        emit(facts, as_json, lambda: _shown(facts, release.card(workspace, name)))
+
+
+@app.command()
+def promote(
+    name: str = NAME,
+    alias: str = typer.Option("prod", "--alias", help="The alias that will name this version."),
+    as_json: bool = JSON,
+) -> None:
+    """Let NAME@prod be this version; refused when its report failed.
+
+    Example: maasdam models promote photos:2
+    """
+    from maasdam.operations.workspace import Workspace
+
+    with reporting(), Workspace.open() as workspace:
+        version = workspace.catalog.promote(name, alias)
+        facts = {"name": version.model, "version": version.version, "alias": alias}
+        emit(facts, as_json, f"{version.model}@{alias} is version {version.version}")
+
+
+@app.command()
+def rollback(
+    name: str = typer.Argument(help="NAME"),
+    alias: str = typer.Option("prod", "--alias", help="The alias to take back."),
+    as_json: bool = JSON,
+) -> None:
+    """Let NAME@prod be the version it was before.
+
+    Example: maasdam models rollback photos
+    """
+    from maasdam.operations.workspace import Workspace
+
+    with reporting(), Workspace.open() as workspace:
+        version = workspace.catalog.rollback(name, alias)
+        facts = {"name": version.model, "version": version.version, "alias": alias}
+        emit(facts, as_json, f"{version.model}@{alias} is version {version.version} again")
+
+
+@app.command()
+def delete(name: str = typer.Argument(help="NAME:VERSION, or NAME for all its versions."), as_json: bool = JSON) -> None:
+    """Delete a version (or a model) and the files nothing else uses.
+
+    Example: maasdam models delete photos:1
+    """
+    from maasdam.operations import release
+    from maasdam.operations.workspace import Workspace
+
+    with reporting(), Workspace.open() as workspace:
+        gone = release.delete(workspace, name)
+        emit({"deleted": name, "digests": gone}, as_json, f"deleted {name}, and {len(gone)} artifact(s) nothing else used")
+
+
+@app.command()
+def export(
+    name: str = NAME,
+    output: Path = typer.Option(..., "-o", "--output", help="The .tar to write."),
+    as_json: bool = JSON,
+) -> None:
+    """Write one version with its report to a .tar that `models import` reads.
+
+    Example: maasdam models export photos@prod -o photos.tar
+    """
+    from maasdam.operations import release
+    from maasdam.operations.workspace import Workspace
+
+    with reporting(), Workspace.open() as workspace:
+        path = release.export(workspace, name, output)
+        emit({"path": path, "bytes": path.stat().st_size}, as_json, f"wrote {path}")
+
+
+@app.command("import")
+def import_(
+    path: Path = typer.Argument(help="A .tar made by `models export`."),
+    name: str = typer.Option(None, "--name", help="Register under this name; default: the name it had."),
+    as_json: bool = JSON,
+) -> None:
+    """Register a version from a .tar; its files must be what they were when it was written.
+
+    Example: maasdam models import photos.tar
+    """
+    from maasdam.operations import release
+    from maasdam.operations.workspace import Workspace
+
+    with reporting(), Workspace.open() as workspace:
+        version = release.import_(workspace, path, name)
+        facts = {"name": version.model, "version": version.version, "digest": version.digest}
+        emit(facts, as_json, f"registered {version.model}:{version.version}")
+
+
+@app.command()
+def card(
+    name: str = NAME,
+    output: Path = typer.Option(None, "-o", "--output", help="Write it here instead of stdout."),
+    as_json: bool = JSON,
+) -> None:
+    """Write a Hugging Face model card from what was measured.
+
+    Example: maasdam models card photos -o README.md
+    """
+    from maasdam.operations import release
+    from maasdam.operations.workspace import Workspace
+
+    with reporting(), Workspace.open() as workspace:
+        text = release.card(workspace, name)
+        if output is not None:
+            output.write_text(text)
+        emit({"card": text}, as_json, text if output is None else f"wrote {output}")
+
+
+def _shown(facts: dict[str, Any], card: str) -> str:
+    body = card.split("---\n", 2)[-1].strip()
+    passes = [(step["use"], round(float(step["seconds"]), 1), bool(step["cached"]), step["digest"][:19]) for step in facts["passes"]]
+    parts = [body, "", table(("pass", "seconds", "cached", "digest"), passes) if passes else "no passes", ""]
+    parts += [f"aliases: {', '.join(facts['aliases']) or 'none'}   deployed: {'yes' if facts['deployed'] else 'no'}"]
+    return "\n".join([*parts, f"files: {facts['path']}"])

@@ -1,0 +1,31 @@
+"""`maasdam usage`: the ledger, summed."""
+
+from __future__ import annotations
+
+import typer
+
+from maasdam.cli.output import emit, reporting, table
+
+
+def usage(
+    by: str = typer.Option("model", "--by", help="key, model or day."),
+    since: str = typer.Option(None, "--since", help="2026-01-31, 2026-01-31T12:00 (UTC), or an age: 24h, 7d, 2w."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON document."),
+) -> None:
+    """Say what was used: requests, units, seconds, joules (or none, where none were measured), money.
+
+    Example: maasdam usage --by key --since 7d
+    """
+    with reporting():
+        from typing import cast
+
+        from maasdam.accounts.ledger import By
+        from maasdam.operations.usage import usage as sums
+        from maasdam.operations.workspace import Workspace
+
+        with Workspace.open() as workspace:
+            rows = sums(workspace, cast(By, by), since)
+        heads = ("name", "requests", "errors", "items", "prompt_tokens", "completion_tokens", "audio_seconds")
+        heads += ("seconds", "compute_seconds", "joules", "grams_co2e", "price")
+        text = table((by, *heads[1:]), [tuple(row[h] for h in heads) for row in rows]) if rows else "Nothing was used yet."
+        emit({"by": by, "since": since, "usage": rows}, as_json, text)

@@ -1,0 +1,92 @@
+"""Prometheus counters and histograms of one service, in base units. Knows labels; refuses to know requests and money.
+
+The registry belongs to the object, not to the process, so that two services in one process don't mix.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from maasdam.core import Units
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+BY = ("model", "version", "task")
+
+
+class Measured(Protocol):
+    """What is counted of a request; None is unmeasured."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def version(self) -> int | None: ...
+    @property
+    def task(self) -> str | None: ...
+    @property
+    def units(self) -> Units: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def compute_seconds(self) -> float | None: ...
+    @property
+    def joules(self) -> float | None: ...
+
+
+class Metrics:
+    """What a service counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        made = {"registry": self.registry}
+        self._requests = Counter("maasdam_requests_total", "Requests answered, by HTTP status", (*BY, "status"), **made)
+        self._duration = Histogram(
+            "maasdam_request_duration_seconds", "From the door to the last byte", (*BY, "status"), buckets=SECONDS, **made
+        )
+        self._first = Histogram(
+            "maasdam_time_to_first_token_seconds", "From the door to the first piece of a stream", BY, buckets=SECONDS, **made
+        )
+        self._tokens = Counter("maasdam_tokens_total", "Tokens, by kind (prompt, completion)", (*BY, "kind"), **made)
+        self._audio = Counter("maasdam_audio_seconds_total", "Seconds of audio heard", BY, **made)
+        self._compute = Counter("maasdam_compute_seconds_total", "CPU-seconds of engines", BY, **made)
+        self._joules = Counter("maasdam_joules_total", "Joules of engines, where they are known", BY, **made)
+        self._in_flight = Gauge("maasdam_requests_in_flight", "Requests being answered", ("model", "version"), **made)
+        self._queued = Gauge("maasdam_queue_depth", "Requests waiting for an engine", ("model", "version"), **made)
+
+    def answered(self, receipt: Measured, status: int) -> None:
+        """One request has ended. A request for a model that does not exist counts under the model "" (names are endless)."""
+        by = _labels(receipt)
+        self._requests.labels(*by, str(status)).inc()
+        self._duration.labels(*by, str(status)).observe(receipt.seconds)
+        units = receipt.units
+        for kind, tokens in (("prompt", units.prompt_tokens), ("completion", units.completion_tokens)):
+            if tokens is not None:
+                self._tokens.labels(*by, kind).inc(tokens)
+        amounts = ((self._audio, units.audio_seconds), (self._compute, receipt.compute_seconds), (self._joules, receipt.joules))
+        for counter, amount in amounts:
+            if amount is not None:
+                counter.labels(*by).inc(amount)
+
+    def first_chunk(self, receipt: Measured, seconds: float) -> None:
+        """The first piece of a streamed answer left after `seconds`."""
+        self._first.labels(*_labels(receipt)).observe(seconds)
+
+    def load(self, copies: dict[tuple[str, int], tuple[int, int]]) -> None:
+        """How busy each running copy is now: (model, version) -> (requests in flight, of them waiting)."""
+        self._in_flight.clear()
+        self._queued.clear()
+        for (model, version), (in_flight, queued) in copies.items():
+            self._in_flight.labels(model, str(version)).set(in_flight)
+            self._queued.labels(model, str(version)).set(queued)
+
+    def text(self) -> bytes:
+        """The exposition, as /metrics answers."""
+        return generate_latest(self.registry)
+
+
+def _labels(receipt: Measured) -> tuple[str, str, str]:
+    if receipt.version is None:
+        return "", "", receipt.task or ""
+    return receipt.model, str(receipt.version), receipt.task or ""
