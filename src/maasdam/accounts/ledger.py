@@ -72,6 +72,7 @@ class Usage:
     joules: float | None
     grams_co2e: float | None
     price: float | None
+    """None also where the requests were priced in several currencies."""
     currency: str | None
     measured_joules: int
     """Requests whose joules are known: fewer than `requests` means the sum is of a part."""
@@ -127,6 +128,7 @@ class Ledger:
             func.count(),
             func.sum(case((LedgerRow.status >= 400, 1), else_=0)),
             func.max(LedgerRow.currency),
+            func.count(LedgerRow.currency.distinct()),
             func.count(LedgerRow.joules),
             *(func.sum(column) for column in sums),
         ).group_by(*columns)
@@ -136,8 +138,10 @@ class Ledger:
             rows = connection.execute(query).all()
         out = []
         for row in rows:
-            names, (requests, errors, currency, measured, *totals) = row[: len(columns)], row[len(columns) :]
+            names, (requests, errors, currency, currencies, measured, *totals) = row[: len(columns)], row[len(columns) :]
             known = dict(zip(SUMMED, totals, strict=True))
+            if currencies > 1:
+                known["price"] = currency = None
             out.append(
                 Usage(_name(by, names), requests, int(errors), currency=currency, measured_joules=measured, **_numbers(known))
             )
@@ -215,7 +219,7 @@ SUMMED = (
 
 def _fitting(entry: Entry) -> Entry:
     """What callers wrote, as a column can hold it: a wrong model's name may be endless or no text at all."""
-    cut = {}
+    cut: dict[str, Any] = {}
     for name, width in WIDTHS.items():
         text = getattr(entry, name)
         if text is not None and (len(text) > width or not text.isprintable()):
