@@ -21,18 +21,16 @@ from maasdam.core import (
     ImagePayload,
     Payload,
     Progress,
-    Signature,
     TensorPayload,
     TextPayload,
 )
-from maasdam.errors import InvalidInput, Unsupported
+from maasdam.errors import InvalidInput
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3"})
-FREE_AXIS = 64
 KEPT_BYTES = 1 << 30
 """How many bytes of prepared tensors are held at once."""
 
@@ -171,33 +169,12 @@ class PreparedExamples:
         progress("read the data", len(self.examples), len(self.examples))
 
 
-def made_up_inputs(signature: Signature, count: int = 8, batch: int = 1) -> list[Inputs]:
-    """Random inputs of the signature's names, dtypes and shapes, seeds 0 to count - 1, for where no data is given.
+def made_up_inputs(artifact: Artifact, count: int = 8) -> list[Inputs]:
+    """Random inputs of batch 1, seeds 0 to count - 1, for where no data is given. Raises Unsupported for strings."""
+    from maasdam.pipeline.convert.probes import Sizes, probe
 
-    Floats are standard normal, or uniform in the value range where it is known; masks are ones; other integers 0 or 1.
-    A dynamic axis other than the batch has size 64.
-    """
-    import numpy as np
-
-    made = []
-    for seed in range(count):
-        random_numbers = np.random.default_rng(seed)
-        tensors: Inputs = {}
-        for spec in signature.inputs:
-            shape = [(batch if axis == 0 else FREE_AXIS) if size is None else size for axis, size in enumerate(spec.shape)]
-            if spec.dtype == "object":
-                raise Unsupported(f"input '{spec.name}' takes strings: name examples with --data")
-            if "mask" in spec.name:
-                values = np.ones(shape)
-            elif np.dtype(spec.dtype).kind != "f":
-                values = random_numbers.integers(0, 2, shape)
-            elif spec.value_range:
-                values = random_numbers.uniform(*spec.value_range, shape)
-            else:
-                values = random_numbers.standard_normal(shape)
-            tensors[spec.name] = np.asarray(values, spec.dtype)
-        made.append(tensors)
-    return made
+    assert artifact.signature is not None
+    return [probe(artifact.signature, Sizes(1), seed=seed, folder=artifact.path) for seed in range(count)]
 
 
 def check_disjoint(train: Sequence[Example], data: Sequence[Example]) -> None:

@@ -126,8 +126,7 @@ def _inputs(artifact: Artifact, context: PassContext) -> list[Inputs]:
     path = context.data or context.calibrate
     if path is not None:
         return calibration_inputs(artifact, path, INPUTS)
-    assert artifact.signature is not None
-    return made_up_inputs(artifact.signature, INPUTS)
+    return made_up_inputs(artifact, INPUTS)
 
 
 def _open(candidate: Candidate, inputs: list[Inputs], context: PassContext, open_engine: Callable[..., Any]) -> None:

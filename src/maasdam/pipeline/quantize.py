@@ -182,7 +182,7 @@ def _constants_to(model: ov.Model, kind: ov.Type) -> int:
     for node in model.get_ordered_ops():
         if node.get_type_name() != "Constant" or node.get_output_element_type(0) != ov.Type.f32:
             continue
-        values = np.asarray(node.data)  # type: ignore[attr-defined]  # Node is typed, Constant's data is not
+        values = np.asarray(node.data)
         if values.size < 2 or (kind == ov.Type.f16 and float(np.abs(values).max()) > F16_LARGEST):
             continue
         users = list(node.output(0).get_target_inputs())
@@ -218,7 +218,7 @@ def _save(model: ov.Model, path: Path) -> None:
 
     for key in ("nncf", "conversion_parameters"):
         if model.has_rt_info([key]):
-            del model.rt_info[key]  # type: ignore[attr-defined]  # rt_info is there, its type is not
+            del model.rt_info[key]
     ov.save_model(model, path, compress_to_fp16=False)
 
 

@@ -274,4 +274,5 @@ def processor_name() -> str:
 
 
 def _formats_of(engine: str) -> tuple[Format, ...]:
-    return {"openvino": ("openvino",), "onnxruntime": ("onnx",)}.get(engine, OPTIMIZED_FORMATS)
+    known: dict[str, tuple[Format, ...]] = {"openvino": ("openvino",), "onnxruntime": ("onnx",)}
+    return known.get(engine, OPTIMIZED_FORMATS)

@@ -40,7 +40,7 @@ class TensorSubject:
         self.engine = engine
         self._examples = examples
         self._prepare = Preparer(artifact)
-        self._made_up = [] if len(examples) else made_up_inputs(engine.signature)
+        self._made_up = [] if len(examples) else made_up_inputs(artifact)
         self._timed = self._timed_inputs()
         self._batch = _stacked(self._timed[0][0], self.engine) if self._timed else {}
 

@@ -100,7 +100,7 @@ class _Tensors:
             for name in [n for n in subjects if n.startswith("reference") and n != faster]:
                 other = subjects.pop(name)
                 took = times.pop(name)
-                self.notes.append(f"the reference on {other.artifact.engine} took {took.p50 * 1000:.3g} ms (median): the slower one")
+                self.notes.append(f"the slower reference, on {other.artifact.engine}: {took.p50 * 1000:.3g} ms (median)")
                 _close(other, subjects)
             subjects["reference"], times["reference"] = subjects.pop(faster), times.pop(faster)
             batches = self._throughput(subjects)
@@ -111,8 +111,8 @@ class _Tensors:
                 subject.close()
         memory = self._memory(subjects, threads)
         columns = {
-            name: self._column(subject, times[name], batches[name], memory.get(subject.artifact.digest), answers.scores.get(name))
-            for name, subject in subjects.items()
+            name: self._column(s, times[name], batches[name], memory.get(s.artifact.digest), answers.scores.get(name))
+            for name, s in subjects.items()
         }
         return self._judged(limits, columns, answers, precisions, threads)
 

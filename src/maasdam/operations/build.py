@@ -1,0 +1,210 @@
+"""Build a version: source -> recipe -> verify -> catalog.
+
+Knows the order, and what to refuse before any work. Refuses to know how a pass works and how it looks on a terminal.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maasdam.core import FORMATS, Artifact, Format, Progress, silent
+from maasdam.errors import InvalidInput, Unsupported
+from maasdam.pipeline.recipe import DEFAULT_RECIPE, Recipe, find_recipe
+
+if TYPE_CHECKING:
+    from maasdam.operations.workspace import Workspace
+
+    from maasdam.artifacts.catalog import Catalog, Version
+    from maasdam.pipeline.examples import PreparedExamples
+    from maasdam.pipeline.run_recipe import Data, Kitchen
+
+DEVICES = ("cpu", "cuda")
+HEARTBEAT_SECONDS = 1.0
+
+
+def build(
+    workspace: Workspace,
+    source: str,
+    *,
+    name: str,
+    task: str | None = None,
+    recipe: str = DEFAULT_RECIPE,
+    to: Format | None = None,
+    data: Path | None = None,
+    calibrate: Path | None = None,
+    train: Path | None = None,
+    processor: Path | None = None,
+    device: str = "cpu",
+    trust: bool = False,
+    progress: Progress = silent,
+) -> Version:
+    """Run a recipe on a model, verify the result and register it as the next version of `name`.
+
+    A build that fails its limits is registered with its report and can't be promoted. Raises CallerError before any work
+    for a bad recipe, data of the wrong kind, a device that is not here; nothing is registered then.
+    """
+    from maasdam.artifacts.catalog import check_name
+    from maasdam.pipeline.run_recipe import Data
+
+    check_name(name)
+    _check_flags(to, device)
+    paths = Data(_there(data, "--data"), _there(calibrate, "--calibrate"), _there(train, "--train"))
+    build_id = workspace.catalog.start_build(name)
+    with _told(workspace.catalog, build_id, progress) as tell:
+        return _build(workspace, source, name, task, recipe, to, paths, _there(processor, "--processor"), device, trust, tell)
+
+
+def document(version: Version) -> dict[str, Any]:
+    """What `build --json` prints."""
+    return {
+        "name": version.model,
+        "version": version.version,
+        "digest": version.digest,
+        "format": version.format,
+        "engine": version.engine,
+        "task": version.task,
+        "source": version.source,
+        "recipe": version.recipe,
+        "passes": version.passes,
+        "report": version.report,
+    }
+
+
+def _build(
+    workspace: Workspace,
+    source: str,
+    name: str,
+    task: str | None,
+    recipe_name: str,
+    to: Format | None,
+    paths: Data,
+    processor: Path | None,
+    device: str,
+    trust: bool,
+    progress: Progress,
+) -> Version:
+    from maasdam.artifacts.sources import ingest
+    from maasdam.pipeline.run_recipe import Kitchen
+
+    find_recipe(recipe_name, task)  # a bad recipe is said before a large model is read
+    progress("read the source")
+    artifact = ingest(source, workspace.store, task=task, processor=processor, trust=trust)
+    recipe = find_recipe(recipe_name, artifact.task)
+    _check_recipe(recipe, artifact, to, paths)
+    examples = _examples(artifact, paths, progress)
+    kitchen = Kitchen(workspace.store, paths, device, workspace.settings.threads, progress)
+    candidate = kitchen.run(recipe, artifact, to)
+    report = _verified(workspace, kitchen, candidate, artifact, examples, recipe, paths)
+    passes = [step.to_json() for step in kitchen.steps]
+    return workspace.catalog.register(name, candidate, source=source, recipe=recipe.name, report=report, passes=passes)
+
+
+def _verified(
+    workspace: Workspace,
+    kitchen: Kitchen,
+    candidate: Artifact,
+    source: Artifact,
+    examples: PreparedExamples,
+    recipe: Recipe,
+    paths: Data,
+) -> dict[str, Any]:
+    from maasdam.accounts.energy import open_meter
+    from maasdam.pipeline.verify import Conditions, verify
+
+    facts = [step.facts for step in kitchen.steps]
+    references = kitchen.references(source)
+    meter = open_meter(workspace.settings.watts_per_core)
+    conditions = Conditions(
+        threads=workspace.settings.threads,
+        device=kitchen.device,
+        joules=meter.joules,
+        progress=kitchen.progress,
+        notes=tuple(dict.fromkeys(kitchen.notes)),
+        calibration=next((f["calibration"] for f in facts if "calibration" in f), None),
+        optimization=next((f["table"] for f in facts if "table" in f), ()),
+    )
+    return verify(candidate, references, source, examples, recipe.limits, conditions).to_json()
+
+
+def _check_flags(to: str | None, device: str) -> None:
+    if to is not None and to not in FORMATS:
+        raise InvalidInput(f"--to is '{to}'; it takes: {', '.join(FORMATS)}")
+    if device not in DEVICES:
+        raise InvalidInput(f"--device is '{device}'; it takes: {', '.join(DEVICES)}")
+    if device == "cuda" and not _has_cuda():
+        raise Unsupported("--device cuda: neither ONNX Runtime nor torch sees a CUDA device here; use --device cpu")
+
+
+def _has_cuda() -> bool:
+    import onnxruntime  # type: ignore[import-untyped]  # ONNX Runtime ships no types
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        return True
+    try:
+        import torch
+    except ImportError:
+        return False
+    return bool(torch.cuda.is_available())
+
+
+def _there(path: Path | None, flag: str) -> Path | None:
+    if path is None:
+        return None
+    path = Path(path).expanduser().absolute()
+    if not path.exists():
+        raise InvalidInput(f"{flag}: nothing is at {path}")
+    return path
+
+
+def _check_recipe(recipe: Recipe, artifact: Artifact, to: Format | None, paths: Data) -> None:
+    """Refuse what can't be run, before any pass."""
+    from maasdam.pipeline.run_recipe import check_data, formats_to_quantize_for
+
+    if recipe.task and artifact.task and recipe.task != artifact.task:
+        raise InvalidInput(f"recipe '{recipe.name}' is for task '{recipe.task}'; this model's is '{artifact.task}'")
+    check_data(recipe, paths)
+    for number, use in enumerate(recipe.passes):
+        if use.use == "quantize":
+            then = recipe.passes[number + 1] if number + 1 < len(recipe.passes) else None
+            formats_to_quantize_for(use, then, to, artifact.task)
+
+
+def _examples(artifact: Artifact, paths: Data, progress: Progress) -> PreparedExamples:
+    """The evaluation examples, read and prepared; --train checked against them. Raises InvalidInput."""
+    from maasdam.pipeline.examples import PreparedExamples, Preparer, check_disjoint, evaluation_examples, unlabelled_payloads
+
+    examples = [] if paths.data is None else evaluation_examples(artifact, paths.data)
+    prepared = PreparedExamples(examples)
+    if examples:
+        prepared.prepare_all(Preparer(artifact), progress)
+    if paths.calibrate is not None:
+        unlabelled_payloads(artifact.task, paths.calibrate, 1)
+    if paths.train is not None:
+        check_disjoint(evaluation_examples(artifact, paths.train), examples)
+    return prepared
+
+
+@contextmanager
+def _told(
+    catalog: Catalog, build_id: str, progress: Progress, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Progress]:
+    """A Progress that also beats in the build's row, at most once a second; the row ends with the work, well or not."""
+    said = [-HEARTBEAT_SECONDS, ""]
+
+    def tell(stage: str, done: int = 0, total: int | None = None) -> None:
+        progress(stage, done, total)
+        now = clock()
+        if stage != said[1] or now - float(said[0]) >= HEARTBEAT_SECONDS:
+            said[:] = [now, stage]
+            catalog.heartbeat(build_id, stage, done / total if total else 0.0, stage)
+
+    try:
+        yield tell
+    except BaseException as error:
+        catalog.finish_build(build_id, error=str(error) or type(error).__name__)
+        raise
+    catalog.finish_build(build_id)

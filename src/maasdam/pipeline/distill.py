@@ -1,0 +1,204 @@
+"""The pass "distill": a smaller student learns from the model as its teacher.
+
+Knows transformers' configs and the mixing of two losses. Refuses to hide the baseline: the same student, from the same
+start and for as long, trained on the labels alone, stands in the facts beside it, both scored on samples held back.
+
+    loss = alpha * task's own loss + (1 - alpha) * T^2 * KL(teacher / T || student / T)
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maasdam.core import Artifact
+from maasdam.errors import InvalidInput, Unsupported
+from maasdam.pipeline.convert.companions import copy_companions
+from maasdam.pipeline.passes import Pass, PassContext, Produced, Reads, Setting
+from maasdam.pipeline.prune import parameters_of
+from maasdam.pipeline.training import Plan, Sample, accuracy_of, forward, loss_of, mean_loss, train, training_samples
+
+if TYPE_CHECKING:
+    import torch
+
+LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "encoder_layers")
+LAYER_LISTS = ("depths",)
+WIDTHS = ("hidden_size", "intermediate_size", "n_embd", "encoder_ffn_dim")
+HEADS = ("num_attention_heads", "num_key_value_heads", "n_head")
+WIDTH_LISTS = ("hidden_sizes", "embedding_size")
+"""What transformers' configs call them."""
+LAYER_NAME = re.compile(r"\b(layers?|h|blocks)\.(\d+)\.")
+
+
+def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
+    """Train a student on --train and save it in Hugging Face layout. Raises Unsupported, InvalidInput."""
+    if source.layout != "huggingface":
+        raise Unsupported(
+            f"distillation takes a PyTorch model in Hugging Face layout; this one is {source.format} ({source.layout})"
+        )
+    if context.train is None:
+        raise InvalidInput("distillation trains: name labelled data with --train")
+    from maasdam.engines.transformers_library import open_module
+
+    teacher = open_module(source.path).requires_grad_(False)
+    samples, held = training_samples(source, context.train)
+    student, how = make_student(teacher, settings["layers"], settings["width"], settings["start"])
+    alone = copy.deepcopy(student) if settings["baseline"] else None
+    plan = Plan(settings["epochs"], settings["batch"], settings["rate"])
+    own = loss_of(source.task, int(getattr(teacher.config, "pad_token_id", None) or 0))
+    mixed = _mixed(teacher, own, settings["temperature"], settings["alpha"])
+
+    def labels_only(logits: torch.Tensor, group: list[Sample]) -> torch.Tensor:
+        return own(logits, [s.truth for s in group])
+
+    runs: list[tuple[str, torch.nn.Module | None, Callable[[torch.Tensor, list[Sample]], torch.Tensor]]] = [
+        ("student", student, mixed),
+        ("alone", alone, labels_only),
+    ]
+    facts: dict[str, Any] = {"how": how, "samples": len(samples), "held_back": len(held), "scores": {}}
+    facts["scores"]["teacher"] = _scored(teacher, held, own, source)
+    for name, model, loss in runs:
+        if model is not None:
+            stage = "distil" if name == "student" else "train the student alone"
+            checkpoint = context.checkpoints / f"{name}.pt"
+            train(model, samples, loss, plan, checkpoint=checkpoint, progress=context.progress, stage=stage)
+            facts["scores"][name] = _scored(model, held, own, source)
+    facts["parameters"] = {"before": parameters_of(teacher), "after": parameters_of(student)}
+    facts["says"] = "scores on samples of --train held back; 'alone' is the same student trained without the teacher"
+    saved: Any = student
+    saved.save_pretrained(out, safe_serialization=True)
+    copy_companions(source.path, out)
+    return Produced("pytorch", "huggingface", source.engine, source.signature, dict(source.settings), facts)
+
+
+def make_student(teacher: Any, layers: float, width: float, start: str) -> tuple[Any, dict[str, Any]]:
+    """A model of the teacher's class with its config shrunk, and what was changed in it. Raises Unsupported."""
+    import torch
+
+    config = copy.deepcopy(teacher.config)
+    changed = _fewer_layers(config, layers) if layers < 1 else {}
+    if layers < 1 and not changed:
+        width = width * layers  # convolutional configs count no layers: the student gets narrower instead
+    if width < 1:
+        changed |= _narrower(config, width)
+    if not changed:
+        raise Unsupported(f"the config of {type(teacher).__name__} names neither layers nor widths that could be reduced")
+    torch.manual_seed(0)
+    try:
+        student = type(teacher)(config)
+    except (ValueError, RuntimeError) as error:
+        raise Unsupported(f"{type(teacher).__name__} can't be built with {changed}: {error}") from error
+    student = student.float()
+    taken = _take_weights(student, teacher) if start == "teacher" else 0
+    return student, {"config": changed, "start": start, "weights_taken_from_teacher": taken}
+
+
+def _fewer_layers(config: Any, ratio: float) -> dict[str, Any]:
+    changed: dict[str, Any] = {}
+    for key in LAYER_COUNTS:
+        count = getattr(config, key, None)
+        if isinstance(count, int) and count > 1:
+            changed[key] = [count, max(1, round(count * ratio))]
+            setattr(config, key, changed[key][1])
+    for key in LAYER_LISTS:
+        counts = getattr(config, key, None)
+        if isinstance(counts, list) and any(c > 1 for c in counts):
+            changed[key] = [counts, [max(1, round(c * ratio)) for c in counts]]
+            setattr(config, key, changed[key][1])
+    if isinstance(getattr(config, "layer_types", None), list) and "num_hidden_layers" in changed:
+        config.layer_types = config.layer_types[: config.num_hidden_layers]
+    return changed
+
+
+def _narrower(config: Any, ratio: float) -> dict[str, Any]:
+    changed: dict[str, Any] = {}
+    heads = next((getattr(config, key) for key in HEADS if isinstance(getattr(config, key, None), int)), 1)
+    fewer = max(1, round(heads * ratio))
+    for key in (*WIDTHS, *WIDTH_LISTS, "depth_multiplier", *HEADS):
+        now = getattr(config, key, None)
+        if key in HEADS and isinstance(now, int) and now > 1:
+            changed[key] = [now, max(1, now * fewer // heads)]
+        elif isinstance(now, list):
+            changed[key] = [now, [max(8, round(w * ratio / 8) * 8) for w in now]]
+        elif isinstance(now, float):
+            changed[key] = [now, now * ratio]
+        elif isinstance(now, int) and key not in HEADS:
+            changed[key] = [now, now * fewer // heads if heads > 1 else max(8, round(now * ratio / 8) * 8)]
+        if key in changed:
+            setattr(config, key, changed[key][1])
+    return changed
+
+
+def _take_weights(student: Any, teacher: Any) -> int:
+    """Copy every tensor of the same name and shape, the student's layers from evenly spaced ones of the teacher's; how many."""
+    mine, theirs = student.state_dict(), teacher.state_dict()
+    few, many = _depth(mine), _depth(theirs)
+
+    def origin(name: str) -> str:
+        def spaced(found: re.Match[str]) -> str:
+            place = int(found[2])
+            return f"{found[1]}.{round(place * (many - 1) / (few - 1)) if few > 1 else 0}."
+
+        return LAYER_NAME.sub(spaced, name, count=1) if few != many else name
+
+    taken = {n: theirs[origin(n)] for n, t in mine.items() if origin(n) in theirs and theirs[origin(n)].shape == t.shape}
+    student.load_state_dict(taken, strict=False)
+    return len(taken)
+
+
+def _depth(state: Mapping[str, Any]) -> int:
+    return max((int(m[2]) + 1 for name in state if (m := LAYER_NAME.search(name))), default=0)
+
+
+def _mixed(
+    teacher: torch.nn.Module, own: Callable[[Any, list[Any]], torch.Tensor], temperature: float, alpha: float
+) -> Callable[[torch.Tensor, list[Sample]], torch.Tensor]:
+    import torch
+    from torch.nn import functional as f
+
+    def loss(logits: torch.Tensor, group: list[Sample]) -> torch.Tensor:
+        with torch.no_grad():
+            wanted = forward(teacher, group)
+        soft = f.kl_div(
+            (logits / temperature).log_softmax(-1).flatten(0, -2),
+            (wanted / temperature).log_softmax(-1).flatten(0, -2),
+            log_target=True,
+            reduction="batchmean",
+        )
+        hard = own(logits, [s.truth for s in group]) if alpha > 0 else logits.new_zeros(())
+        return alpha * hard + (1 - alpha) * temperature**2 * soft
+
+    return loss
+
+
+def _scored(model: torch.nn.Module, held: Sequence[Sample], own: Any, source: Artifact) -> dict[str, float]:
+    scores = {"loss": mean_loss(model, held, own)}
+    found = accuracy_of(model, held, source)
+    return scores | ({found[0]: found[1]} if found else {})
+
+
+def _reads(settings: Mapping[str, Any]) -> tuple[Reads, ...]:
+    return ("train",)
+
+
+PASS = Pass(
+    use="distill",
+    version=1,
+    settings={
+        "layers": Setting(float, 0.5, low=0.05, high=1, says="share of the layers the student keeps"),
+        "width": Setting(float, 1.0, low=0.05, high=1, says="share of the widths the student keeps"),
+        "start": Setting(str, "teacher", choices=("teacher", "random"), says="where the student's weights start"),
+        "temperature": Setting(float, 2.0, low=0.1, high=100, says="how soft the teacher's answers are"),
+        "alpha": Setting(float, 0.5, low=0, high=1, says="weight of the labels against the teacher"),
+        "epochs": Setting(int, 3, low=1, high=1000, says="epochs over --train"),
+        "rate": Setting(float, 1e-3, low=1e-7, high=1, says="learning rate"),
+        "batch": Setting(int, 16, low=1, high=1024, says="samples in one training step"),
+        "baseline": Setting(bool, True, says="train the same student alone too, to compare"),
+    },
+    run=run,
+    libraries=("torch", "transformers"),
+    reads=_reads,
+)

@@ -1,0 +1,237 @@
+"""Train a transformers model on labelled examples: what fine-tuning after pruning and distillation share.
+
+Knows losses by task, batches of equal shapes and resumable checkpoints. Refuses to know files of models and limits.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maasdam.core import IMAGE_CLASSIFICATION, SPEECH_RECOGNITION, TEXT_GENERATION, Artifact, Example, Progress, TextPayload
+from maasdam.errors import InvalidInput, Unsupported
+from maasdam.pipeline.examples import Inputs, Preparer, evaluation_examples
+
+if TYPE_CHECKING:
+    import torch
+
+HELD_BACK = 10
+"""One in so many examples of --train is not trained on, to compare students on."""
+WINDOW = 128
+"""Tokens of text in one training sample."""
+GRADIENT_NORM = 1.0
+
+Loss = Callable[["torch.Tensor", "list[Any]"], "torch.Tensor"]
+"""(logits of a batch, the truths of its samples) -> a number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One training sample: inputs of batch 1, and what is right."""
+
+    inputs: Inputs
+    truth: Any
+    example: Example | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long and how fast to train."""
+
+    epochs: int
+    batch: int = 16
+    rate: float = 1e-3
+    seed: int = 0
+
+
+def training_samples(source: Artifact, path: Path) -> tuple[list[Sample], list[Sample]]:
+    """(samples to train on, samples held back). Raises InvalidInput where labels are missing, Unsupported for other tasks."""
+    if source.task == TEXT_GENERATION:
+        samples = _windows(source, evaluation_examples(source, path))
+    elif source.task in (IMAGE_CLASSIFICATION, SPEECH_RECOGNITION):
+        samples = _labelled(source, evaluation_examples(source, path))
+    else:
+        raise Unsupported(f"there is no training for task '{source.task}'")
+    random.Random(0).shuffle(samples)
+    held = max(1, len(samples) // HELD_BACK)
+    if len(samples) < 2:
+        raise InvalidInput(f"{path} has {len(samples)} training samples; at least 2 are needed")
+    return samples[held:], samples[:held]
+
+
+def loss_of(task: str | None, blank: int) -> Loss:
+    """The task's own loss on logits. `blank` is CTC's blank token."""
+    import torch
+    from torch.nn import functional as f
+
+    def classes(logits: torch.Tensor, truths: list[Any]) -> torch.Tensor:
+        return f.cross_entropy(logits, torch.tensor(truths))
+
+    def ctc(logits: torch.Tensor, truths: list[Any]) -> torch.Tensor:
+        steps = torch.full((len(truths),), logits.shape[1])
+        lengths = torch.tensor([len(t) for t in truths])
+        targets = torch.tensor([token for t in truths for token in t])
+        scores = logits.float().log_softmax(-1).transpose(0, 1)
+        return f.ctc_loss(scores, targets, steps, lengths, blank=blank, zero_infinity=True)
+
+    def next_token(logits: torch.Tensor, truths: list[Any]) -> torch.Tensor:
+        tokens = torch.tensor(truths)
+        return f.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+
+    return {IMAGE_CLASSIFICATION: classes, SPEECH_RECOGNITION: ctc, TEXT_GENERATION: next_token}[str(task)]
+
+
+def train(
+    model: torch.nn.Module,
+    samples: Sequence[Sample],
+    loss: Callable[[torch.Tensor, list[Sample]], torch.Tensor],
+    plan: Plan,
+    *,
+    checkpoint: Path,
+    progress: Progress,
+    stage: str,
+    after_step: Callable[[], None] = lambda: None,
+) -> None:
+    """Train `model` in place with AdamW, a linear warm-up of a tenth and a linear fall to zero.
+
+    After each epoch the state is kept in `checkpoint`, and training goes on from there when it was killed.
+    """
+    import torch
+
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=plan.rate)
+    steps_per_epoch = len(batches(samples, plan.batch, 0))
+    total = max(1, plan.epochs * steps_per_epoch)
+    warm = max(1, total // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm, max(0.0, (total - step) / max(1, total - warm)))
+    )
+    first = _resume(checkpoint, model, optimizer, schedule)
+    model.train()
+    for epoch in range(first, plan.epochs):
+        torch.manual_seed(plan.seed * 1000 + epoch)
+        for number, group in enumerate(batches(samples, plan.batch, plan.seed * 1000 + epoch)):
+            progress(stage, epoch * steps_per_epoch + number, total)
+            optimizer.zero_grad()
+            value = loss(forward(model, group), group)
+            if not torch.isfinite(value):
+                raise InvalidInput(f"{stage} diverged: the loss is {float(value)}; use a smaller learning rate")
+            value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
+            optimizer.step()
+            schedule.step()
+            after_step()
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
+        state = {"epoch": epoch + 1} | {name: part.state_dict() for name, part in parts.items()}
+        torch.save(state, checkpoint.with_suffix(".new"))
+        checkpoint.with_suffix(".new").replace(checkpoint)
+    model.eval()
+
+
+def forward(model: torch.nn.Module, group: Sequence[Sample]) -> torch.Tensor:
+    """The logits of samples whose inputs have equal shapes."""
+    import numpy as np
+    import torch
+
+    names = group[0].inputs
+    stacked = {name: torch.from_numpy(np.concatenate([s.inputs[name] for s in group])) for name in names}
+    logits: torch.Tensor = model(**stacked).logits
+    return logits
+
+
+def batches(samples: Sequence[Sample], size: int, seed: int) -> list[list[Sample]]:
+    """Shuffled batches of up to `size` samples, all inputs in one of equal shapes, so that nothing is padded."""
+    order = list(samples)
+    random.Random(seed).shuffle(order)
+    groups: dict[tuple[Any, ...], list[Sample]] = {}
+    for sample in order:
+        groups.setdefault(tuple((n, a.shape) for n, a in sample.inputs.items()), []).append(sample)
+    found = [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
+    random.Random(seed + 1).shuffle(found)
+    return found
+
+
+def mean_loss(model: torch.nn.Module, samples: Sequence[Sample], loss: Loss) -> float:
+    """The task's loss on samples, weighted by their number."""
+    import torch
+
+    total = 0.0
+    model.eval()
+    with torch.no_grad():
+        for group in batches(samples, 16, 0):
+            total += float(loss(forward(model, group), [s.truth for s in group])) * len(group)
+    return total / len(samples)
+
+
+def accuracy_of(model: torch.nn.Module, samples: Sequence[Sample], source: Artifact) -> tuple[str, float] | None:
+    """(metric, value) on held-back samples through the task's own scoring; None for text, which has its loss."""
+    import torch
+
+    from maasdam.tasks import score
+
+    processor = Preparer(source).processor
+    if source.task == TEXT_GENERATION or processor is None:
+        return None
+    answers, examples = [], []
+    model.eval()
+    with torch.no_grad():
+        for sample in samples:
+            if sample.example is not None:
+                logits = forward(model, [sample]).numpy()
+                answers.append(processor.finish([{"logits": logits}], sample.example.payload))
+                examples.append(sample.example)
+    found = score(str(source.task), answers, examples)
+    return found.metric, found.value
+
+
+def _labelled(source: Artifact, examples: Sequence[Example]) -> list[Sample]:
+    prepare = Preparer(source)
+    encode: Callable[[Any], Any] = _ctc_encoder(source) if source.task == SPEECH_RECOGNITION else int
+    samples = []
+    for example in examples:
+        if example.truth is None:
+            raise InvalidInput(f"example '{example.name}' of --train has no label; training needs labels")
+        inputs = prepare(example.name, example.payload)
+        if len(inputs) == 1:  # a recording longer than one window has no label of its own for each
+            samples.append(Sample(inputs[0], encode(example.truth), example))
+    return samples
+
+
+def _ctc_encoder(source: Artifact) -> Callable[[Any], list[int]]:
+    from maasdam.engines.transformers_library import transformers_with_torch
+
+    tokenizer = transformers_with_torch().AutoTokenizer.from_pretrained(str(source.path), local_files_only=True)
+    return lambda text: [int(i) for i in tokenizer(str(text), add_special_tokens=False).input_ids]
+
+
+def _windows(source: Artifact, examples: Sequence[Example]) -> list[Sample]:
+    import numpy as np
+
+    from maasdam.engines.transformers_library import transformers_with_torch
+
+    tokenizer = transformers_with_torch().AutoTokenizer.from_pretrained(str(source.path), local_files_only=True)
+    samples = []
+    for example in examples:
+        assert isinstance(example.payload, TextPayload)
+        ids = tokenizer(example.payload.prompt or "", add_special_tokens=False).input_ids
+        for start in range(0, max(1, len(ids) - 1), WINDOW):
+            window = [int(i) for i in ids[start : start + WINDOW]]
+            if len(window) > 1:
+                samples.append(Sample({"input_ids": np.asarray([window], np.int64)}, window))
+    return samples
+
+
+def _resume(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, schedule: Any) -> int:
+    """The epoch to go on with; what was trained before is loaded."""
+    import torch
+
+    if not checkpoint.is_file():
+        return 0
+    state = torch.load(checkpoint, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    return int(state["epoch"])

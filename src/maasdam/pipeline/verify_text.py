@@ -1,0 +1,334 @@
+"""Measure a language model's build: perplexity, greedy tokens, latency of a short answer, tokens per second.
+
+Knows sequence engines and log-probabilities. Refuses to choose limits.
+
+The reference is the uncompressed source at float32 on OpenVINO GenAI: no engine here generates from a plain ONNX graph.
+Texts are cut into pieces of `PIECE_CHARACTERS`; every token of a piece but its first is predicted from those before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from maasdam.core import Artifact, Sampling, SequenceEngine, SequenceRequest, TextPayload
+from maasdam.errors import InvalidInput, MaasdamError, VerificationFailed
+from maasdam.pipeline.examples import Inputs, PreparedExamples, Preparer
+from maasdam.pipeline.footprint import footprint_bytes
+from maasdam.pipeline.measure import Timing, take_turns
+from maasdam.pipeline.parity import Parity
+from maasdam.pipeline.recipe import Limits
+from maasdam.pipeline.report import Column, Report, drop_of
+from maasdam.pipeline.verify import Conditions, circumstances, finished
+
+PIECE_CHARACTERS = 2000
+PIECES = 100
+"""Pieces scored, evenly spaced over longer data."""
+PROMPTS = 16
+PROMPT_TOKENS = 32
+NEW_TOKENS = 32
+STREAMS = 8
+SOURCE_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of text: its name, its tokens, and its bytes as UTF-8 (0 where the tokens are made up)."""
+
+    name: str
+    ids: tuple[int, ...]
+    bytes: int
+
+
+@dataclass(slots=True)
+class Scores:
+    """Log-probabilities of one subject over the pieces."""
+
+    pieces: Sequence[Piece]
+    values: list[np.ndarray[Any, np.dtype[np.float64]]] = field(default_factory=list)
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp of the mean negative log-likelihood of a token; None where it is no number."""
+        count = sum(len(v) for v in self.values)
+        total = -sum(float(v.sum()) for v in self.values)
+        return math.exp(total / count) if count and math.isfinite(total) and total / count < 700 else None
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Bits to say the text with this model, over its bytes."""
+        total = -sum(float(v.sum()) for v in self.values)
+        size = sum(p.bytes for p in self.pieces[: len(self.values)])
+        return total / math.log(2) / size if size and math.isfinite(total) else None
+
+
+def verify_text(
+    candidate: Artifact,
+    references: Sequence[Artifact],
+    source: Artifact,
+    examples: PreparedExamples,
+    limits: Limits,
+    how: Conditions,
+) -> Report:
+    """Measure a language model. Raises VerificationFailed where the candidate or every reference can't be run."""
+    if not references:
+        raise VerificationFailed(
+            "the uncompressed source runs on no engine here; nothing to compare with: " + "; ".join(how.notes)
+        )
+    threads = int(candidate.settings.get("threads") or how.threads_used)
+    notes: list[str] = []
+    artifacts = {"candidate": candidate, "reference": references[0], "source": source}
+    engines = _open_all(artifacts, how, threads, notes)
+    try:
+        context = min(e.context_length for e in engines.values())
+        pieces = text_pieces(candidate, examples, context) if len(examples) else made_up_pieces(candidate, context)
+        prompts = [p.ids[:PROMPT_TOKENS] for p in pieces[:PROMPTS]]
+        written = _generate_all(engines, prompts, how)
+        times, batches = _timed(engines, prompts, how)
+    finally:
+        for engine in {id(e): e for e in engines.values()}.values():
+            engine.close()
+    scores = {name: _score(artifacts[name], pieces, threads, how, notes) for name in engines}
+    parity = _parity(pieces, scores, written)
+    memory: dict[str, int | None] = {}
+    inputs: list[Inputs] = [{"input_ids": np.asarray([ids], np.int64)} for ids in prompts[:5]]
+    for name in engines if how.measures_memory else ():
+        digest = artifacts[name].digest
+        if digest not in memory:
+            how.progress(f"memory of {artifacts[name].engine}")
+            memory[digest], why = footprint_bytes(artifacts[name], inputs, threads, how.device)
+            notes += [why] if why else []
+    columns = {
+        name: _column(artifacts[name], times[name], batches[name], memory.get(artifacts[name].digest), scores[name], how)
+        for name in engines
+    }
+    has_metric = len(examples) > 0
+    report = Report(
+        candidate=columns["candidate"],
+        reference=columns["reference"],
+        source=columns.get("source"),
+        parity=parity.to_json(),
+        metric="perplexity" if has_metric else None,
+        drop=drop_of("perplexity", columns["reference"].accuracy, columns["candidate"].accuracy) if has_metric else None,
+        examples=len(pieces) if has_metric else 0,
+        unit="tokens/s",
+        energy_method=how.joules(0.0, 0.0)[1],
+        notes=(*how.notes, *notes),
+        why_no_accuracy=None if has_metric else "no --data was given: the verdict rests on parity alone, on random tokens",
+        precisions=weight_precisions(candidate),
+        calibration=how.calibration,
+        optimization=how.optimization,
+        samples=_samples(pieces, prompts, written) if has_metric else (),
+        limits=limits,
+        conditions=circumstances(how, threads)
+        | {
+            "latency_of": f"{NEW_TOKENS} greedy tokens after a prompt of up to {PROMPT_TOKENS}, one stream",
+            "throughput_of": f"generated tokens, {STREAMS} streams at once",
+            "energy_of": "one generated token",
+            "parity_of": "log-probabilities of the data's tokens; agreement: share of greedily generated tokens that are equal",
+        },
+    )
+    return finished(report, parity.problems)
+
+
+def text_pieces(artifact: Artifact, examples: PreparedExamples, context: int) -> list[Piece]:
+    """The data in pieces that fit the context, `PIECES` at most. Raises InvalidInput where there is no text."""
+    prepare = Preparer(artifact)
+    cut = [
+        (f"{e.name}#{number}" if number else e.name, text)
+        for e in examples.examples
+        for number, text in enumerate(_cut(_text(e.name, e.payload)))
+    ]
+    pieces: list[Piece] = []
+    step = max(1, len(cut) // PIECES)
+    for name, text in cut[::step][:PIECES]:
+        ids = [int(i) for i in prepare(name, TextPayload(prompt=text))[0]["input_ids"][0]]
+        for start in range(0, max(1, len(ids) - 1), context - 1):
+            window = ids[start : start + context]
+            if len(window) > 1:
+                share = round(len(text.encode()) * (len(window) - (start > 0)) / len(ids))
+                pieces.append(Piece(name if not start else f"{name}+{start}", tuple(window), share))
+    if not pieces:
+        raise InvalidInput("the data holds no text of two tokens or more; perplexity needs text")
+    return pieces
+
+
+def made_up_pieces(artifact: Artifact, context: int) -> list[Piece]:
+    """Random tokens, seeds 0-7."""
+    from maasdam.pipeline.convert.modules import read_config
+
+    vocabulary = int(read_config(artifact.path).vocab_size)
+    length = min(64, context)
+    draws = [np.random.default_rng(seed).integers(0, vocabulary, length) for seed in range(8)]
+    return [Piece(f"random tokens, seed {seed}", tuple(int(i) for i in ids), 0) for seed, ids in enumerate(draws)]
+
+
+def weight_precisions(artifact: Artifact) -> dict[str, int]:
+    """How many weight tensors are kept in which type, from the model's file; {} for other layouts."""
+    path = artifact.path / "openvino_model.xml"
+    if not path.is_file():
+        return {}
+    import openvino as ov
+
+    found: dict[str, int] = {}
+    for node in ov.Core().read_model(path).get_ordered_ops():
+        if node.get_type_name() == "Constant" and math.prod(node.get_output_shape(0)) >= 1024:
+            kind = f"weights {node.get_output_element_type(0).get_type_name()}"
+            found[kind] = found.get(kind, 0) + 1
+    return found
+
+
+def generate(engine: SequenceEngine, prompts: Sequence[Sequence[int]], tokens: int) -> list[tuple[int, ...]]:
+    """Greedy tokens after each prompt, all prompts at once; the end token does not stop them."""
+
+    async def one(number: int, ids: Sequence[int]) -> tuple[int, ...]:
+        sampling = Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True)
+        request = SequenceRequest(f"verify-{number}", {"input_ids": np.asarray([ids], np.int64)}, sampling)
+        return tuple([i async for piece in engine.submit(request) for i in piece.token_ids])
+
+    async def every() -> list[tuple[int, ...]]:
+        return list(await asyncio.gather(*(one(n, ids) for n, ids in enumerate(prompts))))
+
+    return asyncio.run(every())
+
+
+def _open_all(artifacts: Mapping[str, Artifact], how: Conditions, threads: int, notes: list[str]) -> dict[str, SequenceEngine]:
+    from maasdam.engines import open_engine
+
+    opened: dict[str, Any] = {}
+    engines: dict[str, SequenceEngine] = {}
+    for name, artifact in artifacts.items():
+        how.progress(f"open the {name}")
+        try:
+            if artifact.digest not in opened:
+                opened[artifact.digest] = open_engine(artifact, device=how.device, threads=threads)
+            engines[name] = opened[artifact.digest]
+        except MaasdamError as error:
+            if name != "source":
+                for engine in opened.values():
+                    engine.close()
+                raise VerificationFailed(f"the {name} does not run on {artifact.engine}: {error}") from error
+            notes.append(f"source was not measured: {error}")
+    return engines
+
+
+def _generate_all(
+    engines: Mapping[str, SequenceEngine], prompts: Sequence[Sequence[int]], how: Conditions
+) -> dict[str, list[tuple[int, ...]]]:
+    """Greedy answers of the candidate and the reference."""
+    written = {}
+    for name in ("reference", "candidate"):
+        how.progress(f"generate with the {name}")
+        room = min(NEW_TOKENS, engines[name].context_length - max(len(p) for p in prompts))
+        written[name] = generate(engines[name], prompts, room)
+    return written
+
+
+def _timed(
+    engines: Mapping[str, SequenceEngine], prompts: Sequence[Sequence[int]], how: Conditions
+) -> tuple[dict[str, Timing], dict[str, Timing]]:
+    """(one stream, several streams), by name; one engine under two names is timed once."""
+    once = {str(id(e)): e for e in engines.values()}
+    many = [prompts[i % len(prompts)] for i in range(STREAMS)]
+
+    def alone(engine: SequenceEngine) -> Callable[[int], object]:
+        return lambda number: generate(engine, [prompts[number % len(prompts)]], NEW_TOKENS)
+
+    def together(engine: SequenceEngine) -> Callable[[int], object]:
+        return lambda number: generate(engine, many, NEW_TOKENS)
+
+    def tell(stage: str) -> Callable[[int, int], None]:
+        return lambda done, total: how.progress(stage, done, total)
+
+    single = take_turns(
+        {k: alone(e) for k, e in once.items()}, seconds=how.latency_seconds, rounds=(8, 100), tell=tell("latency")
+    )
+    several = take_turns(
+        {k: together(e) for k, e in once.items()}, seconds=how.throughput_seconds, rounds=(3, 30), tell=tell("throughput")
+    )
+    return {n: single[str(id(e))] for n, e in engines.items()}, {n: several[str(id(e))] for n, e in engines.items()}
+
+
+def _score(artifact: Artifact, pieces: Sequence[Piece], threads: int, how: Conditions, notes: list[str]) -> Scores:
+    """Log-probabilities of all pieces; of the source on its own engine of as many as time allows."""
+    from maasdam.engines.scoring import log_likelihoods
+
+    settings = {**artifact.settings, "threads": threads}
+    if artifact.layout == "genai":
+        return Scores(pieces, log_likelihoods(artifact.path, [p.ids for p in pieces], settings=settings, progress=how.progress))
+    began = time.monotonic()
+    first = log_likelihoods(artifact.path, [pieces[0].ids], settings=settings)
+    each = max(1e-3, time.monotonic() - began)
+    count = max(1, min(len(pieces), int(SOURCE_SECONDS / each)))
+    if count < len(pieces):
+        notes.append(f"the source on its own engine was scored on the first {count} pieces of text")
+    rest = [p.ids for p in pieces[1:count]]
+    return Scores(pieces[:count], first + (log_likelihoods(artifact.path, rest, settings=settings) if rest else []))
+
+
+def _parity(pieces: Sequence[Piece], scores: Mapping[str, Scores], written: Mapping[str, Sequence[tuple[int, ...]]]) -> Parity:
+    parity = Parity()
+    for piece, wanted, got in zip(pieces, scores["reference"].values, scores["candidate"].values, strict=True):
+        parity.add(piece.name, [{"log_likelihoods": wanted}], [{"log_likelihoods": got}], None)
+    for wanted_ids, got_ids in zip(written["reference"], written["candidate"], strict=True):
+        parity.agreements += [a == b for a, b in zip(wanted_ids, got_ids, strict=False)]
+        parity.agreements += [False] * abs(len(wanted_ids) - len(got_ids))
+    return parity
+
+
+def _column(artifact: Artifact, times: Timing, batches: Timing, memory: int | None, scores: Scores, how: Conditions) -> Column:
+    tokens = STREAMS * NEW_TOKENS
+    joules, _ = how.joules(batches.cpu_seconds, sum(batches.seconds))
+    bits = scores.bits_per_byte
+    return Column(
+        engine=artifact.engine,
+        digest=artifact.digest,
+        size_bytes=artifact.size_bytes,
+        latency_ms=tuple(round(s * 1000, 3) for s in times.seconds),
+        p50=times.p50 * 1000,
+        p99=times.p99 * 1000,
+        throughput=tokens / batches.p50,
+        joules=None if joules is None else joules / (tokens * len(batches.seconds)),
+        memory_bytes=memory,
+        accuracy=scores.perplexity if bits is not None else None,
+        extra={} if bits is None else {"bits_per_byte": bits},
+    )
+
+
+def _samples(
+    pieces: Sequence[Piece], prompts: Sequence[Sequence[int]], written: Mapping[str, Sequence[tuple[int, ...]]]
+) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {
+            "name": piece.name,
+            "truth": None,
+            "prompt_token_ids": list(prompt),
+            "reference": list(reference),
+            "candidate": list(candidate),
+        }
+        for piece, prompt, reference, candidate in zip(
+            pieces, prompts, written["reference"], written["candidate"], strict=False
+        )
+    )
+
+
+def _text(name: str, payload: Any) -> str:
+    if not isinstance(payload, TextPayload) or payload.prompt is None:
+        raise InvalidInput(f"example '{name}' is no text; a language model is evaluated on .txt or .jsonl with 'text'")
+    return payload.prompt
+
+
+def _cut(text: str) -> list[str]:
+    """Stretches of at most PIECE_CHARACTERS, cut at line ends or spaces where there are any."""
+    pieces = []
+    while len(text) > PIECE_CHARACTERS:
+        end = max(text.rfind("\n", 0, PIECE_CHARACTERS), text.rfind(" ", 0, PIECE_CHARACTERS)) + 1 or PIECE_CHARACTERS
+        pieces.append(text[:end])
+        text = text[end:]
+    return [p for p in [*pieces, text] if p.strip()]
