@@ -20,6 +20,7 @@ class Spy:
 
     signature = None
     context_length = None
+    waiting = 0
 
     def __init__(self) -> None:
         self.in_flight = 0

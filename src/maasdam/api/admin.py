@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict, is_dataclass
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path
@@ -12,6 +11,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from maasdam.operations.service import Service
+from maasdam.operations.usage import moment
 
 MODEL = Path(description="NAME or NAME:VERSION")
 
@@ -67,9 +67,9 @@ def routes(service: Service) -> APIRouter:
     _keys(router, service)
 
     @router.get("/usage")
-    async def usage(by: Literal["key", "model", "day"] = "model", since: datetime | None = None) -> dict[str, Any]:
+    async def usage(by: Literal["key", "model", "day"] = "model", since: str | None = None) -> dict[str, Any]:
         """Sums of the ledger."""
-        rows = await asyncio.to_thread(service.ledger.usage, by=by, since=since)
+        rows = await asyncio.to_thread(service.ledger.usage, by, moment(since) if since else None)
         return {"by": by, "usage": [_plain(row) for row in rows]}
 
     return router

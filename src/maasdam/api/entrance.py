@@ -131,8 +131,9 @@ class Entrance:
         kind = errors.door(scope["path"])
         data, content_type = errors.body(refused, kind, scope["path"], reply.request_id)
         headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(data)), *errors.headers(refused)]
-        lingers = isinstance(error, TooLarge | errors.BodyTooSlow) or refused.status in (401, 403)
-        if lingers:
+        is_unread = isinstance(error, TooLarge | errors.BodyTooSlow | errors.WrongContentType) or refused.status in (401, 403)
+        lingers = is_unread and not isinstance(error, errors.BodyTooSlow)
+        if is_unread:
             headers.append((b"connection", b"close"))
         await reply({"type": "http.response.start", "status": refused.status, "headers": headers})
         await reply({"type": "http.response.body", "body": data, "more_body": lingers})

@@ -226,7 +226,7 @@ def _epoch(at: Any) -> int:
 
 def _prompts(prompt: Any, sampling: Sampling) -> list[TextPayload]:
     many = prompt if isinstance(prompt, list) else [prompt]
-    if many and all(_is_token(token) for token in many):
+    if many and isinstance(prompt, list) and all(_is_token(token) for token in many):
         many = [many]
     if not many or len(many) > MOST_PROMPTS:
         raise InvalidField(f"'prompt' holds {len(many)} prompts; send 1 to {MOST_PROMPTS}", "prompt")

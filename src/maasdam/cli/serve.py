@@ -37,7 +37,7 @@ def serve(
         resolved = settings.load({"host": host, "port": port}, file=config)
         if no_auth and not is_loopback(resolved.host):
             raise typer.BadParameter(
-                f"only on a loopback address, and {resolved.host} is not one: anyone there could use this service without a key",
+                f"only on a loopback address, and {resolved.host} is not one: anyone could use this service without a key",
                 param_hint="--no-auth",
             )
 
@@ -74,5 +74,9 @@ def _tell(service: Service) -> None:
     if not copies:
         typer.echo("No model is deployed yet: maasdam deploy NAME brings one up in this service.")
     for copy in copies:
-        how = f"ready ({copy.version.task or 'tensors'}, {copy.version.engine})" if copy.state == "ready" else f"FAILED: {copy.reason}"
+        how = (
+            f"ready ({copy.version.task or 'tensors'}, {copy.version.engine})"
+            if copy.state == "ready"
+            else f"FAILED: {copy.reason}"
+        )
         typer.echo(f"  {copy.name}  {how}")

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from maasdam.accounts.energy import open_meter
 from maasdam.accounts.ledger import Ledger
-from maasdam.operations.infer import Inference, Limits
+from maasdam.operations.infer import Inference, Limits, Receipt
 from maasdam.serving.compute import ComputeClock
 from maasdam.serving.loading import Files, Loader
 from maasdam.serving.router import Router
 from maasdam.settings import Settings
+from maasdam.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from maasdam.accounts.keys import Keys
@@ -28,11 +29,30 @@ PREPARE_THREADS = 4
 class Records(Protocol):
     """What a service needs of a workspace."""
 
-    settings: Settings
-    store: Files
-    catalog: Catalog
-    keys: Keys
-    ledger: Ledger
+    @property
+    def settings(self) -> Settings:
+        """What was set."""
+        ...
+
+    @property
+    def store(self) -> Files:
+        """The artifacts."""
+        ...
+
+    @property
+    def catalog(self) -> Catalog:
+        """Versions and desired state."""
+        ...
+
+    @property
+    def keys(self) -> Keys:
+        """Who may call."""
+        ...
+
+    @property
+    def ledger(self) -> Ledger:
+        """What was used."""
+        ...
 
 
 @dataclass(slots=True)
@@ -47,13 +67,23 @@ class Service:
     catalog: Catalog
     keys: Keys
     ledger: Ledger
-    metrics_text: Callable[[], bytes]
+    metrics: Metrics
     is_draining: bool = False
 
     @property
     def is_ready(self) -> bool:
         """Whether requests are welcome: everything deployed is up or has failed, and the service is not stopping."""
         return self.router.is_ready and not self.is_draining
+
+    def metrics_text(self) -> bytes:
+        """The metrics as Prometheus reads them."""
+        busy = {}
+        for copy in self.router.copies():
+            in_flight = sum(replica.in_flight for replica in copy.replicas)
+            waiting = sum(replica.waiting for replica in copy.replicas)
+            busy[copy.version.model, copy.version.version] = (in_flight, waiting)
+        self.metrics.load(busy)
+        return self.metrics.text()
 
     async def start(self) -> None:
         """Bring up what is deployed; returns before it is ready."""
@@ -79,7 +109,9 @@ def open_service(
     load = Loader(workspace.store, settings, pool=pool, compute=compute, open_engine=open_engine, open_processor=open_processor)
     router = Router(workspace.catalog, load, drain_seconds=settings.shutdown_grace_seconds)
     limits = Limits(settings.max_tokens, settings.grams_co2e_per_kwh)
-    inference = Inference(router, workspace.ledger, open_meter(settings.watts_per_core), limits)
+    metrics = Metrics()
+    energy = open_meter(settings.watts_per_core)
+    inference = Inference(router, workspace.ledger, energy, limits, meters=_Meters(metrics))
     return Service(
         settings=settings,
         inference=inference,
@@ -89,5 +121,31 @@ def open_service(
         catalog=workspace.catalog,
         keys=workspace.keys,
         ledger=workspace.ledger,
-        metrics_text=lambda: b"",
+        metrics=metrics,
     )
+
+
+class _Meters:
+    """Receipts, counted."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def answered(self, receipt: Receipt, status: int) -> None:
+        """A request has ended."""
+        self._metrics.answered(
+            receipt.model,
+            receipt.version,
+            receipt.task,
+            status,
+            receipt.seconds,
+            prompt_tokens=receipt.units.prompt_tokens,
+            completion_tokens=receipt.units.completion_tokens,
+            audio_seconds=receipt.units.audio_seconds,
+            compute_seconds=receipt.compute_seconds,
+            joules=receipt.joules,
+        )
+
+    def first_chunk(self, receipt: Receipt, seconds: float) -> None:
+        """The first piece of a streamed answer came."""
+        self._metrics.first_token(receipt.model, receipt.version, receipt.task, seconds)

@@ -71,6 +71,11 @@ class Replica(Protocol):
     in_flight: int
     """Requests being answered."""
 
+    @property
+    def waiting(self) -> int:
+        """Of them, those that wait for the engine, where that is known."""
+        ...
+
     def answer(self, request: Request, max_tokens: int) -> AsyncIterator[Chunk]:
         """Chunks of one answer; closing the iterator cancels. `max_tokens` is the limit where the request names none."""
         ...
@@ -189,8 +194,8 @@ class SequenceReplica:
 
     @property
     def waiting(self) -> int:
-        """Requests being answered: the engine has its own queue."""
-        return self.in_flight
+        """0: a sequence engine lets everyone in and shares its steps among them."""
+        return 0
 
     async def answer(self, request: Request, max_tokens: int) -> AsyncIterator[Chunk]:
         """Chunks as they come. Raises InvalidPayload (prompt beyond the context), Overloaded, EngineFailure."""
