@@ -16,9 +16,8 @@ from maasdam.errors import InvalidInput, Unsupported
 from maasdam.pipeline.recipe import DEFAULT_RECIPE, Recipe, find_recipe
 
 if TYPE_CHECKING:
-    from maasdam.operations.workspace import Workspace
-
     from maasdam.artifacts.catalog import Catalog, Version
+    from maasdam.operations.workspace import Workspace
     from maasdam.pipeline.examples import PreparedExamples
     from maasdam.pipeline.run_recipe import Data, Kitchen
 
@@ -193,13 +192,14 @@ def _told(
     catalog: Catalog, build_id: str, progress: Progress, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Progress]:
     """A Progress that also beats in the build's row, at most once a second; the row ends with the work, well or not."""
-    said = [-HEARTBEAT_SECONDS, ""]
+    said, said_at = "", clock() - HEARTBEAT_SECONDS
 
     def tell(stage: str, done: int = 0, total: int | None = None) -> None:
+        nonlocal said, said_at
         progress(stage, done, total)
         now = clock()
-        if stage != said[1] or now - float(said[0]) >= HEARTBEAT_SECONDS:
-            said[:] = [now, stage]
+        if stage != said or now - said_at >= HEARTBEAT_SECONDS:
+            said, said_at = stage, now
             catalog.heartbeat(build_id, stage, done / total if total else 0.0, stage)
 
     try:

@@ -161,9 +161,9 @@ def text_pieces(artifact: Artifact, examples: PreparedExamples, context: int) ->
 
 def made_up_pieces(artifact: Artifact, context: int) -> list[Piece]:
     """Random tokens, seeds 0-7."""
-    from maasdam.pipeline.convert.modules import read_config
+    from maasdam.engines.generation import read_defaults
 
-    vocabulary = int(read_config(artifact.path).vocab_size)
+    vocabulary = read_defaults(artifact.path).vocabulary or 2
     length = min(64, context)
     draws = [np.random.default_rng(seed).integers(0, vocabulary, length) for seed in range(8)]
     return [Piece(f"random tokens, seed {seed}", tuple(int(i) for i in ids), 0) for seed, ids in enumerate(draws)]
