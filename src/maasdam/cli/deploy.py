@@ -56,7 +56,8 @@ def status(as_json: bool = JSON) -> None:
     with reporting(), Workspace.open() as workspace:
         rows = release.status(workspace)
         heads = ("model", "version", "follows", "task", "format", "engine", "replicas", "traffic")
-        text = table(heads, [tuple(row[h] for h in heads) for row in rows]) if rows else "Nothing is deployed; see: maasdam deploy"
+        cells = [tuple(row[h] for h in heads) for row in rows]
+        text = table(heads, cells) if rows else "Nothing is deployed; see: maasdam deploy"
         emit({"deployments": rows}, as_json, text)
 
 

@@ -46,7 +46,8 @@ def list_(as_json: bool = JSON) -> None:
     with reporting(), Workspace.open() as workspace:
         keys = workspace.keys.list()
         rows = [(k.id, k.name, ", ".join(k.scopes), f"{k.created_at:%Y-%m-%d}", bool(k.revoked_at)) for k in keys]
-        text = table(("id", "name", "scopes", "created", "revoked"), rows) if rows else "No keys; make one: maasdam keys create NAME"
+        heads = ("id", "name", "scopes", "created", "revoked")
+        text = table(heads, rows) if rows else "No keys; make one: maasdam keys create NAME"
         emit({"keys": [_facts(key) for key in keys]}, as_json, text)
 
 

@@ -28,7 +28,8 @@ def list_(as_json: bool = JSON) -> None:
         rows = release.listed(workspace)
         heads = ("name", "version", "task", "format", "engine", "aliases", "deployed")
         cells = [(*(row[h] for h in heads[:5]), ", ".join(row["aliases"]), row["deployed"]) for row in rows]
-        emit({"models": rows}, as_json, lambda: table(heads, cells) if rows else "The catalog is empty; begin with: maasdam build")
+        text = table(heads, cells) if rows else "The catalog is empty; begin with: maasdam build"
+        emit({"models": rows}, as_json, text)
 
 
 @app.command()
@@ -154,7 +155,8 @@ def card(
 
 def _shown(facts: dict[str, Any], card: str) -> str:
     body = card.split("---\n", 2)[-1].strip()
-    passes = [(step["use"], round(float(step["seconds"]), 1), bool(step["cached"]), step["digest"][:19]) for step in facts["passes"]]
+    steps = facts["passes"]
+    passes = [(step["use"], round(float(step["seconds"]), 1), bool(step["cached"]), step["digest"][:19]) for step in steps]
     parts = [body, "", table(("pass", "seconds", "cached", "digest"), passes) if passes else "no passes", ""]
     parts += [f"aliases: {', '.join(facts['aliases']) or 'none'}   deployed: {'yes' if facts['deployed'] else 'no'}"]
     return "\n".join([*parts, f"files: {facts['path']}"])

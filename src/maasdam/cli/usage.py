@@ -6,6 +6,20 @@ import typer
 
 from maasdam.cli.output import emit, reporting, table
 
+COLUMNS = (
+    "requests",
+    "errors",
+    "items",
+    "prompt_tokens",
+    "completion_tokens",
+    "audio_seconds",
+    "seconds",
+    "compute_seconds",
+    "joules",
+    "grams_co2e",
+    "price",
+)
+
 
 def usage(
     by: str = typer.Option("model", "--by", help="key, model or day."),
@@ -25,7 +39,6 @@ def usage(
 
         with Workspace.open() as workspace:
             rows = sums(workspace, cast(By, by), since)
-        heads = ("name", "requests", "errors", "items", "prompt_tokens", "completion_tokens", "audio_seconds")
-        heads += ("seconds", "compute_seconds", "joules", "grams_co2e", "price")
-        text = table((by, *heads[1:]), [tuple(row[h] for h in heads) for row in rows]) if rows else "Nothing was used yet."
+        cells = [(row["name"], *(row[column] for column in COLUMNS)) for row in rows]
+        text = table((by, *COLUMNS), cells) if rows else "Nothing was used yet."
         emit({"by": by, "since": since, "usage": rows}, as_json, text)

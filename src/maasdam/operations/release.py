@@ -53,8 +53,8 @@ def status(workspace: Workspace) -> list[dict[str, Any]]:
     for deployment in workspace.catalog.deployments():
         name = deployment.model if deployment.version is None else f"{deployment.model}:{deployment.version}"
         version = workspace.catalog.resolve(name)
-        facts = {"task": version.task, "format": version.format, "engine": version.engine, "follows": deployment.version is None}
-        rows.append(asdict(deployment) | facts | {"version": version.version})
+        facts = {"version": version.version, "task": version.task, "format": version.format, "engine": version.engine}
+        rows.append(asdict(deployment) | facts | {"follows": deployment.version is None})
     return rows
 
 

@@ -40,20 +40,20 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        made = {"registry": self.registry}
-        self._requests = Counter("maasdam_requests_total", "Requests answered, by HTTP status", (*BY, "status"), **made)
+        made = self.registry
+        self._requests = Counter("maasdam_requests_total", "Requests answered, by HTTP status", (*BY, "status"), registry=made)
         self._duration = Histogram(
-            "maasdam_request_duration_seconds", "From the door to the last byte", (*BY, "status"), buckets=SECONDS, **made
+            "maasdam_request_duration_seconds", "From the door to the last byte", (*BY, "status"), buckets=SECONDS, registry=made
         )
         self._first = Histogram(
-            "maasdam_time_to_first_token_seconds", "From the door to the first piece of a stream", BY, buckets=SECONDS, **made
+            "maasdam_time_to_first_token_seconds", "From the door to the first piece of a stream", BY, buckets=SECONDS, registry=made
         )
-        self._tokens = Counter("maasdam_tokens_total", "Tokens, by kind (prompt, completion)", (*BY, "kind"), **made)
-        self._audio = Counter("maasdam_audio_seconds_total", "Seconds of audio heard", BY, **made)
-        self._compute = Counter("maasdam_compute_seconds_total", "CPU-seconds of engines", BY, **made)
-        self._joules = Counter("maasdam_joules_total", "Joules of engines, where they are known", BY, **made)
-        self._in_flight = Gauge("maasdam_requests_in_flight", "Requests being answered", ("model", "version"), **made)
-        self._queued = Gauge("maasdam_queue_depth", "Requests waiting for an engine", ("model", "version"), **made)
+        self._tokens = Counter("maasdam_tokens_total", "Tokens, by kind (prompt, completion)", (*BY, "kind"), registry=made)
+        self._audio = Counter("maasdam_audio_seconds_total", "Seconds of audio heard", BY, registry=made)
+        self._compute = Counter("maasdam_compute_seconds_total", "CPU-seconds of engines", BY, registry=made)
+        self._joules = Counter("maasdam_joules_total", "Joules of engines, where they are known", BY, registry=made)
+        self._in_flight = Gauge("maasdam_requests_in_flight", "Requests being answered", ("model", "version"), registry=made)
+        self._queued = Gauge("maasdam_queue_depth", "Requests waiting for an engine", ("model", "version"), registry=made)
 
     def answered(self, receipt: Measured, status: int) -> None:
         """One request has ended. A request for a model that does not exist counts under the model "" (names are endless)."""
