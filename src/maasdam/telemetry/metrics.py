@@ -43,10 +43,10 @@ class Metrics:
         made = self.registry
         self._requests = Counter("maasdam_requests_total", "Requests answered, by HTTP status", (*BY, "status"), registry=made)
         self._duration = Histogram(
-            "maasdam_request_duration_seconds", "From the door to the last byte", (*BY, "status"), buckets=SECONDS, registry=made
+            "maasdam_request_duration_seconds", "Door to last byte", (*BY, "status"), buckets=SECONDS, registry=made
         )
         self._first = Histogram(
-            "maasdam_time_to_first_token_seconds", "From the door to the first piece of a stream", BY, buckets=SECONDS, registry=made
+            "maasdam_time_to_first_token_seconds", "Door to first piece of a stream", BY, buckets=SECONDS, registry=made
         )
         self._tokens = Counter("maasdam_tokens_total", "Tokens, by kind (prompt, completion)", (*BY, "kind"), registry=made)
         self._audio = Counter("maasdam_audio_seconds_total", "Seconds of audio heard", BY, registry=made)
