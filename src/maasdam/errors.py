@@ -20,6 +20,7 @@
         ├── EngineFailure      500  INTERNAL
         ├── Overloaded         503  UNAVAILABLE           queue full; retry later
         ├── NotReady           503  UNAVAILABLE           replica loading
+        ├── StorageFailure     503  UNAVAILABLE           the disk is full, the database is gone
         └── DeadlineExceeded   504  DEADLINE_EXCEEDED
 
 Where they arise on a request's way:
@@ -174,6 +175,15 @@ class NotReady(ServiceError):
     grpc_status = "UNAVAILABLE"
     code = "not_ready"
     retry_after_seconds = 1.0
+
+
+class StorageFailure(ServiceError):
+    """The disk or the database can't keep what must be kept."""
+
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
+    code = "storage_failure"
+    retry_after_seconds = 5.0
 
 
 class DeadlineExceeded(ServiceError):

@@ -205,7 +205,9 @@ def test_usage_sums_by_model_key_and_day(database: Engine) -> None:
 
 
 def test_prices_apply_to_answers_and_not_to_failures(database: Engine) -> None:
-    prices = Prices({"digits": {"currency": "EUR", "requests": 0.25, "prompt_tokens": 0.5}, "*": {"currency": "USD", "items": 2}})
+    prices = Prices(
+        {"digits": {"currency": "EUR", "requests": 0.25, "prompt_tokens": 0.5}, "*": {"currency": "USD", "items": 2}}
+    )
     ledger = Ledger(database, prices)
     rows = [
         entry("1", prompt_tokens=3),

@@ -17,11 +17,10 @@ from typing import Any, Literal
 
 from sqlalchemy import Engine, Text, case, func, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from maasdam.accounts.prices import Prices
 from maasdam.database.tables import LedgerRow
-from maasdam.errors import ServiceError
+from maasdam.errors import ServiceError, StorageFailure
 
 GROUP = 512
 """Rows in one transaction at most."""
@@ -167,9 +166,9 @@ class Ledger:
         """Write and resolve; the thread outlives whatever goes wrong."""
         try:
             self._insert_surely([_fitting(self._priced(entry)) for entry, _ in group])
-        except OperationalError as error:  # full disk, lost or locked database: the same for every row
+        except StorageFailure as error:  # full disk, lost or locked database: the same for every row
             for _, future in group:
-                future.set_exception(ServiceError(f"the ledger can't be written: {error.orig}"))
+                future.set_exception(StorageFailure(f"the ledger can't be written: {error}"))
         except Exception as error:
             if len(group) > 1:  # one bad row must not take its neighbours down
                 for pair in group:
@@ -183,8 +182,8 @@ class Ledger:
     def _insert_surely(self, entries: list[Entry]) -> None:
         try:
             self._insert(entries)
-        except SQLAlchemyError as error:
-            if not getattr(error, "connection_invalidated", False):
+        except StorageFailure as error:
+            if not getattr(error.__cause__, "connection_invalidated", False):
                 raise
             self._insert(entries)  # the server went away, perhaps after it committed: rows that are there stay single
 

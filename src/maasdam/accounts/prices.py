@@ -1,9 +1,9 @@
 """What a request costs in money. Knows a price list; without one every price is None.
 
-    [prices.bard]            # maasdam.toml: money per unit, by model; "*" is every other model
-    currency = "EUR"
-    prompt_tokens = 2e-7
-    completion_tokens = 6e-7
+[prices.bard]            # maasdam.toml: money per unit, by model; "*" is every other model
+currency = "EUR"
+prompt_tokens = 2e-7
+completion_tokens = 6e-7
 """
 
 from __future__ import annotations

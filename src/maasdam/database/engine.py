@@ -7,9 +7,9 @@ from typing import Any
 
 import sqlalchemy
 from sqlalchemy import Engine, event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, IntegrityError, NotSupportedError, ProgrammingError, SQLAlchemyError
 
-from maasdam.errors import InvalidInput, ServiceError
+from maasdam.errors import InvalidInput, StorageFailure, missing_extra
 
 HEAD = "0001"
 """The newest migration; a test compares it with the migrations' own idea."""
@@ -21,25 +21,68 @@ def open_database(url: str) -> Engine:
     """An engine on the database at `url`, its schema migrated to the newest. Several processes may call this at once.
 
     SQLite: WAL, synchronous=FULL (a committed row survives a power cut), foreign keys.
-    Raises InvalidInput for a URL that can't be used, ServiceError when the database can't be opened.
+    Whatever the engine does later, a disk that is full and a server that is gone come out as StorageFailure.
+    Raises InvalidInput for a URL that can't be used, StorageFailure when the database can't be opened, MissingExtra.
     """
-    try:
-        parsed = sqlalchemy.make_url(url)
-        if parsed.get_backend_name() == "sqlite" and parsed.database:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sqlalchemy.create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
-    except (SQLAlchemyError, ImportError, OSError) as error:
-        raise InvalidInput(f"can't use the database URL '{_without_password(url)}': {error}") from error
+    engine = _engine(url)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _tune_sqlite)
         event.listen(engine, "begin", _begin_immediate)
+    event.listen(engine, "handle_error", _say_storage_failed)
     try:
-        if _revision(engine) != HEAD:
-            _migrate(engine)
+        _bring_up_to_date(engine)
     except SQLAlchemyError as error:
         engine.dispose()
-        raise ServiceError(f"can't open the database '{_without_password(url)}': {error}") from error
+        raise StorageFailure(f"can't open the database '{_without_password(url)}': {error}") from error
+    except Exception:
+        engine.dispose()
+        raise
     return engine
+
+
+def _engine(url: str) -> Engine:
+    where = f"can't use the database URL '{_without_password(url)}'"
+    try:
+        parsed = sqlalchemy.make_url(url)
+        kind = parsed.get_backend_name()
+        if kind == "postgresql" and "+" not in parsed.drivername:
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        if kind not in ("sqlite", "postgresql"):
+            raise InvalidInput(f"{where}: it takes sqlite:///FILE or postgresql://USER@HOST/NAME")
+        if kind == "sqlite":
+            if parsed.database in (None, "", ":memory:"):
+                raise InvalidInput(f"{where}: name a file, as in sqlite:////var/lib/maasdam/maasdam.db; memory can't be shared")
+            Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
+        return sqlalchemy.create_engine(parsed, pool_pre_ping=kind != "sqlite")
+    except ImportError as error:
+        raise missing_extra("psycopg", "postgres") from error
+    except (SQLAlchemyError, OSError) as error:
+        raise InvalidInput(f"{where}: {error}") from error
+
+
+def _bring_up_to_date(engine: Engine) -> None:
+    found = _revision(engine)
+    if found == HEAD:
+        return
+    if found is not None and found > HEAD:  # migrations are numbered
+        url = engine.url.render_as_string(hide_password=True)
+        raise InvalidInput(
+            f"the database '{url}' was written by a newer Maasdam (schema {found}, this one knows {HEAD}); "
+            "update Maasdam, or name another database"
+        )
+    _migrate(engine)
+
+
+CODE_ERRORS = (IntegrityError, DataError, ProgrammingError, NotSupportedError)
+"""What the database says when a row or a query is wrong. All else it raises is about the database itself."""
+
+
+def _say_storage_failed(context: Any) -> None:
+    error = context.sqlalchemy_exception
+    if error is None or isinstance(error, CODE_ERRORS) or not isinstance(error, sqlalchemy.exc.DBAPIError):
+        return
+    url = context.engine.url.render_as_string(hide_password=True)
+    raise StorageFailure(f"the database '{url}' failed: {str(error.orig).strip()}") from error
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:
