@@ -52,7 +52,8 @@ def take_turns(
 ) -> dict[str, Timing]:
     """Call each subject once a round, who begins moving on by one each round; each is given the round's number.
 
-    At least rounds[0]; then until `seconds` have passed or rounds[1] are done. Three warm-up rounds are not counted.
+    At least rounds[0]; then until `seconds` have passed or rounds[1] are done. Three warm-up rounds are not counted, nor is
+    the first of two calls in each turn: it finds the caches as another subject left them, and its threads asleep.
     """
     for warm in range(WARM_UP):
         for run in subjects.values():
@@ -67,6 +68,7 @@ def take_turns(
         tell(number, rounds[1])
         first = number % len(names)
         for name in names[first:] + names[:first]:
+            subjects[name](number)
             start, cpu_start = clock(), cpu_clock()
             subjects[name](number)
             took[name].append(clock() - start)

@@ -13,8 +13,10 @@ Knows NNCF, ONNX Runtime's quantiser and OpenVINO's files. Refuses to know label
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,14 +88,15 @@ def _static_openvino(
     model = ov.Core().read_model(source.path / "model.xml")
     is_transformer = _is_transformer(model)
     seen = _Counted(inputs, context)
-    quantized = nncf.quantize(
-        model,
-        nncf.Dataset(seen, lambda tensors: tensors),
-        subset_size=len(inputs),
-        preset=nncf.QuantizationPreset.MIXED if is_transformer else nncf.QuantizationPreset.PERFORMANCE,
-        fast_bias_correction=settings["fast_bias_correction"],
-        model_type=nncf.ModelType.TRANSFORMER if is_transformer else None,
-    )
+    with _quiet():
+        quantized = nncf.quantize(
+            model,
+            nncf.Dataset(seen, lambda tensors: tensors),
+            subset_size=len(inputs),
+            preset=nncf.QuantizationPreset.MIXED if is_transformer else nncf.QuantizationPreset.PERFORMANCE,
+            fast_bias_correction=settings["fast_bias_correction"],
+            model_type=nncf.ModelType.TRANSFORMER if is_transformer else None,
+        )
     _copy_all_but(source.path, out, {"model.xml", "model.bin"})
     _save(quantized, out / "model.xml")
     facts |= {"method": "NNCF post-training quantisation", "model_type": "transformer" if is_transformer else "convolutional"}
@@ -153,12 +156,14 @@ def _weights_openvino(source: Artifact, out: Path, settings: Mapping[str, Any]) 
     chosen = dict(source.settings)
     if scheme == "weights-int8":
         nncf = _nncf()
-        model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+        with _quiet():
+            model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
         facts = {"method": "NNCF compress_weights, int8 asymmetric, one scale per channel"}
     elif scheme == "weights-int4":
         nncf = _nncf()
         group = settings["group_size"]
-        model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=group, ratio=1.0)
+        with _quiet():
+            model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=group, ratio=1.0)
         facts = {"method": f"NNCF compress_weights, int4 symmetric in groups of {group}; first and last layers int8"}
     elif scheme == "bf16":
         count = _constants_to(model, ov.Type.bf16)
@@ -195,6 +200,13 @@ def _constants_to(model: ov.Model, kind: ov.Type) -> int:
         count += 1
     model.validate_nodes_and_infer_types()
     return count
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """NNCF draws bars and tables on stdout, which is for answers; the pass tells how far it is by itself."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 class _Counted:
