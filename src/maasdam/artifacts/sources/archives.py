@@ -6,6 +6,7 @@ files hidden before or behind the archive. Refuses to know what the entries mean
 
 from __future__ import annotations
 
+import io
 import struct
 import zipfile
 import zlib
@@ -16,13 +17,18 @@ from typing import IO
 
 from maasdam.errors import InvalidModel, UnsafeModel
 
-MAX_ENTRIES = 200_000
+MAX_ENTRIES = 50_000
+"""A large model has ten thousand: one a weight."""
+MAX_DIRECTORY_BYTES = 16 * 1024 * 1024
+"""The list of entries, which is read whole before anything else."""
 MAX_RATIO = 100
 """Unpacked over packed, of a whole archive beyond FREE_BYTES."""
 FREE_BYTES = 16 * 1024 * 1024
 """Unpacked sizes below this are no bomb whatever their ratio."""
 ZIP_MAGIC = b"PK\x03\x04"
 _END_RECORD = struct.Struct("<4sHHHHIIH")
+_LOCATOR = struct.Struct("<4sIQI")
+_END_RECORD_64 = struct.Struct("<4sQHHIIQQQQ")
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 
 
@@ -48,25 +54,55 @@ class Archive:
             return data
 
     def stream(self, name: str) -> IO[bytes]:
-        """A seekable stream of an entry; it never yields more than the entry declares."""
-        return self._zip.open(name)
+        """A seekable stream of an entry that is stored as it is (seeking in a packed one unpacks it again and again)."""
+        if self._zip.getinfo(name).compress_type != zipfile.ZIP_STORED:
+            raise InvalidModel(f"{self.path}: {name} is compressed, which model files aren't; save the model again")
+        with _reading(self.path, name):
+            return self._zip.open(name)
 
 
 @contextmanager
 def open_archive(source: Path | IO[bytes], shown: Path) -> Iterator[Archive]:
     """Open and check a zip; `shown` names it in errors. Raises InvalidModel when broken, UnsafeModel when it plays tricks."""
-    try:
-        zipped = zipfile.ZipFile(source)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
+    with _opened(source) as stream:
+        _check_end(stream, shown)
+        try:
+            zipped = zipfile.ZipFile(stream)
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
+            raise InvalidModel(f"{shown} is not a whole zip archive ({error}); fetch or export it again") from error
+        with zipped:
+            _check(zipped, stream.seek(0, io.SEEK_END), shown)
+            yield Archive(shown, zipped)
+
+
+@contextmanager
+def _opened(source: Path | IO[bytes]) -> Iterator[IO[bytes]]:
+    if isinstance(source, Path):
+        with source.open("rb") as stream:
+            yield stream
+    else:
+        yield source
+
+
+def _check_end(stream: IO[bytes], shown: Path) -> None:
+    """The archive ends with its end record, whose list of entries is of sane size: that list is read whole at once."""
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(max(size - _END_RECORD.size - _LOCATOR.size, 0))
+    tail = stream.read()
+    end = tail[-_END_RECORD.size :]
+    if len(end) < _END_RECORD.size or not end.startswith(b"PK\x05\x06"):
         raise InvalidModel(
-            f"{shown} is not a whole zip archive ({error}); it may be cut off: fetch or export it again"
-        ) from error
-    with zipped:
-        if zipped.fp is None:
-            raise InvalidModel(f"{shown} can't be read as a zip archive")
-        zipped.fp.seek(0, 2)
-        _check(zipped, zipped.fp.tell(), shown)
-        yield Archive(shown, zipped)
+            f"{shown} is not a whole zip archive (its end is missing or followed by other bytes); fetch it again"
+        )
+    directory = _END_RECORD.unpack(end)[5]
+    if len(tail) == _LOCATOR.size + _END_RECORD.size and tail.startswith(b"PK\x06\x07"):
+        stream.seek(min(_LOCATOR.unpack(tail[: _LOCATOR.size])[2], size))
+        record = stream.read(_END_RECORD_64.size)
+        if len(record) < _END_RECORD_64.size or not record.startswith(b"PK\x06\x06"):
+            raise InvalidModel(f"{shown} is not a whole zip archive (its end record is damaged); fetch it again")
+        directory = _END_RECORD_64.unpack(record)[8]
+    if directory > min(size, MAX_DIRECTORY_BYTES):
+        raise UnsafeModel(f"{shown} has a list of entries of {directory:,} bytes: refused as a zip bomb")
 
 
 def _check(zipped: zipfile.ZipFile, size: int, shown: Path) -> None:

@@ -119,7 +119,9 @@ def read_bounded(path: Path, limit: int) -> bytes:
     """All bytes of a file of at most `limit` bytes."""
     size = path.stat().st_size
     if size > limit:
-        raise InvalidModel(f"{path} has {size:,} bytes where at most {limit:,} are taken; it is not what its name says")
+        raise InvalidModel(
+            f"{path} has {size:,} bytes where at most {limit:,} are taken; it is not what its name says: fetch it again"
+        )
     with path.open("rb") as stream:
         data = stream.read(limit + 1)
     if len(data) > limit:
@@ -132,7 +134,7 @@ def parse_json(data: bytes, what: str, max_depth: int = MAX_JSON_DEPTH) -> Any:
     try:
         value = json.loads(data)
     except RecursionError:
-        raise InvalidModel(f"{what} is nested too deeply; at most {max_depth} levels are taken") from None
+        raise InvalidModel(f"{what} is nested too deeply; give a file of at most {max_depth} levels") from None
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, integers of too many digits
         raise InvalidModel(f"{what} is not valid JSON ({error}); fetch or export it again") from error
     level: list[Any] = [value]
@@ -145,7 +147,7 @@ def parse_json(data: bytes, what: str, max_depth: int = MAX_JSON_DEPTH) -> Any:
         ]
         if not level:
             return value
-    raise InvalidModel(f"{what} is nested too deeply; at most {max_depth} levels are taken")
+    raise InvalidModel(f"{what} is nested too deeply; give a file of at most {max_depth} levels")
 
 
 def read_json_object(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:

@@ -73,7 +73,9 @@ def _weights(place: Place) -> dict[str, Path]:
     files = {INDEX: index}
     for name in sorted(names):
         if "/" in name or "\\" in name or not name.endswith(".safetensors"):
-            raise InvalidModel(f"{index} names the shard '{name}', which is no safetensors file beside it")
+            raise InvalidModel(
+                f"{index} names the shard '{name}', which is no safetensors file beside it; save the model again"
+            )
         files[name] = place.need(name, "the index names this shard; the download is incomplete: fetch it again")
     return files
 

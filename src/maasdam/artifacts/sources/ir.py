@@ -68,7 +68,7 @@ class _Reader:
         """An element opens."""
         self._count += 1
         if self._count > MAX_ELEMENTS or len(self._path) > MAX_XML_DEPTH:
-            raise InvalidModel(f"{self.what} has too many or too deeply nested elements; it is no model")
+            raise InvalidModel(f"{self.what} has too many or too deeply nested elements; convert the model again")
         if not self._path:
             self.top = name
         inside_body = "body" in self._path or "then_body" in self._path or "else_body" in self._path

@@ -6,7 +6,6 @@ pickles, operator names, symbolic expressions, guards, tree contexts. Refuses to
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections import Counter
@@ -31,7 +30,6 @@ from maasdam.core import Signature, TensorSpec
 from maasdam.errors import InvalidModel, UnsafeModel, Unsupported
 
 MAX_CONFIG_JSON_BYTES = 16 * 1024 * 1024
-MAX_SAMPLE_BYTES = 1024 * 1024 * 1024
 
 SCALAR_TYPES = {
     1: ("uint8", 1), 2: ("int8", 1), 3: ("int16", 2), 4: ("int32", 4), 5: ("int64", 8), 6: ("float16", 2),
@@ -143,29 +141,29 @@ def _refuse_members(members: Mapping[str, str], archive: Archive) -> None:
 def _check_saved(archive: Archive, entry: str) -> None:
     """Raise UnsafeModel unless an entry is what torch.save writes for plain tensors and containers."""
     what = f"{archive.path}: {entry}"
-    if archive.sizes[entry] > MAX_SAMPLE_BYTES:
-        raise InvalidModel(
-            f"{what} has {archive.sizes[entry]:,} bytes, too many for sample inputs; save the model with smaller ones"
-        )
-    data = archive.read(entry, MAX_SAMPLE_BYTES)
-    if not data.startswith(ZIP_MAGIC):
-        raise UnsafeModel(
-            f"{what} is not a torch.save archive{_would(data)}; refused: save the model again with torch.export.save"
-        )
-    with open_archive(io.BytesIO(data), Path(what)) as inner:
-        root = _root(inner)
-        names = {name.removeprefix(root): name for name in inner.sizes}
-        if "constants.pkl" in names or any(name.startswith("code/") for name in names):
-            raise UnsafeModel(f"{what} is TorchScript, which runs when loaded; refused")
-        if "data.pkl" not in names:
-            raise InvalidModel(f"{what} holds no data.pkl; save the model again with torch.export.save")
-        beyond = scan(inner.read(names["data.pkl"], MAX_PICKLE_BYTES)).beyond(TENSOR_NAMES)
-        if beyond:
-            raise UnsafeModel(f"{what} would run code when loaded: it uses {_listed(beyond)}; refused, do not load this file")
+    with archive.stream(entry) as stream:
+        if stream.read(4) != ZIP_MAGIC:
+            stream.seek(0)
+            would = _would(stream.read(MAX_PICKLE_BYTES))
+            raise UnsafeModel(
+                f"{what} is not a torch.save archive{would}; refused: save the model again with torch.export.save"
+            )
+        with open_archive(stream, Path(what)) as inner:
+            root = _root(inner)
+            names = {name.removeprefix(root): name for name in inner.sizes}
+            if "constants.pkl" in names or any(name.startswith("code/") for name in names):
+                raise UnsafeModel(f"{what} is TorchScript, which runs when loaded; refused")
+            if "data.pkl" not in names:
+                raise InvalidModel(f"{what} holds no data.pkl; save the model again with torch.export.save")
+            beyond = scan(inner.read(names["data.pkl"], MAX_PICKLE_BYTES)).beyond(TENSOR_NAMES)
+            if beyond:
+                raise UnsafeModel(
+                    f"{what} would run code when loaded: it uses {_listed(beyond)}; refused, do not load this file"
+                )
 
 
 def _would(data: bytes) -> str:
-    beyond = scan(data[:MAX_PICKLE_BYTES]).beyond(TENSOR_NAMES) if looks_like_pickle(data[:16]) else []
+    beyond = scan(data).beyond(TENSOR_NAMES) if looks_like_pickle(data[:16]) else []
     return f" but a pickle that uses {_listed(beyond)}" if beyond else ""
 
 
@@ -201,7 +199,7 @@ def _payloads(archive: Archive, members: Mapping[str, str], model: str, kind: st
         stored = archive.sizes[members[member]]
         if min([0, *sizes, *strides]) < 0 or reach * width > stored:
             raise InvalidModel(
-                f"{archive.path}: '{label}' needs {reach * width:,} bytes where {stored:,} are stored; it is cut off"
+                f"{archive.path}: '{label}' needs {reach * width:,} bytes where {stored:,} are stored; save the model again"
             )
         if payload.get("is_param") or kind == "constants" or label not in out:
             out.setdefault(file, (dtype, math.prod(sizes)))

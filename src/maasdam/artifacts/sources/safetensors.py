@@ -46,9 +46,7 @@ def read_header(path: Path) -> Header:
             raise InvalidModel(f"{path} is a Git LFS pointer, not the weights; run: git lfs pull")
         length = int.from_bytes(start, "little")
         if length > size - 8:
-            raise InvalidModel(
-                f"{path} says its header has {length:,} bytes, but the file has {size:,}: cut off or no safetensors"
-            )
+            raise InvalidModel(f"{path} says its header has {length:,} bytes, but the file has {size:,}; fetch it again")
         if length > MAX_HEADER_BYTES:
             raise InvalidModel(f"{path} has a header of {length:,} bytes; at most {MAX_HEADER_BYTES:,} are taken")
         data = stream.read(length)
@@ -79,7 +77,7 @@ def _checked(header: dict[str, Any], stored: int, path: Path) -> Header:
         count = math.prod(shape)
         if min((0, *shape)) < 0 or begin < 0 or end - begin != (count * bits + 7) // 8:
             raise InvalidModel(
-                f"{path}: '{name}' has {end - begin:,} bytes, which does not fit its shape {list(shape)} of {dtype}"
+                f"{path}: '{name}' has {end - begin:,} bytes, which does not fit {dtype} {list(shape)}; fetch the file again"
             )
         spans.append((begin, end))
         shapes[name] = shape

@@ -76,8 +76,8 @@ def refuse_pickle(path: Path, archive: Archive | None = None, start: bytes = b""
     would = f"; loading this one would use {', '.join(calls[:5])}" if calls else ""
     raise UnsafeModel(
         f"{path} is a Python pickle, which can run any code when it is loaded{would}. Maasdam never loads pickles: where you "
-        "trust it, convert it yourself with safetensors.torch.save_file(state_dict, 'model.safetensors') beside its config.json, "
-        "or with torch.export.save"
+        "trust it, convert it with safetensors.torch.save_file(state_dict, 'model.safetensors') beside its config.json, or "
+        "with torch.export.save"
     )
 
 
