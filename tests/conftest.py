@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.databases import database, database_url, postgres_server  # noqa: F401  fixtures
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

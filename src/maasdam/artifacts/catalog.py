@@ -5,7 +5,7 @@ Every change is one transaction and raises the revision, which a service polls t
 
 from __future__ import annotations
 
-import re
+import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Engine, delete, func, select, update
+from sqlalchemy import Engine, delete, false, select, update
 from sqlalchemy.orm import Session
 
+from maasdam.artifacts.names import NAME, PROD, aliases_of, check_alias, check_name, find, no_model, served_by
 from maasdam.core import Artifact, split_name
 from maasdam.database.tables import AliasRow, BuildRow, DeploymentRow, ModelRow, RevisionRow, VersionRow
 from maasdam.errors import Conflict, InvalidInput, NotFound, VerificationFailed
-
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
-PROD = "prod"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +86,15 @@ class Catalog:
         report: Mapping[str, Any] | None,
         passes: Sequence[Any] = (),
     ) -> Version:
-        """The artifact as the model's next version. Raises InvalidInput for a bad name."""
+        """The artifact as the model's next version; a number is never given twice, not even after a deletion.
+
+        Numbers of the report that are no numbers (NaN, infinite) are kept as null. Raises InvalidInput for a bad name,
+        Conflict when the artifact's files were deleted meanwhile.
+        """
         check_name(model)
         with self._change() as session:
+            if not artifact.path.exists():  # inside the change: nobody collects artifacts meanwhile
+                raise Conflict(f"the files of {artifact.digest} were deleted while '{model}' was built; build it again")
             counter = session.get(ModelRow, model, with_for_update=True)
             if counter is None:
                 counter = ModelRow(name=model, last_version=0)
@@ -105,9 +109,9 @@ class Catalog:
                 engine=artifact.engine,
                 source=source,
                 recipe=recipe,
-                passed=None if report is None else bool(report["passed"]),
-                report=None if report is None else dict(report),
-                passes=list(passes),
+                passed=None if report is None else report["passed"],
+                report=None if report is None else _finite(report),
+                passes=_finite(list(passes)),
                 created_at=datetime.now(UTC),
             )
             session.add(row)
@@ -120,27 +124,27 @@ class Catalog:
         Raises NotFound, saying what there is.
         """
         with Session(self._reads) as session:
-            row = _find(session, name)
-            return _version(row, _aliases(session, row.model).get(row.version, ()), _deployed(session, row.model))
+            return _whole(session, find(session, name))
 
     def versions(self, model: str | None = None) -> list[Version]:
         """Every version (of one model), oldest first. Raises NotFound for a model there is none of."""
         with Session(self._reads) as session:
             query = select(VersionRow).order_by(VersionRow.model, VersionRow.version)
-            rows = session.scalars(query.where(VersionRow.model == model) if model else query).all()
-            if model and not rows:
-                raise NotFound(_no_model(session, model))
-            out = []
-            for row in rows:
-                served = self._served_version(session, row.model)
-                out.append(_version(row, _aliases(session, row.model).get(row.version, ()), served == row.version))
-            return out
+            if model is not None:
+                query = query.where(VersionRow.model == model if NAME.fullmatch(model) else false())
+            rows = session.scalars(query).all()
+            if model is not None and not rows:
+                raise NotFound(no_model(session, model))
+            models = {row.model for row in rows}
+            aliases = {name: aliases_of(session, name) for name in models}
+            served = {name: served_by(session, name) for name in models}
+            return [_version(row, aliases[row.model].get(row.version, ()), row.version in served[row.model]) for row in rows]
 
     def promote(self, name: str, alias: str = PROD) -> Version:
         """Let NAME@alias be this version. Raises VerificationFailed when its report failed or there is none."""
-        _check_alias(alias)
+        check_alias(alias)
         with self._change() as session:
-            row = _find(session, name)
+            row = find(session, name)
             if row.passed is not True:
                 failures = (row.report or {}).get("failures") or ["it was never verified"]
                 raise VerificationFailed(
@@ -155,10 +159,12 @@ class Catalog:
                 now.previous = [*now.previous, now.version]
                 now.version, now.updated_at = row.version, datetime.now(UTC)
             session.flush()
-            return _version(row, _aliases(session, row.model).get(row.version, ()), _deployed(session, row.model))
+            return _whole(session, row)
 
     def rollback(self, model: str, alias: str = PROD) -> Version:
         """Let NAME@alias be what it was before. Raises NotFound when it was nothing."""
+        check_alias(alias)
+        check_name(model)
         with self._change() as session:
             now = session.get(AliasRow, (model, alias), with_for_update=True)
             existing = set(session.scalars(select(VersionRow.version).where(VersionRow.model == model)))
@@ -167,8 +173,7 @@ class Catalog:
                 raise NotFound(f"'{model}@{alias}' was no other version before; see: maasdam models show {model}")
             now.version, now.previous, now.updated_at = before[-1], before[:-1], datetime.now(UTC)
             session.flush()
-            row = _find(session, f"{model}:{now.version}")
-            return _version(row, _aliases(session, model).get(row.version, ()), _deployed(session, model))
+            return _whole(session, find(session, f"{model}:{now.version}"))
 
     def delete(self, name: str) -> list[str]:
         """Delete NAME:VERSION, or NAME with all its versions; returns the digests nothing refers to any more.
@@ -179,13 +184,15 @@ class Catalog:
         if alias:
             raise InvalidInput(f"'{name}' is an alias; delete a version: {model}:NUMBER")
         with self._change() as session:
-            if version is None and session.get(ModelRow, model) is None:
-                raise NotFound(_no_model(session, model))
-            every = select(VersionRow).where(VersionRow.model == model)
-            rows = [_find(session, name)] if version else list(session.scalars(every))
-            if _deployed(session, model) and (version is None or self._served_version(session, model) == version):
+            if version is None:
+                rows = list(session.scalars(select(VersionRow).where(VersionRow.model == model)))
+                if not rows:
+                    raise NotFound(no_model(session, model))
+            else:
+                rows = [find(session, name)]
+            if not served_by(session, model).isdisjoint(row.version for row in rows):
                 raise Conflict(f"'{name}' is deployed; first: maasdam undeploy {model}")
-            aliases = _aliases(session, model)
+            aliases = aliases_of(session, model)
             if version is not None and aliases.get(version):
                 raise Conflict(f"'{name}' is '{model}@{aliases[version][0]}'; promote another version first")
             digests = {row.digest for row in rows}
@@ -193,41 +200,49 @@ class Catalog:
                 session.delete(row)
             if version is None:
                 session.execute(delete(AliasRow).where(AliasRow.model == model))
+                session.execute(delete(DeploymentRow).where(DeploymentRow.model == model))
             session.flush()
             used = set(session.scalars(select(VersionRow.digest).where(VersionRow.digest.in_(digests))))
             return sorted(digests - used)
+
+    @contextmanager
+    def held(self) -> Iterator[set[str]]:
+        """The digests that versions refer to, while no process can register another: the time to delete the rest."""
+        with self._change() as session:
+            yield set(session.scalars(select(VersionRow.digest)))
 
     def deploy(
         self, name: str, replicas: int = 1, traffic: Mapping[Any, float] | None = None, shadow: int | None = None
     ) -> Deployment:
         """Desired state: NAME follows its alias prod (else the newest that passed), NAME:VERSION stays.
 
-        `traffic` is percent by version number, the rest going to the deployed one. Raises NotFound, InvalidInput and
-        VerificationFailed for a version whose report failed.
+        `traffic` is percent by version number, the rest going to the deployed one; `shadow` is a version number.
+        Raises NotFound, InvalidInput, and VerificationFailed for a version whose report failed.
         """
         model, version, alias = split_name(name)
         if replicas < 1:
             raise InvalidInput(f"replicas is {replicas}; it takes 1 or more")
+        shares = _shares(traffic)
         with self._change() as session:
-            wanted = [_find(session, name), *(_find(session, f"{model}:{int(v)}") for v in traffic or {})]
+            others = [*shares, *([] if shadow is None else [shadow])]
+            wanted = [find(session, name), *(find(session, f"{model}:{number}") for number in others)]
             failed = next((row for row in wanted if row.passed is False), None)
             if failed is not None:
                 reasons = "; ".join((failed.report or {}).get("failures", []))
                 raise VerificationFailed(f"'{model}:{failed.version}' failed its verification: {reasons}")
-            if traffic and not (all(0 <= share <= 100 for share in traffic.values()) and sum(traffic.values()) <= 100):
-                raise InvalidInput(f"traffic shares are percent, 0-100 in sum; these are {dict(traffic)}")
             row = session.get(DeploymentRow, model, with_for_update=True) or DeploymentRow(model=model)
-            row.version = wanted[0].version if version or alias else None
+            row.version = None if version is None and alias is None else wanted[0].version
             row.replicas, row.shadow, row.updated_at = replicas, shadow, datetime.now(UTC)
-            row.traffic = {str(int(v)): float(share) for v, share in traffic.items()} if traffic else None
+            row.traffic = {str(number): share for number, share in shares.items()} or None
             session.add(row)
             session.flush()
             return _deployment(row)
 
     def undeploy(self, model: str) -> None:
         """Take a name out of the desired state. Raises NotFound when it is not in it."""
+        name = split_name(model)[0]
         with self._change() as session:
-            row = session.get(DeploymentRow, split_name(model)[0])
+            row = session.get(DeploymentRow, name) if NAME.fullmatch(name) else None
             if row is None:
                 raise NotFound(f"'{model}' is not deployed; see: maasdam status")
             session.delete(row)
@@ -253,7 +268,7 @@ class Catalog:
 
     def heartbeat(self, build_id: str, stage: str, progress: float | None, message: str) -> None:
         """The build is alive and at `stage`, `progress` 0-1 through it."""
-        self._update_build(build_id, stage=stage, progress=progress, message=message)
+        self._update_build(build_id, stage=stage[:64], progress=progress, message=message)
 
     def finish_build(self, build_id: str, error: str | None = None) -> None:
         """The build is done, or failed with `error`."""
@@ -276,79 +291,27 @@ class Catalog:
             session.execute(update(RevisionRow).where(RevisionRow.id == 1).values(number=RevisionRow.number + 1))
             yield session
 
-    @staticmethod
-    def _served_version(session: Session, model: str) -> int | None:
-        row = session.get(DeploymentRow, model)
-        if row is None:
-            return None
-        try:
-            return row.version or _find(session, model).version
-        except NotFound:
-            return None
+
+def _shares(traffic: Mapping[Any, float] | None) -> dict[int, float]:
+    try:
+        shares = {int(number): float(share) for number, share in (traffic or {}).items()}
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"traffic is percent by version number, as in 2=10; this is {dict(traffic or {})}") from error
+    if not all(0 < share <= 100 for share in shares.values()) or sum(shares.values()) > 100:
+        raise InvalidInput(f"traffic shares are percent, more than 0 and at most 100 in sum; these are {shares}")
+    return shares
 
 
-def check_name(name: str) -> None:
-    """Raise InvalidInput unless `name` can name a model."""
-    if not NAME.fullmatch(name):
-        raise InvalidInput(
-            f"'{name[:100]}' can't name a model; use at most 96 lower-case letters, digits, '.', '_' and '-', "
-            "the first a letter or digit"
-        )
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _check_alias(alias: str) -> None:
-    if not NAME.fullmatch(alias) or alias.isdigit():
-        raise InvalidInput(f"'{alias}' can't be an alias; use lower-case letters, digits, '.', '_' and '-', not digits alone")
-
-
-def _find(session: Session, name: str) -> VersionRow:
-    model, version, alias = split_name(name)
-    query = select(VersionRow).where(VersionRow.model == model)
-    if alias is None and version is None:
-        named = session.get(AliasRow, (model, PROD))
-        if named is not None:
-            version = named.version
-    elif alias is not None:
-        named = session.get(AliasRow, (model, alias))
-        if named is None:
-            others = session.scalars(select(AliasRow.alias).where(AliasRow.model == model)).all()
-            have = f"its aliases are: {', '.join(others)}" if others else "it has no aliases"
-            raise NotFound(f"no alias '{model}@{alias}'; {have}" if _has(session, model) else _no_model(session, model))
-        version = named.version
-    if version is not None:
-        row = session.scalars(query.where(VersionRow.version == version)).one_or_none()
-    else:
-        passed = query.where(VersionRow.passed.is_(True)).order_by(VersionRow.version.desc()).limit(1)
-        row = session.scalars(passed).one_or_none()
-    if row is not None:
-        return row
-    newest = session.scalar(select(func.max(VersionRow.version)).where(VersionRow.model == model))
-    if newest is None:
-        raise NotFound(_no_model(session, model))
-    if version is None:
-        raise NotFound(f"no version of '{model}' has passed its verification; name one, such as '{model}:{newest}'")
-    raise NotFound(f"no version '{model}:{version}'; the newest is {newest}")
-
-
-def _has(session: Session, model: str) -> bool:
-    return session.scalar(select(func.count()).select_from(VersionRow).where(VersionRow.model == model)) != 0
-
-
-def _no_model(session: Session, model: str) -> str:
-    names = session.scalars(select(VersionRow.model).distinct().order_by(VersionRow.model).limit(20)).all()
-    have = f"there are: {', '.join(names)}" if names else "the catalog is empty; begin with: maasdam build"
-    return f"no model '{model[:200]}'; {have}"
-
-
-def _aliases(session: Session, model: str) -> dict[int, tuple[str, ...]]:
-    out: dict[int, tuple[str, ...]] = {}
-    for row in session.scalars(select(AliasRow).where(AliasRow.model == model).order_by(AliasRow.alias)):
-        out[row.version] = (*out.get(row.version, ()), row.alias)
-    return out
-
-
-def _deployed(session: Session, model: str) -> bool:
-    return session.get(DeploymentRow, model) is not None
+def _whole(session: Session, row: VersionRow) -> Version:
+    return _version(row, aliases_of(session, row.model).get(row.version, ()), row.version in served_by(session, row.model))
 
 
 def _version(row: VersionRow, aliases: tuple[str, ...], deployed: bool) -> Version:

@@ -46,7 +46,7 @@ def build(
     A build that fails its limits is registered with its report and can't be promoted. Raises CallerError before any work
     for a bad recipe, data of the wrong kind, a device that is not here; nothing is registered then.
     """
-    from maasdam.artifacts.catalog import check_name
+    from maasdam.artifacts.names import check_name
     from maasdam.pipeline.run_recipe import Data
 
     check_name(name)

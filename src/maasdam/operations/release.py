@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from maasdam.artifacts.catalog import Version, check_name
+from maasdam.artifacts.catalog import Version
+from maasdam.artifacts.names import check_name
 from maasdam.artifacts.store import MANIFEST
 from maasdam.core import Signature, split_name
 from maasdam.errors import Conflict, InvalidInput, InvalidModel
