@@ -1,0 +1,192 @@
+"""Evaluation data as Hugging Face lays it out: metadata.csv, class folders, text files, .npz. Knows folders and labels.
+
+Refuses to know models: the label names it is given are all it compares with.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from maasdam.core import (
+    IMAGE_CLASSIFICATION,
+    SPEECH_RECOGNITION,
+    TASKS,
+    TEXT_GENERATION,
+    AudioPayload,
+    Example,
+    ImagePayload,
+    Payload,
+    TensorPayload,
+    TextPayload,
+)
+from maasdam.errors import InvalidInput, Unsupported
+from maasdam.tasks.labels import LabelIds
+
+TENSORS = "tensors"
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+RECORDINGS = (".wav", ".flac", ".ogg", ".mp3")
+TRANSCRIPTION = ("transcription", "text", "sentence")
+"""Columns that hold what was said, the first there is."""
+METADATA = ("metadata.csv", "metadata.jsonl")
+
+Row = Mapping[str, Any]
+
+
+def read_examples(task: str, path: Path, *, labels: Mapping[int, str] | None, limit: int | None, seed: int) -> list[Example]:
+    """See `maasdam.tasks.load_examples`."""
+    readers: dict[str, Callable[[Path], list[tuple[str, Any, Any]]]] = {
+        IMAGE_CLASSIFICATION: lambda p: _pictures(p, LabelIds(labels)),
+        SPEECH_RECOGNITION: _recordings,
+        TEXT_GENERATION: _texts,
+        TENSORS: _tensors,
+    }
+    if task not in readers:
+        raise Unsupported(f"no task '{task}'; the tasks are: {', '.join(TASKS)}")
+    if not path.exists():
+        raise InvalidInput(f"no data at {path}; give a folder or file of examples")
+    if limit is not None and limit < 1:
+        raise InvalidInput(f"the limit is {limit} examples; it takes at least 1")
+    found = readers[task](path)
+    if not found:
+        raise InvalidInput(f"{path} holds no examples for {task}; see the Hugging Face folder convention")
+    if limit is not None and limit < len(found):
+        found = [found[i] for i in sorted(random.Random(seed).sample(range(len(found)), limit))]
+    return [Example(name, _payload(content), truth) for name, content, truth in found]
+
+
+def _payload(content: Any) -> Payload:
+    """What a reader found: a payload, or a file that is read only now that it is chosen."""
+    if isinstance(content, Path):
+        data = content.read_bytes()
+        return AudioPayload(data) if content.suffix.lower() in RECORDINGS else ImagePayload(data)
+    payload: Payload = content
+    return payload
+
+
+def _pictures(path: Path, label_ids: LabelIds) -> list[tuple[str, Any, Any]]:
+    rows = _metadata(path)
+    if rows is not None:
+        where, table = rows
+        return [
+            (r["file_name"], _file(path, r, IMAGES, where, i), label_ids.of_row(r, f"{where.name} row {i}")) for i, r in table
+        ]
+    if not path.is_dir():
+        raise InvalidInput(f"{path} is a file; images come in a folder with metadata.csv, or in a folder of class folders")
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
+    folders = {f.relative_to(path).parts[0] for f in files if len(f.relative_to(path).parts) > 1}
+    if len(folders) > 1 and all(len(f.relative_to(path).parts) > 1 for f in files):
+        names = label_ids.of_folders(sorted(folders))
+        return [(str(f.relative_to(path)), f, names[f.relative_to(path).parts[0]]) for f in files]
+    return [(str(f.relative_to(path)), f, None) for f in files]
+
+
+def _recordings(path: Path) -> list[tuple[str, Any, Any]]:
+    rows = _metadata(path)
+    if rows is None:
+        if not path.is_dir():
+            raise InvalidInput(f"{path} is a file; recordings come in a folder with metadata.csv")
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in RECORDINGS and p.is_file())
+        return [(str(f.relative_to(path)), f, None) for f in files]
+    where, table = rows
+    out = []
+    for i, row in table:
+        column = next((c for c in TRANSCRIPTION if row.get(c) is not None), None)
+        out.append((row["file_name"], _file(path, row, RECORDINGS, where, i), None if column is None else str(row[column])))
+    return out
+
+
+def _texts(path: Path) -> list[tuple[str, Any, Any]]:
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in (".txt", ".jsonl") and p.is_file())
+    out: list[tuple[str, Any, Any]] = []
+    for file in files:
+        name = file.name if path.is_file() else str(file.relative_to(path))
+        if file.suffix == ".jsonl":
+            for i, row in _json_lines(file):
+                if not isinstance(row.get("text"), str):
+                    raise InvalidInput(f"{file.name} line {i} has no 'text'; each line is an object with one")
+                out.append((f"{name}:{i}", TextPayload(prompt=row["text"]), None))
+        elif file.suffix == ".txt":
+            out.append((name, TextPayload(prompt=_text(file)), None))
+        else:
+            raise InvalidInput(f"{file} is no text for this task; give .txt, or .jsonl with 'text'")
+    return [(n, p, t) for n, p, t in out if p.prompt.strip()]
+
+
+def _tensors(path: Path) -> list[tuple[str, Any, Any]]:
+    """Each row of the arrays is one example, with batch 1."""
+    import numpy as np
+
+    files = [path] if path.is_file() else sorted(path.glob("*.npz"))
+    out: list[tuple[str, Any, Any]] = []
+    for file in files:
+        try:
+            with np.load(file, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+        except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
+            raise InvalidInput(f"{file} is no .npz of named arrays: {error}") from error
+        sizes = {name: array.shape[0] if array.ndim else 0 for name, array in arrays.items()}
+        if not arrays or len(set(sizes.values())) != 1:
+            raise InvalidInput(f"the arrays in {file} have first axes {sizes}; all need the same number of examples")
+        for i in range(next(iter(sizes.values()))):
+            out.append((f"{file.name}:{i}", TensorPayload({n: a[i : i + 1] for n, a in arrays.items()}), None))
+    return out
+
+
+def _metadata(path: Path) -> tuple[Path, list[tuple[int, Row]]] | None:
+    """The metadata file of a folder and its rows, numbered from 1; None where it has none."""
+    where = next((path / name for name in METADATA if (path / name).is_file()), None)
+    if where is None:
+        return None
+    rows = list(_json_lines(where)) if where.suffix == ".jsonl" else _csv(where)
+    for i, row in rows:
+        if not isinstance(row.get("file_name"), str) or not row["file_name"]:
+            raise InvalidInput(f"{where.name} row {i} has no file_name; each row names one file")
+    return where, rows
+
+
+def _csv(where: Path) -> list[tuple[int, Row]]:
+    try:
+        with where.open(newline="", encoding="utf-8-sig") as file:
+            return [(i, row) for i, row in enumerate(csv.DictReader(file, strict=True), 1) if any(row.values())]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{where} is no CSV in UTF-8: {error}") from error
+
+
+def _json_lines(where: Path) -> list[tuple[int, Row]]:
+    rows: list[tuple[int, Row]] = []
+    for i, line in enumerate(_text(where).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InvalidInput(f"{where.name} line {i} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise InvalidInput(f"{where.name} line {i} is no JSON object")
+        rows.append((i, row))
+    return rows
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{file} is not UTF-8 text: {error}") from error
+
+
+def _file(folder: Path, row: Row, suffixes: tuple[str, ...], where: Path, index: int) -> Path:
+    """The file a row names: inside the folder, of the right kind, there."""
+    name = row["file_name"]
+    file = (folder / str(name)).resolve()
+    if not file.is_relative_to(folder.resolve()):
+        raise InvalidInput(f"{where.name} row {index} names '{name}', outside the folder; put the file inside")
+    if file.suffix.lower() not in suffixes:
+        raise InvalidInput(f"{where.name} row {index} names '{name}'; this task takes: {', '.join(suffixes)}")
+    if not file.is_file():
+        raise InvalidInput(f"{where.name} row {index} names '{name}', which is not there")
+    return file

@@ -1,0 +1,165 @@
+"""Image classification: picture to tensor with the model's own processor, scores to labels.
+
+Knows pictures, labels and axes. Refuses to know engines and HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maasdam.core import (
+    IMAGE_CLASSIFICATION,
+    Answer,
+    Classification,
+    ImagePayload,
+    Label,
+    Payload,
+    Signature,
+    Tensors,
+    TensorSpec,
+    Units,
+)
+from maasdam.errors import EngineFailure, InvalidModel, InvalidPayload
+from maasdam.tasks.files import labels_of, opened, read_json
+from maasdam.tasks.pictures import decode_image
+
+if TYPE_CHECKING:
+    from maasdam.core import type_array
+
+CHANNELS = (1, 3)
+SUM_TOLERANCE = 1e-3
+"""How far from 1 the sum of a row of probabilities may be."""
+
+
+class ImageClassifier:
+    """The processor of one classifier. Thread-safe."""
+
+    task = IMAGE_CLASSIFICATION
+
+    def __init__(self, folder: Path, signature: Signature | None, max_pixels: int) -> None:
+        if signature is None:
+            raise InvalidModel("an image classifier needs a signature: the names and shapes of its tensors")
+        self._labels = labels_of(folder)
+        self._processor = _open(folder)
+        self._max_pixels = max_pixels
+        self._input = _image_input(signature)
+        self._is_channels_last, channels = _axes(self._input)
+        self._mode = "L" if channels == 1 else "RGB"
+        self._output = _scores_output(signature)
+
+    def prepare(self, payload: Payload) -> list[dict[str, type_array]]:
+        """One picture -> one input [1, C, H, W] or [1, H, W, C], as the signature has it. Raises InvalidPayload."""
+        import numpy as np
+
+        assert isinstance(payload, ImagePayload)
+        image = decode_image(payload.data, self._max_pixels, self._mode)
+        pixels: type_array = np.asarray(self._processor(images=image, return_tensors="np")["pixel_values"])
+        if self._is_channels_last:
+            pixels = pixels.transpose(0, 2, 3, 1)
+        pixels = np.ascontiguousarray(pixels, dtype=self._input.dtype)
+        fits = all(want is None or want == got for want, got in zip(self._input.shape[1:], pixels.shape[1:], strict=True))
+        if not fits:
+            raise InvalidPayload(
+                f"the model takes pictures of shape {_shown(self._input)} and its own processor made {list(pixels.shape)} of a "
+                f"{image.width} x {image.height} one; the size in its preprocessor_config.json does not fit the model"
+            )
+        return [{self._input.name: pixels}]
+
+    def finish(self, outputs: Sequence[Tensors], payload: Payload) -> Answer:
+        """Scores or probabilities [1, N] -> the `top_k` best labels. Raises EngineFailure for NaN."""
+        import numpy as np
+
+        assert isinstance(payload, ImagePayload)
+        row = np.asarray(outputs[0][self._output], dtype=np.float64).reshape(-1)
+        if not np.isfinite(row).all():
+            raise EngineFailure("the model's scores of this picture are not finite")
+        chances = _probabilities(row)
+        best = np.argsort(-chances, kind="stable")[: max(1, min(payload.top_k, len(chances)))]
+        return Classification(tuple(Label(self._labels.get(int(i), str(int(i))), int(i), float(chances[i])) for i in best))
+
+    def units(self, payload: Payload, prepared: Sequence[Tensors]) -> Units:
+        """One picture is one item."""
+        return Units(items=1)
+
+
+def _open(folder: Path) -> Any:
+    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        raise InvalidModel(
+            "the model brings no preprocessor_config.json, so how pictures become tensors is unknown; "
+            "name a Hugging Face folder that has one with --processor"
+        )
+
+    def open_() -> Any:
+        kind = _pillow_class(folder)
+        if kind is not None:
+            return kind.from_pretrained(str(folder), local_files_only=True)
+        from transformers import AutoImageProcessor
+
+        return AutoImageProcessor.from_pretrained(str(folder), backend="pil", local_files_only=True, trust_remote_code=False)
+
+    return opened("image processor", folder, open_)
+
+
+def _pillow_class(folder: Path) -> Any:
+    """The Pillow class the files name, without looking at the model; None where only transformers' tables know it."""
+    import transformers
+
+    named = read_json(folder / "preprocessor_config.json") or read_json(folder / "processor_config.json").get(
+        "image_processor", {}
+    )
+    name = named.get("image_processor_type") or named.get("feature_extractor_type")
+    if not isinstance(name, str):
+        return None
+    base = name.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
+    return getattr(transformers, f"{base}Pil", None) if base.isidentifier() else None
+
+
+def _image_input(signature: Signature) -> TensorSpec:
+    found = [s for s in signature.inputs if len(s.shape) == 4]
+    if len(found) != 1 or len(signature.inputs) != 1:
+        has = ", ".join(f"{s.name} {_shown(s)}" for s in signature.inputs)
+        raise InvalidModel(f"an image classifier takes one tensor of 4 axes; this model takes {has}")
+    if not found[0].dtype.startswith("float"):
+        raise InvalidModel(f"input '{found[0].name}' is {found[0].dtype}; image processors make floats")
+    return found[0]
+
+
+def _axes(spec: TensorSpec) -> tuple[bool, int | None]:
+    """Whether the channels are the last axis, and how many there are where that is known."""
+    if spec.layout in ("NHWC", "NCHW"):
+        is_last = spec.layout == "NHWC"
+        return is_last, spec.shape[3 if is_last else 1]
+    if spec.shape[1] in CHANNELS:
+        return False, spec.shape[1]
+    if spec.shape[3] in CHANNELS:
+        return True, spec.shape[3]
+    if spec.shape[1] is None:
+        return False, None  # all dynamic: as Hugging Face has it
+    raise InvalidModel(f"input '{spec.name}' has shape {_shown(spec)}: none of its axes holds 1 or 3 channels")
+
+
+def _scores_output(signature: Signature) -> str:
+    named = [s for s in signature.outputs if s.name == "logits"]
+    flat = [s for s in signature.outputs if len(s.shape) == 2 and s.dtype.startswith("float")]
+    found = named or flat or [s for s in signature.outputs if s.dtype.startswith("float") and set(s.shape[2:]) == {1}]
+    if len(found) != 1:
+        has = ", ".join(f"{s.name} {_shown(s)}" for s in signature.outputs)
+        raise InvalidModel(f"an image classifier gives one output of 2 axes, or one called 'logits'; this model gives {has}")
+    return found[0].name
+
+
+def _probabilities(row: type_array) -> type_array:
+    """Rows that are none yet go through softmax. float64."""
+    import numpy as np
+
+    if bool((row >= 0).all()) and abs(float(row.sum()) - 1.0) < SUM_TOLERANCE:
+        return row
+    powers = np.exp(row - row.max())
+    chances: type_array = powers / powers.sum()
+    return chances
+
+
+def _shown(spec: TensorSpec) -> str:
+    return "[" + ", ".join("any" if d is None else str(d) for d in spec.shape) + "]"

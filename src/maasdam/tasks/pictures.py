@@ -1,0 +1,76 @@
+"""Bytes to a picture, safely. Knows image files and what can be wrong with them; never models.
+
+The size is read from the header and checked before a pixel is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from maasdam.errors import InvalidPayload
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_ASPECT = 64
+"""Longest side to shortest: resizing a line one pixel wide to a model's height would make a picture of gigabytes."""
+
+
+def decode_image(data: bytes, max_pixels: int, mode: str = "RGB") -> Image:
+    """The first frame, upright, in `mode` ("RGB" or "L"); 16-bit pictures are scaled to 8 bits, transparency is dropped.
+
+    Raises InvalidPayload: empty, none of FORMATS, more than `max_pixels`, a strip, truncated or broken.
+    """
+    from PIL import Image, ImageOps
+
+    if not data:
+        raise InvalidPayload("the image is empty (0 bytes); send the bytes of a file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise InvalidPayload(f"the image has more pixels than the {max_pixels:,} allowed; send a smaller one") from error
+    except Exception as error:  # Pillow raises what its decoders do: OSError, SyntaxError, struct.error, ValueError, …
+        raise InvalidPayload(f"these {len(data):,} bytes are no image in {', '.join(FORMATS)}; send one of those") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise InvalidPayload(
+            f"the image has {width} x {height} = {width * height:,} pixels and at most {max_pixels:,} are taken; "
+            "send a smaller one"
+        )
+    if min(width, height) < 1 or max(width, height) > MAX_ASPECT * min(width, height):
+        raise InvalidPayload(f"the image is {width} x {height}: a strip; send one at most {MAX_ASPECT} times as long as wide")
+    try:
+        image.seek(0)
+        image.load()
+        return _in_mode(ImageOps.exif_transpose(image), mode)
+    except InvalidPayload:
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        raise InvalidPayload(f"the {image.format} image is truncated or broken ({why}); send the whole file") from error
+
+
+def _in_mode(image: Image, mode: str) -> Image:
+    if image.mode == mode:
+        return image
+    if image.mode.startswith("I;16") or image.mode == "I":
+        return _eight_bits(image).convert(mode)
+    if image.mode == "F":
+        raise InvalidPayload("the image has floating-point pixels, of no known range; send 8 or 16 bits")
+    return image.convert(mode)
+
+
+def _eight_bits(image: Image) -> Image:
+    """16-bit gray to 8; Pillow's own conversion clips at 255 instead."""
+    import numpy as np
+    from PIL import Image as images
+
+    pixels: Any = np.asarray(image)
+    if pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
+        raise InvalidPayload("the image has 32-bit pixels; send 8 or 16 bits")
+    return images.fromarray((pixels.astype(np.uint32) // 257).astype(np.uint8))
