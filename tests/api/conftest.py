@@ -88,7 +88,8 @@ class Running:
 
 
 def make_engine(artifact: Artifact, **options: Any) -> Any:
-    return FakeSequenceEngine() if artifact.layout == "genai" else FakeEngine()
+    # slow enough to have a thread: a test that holds an engine must not hold the event loop
+    return FakeSequenceEngine() if artifact.layout == "genai" else FakeEngine(delay=0.0005)
 
 
 def records(home: Path, settings: Settings) -> Records:
@@ -114,7 +115,7 @@ def run_in_thread(home: Path, settings: Settings, has_keys: bool = True) -> Iter
         engines[artifact.digest.removeprefix("sha256:")] = engine = make_engine(artifact)
         return engine
 
-    service = open_service(made, open_engine=open_engine, open_processor=lambda task, path, signature: FakeProcessor(task))  # type: ignore[arg-type]
+    service = open_service(made, open_engine=open_engine, open_processor=lambda task, *about: FakeProcessor(task))  # type: ignore[arg-type]
     listener = bound_socket("127.0.0.1", 0)
     port = listener.getsockname()[1]
     config = uvicorn.Config(

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.api.conftest import Running
+from tests.api.conftest import Running, wait_for
 
 INFER = "/v2/models/doubles/infer"
 CHAT = "/v1/chat/completions"
@@ -337,7 +337,6 @@ def test_neighbours_in_a_batch_are_unharmed(own_service: Running) -> None:
 
 def test_a_busy_service_answers_503_at_once_with_retry_after(own_service: Running) -> None:
     import threading
-    import time
 
     engine = own_service.engines["doubles"]
     engine.gate.clear()
@@ -350,7 +349,7 @@ def test_a_busy_service_answers_503_at_once_with_retry_after(own_service: Runnin
     threads = [threading.Thread(target=ask) for _ in range(14)]
     for thread in threads:
         thread.start()
-    time.sleep(0.7)
+    wait_for(lambda: len(answers) >= 4)  # the others are held until the gate opens
     refused = [answer for answer in answers if answer.status_code == 503]
     assert len(refused) >= 4, "queue_size is 8, and a batch of one is running"
     assert all(answer.headers["retry-after"] == "1" and "try again" in sentence(answer) for answer in refused)

@@ -200,3 +200,56 @@ def test_pace_forgives_one_slow_measurement() -> None:
     for _ in range(3000):
         pace.learn(pace.cap, 0.001 + 0.0001 * pace.cap)
     assert pace.cap > 1
+
+
+async def small(engine: FakeEngine, it: Scheduler) -> None:
+    for _ in range(3):
+        await it.run(row(1, 1))
+    assert it.is_inline
+
+
+async def test_a_tiny_model_runs_all_that_came_in_one_turn_as_one_batch() -> None:
+    engine = FakeEngine()
+    async with scheduler(engine, is_fixed=True) as it:
+        await small(engine, it)
+        engine.batches.clear()
+        many = await asyncio.gather(*(it.run(row(i, i)) for i in range(50)))
+        assert engine.batches == [50]
+        assert [ran.outputs["y"].tolist() for ran in many] == [[[2 * i, 2 * i]] for i in range(50)]
+        assert sum(ran.compute_seconds for ran in many) > 0
+
+
+async def test_a_bad_item_fails_only_its_sender_in_the_event_loop_too() -> None:
+    engine = FakeEngine(fails=lambda batch: bool((batch["x"] == 13).any()))
+    async with scheduler(engine, is_fixed=True) as it:
+        await small(engine, it)
+        good, bad = await asyncio.gather(it.run(row(1, 1)), it.run(row(13, 13)), return_exceptions=True)
+        assert isinstance(bad, EngineFailure) and not isinstance(good, BaseException)
+        gone = asyncio.create_task(it.run(row(1, 1)))
+        await asyncio.sleep(0)
+        gone.cancel()
+        assert (await it.run(row(2, 2))).outputs["y"].tolist() == [[4, 4]]
+
+
+async def test_a_model_that_blocks_the_event_loop_gets_a_thread() -> None:
+    class Heavy(FakeEngine):
+        def run(self, batch: Tensors) -> dict[str, Any]:
+            if batch["x"][0, 0] == 7:
+                end = time.thread_time() + 0.05
+                while time.thread_time() < end:
+                    pass
+            return super().run(batch)
+
+    engine = Heavy()
+    async with scheduler(engine, is_fixed=True) as it:
+        await small(engine, it)
+        await it.run(row(7, 7))
+        assert not it.is_inline
+        assert (await it.run(row(2, 2))).outputs["y"].tolist() == [[4, 4]]
+
+
+async def test_a_model_with_dynamic_sizes_never_runs_in_the_event_loop() -> None:
+    engine = FakeEngine()
+    async with scheduler(engine, is_fixed=False) as it:
+        await it.run(row(1, 1))
+        assert not it.is_inline

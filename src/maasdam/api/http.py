@@ -94,6 +94,7 @@ def serve(service: Service, keys: Authenticates | None, listener: socket.socket,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(service.settings.shutdown_grace_seconds) or 1,
     )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its start and stop are told by the command
     server = _Server(config, service, on_ready)
     server.run(sockets=[listener])
 

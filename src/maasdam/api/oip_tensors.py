@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -120,11 +121,16 @@ def read(request: InferRequest, binary: memoryview) -> dict[str, type_array]:
 
 def datatype(array: type_array) -> str:
     """The protocol's name of an array's type. Raises InvalidTensor for one it has no name for."""
-    name = FROM_NUMPY.get(array.dtype.name)
-    if name is None and array.dtype.kind in "SU":
+    return _datatype(array.dtype)
+
+
+@lru_cache(maxsize=64)
+def _datatype(dtype: Any) -> str:
+    name = FROM_NUMPY.get(dtype.name)
+    if name is None and dtype.kind in "SU":
         return "BYTES"
     if name is None:
-        raise InvalidTensor(f"an output is {array.dtype.name}, which the Open Inference Protocol has no datatype for")
+        raise InvalidTensor(f"an output is {dtype.name}, which the Open Inference Protocol has no datatype for")
     return name
 
 

@@ -12,6 +12,8 @@ caller went away (499).
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
@@ -124,6 +126,7 @@ class Inference:
         self._meters = meters
         self._quota = quota
         self._clock = clock
+        self._durable = _Durable()
 
     async def once(self, request: Request, receipt: Receipt) -> Chunk:
         """The whole answer as one chunk. Raises what the replica raises, DeadlineExceeded."""
@@ -226,7 +229,7 @@ class _Account:
         """Write the row, once, and wait until it is durable."""
         future = self._record(status)
         if future is not None:
-            await asyncio.wrap_future(future)
+            await self._inference._durable.wait(future)
 
     async def failed(self, error: BaseException) -> BaseException:
         """Write the row of a request that `error` ended; the error to raise."""
@@ -251,8 +254,6 @@ class _Account:
         per_kwh = inference._limits.grams_co2e_per_kwh
         if receipt.joules is not None and per_kwh > 0:
             receipt.grams_co2e = receipt.joules / JOULES_PER_KWH * per_kwh
-        if inference._meters:
-            inference._meters.answered(receipt, status)
         units = receipt.units
         entry = Entry(
             request_id=receipt.request_id,
@@ -274,7 +275,46 @@ class _Account:
             energy_method=receipt.energy_method,
             grams_co2e=receipt.grams_co2e,
         )
-        return inference._ledger.record(entry)
+        future = inference._ledger.record(entry)
+        if inference._meters:
+            inference._meters.answered(receipt, status)
+        return future
+
+
+class _Durable:
+    """Waits for rows. The ledger tells of a whole group at once; so the event loop is woken once for all of it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._told: list[tuple[asyncio.Future[None], Future[None]]] = []
+
+    async def wait(self, row: Future[None]) -> None:
+        """Return once the row is on disk. Raises what the ledger says when it can't be written."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+
+        def tell(done: Future[None]) -> None:
+            with self._lock:
+                is_first = not self._told
+                self._told.append((waiter, done))
+            if is_first:
+                with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits
+                    loop.call_soon_threadsafe(self._wake)
+
+        row.add_done_callback(tell)
+        await waiter
+
+    def _wake(self) -> None:
+        with self._lock:
+            told, self._told = self._told, []
+        for waiter, done in told:
+            if waiter.done():
+                continue
+            error = done.exception()
+            if error is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(error)
 
 
 async def _fold(chunks: AsyncIterator[Chunk]) -> Chunk:

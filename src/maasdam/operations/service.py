@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from maasdam.accounts.energy import open_meter
 from maasdam.accounts.ledger import Ledger
-from maasdam.operations.infer import Inference, Limits, Receipt
+from maasdam.operations.infer import Inference, Limits
 from maasdam.serving.compute import ComputeClock
 from maasdam.serving.loading import Files, Loader
 from maasdam.serving.router import Router
@@ -111,7 +111,7 @@ def open_service(
     limits = Limits(settings.max_tokens, settings.grams_co2e_per_kwh)
     metrics = Metrics()
     energy = open_meter(settings.watts_per_core)
-    inference = Inference(router, workspace.ledger, energy, limits, meters=_Meters(metrics))
+    inference = Inference(router, workspace.ledger, energy, limits, meters=metrics)
     return Service(
         settings=settings,
         inference=inference,
@@ -123,29 +123,3 @@ def open_service(
         ledger=workspace.ledger,
         metrics=metrics,
     )
-
-
-class _Meters:
-    """Receipts, counted."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def answered(self, receipt: Receipt, status: int) -> None:
-        """A request has ended."""
-        self._metrics.answered(
-            receipt.model,
-            receipt.version,
-            receipt.task,
-            status,
-            receipt.seconds,
-            prompt_tokens=receipt.units.prompt_tokens,
-            completion_tokens=receipt.units.completion_tokens,
-            audio_seconds=receipt.units.audio_seconds,
-            compute_seconds=receipt.compute_seconds,
-            joules=receipt.joules,
-        )
-
-    def first_chunk(self, receipt: Receipt, seconds: float) -> None:
-        """The first piece of a streamed answer came."""
-        self._metrics.first_token(receipt.model, receipt.version, receipt.task, seconds)

@@ -99,7 +99,8 @@ class Loader:
         try:
             processor: Processor | None = None
             if artifact.task is not None:
-                processor = (self._open_processor or tasks.open_processor)(artifact.task, artifact.path, artifact.signature)
+                opener = self._open_processor or tasks.open_processor
+                processor = opener(artifact.task, artifact.path, artifact.signature, self._settings)
         except BaseException:
             engine.close()
             raise

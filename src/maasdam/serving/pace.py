@@ -34,9 +34,9 @@ class Pace:
         return min(chosen, self._most)
 
     @property
-    def seconds_per_row(self) -> float | None:
-        """The best seen, None before the first batch."""
-        return min(self._seconds_per_row.values(), default=None)
+    def seconds_alone(self) -> float | None:
+        """A batch of one, None before the first."""
+        return self._seconds_per_row.get(1)
 
     def learn(self, rows: int, seconds: float) -> None:
         """A batch of `rows` took `seconds` of wall time."""

@@ -109,8 +109,15 @@ class TensorReplica:
         self._checked: Signature = engine.signature
         first_axes = [spec.shape[:1] for spec in (*engine.signature.inputs, *engine.signature.outputs)]
         self._batches = all(axis == (None,) for axis in first_axes)
+        inner = [size for spec in engine.signature.inputs for size in spec.shape[1:]]
         self._scheduler = Scheduler(
-            engine.run, queue_size=queue_size, batches=self._batches, threads=threads, compute=compute, on_batch=on_batch
+            engine.run,
+            queue_size=queue_size,
+            batches=self._batches,
+            is_fixed=None not in inner,
+            threads=threads,
+            compute=compute,
+            on_batch=on_batch,
         )
 
     @property

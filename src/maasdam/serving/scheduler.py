@@ -4,6 +4,10 @@
 
 There is no fixed delay: an engine thread that becomes free takes what is queued. A batch that fails is run again
 item by item, so that a bad item fails only its sender. The loop outlives any batch.
+
+A model so small that handing its work to a thread costs more than the work itself runs in the event loop: all items
+that came in one turn of the loop are one batch (measured: half the CPU time a request). Whether it is so small is
+measured while it warms up, and unlearnt when a batch blocks the loop for long.
 """
 
 from __future__ import annotations
@@ -32,6 +36,10 @@ log = logging.getLogger("maasdam.serving")
 Run = Callable[[Tensors], Mapping[str, "type_array"]]
 Shape = tuple[Any, ...]
 TOO_LATE = "the request waited past its deadline; try again when the service is less busy"
+INLINE_SECONDS = 0.0002
+"""A model whose batch of one takes less runs in the event loop."""
+MOST_INLINE_ROWS = 256
+TOO_LONG_INLINE_SECONDS = 0.02
 CLOSING = "this model is being taken down; send the request again"
 
 
@@ -68,16 +76,22 @@ class Scheduler:
         *,
         queue_size: int,
         batches: bool = True,
+        is_fixed: bool = False,
         threads: int = 1,
         compute: ComputeClock | None = None,
         pace: Pace | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_batch: Callable[[int], None] | None = None,
     ) -> None:
-        """`batches`: the first axis of every input and output is the batch. `on_batch` is told each batch's rows."""
+        """`batches`: the first axis of every input and output is the batch; `is_fixed`: no other axis is dynamic.
+
+        `on_batch` is told each batch's rows.
+        """
         self._engine = run
         self._queue_size = queue_size
         self._batches = batches
+        self._may_run_inline = is_fixed and batches
+        self._tick: list[_Item] = []
         self._compute = compute or ComputeClock()
         self._clock = clock
         self._on_batch = on_batch
@@ -101,11 +115,22 @@ class Scheduler:
         """Rows that the next batch may hold."""
         return self._pace.cap if self._batches else 1
 
+    @property
+    def is_inline(self) -> bool:
+        """Whether batches run in the event loop."""
+        if not self._may_run_inline:
+            return False
+        seconds = self._pace.seconds_alone
+        return seconds is not None and seconds < INLINE_SECONDS
+
     async def run(self, tensors: Tensors, deadline: float | None = None) -> Ran:
         """Run one item. Raises Overloaded when the queue is full, DeadlineExceeded, EngineFailure.
 
         Cancelling takes the item out of the queue; a batch that already runs is not interrupted.
         """
+        item = self._enqueue_inline(tensors) if self.is_inline else None
+        if item is not None:
+            return await item.future
         item = self._enqueue(tensors, deadline)
         try:
             return await item.future
@@ -142,6 +167,34 @@ class Scheduler:
             self._waiting += 1
             self._ready.notify()
         return item
+
+    def _enqueue_inline(self, tensors: Tensors) -> _Item | None:
+        """Into this turn's batch; None when it is full or being taken down: the queue decides then."""
+        rows = next(iter(tensors.values())).shape[0]
+        loop = asyncio.get_running_loop()
+        if self._is_closed or len(self._tick) + rows > MOST_INLINE_ROWS:
+            return None
+        item = _Item(tensors, rows, (), None, loop.create_future())
+        if not self._tick:
+            loop.call_soon(self._run_tick)
+        self._tick.append(item)
+        return item
+
+    def _run_tick(self) -> None:
+        batch = [item for item in self._tick if not item.future.cancelled()]
+        self._tick = []
+        if not batch:
+            return
+        began = time.thread_time()  # not wall time: being preempted is not the model's doing
+        try:
+            outcomes = self._run_batch(batch, is_inline=True)
+        except Exception as error:
+            log.exception("a batch broke outside the engine")
+            outcomes = [(item, _failure(error)) for item in batch]
+        if time.thread_time() - began > TOO_LONG_INLINE_SECONDS:
+            log.warning("a batch of %d rows blocked the event loop; this model has a thread from now on", len(batch))
+            self._may_run_inline = False
+        _settle(outcomes)
 
     def _discard(self, item: _Item) -> None:
         with self._ready:
@@ -199,20 +252,20 @@ class Scheduler:
             del self._queues[shape]
         return batch, expired
 
-    def _run_batch(self, batch: list[_Item]) -> list[Outcome]:
+    def _run_batch(self, batch: list[_Item], is_inline: bool = False) -> list[Outcome]:
         if len(batch) == 1:
-            return [(batch[0], self._run_one(batch[0]))]
+            return [(batch[0], self._run_one(batch[0], is_inline))]
         rows = sum(item.rows for item in batch)
         joined = {name: np.concatenate([item.tensors[name] for item in batch]) for name in batch[0].tensors}
         try:
-            outputs, wall, seconds = self._timed(joined)
+            outputs, wall, seconds = self._timed(joined, is_inline)
         except Exception as error:
             log.warning("a batch of %d failed (%s); running its items one by one", len(batch), error)
-            return [(item, self._run_one(item)) for item in batch]
+            return [(item, self._run_one(item, is_inline)) for item in batch]
         if any(array.ndim == 0 or array.shape[0] != rows for array in outputs.values()):
             log.warning("outputs do not have the batch as first axis; this model is not batched from now on")
             self._batches = False
-            return [(item, self._run_one(item)) for item in batch]
+            return [(item, self._run_one(item, is_inline)) for item in batch]
         with self._ready:
             self._pace.learn(rows, wall)
         if self._on_batch:
@@ -226,11 +279,11 @@ class Scheduler:
             start = end
         return results
 
-    def _run_one(self, item: _Item) -> Ran | BaseException:
+    def _run_one(self, item: _Item, is_inline: bool = False) -> Ran | BaseException:
         if item.deadline is not None and item.deadline <= self._clock():
             return DeadlineExceeded(TOO_LATE)
         try:
-            outputs, wall, seconds = self._timed(item.tensors)
+            outputs, wall, seconds = self._timed(item.tensors, is_inline)
         except Exception as error:
             return _failure(error)
         with self._ready:
@@ -239,15 +292,17 @@ class Scheduler:
             self._on_batch(item.rows)
         return Ran(outputs, seconds, item.rows)
 
-    def _timed(self, tensors: Tensors) -> tuple[dict[str, type_array], float, float]:
+    def _timed(self, tensors: Tensors, is_inline: bool) -> tuple[dict[str, type_array], float, float]:
         """Outputs, wall seconds, CPU-seconds."""
-        span = self._compute.start()
+        span = 0 if is_inline else self._compute.start()
+        spent = time.thread_time() if is_inline else 0.0  # this thread is the event loop's, which the clock leaves out
         began = time.perf_counter()
+        seconds = 0.0
         try:
             outputs = dict(self._engine(tensors))
         finally:
             wall = time.perf_counter() - began
-            seconds = self._compute.stop(span)
+            seconds = time.thread_time() - spent if is_inline else self._compute.stop(span)
         return outputs, wall, seconds
 
     def _deliver(self, outcomes: list[Outcome]) -> None:

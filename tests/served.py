@@ -1,0 +1,132 @@
+"""A real service as its own process, on real small models; for tests and benchmarks."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import httpx
+
+from maasdam import settings
+from maasdam.core import Signature, TensorSpec
+from maasdam.operations.workspace import Workspace
+
+MLP = Signature((TensorSpec("x", "float32", (None, 8)),), (TensorSpec("y", "float32", (None, 4)),))
+ADDRESS = re.compile(r"listens on (http://\S+?),")
+
+
+def open_home(home: Path) -> Workspace:
+    """The workspace in `home`."""
+    return Workspace.open(settings.load({"home": home}, environ={}))
+
+
+def add_mlp(workspace: Workspace, name: str = "mlp", width: int = 64) -> None:
+    """Register and deploy a multilayer perceptron of 8 numbers to 4, on ONNX Runtime; its weights are from seed 0."""
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    weights = [rng.normal(size=size).astype(np.float32) for size in ((8, width), (width, 4))]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w0"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "w1"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])
+    graph = helper.make_graph(nodes, "mlp", [x], [y], [numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights)])
+    with workspace.store.workspace() as folder:
+        files = folder / "files"
+        files.mkdir()
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), files / "model.onnx")
+        artifact = workspace.store.add(
+            files, format="onnx", layout="onnx", task=None, engine="onnxruntime", signature=MLP, settings={"threads": 1}
+        )
+    report = {"passed": True, "failures": []}
+    workspace.catalog.register(name, artifact, source="made by tests", recipe="none", report=report, passes=[])
+    workspace.catalog.deploy(name)
+
+
+@dataclass
+class Process:
+    """A running `maasdam serve`."""
+
+    url: str
+    key: str
+    process: subprocess.Popen[str]
+    log: Path
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers=self.headers, timeout=60)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self, seconds: float = 20) -> int:
+        """SIGTERM; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+
+def start(home: Path, key: str, *flags: str, seconds: float = 60, until_ready: bool = True) -> Process:
+    """Start the service on a free port and wait until every model is up or has failed."""
+    log = home / "serve.log"
+    errors: IO[str]
+    with log.open("a") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "maasdam", "serve", "--port", "0", *flags],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=os.environ | {"MAASDAM_HOME": str(home)},
+        )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    found = ADDRESS.search(line)
+    if found is None:
+        process.kill()
+        raise AssertionError(f"no address in {line!r}; the log: {log.read_text()[-2000:]}")
+    running = Process(found[1], key, process, log)
+    deadline = time.monotonic() + seconds
+    while until_ready:
+        try:
+            if httpx.get(f"{running.url}/v2/health/ready").status_code == 200:
+                break
+        except httpx.TransportError:
+            pass
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"the service did not come up; the log: {log.read_text()[-2000:]}")
+        time.sleep(0.05)
+    return running
+
+
+@contextmanager
+def serving(home: Path, key: str, *flags: str) -> Iterator[Process]:
+    """Start, and stop at the end."""
+    running = start(home, key, *flags)
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.process.terminate()
+            try:
+                running.process.wait(20)
+            except subprocess.TimeoutExpired:
+                running.kill()
