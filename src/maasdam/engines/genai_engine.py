@@ -23,7 +23,7 @@ from maasdam.engines.generation import Choice, choose, prompt_of, read_defaults
 from maasdam.engines.mailbox import Job, tokens_of
 from maasdam.engines.openvino_engine import PRECISIONS
 from maasdam.engines.tensors import first_line, loading_with
-from maasdam.errors import DeadlineExceeded, EngineFailure, InvalidInput
+from maasdam.errors import DeadlineExceeded, EngineFailure, InvalidInput, InvalidModel
 
 NAME = "openvino-genai"
 BLOCK = 32
@@ -79,9 +79,20 @@ def kv_bytes_per_token(folder: Path, bytes_per_number: int) -> int:
     """Bytes of key-value cache that one token takes, from config.json."""
     config = json.loads((folder / "config.json").read_text())
     config = config.get("text_config") or config
-    heads = config["num_attention_heads"]
-    width = config.get("head_dim") or config["hidden_size"] // heads
-    return int(2 * config["num_hidden_layers"] * (config.get("num_key_value_heads") or heads) * width * bytes_per_number)
+    layers, heads, wide = (_first(config, names) for names in _CACHE_KEYS)
+    width = config.get("head_dim") or wide // heads
+    return int(2 * layers * (config.get("num_key_value_heads") or heads) * width * bytes_per_number)
+
+
+_CACHE_KEYS = (("num_hidden_layers", "n_layer"), ("num_attention_heads", "n_head"), ("hidden_size", "n_embd"))
+"""Layers, heads and width, as most configs call them and as GPT-2's does."""
+
+
+def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    found = [config[name] for name in names if name in config]
+    if not found:
+        raise InvalidModel(f"config.json has none of: {', '.join(names)}; the size of the key-value cache is not known")
+    return int(found[0])
 
 
 def cache_tokens(bytes_per_token: int, context: int, free_bytes: int) -> int:
