@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.databases import database, database_url, postgres_server  # noqa: F401  fixtures
+
+from tests.databases import (  # noqa: F401  fixtures
+    database,
+    database_url,
+    empty_database_url,
+    postgres_database,
+    postgres_server,
+    sqlite_template,
+)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

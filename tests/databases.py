@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from maasdam.database.engine import open_database
+from maasdam.database.engine import HEAD, open_database
+from maasdam.database.tables import Table
 
 
 def _programs() -> Path | None:
@@ -53,18 +54,57 @@ def postgres_server() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database, one of each kind."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'maasdam.db'}"
-    server = request.getfixturevalue("postgres_server")
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite file to copy: migrating takes longer than most tests."""
+    path = tmp_path_factory.mktemp("template") / "maasdam.db"
+    open_database(f"sqlite:///{path}").dispose()
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres_database(postgres_server: str) -> str:
+    """The URL of a migrated database on the server, emptied before each test that uses it."""
+    url = _postgres_database(postgres_server)
+    open_database(url).dispose()
+    return url
+
+
+def _postgres_database(server: str) -> str:
     name = f"t{uuid.uuid4().hex[:12]}"
     admin = sqlalchemy.create_engine(server, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE template0")
     admin.dispose()
-    return str(server).replace("/postgres?", f"/{name}?")
+    return server.replace("/postgres?", f"/{name}?")
+
+
+def _emptied(url: str) -> str:
+    engine = sqlalchemy.create_engine(url)
+    with engine.begin() as connection:
+        names = ", ".join(table.name for table in Table.metadata.sorted_tables if table.name != "revision")
+        connection.exec_driver_sql(f"TRUNCATE {names}")
+        connection.exec_driver_sql("UPDATE revision SET number = 0")
+        connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{HEAD}'")
+    engine.dispose()
+    return url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database without tables, one of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'empty.db'}"
+    return _postgres_database(request.getfixturevalue("postgres_server"))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database with tables and no rows, one of each kind."""
+    if request.param == "sqlite":
+        shutil.copyfile(request.getfixturevalue("sqlite_template"), tmp_path / "maasdam.db")
+        return f"sqlite:///{tmp_path / 'maasdam.db'}"
+    return _emptied(request.getfixturevalue("postgres_database"))
 
 
 @pytest.fixture

@@ -257,6 +257,7 @@ from pathlib import Path
 from maasdam.artifacts.catalog import Catalog
 from maasdam.core import Artifact
 from maasdam.database.engine import open_database
+from maasdam.errors import NotFound
 url, who, folder = sys.argv[1:]
 catalog = Catalog(open_database(url))
 a = Artifact("sha256:" + who * 64, Path(folder), "onnx", "onnx", None, "onnxruntime", None, 1)
@@ -264,7 +265,10 @@ for n in range(20):
     made = catalog.register("digits", a, source=who, recipe="r", report={"passed": True, "failures": []})
     catalog.promote(f"digits:{made.version}")
     catalog.deploy("digits")
-    catalog.undeploy("digits") if n % 5 == 4 else catalog.rollback("digits")
+    try:
+        catalog.undeploy("digits") if n % 5 == 4 else catalog.rollback("digits")
+    except NotFound:
+        pass  # another process undid it first
     print(made.version, flush=True)
 """
 
@@ -283,13 +287,11 @@ def test_processes_that_change_the_catalog_at_once_never_share_a_number(
         for who in "abc"
     ]
     answers = [child.communicate(timeout=240) for child in children]
-    errors = [err for _, err in answers if err]
-    assert all("is not deployed" in err or "no other version" in err for err in errors), errors  # they undo each other's
+    assert [err for _, err in answers if err] == []
     numbers = [int(line) for out, _ in answers for line in out.split()]
     found = [v.version for v in catalog.versions("digits")]
-    assert len(numbers) == len(set(numbers)) and set(numbers) <= set(found)
-    assert found == list(range(1, len(found) + 1))
-    assert catalog.revision() >= before + len(found)
+    assert sorted(numbers) == found == list(range(1, 61))
+    assert catalog.revision() >= before + 3 * 60
 
 
 def test_a_change_killed_halfway_leaves_nothing(database_url: str, tmp_path: Path) -> None:

@@ -52,10 +52,12 @@ def test_opening_again_changes_nothing(database: Engine, database_url: str) -> N
     again.dispose()
 
 
-def test_several_processes_may_make_the_same_database_at_once(database_url: str) -> None:
+def test_several_processes_may_make_the_same_database_at_once(empty_database_url: str) -> None:
     code = "import sys; from maasdam.database.engine import open_database; open_database(sys.argv[1]); print('open')"
     children = [
-        subprocess.Popen([sys.executable, "-c", code, database_url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", code, empty_database_url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         for _ in range(4)
     ]
     answers = [child.communicate(timeout=120) for child in children]
