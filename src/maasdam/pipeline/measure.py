@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 WARM_UP = 3
+RARELY = 5
+"""Who is only shown beside the others takes part in one round of so many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ def take_turns(
     *,
     seconds: float,
     rounds: tuple[int, int] = (20, 200),
+    aside: frozenset[str] = frozenset(),
     tell: Callable[[int, int], None] = lambda done, total: None,
     clock: Callable[[], float] = time.perf_counter,
     cpu_clock: Callable[[], float] = time.process_time,
@@ -54,10 +57,12 @@ def take_turns(
 
     At least rounds[0]; then until `seconds` have passed or rounds[1] are done. Three warm-up rounds are not counted, nor is
     the first of two calls in each turn: it finds the caches as another subject left them, and its threads asleep.
+    Those named in `aside` are shown beside the others, not compared: they take part in every fifth round only.
     """
     for warm in range(WARM_UP):
-        for run in subjects.values():
-            run(warm)
+        for name, run in subjects.items():
+            if name not in aside or not warm:
+                run(warm)
     names = list(subjects)
     took: dict[str, list[float]] = {name: [] for name in names}
     cpu = dict.fromkeys(names, 0.0)
@@ -68,6 +73,8 @@ def take_turns(
         tell(number, rounds[1])
         first = number % len(names)
         for name in names[first:] + names[:first]:
+            if name in aside and number % RARELY:
+                continue
             subjects[name](number)
             start, cpu_start = clock(), cpu_clock()
             subjects[name](number)

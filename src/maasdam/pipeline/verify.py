@@ -31,6 +31,8 @@ SOURCE_SECONDS = 45.0
 """How long the source's own engine may take over the examples; it is scored on as many as fit."""
 SLOWER = 0.97
 """A speedup below this is called slower in the notes."""
+BUSY = 1.5
+"""Load per core above which the notes say that others were computing too."""
 LIBRARIES = ("openvino", "openvino_genai", "onnxruntime", "nncf", "torch", "transformers", "tensorflow_cpu", "numpy")
 
 Joules = Callable[[float, float], tuple[float | None, str]]
@@ -344,6 +346,9 @@ def finished(report: Report, problems: Sequence[str]) -> Report:
     if report.why_no_accuracy is None and report.candidate.accuracy is None:
         failures.append("the metric could not be measured: the candidate gave no answer to some examples")
     notes = list(report.notes)
+    load = report.conditions.get("load", [0.0])[0]
+    if load > BUSY * (os.cpu_count() or 1):
+        notes.append(f"the machine was busy with other work (load {load:.1f} on {os.cpu_count()} cores): timings vary")
     if report.why_no_accuracy:
         notes.append(report.why_no_accuracy)
     if report.speedup is not None and report.speedup < SLOWER:
@@ -359,6 +364,7 @@ def circumstances(how: Conditions, threads: int) -> dict[str, Any]:
         "processor": processor_name(),
         "threads": threads,
         "device": how.device,
+        "load": list(os.getloadavg()),
         "libraries": {name: v for name in LIBRARIES if (v := installed_version(name)) is not None},
         "memory": "growth of resident memory in a fresh process, from after the engine's library is imported to after 5 runs",
         "size": "every file needed to serve, the processor's included",
@@ -374,7 +380,14 @@ def _shared(
 ) -> dict[str, Timing]:
     """Timings by name; what is one subject under two names is timed once."""
     once = {str(id(s)): s for s in subjects.values()}
-    timings = take_turns({key: what(s) for key, s in once.items()}, seconds=seconds, rounds=rounds, tell=tell)
+    compared = {str(id(s)) for name, s in subjects.items() if name != "source"}
+    timings = take_turns(
+        {key: what(s) for key, s in once.items()},
+        seconds=seconds,
+        rounds=rounds,
+        aside=frozenset(once.keys() - compared),
+        tell=tell,
+    )
     return {name: timings[str(id(s))] for name, s in subjects.items()}
 
 

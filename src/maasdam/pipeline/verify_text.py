@@ -246,11 +246,16 @@ def _timed(
     def tell(stage: str) -> Callable[[int, int], None]:
         return lambda done, total: how.progress(stage, done, total)
 
+    aside = frozenset(once.keys() - {str(id(e)) for n, e in engines.items() if n != "source"})
     single = take_turns(
-        {k: alone(e) for k, e in once.items()}, seconds=how.latency_seconds, rounds=(8, 100), tell=tell("latency")
+        {k: alone(e) for k, e in once.items()}, seconds=how.latency_seconds, rounds=(10, 100), aside=aside, tell=tell("latency")
     )
     several = take_turns(
-        {k: together(e) for k, e in once.items()}, seconds=how.throughput_seconds, rounds=(3, 30), tell=tell("throughput")
+        {k: together(e) for k, e in once.items()},
+        seconds=how.throughput_seconds,
+        rounds=(3, 30),
+        aside=aside,
+        tell=tell("throughput"),
     )
     return {n: single[str(id(e))] for n, e in engines.items()}, {n: several[str(id(e))] for n, e in engines.items()}
 
