@@ -1,0 +1,58 @@
+"""`maasdam doctor`: what works here and what to install, as a page or as JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from maasdam.cli.output import emit, reporting, table
+
+if TYPE_CHECKING:
+    from maasdam.operations.doctor import Findings
+
+
+def doctor(as_json: bool = typer.Option(False, "--json", help="Print one JSON document.")) -> None:
+    """What works on this machine and what to install: engines, devices, energy counters, database, disk.
+
+    Exits 1 where something every installation needs is broken.
+
+    Example: maasdam doctor
+    """
+    with reporting():
+        from maasdam import settings
+        from maasdam.operations.doctor import examine
+
+        found = examine(settings.load())
+        emit(found.to_json(), as_json, lambda: _page(found))
+    if found.problems:
+        raise typer.Exit(1)
+
+
+def _page(found: Findings) -> str:
+    rows: list[tuple[object, ...]] = [
+        (
+            e.name,
+            "yes" if e.works else "no",
+            ", ".join(f"{library} {version}" for library, version in e.versions.items()),
+            " ".join(e.devices),
+            " ".join(e.layouts),
+            e.problem or "",
+        )
+        for e in found.engines
+    ]
+    machine, disk = found.machine, found.disk
+    instructions = machine["instructions"]
+    lines = [
+        table(("engine", "works", "versions", "devices", "opens", "to do"), rows),
+        "",
+        f"machine   {machine['system']}, Python {machine['python']}, {machine['cores']} cores, "
+        f"{machine['memory_bytes'] / 2**30:.1f} GB; {'unknown' if instructions is None else ' '.join(instructions) or 'no'} "
+        "instructions for int8 and bf16",
+        f"energy    {found.energy['method']} (RAPL: {found.energy['rapl']})",
+        f"database  {found.database['url']}: {found.database['state']}",
+        f"disk      {disk['home']}: {disk['free_bytes'] / 2**30:.1f} GB free",
+        "",
+        *(found.problems or ("Everything that every installation needs works.",)),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,198 @@
+"""What works on this machine, and what to install. Knows how to look; changes nothing, makes nothing.
+
+Each engine's libraries are imported in a process of their own: an installation that crashes says so instead of taking
+this process with it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from maasdam.settings import Settings
+
+IMPORT_SECONDS = 120
+LOW_DISK_BYTES = 2 * 2**30
+DISTRIBUTIONS = {
+    "openvino_genai": "openvino-genai",
+    "openvino_tokenizers": "openvino-tokenizers",
+    "faster_whisper": "faster-whisper",
+}
+CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
+"""Instructions that decide how fast int8 and bf16 are."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFound:
+    """One engine: whether it can be used, with which versions, and what to do where not."""
+
+    name: str
+    works: bool
+    layouts: tuple[str, ...]
+    versions: dict[str, str]
+    devices: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """All that was found; `problems` are sentences that say what to do, empty where all is well."""
+
+    engines: tuple[EngineFound, ...]
+    machine: dict[str, Any]
+    energy: dict[str, Any]
+    database: dict[str, Any]
+    disk: dict[str, Any]
+    problems: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return asdict(self)
+
+
+def examine(settings: Settings) -> Findings:
+    """Look at everything. Takes seconds: each engine's libraries are really imported."""
+    engines = _engines()
+    energy, database, disk = _energy(settings), _database(settings), _disk(settings)
+    problems = [f"{e.name}: {e.problem}" for e in engines if e.problem and _is_core(e.name)]
+    problems += [str(part["problem"]) for part in (database, disk) if part.get("problem")]
+    return Findings(tuple(engines), _machine(), energy, database, disk, tuple(problems))
+
+
+def _is_core(engine: str) -> bool:
+    from maasdam.engines import ENGINES
+
+    return ENGINES[engine].extra is None
+
+
+_PROBES = {
+    "onnxruntime": "import onnxruntime as o; print(*[p[:-17].lower() for p in o.get_available_providers()])",
+    "openvino": "import openvino as o; print(*[d.lower() for d in o.Core().available_devices])",
+    "pytorch": "import torch; print('cpu', *(['cuda'] if torch.cuda.is_available() else []))",
+    "tensorflow": "import tensorflow as t; print(*[d.device_type.lower() for d in t.config.list_physical_devices()])",
+    "openvino-genai": "import openvino_genai, openvino_tokenizers; print('cpu')",
+    "transformers": "import torch, transformers; print('cpu', *(['cuda'] if torch.cuda.is_available() else []))",
+    "ctranslate2": "import ctranslate2 as c, faster_whisper; print('cpu', *(['cuda'] if c.get_cuda_device_count() else []))",
+}
+"""Imports an engine's libraries and prints the devices they see."""
+
+
+def _engines() -> list[EngineFound]:
+    from maasdam.engines import ENGINES
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(_engine, ENGINES))
+
+
+def _engine(name: str) -> EngineFound:
+    from maasdam.engines import ENGINES
+
+    info = ENGINES[name]
+    versions = {library: version for library in info.libraries if (version := _version(library))}
+    missing = [library for library in info.libraries if library not in versions]
+    if missing:
+        install = f"pip install 'maasdam[{info.extra}]'" if info.extra else "pip install --force-reinstall maasdam"
+        return EngineFound(name, False, info.layouts, versions, problem=f"{', '.join(missing)} not installed; run: {install}")
+    done = _probe(_PROBES[name])
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or [f"the import ended with status {done.returncode}"])[-1]
+        return EngineFound(name, False, info.layouts, versions, problem=f"installed but does not import: {said[:300]}")
+    return EngineFound(name, True, info.layouts, versions, tuple(done.stdout.split()))
+
+
+def _probe(code: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "OMP_NUM_THREADS": "1"}
+    command: Sequence[str] = [sys.executable, "-c", code]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_SECONDS, env=environment)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, "", f"the import took longer than {IMPORT_SECONDS} s")
+
+
+def _version(library: str) -> str | None:
+    for name in (DISTRIBUTIONS.get(library, library), f"{library}-cpu", f"{library}-gpu"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _machine() -> dict[str, Any]:
+    import psutil
+
+    from maasdam.engines import available_threads
+
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": available_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "instructions": _instructions(),
+    }
+
+
+def _instructions() -> list[str] | None:
+    """Of CPU_FLAGS, those this processor has; None where the system doesn't tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), None)
+    return None if flags is None else [flag for flag in CPU_FLAGS if flag in flags]
+
+
+def _energy(settings: Settings) -> dict[str, Any]:
+    from maasdam.accounts.energy import RaplCounter, open_meter
+
+    try:
+        RaplCounter()
+        rapl = "readable"
+    except FileNotFoundError:
+        rapl = "not there (virtual machines have none)"
+    except (OSError, ValueError) as error:
+        rapl = f"there, but not readable: {error}"
+    return {"method": open_meter(settings.watts_per_core).method, "rapl": rapl}
+
+
+def _database(settings: Settings) -> dict[str, Any]:
+    """Looks without making or migrating anything."""
+    import sqlalchemy
+    from sqlalchemy.exc import SQLAlchemyError
+
+    url = settings.resolved_database_url
+    shown: dict[str, Any] = {"url": url}
+    try:
+        parsed = sqlalchemy.make_url(url)
+        shown["url"] = parsed.render_as_string(hide_password=True)
+        if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).exists():
+            return shown | {"state": "not made yet; the first command makes it"}
+        engine = sqlalchemy.create_engine(parsed)
+        with engine.connect() as connection:
+            schema = connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).scalar()
+        engine.dispose()
+        return shown | {"state": f"opens, schema {schema}"}
+    except (SQLAlchemyError, ImportError) as error:
+        why = " ".join(str(error).split())[:200]
+        return shown | {"state": "does not open", "problem": f"the database does not open: {why}; see MAASDAM_DATABASE_URL"}
+
+
+def _disk(settings: Settings) -> dict[str, Any]:
+    home = settings.home
+    there = next(p for p in (home, *home.parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    problem = None
+    if not os.access(there, os.W_OK | os.X_OK):
+        problem = f"{there} can't be written to; set MAASDAM_HOME to a folder of yours"
+    elif free < LOW_DISK_BYTES:
+        problem = f"only {free / 2**30:.1f} GB are free at {there}; builds of large models need several times their size"
+    return {"home": str(home), "exists": home.is_dir(), "free_bytes": free, "problem": problem}

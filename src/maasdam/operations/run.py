@@ -1,0 +1,172 @@
+"""One-shot inference in this process: a version's engine and processor, opened, asked, closed.
+
+Knows the order of the steps. Refuses to know scheduling, accounts and HTTP. What it answers is what the service answers
+with the same build.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from maasdam.core import (
+    IMAGE_CLASSIFICATION,
+    SPEECH_RECOGNITION,
+    TEXT_GENERATION,
+    Answer,
+    AudioPayload,
+    Classification,
+    ImagePayload,
+    Payload,
+    Sampling,
+    SequenceEngine,
+    SequenceRequest,
+    TensorEngine,
+    TensorPayload,
+    Tensors,
+    TextPayload,
+    TextPiece,
+    Tokens,
+    Transcript,
+)
+from maasdam.errors import EngineFailure, InvalidInput, NotFound, Unsupported
+
+if TYPE_CHECKING:
+    from maasdam.artifacts.catalog import Version
+    from maasdam.core import Engine, Processor
+    from maasdam.operations.workspace import Workspace
+
+NEUTRAL = Sampling()
+
+Told = Callable[[str], None]
+"""Told each piece of a text as it comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """A version ready to answer."""
+
+    version: Version
+    engine: Engine
+    processor: Processor | None
+    max_tokens: int
+    """Tokens generated where the payload names no limit."""
+
+    def answer(self, payload: Payload, told: Told | None = None) -> Answer:
+        """The whole answer. Raises InvalidPayload, InvalidTensor, Unsupported (another kind of payload), EngineFailure."""
+        if isinstance(payload, TensorPayload):
+            if not isinstance(self.engine, TensorEngine):
+                raise Unsupported(f"{self.version.model} takes no raw tensors; it does {self.version.task}")
+            return self.engine.run(payload.tensors)
+        if self.processor is None or not isinstance(payload, _KINDS[self.processor.task]):
+            raise Unsupported(
+                f"{self.version.model} does {self.version.task or 'raw tensors'}; it can't answer this kind of input"
+            )
+        prepared = self.processor.prepare(payload)
+        if isinstance(self.engine, TensorEngine):
+            return self.processor.finish([self.engine.run(tensors) for tensors in prepared], payload)
+        if isinstance(payload, TextPayload):
+            return asyncio.run(self._generate(payload.sampling, prepared[0], told))
+        return asyncio.run(self._transcribe(prepared))
+
+    async def _generate(self, sampling: Sampling, inputs: Tensors, told: Told | None) -> TextPiece:
+        room = cast(SequenceEngine, self.engine).context_length - inputs["input_ids"].shape[1]
+        sampling = replace(sampling, max_tokens=min(sampling.max_tokens or self.max_tokens, max(room, 1)))
+        stream = cast(Any, self.processor).stream(sampling.stop)
+        ids: list[int] = []
+        text, reason = "", None
+        tokens_of = self._submit(inputs, sampling)
+        try:
+            async for tokens in tokens_of:
+                ids += tokens.token_ids
+                piece = stream.feed(tokens.token_ids)
+                if tokens.finish_reason is not None:
+                    piece += stream.finish()
+                reason = "stop" if stream.is_stopped else tokens.finish_reason
+                text += piece
+                if told is not None and piece:
+                    told(piece)
+                if reason is not None:
+                    return TextPiece(text, tuple(ids), reason)
+        finally:
+            await cast(Any, tokens_of).aclose()
+        raise EngineFailure("the engine ended a generation without saying why")
+
+    async def _transcribe(self, prepared: list[dict[str, Any]]) -> Transcript:
+        found = [tokens for inputs in prepared async for tokens in self._submit(inputs, Sampling())]
+        segments = tuple(segment for tokens in found for segment in tokens.segments)
+        return Transcript("".join(tokens.text or "" for tokens in found).strip(), segments)
+
+    def _submit(self, inputs: Tensors, sampling: Sampling) -> AsyncIterator[Tokens]:
+        return cast(SequenceEngine, self.engine).submit(SequenceRequest("run", inputs, sampling))
+
+
+_KINDS: dict[str, type] = {
+    IMAGE_CLASSIFICATION: ImagePayload,
+    SPEECH_RECOGNITION: AudioPayload,
+    TEXT_GENERATION: TextPayload,
+}
+
+
+@contextmanager
+def opened(workspace: Workspace, name: str, device: str = "cpu") -> Iterator[OpenedModel]:
+    """Open NAME, NAME:3 or NAME@alias; closed at the end. Raises NotFound, MissingExtra, InvalidModel."""
+    from maasdam.engines import open_engine
+    from maasdam.tasks import open_processor
+
+    settings = workspace.settings
+    version = workspace.catalog.resolve(name)
+    artifact = workspace.store.get(version.digest)
+    processor = open_processor(artifact.task, artifact.path, artifact.signature, settings) if artifact.task else None
+    engine = open_engine(artifact, device=device, threads=settings.threads)
+    try:
+        yield OpenedModel(version, engine, processor, settings.max_tokens)
+    finally:
+        engine.close()
+
+
+def payload_of(task: str | None, given: str, *, sampling: Sampling = NEUTRAL, top_k: int = 5, chats: bool = False) -> Payload:
+    """What the command line was given as a payload: a file of the task's kind, `.npz`, or a prompt.
+
+    Raises NotFound (no such file), InvalidInput (not .npz).
+    """
+    if task == TEXT_GENERATION:
+        if chats:
+            return TextPayload(messages=({"role": "user", "content": given},), sampling=sampling)
+        return TextPayload(prompt=given, sampling=sampling)
+    path = Path(given)
+    if not path.is_file():
+        raise NotFound(f"no file {path}; this model takes {_TAKES.get(task, 'an .npz file of its inputs')}")
+    if path.suffix == ".npz" or task is None:
+        return TensorPayload(_arrays(path))
+    if task == IMAGE_CLASSIFICATION:
+        return ImagePayload(path.read_bytes(), top_k)
+    return AudioPayload(path.read_bytes())
+
+
+_TAKES: dict[str | None, str] = {IMAGE_CLASSIFICATION: "image files", SPEECH_RECOGNITION: "audio files"}
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, AttributeError) as error:
+        raise InvalidInput(f"{path} is no .npz file of named arrays: {error}") from error
+
+
+def to_json(answer: Answer) -> dict[str, Any]:
+    """An answer as a JSON object."""
+    if isinstance(answer, Classification):
+        return {"labels": [{"label": x.label, "label_id": x.label_id, "score": x.score} for x in answer.labels]}
+    if isinstance(answer, Transcript):
+        return {"text": answer.text, **({"segments": [dict(s) for s in answer.segments]} if answer.segments else {})}
+    if isinstance(answer, TextPiece):
+        return {"text": answer.text, "token_ids": list(answer.token_ids), "finish_reason": answer.finish_reason}
+    return {"outputs": {name: array.tolist() for name, array in answer.items()}}
