@@ -44,8 +44,10 @@ def serve(
         from maasdam.api.http import bound_socket, serve
         from maasdam.operations.service import open_service
         from maasdam.operations.workspace import Workspace
+        from maasdam.tasks.torchless import without_torch
         from maasdam.telemetry.logs import configure
 
+        without_torch()  # before anything imports transformers; engines that need torch ask for it
         listener = bound_socket(resolved.host, resolved.port)
         address, bound_port = listener.getsockname()[:2]
         url = f"http://[{address}]:{bound_port}" if ":" in address else f"http://{address}:{bound_port}"

@@ -6,6 +6,7 @@ import asyncio
 import io
 import logging
 import os
+import threading
 import time
 import wave
 from collections.abc import Callable
@@ -76,6 +77,7 @@ class Loader:
         self._open_engine = open_engine
         self._open_processor = open_processor
         self._on_batch = on_batch
+        self._opening = threading.Lock()
 
     async def __call__(self, version: Version) -> Replica:
         """A replica that has answered at least once. Raises what opening or the first answer raises."""
@@ -91,6 +93,11 @@ class Loader:
         return replica
 
     def _open(self, version: Version) -> tuple[Engine, Processor | None]:
+        # One at a time: transformers is not safe to import from two threads at once ("cannot import name AutoTokenizer")
+        with self._opening:
+            return self._open_alone(version)
+
+    def _open_alone(self, version: Version) -> tuple[Engine, Processor | None]:
         from maasdam import engines, tasks
 
         artifact = self._store.get(version.digest)
