@@ -67,6 +67,10 @@ def test_a_hand_made_pt2_says_its_names_and_dynamic_batch(tmp_path: Path) -> Non
     assert not found.blocked
 
 
+def test_a_pt2_saved_without_sample_inputs_passes(tmp_path: Path) -> None:
+    assert inspect(str(hostile.pt2(tmp_path, samples=b""))).layout == "pt2"
+
+
 @pytest.mark.parametrize(
     ("operators", "saver_only"),
     [(("MatMul", "Relu"), False), (("SaveV2", "ShardedFilename", "MergeV2Checkpoints"), True)],

@@ -96,14 +96,17 @@ class Place:
 
 
 def opened(path: Path) -> Path:
-    """`path` if it exists, made absolute with its own name kept; else NotFound. Devices, pipes and sockets are refused."""
+    """`path` made absolute, a link that the user named followed; NotFound where nothing is there.
+
+    Devices, pipes and sockets are refused. Links in the Hugging Face cache keep their names: what they lead to has none.
+    """
     try:
         mode = path.stat().st_mode
     except OSError as error:
         raise NotFound(f"no file or folder '{path}'; give a path or hf:org/name") from error
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise InvalidModel(f"{path} is neither a file nor a folder; give a model file or folder")
-    return path.absolute()
+    return path.resolve() if path.is_symlink() and path.absolute().parent.parent.name != "snapshots" else path.absolute()
 
 
 def head(path: Path, count: int = 16) -> bytes:

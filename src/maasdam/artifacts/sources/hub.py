@@ -15,6 +15,7 @@ from maasdam.errors import InvalidInput, MaasdamError, NotFound, UnsafeModel, Un
 
 PREFIX = "hf:"
 MAX_REPOSITORY_FILES = 20_000
+TIMEOUT_SECONDS = 20.0
 _NAME = re.compile(
     r"(?P<repository>[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?)(@(?P<revision>[\w./-]{1,200}))?", re.ASCII
 )
@@ -73,8 +74,8 @@ def fetch(source: str, endpoint: str | None = None) -> Path:
     except ImportError as error:
         raise missing_extra("huggingface_hub", "pytorch") from error
     try:
-        names = HfApi(endpoint=endpoint).list_repo_files(repository, revision=revision)
-        files = wanted(names, repository)
+        known = HfApi(endpoint=endpoint).model_info(repository, revision=revision, timeout=TIMEOUT_SECONDS)
+        files = wanted([file.rfilename for file in known.siblings or ()], repository)
         return Path(snapshot_download(repository, revision=revision, allow_patterns=files, endpoint=endpoint))
     except MaasdamError:
         raise
@@ -87,22 +88,23 @@ def fetch(source: str, endpoint: str | None = None) -> Path:
                 f"no model '{source}' on the hub that may be read; check the name, or run 'hf auth login' where it is gated"
             ) from error
         return _earlier(source, repository, revision, error)
-    except (OfflineModeIsEnabled, OSError, RuntimeError) as error:  # no network: httpx's errors are wrapped as these
+    except (OfflineModeIsEnabled, OSError) as error:
         return _earlier(source, repository, revision, error)
-    except Exception as error:
-        if type(error).__module__.split(".")[0] in ("httpx", "httpcore", "requests", "urllib3"):
+    except Exception as error:  # the HTTP library changes from release to release
+        if type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
             return _earlier(source, repository, revision, error)
         raise
 
 
 def _earlier(source: str, repository: str, revision: str | None, cause: Exception) -> Path:
-    """What an earlier download left in the cache."""
-    from huggingface_hub import snapshot_download
+    """The folder that an earlier download left in the cache; its reader says when a file of it is missing."""
+    from huggingface_hub import try_to_load_from_cache
 
-    try:
-        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
-    except Exception as error:
-        raise NotFound(
-            f"can't reach the hub for '{source}' ({type(cause).__name__}), and no earlier download of it is here; "
-            "go online once, or give the path of a folder with the model"
-        ) from error
+    for main, *_ in _KINDS:
+        found = try_to_load_from_cache(repository, main, revision=revision)
+        if isinstance(found, str):
+            return Path(found).parents[main.count("/")]
+    raise NotFound(
+        f"can't reach the hub for '{source}' ({type(cause).__name__}), and no earlier download of it is here; "
+        "go online once, or give the path of a folder with the model"
+    ) from cause
