@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -20,10 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock, Timeout
 
 from maasdam.core import Artifact, Format, Layout, Signature
-from maasdam.errors import InvalidModel, MaasdamError, NotFound, ServiceError
+from maasdam.errors import InvalidModel, MaasdamError, NotFound, StorageFailure
 
 MANIFEST = "artifact.json"
 BLOCK = 1024 * 1024
@@ -39,18 +40,27 @@ class Store:
             for part in ("sha256", "cache", "locks", "tmp"):
                 (root / part).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ServiceError(f"can't open the artifact store at {root}: {error}") from error
+            raise StorageFailure(f"can't open the artifact store at {root}: {error}") from error
         self._sweep()
 
     @contextmanager
     def workspace(self) -> Iterator[Path]:
         """A fresh folder on the store's file system, removed afterwards whatever happens."""
-        folder = self.root / "tmp" / f"{os.getpid()}-{_started(os.getpid())}-{uuid.uuid4().hex[:12]}"
-        folder.mkdir()
+        folder = self.root / "tmp" / uuid.uuid4().hex
+        owner = _owner_of(folder)
+        try:
+            with FileLock(self.root / "tmp.lock"):  # a sweep must not come between the lock and the folder
+                owner.acquire()
+                folder.mkdir()
+        except OSError as error:
+            owner.release()
+            raise _disk_error(error, self.root) from error
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            Path(owner.lock_file).unlink(missing_ok=True)
+            owner.release()
 
     def add(
         self,
@@ -63,10 +73,12 @@ class Store:
         signature: Signature | None,
         settings: Mapping[str, Any] | None = None,
         parents: tuple[str, ...] = (),
+        expect: str | None = None,
     ) -> Artifact:
-        """Keep the files in `folder` (which is moved away) as an artifact; the same content gives the one there is.
+        """Keep the files in `folder` as an artifact; the same content gives the one there is.
 
-        Raises InvalidModel for symbolic links and other things that are not plain files, ServiceError for a full disk.
+        A folder of `workspace` is moved away, any other is copied. With `expect`, a digest, other content is refused.
+        Raises InvalidModel for symbolic links and other things that are not plain files, StorageFailure for a full disk.
         """
         described = {
             "format": format,
@@ -76,19 +88,33 @@ class Store:
             "signature": signature.to_json() if signature else None,
             "settings": dict(settings or {}),
         }
-        (folder / MANIFEST).unlink(missing_ok=True)
+        if not folder.is_dir():
+            raise InvalidModel(f"nothing to keep: {folder} is no folder")
         try:
-            files = _hash_files(folder)
-            if not files:
-                raise InvalidModel(f"nothing to keep: {folder.name} holds no files")
-            digest = _digest(files, described)
-            place = self._place(digest)
-            if not (place / MANIFEST).is_file():
-                manifest = described | {"digest": digest, "files": files, "parents": list(parents)}
-                _write_durably(folder / MANIFEST, json.dumps(manifest, indent=1))
-                self._move(folder, place)
+            if not folder.resolve().is_relative_to((self.root / "tmp").resolve()):
+                with self.workspace() as work:
+                    for name, path in _plain_files(folder):  # not copytree: it hides that the disk is full
+                        copy = work / "copy" / name
+                        copy.parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copyfile(path, copy)
+                    return self._keep(work / "copy", described, parents, expect)
+            return self._keep(folder, described, parents, expect)
         except OSError as error:
             raise _disk_error(error, self.root) from error
+
+    def _keep(self, folder: Path, described: dict[str, Any], parents: tuple[str, ...], expect: str | None) -> Artifact:
+        files = _hash_files(folder) if folder.is_dir() else []
+        if not files:
+            raise InvalidModel(f"nothing to keep: {folder.name} holds no files")
+        digest = _digest(files, described)
+        if expect is not None and digest != expect:
+            raise InvalidModel(f"the files of {expect} are not what they were: they are {digest}; nothing was kept")
+        place = self._place(digest)
+        if not (place / MANIFEST).is_file():
+            (folder / MANIFEST).unlink(missing_ok=True)
+            manifest = described | {"digest": digest, "files": files, "parents": list(parents)}
+            _write_durably(folder / MANIFEST, json.dumps(manifest, indent=1))
+            self._move(folder, place)
         return self.get(digest)
 
     def get(self, digest: str) -> Artifact:
@@ -123,14 +149,14 @@ class Store:
     def cached(self, key: str) -> tuple[Artifact, dict[str, Any]] | None:
         """What a pass with this key made before, and the facts it reported."""
         try:
-            entry = json.loads((self.root / "cache" / f"{key}.json").read_text())
+            entry = json.loads((self.root / "cache" / f"{_file_name(key)}.json").read_text())
             return self.get(entry["digest"]), entry["facts"]
         except (OSError, json.JSONDecodeError, KeyError, NotFound):
             return None
 
     def remember(self, key: str, artifact: Artifact, facts: Mapping[str, Any]) -> None:
         """Note that the pass with this key made `artifact`."""
-        path = self.root / "cache" / f"{key}.json"
+        path = self.root / "cache" / f"{_file_name(key)}.json"
         temporary = path.with_suffix(f".{uuid.uuid4().hex[:8]}.tmp")
         try:
             _write_durably(temporary, json.dumps({"digest": artifact.digest, "facts": dict(facts)}))
@@ -142,17 +168,20 @@ class Store:
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
         """Held by one process and thread at a time; freed by the system when its holder dies."""
-        with FileLock(self.root / "locks" / f"{key}.lock"):
+        with FileLock(self.root / "locks" / f"{_file_name(key)}.lock"):
             yield
 
     def collect(self, keep: set[str]) -> list[str]:
         """Delete every artifact not in `keep`; returns their digests."""
         gone = []
-        for manifest in sorted(self.root.glob(f"sha256/*/*/{MANIFEST}")):
-            digest = f"sha256:{manifest.parent.parent.name}{manifest.parent.name}"
-            if digest not in keep:
-                with self.workspace() as trash:  # out of sight by one rename, then deleted
-                    manifest.parent.rename(trash / "gone")
+        with self.workspace() as trash:  # out of sight by one rename, then deleted
+            for digest in self.digests():
+                if digest in keep:
+                    continue
+                try:
+                    self._place(digest).rename(trash / digest.partition(":")[2])
+                except FileNotFoundError:
+                    continue  # another process collects too
                 gone.append(digest)
         return gone
 
@@ -167,11 +196,12 @@ class Store:
         return self.root / "sha256" / code[:2] / code[2:]
 
     def _move(self, folder: Path, place: Path) -> None:
-        place.parent.mkdir(exist_ok=True)
         for path in folder.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
+            _sync(path)
+        _sync(folder)
+        if not place.parent.is_dir():
+            place.parent.mkdir(exist_ok=True)
+            _sync(place.parent.parent)
         try:
             folder.rename(place)
         except OSError as error:
@@ -180,28 +210,49 @@ class Store:
             if not (place / MANIFEST).is_file():  # not ours: an artifact always has its manifest
                 raise
             shutil.rmtree(folder, ignore_errors=True)  # another process was first with the same content
-        _sync_folder(place.parent)
+        _sync(place.parent)
 
     def _sweep(self) -> None:
-        for folder in (self.root / "tmp").iterdir():
-            pid, _, rest = folder.name.partition("-")
-            started, _, _ = rest.partition("-")
-            if not pid.isdigit() or _started(int(pid)) != started:
-                shutil.rmtree(folder, ignore_errors=True)
+        """Remove what processes that are gone left behind: the system freed their locks."""
+        try:
+            with FileLock(self.root / "tmp.lock", blocking=False):
+                for folder in {path.with_suffix("") for path in (self.root / "tmp").iterdir()}:
+                    owner = _owner_of(folder)
+                    try:
+                        owner.acquire(blocking=False)
+                    except Timeout:
+                        continue
+                    shutil.rmtree(folder, ignore_errors=True)
+                    Path(owner.lock_file).unlink(missing_ok=True)
+                    owner.release()
+        except Timeout:
+            return  # another process sweeps, or begins
 
 
-def _hash_files(folder: Path) -> list[dict[str, Any]]:
+def _owner_of(folder: Path) -> BaseFileLock:
+    return FileLock(f"{folder}.lock", thread_local=False)
+
+
+def _plain_files(folder: Path) -> list[tuple[str, Path]]:
+    """Every file by its name in the folder, save the manifest. Raises InvalidModel for anything but files and folders."""
     files = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise InvalidModel(f"'{name}' is a link or a special file; artifacts hold plain files only")
         if path.is_file() and name != MANIFEST:
-            code = hashlib.sha256()
-            with path.open("rb") as file:
-                while block := file.read(BLOCK):
-                    code.update(block)
-            files.append({"name": name, "size": path.stat().st_size, "sha256": code.hexdigest()})
+            files.append((name, path))
+    return files
+
+
+def _hash_files(folder: Path) -> list[dict[str, Any]]:
+    files = []
+    for name, path in _plain_files(folder):
+        code = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                code.update(block)
+        files.append({"name": name, "size": path.stat().st_size, "sha256": code.hexdigest()})
     return files
 
 
@@ -217,25 +268,20 @@ def _write_durably(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
 
 
-def _started(pid: int) -> str:
-    """When a process began, so that a reused process id is not taken for the old one; "" when there is none."""
-    import psutil
-
-    try:
-        return f"{psutil.Process(pid).create_time():.2f}"
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return ""
+def _file_name(key: str) -> str:
+    """The key itself where it can name a file, else its hash."""
+    return key if re.fullmatch(r"[a-zA-Z0-9_-]{1,128}", key) else hashlib.sha256(key.encode()).hexdigest()
 
 
 def _disk_error(error: OSError, root: Path) -> MaasdamError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ServiceError(f"the disk of {root} is full; nothing was kept. Free some space and run it again")
-    return ServiceError(f"can't write to the artifact store at {root}: {error}")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StorageFailure(f"the disk of {root} is full; nothing was kept. Free some space and run it again")
+    return StorageFailure(f"can't write to the artifact store at {root}: {error}")
