@@ -53,20 +53,21 @@ def is_whisper(source: Artifact) -> bool:
 
 
 def named_module(source: Artifact, attention: Attention) -> torch.nn.Module:
-    """The artifact's model as `forward(<input names>) -> {"<output name>": tensor}`, for tensor tasks.
+    """The artifact's model as `name_module` gives it."""
+    return name_module(load_transformers(source, attention), need_signature(source))
 
-    Input names are the signature's; only outputs of the signature are given.
+
+def name_module(model: torch.nn.Module, signature: Signature) -> torch.nn.Module:
+    """A transformers model as `forward(<input names>) -> {"<output name>": tensor}`, the names being the signature's.
+
+    Positional tensors in, a plain dict of tensors out: no type of transformers reaches the exported file.
     """
     import torch
 
-    signature = need_signature(source)
     inputs = [s.name for s in signature.inputs]
     outputs = [s.name for s in signature.outputs]
-    model = load_transformers(source, attention)
 
     class Named(torch.nn.Module):
-        """Positional tensors in, a dict of tensors out: no transformers type reaches the exported file."""
-
         def __init__(self) -> None:
             super().__init__()
             self.model = model

@@ -10,6 +10,7 @@ Knows torch.export, dynamic axes and which attention exports. Refuses to know ON
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from maasdam.core import Artifact, Signature
@@ -64,11 +65,17 @@ def _explained(source: Artifact, work: Callable[[], Out]) -> Out:
 
 def export(source: Artifact, attention: Attention) -> ExportedProgram:
     """A Hugging Face artifact through torch.export, every dynamic axis of its signature dynamic in the program."""
+    return export_module(named_module(source, attention), need_signature(source), source.path)
+
+
+def export_module(module: torch.nn.Module, signature: Signature, folder: Path | None = None) -> ExportedProgram:
+    """A module that takes the signature's inputs in order, exported with the signature's dynamic axes.
+
+    `folder` may hold a config.json that tells the vocabulary's size.
+    """
     import torch
 
-    module = named_module(source, attention)
-    signature = need_signature(source)
-    arrays = probe(signature, EXPORT_SIZES, seed=0, folder=source.path)
+    arrays = probe(signature, EXPORT_SIZES, seed=0, folder=folder)
     examples = tuple(torch.from_numpy(arrays[s.name]) for s in signature.inputs)
     return _export(module, examples, _dynamic_axes(signature))
 
@@ -114,7 +121,7 @@ def save_pt2(program: ExportedProgram, path: str) -> None:
     """Write the program without its sample inputs: loading it then unpickles nothing."""
     import torch
 
-    program._example_inputs = None  # the public setter takes inputs that fit, and no others
+    program._example_inputs = {}  # what loading a program without any gives; the public setter takes only inputs that fit
     torch.export.save(program, path)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Signature, TensorSpec
-from maasdam.errors import InvalidModel, VerificationFailed
+from maasdam.errors import InvalidModel, Unsupported, VerificationFailed
 
 if TYPE_CHECKING:
     import onnx
@@ -96,18 +96,18 @@ def describe(produced: Signature, source: Signature | None) -> Signature:
 def match(wanted: Sequence[TensorSpec], found: Sequence[TensorSpec], what: str) -> dict[str, str]:
     """Found name -> wanted name: by name where the names agree, else in order.
 
-    Raises VerificationFailed when the numbers or the ranks differ: the conversion then lost or added a tensor.
+    Raises Unsupported when the numbers or the ranks differ: the converter then lost or added a tensor.
     """
     if len(wanted) != len(found):
         listed = ", ".join(s.name for s in found) or "none"
-        raise VerificationFailed(f"the conversion gives {len(found)} {what} ({listed}) where the source has {len(wanted)}")
+        raise Unsupported(f"the conversion gives {len(found)} {what} ({listed}) where the source has {len(wanted)}")
     by_name = {s.name: s for s in wanted}
     pairs = {f.name: by_name.get(f.name, w) for w, f in zip(wanted, found, strict=True)}
     if len({w.name for w in pairs.values()}) != len(wanted):
         pairs = {f.name: w for w, f in zip(wanted, found, strict=True)}
     for spec in found:
         if len(spec.shape) != len(pairs[spec.name].shape):
-            raise VerificationFailed(
+            raise Unsupported(
                 f"{what[:-1]} '{spec.name}' has {len(spec.shape)} axes after conversion and "
                 f"{len(pairs[spec.name].shape)} in the source"
             )

@@ -1,0 +1,58 @@
+"""`maasdam convert`: how a conversion is asked for and how it looks. The work is done in operations.convert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from maasdam.cli.output import emit, progress_bar, reporting, table
+
+
+@reporting()
+def convert(
+    source: str = typer.Argument(..., help="A path, or hf:org/name.", show_default=False),
+    to: str = typer.Option(..., "--to", help="onnx, pytorch, tensorflow or openvino."),
+    out: Path = typer.Option(..., "-o", "--out", help="The folder to make; it appears only when the conversion is proven."),
+    processor: Path | None = typer.Option(None, "--processor", help="A Hugging Face folder with the processor and the labels."),
+    data: Path | None = typer.Option(None, "--data", help="Real inputs to compare on too; labels are not read."),
+    task: str | None = typer.Option(None, "--task", help="Hugging Face's name of the task; default: what the source says."),
+    trust: bool = typer.Option(False, "--trust", help="You know who made it: lift the risks that can be lifted."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON document on stdout."),
+) -> None:
+    """Convert a model to another format, with a certificate.
+
+    Source and result run on their own engines over the same inputs; where they differ, nothing is written. Names and
+    dynamic axes are kept. Writes model.onnx, model.pt2, saved_model.pb or model.xml beside certificate.json.
+
+    Example: maasdam convert hf:google/mobilenet_v2_1.0_224 --to onnx -o mobilenet-onnx
+    """
+    from maasdam.operations.convert import convert_model
+
+    with progress_bar() as progress:
+        document = convert_model(
+            source, to, out, processor=processor, data=data, task=task, trust=trust, progress=progress
+        )
+    emit(document, as_json, lambda: shown(document))
+
+
+def shown(document: dict[str, Any]) -> str:
+    """Where it is and what was proven."""
+    certificate = document["certificate"]
+    lines = [f"{document['path']}  {document['format']} ({document['layout']})  {document['digest']}", ""]
+    rows = [
+        (o["name"], o["max_abs_diff"], o["max_rel_diff"], f"{o['cosine']:.9f}", o["limit"], o["spread"])
+        for o in certificate["outputs"]
+    ]
+    lines.append(table(("output", "max diff", "relative", "cosine", "allowed", "varies by"), rows))
+    tokens = certificate["tokens"]
+    if tokens and "agreed" in tokens:
+        lines += ["", f"greedy tokens equal: {tokens['agreed']} of {tokens['compared']} ({tokens['prompts']} prompts, {tokens['ties']} ties)"]
+    seconds = certificate["seconds"]
+    lines += [
+        "",
+        f"compared on {len(certificate['cases'])} batches, {certificate['real_inputs']} of them real; "
+        f"converted in {seconds['convert']:.1f} s, proven in {seconds['certify']:.1f} s",
+    ]
+    return "\n".join(lines)

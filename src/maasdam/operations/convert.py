@@ -1,0 +1,193 @@
+"""Conversion alone: source -> another format, proven, then put where the caller wants it.
+
+Knows the order, and that the folder appears whole or not at all. Needs no catalog and no home: it works in a folder of
+its own beside the target, which goes away whatever happens; what a killed run left is swept by the next.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from maasdam.core import FORMATS, Artifact, Format, Progress, Tensors, TextPayload, silent
+from maasdam.errors import Conflict, InvalidInput, MaasdamError, ServiceError
+
+if TYPE_CHECKING:
+    from maasdam.artifacts.store import Store
+
+CERTIFICATE = "certificate.json"
+MAX_REAL_INPUTS = 32
+MAX_TEXT_CHARACTERS = 1000
+
+
+def convert_model(
+    source: str,
+    to: str,
+    out: Path,
+    *,
+    processor: Path | None = None,
+    data: Path | None = None,
+    task: str | None = None,
+    trust: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Convert `source` (a path or hf:org/name) to the format `to` into the new folder `out`, with its certificate.
+
+    `data` adds real inputs to the comparison. Returns {"path", "format", "layout", "engine", "task", "signature",
+    "digest", "seconds", "certificate"}. Raises Conflict (`out` is in use), InvalidInput, Unsupported (no such direction),
+    VerificationFailed (over tolerance); `out` is then as it was.
+    """
+    if to not in FORMATS:
+        raise InvalidInput(f"--to is '{to}'; it takes: {', '.join(FORMATS)}")
+    out = Path(os.path.abspath(Path(out).expanduser()))  # noqa: PTH100 - resolve() would follow a link at `out`
+    _check_free(out)
+    began = time.perf_counter()
+    with _beside(out) as folder:
+        candidate, certificate = _proven(source, cast(Format, to), folder, processor, data, task, trust, progress)
+        _put(candidate.path, out, certificate)
+    signature = candidate.signature
+    return {
+        "path": str(out),
+        "format": candidate.format,
+        "layout": candidate.layout,
+        "engine": candidate.engine,
+        "task": candidate.task,
+        "signature": signature.to_json() if signature else None,
+        "digest": candidate.digest,
+        "seconds": round(time.perf_counter() - began, 3),
+        "certificate": certificate,
+    }
+
+
+def _proven(
+    source: str,
+    to: Format,
+    folder: Path,
+    processor: Path | None,
+    data: Path | None,
+    task: str | None,
+    trust: bool,
+    progress: Progress,
+) -> tuple[Artifact, dict[str, Any]]:
+    from maasdam.artifacts.sources import ingest
+    from maasdam.artifacts.store import Store
+    from maasdam.pipeline.convert import convert, find_direction
+    from maasdam.pipeline.convert.certificate import certify
+
+    store = Store(folder / "store")
+    progress("read the source")
+    artifact = ingest(source, store, task=task, processor=processor, trust=trust)
+    find_direction(artifact, to)  # a direction that doesn't exist is said before the data are read
+    real = _real_inputs(artifact, data, progress) if data is not None else []
+    began = time.perf_counter()
+    candidate = _converted(artifact, to, store, convert, progress)
+    converted = time.perf_counter()
+    certificate = certify(artifact, candidate, inputs=real, progress=progress).to_json()
+    seconds = {"convert": round(converted - began, 3), "certify": round(time.perf_counter() - converted, 3)}
+    return candidate, certificate | {"seconds": seconds}
+
+
+def _converted(artifact: Artifact, to: Format, store: Store, convert: Any, progress: Progress) -> Artifact:
+    with store.workspace() as work:
+        files = work / "files"
+        files.mkdir()
+        made = convert(artifact, to, files, progress=progress)
+        return store.add(
+            files,
+            format=made.format,
+            layout=made.layout,
+            task=artifact.task,
+            engine=made.engine,
+            signature=made.signature,
+            settings=made.settings,
+            parents=(artifact.digest,),
+        )
+
+
+def _real_inputs(artifact: Artifact, data: Path, progress: Progress) -> list[Tensors]:
+    """Prepared inputs of up to MAX_REAL_INPUTS examples, chosen without looking at labels."""
+    from maasdam.pipeline.examples import Preparer, unlabelled_payloads
+
+    prepare = Preparer(artifact)
+    inputs: list[Tensors] = []
+    payloads = unlabelled_payloads(artifact.task, data, MAX_REAL_INPUTS)
+    for number, (name, payload) in enumerate(payloads):
+        progress("read the data", number, len(payloads))
+        if isinstance(payload, TextPayload) and payload.prompt is not None:
+            payload = replace(payload, prompt=payload.prompt[:MAX_TEXT_CHARACTERS])
+        inputs += prepare(name, payload)
+    return inputs
+
+
+def _check_free(out: Path) -> None:
+    """Raise Conflict unless `out` is new or an empty folder, InvalidInput when it can't be made."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise Conflict(f"{out} is there already and is no folder; name a new one with -o")
+    if out.is_dir() and any(out.iterdir()):
+        raise Conflict(f"{out} is there already and holds files; name a new folder with -o, or empty it")
+    if not out.parent.is_dir():
+        raise InvalidInput(f"there is no folder {out.parent}; make it first")
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A working folder on the file system of `out`, removed afterwards; those of dead processes are removed first."""
+    _sweep(out)
+    folder = out.parent / f".{out.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise InvalidInput(f"can't write to {out.parent}: {error.strerror}; name another folder with -o") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(out: Path) -> None:
+    import psutil
+
+    for left in out.parent.glob(f".{out.name}.partial-*-*"):
+        pid = left.name.rsplit("-", 2)[1]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _put(made: Path, out: Path, certificate: dict[str, Any]) -> None:
+    """Add the certificate and let the folder appear by one rename, its bytes already on disk."""
+    from maasdam.artifacts.store import MANIFEST
+
+    try:
+        (made / MANIFEST).unlink()
+        (made / CERTIFICATE).write_text(json.dumps(certificate, indent=2) + "\n")
+        for path in (made / CERTIFICATE, made):
+            _sync(path)
+        made.rename(out)  # onto nothing or an empty folder
+        _sync(out.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise Conflict(f"{out} was filled by somebody else in the meantime; name a new folder with -o") from error
+        raise _disk_error(error, out) from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _disk_error(error: OSError, out: Path) -> MaasdamError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ServiceError(f"the disk of {out.parent} is full; nothing was written. Free some space and run it again")
+    return ServiceError(f"can't write {out}: {error}")

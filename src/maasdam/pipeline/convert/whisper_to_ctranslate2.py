@@ -1,0 +1,29 @@
+"""Hugging Face Whisper -> CTranslate2 folder, weights kept at float32. Knows CTranslate2's converter, nothing of audio."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from maasdam.core import Artifact
+from maasdam.errors import InvalidModel, Unsupported, missing_extra
+from maasdam.pipeline.convert.pytorch_to_onnx import quiet_exporter
+
+COPIED = ("tokenizer.json", "preprocessor_config.json")
+"""What faster-whisper reads beside the model."""
+
+
+def write(source: Artifact, out: Path) -> None:
+    """Write model.bin, config.json and the vocabulary into `out`. A model that generates has no signature of tensors."""
+    try:
+        from ctranslate2.converters import TransformersConverter
+    except ImportError as error:
+        raise missing_extra("ctranslate2", "speech") from error
+    missing = [name for name in COPIED if not (source.path / name).is_file()]
+    if missing:
+        raise InvalidModel(f"{source.path} lacks {' and '.join(missing)}; Whisper needs its tokenizer and its feature extractor")
+    try:
+        with quiet_exporter():
+            converter = TransformersConverter(str(source.path), copy_files=list(COPIED), trust_remote_code=False)
+            converter.convert(str(out), force=True)
+    except Exception as error:  # the converter raises anything
+        raise Unsupported(f"CTranslate2 can't convert {source.path}: {str(error).splitlines()[0][:300]}") from error
