@@ -126,7 +126,9 @@ def main() -> None:
                     micros, rate, errors = uvloop.run(load(running.url, sent, connections, asked.seconds, process))
                     what = "binary" if is_binary else "JSON"
                     print(
-                        f"{what:>6}, {connections:>3} connections: {micros:8.1f} CPU us/request {rate:9.0f} requests/s, {errors} errors"
+                        f"{what:>6}, {connections:>3} connections: {micros:8.1f} CPU us/request,"
+                        f" {rate:8.0f} requests/s, {errors} errors",
+                        flush=True,
                     )
 
 

@@ -130,3 +130,15 @@ def serving(home: Path, key: str, *flags: str) -> Iterator[Process]:
                 running.process.wait(20)
             except subprocess.TimeoutExpired:
                 running.kill()
+
+
+def add_starters(workspace: Workspace, starters: Path) -> None:
+    """Register and deploy the starter models as they are, each on its own engine: "images", "text", "speech"."""
+    from maasdam.artifacts.sources import ingest
+
+    tasks = {"images": "image-classification", "text": "text-generation", "speech": "automatic-speech-recognition"}
+    for name, task in tasks.items():
+        artifact = ingest(str(starters / name / "model"), workspace.store, task=task)
+        report = {"passed": True, "failures": []}
+        workspace.catalog.register(name, artifact, source="starter", recipe="none", report=report, passes=[])
+        workspace.catalog.deploy(name)

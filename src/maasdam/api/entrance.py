@@ -24,7 +24,7 @@ from maasdam.api.access import Gate
 from maasdam.api.body import Disconnected, Message, Receive
 from maasdam.api.connection import SCOPE_KEY, Connection
 from maasdam.core import Caller
-from maasdam.errors import InvalidInput, TooLarge
+from maasdam.errors import InvalidInput, NotReady, TooLarge
 
 log = logging.getLogger("maasdam.api")
 
@@ -80,8 +80,9 @@ class Entrance:
             if not connection.is_closed:
                 await self._answer(scope, receive, reply)
         except asyncio.CancelledError:
-            if not connection.is_closed:
-                raise
+            if not connection.is_closed:  # not the client went away: the time to finish is over
+                stopping = NotReady("the service is stopping and this took too long to finish; send it again")
+                await self._refuse(stopping, scope, receive, reply)
         finally:
             connection.on_close = None
 

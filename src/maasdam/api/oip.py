@@ -6,21 +6,21 @@ Knows the protocol's JSON. Refuses to know engines. Inference itself is in `oip_
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Body
+import orjson
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from maasdam import __version__
 from maasdam.api.oip_infer import name_of
 from maasdam.api.oip_tensors import FROM_NUMPY
 from maasdam.core import SPEECH_RECOGNITION, TEXT_GENERATION, TensorSpec, split_name
-from maasdam.errors import EngineFailure, InvalidModel
+from maasdam.errors import InvalidInput, InvalidModel, Unsupported
 from maasdam.operations.service import Service
 from maasdam.serving.replica import AUDIO_INPUT, AUDIO_OUTPUT, TEXT_INPUT, TEXT_OUTPUT
 from maasdam.serving.router import Copy
 
-Parameters = Annotated[dict[str, Any] | None, Body()]
 LOAD_SECONDS = 300.0
 STATES = {"ready": "READY", "loading": "LOADING", "failed": "UNAVAILABLE", "stopping": "UNLOADING"}
 """Our states in the model-repository extension's words."""
@@ -106,9 +106,9 @@ def routes(service: Service) -> APIRouter:
 
 def _repository(router: APIRouter, service: Service) -> None:
     @router.post("/repository/index")
-    async def index(body: Parameters = None) -> list[dict[str, str]]:
+    async def index(http: Request) -> list[dict[str, str]]:
         """Every model that is deployed, with its state."""
-        only_ready = bool(body and body.get("ready"))
+        only_ready = (await _asked(http)).get("ready") is True
         rows = [_row(copy) for copy in service.router.copies() if copy.state == "ready" or not only_ready]
         for model, want in service.router.models().items():
             if want.version is None and not only_ready:
@@ -116,22 +116,39 @@ def _repository(router: APIRouter, service: Service) -> None:
         return rows
 
     @router.post("/repository/models/{model}/load")
-    async def load(model: str, body: Parameters = None) -> dict[str, Any]:
+    async def load(model: str, http: Request) -> dict[str, Any]:
         """Deploy NAME or NAME:VERSION and wait until it answers."""
+        await _refuse_overrides(http)
         await asyncio.to_thread(service.catalog.deploy, model)
         copy = await service.router.settled(split_name(model)[0], LOAD_SECONDS)
         if copy.state == "failed":
-            if "InvalidModel" in (copy.reason or ""):
-                raise InvalidModel(f"model '{copy.name}' failed to load: {copy.reason}")
-            raise EngineFailure(f"model '{copy.name}' failed to load: {copy.reason}")
+            raise InvalidModel(f"model '{copy.name}' failed to load: {copy.reason}")
         return {}
 
     @router.post("/repository/models/{model}/unload")
-    async def unload(model: str, body: Parameters = None) -> dict[str, Any]:
+    async def unload(model: str) -> dict[str, Any]:
         """Take a model out of the service; requests in flight finish."""
         await asyncio.to_thread(service.catalog.undeploy, split_name(model)[0])
         await service.router.follow()
         return {}
+
+
+async def _asked(http: Request) -> dict[str, Any]:
+    """The body's JSON; clients of this protocol send it without a content type, or none at all."""
+    data = await http.body()
+    try:
+        asked = orjson.loads(data or b"{}")
+    except orjson.JSONDecodeError as error:
+        raise InvalidInput(f"the body is not valid JSON: {error}") from None
+    if not isinstance(asked, dict):
+        raise InvalidInput("the body is not a JSON object; send {} or nothing")
+    return asked
+
+
+async def _refuse_overrides(http: Request) -> None:
+    """Refuse a load that brings its own files or configuration: models come from the catalog."""
+    if (await _asked(http)).get("parameters"):
+        raise Unsupported("load takes no parameters here; register a version with maasdam build, then load it")
 
 
 def _row(copy: Copy) -> dict[str, str]:
