@@ -53,12 +53,16 @@ class Archive:
                 raise InvalidModel(f"{self.path}: {name} unpacks to other than the {self.sizes[name]:,} bytes it declares")
             return data
 
-    def stream(self, name: str) -> IO[bytes]:
-        """A seekable stream of an entry that is stored as it is (seeking in a packed one unpacks it again and again)."""
+    @contextmanager
+    def stream(self, name: str) -> Iterator[IO[bytes]]:
+        """A seekable stream of an entry that is stored as it is (seeking in a packed one unpacks it again and again).
+
+        Damage that shows while it is read raises InvalidModel.
+        """
         if self._zip.getinfo(name).compress_type != zipfile.ZIP_STORED:
             raise InvalidModel(f"{self.path}: {name} is compressed, which model files aren't; save the model again")
-        with _reading(self.path, name):
-            return self._zip.open(name)
+        with _reading(self.path, name), self._zip.open(name) as stream:
+            yield stream
 
 
 @contextmanager
@@ -156,5 +160,5 @@ def _has_other_bytes(zipped: zipfile.ZipFile, size: int) -> bool:
 def _reading(path: Path, name: str) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, UnicodeDecodeError) as error:
         raise InvalidModel(f"{path}: {name} is damaged ({error}); fetch or export the model again") from error

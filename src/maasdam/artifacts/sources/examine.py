@@ -14,7 +14,7 @@ from maasdam.artifacts.sources.bounds import Place, opened
 from maasdam.artifacts.sources.finding import Inspection, Reading, Risk
 from maasdam.artifacts.sources.hfconfig import Description, describe, merge
 from maasdam.artifacts.sources.recognise import Recognised, recognise
-from maasdam.errors import InvalidInput, UnsafeModel
+from maasdam.errors import InvalidInput, InvalidModel, UnsafeModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,19 @@ def refuse_blocked(inspection: Inspection) -> None:
 
 
 def _read(found: Recognised, description: Description) -> Reading:
+    """The reading; bytes that break a reader in a way it did not foresee are a broken model, never a crash of ours."""
+    try:
+        return _by_layout(found, description)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise InvalidModel(f"{found.place.path / found.name} is not as its format says ({reason}); export it again") from error
+    except OSError as error:
+        raise InvalidModel(
+            f"can't read {error.filename or found.place.path}: {error.strerror}; check its permissions"
+        ) from error
+
+
+def _by_layout(found: Recognised, description: Description) -> Reading:
     place, name = found.place, found.name
     if found.layout == "huggingface":
         return huggingface.read(place, description)

@@ -44,6 +44,8 @@ def read(place: Place, name: str) -> Reading:
             raise UnsafeModel(f"{path} holds {', '.join(extra[:5])}, which Keras does not write; refused")
         config = parse_json(archive.read("config.json", MAX_CONFIG_BYTES), f"{path}: config.json", MAX_KERAS_JSON_DEPTH)
         metadata = parse_json(archive.read("metadata.json", MAX_CONFIG_BYTES), f"{path}: metadata.json", 10)
+        if not isinstance(metadata, dict) or not isinstance(config, dict):
+            raise InvalidModel(f"{path}: config.json or metadata.json is no JSON object; save the model again")
         bad = sorted(set(_running(config)))
         if bad:
             raise UnsafeModel(
@@ -69,7 +71,7 @@ def read(place: Place, name: str) -> Reading:
         layout="keras",
         files={"model.keras": path},
         signature=signature,
-        architecture=str(config.get("class_name")) if isinstance(config, dict) else None,
+        architecture=str(config.get("class_name")),
         parameters=sum(elements.values()) or None,
         precision=commonest(elements),
         risks=(Risk("info", "only layers that come with Keras; loaded in safe mode"),),
@@ -96,6 +98,9 @@ def _running(config: Any) -> Iterator[str]:
 
 def _running_here(value: dict[str, Any]) -> Iterator[str]:
     kind, module, inner = value.get("class_name"), value.get("module"), value.get("config")
+    if isinstance(kind, dict | list):
+        yield "a class whose name is no text"
+        return
     if kind in _RUNNING:
         yield str(kind)
     elif kind == "function":
