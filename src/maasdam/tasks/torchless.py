@@ -18,9 +18,8 @@ def without_torch() -> bool:
     """
     if "transformers" in sys.modules or "torch" in sys.modules:
         return False
-    quiet = "TRANSFORMERS_NO_ADVISORY_WARNINGS"  # "PyTorch was not found. Models won't be available …": we know
-    before = os.environ.get(quiet)
-    os.environ[quiet] = "1"
+    # "PyTorch was not found. Models won't be available …": we know; transformers says it wherever it looks at itself again
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     sys.modules["torch"] = None  # type: ignore[assignment]  # this is how Python spells "there is no such module"
     try:
         from transformers.utils import import_utils
@@ -29,7 +28,3 @@ def without_torch() -> bool:
         return True
     finally:
         del sys.modules["torch"]
-        if before is None:
-            del os.environ[quiet]
-        else:
-            os.environ[quiet] = before
