@@ -32,8 +32,7 @@ def inspect(
 
     Example: maasdam inspect hf:google/mobilenet_v2_1.0_224
     """
-    from maasdam.artifacts.sources import look
-    from maasdam.artifacts.sources.examine import refuse_blocked
+    from maasdam.artifacts.sources import look, refuse_blocked
 
     inspection = look(source, trust=trust, processor=processor)
     emit(inspection.to_json(), as_json, lambda: shown(inspection))

@@ -14,7 +14,7 @@ from maasdam.artifacts.sources.examine import examine, refuse_blocked
 from maasdam.artifacts.sources.finding import Inspection, Risk
 from maasdam.artifacts.sources.ingest import check_task, ingest
 
-__all__ = ["Inspection", "Risk", "check_task", "ingest", "inspect", "look"]
+__all__ = ["Inspection", "Risk", "check_task", "ingest", "inspect", "look", "refuse_blocked"]
 
 
 def inspect(source: str, *, trust: bool = False, processor: Path | None = None) -> Inspection:
