@@ -18,13 +18,14 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from maasdam import __version__
 from maasdam.api import admin, audio, errors, images, oip, openai
 from maasdam.api.access import Authenticates, Gate
 from maasdam.api.connection import HttpConnection
+from maasdam.api.docs_page import page
 from maasdam.api.entrance import REQUEST_ID, App, Entrance, Limits
 from maasdam.api.errors import InvalidField, MethodNotAllowed, WrongContentType
 from maasdam.api.oip_infer import InferRoute
@@ -45,7 +46,7 @@ def application(service: Service, keys: Authenticates | None) -> App:
         version=__version__,
         description=DESCRIPTION,
         lifespan=_lifespan(service),
-        docs_url="/docs",
+        docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
     )
@@ -154,6 +155,11 @@ def _plain_routes(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         """Prometheus' text format."""
         return PlainTextResponse(await asyncio.to_thread(service.metrics_text), media_type=METRICS_TYPE)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        """Every route, for people."""
+        return HTMLResponse(page(app.openapi()))
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

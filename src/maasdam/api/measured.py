@@ -14,9 +14,9 @@ def measured(receipt: Receipt) -> dict[str, Any]:
         "version": receipt.version,
         "seconds": round(receipt.seconds, 6),
         "compute_seconds": _rounded(receipt.compute_seconds),
-        "joules": receipt.joules,
+        "joules": _rounded(receipt.joules),
         "energy_method": receipt.energy_method,
-        "grams_co2e": receipt.grams_co2e,
+        "grams_co2e": _rounded(receipt.grams_co2e, 12),
     }
 
 
@@ -24,14 +24,14 @@ def measured_headers(receipt: Receipt) -> list[tuple[bytes, bytes]]:
     """The same as response headers, for bodies that have no usage block."""
     return [
         (b"maasdam-compute-seconds", _text(_rounded(receipt.compute_seconds))),
-        (b"maasdam-joules", _text(receipt.joules)),
+        (b"maasdam-joules", _text(_rounded(receipt.joules))),
         (b"maasdam-energy-method", _text(receipt.energy_method)),
-        (b"maasdam-grams-co2e", _text(receipt.grams_co2e)),
+        (b"maasdam-grams-co2e", _text(_rounded(receipt.grams_co2e, 12))),
     ]
 
 
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 9)
+def _rounded(value: float | None, digits: int = 9) -> float | None:
+    return None if value is None else round(value, digits)
 
 
 def _text(value: float | str | None) -> bytes:
