@@ -88,6 +88,8 @@ def _from_file(path: Path) -> dict[str, Any]:
     known = {f.name: str(f.type) for f in fields(Settings)}
     out: dict[str, Any] = {}
     for key, value in data.items():
+        if key == "prices":
+            continue  # tables of their own, read by accounts.prices
         if key not in known:
             raise InvalidInput(f"{path}: no setting '{key}'; the settings are: {', '.join(sorted(known))}")
         out[key] = _parse(key, known[key], str(value), str(path))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 import threading
 import time
@@ -22,6 +23,7 @@ from maasdam.core import Caller
 from maasdam.database.tables import KeyRow
 from maasdam.errors import InvalidInput, NotFound, Unauthenticated
 
+SECRET = re.compile(r"mdm_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 SCOPES = ("infer", "deploy", "admin")
 SEEN_SECONDS = 0.5
 """How long a checked key is taken as good: a revocation counts within a second."""
@@ -78,7 +80,8 @@ class Keys:
     def revoke(self, key_id: str) -> Key:
         """Revoke the key of this id or this name. Raises NotFound, and InvalidInput for a name that several keys have."""
         with Session(self._writes) as session, session.begin():
-            found = list(session.scalars(select(KeyRow).where((KeyRow.id == key_id) | (KeyRow.name == key_id))))
+            called_so = select(KeyRow).where((KeyRow.id == key_id) | (KeyRow.name == key_id))
+            found = list(session.scalars(called_so)) if key_id.isprintable() else []  # not every database takes any text
             if not found:
                 raise NotFound(f"no key '{key_id}'; see: maasdam keys list")
             rows = [row for row in found if row.revoked_at is None] or found[:1]
@@ -97,11 +100,11 @@ class Keys:
         seen = self._seen.get(code)
         if seen is not None and seen[0] > now:
             return seen[1]
-        parts = secret.split("_", 2)
+        shape = SECRET.fullmatch(secret)
         row = None
-        if len(parts) == 3 and parts[0] == "mdm":
+        if shape is not None:
             with Session(self._reads) as session:
-                row = session.get(KeyRow, parts[1])
+                row = session.get(KeyRow, shape[1])
         if row is None or not hmac.compare_digest(row.hash, code):
             raise Unauthenticated("this API key is unknown; make one with: maasdam keys create NAME")
         if row.revoked_at is not None:

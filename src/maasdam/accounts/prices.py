@@ -8,6 +8,7 @@ completion_tokens = 6e-7
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,13 +31,18 @@ class Prices:
         """The [prices] tables of a maasdam.toml; none where there is no such file. Raises InvalidInput naming the key."""
         if not path.is_file():
             return Prices({})
-        tables = tomllib.loads(path.read_text()).get("prices", {})
-        for model, table in tables.items():
+        try:
+            tables = tomllib.loads(path.read_text()).get("prices", {})
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InvalidInput(f"can't read prices from {path}: {error}") from error
+        for model, table in tables.items() if isinstance(tables, dict) else [("", None)]:
+            if not isinstance(table, dict) or "currency" not in table:
+                raise InvalidInput(f'{path}: write prices as tables by model, as in [prices.bard] with currency = "EUR"')
             for key, value in table.items():
                 if key == "currency":
                     fits = isinstance(value, str) and len(value) == 3
                 else:
-                    fits = key in UNITS and isinstance(value, int | float) and value >= 0
+                    fits = key in UNITS and type(value) in (int, float) and 0 <= value < math.inf
                 if not fits:
                     takes = f"currency (3 letters) or a price for one of: {', '.join(UNITS)}"
                     raise InvalidInput(f"{path}: prices.{model}.{key} = {value!r}; it takes {takes}")

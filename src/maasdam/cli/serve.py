@@ -52,7 +52,7 @@ def serve(
         address, bound_port = listener.getsockname()[:2]
         url = f"http://[{address}]:{bound_port}" if ":" in address else f"http://{address}:{bound_port}"
         configure(resolved.log_level)
-        with Workspace.open(resolved) as workspace:
+        with Workspace.open(resolved, config) as workspace:
             service = open_service(workspace)
             who = "without keys, from this machine only" if no_auth else "with keys (maasdam keys create NAME)"
             typer.echo(f"Maasdam listens on {url}, {who}. Ctrl-C stops it.")

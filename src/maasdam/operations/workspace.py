@@ -14,7 +14,7 @@ from maasdam.accounts.prices import Prices
 from maasdam.artifacts.catalog import Catalog
 from maasdam.artifacts.store import Store
 from maasdam.database.engine import open_database
-from maasdam.errors import ServiceError
+from maasdam.errors import StorageFailure
 from maasdam.settings import Settings, load
 
 
@@ -30,18 +30,21 @@ class Workspace:
     ledger: Ledger
 
     @staticmethod
-    def open(settings: Settings | None = None) -> Workspace:
-        """Open (and at first make) the home folder, the database and the store. Raises ServiceError, InvalidInput."""
+    def open(settings: Settings | None = None, config: Path | None = None) -> Workspace:
+        """Open (and at first make) the home folder, the database and the store.
+
+        `config` is the maasdam.toml that holds the prices, default ./maasdam.toml where there is one.
+        Raises StorageFailure, InvalidInput.
+        """
         settings = settings or load()
         try:
             settings.home.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ServiceError(f"can't make the home folder {settings.home}: {error}; set MAASDAM_HOME") from error
+            raise StorageFailure(f"can't make the home folder {settings.home}: {error}; set MAASDAM_HOME") from error
+        prices = Prices.load(config or Path("maasdam.toml"))
+        store = Store(settings.home / "artifacts")
         database = open_database(settings.resolved_database_url)
-        prices = Prices.load(Path("maasdam.toml"))
-        return Workspace(
-            settings, database, Store(settings.home / "artifacts"), Catalog(database), Keys(database), Ledger(database, prices)
-        )
+        return Workspace(settings, database, store, Catalog(database), Keys(database), Ledger(database, prices))
 
     def close(self) -> None:
         """Write what the ledger holds and let go of the database."""

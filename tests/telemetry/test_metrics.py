@@ -1,0 +1,77 @@
+"""Metrics count what was answered, by names Prometheus can sum, and never let callers' inventions multiply."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from maasdam.core import Units
+from maasdam.telemetry.metrics import Metrics
+
+
+@dataclass
+class Receipt:
+    model: str = "digits"
+    version: int | None = 3
+    task: str | None = "image-classification"
+    units: Units = field(default_factory=Units)
+    seconds: float = 0.02
+    compute_seconds: float | None = None
+    joules: float | None = None
+
+
+def values(metrics: Metrics) -> dict[tuple[str, ...], float]:
+    return {
+        (
+            sample.name,
+            *(f"{key}={value}" for key, value in sorted(sample.labels.items()) if key in ("model", "status", "kind")),
+        ): sample.value
+        for family in text_string_to_metric_families(metrics.text().decode())
+        for sample in family.samples
+        if not sample.name.endswith(("_bucket", "_created"))
+    }
+
+
+def test_answers_are_counted_by_model_and_status() -> None:
+    metrics = Metrics()
+    for status in (200, 200, 400):
+        metrics.answered(Receipt(), status)
+    found = values(metrics)
+    assert found["maasdam_requests_total", "model=digits", "status=200"] == 2
+    assert found["maasdam_requests_total", "model=digits", "status=400"] == 1
+    assert found["maasdam_request_duration_seconds_count", "model=digits", "status=200"] == 2
+
+
+def test_what_was_not_measured_is_not_counted_as_nought() -> None:
+    metrics = Metrics()
+    metrics.answered(Receipt(), 200)
+    assert not any(key[0] in ("maasdam_joules_total", "maasdam_tokens_total") for key in values(metrics))
+    metrics.answered(Receipt(joules=2.5, compute_seconds=0.5, units=Units(1, 7, 9)), 200)
+    found = values(metrics)
+    assert found["maasdam_joules_total", "model=digits"] == 2.5
+    assert found["maasdam_tokens_total", "kind=prompt", "model=digits"] == 7
+    assert found["maasdam_tokens_total", "kind=completion", "model=digits"] == 9
+
+
+def test_names_that_callers_invent_make_one_series() -> None:
+    metrics = Metrics()
+    for number in range(100):
+        metrics.answered(Receipt(f"ghost{number}", None, None), 404)
+    requests = {key: value for key, value in values(metrics).items() if key[0] == "maasdam_requests_total"}
+    assert requests == {("maasdam_requests_total", "model=", "status=404"): 100}
+
+
+def test_two_services_in_one_process_do_not_mix() -> None:
+    first, second = Metrics(), Metrics()
+    first.answered(Receipt(), 200)
+    assert not any(key[0] == "maasdam_requests_total" for key in values(second))
+
+
+def test_copies_that_are_gone_leave_the_gauges() -> None:
+    metrics = Metrics()
+    metrics.load({("digits", 1): (4, 3)})
+    metrics.load({("digits", 2): (1, 0)})
+    text = metrics.text().decode()
+    assert 'maasdam_queue_depth{model="digits",version="2"} 0.0' in text
+    assert 'version="1"' not in text
