@@ -11,7 +11,7 @@ import json
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from maasdam.errors import InvalidModel, Unsupported
 
@@ -58,7 +58,9 @@ def open_module(folder: Path, dtype: str = "float32") -> Any:
         raise Unsupported(
             f"transformers {transformers.__version__} has no model '{architecture}'; code from the folder is not run"
         )
-    module, info = kind.from_pretrained(
+    transformers.utils.logging.disable_progress_bar()  # it draws on stderr, whoever owns that
+    loader = cast(Any, kind)
+    module, info = loader.from_pretrained(
         str(folder),
         local_files_only=True,
         trust_remote_code=False,

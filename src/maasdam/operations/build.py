@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import FORMATS, Artifact, Format, Progress, silent
+from maasdam.core import FORMATS, TEXT_GENERATION, Artifact, Format, Progress, silent
 from maasdam.errors import InvalidInput, Unsupported
 from maasdam.pipeline.recipe import DEFAULT_RECIPE, Recipe, find_recipe
 
@@ -139,7 +139,7 @@ def _check_flags(to: str | None, device: str) -> None:
 
 
 def _has_cuda() -> bool:
-    import onnxruntime  # type: ignore[import-untyped]  # ONNX Runtime ships no types
+    import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         return True
@@ -178,7 +178,7 @@ def _examples(artifact: Artifact, paths: Data, progress: Progress) -> PreparedEx
 
     examples = [] if paths.data is None else evaluation_examples(artifact, paths.data)
     prepared = PreparedExamples(examples)
-    if examples:
+    if examples and artifact.task != TEXT_GENERATION:  # texts may be longer than the context: they are cut into pieces
         prepared.prepare_all(Preparer(artifact), progress)
     if paths.calibrate is not None:
         unlabelled_payloads(artifact.task, paths.calibrate, 1)

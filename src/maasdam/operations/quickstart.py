@@ -30,6 +30,7 @@ from maasdam.core import (
     Progress,
     Sampling,
     TextPayload,
+    TextPiece,
     silent,
 )
 from maasdam.errors import NotFound, ServiceError
@@ -243,6 +244,7 @@ def _ask_text(client: httpx.Client, workspace: Workspace, starter: Starter, vers
                 "return_token_ids": True,
             }
             choice = _json(client.post("/v1/completions", json=question))["choices"][0]
+            assert isinstance(here, TextPiece)
             if list(choice["token_ids"]) != list(here.token_ids):
                 wrong.append(f"prompt {i}: tokens over HTTP differ from those generated in this process")
             streamed = "".join(_stream(client, question))

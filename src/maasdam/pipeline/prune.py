@@ -59,7 +59,7 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
 def prune_structured(model: torch.nn.Module, source: Artifact, ratio: float) -> None:
     """Cut `ratio` of the channels (or feed-forward units) of every layer but the last, by group magnitude."""
     try:
-        import torch_pruning as tp  # type: ignore[import-untyped]  # torch-pruning ships no types
+        import torch_pruning as tp
     except ImportError as error:
         raise missing_extra("torch-pruning", "build") from error
     import torch

@@ -106,7 +106,7 @@ def _static_openvino(
 def _static_onnx(
     source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext, inputs: list[Inputs], facts: dict[str, Any]
 ) -> Produced:
-    from onnxruntime import quantization as ort  # type: ignore[import-untyped]  # ONNX Runtime ships no types
+    from onnxruntime import quantization as ort
 
     clean = _preprocessed(source, context.work)
     seen = _Counted(inputs, context)
@@ -242,7 +242,7 @@ def _is_transformer(model: ov.Model) -> bool:
 
 def _preprocessed(source: Artifact, work: Path) -> Path:
     """The ONNX file with shapes inferred and batch norms folded; as it is where that fails (external data, unknown shapes)."""
-    from onnxruntime.quantization.shape_inference import quant_pre_process  # type: ignore[import-untyped]  # no types
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     path = work / "clean.onnx"
     if _external(source.path):
@@ -270,7 +270,7 @@ def _copy_all_but(folder: Path, out: Path, names: set[str]) -> None:
 
 def _nncf() -> Any:
     try:
-        import nncf  # type: ignore[import-untyped]  # NNCF marks no types
+        import nncf
     except ImportError as error:
         raise missing_extra("nncf", "build") from error
     return nncf

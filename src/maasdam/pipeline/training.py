@@ -118,7 +118,7 @@ def train(
             value = loss(forward(model, group), group)
             if not torch.isfinite(value):
                 raise InvalidInput(f"{stage} diverged: the loss is {float(value)}; use a smaller learning rate")
-            value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            value.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
             optimizer.step()
             schedule.step()
