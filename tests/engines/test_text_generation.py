@@ -226,7 +226,9 @@ async def test_closing_ends_what_runs_with_a_failure(artifacts: dict[str, Artifa
         await all_of(engine.submit(ask(PROMPTS[0])))
 
 
-async def test_a_pipeline_that_breaks_in_a_step_is_made_anew(artifacts: dict[str, Artifact], reference: list[list[int]]) -> None:
+async def test_a_pipeline_that_breaks_in_a_step_is_made_anew(
+    artifacts: dict[str, Artifact], reference: list[list[int]]
+) -> None:
     engine = cast(Any, open_engine(artifacts["openvino-genai"], threads=1))
 
     class Broken:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import struct
 import time
@@ -107,7 +108,7 @@ def test_frames_become_words_with_pad_as_the_blank(tmp_path: Path) -> None:
 
 def test_frames_become_letters_and_double_letters_need_a_blank_between(tmp_path: Path) -> None:
     processor = open_processor(TASK, *letter_model(tmp_path))
-    a, b, e, h, el, o, w, r, d = range(5, 14)
+    _a, _b, e, h, el, o, w, r, d = range(5, 14)
     ids = [h, h, e, el, 0, el, o, 4, w, o, r, r, el, d]
     assert processor.finish([{"frames": path_of(ids, 14)}], AudioPayload(b"")) == Transcript("hello world")
 
@@ -149,7 +150,7 @@ def test_windows_cover_the_recording() -> None:
         found = windows(samples, RATE)
         assert found[0][0] == 0 and found[-1][1] == samples
         assert all(stop - start == size for start, stop in found[:-1])
-        assert all(first[1] - second[0] == overlap for first, second in zip(found, found[1:], strict=False))
+        assert all(first[1] - second[0] == overlap for first, second in itertools.pairwise(found))
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,8 @@ def _scripted(artifact: Artifact, device: str) -> tuple[Function, Signature]:
     if artifact.signature is None:
         raise InvalidModel("TorchScript tells neither names nor shapes of its inputs; build it with a signature")
     signature = artifact.signature
-    module = torch.jit.load(str(artifact.path / "model.pt"), map_location=device).eval()
+    load: Any = torch.jit.load
+    module = load(str(artifact.path / "model.pt"), map_location=device).eval()
 
     def function(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
         out = module(*(tensors[s.name] for s in signature.inputs))

@@ -33,7 +33,11 @@ Transcribe = Callable[["type_array", str | None, bool], Iterator[Mapping[str, An
 
 
 def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> WhisperEngine:
-    """Open a CTranslate2 folder. Settings: "threads"; "precision": f32 (default), int8, bf16, f16, auto."""
+    """Open a CTranslate2 folder.
+
+    Settings: "threads"; "precision": f32 (default), int8, bf16, f16, auto; "beam_size" (default 1: greedy, as transformers).
+    The same recording always gives the same transcript: nothing is sampled again at higher temperatures.
+    """
     precision = settings.get("precision", "f32")
     if precision not in COMPUTE_TYPES:
         raise InvalidInput(f"setting 'precision' is {precision!r}; it takes one of: {', '.join(COMPUTE_TYPES)}")
@@ -53,7 +57,8 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> Whispe
             raise InvalidPayload(
                 f"this model doesn't know the language '{language}'; it knows: {', '.join(model.supported_languages)}"
             )
-        for s in model.transcribe(waveform, language=language, word_timestamps=words)[0]:
+        how = {"beam_size": int(settings.get("beam_size", 1)), "temperature": 0.0, "condition_on_previous_text": False}
+        for s in model.transcribe(waveform, language=language, word_timestamps=words, **how)[0]:
             segment: dict[str, Any] = {"start": s.start, "end": s.end, "text": s.text, "tokens": tuple(s.tokens)}
             if words:
                 segment["words"] = [{"word": w.word, "start": w.start, "end": w.end} for w in s.words or ()]

@@ -95,9 +95,10 @@ def _open(folder: Path) -> Any:
         kind = _pillow_class(folder)
         if kind is not None:
             return kind.from_pretrained(str(folder), local_files_only=True)
-        from transformers import AutoImageProcessor
+        import transformers
 
-        return AutoImageProcessor.from_pretrained(str(folder), backend="pil", local_files_only=True, trust_remote_code=False)
+        auto: Any = transformers.AutoImageProcessor
+        return auto.from_pretrained(str(folder), backend="pil", local_files_only=True, trust_remote_code=False)
 
     return opened("image processor", folder, open_)
 
