@@ -27,6 +27,8 @@ SECONDS = 8.0
 """How long all candidates together are timed, beyond the first twenty rounds."""
 CLEARLY_FASTER = 0.95
 """A way that differs only in settings must take less than this share of the plain way's time to be preferred."""
+PLAIN_PRECISION = "f32"
+"""What engines compute in when nothing is said: said, it would make another artifact of the same files."""
 DRIFT_FREE = 0.01
 """1 - cosine that is always allowed; beyond it a candidate may drift three times as far as the closest one."""
 
@@ -49,7 +51,7 @@ class Candidate:
         settings = dict(self.artifact.settings)
         if self.threads:
             settings["threads"] = self.threads
-        if self.precision is not None:
+        if self.precision not in (None, PLAIN_PRECISION) or "precision" in settings:
             settings["precision"] = self.precision
         return settings
 

@@ -9,6 +9,7 @@ Knows which measurement belongs in which column. Refuses to choose limits, and t
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from maasdam.pipeline.measure import Timing, take_turns
 from maasdam.pipeline.parity import Parity
 from maasdam.pipeline.recipe import Limits
 from maasdam.pipeline.report import Column, Report, drop_of, judge
-from maasdam.pipeline.run_recipe import installed_version, processor_name
+from maasdam.pipeline.run_recipe import content_digest, installed_version, processor_name
 from maasdam.pipeline.subjects import Observed, TensorSubject, agree, shown, truth_shown
 
 LATENCY_SECONDS = 10.0
@@ -119,17 +120,17 @@ class _Tensors:
         return self._judged(limits, columns, answers, precisions, threads)
 
     def _open_all(self, threads: int) -> dict[str, TensorSubject]:
-        """The subjects by name; the same artifact with the same settings is opened once."""
+        """The subjects by name; the same files with the same settings are opened once, so that noise tells no difference."""
         from maasdam.engines import open_engine
 
-        opened: dict[tuple[str, str], TensorSubject] = {}
+        opened: dict[str, TensorSubject] = {}
         subjects: dict[str, TensorSubject] = {}
         wanted = {"candidate": self.candidate}
         wanted |= {f"reference on {r.engine}": r for r in self.references}
         wanted |= {"source": self.source}
         for name, artifact in wanted.items():
             self.how.progress(f"open the {name}")
-            key = (artifact.digest, artifact.engine)
+            key = _identity(artifact)
             try:
                 if key not in opened:
                     engine: Any = open_engine(artifact, device=self.how.device, threads=threads)
@@ -389,6 +390,12 @@ def _shared(
         tell=tell,
     )
     return {name: timings[str(id(s))] for name, s in subjects.items()}
+
+
+def _identity(artifact: Artifact) -> str:
+    """What decides how an artifact runs here: its files, its engine and its settings, but the threads, which are given."""
+    settings = {k: v for k, v in artifact.settings.items() if (k, v) != ("precision", "f32") and k != "threads"}
+    return json.dumps([content_digest(artifact.path, but=("artifact.json",)), artifact.engine, settings], sort_keys=True)
 
 
 def _close(subject: TensorSubject, kept: Mapping[str, TensorSubject]) -> None:

@@ -139,7 +139,7 @@ def verify_text(
 
 def text_pieces(artifact: Artifact, examples: PreparedExamples, context: int) -> list[Piece]:
     """The data in pieces that fit the context, `PIECES` at most. Raises InvalidInput where there is no text."""
-    prepare = Preparer(artifact)
+    tokenizer: Any = Preparer(artifact).processor
     cut = [
         (f"{e.name}#{number}" if number else e.name, text)
         for e in examples.examples
@@ -148,7 +148,7 @@ def text_pieces(artifact: Artifact, examples: PreparedExamples, context: int) ->
     pieces: list[Piece] = []
     step = max(1, len(cut) // PIECES)
     for name, text in cut[::step][:PIECES]:
-        ids = [int(i) for i in prepare(name, TextPayload(prompt=text))[0]["input_ids"][0]]
+        ids = tokenizer.encode(TextPayload(prompt=text))
         for start in range(0, max(1, len(ids) - 1), context - 1):
             window = ids[start : start + context]
             if len(window) > 1:
