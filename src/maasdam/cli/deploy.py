@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import typer
 
@@ -46,19 +47,41 @@ def undeploy(name: str = typer.Argument(help="NAME"), as_json: bool = JSON) -> N
 
 
 def status(as_json: bool = JSON) -> None:
-    """Say what is deployed.
+    """Say what is deployed, and what the service at the settings' host and port makes of it.
+
+    A service that asks for keys tells more with MAASDAM_API_KEY set to one of scope deploy.
 
     Example: maasdam status
     """
-    from maasdam.operations import release
-    from maasdam.operations.workspace import Workspace
+    with reporting():
+        import os
 
-    with reporting(), Workspace.open() as workspace:
-        rows = release.status(workspace)
-        heads = ("model", "version", "follows", "task", "format", "engine", "replicas", "traffic")
-        cells = [tuple(row[h] for h in heads) for row in rows]
-        text = table(heads, cells) if rows else "Nothing is deployed; see: maasdam deploy"
-        emit({"deployments": rows}, as_json, text)
+        from maasdam import settings
+        from maasdam.operations import release
+        from maasdam.operations.workspace import Workspace
+
+        resolved = settings.load()
+        with Workspace.open(resolved) as workspace:
+            rows = release.status(workspace)
+        service = release.running(resolved, os.environ.get("MAASDAM_API_KEY"))
+        serving = service.pop("serving")
+        for row in rows:
+            row["serving"] = None if serving is None else serving.get(row["model"], [])
+        emit({"deployments": rows, "service": service}, as_json, lambda: _told(rows, service))
+
+
+def _told(rows: list[dict[str, Any]], service: dict[str, Any]) -> str:
+    heads = ("model", "version", "follows", "task", "format", "engine", "replicas", "traffic")
+    cells = [(*(row[head] for head in heads), _states(row["serving"])) for row in rows]
+    hint = f" ({service['hint']})" if service["hint"] else ""
+    what = table((*heads, "now"), cells) if rows else "Nothing is deployed; see: maasdam deploy"
+    return f"{what}\n\nservice {service['url']}: {service['state']}{hint}"
+
+
+def _states(serving: list[dict[str, Any]] | None) -> str | None:
+    if serving is None:
+        return None
+    return ", ".join(f"{copy['version']} {copy['state']}" for copy in serving) or "not up"
 
 
 def _share(text: str) -> tuple[int, float]:

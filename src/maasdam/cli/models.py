@@ -39,11 +39,12 @@ def show(name: str = NAME, as_json: bool = JSON) -> None:
     Example: maasdam models show photos:1
     """
     from maasdam.operations import release
+    from maasdam.operations.card import card as described
     from maasdam.operations.workspace import Workspace
 
     with reporting(), Workspace.open() as workspace:
         facts = release.shown(workspace, name)
-        emit(facts, as_json, lambda: _shown(facts, release.card(workspace, name)))
+        emit(facts, as_json, lambda: _shown(facts, described(workspace, name)))
 
 
 @app.command()
@@ -106,11 +107,11 @@ def export(
 
     Example: maasdam models export photos@prod -o photos.tar
     """
-    from maasdam.operations import release
+    from maasdam.operations import carry
     from maasdam.operations.workspace import Workspace
 
     with reporting(), Workspace.open() as workspace:
-        path = release.export(workspace, name, output)
+        path = carry.export(workspace, name, output)
         emit({"path": path, "bytes": path.stat().st_size}, as_json, f"wrote {path}")
 
 
@@ -118,17 +119,20 @@ def export(
 def import_(
     path: Path = typer.Argument(help="A .tar made by `models export`."),
     name: str = typer.Option(None, "--name", help="Register under this name; default: the name it had."),
+    trust: bool = typer.Option(False, "--trust", help="Take files that could run code when loaded, where that can be allowed."),
     as_json: bool = JSON,
 ) -> None:
     """Register a version from a .tar; its files must be what they were when it was written.
 
+    The report comes with it and is as true as whoever made the file.
+
     Example: maasdam models import photos.tar
     """
-    from maasdam.operations import release
+    from maasdam.operations import carry
     from maasdam.operations.workspace import Workspace
 
     with reporting(), Workspace.open() as workspace:
-        version = release.import_(workspace, path, name)
+        version = carry.import_(workspace, path, name, trust=trust)
         facts = {"name": version.model, "version": version.version, "digest": version.digest}
         emit(facts, as_json, f"registered {version.model}:{version.version}")
 
@@ -143,11 +147,11 @@ def card(
 
     Example: maasdam models card photos -o README.md
     """
-    from maasdam.operations import release
+    from maasdam.operations.card import card as described
     from maasdam.operations.workspace import Workspace
 
     with reporting(), Workspace.open() as workspace:
-        text = release.card(workspace, name)
+        text = described(workspace, name)
         if output is not None:
             output.write_text(text)
         emit({"card": text}, as_json, text if output is None else f"wrote {output}")

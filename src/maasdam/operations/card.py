@@ -1,0 +1,125 @@
+"""A Hugging Face model card of one version, from what was measured. Says nothing that the catalog does not know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from maasdam.artifacts.catalog import Version
+from maasdam.operations.workspace import Workspace
+
+METRICS = {
+    "top1": ("accuracy", "Top-1 accuracy"),
+    "wer": ("wer", "Word error rate"),
+    "perplexity": ("perplexity", "Perplexity"),
+}
+"""Our metric -> Hugging Face's type, and its name."""
+
+
+def card(workspace: Workspace, name: str) -> str:
+    """Markdown with the front matter that Hugging Face reads."""
+    version = workspace.catalog.resolve(name)
+    report = version.report or {}
+    parts = [_front(version, report), f"# {version.model}:{version.version}", _origin(version)]
+    if not report:
+        parts.append("## Measured\n\nNothing: this version was never verified.")
+    else:
+        parts += [_verdict(report), _table(report), _details(report)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front(version: Version, report: Mapping[str, Any]) -> str:
+    lines = ["---", "library_name: maasdam"]
+    lines += [f"pipeline_tag: {version.task}"] if version.task else []
+    if version.source.startswith("hf:"):
+        lines.append(f"base_model: {_quoted(version.source.removeprefix('hf:'))}")
+        lines += ["base_model_relation: quantized"] if any(_use(step) == "quantize" for step in version.passes) else []
+    lines += ["tags:", *(f"- {_quoted(tag)}" for tag in dict.fromkeys((version.format, version.engine)))]
+    metric, value = _at(report, "accuracy", "metric"), _at(report, "accuracy", "candidate")
+    if metric in METRICS and value is not None and version.task:
+        kind, title = METRICS[metric]
+        lines += ["model-index:", f"- name: {_quoted(version.model)}", "  results:", "  - task:", f"      type: {version.task}"]
+        lines += ["    dataset:", "      name: the --data of the build", "      type: private", "    metrics:"]
+        lines += [f"    - type: {kind}", f"      name: {title}", f"      value: {value:.6g}"]
+    return "\n".join([*lines, "---"])
+
+
+def _origin(version: Version) -> str:
+    steps = " → ".join(_use(step) for step in version.passes) or "none"
+    source = version.source if version.source.startswith("hf:") else version.source.rstrip("/").rsplit("/", 1)[-1]
+    return (
+        f"Built by Maasdam on {version.created_at:%Y-%m-%d} from `{source}` with the recipe `{version.recipe}` "
+        f"(passes: {steps}). Format `{version.format}`, engine `{version.engine}`, `{version.digest}`."
+    )
+
+
+def _verdict(report: Mapping[str, Any]) -> str:
+    said = ["## Measured", "", f"Verification **{'passed' if report.get('passed') else 'failed'}**."]
+    said += [f"- {failure}" for failure in report.get("failures") or []]
+    return "\n".join(said)
+
+
+def _table(report: Mapping[str, Any]) -> str:
+    examples = _at(report, "accuracy", "examples")
+    metric = _at(report, "accuracy", "metric")
+    rows = [("", "reference (uncompressed)", "this version")]
+    if metric:
+        rows.append((f"{metric} on {examples} examples", *_both(report, "accuracy")))
+    rows.append(("size, bytes", *_both(report, "size_bytes")))
+    for point in ("p50", "p99"):
+        reference, candidate = (_said(_at(report, "latency_ms", side, point)) for side in ("reference", "candidate"))
+        rows.append((f"latency {point}, ms", reference, candidate))
+    rows.append((f"throughput, {_at(report, 'throughput', 'unit') or 'per second'}", *_both(report, "throughput")))
+    rows.append(("memory, bytes", *_both(report, "memory_bytes")))
+    rows.append(("joules per example", *_both(report, "energy_joules")))
+    rows.insert(1, ("---", "---", "---"))
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _details(report: Mapping[str, Any]) -> str:
+    lines = []
+    drop, speedup = _at(report, "accuracy", "drop"), _at(report, "latency_ms", "speedup")
+    if drop is not None:
+        lines.append(f"- drop on the metric (positive is worse): {_said(drop)}")
+    if speedup is not None:
+        lines.append(f"- latency of the reference over this version's: {_said(speedup)}")
+    parity = {key: value for key, value in (_at(report, "parity") or {}).items() if value is not None}
+    if parity:
+        lines.append("- against the source: " + ", ".join(f"{key} {_said(value)}" for key, value in parity.items()))
+    precisions = _at(report, "precisions")
+    if precisions:
+        lines.append("- operators by the precision that ran: " + ", ".join(f"{k} {v}" for k, v in precisions.items()))
+    lines.append(f"- energy: {_at(report, 'energy_joules', 'method') or 'not measured'}")
+    conditions = {
+        key: value for key, value in (_at(report, "conditions") or {}).items() if isinstance(value, str | int | float)
+    }
+    if conditions:
+        lines.append("- measured on: " + ", ".join(f"{key} {value}" for key, value in conditions.items()))
+    lines += [f"- {note}" for note in report.get("notes") or []]
+    return "\n".join(lines)
+
+
+def _both(report: Mapping[str, Any], what: str) -> tuple[str, str]:
+    return _said(_at(report, what, "reference")), _said(_at(report, what, "candidate"))
+
+
+def _at(value: Any, *keys: str) -> Any:
+    """What lies at `keys`, or None where the report has no such thing: reports made elsewhere may hold less."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _use(step: Any) -> str:
+    return str(_at(step, "use") or "?")
+
+
+def _said(value: Any) -> str:
+    if value is None:
+        return "not measured"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text)  # a YAML string, whatever it holds
