@@ -13,6 +13,7 @@ Knows NNCF, ONNX Runtime's quantiser and OpenVINO's files. Refuses to know label
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -273,6 +274,7 @@ def _nncf() -> Any:
         import nncf
     except ImportError as error:
         raise missing_extra("nncf", "build") from error
+    nncf.set_log_level(logging.ERROR)  # it logs to stdout
     return nncf
 
 
