@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-import os
 import threading
 import time
 import wave
@@ -101,8 +100,7 @@ class Loader:
         from maasdam import engines, tasks
 
         artifact = self._store.get(version.digest)
-        threads = self._settings.threads or len(os.sched_getaffinity(0))
-        engine = (self._open_engine or engines.open_engine)(artifact, threads=threads)
+        engine = (self._open_engine or engines.open_engine)(artifact, threads=self._settings.threads)
         try:
             processor: Processor | None = None
             if artifact.task is not None:
