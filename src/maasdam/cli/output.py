@@ -38,12 +38,14 @@ def emit(document: Mapping[str, Any], as_json: bool, text: str | Callable[[], st
 
     Numbers JSON can't hold (NaN, infinities) become null; paths become strings.
     """
+    encoding = sys.stdout.encoding or "utf-8"
     if as_json:
-        sys.stdout.write(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        is_ascii = not encoding.lower().startswith("utf")
+        words = json.dumps(_plain(document), indent=2, ensure_ascii=is_ascii, allow_nan=False)
     else:
         words = text if isinstance(text, str) else text()
-        if words:
-            sys.stdout.write(words.rstrip("\n") + "\n")
+    if words:
+        sys.stdout.write(words.rstrip("\n").encode(encoding, "backslashreplace").decode(encoding) + "\n")
     sys.stdout.flush()
 
 
@@ -72,7 +74,7 @@ def table(heads: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     """Plain aligned columns; None is "-". Numbers are set to the right."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max([len(head), *(len(row[i]) for row in cells)]) for i, head in enumerate(heads)]
-    right = [bool(rows) and all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(heads))]
+    right = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(heads))]
     lines = [[head.upper() for head in heads], *cells]
     return "\n".join(
         "  ".join(
@@ -173,6 +175,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _cell(value: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import typer
 
 from maasdam.cli.output import emit, reporting, table
@@ -22,7 +24,7 @@ COLUMNS = (
 
 
 def usage(
-    by: str = typer.Option("model", "--by", help="key, model or day."),
+    by: Literal["key", "model", "day"] = typer.Option("model", "--by", help="What to sum by."),
     since: str = typer.Option(None, "--since", help="2026-01-31, 2026-01-31T12:00 (UTC), or an age: 24h, 7d, 2w."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON document."),
 ) -> None:
@@ -31,14 +33,11 @@ def usage(
     Example: maasdam usage --by key --since 7d
     """
     with reporting():
-        from typing import cast
-
-        from maasdam.accounts.ledger import By
         from maasdam.operations.usage import usage as sums
         from maasdam.operations.workspace import Workspace
 
         with Workspace.open() as workspace:
-            rows = sums(workspace, cast(By, by), since)
+            rows = sums(workspace, by, since)
         cells = [(row["name"], *(row[column] for column in COLUMNS)) for row in rows]
         text = table((by, *COLUMNS), cells) if rows else "Nothing was used yet."
         emit({"by": by, "since": since, "usage": rows}, as_json, text)

@@ -22,10 +22,12 @@ def usage(workspace: Workspace, by: By = "model", since: str | None = None) -> l
 
 def moment(text: str, now: datetime | None = None) -> datetime:
     """A date, a time or an age as a moment in UTC. Raises InvalidInput."""
-    if text[-1:] in UNITS and text[:-1].isdigit() and len(text) < 7:
-        return (now or datetime.now(UTC)) - timedelta(**{UNITS[text[-1]]: int(text[:-1])})
     try:
+        if text[-1:] in UNITS and text[:-1].isascii() and text[:-1].isdigit():
+            return (now or datetime.now(UTC)) - timedelta(**{UNITS[text[-1]]: int(text[:-1])})
         parsed = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise InvalidInput(f"'{text}' is no time; write 2026-01-31, 2026-01-31T12:00, or an age such as 24h or 7d") from error
-    return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
+        return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidInput(
+            f"'{text[:100]}' is no time; write 2026-01-31, 2026-01-31T12:00, or an age such as 24h or 7d"
+        ) from error
