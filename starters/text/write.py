@@ -57,8 +57,10 @@ def completions(
     seed: int,
     temperature: float | None = None,
     top_p: float | None = None,
+    least_tokens: int = 0,
 ) -> list[str]:
     """What the model writes after each prompt, sampled; settings left out are those that ship with it.
+    Before `least_tokens` it may not end.
 
     Prompts are complete: they begin with the tokenizer's first token, chat marks and all.
     """
@@ -66,7 +68,11 @@ def completions(
     tokenizer.padding_side = "left"
     inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, add_special_tokens=False)
     inputs.pop("token_type_ids", None)
-    settings = {k: v for k, v in {"temperature": temperature, "top_p": top_p}.items() if v is not None}
+    settings = {
+        k: v
+        for k, v in {"temperature": temperature, "top_p": top_p, "min_new_tokens": least_tokens or None}.items()
+        if v is not None
+    }
     output = model.generate(**inputs, do_sample=True, max_new_tokens=new_tokens, top_k=0, **settings)
     return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
@@ -82,7 +88,7 @@ def chat_prompts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def main() -> None:
     """Write `samples/text.jsonl`."""
     model, tokenizer = load(HERE / "model")
-    texts = completions(model, tokenizer, [str(tokenizer.bos_token)] * SAMPLES, SAMPLE_TOKENS, 7, temperature=1.0, top_p=1.0)
+    texts = completions(model, tokenizer, [str(tokenizer.bos_token)] * SAMPLES, SAMPLE_TOKENS, 7, 1.0, 1.0, SAMPLE_TOKENS)
     folder = HERE / "samples"
     folder.mkdir(exist_ok=True)
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
