@@ -31,9 +31,7 @@ def convert(
     from maasdam.operations.convert import convert_model
 
     with progress_bar() as progress:
-        document = convert_model(
-            source, to, out, processor=processor, data=data, task=task, trust=trust, progress=progress
-        )
+        document = convert_model(source, to, out, processor=processor, data=data, task=task, trust=trust, progress=progress)
     emit(document, as_json, lambda: shown(document))
 
 
@@ -48,7 +46,8 @@ def shown(document: dict[str, Any]) -> str:
     lines.append(table(("output", "max diff", "relative", "cosine", "allowed", "varies by"), rows))
     tokens = certificate["tokens"]
     if tokens and "agreed" in tokens:
-        lines += ["", f"greedy tokens equal: {tokens['agreed']} of {tokens['compared']} ({tokens['prompts']} prompts, {tokens['ties']} ties)"]
+        of = f"{tokens['agreed']} of {tokens['compared']} ({tokens['prompts']} prompts, {tokens['ties']} ties)"
+        lines += ["", f"greedy tokens equal: {of}"]
     seconds = certificate["seconds"]
     lines += [
         "",

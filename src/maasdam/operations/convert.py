@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from maasdam.core import FORMATS, Artifact, Format, Progress, Tensors, TextPayload, silent
 from maasdam.errors import Conflict, InvalidInput, MaasdamError, ServiceError
@@ -52,7 +52,7 @@ def convert_model(
     _check_free(out)
     began = time.perf_counter()
     with _beside(out) as folder:
-        candidate, certificate = _proven(source, cast(Format, to), folder, processor, data, task, trust, progress)
+        candidate, certificate = _proven(source, to, folder, processor, data, task, trust, progress)
         _put(candidate.path, out, certificate)
     signature = candidate.signature
     return {

@@ -32,14 +32,12 @@ class Direction:
 
 
 _TENSORS: dict[tuple[Layout, Format], Direction] = {
-    **{
-        (layout, to): direction
-        for layout in ("huggingface", "pt2", "torchscript")
-        for to, direction in {
-            "onnx": Direction("pytorch_to_onnx", "onnx", "onnxruntime"),
-            "openvino": Direction("pytorch_to_openvino", "ir", "openvino"),
-        }.items()
-    },  # type: ignore[dict-item]  # mypy widens literals inside a comprehension
+    ("huggingface", "onnx"): Direction("pytorch_to_onnx", "onnx", "onnxruntime"),
+    ("pt2", "onnx"): Direction("pytorch_to_onnx", "onnx", "onnxruntime"),
+    ("torchscript", "onnx"): Direction("pytorch_to_onnx", "onnx", "onnxruntime"),
+    ("huggingface", "openvino"): Direction("pytorch_to_openvino", "ir", "openvino"),
+    ("pt2", "openvino"): Direction("pytorch_to_openvino", "ir", "openvino"),
+    ("torchscript", "openvino"): Direction("pytorch_to_openvino", "ir", "openvino"),
     ("huggingface", "pytorch"): Direction("pytorch_to_pt2", "pt2", "pytorch"),
     ("torchscript", "pytorch"): Direction("pytorch_to_pt2", "pt2", "pytorch"),
     ("savedmodel", "onnx"): Direction("tensorflow_to_onnx", "onnx", "onnxruntime"),

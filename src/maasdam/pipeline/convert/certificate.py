@@ -175,7 +175,9 @@ class Proof:
         for name, output in self._outputs.items():
             wanted, found = reference[name], candidate[name]
             if wanted.shape != found.shape:
-                raise VerificationFailed(f"output '{name}' has shape {list(found.shape)} where the source gives {list(wanted.shape)}")
+                raise VerificationFailed(
+                    f"output '{name}' has shape {list(found.shape)} where the source gives {list(wanted.shape)}"
+                )
             if not np.isfinite(wanted).all():
                 raise VerificationFailed(f"the source's own output '{name}' holds NaN or infinity; that proves nothing")
             if wanted.size:
@@ -200,7 +202,9 @@ class Proof:
             if not output.max_abs_diff <= output.limit:
                 wrong.append(f"output '{output.name}' differs by {output.max_abs_diff:.3g} where {output.limit:.3g} is allowed")
             elif output.spread < BUDGET_TO_SPREAD * output.limit:
-                wrong.append(f"output '{output.name}' of the source varies by {output.spread:.3g} only, so agreement proves nothing")
+                wrong.append(
+                    f"output '{output.name}' of the source varies by {output.spread:.3g} only, so agreement proves nothing"
+                )
         if wrong or not self._cases:
             raise VerificationFailed("the conversion is not faithful: " + ("; ".join(wrong) or "nothing was compared"))
         return Certificate(

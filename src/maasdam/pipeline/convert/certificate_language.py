@@ -16,7 +16,7 @@ from maasdam.core import Artifact, Progress, Sampling, SequenceEngine, SequenceR
 from maasdam.engines import open_engine
 from maasdam.errors import VerificationFailed
 from maasdam.pipeline.convert.certificate import Certificate, Proof, Tolerance
-from maasdam.pipeline.convert.language_parity import StatefulScorer, padded_cases, reference_logits
+from maasdam.pipeline.convert.language_parity import StatefulScorer, padded_cases, reference_logits, vocabulary_and_context
 from maasdam.pipeline.convert.modules import load_transformers
 
 if TYPE_CHECKING:
@@ -38,19 +38,18 @@ def certify_language(
 ) -> Certificate:
     """As `certify`, for layout genai. `inputs` hold "input_ids" [1, T]."""
     model = load_transformers(source, "sdpa")
-    text = model.config.get_text_config(decoder=True)
-    longest = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", 1024)
+    vocabulary, longest = vocabulary_and_context(model)
     real = [tensors["input_ids"][:, : longest - NEW_TOKENS] for tensors in inputs]
     proof = Proof(tolerance, ["logits"])
     scorer = StatefulScorer(candidate.path / "openvino_model.xml")
     for seed in seeds:
         progress("compare logits", seed, len(seeds))
-        for ids, mask in padded_cases(text.vocab_size, longest, seed):
+        for ids, mask in padded_cases(vocabulary, longest, seed):
             _add_logits(proof, seed, model, scorer, ids, mask)
     for ids in real:
         _add_logits(proof, None, model, scorer, ids, None)
     proof_so_far = proof.certificate(source, candidate, seeds)
-    prompts = _prompts(text.vocab_size, longest, seeds) + [ids[0].tolist() for ids in real[:REAL_TEXTS]]
+    prompts = _prompts(vocabulary, longest, seeds) + [ids[0].tolist() for ids in real[:REAL_TEXTS]]
     tokens = _compare_tokens(source, candidate, prompts, model, proof_so_far.outputs[0].limit, longest, progress)
     return replace(proof_so_far, tokens=tokens)
 

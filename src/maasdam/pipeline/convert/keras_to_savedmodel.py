@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact, Signature, TensorSpec
 from maasdam.errors import InvalidModel, UnsafeModel, missing_extra
-from maasdam.pipeline.convert.signatures import describe
+from maasdam.pipeline.convert.modules import first_line
+from maasdam.pipeline.convert.signatures import describe, match
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -19,7 +18,7 @@ def write(source: Artifact, out: Path) -> Signature:
     """Write `out`/saved_model.pb and variables/; returns the signature read back."""
     import tensorflow as tf
 
-    export_keras(source.path / "model.keras", out)
+    export_keras(source.path / "model.keras", out, source.signature)
     return describe(signature_of(tf.saved_model.load(str(out)).signatures["serving_default"]), source.signature)
 
 
@@ -34,16 +33,33 @@ def load_keras(path: Path) -> Any:
     except ValueError as error:
         if "safe" in str(error).lower() or "lambda" in str(error).lower():
             raise UnsafeModel(f"{path} holds code that would run when loaded (a Lambda layer); refused") from error
-        raise InvalidModel(f"Keras can't load {path}: {str(error).splitlines()[0][:300]}") from error
+        raise InvalidModel(f"Keras can't load {path}: {first_line(error)}") from error
     except (OSError, KeyError, TypeError) as error:
-        raise InvalidModel(f"Keras can't load {path}: {str(error).splitlines()[0][:300]}") from error
+        raise InvalidModel(f"Keras can't load {path}: {first_line(error)}") from error
 
 
-def export_keras(path: Path, out: Path) -> None:
-    """Write the Keras model of `path` into the folder `out` as a SavedModel."""
+def export_keras(path: Path, out: Path, wanted: Signature | None) -> None:
+    """Write the Keras model of `path` into the folder `out` as a SavedModel, its tensors named as in `wanted`."""
+    import tensorflow as tf
+
     model = load_keras(path)
-    with contextlib.redirect_stdout(io.StringIO()):
-        model.export(out, verbose=False)
+    takes = [TensorSpec(t.name, t.dtype, tuple(t.shape)) for t in model.inputs]
+    gives = [TensorSpec(n, t.dtype, tuple(t.shape)) for n, t in zip(model.output_names, model.outputs, strict=True)]
+    wanted = wanted or Signature(tuple(takes), tuple(gives))
+    inputs = [match(wanted.inputs, takes, "inputs")[s.name] for s in takes]
+    outputs = [match(wanted.outputs, gives, "outputs")[s.name] for s in gives]
+    structure = getattr(model, "_inputs_struct", None)
+
+    def serve(**tensors: Any) -> dict[str, Any]:
+        flat = [tensors[name] for name in inputs]
+        packed = tf.nest.pack_sequence_as(structure, flat) if structure is not None else flat
+        return dict(zip(outputs, tf.nest.flatten(model(packed, training=False)), strict=True))
+
+    specs = {name: tf.TensorSpec(s.shape, s.dtype, name=name) for name, s in zip(inputs, takes, strict=True)}
+    holder = tf.Module()
+    holder.model = model  # so that its variables are saved
+    holder.serve = tf.function(serve).get_concrete_function(**specs)
+    tf.saved_model.save(holder, str(out), signatures={"serving_default": holder.serve})
 
 
 def signature_of(function: tf.types.experimental.ConcreteFunction) -> Signature:

@@ -53,6 +53,12 @@ class StatefulScorer:
         return np.concatenate(found, axis=1)
 
 
+def vocabulary_and_context(model: Any) -> tuple[int, int]:
+    """How many tokens a transformers model knows, and how many it takes at once (1024 where its config says nothing)."""
+    config = model.config.get_text_config(decoder=True)
+    return int(config.vocab_size), int(getattr(config, "max_position_embeddings", None) or 1024)
+
+
 def padded_cases(vocabulary: int, longest: int, seed: int) -> Iterator[tuple[type_array, type_array | None]]:
     """Random (ids, mask): one text alone, and two of which one is padded at its left."""
     import numpy as np
@@ -87,11 +93,10 @@ def check_parity(model: Any, model_file: Path) -> None:
     """Raise Unsupported when the file's logits are not the logits of the transformers `model`."""
     import numpy as np
 
-    text = model.config.get_text_config(decoder=True)
-    longest = getattr(text, "max_position_embeddings", None) or LENGTHS[0]
+    vocabulary, longest = vocabulary_and_context(model)
     scorer = StatefulScorer(model_file)
     difference = scale = 0.0
-    for ids, mask in padded_cases(text.vocab_size, longest, seed=0):
+    for ids, mask in padded_cases(vocabulary, longest, seed=0):
         reference = reference_logits(model, ids, mask)
         is_real = np.ones(ids.shape, bool) if mask is None else mask.astype(bool)
         length = ids.shape[1]

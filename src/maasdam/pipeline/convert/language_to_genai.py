@@ -35,7 +35,9 @@ def write(source: Artifact, out: Path) -> None:
     import openvino as ov
 
     if not has_fused_attention(source):
-        raise Unsupported(f"the architecture of {source.path} has no fused attention in transformers; it can't run on OpenVINO GenAI")
+        raise Unsupported(
+            f"the architecture of {source.path} has no fused attention in transformers; it can't run on OpenVINO GenAI"
+        )
     model = load_transformers(source, "sdpa")
     _refuse_inexpressible(model.config)
     try:
@@ -67,9 +69,10 @@ def _refuse_inexpressible(config: Any) -> None:
         if window and window < context:
             raise Unsupported(f"{name} attends within a window of {window} tokens; that does not convert yet")
     rope = getattr(text, "rope_parameters", None) or {}
-    kinds = {v.get("rope_type") for v in (rope.values() if rope and all(isinstance(v, dict) for v in rope.values()) else [rope])}
-    if kinds & {"dynamic", "longrope"}:
-        raise Unsupported(f"{name} scales its positions by the prompt's length ('{', '.join(map(str, kinds))}'); that does not convert")
+    by_layer = list(rope.values()) if rope and all(isinstance(v, dict) for v in rope.values()) else [rope]
+    kinds = {v.get("rope_type") for v in by_layer} & {"dynamic", "longrope"}
+    if kinds:
+        raise Unsupported(f"{name} scales its positions by the prompt's length ('{kinds.pop()}'); that does not convert yet")
 
 
 def _decoder(model: Any) -> torch.nn.Module:

@@ -32,7 +32,7 @@ def load_transformers(source: Artifact, attention: Attention) -> Any:
     except MaasdamError:
         raise
     except Exception as error:  # transformers raises anything for files that are not what they say
-        raise InvalidModel(f"transformers can't load the model in {source.path}: {_first_line(error)}") from error
+        raise InvalidModel(f"transformers can't load the model in {source.path}: {first_line(error)}") from error
     model.set_attn_implementation(attention)
     return model.eval().requires_grad_(False)
 
@@ -57,10 +57,11 @@ def named_module(source: Artifact, attention: Attention) -> torch.nn.Module:
     return name_module(load_transformers(source, attention), need_signature(source))
 
 
-def name_module(model: torch.nn.Module, signature: Signature) -> torch.nn.Module:
-    """A transformers model as `forward(<input names>) -> {"<output name>": tensor}`, the names being the signature's.
+def name_module(model: torch.nn.Module, signature: Signature, *, by_position: bool = False) -> torch.nn.Module:
+    """A model as `forward(<input names>) -> {"<output name>": tensor}`, the names being the signature's.
 
-    Positional tensors in, a plain dict of tensors out: no type of transformers reaches the exported file.
+    Positional tensors in, a plain dict of tensors out: no type of transformers reaches the exported file. transformers'
+    models are called by name; `by_position` calls others in the signature's order and names their outputs in order.
     """
     import torch
 
@@ -73,14 +74,22 @@ def name_module(model: torch.nn.Module, signature: Signature) -> torch.nn.Module
             self.model = model
 
         def forward(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
-            answer = self.model(**dict(zip(inputs, tensors, strict=True)), return_dict=True)
-            return {name: answer[name] for name in outputs}
+            if not by_position:
+                answer = self.model(**dict(zip(inputs, tensors, strict=True)), return_dict=True)
+                return {name: answer[name] for name in outputs}
+            answer = self.model(*tensors)
+            if isinstance(answer, dict):
+                return {name: answer[name] for name in outputs}
+            found = answer if isinstance(answer, tuple | list) else [answer]
+            return dict(zip(outputs, found, strict=False))
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     # torch.export names the graph's inputs after the parameters of forward
     forward: Any = Named.forward
     forward.__signature__ = inspect.Signature([inspect.Parameter(n, kind) for n in ("self", *inputs)])
-    return Named().eval()
+    named = Named()
+    named.training = False  # not eval(): an exported program inside is in that mode already and refuses to be told
+    return named
 
 
 def need_signature(source: Artifact) -> Signature:
@@ -90,5 +99,6 @@ def need_signature(source: Artifact) -> Signature:
     return source.signature
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's library says first, at most 300 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -64,7 +64,9 @@ def probe(signature: Signature, sizes: Sizes, *, seed: int, folder: Path | None 
     return out
 
 
-def proof_cases(signature: Signature, seeds: tuple[int, ...], folder: Path | None) -> Iterator[tuple[int, dict[str, type_array]]]:
+def proof_cases(
+    signature: Signature, seeds: tuple[int, ...], folder: Path | None
+) -> Iterator[tuple[int, dict[str, type_array]]]:
     """(seed, batch) for every seed and every set of sizes the signature leaves open."""
     is_open = any(None in s.shape for s in signature.inputs)
     for seed in seeds:

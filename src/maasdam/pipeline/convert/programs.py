@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from maasdam.core import Artifact, Signature
 from maasdam.engines.pytorch_engine import weights_only
 from maasdam.errors import InvalidModel, MaasdamError, Unsupported, missing_extra
-from maasdam.pipeline.convert.modules import Attention, has_fused_attention, named_module, need_signature
+from maasdam.pipeline.convert.modules import (
+    Attention,
+    first_line,
+    has_fused_attention,
+    name_module,
+    named_module,
+    need_signature,
+)
 from maasdam.pipeline.convert.probes import EXPORT_SIZES, probe
 from maasdam.pipeline.convert.signatures import axis_name
 
@@ -114,18 +121,20 @@ def load_pt2(source: Artifact) -> ExportedProgram:
         with weights_only():
             return torch.export.load(source.path / "model.pt2")
     except Exception as error:  # a damaged archive raises anything
-        raise InvalidModel(f"torch.export can't load {source.path / 'model.pt2'}: {str(error).splitlines()[0][:300]}") from error
+        raise InvalidModel(f"torch.export can't load {source.path / 'model.pt2'}: {first_line(error)}") from error
 
 
 def save_pt2(program: ExportedProgram, path: str) -> None:
     """Write the program without its sample inputs: loading it then unpickles nothing."""
     import torch
 
-    program._example_inputs = {}  # what loading a program without any gives; the public setter takes only inputs that fit
+    # an empty dict is what loading a program without any gives; the public setter takes only inputs that fit
+    program._example_inputs = {}  # type: ignore[assignment]
     torch.export.save(program, path)
 
 
 def _from_torchscript(source: Artifact) -> ExportedProgram:
+    """TorchScript through torch's own converter, which opens every axis, then exported again as the signature says."""
     import torch
     from torch._export.converter import TS2EPConverter
 
@@ -134,4 +143,5 @@ def _from_torchscript(source: Artifact) -> ExportedProgram:
     script = torch.jit.load(source.path / "model.pt", map_location="cpu").eval()
     examples = tuple(torch.from_numpy(arrays[s.name]) for s in signature.inputs)
     with torch.no_grad():
-        return TS2EPConverter(script, examples, {}).convert()
+        program = TS2EPConverter(script, examples, {}).convert()
+    return export_module(name_module(program.module(), signature, by_position=True), signature, source.path)

@@ -119,7 +119,9 @@ def check_kept(source: Signature, produced: Signature) -> None:
     for what, wanted, found in (("input", source.inputs, produced.inputs), ("output", source.outputs, produced.outputs)):
         have = {s.name: s for s in found}
         if set(have) != {s.name for s in wanted}:
-            raise VerificationFailed(f"the {what}s were {_names(wanted)} and are now {_names(found)}; the conversion lost names")
+            raise VerificationFailed(
+                f"the {what}s were {_names(wanted)} and are now {_names(found)}; the conversion lost names"
+            )
         for spec in wanted:
             now = have[spec.name]
             if what == "input" and now.dtype != spec.dtype:
@@ -128,7 +130,9 @@ def check_kept(source: Signature, produced: Signature) -> None:
                 raise VerificationFailed(f"{what} '{spec.name}' had {len(spec.shape)} axes and has {len(now.shape)} now")
             lost = [i for i, (a, b) in enumerate(zip(spec.shape, now.shape, strict=True)) if a is None and b is not None]
             if lost:
-                raise VerificationFailed(f"{what} '{spec.name}' lost its dynamic axis {lost[0]}: it is fixed at {now.shape[lost[0]]}")
+                raise VerificationFailed(
+                    f"{what} '{spec.name}' lost its dynamic axis {lost[0]}: it is fixed at {now.shape[lost[0]]}"
+                )
 
 
 def _names(specs: Iterable[TensorSpec]) -> str:
@@ -156,8 +160,10 @@ def name_onnx(model: onnx.ModelProto, wanted: Signature) -> None:
 
 
 def _rename_values(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+    for value in (*graph.input, *graph.output, *graph.value_info):
         value.name = names.get(value.name, value.name)
+    for weight in graph.initializer:
+        weight.name = names.get(weight.name, weight.name)
     for node in graph.node:
         for i, name in enumerate(node.input):
             node.input[i] = names.get(name, name)

@@ -8,13 +8,17 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact, Signature
 from maasdam.errors import InvalidModel, MaasdamError, Unsupported, missing_extra
 from maasdam.pipeline.convert.keras_to_savedmodel import export_keras
+from maasdam.pipeline.convert.modules import first_line
 from maasdam.pipeline.convert.pytorch_to_onnx import OPERATOR_SET
 from maasdam.pipeline.convert.signatures import describe, name_onnx, of_onnx
+
+if TYPE_CHECKING:
+    import onnx
 
 SIGNATURE = "serving_default"
 
@@ -29,7 +33,7 @@ def write(source: Artifact, out: Path) -> Signature:
     if source.layout == "savedmodel":
         return _convert(source.path, source.signature, out / "model.onnx")
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        export_keras(source.path / "model.keras", Path(folder))
+        export_keras(source.path / "model.keras", Path(folder), source.signature)
         return _convert(Path(folder), source.signature, out / "model.onnx")
 
 
@@ -43,13 +47,26 @@ def _convert(saved_model: Path, wanted: Signature | None, path: Path) -> Signatu
             raise
         except Exception as error:  # tf2onnx and TensorFlow raise anything
             raise Unsupported(f"tf2onnx can't convert {saved_model}: {str(error)[:400]}") from error
-    unknown = sorted({n.op_type for n in model.graph.node if n.domain not in ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")})
-    if unknown:
+    if unknown := sorted(_unknown_operators(model.graph)):
         raise Unsupported(f"no ONNX operator for TensorFlow's {', '.join(unknown)}, which the model uses")
     if wanted is not None:
         name_onnx(model, wanted)
     onnx.save(model, path)
     return describe(of_onnx(model), wanted)
+
+
+def _unknown_operators(graph: onnx.GraphProto) -> set[str]:
+    """What tf2onnx left as TensorFlow's own: it only logs it."""
+    from onnx import defs
+
+    found = set()
+    for node in graph.node:
+        if not defs.has(node.op_type, domain=node.domain):
+            found.add(node.op_type)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                found |= _unknown_operators(inner)
+    return found
 
 
 def _run_tf2onnx(saved_model: Path) -> Any:
@@ -69,7 +86,7 @@ def _run_tf2onnx(saved_model: Path) -> Any:
             return_tensors_to_rename=True,
         )
     except (OSError, AssertionError) as error:
-        raise InvalidModel(f"TensorFlow can't read '{SIGNATURE}' of {saved_model}: {str(error).splitlines()[0][:300]}") from error
+        raise InvalidModel(f"TensorFlow can't read '{SIGNATURE}' of {saved_model}: {first_line(error)}") from error
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(frozen, name="")
         onnx_graph = process_tf_graph(
@@ -102,7 +119,7 @@ def _quiet() -> Iterator[None]:
     """Silence tf2onnx's log and what TensorFlow prints."""
     logger = logging.getLogger("tf2onnx")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield

@@ -19,7 +19,7 @@ def write(source: Artifact, out: Path) -> Signature:
     from maasdam.pipeline.convert.keras_to_savedmodel import export_keras
 
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        export_keras(source.path / "model.keras", Path(folder))
+        export_keras(source.path / "model.keras", Path(folder), source.signature)
         return _convert(Path(folder), source.signature, out)
 
 

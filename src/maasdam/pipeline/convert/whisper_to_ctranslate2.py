@@ -6,6 +6,7 @@ from pathlib import Path
 
 from maasdam.core import Artifact
 from maasdam.errors import InvalidModel, Unsupported, missing_extra
+from maasdam.pipeline.convert.modules import first_line
 from maasdam.pipeline.convert.pytorch_to_onnx import quiet_exporter
 
 COPIED = ("tokenizer.json", "preprocessor_config.json")
@@ -20,10 +21,12 @@ def write(source: Artifact, out: Path) -> None:
         raise missing_extra("ctranslate2", "speech") from error
     missing = [name for name in COPIED if not (source.path / name).is_file()]
     if missing:
-        raise InvalidModel(f"{source.path} lacks {' and '.join(missing)}; Whisper needs its tokenizer and its feature extractor")
+        raise InvalidModel(
+            f"{source.path} lacks {' and '.join(missing)}; Whisper needs its tokenizer and its feature extractor"
+        )
     try:
         with quiet_exporter():
             converter = TransformersConverter(str(source.path), copy_files=list(COPIED), trust_remote_code=False)
             converter.convert(str(out), force=True)
     except Exception as error:  # the converter raises anything
-        raise Unsupported(f"CTranslate2 can't convert {source.path}: {str(error).splitlines()[0][:300]}") from error
+        raise Unsupported(f"CTranslate2 can't convert {source.path}: {first_line(error)}") from error

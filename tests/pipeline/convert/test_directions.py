@@ -1,0 +1,160 @@
+"""Every direction gives the same numbers under the same names, with the same axes left open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maasdam.core import Artifact, Format
+from maasdam.errors import Unsupported
+from maasdam.pipeline.convert import convert
+from maasdam.pipeline.convert.certificate import certify
+from tests.engines.networks import CNN, PAIR, WORDS, Network, artifact
+from tests.pipeline.convert import tiny
+
+pytestmark = [
+    # TorchScript is a format we read: what torch says of its age is not ours to heed
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Manually populate:UserWarning"),
+]
+ENGINES = {"pt2": "pytorch", "torchscript": "pytorch", "onnx": "onnxruntime", "savedmodel": "tensorflow", "keras": "tensorflow"}
+WAYS: list[tuple[str, Format, Network]] = [
+    ("pt2", "onnx", CNN),
+    ("pt2", "onnx", PAIR),
+    ("pt2", "onnx", WORDS),
+    ("pt2", "openvino", CNN),
+    ("pt2", "openvino", PAIR),
+    ("pt2", "openvino", WORDS),
+    ("torchscript", "onnx", CNN),
+    ("torchscript", "openvino", CNN),
+    ("torchscript", "pytorch", CNN),
+    ("onnx", "openvino", CNN),
+    ("onnx", "openvino", PAIR),
+    ("onnx", "openvino", WORDS),
+    ("savedmodel", "onnx", CNN),
+    ("savedmodel", "onnx", PAIR),
+    ("savedmodel", "onnx", WORDS),
+    ("savedmodel", "openvino", CNN),
+    ("savedmodel", "openvino", PAIR),
+    ("savedmodel", "openvino", WORDS),
+    ("keras", "onnx", PAIR),
+    ("keras", "openvino", CNN),
+    ("keras", "tensorflow", CNN),
+]
+
+
+def converted(source: Artifact, to: Format, out: Path) -> Artifact:
+    """What `convert` made, as an artifact."""
+    out.mkdir()
+    made = convert(source, to, out)
+    return Artifact(f"sha256:{to}", out, made.format, made.layout, source.task, made.engine, made.signature, 1)
+
+
+@pytest.mark.parametrize(("layout", "to", "network"), WAYS, ids=lambda v: getattr(v, "name", v))
+def test_a_direction_keeps_numbers_names_and_open_axes(layout: str, to: Format, network: Network, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    source = artifact(tmp_path / "source", network, layout, ENGINES[layout])
+    candidate = converted(source, to, tmp_path / "out")
+    assert candidate.format == to
+    assert candidate.signature is not None and source.signature is not None
+    assert {s.name: s.shape for s in candidate.signature.inputs} == {s.name: s.shape for s in source.signature.inputs}
+    assert {s.name for s in candidate.signature.outputs} == {s.name for s in source.signature.outputs}
+    proof = certify(source, candidate, seeds=(0, 1))
+    assert {o.name for o in proof.outputs} == {s.name for s in source.signature.outputs}
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: Any) -> Iterator[dict[str, Artifact]]:
+    folder = tmp_path_factory.mktemp("huggingface")
+    yield {
+        "mobilenet": tiny.image_classifier(folder / "mobilenet"),
+        "vit": tiny.image_classifier(folder / "vit", "vit"),
+        "speech": tiny.speech_recogniser(folder / "speech"),
+    }
+
+
+@pytest.mark.parametrize("name", ["mobilenet", "vit", "speech"])
+@pytest.mark.parametrize("to", ["onnx", "openvino", "pytorch"])
+def test_a_transformers_model_converts_with_batch_and_sequence_open(
+    name: str, to: Format, networks: dict[str, Artifact], tmp_path: Path
+) -> None:
+    source = networks[name]
+    candidate = converted(source, to, tmp_path / "out")
+    assert candidate.signature is not None and source.signature is not None
+    assert [(s.name, s.dtype, s.shape) for s in candidate.signature.inputs] == [
+        (s.name, s.dtype, s.shape) for s in source.signature.inputs
+    ]
+    assert candidate.signature.inputs[0].value_range == source.signature.inputs[0].value_range
+    assert (tmp_path / "out" / "config.json").is_file(), "the processor's files travel with the model"
+    certify(source, candidate, seeds=(0,))
+
+
+def test_the_axes_of_an_onnx_file_are_called_batch_and_sequence(networks: dict[str, Artifact], tmp_path: Path) -> None:
+    import onnx
+
+    converted(networks["speech"], "onnx", tmp_path / "out")
+    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    axes = [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.input, *graph.output)]
+    assert axes == [["batch", "sequence", 80], ["batch", "sequence"], ["batch", "sequence", 12]]
+
+
+def test_a_pt2_carries_no_sample_inputs_and_inspects_as_harmless(networks: dict[str, Artifact], tmp_path: Path) -> None:
+    import torch
+
+    from maasdam.artifacts.sources import inspect
+
+    candidate = converted(networks["mobilenet"], "pytorch", tmp_path / "out")
+    program = torch.export.load(tmp_path / "out" / "model.pt2")
+    assert not program.example_inputs
+    found = inspect(str(tmp_path / "out"))
+    assert not [r for r in found.risks if r.severity != "info"]
+    assert found.signature is not None and candidate.signature is not None
+    assert [s.name for s in found.signature.outputs] == ["logits"] == [s.name for s in candidate.signature.outputs]
+
+
+@pytest.mark.parametrize(("layout", "to"), [("onnx", "pytorch"), ("onnx", "tensorflow"), ("pt2", "tensorflow")])
+def test_a_direction_that_does_not_exist_is_named(layout: Any, to: Format, tmp_path: Path) -> None:
+    source = Artifact("sha256:x", tmp_path, "onnx" if layout == "onnx" else "pytorch", layout, None, "", CNN.signature, 1)
+    with pytest.raises(Unsupported, match=rf"can't convert \w+ \({layout}\) to {to}"):
+        convert(source, to, tmp_path)
+
+
+def test_a_model_of_the_format_already_has_nothing_to_convert(tmp_path: Path) -> None:
+    source = Artifact("sha256:x", tmp_path, "onnx", "onnx", None, "onnxruntime", CNN.signature, 1)
+    with pytest.raises(Unsupported, match="already"):
+        convert(source, "onnx", tmp_path)
+
+
+def test_an_operator_tensorflow_has_and_onnx_has_not_is_named(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 4), tf.float32, name="x")])
+    def forward(x: Any) -> Any:
+        return {"y": tf.raw_ops.Betainc(a=x, b=x, x=x)}
+
+    module = tf.Module()
+    module.forward = forward
+    (tmp_path / "source").mkdir()
+    tf.saved_model.save(module, str(tmp_path / "source"), signatures={"serving_default": forward.get_concrete_function()})
+    source = Artifact("sha256:x", tmp_path / "source", "tensorflow", "savedmodel", None, "tensorflow", None, 1)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(Unsupported, match="Betainc"):
+        convert(source, "onnx", tmp_path / "out")
+
+
+def test_keras_exact_gelu_converts_to_onnx(tmp_path: Path) -> None:
+    import keras
+
+    x = keras.Input((6,), name="x")
+    model = keras.Model(x, keras.layers.Dense(4, activation="gelu", name="y")(x))
+    (tmp_path / "source").mkdir()
+    model.save(tmp_path / "source" / "model.keras")
+    source = Artifact("sha256:x", tmp_path / "source", "tensorflow", "keras", None, "tensorflow", None, 1)
+    candidate = converted(source, "onnx", tmp_path / "out")
+    assert candidate.signature is not None
+    wanted = replace(source, signature=candidate.signature)
+    certify(wanted, candidate, seeds=(0,))

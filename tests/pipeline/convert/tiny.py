@@ -1,0 +1,167 @@
+"""Tiny transformers models with random weights, saved as Hugging Face folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from maasdam.core import IMAGE_CLASSIFICATION, SPEECH_RECOGNITION, TEXT_GENERATION, Artifact, Signature, TensorSpec
+
+VOCABULARY = 300
+_TOKENS: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.3}
+_LLAMA: dict[str, Any] = {
+    **_TOKENS,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+
+
+def _signature(inputs: list[TensorSpec], classes: int, *, is_sequence: bool) -> Signature:
+    shape = (None, None, classes) if is_sequence else (None, classes)
+    return Signature(tuple(inputs), (TensorSpec("logits", "float32", shape),))
+
+
+def image_classifier(folder: Path, kind: str = "mobilenet") -> Artifact:
+    """MobileNetV2 or ViT on 32 x 32 pixels, 7 classes."""
+    import torch
+    import transformers as t
+
+    torch.manual_seed(0)
+    if kind == "vit":
+        sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+        model: Any = t.ViTForImageClassification(
+            t.ViTConfig(image_size=32, patch_size=8, num_labels=7, initializer_range=0.3, **sizes)
+        )
+    else:
+        model = t.MobileNetV2ForImageClassification(t.MobileNetV2Config(image_size=32, depth_multiplier=0.35, num_labels=7))
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+        with torch.no_grad():  # statistics of real passes, else nothing but zeros reaches the head
+            model.train()(pixel_values=torch.randn(64, 3, 32, 32))
+        model.classifier.weight.data.normal_(0, 0.5)
+    _save(model, folder)
+    pixels = TensorSpec("pixel_values", "float32", (None, 3, 32, 32), "NCHW", (-1.0, 1.0))
+    signature = _signature([pixels], 7, is_sequence=False)
+    return Artifact(f"sha256:{kind}", folder, "pytorch", "huggingface", IMAGE_CLASSIFICATION, "pytorch", signature, 1)
+
+
+def speech_recogniser(folder: Path) -> Artifact:
+    """Wav2Vec2Bert with a CTC head over 80 mel bands, 12 tokens: the architecture of the starter model."""
+    import torch
+    import transformers as t
+
+    torch.manual_seed(0)
+    config = t.Wav2Vec2BertConfig(
+        vocab_size=12,
+        hidden_size=32,
+        output_hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        feature_projection_input_dim=80,
+        conv_depthwise_kernel_size=5,
+        position_embeddings_type="relative_key",
+        add_adapter=False,
+        initializer_range=0.3,
+    )
+    _save(t.Wav2Vec2BertForCTC(config), folder)
+    inputs = [TensorSpec("input_features", "float32", (None, None, 80)), TensorSpec("attention_mask", "int64", (None, None))]
+    signature = _signature(inputs, 12, is_sequence=True)
+    return Artifact("sha256:speech", folder, "pytorch", "huggingface", SPEECH_RECOGNITION, "pytorch", signature, 1)
+
+
+def language_model(folder: Path, kind: str = "llama", **changes: Any) -> Artifact:
+    """A decoder of two layers with a byte-level tokenizer."""
+    import torch
+    import transformers as t
+
+    torch.manual_seed(0)
+    gpt2: dict[str, Any] = {**_TOKENS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+    configs: dict[str, tuple[Any, dict[str, Any]]] = {
+        "llama": (t.LlamaConfig, _LLAMA),
+        "qwen2": (t.Qwen2Config, _LLAMA),
+        "gpt2": (t.GPT2Config, gpt2),
+        "mistral": (t.MistralConfig, {**_LLAMA, "sliding_window": 8}),
+        "bloom": (t.BloomConfig, {**_TOKENS, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    }
+    config, sizes = configs[kind]
+    _save(t.AutoModelForCausalLM.from_config(config(**{**sizes, **changes}), dtype=torch.float32), folder)
+    _byte_tokenizer().save_pretrained(folder)
+    return Artifact(f"sha256:{kind}", folder, "pytorch", "huggingface", TEXT_GENERATION, "transformers", None, 1)
+
+
+def whisper(folder: Path) -> Artifact:
+    """Whisper with two layers a side and a byte-level vocabulary."""
+    import torch
+    import transformers as t
+
+    torch.manual_seed(0)
+    names = ["startoftranscript", "en", "translate", "transcribe", "startoflm", "startofprev", "nospeech", "notimestamps"]
+    special = ["<|endoftext|>", *(f"<|{name}|>" for name in names)]
+    tokenizer = _byte_tokenizer(special)
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in special}
+    end, start = ids["<|endoftext|>"], ids["<|startoftranscript|>"]
+    config = t.WhisperConfig(
+        vocab_size=len(tokenizer) + 1501,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_target_positions=64,
+        init_std=0.3,
+        decoder_start_token_id=start,
+        eos_token_id=end,
+        bos_token_id=end,
+        pad_token_id=end,
+    )
+    model = t.WhisperForConditionalGeneration(config)
+    model.generation_config.update(suppress_tokens=[], begin_suppress_tokens=[])
+    _save(model, folder)
+    tokenizer.save_pretrained(folder)
+    t.WhisperFeatureExtractor().save_pretrained(folder)
+    return Artifact("sha256:whisper", folder, "pytorch", "huggingface", SPEECH_RECOGNITION, "transformers", None, 1)
+
+
+def change_a_weight(folder: Path, by: float = 0.5) -> None:
+    """Add `by` to one number of the largest matrix in model.safetensors."""
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    name = max((n for n in tensors if tensors[n].ndim == 2), key=lambda n: tensors[n].numel())
+    tensors[name][1, 1] += by
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def _save(model: Any, folder: Path) -> None:
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    folder.mkdir(parents=True, exist_ok=True)
+    model.eval().save_pretrained(folder)
+
+
+def _byte_tokenizer(special: list[str] | None = None) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    first = [] if special else ["<pad>", "<s>", "</s>"]
+    tokenizer.train_from_iterator(
+        ["hello"], trainers.BpeTrainer(vocab_size=300, special_tokens=first, initial_alphabet=alphabet)
+    )
+    if special:
+        tokenizer.add_special_tokens(special)
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[0], bos_token=special[0])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
