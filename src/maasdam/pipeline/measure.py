@@ -11,6 +11,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+Joules = Callable[[float, float], tuple[float | None, str]]
+"""(processor seconds, the last so many seconds) -> (joules or None, the method or why not)."""
+ENERGY_SECONDS = 2.0
 WARM_UP = 3
 RARELY = 5
 """Who is only shown beside the others takes part in one round of so many."""
@@ -21,8 +24,6 @@ class Timing:
     """What one subject took, run by run."""
 
     seconds: tuple[float, ...]
-    cpu_seconds: float
-    """Processor seconds of this process over all runs."""
 
     @property
     def p50(self) -> float:
@@ -51,7 +52,6 @@ def take_turns(
     aside: frozenset[str] = frozenset(),
     tell: Callable[[int, int], None] = lambda done, total: None,
     clock: Callable[[], float] = time.perf_counter,
-    cpu_clock: Callable[[], float] = time.process_time,
 ) -> dict[str, Timing]:
     """Call each subject once a round, who begins moving on by one each round; each is given the round's number.
 
@@ -65,7 +65,6 @@ def take_turns(
                 run(warm)
     names = list(subjects)
     took: dict[str, list[float]] = {name: [] for name in names}
-    cpu = dict.fromkeys(names, 0.0)
     began = clock()
     for number in range(rounds[1]):
         if number >= rounds[0] and clock() - began > seconds:
@@ -76,8 +75,27 @@ def take_turns(
             if name in aside and number % RARELY:
                 continue
             subjects[name](number)
-            start, cpu_start = clock(), cpu_clock()
+            start = clock()
             subjects[name](number)
             took[name].append(clock() - start)
-            cpu[name] += cpu_clock() - cpu_start
-    return {name: Timing(tuple(took[name]), cpu[name]) for name in names}
+    return {name: Timing(tuple(took[name])) for name in names}
+
+
+def joules_per_run(
+    run: Callable[[int], object],
+    joules: Joules,
+    *,
+    seconds: float = ENERGY_SECONDS,
+    clock: Callable[[], float] = time.perf_counter,
+    cpu_clock: Callable[[], float] = time.process_time,
+) -> float | None:
+    """Joules of one run, from running for `seconds` without pause; None where nothing measures energy."""
+    if joules(0.0, 1.0)[0] is None:
+        return None
+    start, cpu_start = clock(), cpu_clock()
+    count = 0
+    while count < 2 or clock() - start < seconds:
+        run(count)
+        count += 1
+    total, _ = joules(cpu_clock() - cpu_start, clock() - start)
+    return None if total is None else total / count

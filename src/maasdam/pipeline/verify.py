@@ -17,14 +17,14 @@ from typing import Any
 
 from maasdam.core import Artifact, Example, Progress, Score, silent
 from maasdam.errors import EngineFailure, InvalidInput, MaasdamError, VerificationFailed
+from maasdam.pipeline.answers import Answers
 from maasdam.pipeline.examples import PreparedExamples, labels_of
 from maasdam.pipeline.footprint import footprint_bytes
-from maasdam.pipeline.measure import Timing, take_turns
-from maasdam.pipeline.parity import Parity
+from maasdam.pipeline.measure import Joules, Timing, joules_per_run, take_turns
 from maasdam.pipeline.recipe import Limits
 from maasdam.pipeline.report import Column, Report, drop_of, judge
 from maasdam.pipeline.run_recipe import content_digest, installed_version, processor_name
-from maasdam.pipeline.subjects import Observed, TensorSubject, agree, shown, truth_shown
+from maasdam.pipeline.subjects import Observed, TensorSubject
 
 LATENCY_SECONDS = 10.0
 THROUGHPUT_SECONDS = 5.0
@@ -35,9 +35,6 @@ SLOWER = 0.97
 BUSY = 1.5
 """Load per core above which the notes say that others were computing too."""
 LIBRARIES = ("openvino", "openvino_genai", "onnxruntime", "nncf", "torch", "transformers", "tensorflow_cpu", "numpy")
-
-Joules = Callable[[float, float], tuple[float | None, str]]
-"""(processor seconds, seconds) -> (joules or None, the method or why not)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +104,7 @@ class _Tensors:
                 _close(other, subjects)
             subjects["reference"], times["reference"] = subjects.pop(faster), times.pop(faster)
             batches = self._throughput(subjects)
+            energy = self._energy(subjects)
             answers = self._answer(subjects)
             precisions = self._precisions(subjects["candidate"])
         finally:
@@ -114,7 +112,9 @@ class _Tensors:
                 subject.close()
         memory = self._memory(subjects, threads)
         columns = {
-            name: self._column(s, times[name], batches[name], memory.get(s.artifact.digest), answers.scores.get(name))
+            name: self._column(
+                s, times[name], batches[name], energy.get(name), memory.get(s.artifact.digest), answers.scores.get(name)
+            )
             for name, s in subjects.items()
         }
         return self._judged(limits, columns, answers, precisions, threads)
@@ -169,11 +169,11 @@ class _Tensors:
             lambda done, total: self.how.progress("throughput", done, total),
         )
 
-    def _answer(self, subjects: Mapping[str, TensorSubject]) -> _Answers:
+    def _answer(self, subjects: Mapping[str, TensorSubject]) -> Answers:
         """Every example through the candidate and the reference, and as many as time allows through the source."""
         import time
 
-        answers = _Answers(self.examples.examples, self.candidate.task, labels_of(self.source.path))
+        answers = Answers(self.examples.examples, self.candidate.task, labels_of(self.source.path))
         count, source_until = len(subjects["candidate"]), time.monotonic() + SOURCE_SECONDS
         for index in range(count):
             self.how.progress("score", index, count)
@@ -212,11 +212,25 @@ class _Tensors:
                 self.notes += [why] if why else []
         return found
 
+    def _energy(self, subjects: Mapping[str, TensorSubject]) -> dict[str, float | None]:
+        """Joules per example, run in batches."""
+        self.how.progress("energy")
+        found: dict[int, float | None] = {}
+        for subject in subjects.values():
+            if id(subject) not in found:
+                joules = joules_per_run(subject.run_batch, self.how.joules)
+                found[id(subject)] = None if joules is None else joules / subject.batch_rows
+        return {name: found[id(s)] for name, s in subjects.items()}
+
     def _column(
-        self, subject: TensorSubject, times: Timing, batches: Timing, memory: int | None, score: Score | None
+        self,
+        subject: TensorSubject,
+        times: Timing,
+        batches: Timing,
+        joules: float | None,
+        memory: int | None,
+        score: Score | None,
     ) -> Column:
-        rows = subject.batch_rows * len(batches.seconds)
-        joules, _ = self.how.joules(batches.cpu_seconds, sum(batches.seconds))
         return Column(
             engine=subject.artifact.engine,
             digest=subject.artifact.digest,
@@ -225,14 +239,14 @@ class _Tensors:
             p50=times.p50 * 1000,
             p99=times.p99 * 1000,
             throughput=subject.batch_rows / batches.p50,
-            joules=None if joules is None else joules / rows,
+            joules=joules,
             memory_bytes=memory,
             accuracy=None if score is None else score.value,
             extra={} if score is None else score.extra,
         )
 
     def _judged(
-        self, limits: Limits, columns: Mapping[str, Column], answers: _Answers, precisions: Mapping[str, int], threads: int
+        self, limits: Limits, columns: Mapping[str, Column], answers: Answers, precisions: Mapping[str, int], threads: int
     ) -> Report:
         candidate, reference = columns["candidate"], columns["reference"]
         metric = answers.metric
@@ -245,7 +259,7 @@ class _Tensors:
             drop=drop_of(metric, reference.accuracy, candidate.accuracy) if metric else None,
             examples=answers.scored,
             unit="items/s",
-            energy_method=self.how.joules(0.0, 0.0)[1],
+            energy_method=self.how.joules(0.0, 1.0)[1],
             notes=(*self.how.notes, *self.notes, *answers.notes),
             why_no_accuracy=answers.why_not,
             precisions=precisions,
@@ -260,81 +274,6 @@ class _Tensors:
 
 
 BATCH_SAYS = "8 examples in one run where the batch is dynamic, else 1"
-
-
-@dataclass(slots=True)
-class _Answers:
-    """What the subjects said to the examples."""
-
-    examples: Sequence[Example]
-    task: str | None
-    labels: Mapping[int, str] | None
-    parity: Parity = field(default_factory=Parity)
-    observed: dict[str, list[Observed]] = field(default_factory=lambda: {"candidate": [], "reference": [], "source": []})
-    scores: dict[str, Score] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    metric: str | None = None
-    scored: int = 0
-    why_not: str | None = None
-
-    def broke(self, index: int, error: Exception) -> None:
-        """The candidate's engine failed on an example."""
-        self.parity.problems.append(f"the candidate broke on '{self._name(index)}': {error}")
-
-    def compare(self, index: int) -> None:
-        """Candidate against reference for the example observed last."""
-        one, other = self.observed["reference"][-1], self.observed["candidate"][-1]
-        if other.outputs:
-            self.parity.add(self._name(index), one.outputs, other.outputs, agree(one, other))
-
-    def score(self) -> None:
-        """The metric of each column, over all examples (the source's over those it was shown)."""
-        self.why_not = self._why_no_metric()
-        if self.why_not is not None:
-            return
-        if self.task is None:
-            self.metric, self.scored = "cosine", len(self.examples)
-            value = self.parity.cosine
-            self.scores = {"reference": Score("cosine", 1.0, self.scored, True)}
-            if value is not None:
-                self.scores["candidate"] = Score("cosine", value, self.scored, True)
-            return
-        from maasdam.tasks import score
-
-        self.scored = len(self.examples)
-        for name, seen in self.observed.items():
-            answers = [o.answer for o in seen if o.answer is not None]
-            if not seen or len(answers) != len(seen):
-                continue  # NaN somewhere: the problem is in parity.problems
-            self.scores[name] = score(self.task, answers, self.examples[: len(answers)])
-            self.metric = self.scores[name].metric
-        if 0 < len(self.observed["source"]) < len(self.examples):
-            self.notes.append(f"the source on its own engine was scored on the first {len(self.observed['source'])} examples")
-
-    def samples(self) -> tuple[dict[str, Any], ...]:
-        """One row per example, for checks from outside."""
-        if not self.examples:
-            return ()
-        rows = zip(self.examples, self.observed["reference"], self.observed["candidate"], strict=True)
-        return tuple(
-            {
-                "name": example.name,
-                "truth": truth_shown(example, self.labels),
-                "reference": shown(reference.answer),
-                "candidate": shown(candidate.answer),
-            }
-            for example, reference, candidate in rows
-        )
-
-    def _why_no_metric(self) -> str | None:
-        if not self.examples:
-            return "no --data was given: the verdict rests on parity alone, on random inputs (seeds 0-7)"
-        if self.task is not None and any(e.truth is None for e in self.examples):
-            return "the data has no labels: the verdict rests on parity alone"
-        return None
-
-    def _name(self, index: int) -> str:
-        return self.examples[index].name if self.examples else f"random input {index}"
 
 
 def finished(report: Report, problems: Sequence[str]) -> Report:

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from maasdam.core import Artifact, Sampling, SequenceEngine, SequenceRequest, Te
 from maasdam.errors import InvalidInput, MaasdamError, VerificationFailed
 from maasdam.pipeline.examples import Inputs, PreparedExamples, Preparer
 from maasdam.pipeline.footprint import footprint_bytes
-from maasdam.pipeline.measure import Timing, take_turns
+from maasdam.pipeline.measure import Timing, joules_per_run, take_turns
 from maasdam.pipeline.parity import Parity
 from maasdam.pipeline.recipe import Limits
 from maasdam.pipeline.report import Column, Report, drop_of
@@ -35,6 +35,7 @@ PROMPT_TOKENS = 32
 NEW_TOKENS = 32
 STREAMS = 8
 SOURCE_SECONDS = 60.0
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def verify_text(
         pieces = text_pieces(candidate, examples, context) if len(examples) else made_up_pieces(candidate, context)
         prompts = [p.ids[:PROMPT_TOKENS] for p in pieces[:PROMPTS]]
         written = _generate_all(engines, prompts, how)
-        times, batches = _timed(engines, prompts, how)
+        times, batches, energy = _timed(engines, prompts, how)
     finally:
         for engine in {id(e): e for e in engines.values()}.values():
             engine.close()
@@ -105,7 +106,9 @@ def verify_text(
             memory[digest], why = footprint_bytes(artifacts[name], inputs, threads, how.device)
             notes += [why] if why else []
     columns = {
-        name: _column(artifacts[name], times[name], batches[name], memory.get(artifacts[name].digest), scores[name], how)
+        name: _column(
+            artifacts[name], times[name], batches[name], energy[name], memory.get(artifacts[name].digest), scores[name]
+        )
         for name in engines
     }
     has_metric = len(examples) > 0
@@ -118,7 +121,7 @@ def verify_text(
         drop=drop_of("perplexity", columns["reference"].accuracy, columns["candidate"].accuracy) if has_metric else None,
         examples=len(pieces) if has_metric else 0,
         unit="tokens/s",
-        energy_method=how.joules(0.0, 0.0)[1],
+        energy_method=how.joules(0.0, 1.0)[1],
         notes=(*how.notes, *notes),
         why_no_accuracy=None if has_metric else "no --data was given: the verdict rests on parity alone, on random tokens",
         precisions=weight_precisions(candidate),
@@ -232,8 +235,8 @@ def _generate_all(
 
 def _timed(
     engines: Mapping[str, SequenceEngine], prompts: Sequence[Sequence[int]], how: Conditions
-) -> tuple[dict[str, Timing], dict[str, Timing]]:
-    """(one stream, several streams), by name; one engine under two names is timed once."""
+) -> tuple[dict[str, Timing], dict[str, Timing], dict[str, float | None]]:
+    """(one stream, several streams, joules of the latter), by name; one engine under two names is timed once."""
     once = {str(id(e)): e for e in engines.values()}
     many = [prompts[i % len(prompts)] for i in range(STREAMS)]
 
@@ -257,7 +260,12 @@ def _timed(
         aside=aside,
         tell=tell("throughput"),
     )
-    return {n: single[str(id(e))] for n, e in engines.items()}, {n: several[str(id(e))] for n, e in engines.items()}
+    energy = {k: joules_per_run(together(e), how.joules) for k, e in once.items()}
+
+    def named(found: Mapping[str, Found]) -> dict[str, Found]:
+        return {name: found[str(id(engine))] for name, engine in engines.items()}
+
+    return named(single), named(several), named(energy)
 
 
 def _score(artifact: Artifact, pieces: Sequence[Piece], threads: int, how: Conditions, notes: list[str]) -> Scores:
@@ -287,9 +295,10 @@ def _parity(pieces: Sequence[Piece], scores: Mapping[str, Scores], written: Mapp
     return parity
 
 
-def _column(artifact: Artifact, times: Timing, batches: Timing, memory: int | None, scores: Scores, how: Conditions) -> Column:
+def _column(
+    artifact: Artifact, times: Timing, batches: Timing, joules: float | None, memory: int | None, scores: Scores
+) -> Column:
     tokens = STREAMS * NEW_TOKENS
-    joules, _ = how.joules(batches.cpu_seconds, sum(batches.seconds))
     bits = scores.bits_per_byte
     return Column(
         engine=artifact.engine,
@@ -299,7 +308,7 @@ def _column(artifact: Artifact, times: Timing, batches: Timing, memory: int | No
         p50=times.p50 * 1000,
         p99=times.p99 * 1000,
         throughput=tokens / batches.p50,
-        joules=None if joules is None else joules / (tokens * len(batches.seconds)),
+        joules=None if joules is None else joules / tokens,
         memory_bytes=memory,
         accuracy=scores.perplexity if bits is not None else None,
         extra={} if bits is None else {"bits_per_byte": bits},
