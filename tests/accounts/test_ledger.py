@@ -137,6 +137,25 @@ def test_closing_writes_what_is_queued_and_then_refuses(database: Engine) -> Non
     assert isinstance(ledger.record(entry("late")).exception(1), ServiceError)
 
 
+def test_a_server_lost_halfway_is_asked_again_and_the_row_is_single(postgres_database: str) -> None:
+    database, other = open_database(postgres_database), open_database(postgres_database)
+    ledger = Ledger(database)
+    cuts = []
+
+    @event.listens_for(database, "before_cursor_execute")
+    def cut(connection, cursor, statement, *_) -> None:
+        if statement.startswith("INSERT INTO ledger") and not cuts:
+            cuts.append(connection.connection.driver_connection.info.backend_pid)
+            with other.connect() as killer:
+                killer.exec_driver_sql(f"SELECT pg_terminate_backend({cuts[0]})")
+
+    ledger.record(entry("cut")).result(30)
+    assert cuts and ids(other).count("cut") == 1
+    ledger.close()
+    database.dispose()
+    other.dispose()
+
+
 WRITER = """
 import sys
 from datetime import UTC, datetime

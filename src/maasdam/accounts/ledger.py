@@ -19,6 +19,7 @@ from sqlalchemy import Engine, Text, case, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from maasdam.accounts.prices import Prices
+from maasdam.database.engine import LostConnection
 from maasdam.database.tables import LedgerRow
 from maasdam.errors import ServiceError, StorageFailure
 
@@ -182,9 +183,7 @@ class Ledger:
     def _insert_surely(self, entries: list[Entry]) -> None:
         try:
             self._insert(entries)
-        except StorageFailure as error:
-            if not getattr(error.__cause__, "connection_invalidated", False):
-                raise
+        except LostConnection:
             self._insert(entries)  # the server went away, perhaps after it committed: rows that are there stay single
 
     def _insert(self, entries: list[Entry]) -> None:

@@ -17,6 +17,10 @@ BUSY_SECONDS = 30.0
 """How long a writer waits for another."""
 
 
+class LostConnection(StorageFailure):
+    """The server went away; what was under way may have been committed or not."""
+
+
 def open_database(url: str) -> Engine:
     """An engine on the database at `url`, its schema migrated to the newest. Several processes may call this at once.
 
@@ -82,7 +86,8 @@ def _say_storage_failed(context: Any) -> None:
     if error is None or isinstance(error, CODE_ERRORS) or not isinstance(error, sqlalchemy.exc.DBAPIError):
         return
     url = context.engine.url.render_as_string(hide_password=True)
-    raise StorageFailure(f"the database '{url}' failed: {str(error.orig).strip()}") from error
+    kind = LostConnection if context.is_disconnect else StorageFailure
+    raise kind(f"the database '{url}' failed: {str(error.orig).strip()}") from error
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:
