@@ -86,7 +86,7 @@ def test_an_error_names_the_file_the_key_and_what_it_takes(text: str, says: str)
 
 
 def test_an_unknown_recipe_lists_the_built_in_ones(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="no recipe 'int9'.*int8-dynamic"):
+    with pytest.raises(InvalidInput, match=r"no recipe 'int9'.*int8-dynamic"):
         find_recipe("int9", None)
 
 

@@ -74,8 +74,10 @@ def flat(outputs: Sequence[Tensors]) -> type_array:
 
 
 def cosine(a: type_array, b: type_array) -> float:
-    """1.0 for two zero vectors, 0.0 where one alone is zero."""
+    """1.0 for equal vectors, two of zeros too; 0.0 where one alone is zero."""
+    if np.array_equal(a, b):
+        return 1.0
     lengths = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
     if lengths == 0:
-        return 1.0 if not a.any() and not b.any() else 0.0
+        return 0.0
     return max(-1.0, min(1.0, float(np.dot(a, b)) / lengths)) if math.isfinite(lengths) else 0.0

@@ -19,6 +19,8 @@ from maasdam.errors import InvalidInput
 from maasdam.pipeline.passes import Setting, find_pass
 
 DEFAULT_RECIPE = "fp32"
+DEFAULT_MAX_DROP = 0.02
+"""What a recipe that names no max_drop is held to: nothing passes because nothing was asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,4 +149,5 @@ def _limits(given: Any, where: str) -> Limits:
     for key in given:
         if key not in LIMITS:
             raise InvalidInput(f"{where}: [limits] has no '{key}'; it takes: {', '.join(LIMITS)}")
-    return Limits(**{key: LIMITS[key].check(key, value, f"{where}, [limits]") for key, value in given.items()})
+    found = {key: LIMITS[key].check(key, value, f"{where}, [limits]") for key, value in given.items()}
+    return Limits(**{"max_drop": DEFAULT_MAX_DROP} | found)

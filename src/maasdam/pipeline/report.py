@@ -12,6 +12,10 @@ from typing import Any
 from maasdam.pipeline.recipe import Limits
 
 
+MIN_COSINE_UNSEEN = 0.9
+"""Held where there is no data to score on and the recipe says nothing of parity: something has to decide."""
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """What was measured of one of the three: reference, candidate, source."""
@@ -142,12 +146,13 @@ def drop_of(metric: str, reference: float | None, candidate: float | None) -> fl
 def judge(limits: Limits, report: Report) -> tuple[str, ...]:
     """One sentence for each limit that does not hold. A limit on something unmeasured does not hold, with one exception:
     without --data there is no metric, and parity alone decides."""
+    least = limits.min_cosine if limits.min_cosine is not None or report.examples else MIN_COSINE_UNSEEN
     cosine, agreement, difference = (report.parity.get(k) for k in ("cosine", "agreement", "max_abs_diff"))
     failures = [
         _above("drop", report.drop, limits.max_drop) if report.examples else None,
         _below("speedup", report.speedup, limits.min_speedup),
         _below("size ratio", report.size_ratio, limits.min_ratio),
-        _below("cosine", cosine, limits.min_cosine),
+        _below("cosine", cosine, least),
         _below("agreement", agreement, limits.min_agreement),
         _above("max_abs_diff", difference, limits.max_abs_diff),
     ]

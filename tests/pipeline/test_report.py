@@ -1,0 +1,90 @@
+"""The verdict, and the shape of the report that other people's scripts read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from maasdam.pipeline.recipe import Limits
+from maasdam.pipeline.report import Column, Report, drop_of, judge
+
+FAST = Column("openvino", "sha256:c", 1000, (1.0,), 1.0, 2.0, 100.0, None, 5, 0.9)
+SLOW = Column("onnxruntime", "sha256:r", 4000, (2.0,), 2.0, 3.0, 50.0, None, 9, 0.91)
+REPORT = Report(
+    candidate=FAST,
+    reference=SLOW,
+    source=replace(SLOW, engine="pytorch"),
+    parity={"max_abs_diff": 0.5, "cosine": 0.99, "agreement": 0.95},
+    metric="top1",
+    drop=0.01,
+    examples=100,
+    unit="items/s",
+    energy_method="no energy counter",
+)
+
+
+def test_the_report_has_the_promised_shape() -> None:
+    report = REPORT.to_json()
+    promised: dict[str, Any] = {
+        "passed": True,
+        "failures": [],
+        "parity": {"max_abs_diff", "cosine", "agreement"},
+        "accuracy": {"metric", "reference", "candidate", "drop", "examples"},
+        "size_bytes": {"reference", "candidate", "ratio"},
+        "latency_ms": {"reference", "candidate", "speedup"},
+        "throughput": {"reference", "candidate", "unit"},
+        "energy_joules": {"reference", "candidate", "method"},
+        "memory_bytes": {"reference", "candidate"},
+    }
+    for key, inner in promised.items():
+        assert key in report
+        if isinstance(inner, set):
+            assert inner <= report[key].keys()
+    assert report["latency_ms"]["reference"] == {"p50": 2.0, "p99": 3.0}
+    assert report["latency_ms"]["speedup"] == 2.0 and report["size_bytes"]["ratio"] == 4.0
+    assert report["energy_joules"] == {"reference": None, "candidate": None, "method": "no energy counter"}
+    assert report["source"]["engine"] == "pytorch"
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        (Limits(max_drop=0.005), "drop is 0.01; the recipe allows 0.005 at most"),
+        (Limits(min_speedup=3), "speedup is 2; the recipe asks for 3 at least"),
+        (Limits(min_ratio=5), "size ratio is 4; the recipe asks for 5 at least"),
+        (Limits(min_cosine=0.999), "cosine is 0.99; the recipe asks for 0.999 at least"),
+        (Limits(min_agreement=0.99), "agreement is 0.95"),
+        (Limits(max_abs_diff=0.1), "max_abs_diff is 0.5; the recipe allows 0.1 at most"),
+    ],
+)
+def test_a_broken_limit_is_named_with_its_value(limits: Limits, says: str) -> None:
+    (failure,) = judge(limits, REPORT)
+    assert says in failure
+
+
+def test_limits_that_hold_say_nothing() -> None:
+    assert judge(Limits(0.01, 2.0, 4.0, 0.99, 0.95, 0.5), REPORT) == ()
+
+
+def test_a_limit_on_what_was_not_measured_fails() -> None:
+    unmeasured = replace(REPORT, candidate=replace(FAST, p50=None), drop=None)
+    assert judge(Limits(min_speedup=1.0), unmeasured) == ("speedup was not measured; the recipe asks for 1 at least",)
+    assert judge(Limits(max_drop=1.0), unmeasured) == ("drop was not measured; the recipe allows 1 at most",)
+
+
+def test_without_data_parity_decides_and_is_held_to_a_limit_even_where_the_recipe_has_none() -> None:
+    blind = replace(REPORT, examples=0, drop=None, metric=None)
+    assert judge(Limits(max_drop=0.0), blind) == ()
+    wrong = replace(blind, parity={"max_abs_diff": 9.0, "cosine": 0.2, "agreement": 0.0})
+    assert "cosine is 0.2" in judge(Limits(max_drop=0.0), wrong)[0]
+
+
+@pytest.mark.parametrize(
+    ("metric", "reference", "candidate", "drop"),
+    [("top1", 0.9, 0.8, 0.1), ("wer", 0.1, 0.15, 0.05), ("perplexity", 10.0, 11.0, 0.1), ("cosine", 1.0, 0.9, 0.1)],
+)
+def test_a_positive_drop_is_worse_whatever_the_metric(metric: str, reference: float, candidate: float, drop: float) -> None:
+    assert drop_of(metric, reference, candidate) == pytest.approx(drop)
+    assert drop_of(metric, None, candidate) is None
