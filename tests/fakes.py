@@ -62,13 +62,15 @@ class FakeEngine:
 
 
 class FakeSequenceEngine:
-    """Says the prompt's token ids back, plus one each; `delay` in seconds a token."""
+    """Says the alphabet; `delay` in seconds a token."""
 
     context_length = 64
 
     def __init__(self, delay: float = 0.0, fails_after: int | None = None) -> None:
         self.delay = delay
         self.fails_after = fails_after
+        self.given = 0
+        """Tokens given."""
         self.cancelled: list[str] = []
         self.is_closed = False
 
@@ -81,6 +83,7 @@ class FakeSequenceEngine:
                 if i == self.fails_after:
                     raise RuntimeError("the fake engine was told to fail")
                 done = i == limit - 1
+                self.given += 1
                 yield Tokens(
                     (97 + i % 26,), finish_reason="length" if done else None, compute_seconds=0.001 * (i + 1) if done else None
                 )

@@ -367,3 +367,17 @@ def test_a_request_that_takes_too_long_gets_504(own_service: Running) -> None:
         own_service.engines["doubles"].gate.set()
         (row,) = own_service.rows(answer.headers["x-request-id"])
         assert row.status == 504
+
+
+@pytest.mark.parametrize("path", ["/admin/models", "/v1/models", "/v2/models/doubles"])
+def test_a_fault_of_ours_in_any_door_shows_only_the_request_id(own_service: Running, path: str) -> None:
+    def break_down(*about: Any) -> Any:
+        raise RuntimeError("secret detail")
+
+    own_service.service.router.copies = break_down  # type: ignore[method-assign]
+    own_service.service.router.models = break_down  # type: ignore[method-assign]
+    with own_service.client() as client:
+        answer = client.get(path)
+        assert answer.status_code == 500 and "secret" not in answer.text
+        assert answer.headers["x-request-id"] in sentence(answer)
+    del own_service.service.router.copies, own_service.service.router.models  # the class's own again

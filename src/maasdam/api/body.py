@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from maasdam.api.errors import BodyTooSlow, WrongContentType
-from maasdam.errors import InvalidInput, TooLarge
+from maasdam.errors import InvalidInput, Overloaded, TooLarge
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Headers = list[tuple[bytes, bytes]]
 
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+HELD = "maasdam.body_bytes"
 OPENERS, CLOSERS = (b"[", b"{"), (b"]", b"}")
 
 
@@ -61,46 +63,58 @@ def too_large(length: int | None, limit: int) -> TooLarge:
     return TooLarge(f"{has}; this service takes at most {limit}: send less, or raise max_body_bytes")
 
 
-async def read(receive: Receive, headers: Headers, limit: int, seconds: float) -> bytes:
-    """The whole body. Raises TooLarge (before more than `limit` bytes are held), BodyTooSlow, Disconnected."""
-    check_length(headers, limit)
-    message = await _next(receive, seconds)
-    if not message.get("more_body", False):
-        data: bytes = message.get("body", b"")
-        if len(data) > limit:
-            raise too_large(len(data), limit)
-        return data
-    parts = [message.get("body", b"")]
-    size = len(parts[0])
-    try:
-        async with asyncio.timeout(seconds):
-            while message.get("more_body", False):
-                message = await _next(receive, None)
-                parts.append(message.get("body", b""))
-                size += len(parts[-1])
-                if size > limit:
-                    raise too_large(None, limit)
-    except TimeoutError:
-        raise _slow(seconds) from None
-    return b"".join(parts)
+@dataclass(slots=True)
+class BodyLimits:
+    """What bodies may be, each and together. One for a service."""
 
+    body_bytes: int
+    """Of one body."""
+    seconds: float
+    """Until one has arrived."""
+    held_bytes: int
+    """Of all bodies in memory at once."""
+    held: int = 0
 
-async def _next(receive: Receive, seconds: float | None) -> Message:
-    if seconds is None:
-        message = await receive()
-    else:
+    async def read(self, scope: MutableMapping[str, Any], receive: Receive) -> bytes:
+        """The whole body. Raises TooLarge (before more than allowed is held), BodyTooSlow, Overloaded, Disconnected.
+
+        What it takes of the memory for bodies is noted in `scope`; `release` gives it back.
+        """
+        check_length(scope["headers"], self.body_bytes)
         try:
-            async with asyncio.timeout(seconds):
-                message = await receive()
+            async with asyncio.timeout(self.seconds):
+                message = await _next(receive)
+                self._hold(scope, message)
+                if not message.get("more_body", False):
+                    return bytes(message.get("body", b""))
+                parts = [message.get("body", b"")]
+                while message.get("more_body", False):
+                    message = await _next(receive)
+                    self._hold(scope, message)
+                    parts.append(message.get("body", b""))
         except TimeoutError:
-            raise _slow(seconds) from None
+            raise BodyTooSlow(f"the body did not arrive within {self.seconds:g} s; send it faster or in one piece") from None
+        return b"".join(parts)
+
+    def release(self, scope: MutableMapping[str, Any]) -> None:
+        """The request is answered: its body's memory is free."""
+        self.held -= scope.pop(HELD, 0)
+
+    def _hold(self, scope: MutableMapping[str, Any], message: Message) -> None:
+        size = len(message.get("body", b""))
+        scope[HELD] = scope.get(HELD, 0) + size
+        self.held += size
+        if scope[HELD] > self.body_bytes:
+            raise too_large(None, self.body_bytes)
+        if self.held > self.held_bytes:
+            raise Overloaded(f"the service holds {self.held} bytes of requests already; send this again in a second")
+
+
+async def _next(receive: Receive) -> Message:
+    message = await receive()
     if message["type"] == "http.disconnect":
         raise Disconnected
     return message
-
-
-def _slow(seconds: float) -> BodyTooSlow:
-    return BodyTooSlow(f"the body did not arrive within {seconds:g} s; send it faster or in one piece")
 
 
 def check_json_depth(data: bytes, limit: int) -> None:

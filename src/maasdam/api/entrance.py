@@ -12,7 +12,6 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -21,10 +20,10 @@ from structlog.contextvars import bind_contextvars
 from maasdam.api import body as bodies
 from maasdam.api import errors
 from maasdam.api.access import Gate
-from maasdam.api.body import Disconnected, Message, Receive
+from maasdam.api.body import BodyLimits, Disconnected, Message, Receive
 from maasdam.api.connection import SCOPE_KEY, Connection
 from maasdam.core import Caller
-from maasdam.errors import InvalidInput, NotReady, TooLarge
+from maasdam.errors import InvalidInput, NotReady, Overloaded, TooLarge
 
 log = logging.getLogger("maasdam.api")
 
@@ -38,24 +37,16 @@ LINGER_BYTES = 1 << 30
 """After a refusal, what a client still sends is thrown away so long, so that it gets to read the refusal."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a request may be."""
-
-    body_bytes: int
-    body_seconds: float
-    json_depth: int
-
-
 class Entrance:
     """An ASGI application around another."""
 
-    def __init__(self, inside: App, tensors: App, gate: Gate, limits: Limits) -> None:
+    def __init__(self, inside: App, tensors: App, gate: Gate, limits: BodyLimits, json_depth: int) -> None:
         """`tensors` answers POST /v2/models/.../infer below the framework; `inside` everything else."""
         self._inside = inside
         self._tensors = tensors
         self._gate = gate
         self._limits = limits
+        self._json_depth = json_depth
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; lifespan events pass through."""
@@ -80,7 +71,7 @@ class Entrance:
             if not connection.is_closed:
                 await self._answer(scope, receive, reply)
         except asyncio.CancelledError:
-            if not connection.is_closed:  # not the client went away: the time to finish is over
+            if not connection.is_closed and not reply.is_started:  # the client waits, but the time to finish is over
                 stopping = NotReady("the service is stopping and this took too long to finish; send it again")
                 await self._refuse(stopping, scope, receive, reply)
         finally:
@@ -97,22 +88,24 @@ class Entrance:
             if path.endswith("/infer") and path.startswith("/v2/models/") and scope["method"] == "POST":
                 await self._tensors(scope, receive, reply)
             else:
-                await self._inside(scope, await self._limited(scope, receive, path), reply)
+                await self._inside(scope, await self._limited(scope, receive), reply)
         except Disconnected:
             return
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except Exception as error:
-            await self._refuse(error, scope, receive, reply)
+            if not reply.is_complete:  # else the framework has answered and lets us know
+                await self._refuse(error, scope, receive, reply)
+        finally:
+            self._limits.release(scope)
 
-    async def _limited(self, scope: Scope, receive: Receive, path: str) -> Receive:
+    async def _limited(self, scope: Scope, receive: Receive) -> Receive:
         """The body, read whole within the limits, to be received again."""
         if scope["method"] in ("GET", "HEAD", "OPTIONS", "DELETE") and not _has_body(scope["headers"]):
             return receive
-        limits = self._limits
-        data = await bodies.read(receive, scope["headers"], limits.body_bytes, limits.body_seconds)
+        data = await self._limits.read(scope, receive)
         if b"json" in (bodies.header(scope["headers"], b"content-type") or b"json"):
-            bodies.check_json_depth(data, limits.json_depth)
+            bodies.check_json_depth(data, self._json_depth)
             _check_json(data)
         is_given = False
 
@@ -126,13 +119,16 @@ class Entrance:
         return again
 
     async def _refuse(self, error: Exception, scope: Scope, receive: Receive, reply: _Reply) -> None:
+        self._limits.release(scope)
         refused = errors.refusal(error, reply.request_id)
         if reply.is_started:  # too late for a status: what was sent is cut short, which the client sees
             raise error
         kind = errors.door(scope["path"])
         data, content_type = errors.body(refused, kind, scope["path"], reply.request_id)
         headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(data)), *errors.headers(refused)]
-        is_unread = isinstance(error, TooLarge | errors.BodyTooSlow | errors.WrongContentType) or refused.status in (401, 403)
+        is_unread = isinstance(
+            error, TooLarge | Overloaded | errors.BodyTooSlow | errors.WrongContentType
+        ) or refused.status in (401, 403)
         lingers = is_unread and not isinstance(error, errors.BodyTooSlow)
         if is_unread:
             headers.append((b"connection", b"close"))
@@ -147,17 +143,20 @@ class Entrance:
 class _Reply:
     """`send` that adds the request id."""
 
-    __slots__ = ("_send", "is_started", "request_id")
+    __slots__ = ("_send", "is_complete", "is_started", "request_id")
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
         self.request_id = request_id
         self.is_started = False
+        self.is_complete = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.is_started = True
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode())]
+        elif not message.get("more_body", False):
+            self.is_complete = True
         await self._send(message)
 
 

@@ -8,6 +8,7 @@ Knows FastAPI and uvicorn. Refuses to know engines and accounts; what it wires i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
@@ -24,9 +25,10 @@ from starlette.exceptions import HTTPException
 from maasdam import __version__
 from maasdam.api import admin, audio, errors, images, oip, openai
 from maasdam.api.access import Authenticates, Gate
+from maasdam.api.body import BodyLimits
 from maasdam.api.connection import HttpConnection
 from maasdam.api.docs_page import page
-from maasdam.api.entrance import REQUEST_ID, App, Entrance, Limits
+from maasdam.api.entrance import REQUEST_ID, App, Entrance
 from maasdam.api.errors import InvalidField, MethodNotAllowed, WrongContentType
 from maasdam.api.oip_infer import InferRoute
 from maasdam.errors import InvalidInput, MaasdamError, NotFound
@@ -36,6 +38,8 @@ log = logging.getLogger("maasdam.api")
 
 DESCRIPTION = "Trained models as an API. The Open Inference Protocol under /v2, OpenAI's API under /v1."
 KEEP_ALIVE_SECONDS = 75
+BODIES_HELD = 8
+"""As many bodies of the largest size may be in memory at once."""
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -54,11 +58,13 @@ def application(service: Service, keys: Authenticates | None) -> App:
         inside.include_router(routes(service))
     _plain_routes(inside, service)
     inside.add_exception_handler(MaasdamError, _refuse)
+    inside.add_exception_handler(Exception, _refuse)
     inside.add_exception_handler(RequestValidationError, _refuse_fields)
     inside.add_exception_handler(HTTPException, _refuse_http)
     settings = service.settings
-    limits = Limits(settings.max_body_bytes, settings.request_timeout_seconds, settings.max_json_depth)
-    return Entrance(inside, InferRoute(service), Gate(keys), limits)
+    held = settings.max_body_bytes * BODIES_HELD
+    limits = BodyLimits(settings.max_body_bytes, settings.request_timeout_seconds, held)
+    return Entrance(inside, InferRoute(service, limits), Gate(keys), limits, settings.max_json_depth)
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -95,6 +101,7 @@ def serve(service: Service, keys: Authenticates | None, listener: socket.socket,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(service.settings.shutdown_grace_seconds) or 1,
     )
+    _allow_many_connections()
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its start and stop are told by the command
     server = _Server(config, service, on_ready)
     server.run(sockets=[listener])
@@ -129,6 +136,15 @@ class _Server(uvicorn.Server):
         """Say not ready, then drain."""
         self._service.is_draining = True
         await super().shutdown(sockets)
+
+
+def _allow_many_connections() -> None:
+    """As many open files as the system lets us have: each connection is one."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _lifespan(service: Service) -> Callable[[FastAPI], Any]:

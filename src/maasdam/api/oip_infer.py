@@ -52,15 +52,15 @@ class Asked:
 class InferRoute:
     """An ASGI application for the one route."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, limits: bodies.BodyLimits) -> None:
         self._service = service
+        self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one inference request. Raises what the entrance turns into the protocol's error."""
-        settings = self._service.settings
         headers = scope["headers"]
         name = name_from(scope["path"])
-        data = await bodies.read(receive, headers, settings.max_body_bytes, settings.request_timeout_seconds)
+        data = await self._limits.read(scope, receive)
         length = _json_length(headers, len(data))
         if length <= SMALL_BYTES:
             asked = self._read(data, length)

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -189,16 +189,22 @@ class Inference:
 
     async def _run(self, account: _Account, request: Request, payloads: Sequence[Payload]) -> list[Chunk]:
         replica = self._route(account, request)
-        if len(payloads) == 1:
-            chunks = [await _fold(replica.answer(request, self._limits.max_tokens))]
-        else:
-            chunks = await self._side_by_side(replica, request, payloads)
-        account.see(chunks)
-        return chunks
+        latest: dict[int, Chunk] = {}
 
-    async def _side_by_side(self, replica: Replica, request: Request, payloads: Sequence[Payload]) -> list[Chunk]:
+        def fold(i: int, part: Request) -> Coroutine[Any, Any, Chunk]:
+            def see(chunk: Chunk) -> None:
+                latest[i] = chunk
+                account.see(list(latest.values()))
+
+            return _fold(replica.answer(part, self._limits.max_tokens), see)
+
+        if len(payloads) == 1:
+            return [await fold(0, request)]
         parts = [replace(request, id=f"{request.id}-{i}", payload=payload) for i, payload in enumerate(payloads)]
-        tasks = [asyncio.ensure_future(_fold(replica.answer(part, self._limits.max_tokens))) for part in parts]
+        return await self._side_by_side([fold(i, part) for i, part in enumerate(parts)])
+
+    async def _side_by_side(self, folds: Sequence[Coroutine[Any, Any, Chunk]]) -> list[Chunk]:
+        tasks = [asyncio.ensure_future(fold) for fold in folds]
         try:
             return list(await asyncio.gather(*tasks))
         except BaseException:
@@ -317,12 +323,13 @@ class _Durable:
                 waiter.set_exception(error)
 
 
-async def _fold(chunks: AsyncIterator[Chunk]) -> Chunk:
-    """An answer that is not streamed: the pieces of text joined, other answers as they are."""
+async def _fold(chunks: AsyncIterator[Chunk], see: Callable[[Chunk], None]) -> Chunk:
+    """An answer that is not streamed: the pieces of text joined, other answers as they are. `see` is told each chunk."""
     async with aclosing(cast(Any, chunks)) as pieces:
         texts: list[str] = []
         token_ids: list[int] = []
         async for chunk in pieces:
+            see(chunk)
             if not isinstance(chunk.value, TextPiece):
                 return cast(Chunk, chunk)
             texts.append(chunk.value.text)
