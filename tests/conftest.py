@@ -44,7 +44,7 @@ def shared_data() -> Path:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--report-skips FILE`: a skip that is not on the list fails the run."""
-    parser.addoption("--report-skips", default=None, help="file of 'test id pattern | reason' lines; any other skip fails the run")
+    parser.addoption("--report-skips", default=None, help="file of 'test id pattern | reason' lines; other skips fail the run")
 
 
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:

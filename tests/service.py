@@ -57,9 +57,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def service(home: Path, *models: str, key: str | None = None, flags: tuple[str, ...] = (), seconds: float = 120) -> Iterator[Running]:
+def service(home: Path, *models: str, flags: tuple[str, ...] = (), seconds: float = 120) -> Iterator[Running]:
     """`maasdam serve` on a free port, ready with `models`; stopped at the end."""
-    secret = key or maasdam(home, "keys", "create", "test", "--scope", "infer", "--scope", "deploy", "--scope", "admin")["secret"]
+    scopes = ("--scope", "infer", "--scope", "deploy", "--scope", "admin")
+    secret = maasdam(home, "keys", "create", "test", *scopes)["secret"]
     port = free_port()
     log = home / f"serve-{port}.log"
     with log.open("wb") as out:
@@ -75,7 +76,8 @@ def service(home: Path, *models: str, key: str | None = None, flags: tuple[str, 
         for model in (None, *models):
             path = "/v2/health/live" if model is None else f"/v2/models/{model}/ready"
             while not _is_ok(running, path):
-                assert process.poll() is None and time.monotonic() < deadline, f"{path} is not ready:\n{log.read_text()[-4000:]}"
+                is_waiting = process.poll() is None and time.monotonic() < deadline
+                assert is_waiting, f"{path} is not ready:\n{log.read_text()[-4000:]}"
                 time.sleep(0.1)
         yield running
     finally:

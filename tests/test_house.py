@@ -48,7 +48,9 @@ def test_rooms_import_downward_only(repository: Path) -> None:
     assert climbs == []
 
 
-@pytest.mark.parametrize("words", [["-c", "import maasdam, maasdam.core, maasdam.errors, maasdam.settings"], ["-m", "maasdam", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["-c", "import maasdam, maasdam.core, maasdam.errors, maasdam.settings"], ["-m", "maasdam", "--help"]]
+)
 def test_the_help_and_the_nouns_import_no_framework(words: list[str]) -> None:
     script = ["-X", "importtime", *words]
     result = subprocess.run([sys.executable, *script], capture_output=True, text=True, check=True)

@@ -1,7 +1,7 @@
 """Regenerate the pages that are made from the code: docs/cli.md and docs/settings.md.
 
-    python tools/docs.py            write them
-    python tools/docs.py --check    exit 1 and name the page that is out of date
+python tools/docs.py            write them
+python tools/docs.py --check    exit 1 and name the page that is out of date
 """
 
 from __future__ import annotations

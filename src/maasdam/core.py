@@ -126,7 +126,7 @@ class Signature:
                 raise InvalidTensor(f"input '{name}' holds NaN; send finite numbers")
             if spec.shape and spec.shape[0] is None:
                 if batch is not None and array.shape[0] != batch:
-                    raise InvalidTensor(f"input '{name}' has batch {array.shape[0]} where the others have {batch}; send one batch size")
+                    raise InvalidTensor(f"input '{name}' has batch {array.shape[0]}, the others {batch}; send one batch size")
                 batch = array.shape[0]
 
 

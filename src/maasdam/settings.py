@@ -58,7 +58,9 @@ class Settings:
         return self.database_url or f"sqlite:///{self.home / 'maasdam.db'}"
 
 
-def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None, file: Path | None = None) -> Settings:
+def load(
+    flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None, file: Path | None = None
+) -> Settings:
     """Resolve the settings. Raises InvalidInput naming the setting, the value and what is wrong with it.
 
     `flags` holds what the command line set (None values are unset); `file` is a maasdam.toml, default ./maasdam.toml
@@ -100,4 +102,5 @@ def _parse(name: str, kind: str, text: str, where: str) -> Any:
     try:
         return {"int": int, "float": float, "Path": Path, "str": str}[kind](text)
     except ValueError as error:
-        raise InvalidInput(f"{where}: setting '{name}' is '{text}'; it takes a{'n' if kind[0] in 'aei' else ''} {kind}") from error
+        article = "an" if kind[0] in "aei" else "a"
+        raise InvalidInput(f"{where}: setting '{name}' is '{text}'; it takes {article} {kind}") from error

@@ -10,7 +10,6 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-
 from tests.service import maasdam, service
 
 WITHOUT = '''

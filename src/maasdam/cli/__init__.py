@@ -45,7 +45,7 @@ def command_line(asked: str | None) -> typer.Typer:
 
     @app.callback()
     def maasdam(
-        version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True, callback=_print_version),
+        version: bool = typer.Option(False, "--version", is_eager=True, callback=_print_version, help="Print it and exit."),
     ) -> None:
         """Deploy, run and serve trained models, measured. Start with: maasdam quickstart"""
 

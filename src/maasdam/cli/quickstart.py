@@ -23,7 +23,7 @@ PLAIN_WIDTH = 150
 
 
 def quickstart(
-    check: bool = typer.Option(False, "--check", help="Stop the service at the end; exit 0 only if every verdict and answer is right."),
+    check: bool = typer.Option(False, "--check", help="Stop at the end; exit 0 only if every verdict and answer is right."),
     port: int = typer.Option(0, "--port", help="Port of the service; default: 8080, with --check a free one."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON document."),
 ) -> None:
@@ -123,8 +123,8 @@ def _table(versions: Sequence[Version]) -> str:
 def _row(version: Version) -> list[str]:
     report = version.report or {}
     size, accuracy, latency, energy = (report[k] for k in ("size_bytes", "accuracy", "latency_ms", "energy_joules"))
-    speedup = latency["speedup"]
-    slower = f" — slower than the reference ({speedup:.2f}×)" if speedup is not None and speedup < 0.97 else ""
+    speedup, joules = latency["speedup"], energy["candidate"]
+    slower = f" — slower than the reference ({speedup:.2f} times its speed)" if speedup is not None and speedup < 0.97 else ""
     return [
         f"{version.model}:{version.version}",
         version.format,
@@ -132,7 +132,7 @@ def _row(version: Version) -> list[str]:
         f"{size['reference'] / 1e6:.2f} → {size['candidate'] / 1e6:.2f} MB",
         f"{accuracy['metric']} {_number(accuracy['reference'])} → {_number(accuracy['candidate'])} (n={accuracy['examples']})",
         f"{_number(latency['reference']['p50'])} → {_number(latency['candidate']['p50'])} ms",
-        f"{energy['candidate']:.3g} J ({energy['method']})" if energy["candidate"] is not None else f"not measured: {energy['method']}",
+        f"{'not measured' if joules is None else f'{joules:.3g} J'} ({energy['method']})",
         ("passed" if version.passed else "FAILED: " + "; ".join(report["failures"])) + slower,
     ]
 

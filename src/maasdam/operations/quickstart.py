@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -312,9 +312,7 @@ def _wait_until_ready(client: httpx.Client, process: subprocess.Popen[bytes], mo
             end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
             what = "stopped" if process.poll() is not None else f"was not ready within {READY_SECONDS:.0f} s"
             raise ServiceError(f"the service {what}; the end of {log}:\n{end}")
-        try:
+        with suppress(httpx.TransportError):
             waiting = [m for m in waiting if client.get(f"/v2/models/{m}/ready").status_code != 200]
-        except httpx.TransportError:
-            pass
         if waiting:
             time.sleep(0.1)
