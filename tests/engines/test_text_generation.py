@@ -269,6 +269,22 @@ async def test_more_than_the_cache_holds_still_gives_the_same_tokens(
     assert [ids for ids, _ in answers] == reference * 2
 
 
+async def test_int8_weights_too_give_each_in_a_batch_what_it_gets_alone(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    import shutil
+
+    import nncf
+    import openvino as ov
+
+    shutil.copytree(artifacts["openvino-genai"].path, tmp_path, dirs_exist_ok=True)
+    model = ov.Core().read_model(artifacts["openvino-genai"].path / "openvino_model.xml")
+    ov.save_model(nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM), tmp_path / "openvino_model.xml")
+    engine = cast(SequenceEngine, open_engine(replace(artifacts["openvino-genai"], path=tmp_path), threads=1))
+    prompts = [np.random.default_rng(i).integers(4, VOCABULARY, (1, 3 + 5 * i)) for i in range(16)]
+    alone = [await all_of(engine.submit(ask(p))) for p in prompts]
+    assert list(await asyncio.gather(*(all_of(engine.submit(ask(p))) for p in prompts))) == alone
+    engine.close()
+
+
 @pytest.mark.parametrize("setting", [{"precision": "f8"}, {"kv_precision": "f64"}, {"threads": 0.5}])
 def test_settings_that_are_none_are_refused(artifacts: dict[str, Artifact], setting: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match=next(iter(setting))):

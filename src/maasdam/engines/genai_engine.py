@@ -21,7 +21,7 @@ from maasdam.core import Artifact, SequenceRequest, Tokens
 from maasdam.engines.compute_share import CpuMeter
 from maasdam.engines.generation import Choice, choose, prompt_of, read_defaults
 from maasdam.engines.mailbox import Job, tokens_of
-from maasdam.engines.openvino_engine import PRECISIONS
+from maasdam.engines.openvino_engine import PRECISIONS, dynamic_quantization
 from maasdam.engines.tensors import first_line, loading_with
 from maasdam.errors import DeadlineExceeded, EngineFailure, InvalidInput, InvalidModel
 
@@ -43,7 +43,8 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> GenaiE
     """Open a genai folder.
 
     Settings: "threads"; "precision" of the computation: f32 (default), bf16, f16, auto; "kv_precision" of the cache: f32
-    (default), bf16, f16, u8.
+    (default), bf16, f16, u8; "dynamic_quantization" (default False): faster for several at once, but then what a request
+    generates depends on what runs beside it.
     """
     with loading_with(NAME, artifact):
         make, context_length = _pipeline(artifact.path, settings)
@@ -62,6 +63,7 @@ def _pipeline(folder: Path, settings: Mapping[str, Any]) -> tuple[Callable[[], A
     wanted = read_defaults(folder).context_length
     tokens = cache_tokens(kv_bytes_per_token(folder, KV_BYTES[kv]), wanted, _free_memory())
     properties = {"INFERENCE_NUM_THREADS": settings["threads"], "KV_CACHE_PRECISION": kv, "ENABLE_CPU_PINNING": False}
+    properties |= dynamic_quantization(settings)
     if precision != "auto":
         properties["INFERENCE_PRECISION_HINT"] = precision
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Progress, silent
+from maasdam.engines.openvino_engine import dynamic_quantization
 from maasdam.errors import InvalidInput, InvalidModel
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def log_likelihoods(
     """For each sequence of T ids (T at least 2, within the context): T - 1 log-probabilities, float64.
 
     `folder` is a genai folder (openvino_model.xml) or a Hugging Face one (safetensors; needs torch). Settings: "threads",
-    and for OpenVINO "precision" and "kv_precision" (default f32), so that what is scored is what is served.
+    and for OpenVINO those of `genai_engine.open`, so that what is scored is what is served.
     """
     for ids in sequences:
         if len(ids) < 2:
@@ -67,7 +68,7 @@ def _openvino(folder: Path, settings: Mapping[str, Any]) -> Any:
     import numpy as np
     import openvino as ov
 
-    properties: dict[str, Any] = {"KV_CACHE_PRECISION": settings.get("kv_precision", "f32")}
+    properties: dict[str, Any] = {"KV_CACHE_PRECISION": settings.get("kv_precision", "f32"), **dynamic_quantization(settings)}
     if settings.get("precision", "f32") != "auto":
         properties["INFERENCE_PRECISION_HINT"] = settings.get("precision", "f32")
     if settings.get("threads"):
