@@ -48,7 +48,22 @@ def settings_page() -> str:
             default = ast.unparse(field.value).removeprefix("Path(").removesuffix(")")
             meaning = " ".join(ast.literal_eval(doc.value).split())
             parts.append(f"| `{field.target.id}` | `MAASDAM_{field.target.id.upper()}` | `{default}` | {meaning} |")
-    return "\n".join([*parts, ""])
+    return "\n".join([*parts, "", *BESIDE, ""])
+
+
+BESIDE = (
+    "Beside them:",
+    "",
+    "- `MAASDAM_API_KEY`: the key with which `maasdam status` asks a running service how its copies do.",
+    "- `[prices.MODEL]` in `maasdam.toml` (`*` is every other model): money per unit, noted on each ledger row.",
+    "",
+    "```toml",
+    "[prices.bard]",
+    'currency = "EUR"',
+    "prompt_tokens = 2e-7",
+    "completion_tokens = 6e-7   # also: requests, items, audio_seconds, compute_seconds",
+    "```",
+)
 
 
 def _help(app: object, words: list[str]) -> str:
