@@ -22,8 +22,8 @@ from maasdam.pipeline.training import Plan, loss_of, train, training_samples
 if TYPE_CHECKING:
     import torch
 
-ROUND_TO = 8
-"""Widths stay multiples of this: vector units like them."""
+ROUND_TO = (8, 4, 2)
+"""Widths stay multiples of the first of these that cuts the narrowest layer no further than twice the ratio."""
 EXPANDS = 1.5
 """A linear layer that widens its input so much is a feed-forward layer's first half."""
 
@@ -73,16 +73,21 @@ def prune_structured(model: torch.nn.Module, source: Artifact, ratio: float) -> 
         importance=tp.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=ratio,
         ignored_layers=kept,
-        round_to=ROUND_TO,
+        round_to=_round_to(model, kept, ratio),
         forward_fn=lambda m, inputs: forward_logits(m, inputs),
     )
     before = parameters_of(model)
     pruner.step()
     if parameters_of(model) == before:
         raise Unsupported(
-            f"nothing could be pruned at ratio {ratio:g}: no layer is wide enough to lose {ROUND_TO} channels; "
-            "use a larger ratio"
+            f"nothing could be pruned at ratio {ratio:g}: no layer is wide enough to lose a channel; use a larger ratio"
         )
+
+
+def _round_to(model: torch.nn.Module, kept: list[torch.nn.Module], ratio: float) -> int:
+    """Vector units like round widths, but the pruner rounds down: a narrow layer would lose far more than was asked."""
+    widths = [int(layer.weight.shape[0]) for layer in _layers(model) if all(layer is not k for k in kept)]
+    return next((size for size in ROUND_TO if size <= ratio * min(widths, default=0)), 1)
 
 
 def forward_logits(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

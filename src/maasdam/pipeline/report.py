@@ -11,7 +11,6 @@ from typing import Any
 
 from maasdam.pipeline.recipe import Limits
 
-
 MIN_COSINE_UNSEEN = 0.9
 """Held where there is no data to score on and the recipe says nothing of parity: something has to decide."""
 

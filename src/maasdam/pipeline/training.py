@@ -117,7 +117,7 @@ def train(
             optimizer.zero_grad()
             value = loss(forward(model, group), group)
             if not torch.isfinite(value):
-                raise InvalidInput(f"{stage} diverged: the loss is {float(value)}; use a smaller learning rate")
+                raise InvalidInput(f"{stage} diverged: the loss is {value.item()}; use a smaller learning rate")
             value.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
             optimizer.step()
