@@ -89,7 +89,7 @@ class OnnxRuntimeEngine:
             return dict(zip(self._outputs, session.run(self._outputs, dict(batch)), strict=True))
 
     def precisions(self) -> dict[str, int]:
-        """Operators that compute, by precision, in the graph as ONNX Runtime optimised it."""
+        """Convolutions and matrix products by precision, in the graph as ONNX Runtime optimised it: {"i8": 53, "f32": 1}."""
         import onnx
         import onnxruntime as ort
 
@@ -107,25 +107,20 @@ class OnnxRuntimeEngine:
         self._session = None
 
 
-_INTEGER = (
-    "QLinear",
-    "QGemm",
-    "QAttention",
-    "QEmbed",
-    "MatMulInteger",
-    "ConvInteger",
-    "DynamicQuantizeMatMul",
-    "DynamicQuantizeLSTM",
-)
-_FLOAT = ("Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "LSTM", "GRU", "Attention", "MultiHeadAttention")
+_INTEGER = {
+    *("QLinearConv", "QLinearMatMul", "QGemm", "QAttention", "MatMulInteger", "MatMulIntegerToFloat", "ConvInteger"),
+    *("DynamicQuantizeMatMul", "DynamicQuantizeLSTM"),
+}
+_FLOAT = {
+    *("Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "LSTM", "GRU"),
+    *("Attention", "MultiHeadAttention"),
+}
 
 
 def _precision(node: Any) -> str | None:
-    if node.op_type.startswith(_INTEGER):
+    if node.op_type in _INTEGER:
         return "i8"
     if node.op_type == "MatMulNBits":
         bits = next((a.i for a in node.attribute if a.name == "bits"), 4)
         return f"i{bits} weights"
-    return (
-        "f32" if node.op_type in _FLOAT or node.op_type.startswith("NhwcFusedConv") or node.domain.endswith("nchwc") else None
-    )
+    return "f32" if node.op_type in _FLOAT else None

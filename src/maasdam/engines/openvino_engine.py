@@ -142,7 +142,7 @@ def runtime_precisions(model: Any) -> dict[str, int]:
         info = node.get_rt_info()
         kind, precision = (_text(info, key) for key in ("layerType", "runtimePrecision"))
         if kind and precision and kind.startswith(_COMPUTES):
-            found[precision.lower()] += 1
+            found[precision.lower().replace("u8", "i8")] += 1  # 8 bits, signed or not
     return dict(found)
 
 
