@@ -211,6 +211,7 @@ BAD = {
     "infinite": (encoded(np.full(RATE, np.inf, np.float32), subtype="FLOAT"), "NaN or infinite"),
     "too long": (encoded(np.zeros(RATE * 700, np.int16)), "700.0 s long and at most 600"),
     "hours in a small file": (encoded(np.zeros(4000 * 3600 * 2, np.int16), 8000, "FLAC"), "at most 600"),
+    "another container": (encoded(tone(), kind="AIFF"), "AIFF, which is no recording"),
     "broken FLAC": (encoded(tone(), kind="FLAC")[:60], "no recording|no samples"),
 }
 

@@ -6,7 +6,6 @@ The size is read from the header and checked before a pixel is decoded.
 from __future__ import annotations
 
 import io
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from maasdam.errors import InvalidPayload
@@ -29,10 +28,8 @@ def decode_image(data: bytes, max_pixels: int, mode: str = "RGB") -> Image:
     if not data:
         raise InvalidPayload("the image is empty (0 bytes); send the bytes of a file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow's limits, above ours
         raise InvalidPayload(f"the image has more pixels than the {max_pixels:,} allowed; send a smaller one") from error
     except Exception as error:  # Pillow raises what its decoders do: OSError, SyntaxError, struct.error, ValueError, …
         raise InvalidPayload(f"these {len(data):,} bytes are no image in {', '.join(FORMATS)}; send one of those") from error

@@ -20,6 +20,8 @@ MAX_CHANNELS = 16
 MIN_SECONDS = 0.1
 BLOCK_SECONDS = 1.0
 FORMATS = "WAV, FLAC, OGG or MP3"
+CONTAINERS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
+"""libsndfile's names for them; it knows more, whose headers nobody here has checked."""
 
 
 def decode_audio(data: bytes, rate: int, max_seconds: float) -> tuple[type_array, float]:
@@ -53,6 +55,8 @@ def seconds_of(data: bytes) -> float:
 
 
 def _check_header(file: Any, max_seconds: float) -> None:
+    if file.format not in CONTAINERS:
+        raise InvalidPayload(f"the recording is {file.format}, which is no recording in {FORMATS}; send one of those")
     if not RATES[0] <= file.samplerate <= RATES[1]:
         raise InvalidPayload(f"the recording says {file.samplerate} samples per second; {RATES[0]} to {RATES[1]} are taken")
     if not 1 <= file.channels <= MAX_CHANNELS:
