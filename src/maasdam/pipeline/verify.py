@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from maasdam.core import Artifact, Example, Progress, Score, silent
-from maasdam.errors import EngineFailure, InvalidInput, MaasdamError, VerificationFailed
+from maasdam.core import TEXT_GENERATION, Artifact, Example, Progress, Score, silent
+from maasdam.errors import EngineFailure, InvalidInput, MaasdamError, Unsupported, VerificationFailed
 from maasdam.pipeline.answers import Answers
 from maasdam.pipeline.examples import PreparedExamples, labels_of
 from maasdam.pipeline.footprint import footprint_bytes
@@ -73,6 +73,8 @@ def verify(
     """
     how = conditions or Conditions()
     prepared = examples if isinstance(examples, PreparedExamples) else PreparedExamples(examples)
+    if candidate.signature is None and candidate.task != TEXT_GENERATION:
+        raise Unsupported(f"a {candidate.engine} model for {candidate.task} can't be verified yet: it decodes by itself")
     if candidate.signature is None:
         from maasdam.pipeline.verify_text import verify_text
 

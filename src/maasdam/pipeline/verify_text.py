@@ -142,7 +142,8 @@ def verify_text(
 
 def text_pieces(artifact: Artifact, examples: PreparedExamples, context: int) -> list[Piece]:
     """The data in pieces that fit the context, `PIECES` at most. Raises InvalidInput where there is no text."""
-    tokenizer: Any = Preparer(artifact).processor
+    processor: Any = Preparer(artifact).processor
+    tokenize = processor.tokenizer  # the processor's own `encode` refuses what is longer than the context
     cut = [
         (f"{e.name}#{number}" if number else e.name, text)
         for e in examples.examples
@@ -151,7 +152,7 @@ def text_pieces(artifact: Artifact, examples: PreparedExamples, context: int) ->
     pieces: list[Piece] = []
     step = max(1, len(cut) // PIECES)
     for name, text in cut[::step][:PIECES]:
-        ids = tokenizer.encode(TextPayload(prompt=text))
+        ids = [int(i) for i in tokenize(text, verbose=False)["input_ids"]]
         for start in range(0, max(1, len(ids) - 1), context - 1):
             window = ids[start : start + context]
             if len(window) > 1:
