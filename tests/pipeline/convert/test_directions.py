@@ -74,6 +74,8 @@ def networks(tmp_path_factory: Any) -> Iterator[dict[str, Artifact]]:
         "mobilenet": tiny.image_classifier(folder / "mobilenet"),
         "vit": tiny.image_classifier(folder / "vit", "vit"),
         "speech": tiny.speech_recogniser(folder / "speech"),
+        "waveform": tiny.waveform_recogniser(folder / "waveform"),
+        "resnet": tiny.residual_classifier(folder / "resnet"),
     }
 
 
@@ -91,6 +93,32 @@ def test_a_transformers_model_converts_with_batch_and_sequence_open(
     assert candidate.signature.inputs[0].value_range == source.signature.inputs[0].value_range
     assert (tmp_path / "out" / "config.json").is_file(), "the processor's files travel with the model"
     certify(source, candidate, seeds=(0,))
+
+
+@pytest.mark.parametrize(
+    ("name", "to"), [("waveform", "onnx"), ("waveform", "openvino"), ("resnet", "onnx"), ("resnet", "openvino")]
+)
+def test_axes_with_a_shortest_length_stay_open(name: str, to: Format, networks: dict[str, Artifact], tmp_path: Path) -> None:
+    candidate = converted(networks[name], to, tmp_path / "out")
+    wanted = networks[name].signature
+    assert candidate.signature is not None and wanted is not None
+    assert [s.shape for s in candidate.signature.inputs] == [s.shape for s in wanted.inputs]
+    certify(networks[name], candidate, seeds=(0,))
+
+
+def test_a_program_that_returns_a_plain_tensor_converts(tmp_path: Path) -> None:
+    import torch
+
+    from maasdam.artifacts.sources import ingest
+    from maasdam.artifacts.store import Store
+
+    module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+    program = torch.export.export(module, (torch.ones(2, 4),), dynamic_shapes=({0: torch.export.Dim("n")},))
+    torch.export.save(program, tmp_path / "model.pt2")
+    source = ingest(str(tmp_path / "model.pt2"), Store(tmp_path / "store"))
+    ways: tuple[Format, ...] = ("onnx", "openvino")
+    for to in ways:
+        certify(source, converted(source, to, tmp_path / to), seeds=(0,))
 
 
 def test_the_axes_of_an_onnx_file_are_called_batch_and_sequence(networks: dict[str, Artifact], tmp_path: Path) -> None:
@@ -158,3 +186,14 @@ def test_keras_exact_gelu_converts_to_onnx(tmp_path: Path) -> None:
     assert candidate.signature is not None
     wanted = replace(source, signature=candidate.signature)
     certify(wanted, candidate, seeds=(0,))
+
+
+def test_a_real_savedmodel_converts_to_onnx_and_openvino(shared_data: Path, tmp_path: Path) -> None:
+    from maasdam.artifacts.sources import ingest
+    from maasdam.artifacts.store import Store
+
+    source = ingest(str(shared_data / "mobilenet-v2-1001-savedmodel"), Store(tmp_path / "store"))
+    ways: tuple[Format, ...] = ("onnx", "openvino")
+    for to in ways:
+        proof = certify(source, converted(source, to, tmp_path / to), seeds=(0,))
+        assert proof.outputs[0].max_rel_diff < 2e-5

@@ -38,11 +38,7 @@ def image_classifier(folder: Path, kind: str = "mobilenet") -> Artifact:
         )
     else:
         model = t.MobileNetV2ForImageClassification(t.MobileNetV2Config(image_size=32, depth_multiplier=0.35, num_labels=7))
-        for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = 1.0
-        with torch.no_grad():  # statistics of real passes, else nothing but zeros reaches the head
-            model.train()(pixel_values=torch.randn(64, 3, 32, 32))
+        _with_real_statistics(model)
         model.classifier.weight.data.normal_(0, 0.5)
     _save(model, folder)
     pixels = TensorSpec("pixel_values", "float32", (None, 3, 32, 32), "NCHW", (-1.0, 1.0))
@@ -73,6 +69,58 @@ def speech_recogniser(folder: Path) -> Artifact:
     inputs = [TensorSpec("input_features", "float32", (None, None, 80)), TensorSpec("attention_mask", "int64", (None, None))]
     signature = _signature(inputs, 12, is_sequence=True)
     return Artifact("sha256:speech", folder, "pytorch", "huggingface", SPEECH_RECOGNITION, "pytorch", signature, 1)
+
+
+def waveform_recogniser(folder: Path) -> Artifact:
+    """wav2vec2 with a CTC head over raw sound: its convolutions need 400 samples at least."""
+    import torch
+    import transformers as t
+
+    torch.manual_seed(0)
+    config = t.Wav2Vec2Config(
+        vocab_size=12,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        conv_dim=(16,) * 7,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+        feat_extract_norm="layer",
+        do_stable_layer_norm=True,
+        initializer_range=0.3,
+    )
+    _save(t.Wav2Vec2ForCTC(config), folder)
+    inputs = [TensorSpec("input_values", "float32", (None, None)), TensorSpec("attention_mask", "int64", (None, None))]
+    signature = _signature(inputs, 12, is_sequence=True)
+    return Artifact("sha256:wave", folder, "pytorch", "huggingface", SPEECH_RECOGNITION, "pytorch", signature, 1)
+
+
+def residual_classifier(folder: Path) -> Artifact:
+    """ResNet over pixels of any height and width, 7 classes."""
+    import torch
+    import transformers as t
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1]}
+    model = t.ResNetForImageClassification(t.ResNetConfig(num_labels=7, layer_type="bottleneck", **sizes))
+    _with_real_statistics(model)
+    _save(model, folder)
+    pixels = TensorSpec("pixel_values", "float32", (None, 3, None, None), "NCHW")
+    signature = _signature([pixels], 7, is_sequence=False)
+    return Artifact("sha256:resnet", folder, "pytorch", "huggingface", IMAGE_CLASSIFICATION, "pytorch", signature, 1)
+
+
+def _with_real_statistics(model: Any) -> None:
+    """Fill the batch normalisations from a real pass, else nothing but zeros reaches the head."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model.train()(pixel_values=torch.randn(64, 3, 32, 32))
+    model.eval()
 
 
 def language_model(folder: Path, kind: str = "llama", **changes: Any) -> Artifact:

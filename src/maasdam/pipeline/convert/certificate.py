@@ -30,11 +30,11 @@ BUDGET_TO_SPREAD = 10.0
 class Tolerance:
     """What may differ: `relative` x the largest value of the output in the reference + `absolute`.
 
-    Faithful float32 conversions sum in another order and were measured at 1e-7 to 1e-5 of the largest value (MobileNetV2
-    2e-6, wav2vec2 1e-6, decoders 1e-5). A wrong operator, weight or layout is off by 1e-3 and more.
+    Faithful float32 conversions sum in another order and were measured at 1e-7 to 2e-5 of the largest value (MobileNetV2
+    5e-6, wav2vec2 8e-6, HuBERT 2e-5, decoders 4e-6). A wrong operator, weight or layout is off by 1e-3 and more.
     """
 
-    relative: float = 5e-5
+    relative: float = 1e-4
     absolute: float = 1e-6
 
     def limit(self, scale: float) -> float:

@@ -32,10 +32,10 @@ def load_keras(path: Path) -> Any:
         return keras.models.load_model(path, compile=False, safe_mode=True)
     except ValueError as error:
         if "safe" in str(error).lower() or "lambda" in str(error).lower():
-            raise UnsafeModel(f"{path} holds code that would run when loaded (a Lambda layer); refused") from error
-        raise InvalidModel(f"Keras can't load {path}: {first_line(error)}") from error
+            raise UnsafeModel("model.keras holds code that would run when loaded (a Lambda layer); refused") from error
+        raise InvalidModel(f"Keras can't load model.keras: {first_line(error)}") from error
     except (OSError, KeyError, TypeError) as error:
-        raise InvalidModel(f"Keras can't load {path}: {first_line(error)}") from error
+        raise InvalidModel(f"Keras can't load model.keras: {first_line(error)}") from error
 
 
 def export_keras(path: Path, out: Path, wanted: Signature | None) -> None:

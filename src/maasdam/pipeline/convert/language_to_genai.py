@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from maasdam.core import Artifact
 from maasdam.errors import MaasdamError, Unsupported
 from maasdam.pipeline.convert.language_parity import check_parity
-from maasdam.pipeline.convert.modules import has_fused_attention, load_transformers
+from maasdam.pipeline.convert.modules import called, has_fused_attention, load_transformers
 from maasdam.pipeline.convert.pytorch_to_onnx import quiet_exporter
 from maasdam.pipeline.convert.tokenizer_to_openvino import write_tokenizer
 
@@ -35,9 +35,7 @@ def write(source: Artifact, out: Path) -> None:
     import openvino as ov
 
     if not has_fused_attention(source):
-        raise Unsupported(
-            f"the architecture of {source.path} has no fused attention in transformers; it can't run on OpenVINO GenAI"
-        )
+        raise Unsupported(f"{called(source)} has no fused attention in transformers; it can't run on OpenVINO GenAI")
     model = load_transformers(source, "sdpa")
     _refuse_inexpressible(model.config)
     try:

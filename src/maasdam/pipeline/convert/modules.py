@@ -32,7 +32,7 @@ def load_transformers(source: Artifact, attention: Attention) -> Any:
     except MaasdamError:
         raise
     except Exception as error:  # transformers raises anything for files that are not what they say
-        raise InvalidModel(f"transformers can't load the model in {source.path}: {first_line(error)}") from error
+        raise InvalidModel(f"transformers can't load {called(source)}: {first_line(error)}") from error
     model.set_attn_implementation(attention)
     return model.eval().requires_grad_(False)
 
@@ -48,7 +48,7 @@ def is_whisper(source: Artifact) -> bool:
     try:
         config = json.loads((source.path / "config.json").read_text())
     except (OSError, ValueError) as error:
-        raise InvalidModel(f"can't read {source.path / 'config.json'}: {error}") from error
+        raise InvalidModel(f"can't read the model's config.json: {first_line(error)}") from error
     return isinstance(config, dict) and config.get("model_type") == "whisper"
 
 
@@ -95,8 +95,13 @@ def name_module(model: torch.nn.Module, signature: Signature, *, by_position: bo
 def need_signature(source: Artifact) -> Signature:
     """The artifact's signature. Raises InvalidModel where it has none."""
     if source.signature is None:
-        raise InvalidModel(f"nothing tells the input names and shapes of {source.path}; they are needed to convert it")
+        raise InvalidModel(f"nothing tells the input names and shapes of {called(source)}; they are needed to convert it")
     return source.signature
+
+
+def called(source: Artifact) -> str:
+    """What to call an artifact in a sentence: its architecture where it has one, never where it lies."""
+    return architecture_of(source.path) if source.layout == "huggingface" else f"the {source.layout} model"
 
 
 def first_line(error: BaseException) -> str:

@@ -37,7 +37,7 @@ PROOF_SIZES: tuple[Sizes, ...] = (Sizes(2), Sizes(1, 2.1), Sizes(3, 1.6, is_ragg
 
 _NATURAL_LENGTH = {"input_values": 6400, "input_features": 61, "input_ids": 12}
 _DEFAULT_LENGTH = 24
-_DEFAULT_SIDE = 96
+_DEFAULT_SIDE = 64
 _DEFAULT_VOCABULARY = 2
 
 
@@ -84,7 +84,7 @@ def _shape(spec: TensorSpec, sizes: Sizes, length: int) -> tuple[int, ...]:
     free = {0: sizes.batch} if spec.shape and spec.shape[0] is None else {}
     for axis, size in enumerate(spec.shape):
         if size is None and axis:
-            free[axis] = _DEFAULT_SIDE if is_image else length
+            free[axis] = round(_DEFAULT_SIDE * sizes.stretch) + 16 * axis if is_image else length
     return tuple(free[i] if size is None else size for i, size in enumerate(spec.shape))
 
 

@@ -18,6 +18,7 @@ from maasdam.engines.pytorch_engine import weights_only
 from maasdam.errors import InvalidModel, MaasdamError, Unsupported, missing_extra
 from maasdam.pipeline.convert.modules import (
     Attention,
+    called,
     first_line,
     has_fused_attention,
     name_module,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 Out = TypeVar("Out")
+REFINEMENTS = 3
+"""How often torch.export may correct the ranges of the dynamic axes."""
 
 
 def with_program(source: Artifact, use: Callable[[ExportedProgram], Out]) -> Out:
@@ -67,7 +70,7 @@ def _explained(source: Artifact, work: Callable[[], Out]) -> Out:
     except Exception as error:  # exporters raise anything; the reason matters, not its type
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = next((line for line in reversed(lines) if "Error" in line), lines[0] if lines else type(error).__name__)
-        raise Unsupported(f"PyTorch can't export the model in {source.path}: {reason[:400]}") from error
+        raise Unsupported(f"PyTorch can't export {called(source)}: {reason[:400]}") from error
 
 
 def export(source: Artifact, attention: Attention) -> ExportedProgram:
@@ -87,30 +90,38 @@ def export_module(module: torch.nn.Module, signature: Signature, folder: Path | 
     return _export(module, examples, _dynamic_axes(signature))
 
 
-def _export(module: torch.nn.Module, examples: tuple[Any, ...], axes: dict[str, Any]) -> ExportedProgram:
+def _export(module: torch.nn.Module, examples: tuple[Any, ...], axes: Any) -> ExportedProgram:
     import torch
     from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
 
-    with torch.no_grad():
+    for _ in range(REFINEMENTS):
         try:
-            return torch.export.export(module, examples, dynamic_shapes=axes, strict=False)
+            with torch.no_grad():
+                return torch.export.export(module, examples, dynamic_shapes=axes, strict=False)
         except torch._dynamo.exc.UserError as error:
-            # a model with a shortest length (convolutions) says it: take the range it suggests, once
-            if "Suggested fixes" not in str(error):
+            # a model with a shortest length (convolutions) says it: take the range it suggests
+            said = str(error).partition("\n\nThe error above")[0]
+            if "Suggested fixes" not in said:
                 raise
-            refined = refine_dynamic_shapes_from_suggested_fixes(str(error), axes)
-            return torch.export.export(module, examples, dynamic_shapes=refined, strict=False)
+            axes = refine_dynamic_shapes_from_suggested_fixes(said, axes)
+    with torch.no_grad():
+        return torch.export.export(module, examples, dynamic_shapes=axes, strict=False)
 
 
 def _dynamic_axes(signature: Signature) -> dict[str, dict[int, Any]]:
-    """Axes by input name: one Dim for the batch and one for the sequence, shared by all inputs."""
+    """Axes by input name: one Dim for the batch and one for the sequence, shared by all inputs.
+
+    Height and width get ranges of torch's own finding: strides put conditions on them that a plain Dim can't meet. Where it
+    fixes one, the certificate sees a lost axis.
+    """
     from torch.export import Dim
 
     dims: dict[str, Any] = {}
-    return {
-        s.name: {i: dims.setdefault(axis_name(i), Dim(axis_name(i), min=1)) for i, size in enumerate(s.shape) if size is None}
-        for s in signature.inputs
-    }
+
+    def dim(axis: int) -> Any:
+        return dims.setdefault(axis_name(axis), Dim(axis_name(axis), min=1)) if axis < 2 else Dim.AUTO
+
+    return {s.name: {i: dim(i) for i, size in enumerate(s.shape) if size is None} for s in signature.inputs}
 
 
 def load_pt2(source: Artifact) -> ExportedProgram:
@@ -121,7 +132,7 @@ def load_pt2(source: Artifact) -> ExportedProgram:
         with weights_only():
             return torch.export.load(source.path / "model.pt2")
     except Exception as error:  # a damaged archive raises anything
-        raise InvalidModel(f"torch.export can't load {source.path / 'model.pt2'}: {first_line(error)}") from error
+        raise InvalidModel(f"torch.export can't load the .pt2 program: {first_line(error)}") from error
 
 
 def save_pt2(program: ExportedProgram, path: str) -> None:

@@ -46,7 +46,7 @@ def _convert(saved_model: Path, wanted: Signature | None, path: Path) -> Signatu
         except MaasdamError:
             raise
         except Exception as error:  # tf2onnx and TensorFlow raise anything
-            raise Unsupported(f"tf2onnx can't convert {saved_model}: {str(error)[:400]}") from error
+            raise Unsupported(f"tf2onnx can't convert the model: {str(error)[:400]}") from error
     if unknown := sorted(_unknown_operators(model.graph)):
         raise Unsupported(f"no ONNX operator for TensorFlow's {', '.join(unknown)}, which the model uses")
     if wanted is not None:
@@ -86,7 +86,7 @@ def _run_tf2onnx(saved_model: Path) -> Any:
             return_tensors_to_rename=True,
         )
     except (OSError, AssertionError) as error:
-        raise InvalidModel(f"TensorFlow can't read '{SIGNATURE}' of {saved_model}: {first_line(error)}") from error
+        raise InvalidModel(f"TensorFlow can't read the model's '{SIGNATURE}': {first_line(error)}") from error
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(frozen, name="")
         onnx_graph = process_tf_graph(

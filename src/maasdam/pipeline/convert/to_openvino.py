@@ -30,5 +30,5 @@ def _convert(path: Path, wanted: Signature | None, out: Path) -> Signature:
         model = ov.convert_model(path)
     except Exception as error:  # OpenVINO raises its own types and RuntimeError alike
         lines = [line for line in str(error).splitlines() if line.strip()]
-        raise Unsupported(f"OpenVINO can't convert {path}: {' '.join(lines)[:400]}") from error
+        raise Unsupported(f"OpenVINO can't convert the model: {' '.join(lines)[:400]}") from error
     return save(model, wanted, out)

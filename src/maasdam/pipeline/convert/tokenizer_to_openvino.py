@@ -20,11 +20,11 @@ def write_tokenizer(folder: Path, out: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises anything for missing or odd tokenizer files
-        raise InvalidModel(f"no tokenizer can be loaded from {folder}: {first_line(error)}") from error
+        raise InvalidModel(f"no tokenizer can be loaded beside the model: {first_line(error)}") from error
     try:
         with quiet_exporter():
             models = convert_tokenizer(tokenizer, with_detokenizer=True)
     except Exception as error:  # the converter raises its own types and RuntimeError alike
-        raise Unsupported(f"the tokenizer in {folder} does not convert to OpenVINO: {first_line(error)}") from error
+        raise Unsupported(f"the tokenizer does not convert to OpenVINO: {first_line(error)}") from error
     for model, name in zip(models, (TOKENIZER, DETOKENIZER), strict=True):
         ov.save_model(model, out / name)

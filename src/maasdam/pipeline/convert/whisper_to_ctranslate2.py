@@ -21,12 +21,10 @@ def write(source: Artifact, out: Path) -> None:
         raise missing_extra("ctranslate2", "speech") from error
     missing = [name for name in COPIED if not (source.path / name).is_file()]
     if missing:
-        raise InvalidModel(
-            f"{source.path} lacks {' and '.join(missing)}; Whisper needs its tokenizer and its feature extractor"
-        )
+        raise InvalidModel(f"the folder lacks {' and '.join(missing)}; Whisper needs its tokenizer and its feature extractor")
     try:
         with quiet_exporter():
             converter = TransformersConverter(str(source.path), copy_files=list(COPIED), trust_remote_code=False)
             converter.convert(str(out), force=True)
     except Exception as error:  # the converter raises anything
-        raise Unsupported(f"CTranslate2 can't convert {source.path}: {first_line(error)}") from error
+        raise Unsupported(f"CTranslate2 can't convert this Whisper: {first_line(error)}") from error
