@@ -4,7 +4,7 @@ Knows the split that keeps the test recordings out of training; never models.
 
 The number that ends a file name is the recording's index:
 0-4 are not in the shared data, 5-9 are the test part (never trained on, never used to
-choose anything), 10-12 choose checkpoints, 13 and above train.
+choose a checkpoint), 10-12 are watched while training, 13 and above train.
 """
 
 from __future__ import annotations

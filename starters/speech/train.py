@@ -198,7 +198,7 @@ class Examples:
                 groups[-1].append((words, features, spans))
             self.random.shuffle(groups)
             for group in groups:
-                features_, mask = padded([self._masked(features) for _, features, _ in group])
+                features_, mask = padded([self._masked(f) for _, f, _ in group], self.random.randint(0, 30))
                 frames = torch.full(mask.shape, UNKNOWN)
                 for row, (words, features, spans) in enumerate(group):
                     if spans or not words:
@@ -221,9 +221,9 @@ class Examples:
         return features
 
 
-def padded(features: Sequence[Sound]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack features of different lengths, with their attention mask."""
-    longest = max(len(f) for f in features)
+def padded(features: Sequence[Sound], beyond: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack features of different lengths, with their attention mask, and `beyond` frames of padding for all."""
+    longest = max(len(f) for f in features) + beyond
     stacked = np.zeros((len(features), longest, 160), np.float32)
     mask = np.zeros((len(features), longest), np.int64)
     for row, f in enumerate(features):
@@ -232,7 +232,10 @@ def padded(features: Sequence[Sound]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def loss_of(model: Wav2Vec2BertForCTC, batch: Batch, pointed: float) -> torch.Tensor:
-    """CTC loss per word, plus `pointed` times the loss of naming what is heard at each frame."""
+    """CTC loss per word, plus `pointed` times the loss of naming what is heard at each frame.
+
+    Padding has to come out as blank: CTC does not look there, but whoever decodes a padded batch does.
+    """
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(input_features=batch.features, attention_mask=batch.mask).logits
     logits = logits.float()
@@ -243,21 +246,24 @@ def loss_of(model: Wav2Vec2BertForCTC, batch: Batch, pointed: float) -> torch.Te
     )  # fmt: skip
     if pointed and (batch.frames != UNKNOWN).any():
         loss = loss + pointed * cross_entropy(logits.flatten(0, 1), batch.frames.flatten(), ignore_index=UNKNOWN)
+    padding = logits[batch.mask == 0]
+    if len(padding):
+        loss = loss + cross_entropy(padding, torch.full((len(padding),), BLANK))
     return loss
 
 
 @torch.inference_mode()
 def heard(model: Wav2Vec2BertForCTC, log_mel: augment.LogMel, sounds: Sequence[Sound]) -> list[list[str]]:
-    """Greedy transcripts."""
+    """Greedy transcripts, decoded as users do: padding and all."""
     names = {i: token.strip() for token, i in VOCABULARY.items()}
     found: list[list[str]] = [[] for _ in sounds]
     order = sorted(range(len(sounds)), key=lambda i: len(sounds[i]))
     for start in range(0, len(order), 32):
         rows = order[start : start + 32]
-        features, mask = padded([log_mel(sounds[i]) for i in rows])
+        features, mask = padded([log_mel(sounds[i]) for i in rows], beyond=1)
         best = model(input_features=features, attention_mask=mask).logits.argmax(-1)
-        for i, path, length in zip(rows, best.tolist(), mask.sum(1).tolist(), strict=True):
-            collapsed = [a for a, b in zip(path[:length], [BLANK, *path[: length - 1]], strict=True) if a != b]
+        for i, path in zip(rows, best.tolist(), strict=True):
+            collapsed = [a for a, b in zip(path, [BLANK, *path[:-1]], strict=True) if a != b]
             found[i] = [names[token] for token in collapsed if token != BLANK]
     return found
 
@@ -288,13 +294,13 @@ def train(arguments: argparse.Namespace) -> None:
     average.load_state_dict(model.state_dict())
     average.eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LEARNING_RATE, weight_decay=0.02, betas=(0.9, 0.98), fused=True)
-    step, best = 0, math.inf
+    step = 0
     if arguments.resume and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
-        step, best = state["step"], state["best"]
+        step = state["step"]
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, from step {step}", flush=True)
 
     # A resumed run draws new examples rather than those it has seen already.
@@ -328,16 +334,12 @@ def train(arguments: argparse.Namespace) -> None:
             for name, examples in development.items():
                 answers = heard(average, log_mel, [sound for _, sound in examples])
                 rates[name] = recordings.word_error_rate([(t, h) for (t, _), h in zip(examples, answers, strict=True)])
-            total = sum(rates.values())
             print("  development " + " ".join(f"{k} {v:.4f}" for k, v in rates.items()), flush=True)
-            if total <= best:
-                best = total
-                average.save_pretrained(folder)
-                processor.save_pretrained(folder)
-                processor.feature_extractor.save_pretrained(folder)
-                print(f"  saved to {folder}", flush=True)
+            average.save_pretrained(folder)
+            processor.save_pretrained(folder)
+            processor.feature_extractor.save_pretrained(folder)
             state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save({**state, "step": step, "best": best}, checkpoint.with_suffix(".new"))
+            torch.save({**state, "step": step}, checkpoint.with_suffix(".new"))
             checkpoint.with_suffix(".new").replace(checkpoint)
 
 
@@ -349,7 +351,7 @@ def main() -> None:
         "--work", type=Path, default=Path("~/.cache/maasdam-starters").expanduser(), help="caches and checkpoints"
     )
     parser.add_argument("--out", type=Path, default=HERE / "model", help="where the model goes")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=10_500)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --work")
