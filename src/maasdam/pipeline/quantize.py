@@ -38,6 +38,8 @@ SCHEMES: dict[str, tuple[Format, ...]] = {
     "fp16": ("openvino",),
 }
 F16_LARGEST = 65504.0
+SMALLEST_GROUP = 8
+"""Where the group size does not divide a layer's width, the largest power of two that does, down to this."""
 NOT_FOR_TEXT = ("static-int8", "dynamic-int8")
 """Text generation runs on OpenVINO GenAI, where weights alone are quantised."""
 
@@ -164,11 +166,21 @@ def _weights_openvino(source: Artifact, out: Path, settings: Mapping[str, Any]) 
         nncf = _nncf()
         group = settings["group_size"]
         with _quiet():
-            model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT4_SYM, group_size=group, ratio=1.0)
+            model = nncf.compress_weights(
+                model,
+                mode=nncf.CompressWeightsMode.INT4_SYM,
+                group_size=group,
+                ratio=1.0,
+                advanced_parameters=nncf.AdvancedCompressionParameters(
+                    group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST, min_adjusted_group_size=SMALLEST_GROUP
+                ),
+            )
         facts = {"method": f"NNCF compress_weights, int4 symmetric in groups of {group}; first and last layers int8"}
     elif scheme == "bf16":
         count = _constants_to(model, ov.Type.bf16)
         chosen["precision"] = "bf16"
+        if source.layout == "genai":
+            chosen["kv_precision"] = "bf16"  # its attention takes no other cache then
         facts = {"method": f"{count} constants kept in bfloat16, computed in bfloat16"}
     else:
         count = _constants_to(model, ov.Type.f16)
