@@ -16,7 +16,7 @@ from maasdam.errors import Unsupported
 from maasdam.pipeline.optimize import PASS, choose
 from maasdam.pipeline.passes import PassContext, Produced
 from maasdam.pipeline.recipe import Use
-from maasdam.pipeline.run_recipe import Data, Kitchen
+from maasdam.pipeline.run_recipe import Build, Data
 from tests.pipeline.networks import convolutional, write_tensors
 
 SIGNATURE = Signature((TensorSpec("x", "float32", (None, 4)),), (TensorSpec("y", "float32", (None, 4)),))
@@ -105,10 +105,10 @@ def test_no_engine_at_all_is_an_error_that_says_why(store: Store, tmp_path: Path
 
 def test_a_real_network_is_measured_on_both_engines(store: Store, tmp_path: Path) -> None:
     source = convolutional(store)
-    kitchen = Kitchen(store, Data(data=write_tensors(tmp_path / "x.npz")))
-    rival = kitchen.convert(source, "openvino")
-    made = kitchen.apply(Use("optimize", PASS.check({"precision": "auto", "threads": "all"}, "t")), rival, (source,))
-    table = kitchen.steps[-1].facts["table"]
+    building = Build(store, Data(data=write_tensors(tmp_path / "x.npz")))
+    rival = building.convert(source, "openvino")
+    made = building.apply(Use("optimize", PASS.check({"precision": "auto", "threads": "all"}, "t")), rival, (source,))
+    table = building.steps[-1].facts["table"]
     assert {(r["engine"], r["precision"]) for r in table} == {("openvino", "f32"), ("openvino", "bf16"), ("onnxruntime", None)}
     chosen = next(r for r in table if r["chosen"])
     assert made.engine == chosen["engine"] and chosen["p50_ms"] == min(r["p50_ms"] for r in table if not r["left_out"])
@@ -116,7 +116,7 @@ def test_a_real_network_is_measured_on_both_engines(store: Store, tmp_path: Path
 
 def test_settings_that_are_the_default_make_no_new_artifact(store: Store) -> None:
     source = convolutional(store)
-    made = Kitchen(store).apply(Use("optimize", SETTINGS), source)
+    made = Build(store).apply(Use("optimize", SETTINGS), source)
     assert made.digest == source.digest
 
 

@@ -16,7 +16,7 @@ from maasdam.pipeline.parity import cosine, flat
 from maasdam.pipeline.passes import find_pass
 from maasdam.pipeline.quantize import formats_of
 from maasdam.pipeline.recipe import Use
-from maasdam.pipeline.run_recipe import Data, Kitchen
+from maasdam.pipeline.run_recipe import Build, Data
 from tests.pipeline.networks import convolutional, write_tensors
 
 
@@ -36,9 +36,9 @@ def tensors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _quantized(store: Store, source: Artifact, tensors: Path, scheme: str, **settings: Any) -> tuple[Artifact, dict[str, Any]]:
-    kitchen = Kitchen(store, Data(calibrate=tensors))
+    building = Build(store, Data(calibrate=tensors))
     use = Use("quantize", find_pass("quantize", "test").check({"scheme": scheme, **settings}, "test"))
-    return kitchen.apply(use, source), dict(kitchen.steps[-1].facts)
+    return building.apply(use, source), dict(building.steps[-1].facts)
 
 
 def _outputs(artifact: Artifact, tensors: Path) -> Any:
@@ -90,10 +90,10 @@ def test_bf16_is_computed_in_bf16(store: Store, source: Artifact, tensors: Path)
 def test_the_facts_say_what_it_was_calibrated_on(store: Store, source: Artifact, tensors: Path) -> None:
     _, facts = _quantized(store, source, tensors, "static-int8", format="onnx")
     assert facts["calibration"]["says"] == "12 unlabelled examples of --calibrate"
-    kitchen = Kitchen(store, Data(data=tensors))
+    building = Build(store, Data(data=tensors))
     use = Use("quantize", find_pass("quantize", "t").check({"scheme": "static-int8", "format": "onnx", "samples": 5}, "t"))
-    kitchen.apply(use, source)
-    says = kitchen.steps[-1].facts["calibration"]["says"]
+    building.apply(use, source)
+    says = building.steps[-1].facts["calibration"]["says"]
     assert "sample of the evaluation data" in says and "5 examples" in says and "--calibrate was not given" in says
 
 

@@ -14,7 +14,7 @@ from maasdam.core import TEXT_GENERATION, Artifact, Format, Signature, TensorSpe
 from maasdam.errors import InvalidInput, Unsupported
 from maasdam.pipeline.passes import Pass, PassContext, Produced, find_pass
 from maasdam.pipeline.recipe import Recipe, Use, parse_recipe
-from maasdam.pipeline.run_recipe import Data, Kitchen, check_data, content_digest, formats_to_quantize_for
+from maasdam.pipeline.run_recipe import Build, Data, check_data, content_digest, formats_to_quantize_for
 
 SIGNATURE = Signature((TensorSpec("x", "float32", (None, 4)),), (TensorSpec("y", "float32", (None, 2)),))
 
@@ -71,10 +71,10 @@ INT8 = _recipe(("quantize", {"scheme": "static-int8"}), ("optimize", {}))
 def test_a_second_run_takes_everything_from_the_cache(store: Store, source: Artifact, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"x")
     fakes = FakePasses()
-    first = Kitchen(store, Data(calibrate=tmp_path / "a.png"), find=fakes.find)
+    first = Build(store, Data(calibrate=tmp_path / "a.png"), find=fakes.find)
     made = first.run(INT8, source, None)
     count = len(fakes.ran)
-    second = Kitchen(store, Data(calibrate=tmp_path / "a.png"), find=fakes.find)
+    second = Build(store, Data(calibrate=tmp_path / "a.png"), find=fakes.find)
     assert second.run(INT8, source, None).digest == made.digest
     assert len(fakes.ran) == count
     assert all(s.is_cached for s in second.steps) and [s.use for s in second.steps] == [s.use for s in first.steps]
@@ -83,7 +83,7 @@ def test_a_second_run_takes_everything_from_the_cache(store: Store, source: Arti
 
 def test_int8_is_made_for_both_engines_and_the_better_one_chosen(store: Store, source: Artifact) -> None:
     fakes = FakePasses()
-    Kitchen(store, find=fakes.find).run(INT8, source, None)
+    Build(store, find=fakes.find).run(INT8, source, None)
     assert fakes.ran == [
         "convert openvino",
         "quantize openvino",
@@ -96,47 +96,47 @@ def test_int8_is_made_for_both_engines_and_the_better_one_chosen(store: Store, s
 @pytest.mark.parametrize(("to", "others"), [("onnx", "openvino"), ("openvino", "onnx")])
 def test_to_decides_the_format_alone(store: Store, source: Artifact, to: Format, others: str) -> None:
     fakes = FakePasses()
-    assert Kitchen(store, find=fakes.find).run(INT8, source, to).format == to
+    assert Build(store, find=fakes.find).run(INT8, source, to).format == to
     assert not any(others in ran for ran in fakes.ran)
 
 
 def test_to_the_source_s_own_format_leaves_it_as_it_is(store: Store, source: Artifact) -> None:
     fakes = FakePasses()
-    made = Kitchen(store, find=fakes.find).run(_recipe(("optimize", {})), source, "pytorch")
+    made = Build(store, find=fakes.find).run(_recipe(("optimize", {})), source, "pytorch")
     assert made.digest == source.digest and fakes.ran == []
 
 
 def test_without_to_the_float_model_is_tried_on_both_engines(store: Store, source: Artifact) -> None:
     fakes = FakePasses()
-    Kitchen(store, find=fakes.find).run(_recipe(("optimize", {})), source, None)
+    Build(store, find=fakes.find).run(_recipe(("optimize", {})), source, None)
     assert fakes.ran == ["convert openvino", "convert onnx", "optimize of ['openvino', 'onnx']"]
 
 
 def test_an_engine_that_can_not_have_it_is_left_out_with_the_reason(store: Store, source: Artifact) -> None:
     fakes = FakePasses(broken={"convert onnx": Unsupported("operator Foo")})
-    kitchen = Kitchen(store, find=fakes.find)
-    assert kitchen.run(INT8, source, None).format == "openvino"
-    assert any("operator Foo" in note for note in kitchen.notes)
+    building = Build(store, find=fakes.find)
+    assert building.run(INT8, source, None).format == "openvino"
+    assert any("operator Foo" in note for note in building.notes)
 
 
 def test_a_killed_build_goes_on_after_the_last_finished_pass(store: Store, source: Artifact) -> None:
     fakes = FakePasses(broken={"quantize openvino": KeyboardInterrupt()})  # type: ignore[dict-item]  # as good as a kill
     with pytest.raises(KeyboardInterrupt):
-        Kitchen(store, find=fakes.find).run(INT8, source, "openvino")
+        Build(store, find=fakes.find).run(INT8, source, "openvino")
     assert not list((store.root / "tmp").iterdir())
     fakes.broken.clear()
     fakes.ran.clear()
-    Kitchen(store, find=fakes.find).run(INT8, source, "openvino")
+    Build(store, find=fakes.find).run(INT8, source, "openvino")
     assert fakes.ran == ["quantize openvino", "optimize of ['openvino']"]
 
 
 def test_lineage_is_the_chain_of_parents(store: Store, source: Artifact) -> None:
-    kitchen = Kitchen(store, find=FakePasses().find)
-    artifact = kitchen.run(INT8, source, "openvino")
+    building = Build(store, find=FakePasses().find)
+    artifact = building.run(INT8, source, "openvino")
     chain = [artifact]
     while chain[-1].parents:
         chain.append(store.get(chain[-1].parents[0]))
-    assert [a.digest for a in chain[::-1]] == [source.digest, *(s.digest for s in kitchen.steps)]
+    assert [a.digest for a in chain[::-1]] == [source.digest, *(s.digest for s in building.steps)]
 
 
 @pytest.mark.parametrize(
@@ -149,24 +149,24 @@ def test_lineage_is_the_chain_of_parents(store: Store, source: Artifact) -> None
     ids=["pass version", "device", "calibration data"],
 )
 def test_what_decides_the_result_is_in_the_key(
-    store: Store, source: Artifact, tmp_path: Path, change: Callable[[Kitchen, FakePasses, Path], None]
+    store: Store, source: Artifact, tmp_path: Path, change: Callable[[Build, FakePasses, Path], None]
 ) -> None:
     data = tmp_path / "a.png"
     data.write_bytes(b"photographs")
     use = INT8.passes[0]
     fakes = FakePasses()
-    kitchen = Kitchen(store, Data(calibrate=data), find=fakes.find)
-    kitchen.apply(replace(use, settings={**use.settings, "format": "openvino"}), source)
+    building = Build(store, Data(calibrate=data), find=fakes.find)
+    building.apply(replace(use, settings={**use.settings, "format": "openvino"}), source)
     fakes.ran.clear()
-    change(kitchen, fakes, data)
-    kitchen.apply(replace(use, settings={**use.settings, "format": "openvino"}), source)
+    change(building, fakes, data)
+    building.apply(replace(use, settings={**use.settings, "format": "openvino"}), source)
     assert "quantize openvino" in fakes.ran
 
 
 def test_references_are_no_steps_of_the_build(store: Store, source: Artifact) -> None:
-    kitchen = Kitchen(store, find=FakePasses().find)
-    assert [r.format for r in kitchen.references(source)] == ["openvino", "onnx"]
-    assert kitchen.steps == []
+    building = Build(store, find=FakePasses().find)
+    assert [r.format for r in building.references(source)] == ["openvino", "onnx"]
+    assert building.steps == []
 
 
 def test_training_without_train_is_refused_before_any_work() -> None:

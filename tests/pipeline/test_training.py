@@ -18,7 +18,7 @@ from maasdam.pipeline.distill import make_student
 from maasdam.pipeline.passes import find_pass
 from maasdam.pipeline.prune import prune_magnitude
 from maasdam.pipeline.recipe import Use
-from maasdam.pipeline.run_recipe import Data, Kitchen
+from maasdam.pipeline.run_recipe import Build, Data
 from maasdam.pipeline.training import Plan, Sample, batches, forward, loss_of, train, training_samples
 from tests.pipeline.networks import SIDE, colours, write_photographs, write_resnet
 
@@ -41,9 +41,9 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _apply(store: Store, source: Artifact, use: str, train_on: Path | None, **settings: Any) -> tuple[Artifact, dict[str, Any]]:
-    kitchen = Kitchen(store, Data(train=train_on))
-    made = kitchen.apply(Use(use, find_pass(use, "test").check(settings, "test")), source)
-    return made, dict(kitchen.steps[-1].facts)
+    building = Build(store, Data(train=train_on))
+    made = building.apply(Use(use, find_pass(use, "test").check(settings, "test")), source)
+    return made, dict(building.steps[-1].facts)
 
 
 def _logits(artifact: Artifact) -> Any:

@@ -15,7 +15,7 @@ from maasdam.errors import VerificationFailed
 from maasdam.pipeline.examples import evaluation_examples
 from maasdam.pipeline.recipe import Limits
 from maasdam.pipeline.report import Report
-from maasdam.pipeline.run_recipe import Kitchen
+from maasdam.pipeline.run_recipe import Build
 from maasdam.pipeline.verify import Conditions, verify
 from tests.pipeline.networks import colours, convolutional, write_photographs, write_tensors
 
@@ -34,7 +34,7 @@ def photographs(tmp_path: Path) -> Path:
 
 
 def _verified(store: Store, candidate: Artifact, source: Artifact, data: Path | None, limits: Limits = HELD) -> Report:
-    references = Kitchen(store).references(source)
+    references = Build(store).references(source)
     return verify(candidate, references, source, evaluation_examples(source, data) if data else [], limits, QUICK)
 
 

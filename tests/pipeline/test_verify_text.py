@@ -18,7 +18,7 @@ from maasdam.engines.scoring import log_likelihoods
 from maasdam.errors import InvalidInput
 from maasdam.pipeline.examples import PreparedExamples
 from maasdam.pipeline.recipe import Limits, find_recipe
-from maasdam.pipeline.run_recipe import Kitchen
+from maasdam.pipeline.run_recipe import Build
 from maasdam.pipeline.verify import Conditions, verify
 from maasdam.pipeline.verify_text import PIECE_CHARACTERS, Piece, Scores, generate, text_pieces
 from tests.engines.tiny_language_model import CONTEXT, huggingface
@@ -42,13 +42,13 @@ def source(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture(scope="module")
 def reference(store: Store, source: Artifact) -> Artifact:
-    (found,) = Kitchen(store).references(source)
+    (found,) = Build(store).references(source)
     return found
 
 
 @pytest.fixture(scope="module")
 def int8(store: Store, source: Artifact, reference: Artifact) -> Artifact:
-    return Kitchen(store).run(find_recipe("int8", source.task), source, None)
+    return Build(store).run(find_recipe("int8", source.task), source, None)
 
 
 def test_the_report_of_int8_weights_is_true(source: Artifact, reference: Artifact, int8: Artifact) -> None:
@@ -99,7 +99,7 @@ def test_changed_weights_fail(store: Store, source: Artifact, reference: Artifac
     weights = load_file(other / "model.safetensors")
     weights["lm_head.weight"] = weights["lm_head.weight"][::-1].copy()
     save_file(weights, other / "model.safetensors", {"format": "pt"})
-    changed = Kitchen(store).convert(ingest(str(other), store), "openvino")
+    changed = Build(store).convert(ingest(str(other), store), "openvino")
     report = verify(changed, (reference,), source, EXAMPLES, find_recipe("fp32", source.task).limits, QUICK)
     assert any(failure.startswith("cosine is") for failure in report.failures)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from maasdam.artifacts.catalog import Catalog, Version
     from maasdam.operations.workspace import Workspace
     from maasdam.pipeline.examples import PreparedExamples
-    from maasdam.pipeline.run_recipe import Data, Kitchen
+    from maasdam.pipeline.run_recipe import Build, Data
 
 DEVICES = ("cpu", "cuda")
 HEARTBEAT_SECONDS = 1.0
@@ -87,7 +87,7 @@ def _build(
     progress: Progress,
 ) -> Version:
     from maasdam.artifacts.sources import ingest
-    from maasdam.pipeline.run_recipe import Kitchen
+    from maasdam.pipeline.run_recipe import Build
 
     find_recipe(recipe_name, task)  # a bad recipe is said before a large model is read
     progress("read the source")
@@ -95,16 +95,16 @@ def _build(
     recipe = find_recipe(recipe_name, artifact.task)
     _check_recipe(recipe, artifact, to, paths)
     examples = _examples(artifact, paths, progress)
-    kitchen = Kitchen(workspace.store, paths, device, workspace.settings.threads, progress)
-    candidate = kitchen.run(recipe, artifact, to)
-    report = _verified(workspace, kitchen, candidate, artifact, examples, recipe, paths)
-    passes = [step.to_json() for step in kitchen.steps]
+    building = Build(workspace.store, paths, device, workspace.settings.threads, progress)
+    candidate = building.run(recipe, artifact, to)
+    report = _verified(workspace, building, candidate, artifact, examples, recipe, paths)
+    passes = [step.to_json() for step in building.steps]
     return workspace.catalog.register(name, candidate, source=source, recipe=recipe.name, report=report, passes=passes)
 
 
 def _verified(
     workspace: Workspace,
-    kitchen: Kitchen,
+    building: Build,
     candidate: Artifact,
     source: Artifact,
     examples: PreparedExamples,
@@ -114,15 +114,15 @@ def _verified(
     from maasdam.accounts.energy import open_meter
     from maasdam.pipeline.verify import Conditions, verify
 
-    facts = [step.facts for step in kitchen.steps]
-    references = kitchen.references(source)
+    facts = [step.facts for step in building.steps]
+    references = building.references(source)
     meter = open_meter(workspace.settings.watts_per_core)
     conditions = Conditions(
         threads=workspace.settings.threads,
-        device=kitchen.device,
+        device=building.device,
         joules=meter.joules,
-        progress=kitchen.progress,
-        notes=tuple(dict.fromkeys(kitchen.notes)),
+        progress=building.progress,
+        notes=tuple(dict.fromkeys(building.notes)),
         calibration=next((f["calibration"] for f in facts if "calibration" in f), None),
         optimization=next((f["table"] for f in facts if "table" in f), ()),
     )

@@ -302,7 +302,7 @@ def _wants(source: Artifact, settings: Mapping[str, Any]) -> Format | None:
 
 PASS = Pass(
     use="quantize",
-    version=1,
+    version=2,
     settings={
         "scheme": Setting(str, None, choices=tuple(SCHEMES), says="what is quantised, and to what", is_required=True),
         "format": Setting(str, "auto", choices=("auto", "openvino", "onnx"), says="auto: what --to and the next pass ask for"),

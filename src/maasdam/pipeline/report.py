@@ -31,6 +31,8 @@ class Column:
     """Per example."""
     memory_bytes: int | None = None
     accuracy: float | None = None
+    examples: int | None = None
+    """How many `accuracy` is over, where it is not all of them."""
     extra: Mapping[str, float] = field(default_factory=dict)
     """What stands beside the metric (bits per byte)."""
 
@@ -118,6 +120,7 @@ def _source(s: Column) -> dict[str, Any]:
         "engine": s.engine,
         "digest": s.digest,
         "accuracy": s.accuracy,
+        "examples": s.examples,
         "size_bytes": s.size_bytes,
         "latency_ms": {"p50": s.p50, "p99": s.p99, "samples": list(s.latency_ms)},
         "throughput": s.throughput,

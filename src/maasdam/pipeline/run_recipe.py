@@ -68,8 +68,8 @@ class Data:
 
 
 @dataclass(slots=True)
-class Kitchen:
-    """What running passes takes, and what has run so far."""
+class Build:
+    """One run of a recipe: what running passes takes, and what has run so far."""
 
     store: Store
     data: Data = field(default_factory=Data)

@@ -244,6 +244,7 @@ class _Tensors:
             joules=joules,
             memory_bytes=memory,
             accuracy=None if score is None else score.value,
+            examples=None if score is None else score.examples,
             extra={} if score is None else score.extra,
         )
 

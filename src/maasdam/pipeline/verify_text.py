@@ -312,6 +312,7 @@ def _column(
         joules=None if joules is None else joules / tokens,
         memory_bytes=memory,
         accuracy=scores.perplexity if bits is not None else None,
+        examples=len(scores.values),
         extra={} if bits is None else {"bits_per_byte": bits},
     )
 
