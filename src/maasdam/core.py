@@ -374,6 +374,8 @@ class Score:
     examples: int
     higher_is_better: bool
     extra: Mapping[str, float] = field(default_factory=dict)
+    shares: tuple[tuple[float, float], ...] = ()
+    """(above, below) of each example: `value` is the sum of the first over the sum of the second. () where it is not."""
 
 
 class Processor(Protocol):

@@ -19,15 +19,7 @@ from tests.pipeline.networks import write_colours, write_photographs
 from maasdam.errors import InvalidInput, InvalidModel, MaasdamError, Unsupported, VerificationFailed
 from maasdam.operations.build import build, document
 from maasdam.operations.workspace import Workspace
-from maasdam.pipeline import verify as verification
 from maasdam.settings import Settings
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time little: these tests are not about speed."""
-    monkeypatch.setattr(verification, "LATENCY_SECONDS", 0.0)
-    monkeypatch.setattr(verification, "THROUGHPUT_SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ REPORT = Report(
     metric="top1",
     drop=0.01,
     examples=100,
+    confidence={"drop": [-0.01, 0.03]},
     unit="items/s",
     energy_method="no energy counter",
 )
@@ -57,6 +58,14 @@ def test_the_report_has_the_promised_shape() -> None:
         (Limits(min_cosine=0.999), "cosine is 0.99; the recipe asks for 0.999 at least"),
         (Limits(min_agreement=0.99), "agreement is 0.95"),
         (Limits(max_abs_diff=0.1), "max_abs_diff is 0.5; the recipe allows 0.1 at most"),
+        (Limits(max_drop_upper=0.02), "the upper end of the drop's interval is 0.03; the recipe allows 0.02 at most"),
+        (Limits(min_examples=200), "the number of examples is 100; the recipe asks for 200 at least"),
+        (Limits(max_latency_ms=0.5), "latency (p50, ms) is 1"),
+        (Limits(max_p99_ms=1.5), "latency (p99, ms) is 2"),
+        (Limits(min_throughput=200), "throughput (items/s) is 100"),
+        (Limits(max_size_mb=0.0005), "size (MB) is 0.001"),
+        (Limits(max_memory_mb=0.000001), "memory (MB) is 5e-06"),
+        (Limits(max_joules=1.0), "energy (joules) was not measured; the recipe allows 1 at most"),
     ],
 )
 def test_a_broken_limit_is_named_with_its_value(limits: Limits, says: str) -> None:
@@ -71,6 +80,8 @@ def test_limits_that_hold_say_nothing() -> None:
 def test_a_limit_on_what_was_not_measured_fails() -> None:
     unmeasured = replace(REPORT, candidate=replace(FAST, p50=None), drop=None)
     assert judge(Limits(min_speedup=1.0), unmeasured) == ("speedup was not measured; the recipe asks for 1 at least",)
+    blind = replace(REPORT, confidence=None)
+    assert "the upper end of the drop's interval was not measured" in judge(Limits(max_drop_upper=1.0), blind)[0]
     assert judge(Limits(max_drop=1.0), unmeasured) == ("drop was not measured; the recipe allows 1 at most",)
 
 

@@ -12,11 +12,12 @@ import pytest
 from maasdam.artifacts.store import Store
 from maasdam.core import Artifact
 from maasdam.errors import VerificationFailed
+from maasdam.pipeline.conditions import Conditions
 from maasdam.pipeline.examples import evaluation_examples
 from maasdam.pipeline.recipe import Limits
 from maasdam.pipeline.report import Report
 from maasdam.pipeline.run_recipe import Build
-from maasdam.pipeline.verify import Conditions, verify
+from maasdam.pipeline.verify import verify
 from tests.pipeline.networks import colours, convolutional, write_photographs, write_tensors
 
 QUICK = Conditions(threads=1, latency_seconds=0.0, throughput_seconds=0.0, measures_memory=False)
@@ -45,6 +46,8 @@ def test_a_model_passes_against_itself_with_every_sample_in_the_report(store: St
     assert report["accuracy"]["metric"] == "top1"
     assert (report["accuracy"]["reference"], report["accuracy"]["candidate"], report["accuracy"]["examples"]) == (1.0, 1.0, 12)
     assert report["parity"]["agreement"] == 1.0
+    assert report["accuracy"]["confidence"]["drop"] == [0.0, 0.0] and report["accuracy"]["confidence"]["units"] == 12
+    assert any("a drop below 0.25 can't be told from none" in n for n in report["notes"])
     assert [s["candidate"] for s in report["samples"]] == [s["truth"] for s in report["samples"]]
     assert report["samples"][1] == {"name": "001.png", "truth": "green", "reference": "green", "candidate": "green"}
 
@@ -68,6 +71,8 @@ def test_changed_weights_fail_with_the_drop(store: Store, photographs: Path) -> 
     assert not report.passed
     assert any("drop is 0.6667" in f for f in report.failures) and any("cosine" in f for f in report.failures)
     assert report.candidate.accuracy == pytest.approx(1 / 3)
+    low, high = report.to_json()["accuracy"]["confidence"]["drop"]
+    assert 0.3 < low < 2 / 3 < high < 1
 
 
 def test_nan_fails_whatever_the_limits(store: Store, photographs: Path) -> None:

@@ -16,10 +16,11 @@ from maasdam.core import Artifact, Example, TextPayload
 from maasdam.engines import open_engine
 from maasdam.engines.scoring import log_likelihoods
 from maasdam.errors import InvalidInput
+from maasdam.pipeline.conditions import Conditions
 from maasdam.pipeline.examples import PreparedExamples
 from maasdam.pipeline.recipe import Limits, find_recipe
 from maasdam.pipeline.run_recipe import Build
-from maasdam.pipeline.verify import Conditions, verify
+from maasdam.pipeline.verify import verify
 from maasdam.pipeline.verify_text import PIECE_CHARACTERS, Piece, Scores, generate, text_pieces
 from tests.engines.tiny_language_model import CONTEXT, huggingface
 
@@ -59,6 +60,10 @@ def test_the_report_of_int8_weights_is_true(source: Artifact, reference: Artifac
     assert accuracy["drop"] == pytest.approx(accuracy["candidate"] / accuracy["reference"] - 1)
     assert report["source"]["accuracy"] == pytest.approx(accuracy["reference"], rel=1e-3)  # converted without loss
     assert accuracy["beside"]["reference"]["bits_per_byte"] > 0
+    assert accuracy["confidence"]["over"] == "pieces of text"  # two texts are too few to draw from
+    for name in ("reference", "candidate", "drop"):
+        low, high = accuracy["confidence"][name]
+        assert low <= accuracy[name] <= high
     assert report["throughput"]["unit"] == "tokens/s"
     assert report["precisions"]["weights u8"] > 0
     engine: Any = open_engine(int8, threads=1)

@@ -96,7 +96,7 @@ def _measured(report: dict[str, Any]) -> str:
     own = source.get("latency_ms") or {}
     megabytes = {k: None if v is None else v / 1e6 for k, v in memory.items()}
     rows = [
-        three(f"{name} (n={accuracy['examples']})", accuracy, "accuracy", _drop(accuracy["drop"])),
+        three(f"{name} (n={accuracy['examples']})", accuracy, "accuracy", _drop(accuracy)),
         ("size MB", size["reference"] / 1e6, size["candidate"] / 1e6, _mega(source.get("size_bytes")), times(size["ratio"])),
         ("latency p50 ms", p50["reference"], p50["candidate"], own.get("p50"), times(latency["speedup"])),
         ("latency p99 ms", p99["reference"], p99["candidate"], own.get("p99"), None),
@@ -111,8 +111,11 @@ def _measured(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _drop(value: float | None) -> str | None:
-    return None if value is None else f"drop {value:+.4f}"
+def _drop(accuracy: dict[str, Any]) -> str | None:
+    if accuracy["drop"] is None:
+        return None
+    interval = (accuracy.get("confidence") or {}).get("drop")
+    return f"drop {accuracy['drop']:+.4f}" + (f" [{interval[0]:+.4f}, {interval[1]:+.4f}]" if interval else "")
 
 
 def _mega(value: float | None) -> float | None:

@@ -112,7 +112,8 @@ def _verified(
     paths: Data,
 ) -> dict[str, Any]:
     from maasdam.accounts.energy import open_meter
-    from maasdam.pipeline.verify import Conditions, verify
+    from maasdam.pipeline.conditions import Conditions
+    from maasdam.pipeline.verify import verify
 
     facts = [step.facts for step in building.steps]
     references = building.references(source)

@@ -66,6 +66,9 @@ def _table(report: Mapping[str, Any]) -> str:
     rows = [("", "reference (uncompressed)", "this version")]
     if metric:
         rows.append((f"{metric} on {examples} examples", *_both(report, "accuracy")))
+        certain = {side: _interval(_at(report, "accuracy", "confidence", side)) for side in ("reference", "candidate")}
+        if all(certain.values()):
+            rows.append(("95 % interval", certain["reference"], certain["candidate"]))
     rows.append(("size, bytes", *_both(report, "size_bytes")))
     for point in ("p50", "p99"):
         reference, candidate = (_said(_at(report, "latency_ms", side, point)) for side in ("reference", "candidate"))
@@ -81,7 +84,9 @@ def _details(report: Mapping[str, Any]) -> str:
     lines = []
     drop, speedup = _at(report, "accuracy", "drop"), _at(report, "latency_ms", "speedup")
     if drop is not None:
-        lines.append(f"- drop on the metric (positive is worse): {_said(drop)}")
+        interval = _interval(_at(report, "accuracy", "confidence", "drop"))
+        certain = f", 95 % interval {interval} ({_how_certain(report)})" if interval else ""
+        lines.append(f"- drop on the metric (positive is worse): {_said(drop)}{certain}")
     if speedup is not None:
         lines.append(f"- latency of the reference over this version's: {_said(speedup)}")
     parity = {key: value for key, value in (_at(report, "parity") or {}).items() if value is not None}
@@ -98,6 +103,16 @@ def _details(report: Mapping[str, Any]) -> str:
         lines.append("- measured on: " + ", ".join(f"{key} {value}" for key, value in conditions.items()))
     lines += [f"- {note}" for note in report.get("notes") or []]
     return "\n".join(lines)
+
+
+def _interval(ends: Any) -> str:
+    """[low, high] in words; empty where there is none."""
+    return f"{_said(ends[0])} to {_said(ends[1])}" if isinstance(ends, list | tuple) and len(ends) == 2 else ""
+
+
+def _how_certain(report: Mapping[str, Any]) -> str:
+    said = _at(report, "accuracy", "confidence") or {}
+    return f"{said.get('method')}, {said.get('resamples')} resamples of {said.get('units')} {said.get('over')}"
 
 
 def _both(report: Mapping[str, Any], what: str) -> tuple[str, str]:

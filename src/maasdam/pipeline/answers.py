@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from maasdam.core import Example, Score
+from maasdam.pipeline.bootstrap import confidence
 from maasdam.pipeline.parity import Parity
 from maasdam.pipeline.subjects import Observed, agree, shown, truth_shown
 
@@ -47,9 +48,10 @@ class Answers:
         if self.task is None:
             self.metric, self.scored = "cosine", len(self.examples)
             value = self.parity.cosine
-            self.scores = {"reference": Score("cosine", 1.0, self.scored, True)}
+            self.scores = {"reference": Score("cosine", 1.0, self.scored, True, shares=((1.0, 1.0),) * self.scored)}
             if value is not None:
-                self.scores["candidate"] = Score("cosine", value, self.scored, True)
+                shares = tuple((one, 1.0) for one in self.parity.cosines)
+                self.scores["candidate"] = Score("cosine", value, self.scored, True, shares=shares)
             return
         from maasdam.tasks import score
 
@@ -62,6 +64,14 @@ class Answers:
             self.metric = self.scores[name].metric
         if 0 < len(self.observed["source"]) < len(self.examples):
             self.notes.append(f"the source on its own engine was scored on the first {len(self.observed['source'])} examples")
+
+    @property
+    def confidence(self) -> dict[str, Any] | None:
+        """Intervals of the metric over the examples; None where one of the two has no score."""
+        reference, candidate = self.scores.get("reference"), self.scores.get("candidate")
+        if self.metric is None or reference is None or candidate is None:
+            return None
+        return confidence(self.metric, reference.shares, candidate.shares, over="examples")
 
     def samples(self) -> tuple[dict[str, Any], ...]:
         """One row per example, for checks from outside."""

@@ -28,7 +28,9 @@ class Limits:
     """What a build must hold to pass. None is no limit.
 
     `max_drop` is on the task's metric, positive is worse; `min_speedup` and `min_ratio` (size) are against the reference;
-    `min_cosine`, `min_agreement` and `max_abs_diff` are on the outputs against the reference's.
+    `min_cosine`, `min_agreement` and `max_abs_diff` are on the outputs against the reference's. `max_drop_upper` is on the
+    upper end of the drop's 95 % interval; where no answer changed that interval has no width, so ask for `min_examples` too.
+    The others are absolute and of the candidate, so they hold for one machine: MB are 10^6 bytes, joules those of one item.
     """
 
     max_drop: float | None = None
@@ -37,6 +39,14 @@ class Limits:
     min_cosine: float | None = None
     min_agreement: float | None = None
     max_abs_diff: float | None = None
+    max_drop_upper: float | None = None
+    min_examples: int | None = None
+    max_latency_ms: float | None = None
+    max_p99_ms: float | None = None
+    min_throughput: float | None = None
+    max_size_mb: float | None = None
+    max_memory_mb: float | None = None
+    max_joules: float | None = None
 
     def to_json(self) -> dict[str, float]:
         """Those that are set."""
@@ -78,6 +88,14 @@ LIMITS: dict[str, Setting] = {
     "min_cosine": Setting(float, None, low=-1, high=1, says="mean cosine of the outputs with the reference's"),
     "min_agreement": Setting(float, None, low=0, high=1, says="share of answers equal to the reference's"),
     "max_abs_diff": Setting(float, None, low=0, says="largest difference of any output from the reference's"),
+    "max_drop_upper": Setting(float, None, says="on the upper end of the drop's 95 % interval"),
+    "min_examples": Setting(int, None, low=1, says="how many examples the metric is over"),
+    "max_latency_ms": Setting(float, None, low=0, says="median latency of one item"),
+    "max_p99_ms": Setting(float, None, low=0, says="99th percentile of the latency of one item"),
+    "min_throughput": Setting(float, None, low=0, says="items (text: tokens) a second"),
+    "max_size_mb": Setting(float, None, low=0, says="every file needed to serve, 10^6 bytes"),
+    "max_memory_mb": Setting(float, None, low=0, says="what the engine adds to a process, 10^6 bytes"),
+    "max_joules": Setting(float, None, low=0, says="energy of one item (text: of one token)"),
 }
 assert LIMITS.keys() == {f.name for f in fields(Limits)}
 

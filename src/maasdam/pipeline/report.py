@@ -5,14 +5,20 @@ Knows the shape of the report and the limits. Refuses to measure. What was not m
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from maasdam.pipeline.recipe import Limits
 
 MIN_COSINE_UNSEEN = 0.9
 """Held where there is no data to score on and the recipe says nothing of parity: something has to decide."""
+SLOWER = 0.97
+"""A speedup below this is called slower in the notes."""
+BUSY = 1.5
+"""Load per core above which the notes say that others were computing too."""
+MEGABYTE = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,8 @@ class Report:
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     why_no_accuracy: str | None = None
+    confidence: Mapping[str, Any] | None = None
+    """95 % intervals of the metric and the drop, see `bootstrap.confidence`."""
     precisions: Mapping[str, int] = field(default_factory=dict)
     calibration: Mapping[str, Any] | None = None
     optimization: Sequence[Mapping[str, Any]] = ()
@@ -93,6 +101,7 @@ class Report:
                 "drop": self.drop,
                 "examples": self.examples,
                 "why": self.why_no_accuracy,
+                "confidence": None if self.confidence is None else dict(self.confidence),
                 **({"beside": {"reference": dict(r.extra), "candidate": dict(c.extra)}} if c.extra else {}),
             },
             "size_bytes": {"reference": r.size_bytes, "candidate": c.size_bytes, "ratio": self.size_ratio},
@@ -145,18 +154,62 @@ def drop_of(metric: str, reference: float | None, candidate: float | None) -> fl
     return reference - candidate
 
 
+def finished(report: Report, problems: Sequence[str]) -> Report:
+    """The report with its verdict: broken limits, and what makes a comparison worthless; and notes on what it brought."""
+    failures = [*dict.fromkeys(problems)]
+    if len(failures) > 5:
+        failures = [*failures[:5], f"and {len(failures) - 5} more like it"]
+    if report.parity.get("cosine") is None:
+        failures.append("parity could not be measured: no output could be compared")
+    if report.why_no_accuracy is None and report.candidate.accuracy is None:
+        failures.append("the metric could not be measured: the candidate gave no answer to some examples")
+    failures += judge(report.limits, report)
+    return replace(report, failures=tuple(failures), notes=tuple(dict.fromkeys([*report.notes, *_notes(report)])))
+
+
+def _notes(report: Report) -> list[str]:
+    """What a reader should know before trusting the numbers."""
+    notes = []
+    load = report.conditions.get("load", [0.0])[0]
+    if load > BUSY * (os.cpu_count() or 1):
+        notes.append(f"the machine was busy with other work (load {load:.1f} on {os.cpu_count()} cores): timings vary")
+    if report.why_no_accuracy:
+        notes.append(report.why_no_accuracy)
+    if report.speedup is not None and report.speedup < SLOWER:
+        notes.append(f"slower than the reference: {report.speedup:.2f} times its speed")
+    if report.size_ratio < 1:
+        notes.append(f"larger than the reference: {1 / report.size_ratio:.2f} times its size")
+    interval = (report.confidence or {}).get("drop")
+    if report.metric == "top1" and interval and interval[0] == interval[1]:
+        notes.append(
+            f"not one of the {report.examples} answers changed between right and wrong: "
+            f"a drop below {3 / report.examples:.2g} can't be told from none (95 %)"
+        )
+    return notes
+
+
 def judge(limits: Limits, report: Report) -> tuple[str, ...]:
     """One sentence for each limit that does not hold. A limit on something unmeasured does not hold, with one exception:
     without --data there is no metric, and parity alone decides."""
     least = limits.min_cosine if limits.min_cosine is not None or report.examples else MIN_COSINE_UNSEEN
     cosine, agreement, difference = (report.parity.get(k) for k in ("cosine", "agreement", "max_abs_diff"))
+    interval = (report.confidence or {}).get("drop")
+    c = report.candidate
     failures = [
         _above("drop", report.drop, limits.max_drop) if report.examples else None,
+        _above("the upper end of the drop's interval", interval and interval[1], limits.max_drop_upper),
+        _below("the number of examples", report.examples, limits.min_examples),
         _below("speedup", report.speedup, limits.min_speedup),
         _below("size ratio", report.size_ratio, limits.min_ratio),
         _below("cosine", cosine, least),
         _below("agreement", agreement, limits.min_agreement),
         _above("max_abs_diff", difference, limits.max_abs_diff),
+        _above("latency (p50, ms)", c.p50, limits.max_latency_ms),
+        _above("latency (p99, ms)", c.p99, limits.max_p99_ms),
+        _below(f"throughput ({report.unit})", c.throughput, limits.min_throughput),
+        _above("size (MB)", c.size_bytes / MEGABYTE, limits.max_size_mb),
+        _above("memory (MB)", None if c.memory_bytes is None else c.memory_bytes / MEGABYTE, limits.max_memory_mb),
+        _above("energy (joules)", c.joules, limits.max_joules),
     ]
     return tuple(f for f in failures if f is not None)
 

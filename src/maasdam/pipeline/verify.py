@@ -10,52 +10,24 @@ Knows which measurement belongs in which column. Refuses to choose limits, and t
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from maasdam.core import TEXT_GENERATION, Artifact, Example, Progress, Score, silent
+from maasdam.core import TEXT_GENERATION, Artifact, Example, Score
 from maasdam.errors import EngineFailure, InvalidInput, MaasdamError, Unsupported, VerificationFailed
 from maasdam.pipeline.answers import Answers
+from maasdam.pipeline.conditions import Conditions, circumstances
 from maasdam.pipeline.examples import PreparedExamples, labels_of
 from maasdam.pipeline.footprint import footprint_bytes
-from maasdam.pipeline.measure import Joules, Timing, joules_per_run, take_turns
+from maasdam.pipeline.measure import Timing, joules_per_run, take_turns
 from maasdam.pipeline.recipe import Limits
-from maasdam.pipeline.report import Column, Report, drop_of, judge
-from maasdam.pipeline.run_recipe import content_digest, installed_version, processor_name
+from maasdam.pipeline.report import Column, Report, drop_of, finished
+from maasdam.pipeline.run_recipe import content_digest
 from maasdam.pipeline.subjects import Observed, TensorSubject
 
-LATENCY_SECONDS = 10.0
-THROUGHPUT_SECONDS = 5.0
 SOURCE_SECONDS = 45.0
 """How long the source's own engine may take over the examples; it is scored on as many as fit."""
-SLOWER = 0.97
-"""A speedup below this is called slower in the notes."""
-BUSY = 1.5
-"""Load per core above which the notes say that others were computing too."""
-LIBRARIES = ("openvino", "openvino_genai", "onnxruntime", "nncf", "torch", "transformers", "tensorflow_cpu", "numpy")
-
-
-@dataclass(frozen=True, slots=True)
-class Conditions:
-    """How to measure, and what the report should say of how the candidate came about."""
-
-    threads: int = 0
-    device: str = "cpu"
-    joules: Joules = lambda cpu_seconds, seconds: (None, "not measured: no energy meter was given")
-    progress: Progress = silent
-    notes: tuple[str, ...] = ()
-    calibration: Mapping[str, Any] | None = None
-    optimization: Sequence[Mapping[str, Any]] = ()
-    latency_seconds: float = LATENCY_SECONDS
-    throughput_seconds: float = THROUGHPUT_SECONDS
-    measures_memory: bool = True
-
-    @property
-    def threads_used(self) -> int:
-        """Engine threads in force."""
-        return self.threads or len(os.sched_getaffinity(0))
 
 
 def verify(
@@ -237,7 +209,7 @@ class _Tensors:
             engine=subject.artifact.engine,
             digest=subject.artifact.digest,
             size_bytes=subject.artifact.size_bytes,
-            latency_ms=tuple(round(s * 1000, 4) for s in times.seconds),
+            latency_ms=tuple(round(s * 1000, 6) for s in times.seconds),
             p50=times.p50 * 1000,
             p99=times.p99 * 1000,
             throughput=subject.batch_rows / batches.p50,
@@ -262,9 +234,10 @@ class _Tensors:
             drop=drop_of(metric, reference.accuracy, candidate.accuracy) if metric else None,
             examples=answers.scored,
             unit="items/s",
-            energy_method=self.how.joules(0.0, 1.0)[1],
+            energy_method=self.how.energy_method(candidate.joules),
             notes=(*self.how.notes, *self.notes, *answers.notes),
             why_no_accuracy=answers.why_not,
+            confidence=answers.confidence,
             precisions=precisions,
             calibration=self.how.calibration,
             optimization=self.how.optimization,
@@ -277,41 +250,6 @@ class _Tensors:
 
 
 BATCH_SAYS = "8 examples in one run where the batch is dynamic, else 1"
-
-
-def finished(report: Report, problems: Sequence[str]) -> Report:
-    """The report with its verdict: broken limits, and what makes a comparison worthless; and notes on what it brought."""
-    failures = [*dict.fromkeys(problems)]
-    if len(failures) > 5:
-        failures = [*failures[:5], f"and {len(failures) - 5} more like it"]
-    if report.parity.get("cosine") is None:
-        failures.append("parity could not be measured: no output could be compared")
-    if report.why_no_accuracy is None and report.candidate.accuracy is None:
-        failures.append("the metric could not be measured: the candidate gave no answer to some examples")
-    notes = list(report.notes)
-    load = report.conditions.get("load", [0.0])[0]
-    if load > BUSY * (os.cpu_count() or 1):
-        notes.append(f"the machine was busy with other work (load {load:.1f} on {os.cpu_count()} cores): timings vary")
-    if report.why_no_accuracy:
-        notes.append(report.why_no_accuracy)
-    if report.speedup is not None and report.speedup < SLOWER:
-        notes.append(f"slower than the reference: {report.speedup:.2f} times its speed")
-    if report.size_ratio < 1:
-        notes.append(f"larger than the reference: {1 / report.size_ratio:.2f} times its size")
-    return replace(report, failures=(*failures, *judge(report.limits, report)), notes=tuple(dict.fromkeys(notes)))
-
-
-def circumstances(how: Conditions, threads: int) -> dict[str, Any]:
-    """What the numbers depend on."""
-    return {
-        "processor": processor_name(),
-        "threads": threads,
-        "device": how.device,
-        "load": list(os.getloadavg()),
-        "libraries": {name: v for name in LIBRARIES if (v := installed_version(name)) is not None},
-        "memory": "growth of resident memory in a fresh process, from after the engine's library is imported to after 5 runs",
-        "size": "every file needed to serve, the processor's included",
-    }
 
 
 def _shared(

@@ -19,13 +19,14 @@ import numpy as np
 
 from maasdam.core import Artifact, Sampling, SequenceEngine, SequenceRequest, TextPayload
 from maasdam.errors import InvalidInput, MaasdamError, VerificationFailed
+from maasdam.pipeline.bootstrap import confidence
+from maasdam.pipeline.conditions import Conditions, circumstances
 from maasdam.pipeline.examples import Inputs, PreparedExamples, Preparer
 from maasdam.pipeline.footprint import footprint_bytes
 from maasdam.pipeline.measure import Timing, joules_per_run, take_turns
 from maasdam.pipeline.parity import Parity
 from maasdam.pipeline.recipe import Limits
-from maasdam.pipeline.report import Column, Report, drop_of
-from maasdam.pipeline.verify import Conditions, circumstances, finished
+from maasdam.pipeline.report import Column, Report, drop_of, finished
 
 PIECE_CHARACTERS = 2000
 PIECES = 100
@@ -35,16 +36,25 @@ PROMPT_TOKENS = 32
 NEW_TOKENS = 32
 STREAMS = 8
 SOURCE_SECONDS = 60.0
+TEXTS_ENOUGH = 10
+"""Intervals are over texts, since the pieces of one text are alike; over pieces where there are fewer texts than this."""
+SAYS = {
+    "latency_of": f"{NEW_TOKENS} greedy tokens after a prompt of up to {PROMPT_TOKENS}, one stream",
+    "throughput_of": f"generated tokens, {STREAMS} streams at once",
+    "energy_of": "one generated token",
+    "parity_of": "log-probabilities of the data's tokens; agreement: share of greedily generated tokens that are equal",
+}
 Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of text: its name, its tokens, and its bytes as UTF-8 (0 where the tokens are made up)."""
+    """A stretch of text: its name, its tokens, its bytes as UTF-8 (0 where the tokens are made up), and what it is cut from."""
 
     name: str
     ids: tuple[int, ...]
     bytes: int
+    text: str = ""
 
 
 @dataclass(slots=True)
@@ -97,14 +107,7 @@ def verify_text(
             engine.close()
     scores = {name: _score(artifacts[name], pieces, threads, how, notes) for name in engines}
     parity = _parity(pieces, scores, written)
-    memory: dict[str, int | None] = {}
-    inputs: list[Inputs] = [{"input_ids": np.asarray([ids], np.int64)} for ids in prompts[:5]]
-    for name in engines if how.measures_memory else ():
-        digest = artifacts[name].digest
-        if digest not in memory:
-            how.progress(f"memory of {artifacts[name].engine}")
-            memory[digest], why = footprint_bytes(artifacts[name], inputs, threads, how.device)
-            notes += [why] if why else []
+    memory = _memory([artifacts[name] for name in engines], prompts, threads, how, notes)
     columns = {
         name: _column(
             artifacts[name], times[name], batches[name], energy[name], memory.get(artifacts[name].digest), scores[name]
@@ -121,21 +124,16 @@ def verify_text(
         drop=drop_of("perplexity", columns["reference"].accuracy, columns["candidate"].accuracy) if has_metric else None,
         examples=len(pieces) if has_metric else 0,
         unit="tokens/s",
-        energy_method=how.joules(0.0, 1.0)[1],
+        energy_method=how.energy_method(columns["candidate"].joules),
         notes=(*how.notes, *notes),
+        confidence=_confidence(scores) if has_metric else None,
         why_no_accuracy=None if has_metric else "no --data was given: the verdict rests on parity alone, on random tokens",
         precisions=weight_precisions(candidate),
         calibration=how.calibration,
         optimization=how.optimization,
         samples=_samples(pieces, prompts, written) if has_metric else (),
         limits=limits,
-        conditions=circumstances(how, threads)
-        | {
-            "latency_of": f"{NEW_TOKENS} greedy tokens after a prompt of up to {PROMPT_TOKENS}, one stream",
-            "throughput_of": f"generated tokens, {STREAMS} streams at once",
-            "energy_of": "one generated token",
-            "parity_of": "log-probabilities of the data's tokens; agreement: share of greedily generated tokens that are equal",
-        },
+        conditions=circumstances(how, threads) | SAYS,
     )
     return finished(report, parity.problems)
 
@@ -145,19 +143,19 @@ def text_pieces(artifact: Artifact, examples: PreparedExamples, context: int) ->
     processor: Any = Preparer(artifact).processor
     tokenize = processor.tokenizer  # the processor's own `encode` refuses what is longer than the context
     cut = [
-        (f"{e.name}#{number}" if number else e.name, text)
+        (f"{e.name}#{number}" if number else e.name, text, e.name)
         for e in examples.examples
         for number, text in enumerate(_cut(_text(e.name, e.payload)))
     ]
     pieces: list[Piece] = []
     step = max(1, len(cut) // PIECES)
-    for name, text in cut[::step][:PIECES]:
+    for name, text, whole in cut[::step][:PIECES]:
         ids = [int(i) for i in tokenize(text, verbose=False)["input_ids"]]
         for start in range(0, max(1, len(ids) - 1), context - 1):
             window = ids[start : start + context]
             if len(window) > 1:
                 share = round(len(text.encode()) * (len(window) - (start > 0)) / len(ids))
-                pieces.append(Piece(name if not start else f"{name}+{start}", tuple(window), share))
+                pieces.append(Piece(name if not start else f"{name}+{start}", tuple(window), share, whole))
     if not pieces:
         raise InvalidInput("the data holds no text of two tokens or more; perplexity needs text")
     return pieces
@@ -294,6 +292,44 @@ def _parity(pieces: Sequence[Piece], scores: Mapping[str, Scores], written: Mapp
         parity.agreements += [a == b for a, b in zip(wanted_ids, got_ids, strict=False)]
         parity.agreements += [False] * abs(len(wanted_ids) - len(got_ids))
     return parity
+
+
+def _confidence(scores: Mapping[str, Scores]) -> dict[str, Any] | None:
+    """Intervals of the perplexity, over texts or over pieces of text."""
+    pieces = scores["reference"].pieces
+    is_over_texts = len({p.text for p in pieces}) >= TEXTS_ENOUGH
+    sums: dict[str, list[tuple[float, float]]] = {}
+    for name in ("reference", "candidate"):
+        found: dict[str, tuple[float, float]] = {}
+        for number, (piece, values) in enumerate(zip(pieces, scores[name].values, strict=True)):
+            unit = piece.text if is_over_texts else str(number)
+            above, below = found.get(unit, (0.0, 0.0))
+            found[unit] = (above - float(values.sum()), below + len(values))
+        sums[name] = list(found.values())
+    over = "texts" if is_over_texts else "pieces of text"
+    return confidence("perplexity", sums["reference"], sums["candidate"], over, _perplexity)
+
+
+def _perplexity(nats_per_token: float) -> float:
+    """exp; infinite where that has no number."""
+    return math.exp(nats_per_token) if nats_per_token < 700 else math.inf
+
+
+def _memory(
+    artifacts: Sequence[Artifact], prompts: Sequence[Sequence[int]], threads: int, how: Conditions, notes: list[str]
+) -> dict[str, int | None]:
+    """Bytes by digest; {} where it was switched off, which the notes say."""
+    found: dict[str, int | None] = {}
+    if not how.measures_memory:
+        notes.append("memory was not measured: it was switched off")
+        return found
+    inputs: list[Inputs] = [{"input_ids": np.asarray([ids], np.int64)} for ids in prompts[:5]]
+    for artifact in artifacts:
+        if artifact.digest not in found:
+            how.progress(f"memory of {artifact.engine}")
+            found[artifact.digest], why = footprint_bytes(artifact, inputs, threads, how.device)
+            notes += [why] if why else []
+    return found
 
 
 def _column(

@@ -28,31 +28,36 @@ def score_answers(task: str, answers: Sequence[Answer], examples: Sequence[Examp
 
 
 def _top1(answers: Sequence[Answer], examples: Sequence[Example]) -> Score:
-    first, among = 0, 0
+    among = 0
+    right: list[tuple[float, float]] = []
     has_top = True
     for answer, example in zip(answers, examples, strict=True):
         assert isinstance(answer, Classification)
         ids = [label.label_id for label in answer.labels[:TOP]]
-        first += ids[0] == example.truth
+        right.append((float(ids[0] == example.truth), 1.0))
         among += example.truth in ids
         has_top = has_top and len(ids) == TOP
     count = len(examples)
-    return Score("top1", first / count, count, True, {"top5": among / count} if has_top else {})
+    value = sum(above for above, _ in right) / count
+    return Score("top1", value, count, True, {"top5": among / count} if has_top else {}, tuple(right))
 
 
 def _wer(answers: Sequence[Answer], examples: Sequence[Example]) -> Score:
     """Over all words of all recordings, as is usual: long recordings count more than short ones."""
-    words = errors = characters = wrong = perfect = 0
+    characters = wrong = perfect = 0
+    heard_wrong: list[tuple[float, float]] = []
     for answer, example in zip(answers, examples, strict=True):
         assert isinstance(answer, Transcript)
         said, heard = normalised(str(example.truth)), normalised(answer.text)
         distance = edits(said.split(), heard.split())
-        words, errors, perfect = words + len(said.split()), errors + distance, perfect + (distance == 0)
+        heard_wrong.append((float(distance), float(len(said.split()))))
+        perfect += distance == 0
         characters, wrong = characters + len(said), wrong + edits(said, heard)
+    errors, words = (sum(column) for column in zip(*heard_wrong, strict=True))
     if words == 0:
         raise InvalidInput("none of the transcriptions has a word in it; word error rate needs some")
     extra = {"cer": wrong / characters, "sentences_right": perfect / len(examples)}
-    return Score("wer", errors / words, len(examples), False, extra)
+    return Score("wer", errors / words, len(examples), False, extra, tuple(heard_wrong))
 
 
 def normalised(text: str) -> str:
