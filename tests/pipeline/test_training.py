@@ -13,14 +13,13 @@ from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
 from maasdam.core import Artifact, silent
 from maasdam.engines import open_engine
-from maasdam.errors import InvalidInput, Unsupported
+from maasdam.errors import InvalidInput
 from maasdam.pipeline.distill import make_student
 from maasdam.pipeline.passes import find_pass
-from maasdam.pipeline.prune import prune_magnitude
 from maasdam.pipeline.recipe import Use
 from maasdam.pipeline.run_recipe import Build, Data
 from maasdam.pipeline.training import Plan, Sample, batches, forward, loss_of, train, training_samples
-from tests.pipeline.networks import SIDE, colours, write_photographs, write_resnet
+from tests.pipeline.networks import SIDE, write_photographs, write_resnet
 
 torch = pytest.importorskip("torch")
 
@@ -53,48 +52,6 @@ def _logits(artifact: Artifact) -> Any:
         return engine.run({"pixel_values": pixels})["logits"]
     finally:
         engine.close()
-
-
-def test_structured_pruning_makes_a_smaller_program_that_loads_with_the_same_names(store: Store, source: Artifact) -> None:
-    made, facts = _apply(store, source, "prune", None, ratio=0.5)
-    assert (made.layout, made.engine, made.signature) == ("pt2", "pytorch", source.signature)
-    assert facts["parameters"]["after"] < 0.5 * facts["parameters"]["before"]
-    assert _logits(made).shape == (2, 3)
-    assert (made.path / "preprocessor_config.json").is_file()
-
-
-def test_magnitude_pruning_keeps_the_layout_and_makes_zeros(store: Store, source: Artifact) -> None:
-    made, facts = _apply(store, source, "prune", None, method="magnitude", ratio=0.5)
-    assert made.layout == "huggingface" and facts["parameters"]["before"] == facts["parameters"]["after"]
-    assert facts["zeros"] > 0.45 * facts["parameters"]["before"]
-    assert not np.array_equal(_logits(made), _logits(source))
-    assert "only a compressed file shrinks" in facts["says"]
-
-
-def test_zeros_stay_zero_through_fine_tuning(store: Store, source: Artifact, photographs: Path, tmp_path: Path) -> None:
-    from maasdam.engines.transformers_library import open_module
-
-    model = open_module(source.path)
-    keep, zeros = prune_magnitude(model, 0.5)
-    samples, _ = training_samples(source, photographs)
-    loss = loss_of(source.task, 0)
-
-    def labels(logits: Any, group: list[Sample]) -> Any:
-        return loss(logits, [s.truth for s in group])
-
-    train(model, samples, labels, Plan(1), checkpoint=tmp_path / "c.pt", progress=silent, stage="t", after_step=keep)
-    found = sum(int((m.weight == 0).sum()) for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear))
-    assert found >= zeros
-
-
-def test_pruning_another_layout_is_refused(store: Store) -> None:
-    with pytest.raises(Unsupported, match="takes a model in Hugging Face layout; this one is onnx"):
-        _apply(store, colours(store), "prune", None)
-
-
-def test_a_small_ratio_cuts_little_of_narrow_layers(store: Store, source: Artifact) -> None:
-    _, facts = _apply(store, source, "prune", None, ratio=0.05)
-    assert 0.75 < facts["parameters"]["after"] / facts["parameters"]["before"] < 1
 
 
 def test_a_distilled_student_is_smaller_and_stands_beside_itself_trained_alone(

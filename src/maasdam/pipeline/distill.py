@@ -18,8 +18,17 @@ from maasdam.core import Artifact
 from maasdam.errors import InvalidInput, Unsupported
 from maasdam.pipeline.convert.companions import copy_companions
 from maasdam.pipeline.passes import Pass, PassContext, Produced, Reads, Setting
-from maasdam.pipeline.prune import parameters_of
-from maasdam.pipeline.training import Plan, Sample, accuracy_of, forward, loss_of, mean_loss, train, training_samples
+from maasdam.pipeline.prune.layers import parameters_of
+from maasdam.pipeline.training import (
+    Plan,
+    Sample,
+    accuracy_of,
+    distilling_loss,
+    loss_of,
+    mean_loss,
+    train,
+    training_samples,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +58,7 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
     alone = copy.deepcopy(student) if settings["baseline"] else None
     plan = Plan(settings["epochs"], settings["batch"], settings["rate"])
     own = loss_of(source.task, int(getattr(teacher.config, "pad_token_id", None) or 0))
-    mixed = _mixed(teacher, own, settings["temperature"], settings["alpha"])
+    mixed = distilling_loss(teacher, own, settings["temperature"], settings["alpha"])
 
     def labels_only(logits: torch.Tensor, group: list[Sample]) -> torch.Tensor:
         return own(logits, [s.truth for s in group])
@@ -151,27 +160,6 @@ def _take_weights(student: Any, teacher: Any) -> int:
 
 def _depth(state: Mapping[str, Any]) -> int:
     return max((int(m[2]) + 1 for name in state if (m := LAYER_NAME.search(name))), default=0)
-
-
-def _mixed(
-    teacher: torch.nn.Module, own: Callable[[Any, list[Any]], torch.Tensor], temperature: float, alpha: float
-) -> Callable[[torch.Tensor, list[Sample]], torch.Tensor]:
-    import torch
-    from torch.nn import functional as f
-
-    def loss(logits: torch.Tensor, group: list[Sample]) -> torch.Tensor:
-        with torch.no_grad():
-            wanted = forward(teacher, group)
-        soft = f.kl_div(
-            (logits / temperature).log_softmax(-1).flatten(0, -2),
-            (wanted / temperature).log_softmax(-1).flatten(0, -2),
-            log_target=True,
-            reduction="batchmean",
-        )
-        hard = own(logits, [s.truth for s in group]) if alpha > 0 else logits.new_zeros(())
-        return alpha * hard + (1 - alpha) * temperature**2 * soft
-
-    return loss
 
 
 def _scored(model: torch.nn.Module, held: Sequence[Sample], own: Any, source: Artifact) -> dict[str, float]:

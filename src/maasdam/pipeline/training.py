@@ -26,6 +26,8 @@ GRADIENT_NORM = 1.0
 
 Loss = Callable[["torch.Tensor", "list[Any]"], "torch.Tensor"]
 """(logits of a batch, the truths of its samples) -> a number."""
+BatchLoss = Callable[["torch.Tensor", "list[Sample]"], "torch.Tensor"]
+"""(logits of a batch, its samples) -> a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class Sample:
 
     inputs: Inputs
     truth: Any
+    """None where nobody labelled it: only a teacher can say what is right then."""
     example: Example | None = None
 
 
@@ -47,12 +50,15 @@ class Plan:
     seed: int = 0
 
 
-def training_samples(source: Artifact, path: Path) -> tuple[list[Sample], list[Sample]]:
-    """(samples to train on, samples held back). Raises InvalidInput where labels are missing, Unsupported for other tasks."""
+def training_samples(source: Artifact, path: Path, *, needs_labels: bool = True) -> tuple[list[Sample], list[Sample]]:
+    """(samples to train on, samples held back). Raises InvalidInput where labels are missing, Unsupported for other tasks.
+
+    Without `needs_labels` some samples, or all, may have no truth.
+    """
     if source.task == TEXT_GENERATION:
         samples = _windows(source, evaluation_examples(source, path))
     elif source.task in (IMAGE_CLASSIFICATION, SPEECH_RECOGNITION):
-        samples = _labelled(source, evaluation_examples(source, path))
+        samples = _prepared(source, evaluation_examples(source, path), needs_labels)
     else:
         raise Unsupported(f"there is no training for task '{source.task}'")
     random.Random(0).shuffle(samples)
@@ -84,10 +90,40 @@ def loss_of(task: str | None, blank: int) -> Loss:
     return {IMAGE_CLASSIFICATION: classes, SPEECH_RECOGNITION: ctc, TEXT_GENERATION: next_token}[str(task)]
 
 
+def labels_loss(own: Loss) -> BatchLoss:
+    """The task's own loss of a batch."""
+    return lambda logits, group: own(logits, [s.truth for s in group])
+
+
+def distilling_loss(teacher: torch.nn.Module, own: Loss, temperature: float, alpha: float) -> BatchLoss:
+    """alpha * own loss of the labelled samples + (1 - alpha) * T^2 * KL(teacher / T || student / T) of all samples.
+
+    A batch without a label learns from the teacher alone. Source: Hinton, Vinyals, Dean 2015, arXiv 1503.02531.
+    """
+    import torch
+    from torch.nn import functional as f
+
+    def loss(logits: torch.Tensor, group: list[Sample]) -> torch.Tensor:
+        with torch.no_grad():
+            wanted = forward(teacher, group)
+        soft = temperature**2 * f.kl_div(
+            (logits / temperature).log_softmax(-1).flatten(0, -2),
+            (wanted / temperature).log_softmax(-1).flatten(0, -2),
+            log_target=True,
+            reduction="batchmean",
+        )
+        labelled = [i for i, sample in enumerate(group) if sample.truth is not None]
+        if alpha == 0 or not labelled:
+            return soft
+        return alpha * own(logits[labelled], [group[i].truth for i in labelled]) + (1 - alpha) * soft
+
+    return loss
+
+
 def train(
     model: torch.nn.Module,
     samples: Sequence[Sample],
-    loss: Callable[[torch.Tensor, list[Sample]], torch.Tensor],
+    loss: BatchLoss,
     plan: Plan,
     *,
     checkpoint: Path,
@@ -138,7 +174,12 @@ def forward(model: torch.nn.Module, group: Sequence[Sample]) -> torch.Tensor:
 
     names = group[0].inputs
     stacked = {name: torch.from_numpy(np.concatenate([s.inputs[name] for s in group])) for name in names}
-    logits: torch.Tensor = model(**stacked).logits
+    return logits_of(model(**stacked))
+
+
+def logits_of(answer: Any) -> torch.Tensor:
+    """The logits of what a model of transformers, or a lifted program, answers: the output of that name, else the first."""
+    logits: torch.Tensor = answer["logits"] if "logits" in answer else next(iter(answer.values()))
     return logits
 
 
@@ -187,16 +228,17 @@ def accuracy_of(model: torch.nn.Module, samples: Sequence[Sample], source: Artif
     return found.metric, found.value
 
 
-def _labelled(source: Artifact, examples: Sequence[Example]) -> list[Sample]:
+def _prepared(source: Artifact, examples: Sequence[Example], needs_labels: bool) -> list[Sample]:
     prepare = Preparer(source)
     encode: Callable[[Any], Any] = _ctc_encoder(source) if source.task == SPEECH_RECOGNITION else int
     samples = []
     for example in examples:
-        if example.truth is None:
+        if example.truth is None and needs_labels:
             raise InvalidInput(f"example '{example.name}' of --train has no label; training needs labels")
         inputs = prepare(example.name, example.payload)
         if len(inputs) == 1:  # a recording longer than one window has no label of its own for each
-            samples.append(Sample(inputs[0], encode(example.truth), example))
+            truth = None if example.truth is None else encode(example.truth)
+            samples.append(Sample(inputs[0], truth, example))
     return samples
 
 

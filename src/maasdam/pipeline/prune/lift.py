@@ -1,0 +1,251 @@
+"""An exported program as a module whose layers can be cut, trained and exported again.
+
+Knows the ATen operators that layers become and how arguments are told apart. Refuses to know which layers matter.
+
+    program: call_function aten.conv2d(x, weight, bias, …)  --lift-->  call_module nn.Conv2d, at the weight's old name
+
+Weights are the program's own parameters. What has no layer of its own (additions, attention, views) stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from maasdam.core import Signature
+from maasdam.errors import Unsupported
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule, Node
+
+Arguments = Mapping[str, Any]
+"""An operator's arguments by name, defaults filled in; those that are graph nodes stand as nodes."""
+Tensor = Callable[[Any], Any]
+"""A graph node -> the parameter or buffer it names; None where it is computed, or is nothing."""
+
+
+def lift(program: ExportedProgram, signature: Signature) -> torch.nn.Module:
+    """`forward(<input names>) -> {"<output name>": tensor}` with real layers inside. Raises Unsupported where there is none.
+
+    The weights are shared with `program`: cutting the module leaves the program unusable.
+    """
+    import torch
+
+    exported: Any = program.module(check_guards=False)
+    layers = {node: layer for node in exported.graph.nodes if (layer := _layer(node, exported)) is not None}
+    if not layers:
+        raise Unsupported("the program holds no layer whose weights are parameters, so nothing in it can be cut")
+    for node, layer in layers.items():
+        _replace(exported, node, layer)
+    for node in exported.graph.nodes:
+        _free_width(node)
+    exported.graph.eliminate_dead_code()
+    # a fresh module: the exported one refuses to change between training and evaluation
+    body = torch.fx.GraphModule(exported, exported.graph)
+    return _named(body, program, signature).eval()
+
+
+def _named(body: GraphModule, program: ExportedProgram, signature: Signature) -> torch.nn.Module:
+    import torch
+    from torch.utils import _pytree as pytree
+
+    ports = [str(name) for name in program.graph_signature.user_inputs]
+    names = [s.name for s in signature.inputs]
+    order = ports if set(ports) == set(names) else names
+    outputs = [s.name for s in signature.outputs]
+    spec = program.call_spec.in_spec
+    assert spec is not None  # a program always knows how it is called
+
+    class Lifted(torch.nn.Module):
+        """Called by name, as transformers' models are; `return_dict` is taken because those take it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = body
+
+        def forward(self, return_dict: bool = True, **tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+            args, kwargs = pytree.tree_unflatten([tensors[name] for name in order], spec)
+            answer = self.body(*args, **kwargs)
+            if isinstance(answer, dict) and set(outputs) <= answer.keys():
+                return {name: answer[name] for name in outputs}
+            return dict(zip(outputs, pytree.tree_leaves(answer), strict=False))
+
+    return Lifted()
+
+
+def _layer(node: Node, module: torch.nn.Module) -> torch.nn.Module | None:
+    make = _MAKERS.get(str(node.target)) if node.op == "call_function" else None
+    if make is None:
+        return None
+    found: Any = node.target
+    given = found._schema.arguments
+    arguments = {
+        a.name: node.args[i] if i < len(node.args) else node.kwargs.get(a.name, a.default_value) for i, a in enumerate(given)
+    }
+
+    def tensor(value: Any) -> Any:
+        if getattr(value, "op", None) != "get_attr":
+            return None
+        owner, _, name = str(value.target).rpartition(".")
+        return getattr(module.get_submodule(owner), name)
+
+    return make(arguments, tensor) if _is_parameter(tensor(arguments["weight"])) else None
+
+
+def _is_parameter(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, torch.nn.Parameter)
+
+
+def _conv(arguments: Arguments, tensor: Tensor) -> torch.nn.Module | None:
+    """aten.conv1d, aten.conv2d"""
+    import torch
+
+    weight, bias = tensor(arguments["weight"]), tensor(arguments["bias"])
+    if bias is None and arguments["bias"] is not None:
+        return None
+    kinds: dict[int, Any] = {3: torch.nn.Conv1d, 4: torch.nn.Conv2d}
+    groups = arguments["groups"]
+    layer = kinds[weight.dim()](
+        weight.shape[1] * groups,
+        weight.shape[0],
+        tuple(weight.shape[2:]),
+        stride=tuple(arguments["stride"]),
+        padding=arguments["padding"] if isinstance(arguments["padding"], str) else tuple(arguments["padding"]),
+        dilation=tuple(arguments["dilation"]),
+        groups=groups,
+        bias=bias is not None,
+        device="meta",
+    )
+    return _with(layer, weight=weight, bias=bias)
+
+
+def _linear(arguments: Arguments, tensor: Tensor) -> torch.nn.Module | None:
+    """aten.linear"""
+    import torch
+
+    weight, bias = tensor(arguments["weight"]), tensor(arguments["bias"])
+    if bias is None and arguments["bias"] is not None:
+        return None
+    layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    return _with(layer, weight=weight, bias=bias)
+
+
+def _batch_norm(arguments: Arguments, tensor: Tensor) -> torch.nn.Module | None:
+    """aten.batch_norm with fixed statistics"""
+    import torch
+
+    weight, bias = tensor(arguments["weight"]), tensor(arguments["bias"])
+    mean, variance = tensor(arguments["running_mean"]), tensor(arguments["running_var"])
+    if arguments["training"] or bias is None or mean is None or variance is None:
+        return None
+    kinds: dict[int, Any] = {2: torch.nn.BatchNorm1d, 3: torch.nn.BatchNorm1d, 4: torch.nn.BatchNorm2d}
+    rank = arguments["input"].meta["val"].dim()
+    if rank not in kinds:
+        return None
+    layer = kinds[rank](len(weight), eps=arguments["eps"], momentum=arguments["momentum"], device="meta")
+    layer.num_batches_tracked = torch.zeros((), dtype=torch.int64)
+    layer.running_mean, layer.running_var = mean, variance
+    return _with(layer, weight=weight, bias=bias)
+
+
+def _layer_norm(arguments: Arguments, tensor: Tensor) -> torch.nn.Module | None:
+    """aten.layer_norm"""
+    import torch
+
+    weight, bias = tensor(arguments["weight"]), tensor(arguments["bias"])
+    if bias is None and arguments["bias"] is not None:
+        return None
+    shape = list(arguments["normalized_shape"])
+    layer = torch.nn.LayerNorm(shape, eps=arguments["eps"], bias=bias is not None, device="meta")
+    return _with(layer, weight=weight, bias=bias)
+
+
+def _embedding(arguments: Arguments, tensor: Tensor) -> torch.nn.Module | None:
+    """aten.embedding"""
+    import torch
+
+    weight = tensor(arguments["weight"])
+    rows, width = weight.shape
+    padding = arguments["padding_idx"]
+    layer = torch.nn.Embedding(rows, width, padding_idx=padding if padding >= 0 else None, device="meta")
+    return _with(layer, weight=weight)
+
+
+_MAKERS: dict[str, Callable[[Arguments, Tensor], torch.nn.Module | None]] = {
+    "aten.conv1d.default": _conv,
+    "aten.conv2d.default": _conv,
+    "aten.conv2d.padding": _conv,
+    "aten.linear.default": _linear,
+    "aten.batch_norm.default": _batch_norm,
+    "aten.layer_norm.default": _layer_norm,
+    "aten.embedding.default": _embedding,
+}
+_INPUT = {"aten.embedding.default": "indices"}
+"""What the tensor that goes through is called, where it is not "input"."""
+
+
+def _with(layer: torch.nn.Module, **tensors: Any) -> torch.nn.Module:
+    for name, tensor in tensors.items():
+        setattr(layer, name, tensor)
+    return layer
+
+
+def _replace(module: Any, node: Node, layer: torch.nn.Module) -> None:
+    """Call the layer where the operator was called."""
+    target: Any = node.target
+    names = [a.name for a in target._schema.arguments]
+    weight: Any = node.args[names.index("weight")]
+    through = node.args[names.index(_INPUT.get(str(target), "input"))]
+    path = _place(module, str(weight.target).rpartition(".")[0] or "layer", layer)
+    with module.graph.inserting_before(node):
+        call = module.graph.call_module(path, (through,))
+    call.meta = dict(node.meta)
+    node.replace_all_uses_with(call)
+    module.graph.erase_node(node)
+
+
+def _place(module: Any, wanted: str, layer: torch.nn.Module) -> str:
+    """Where the layer goes: the name its weights had, unless something else is there (a weight that two layers share)."""
+    import torch
+
+    path, number = wanted, 1
+    while not _is_free(module, path, layer):
+        path, number = f"{wanted}_{number}", number + 1
+    holder = module
+    for part in path.split(".")[:-1]:
+        if not hasattr(holder, part):
+            holder.add_module(part, torch.nn.Module())
+        holder = getattr(holder, part)
+    holder.add_module(path.split(".")[-1], layer)
+    return path
+
+
+def _is_free(module: Any, path: str, layer: torch.nn.Module) -> bool:
+    """Whether nothing lies at `path` but the weights of this very layer."""
+    import torch
+
+    try:
+        there = module.get_submodule(path)
+    except AttributeError:
+        return True
+    if type(there) is not torch.nn.Module or any(True for _ in there.children()):
+        return False
+    own = {id(t) for t in (*layer.parameters(), *layer.buffers())}
+    return all(id(t) in own or t.dim() == 0 for t in (*there.parameters(), *there.buffers()))
+
+
+def _free_width(node: Node) -> None:
+    """Let a view find out the width that pruning changes: the width of [batch, …, width], or the heads of [b, s, heads, d]."""
+    if str(node.target) not in ("aten.view.default", "aten.reshape.default") or not isinstance(node.args[1], list | tuple):
+        return
+    sizes: list[Any] = list(node.args[1])
+    fixed = [i for i, size in enumerate(sizes) if isinstance(size, int)]
+    if not fixed or any(sizes[i] == -1 for i in fixed):
+        return
+    chosen = fixed[-2] if len(sizes) == 4 and len(fixed) > 1 else fixed[-1]
+    sizes[chosen] = -1
+    node.args = (node.args[0], sizes)
