@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
 from maasdam.core import TEXT_GENERATION, Artifact
 from maasdam.engines import open_engine
@@ -17,7 +19,7 @@ from maasdam.pipeline.passes import find_pass
 from maasdam.pipeline.quantize import formats_of
 from maasdam.pipeline.recipe import Use
 from maasdam.pipeline.run_recipe import Build, Data
-from tests.pipeline.networks import convolutional, write_tensors
+from tests.pipeline.networks import convolutional, write_photographs, write_resnet, write_tensors
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,7 @@ def _outputs(artifact: Artifact, tensors: Path) -> Any:
         ("weights-int8", "openvino", 2.5, 0.999, ()),
         ("bf16", "openvino", 1.7, 0.999, ()),
         ("fp16", "openvino", 1.7, 0.9999, ("f32",)),
+        ("fp16", "onnx", 1.8, 0.9999, ()),
     ],
 )
 def test_each_scheme_keeps_what_it_promises(
@@ -108,3 +111,143 @@ def test_calibration_data_that_does_not_fit_is_refused_and_nothing_kept(store: S
 def test_text_generation_has_no_static_int8() -> None:
     with pytest.raises(Unsupported, match="use weights-int8 or weights-int4"):
         formats_of("static-int8", TEXT_GENERATION)
+
+
+@pytest.mark.parametrize("scheme", ["tensorrt-int8", "fp8", "awq", "gptq"])
+def test_what_only_a_gpu_could_prove_is_refused_with_a_way_out(scheme: str) -> None:
+    with pytest.raises(Unsupported, match=f"scheme '{scheme}' is not made here: .*; use "):
+        formats_of(scheme, None)
+
+
+@pytest.fixture(scope="module")
+def encoder(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """An untrained BERT that classifies sentences: [batch, sequence] token ids, without a task of ours."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("bert")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=500,
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_labels=5,
+        initializer_range=0.2,
+        max_position_embeddings=64,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return ingest(str(folder), store)
+
+
+@pytest.fixture(scope="module")
+def sentences(encoder: Artifact) -> dict[str, Any]:
+    """Three sentences of eleven tokens, for every input the encoder names."""
+    random = np.random.default_rng(0)
+    assert encoder.signature is not None
+    made = {s.name: np.zeros((3, 11), s.dtype) for s in encoder.signature.inputs}
+    made["input_ids"] = random.integers(1, 500, (3, 11))
+    if "attention_mask" in made:
+        made["attention_mask"][:] = 1
+    return made
+
+
+def _answers(artifact: Artifact, inputs: dict[str, Any]) -> Any:
+    engine: Any = open_engine(artifact, threads=1)
+    try:
+        return engine.run(inputs)["logits"]
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "format", "smaller", "closeness"),
+    [
+        ("dynamic-int8", "pytorch", 1.0, 0.99),
+        ("weights-int8", "pytorch", 1.2, 0.998),
+        ("bf16", "pytorch", 1.8, 0.999),
+        ("fp16", "pytorch", 1.8, 0.99999),
+        ("weights-int8", "onnx", 1.5, 0.999),
+        ("weights-int4", "onnx", 1.5, 0.9),
+    ],
+)
+def test_an_encoder_is_quantised_in_its_own_format(
+    store: Store, encoder: Artifact, sentences: dict[str, Any], scheme: str, format: str, smaller: float, closeness: float
+) -> None:
+    """Small networks carry much beside their weights, programs most of all: the ratios here are floors."""
+    plain = encoder if format == "pytorch" else Build(store).convert(encoder, "onnx")
+    if "int8" in scheme and format == "pytorch":  # what it becomes is a program, so it is compared with one
+        plain = Build(store).apply(Use("convert", {"to": "pytorch"}), encoder)
+    building = Build(store)
+    how = {"scheme": scheme, "format": format, "group_size": 32}
+    made = building.apply(Use("quantize", find_pass("quantize", "t").check(how, "t")), plain)
+    assert made.format == format and made.signature == plain.signature
+    wanted, got = _answers(plain, sentences), _answers(made, sentences)
+    assert cosine(wanted.ravel(), got.ravel()) >= closeness and not np.array_equal(wanted, got)
+    shorter = {name: array[:2, :5] for name, array in sentences.items()}
+    assert _answers(made, shorter).shape == (2, 5)
+    assert plain.size_bytes / made.size_bytes >= smaller, plain.size_bytes / made.size_bytes
+
+
+def test_int8_in_pytorch_multiplies_integers() -> None:
+    import torch
+
+    from maasdam.pipeline.quantize.pytorch_models import quantize_layers
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8)).eval()
+    x = torch.randn(5, 32)
+    with torch.no_grad():
+        wanted = model(x)
+        assert quantize_layers(model, is_dynamic=True) == {"linear": 2, "embedding": 0}
+        got = model(x)
+    assert torch.nn.functional.cosine_similarity(wanted, got).min() > 0.999
+    program = torch.export.export(model, (x,))
+    assert sum("_int_mm" in str(node.target) for node in program.graph.nodes) == 2
+    assert {b.dtype for n, b in model.named_buffers() if n.endswith("weight")} == {torch.int8}
+
+
+def test_static_int8_for_pytorch_is_refused_before_any_work() -> None:
+    from maasdam.pipeline.run_recipe import formats_to_quantize_for
+
+    use = Use("quantize", find_pass("quantize", "t").check({"scheme": "static-int8"}, "t"))
+    with pytest.raises(Unsupported, match="'static-int8' does not exist for --to pytorch; it does for: openvino, onnx"):
+        formats_to_quantize_for(use, None, "pytorch", None)
+
+
+@pytest.fixture(scope="module")
+def trained(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The small ResNet, taught the three colours."""
+    source = ingest(str(write_resnet(tmp_path_factory.mktemp("resnet"))), store)
+    data = write_photographs(tmp_path_factory.mktemp("teach"), 45, seed=8)
+    use = Use("prune", find_pass("prune", "t").check({"ratio": 0.05, "finetune_epochs": 6, "rate": 3e-3}, "t"))
+    return Build(store, Data(train=data)).apply(use, source)
+
+
+def test_accuracy_control_holds_the_drop_on_training_data(store: Store, trained: Artifact, tmp_path: Path) -> None:
+    train = write_photographs(tmp_path / "train", 24, seed=3)
+    calibrate = write_photographs(tmp_path / "calibrate", 9, seed=4, labelled=False)
+    use = Use("quantize", find_pass("quantize", "t").check({"scheme": "static-int8", "max_drop": 0.05}, "t"))
+    building = Build(store, Data(data=tmp_path / "no evaluation data is there", calibrate=calibrate, train=train))
+    made = building.apply(replace(use, settings={**use.settings, "format": "openvino"}), trained)
+    control = building.steps[-1].facts["control"]
+    assert control["examples"] == 24 and control["float"] > 0.9
+    assert control["float"] - control["quantized"] <= 0.05 + 1e-9
+    assert building.steps[-1].facts["calibration"]["is_sample_of_evaluation_data"] is False
+    engine: Any = open_engine(made, threads=1)
+    precisions = engine.precisions()
+    engine.close()
+    assert precisions.get("i8", 0) + precisions.get("u8", 0) > 0, precisions
+
+
+def test_accuracy_control_wants_labels_of_training_data(store: Store, trained: Artifact, tmp_path: Path) -> None:
+    use = Use("quantize", find_pass("quantize", "t").check({"scheme": "static-int8", "max_drop": 0.05}, "t"))
+    use = replace(use, settings={**use.settings, "format": "openvino"})
+    photographs = write_photographs(tmp_path / "p", 6, labelled=False)
+    with pytest.raises(InvalidInput, match="max_drop needs labelled data that is not evaluated on: name it with --train"):
+        Build(store, Data(data=photographs)).apply(use, trained)
+    with pytest.raises(InvalidInput, match=r"'000\.png' of --train has no label"):
+        Build(store, Data(train=photographs)).apply(use, trained)
+    with pytest.raises(Unsupported, match="max_drop is for static-int8 on openvino; this is static-int8 on onnx"):
+        Build(store, Data(train=photographs)).apply(replace(use, settings={**use.settings, "format": "onnx"}), trained)

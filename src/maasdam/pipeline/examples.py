@@ -83,13 +83,18 @@ def unlabelled_payloads(task: str | None, path: Path, limit: int, seed: int = 0)
 def calibration_inputs(source: Artifact, path: Path, limit: int, seed: int = 0) -> list[Inputs]:
     """Up to `limit` prepared inputs (batch 1) for the tensor engine of `source`, `KEPT_BYTES` at most.
 
-    Raises InvalidInput naming the file where one can't be prepared or holds NaN.
+    Raises InvalidInput naming the file where one can't be prepared or holds NaN or infinity, which would ruin every range.
     """
+    import numpy as np
+
     inputs: list[Inputs] = []
     held = 0
     prepare = Preparer(source)
     for name, payload in unlabelled_payloads(source.task, path, limit, seed):
         for tensors in prepare(name, payload):
+            endless = next((n for n, a in tensors.items() if a.dtype.kind == "f" and not np.isfinite(a).all()), None)
+            if endless is not None:
+                raise InvalidInput(f"example '{name}': input '{endless}' holds NaN or infinity; calibrate on finite numbers")
             inputs.append(tensors)
             held += sum(a.nbytes for a in tensors.values())
         if held > KEPT_BYTES:

@@ -1,0 +1,117 @@
+"""The pass "quantize": fewer bits for weights, or for weights and activations.
+
+Knows which scheme exists for which format. Refuses to judge what it made: verify does. Labels are read only where
+`max_drop` asks for it, and then those of --train.
+
+| scheme       | openvino                              | onnx                          | pytorch                       |
+|--------------|---------------------------------------|-------------------------------|-------------------------------|
+| static-int8  | NNCF; with max_drop accuracy-control  | QDQ, U8S8, per channel        | -                             |
+| dynamic-int8 | -                                     | weights S8, activations later | linear layers alike, as .pt2  |
+| weights-int8 | NNCF compress_weights, asymmetric     | MatMulNBits in blocks of 32   | linear, embeddings, as .pt2   |
+| weights-int4 | NNCF compress_weights, groups         | MatMulNBits in groups         | -                             |
+| bf16, fp16   | constants kept in 16 bits             | fp16: weights and arithmetic  | weights kept in 16 bits       |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from maasdam.core import TEXT_GENERATION, Artifact, Format
+from maasdam.errors import Unsupported
+from maasdam.pipeline.passes import Pass, PassContext, Produced, Reads, Setting
+
+SCHEMES: dict[str, tuple[Format, ...]] = {
+    "static-int8": ("openvino", "onnx"),
+    "dynamic-int8": ("onnx", "pytorch"),
+    "weights-int8": ("openvino", "onnx", "pytorch"),
+    "weights-int4": ("openvino", "onnx"),
+    "bf16": ("openvino", "pytorch"),
+    "fp16": ("openvino", "onnx", "pytorch"),
+}
+"""Which formats a scheme exists for; the first is taken where nothing else decides."""
+FOR_TEXT: dict[str, tuple[Format, ...]] = {
+    "weights-int8": ("openvino",),
+    "weights-int4": ("openvino",),
+    "bf16": ("openvino", "pytorch"),
+    "fp16": ("openvino", "pytorch"),
+}
+"""The same for text generation, which runs on OpenVINO GenAI or as it is: no engine here generates from a plain ONNX graph."""
+NOT_HERE: dict[str, str] = {
+    "tensorrt-int8": "TensorRT builds it on the GPU it is for; use static-int8 with --to onnx, whose QDQ graph TensorRT reads",
+    "fp8": "no processor here computes in it; use weights-int8",
+    "awq": "its layout for vLLM can be proved on a GPU only; use weights-int4",
+    "gptq": "its layout for vLLM can be proved on a GPU only; use weights-int4",
+}
+"""Schemes people ask for by name, and why they are refused: what could not be run here is not offered."""
+
+
+def formats_of(scheme: str, task: str | None) -> tuple[Format, ...]:
+    """The formats a scheme exists for. Raises Unsupported where it is none for this task, naming what is."""
+    if scheme in NOT_HERE:
+        raise Unsupported(f"scheme '{scheme}' is not made here: {NOT_HERE[scheme]}")
+    if task == TEXT_GENERATION:
+        if scheme not in FOR_TEXT:
+            raise Unsupported(f"scheme '{scheme}' does not exist for {task}; use weights-int8 or weights-int4")
+        return FOR_TEXT[scheme]
+    return SCHEMES[scheme]
+
+
+def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
+    """Quantise `source`. Raises InvalidInput for calibration data that is no good, Unsupported for what does not exist."""
+    from maasdam.pipeline.quantize import controlled, onnx_models, openvino_models, pytorch_models
+
+    scheme = settings["scheme"]
+    if source.format not in formats_of(scheme, source.task):
+        raise Unsupported(f"scheme '{scheme}' does not exist for {source.format} artifacts")
+    if settings["max_drop"] is not None and (scheme, source.format) != ("static-int8", "openvino"):
+        raise Unsupported(f"max_drop is for static-int8 on openvino; this is {scheme} on {source.format}: leave it out")
+    if scheme == "static-int8":
+        if settings["max_drop"] is not None:
+            return controlled.static_int8(source, out, settings, context)
+        make = openvino_models.static_int8 if source.format == "openvino" else onnx_models.static_int8
+        return make(source, out, settings, context)
+    if source.format == "pytorch":
+        return pytorch_models.weights(source, out, settings)
+    if source.format == "openvino":
+        return openvino_models.weights(source, out, settings)
+    return onnx_models.dynamic_int8(source, out) if scheme == "dynamic-int8" else onnx_models.weights(source, out, settings)
+
+
+def _reads(settings: Mapping[str, Any]) -> tuple[Reads, ...]:
+    if settings["scheme"] != "static-int8":
+        return ()
+    return ("calibrate",) if settings["max_drop"] is None else ("calibrate", "train")
+
+
+def _wants(source: Artifact, settings: Mapping[str, Any]) -> Format | None:
+    chosen: Format | None = None if settings["format"] == "auto" else settings["format"]
+    formats = formats_of(settings["scheme"], source.task)
+    return chosen or (source.format if source.format in formats else formats[0])
+
+
+PASS = Pass(
+    use="quantize",
+    version=3,
+    settings={
+        "scheme": Setting(str, None, choices=(*SCHEMES, *NOT_HERE), says="what is quantised, and to what", is_required=True),
+        "format": Setting(
+            str, "auto", choices=("auto", "openvino", "onnx", "pytorch"), says="auto: what --to and the next pass ask for"
+        ),
+        "samples": Setting(int, 200, low=1, high=10_000, says="calibration examples (static-int8)"),
+        "fast_bias_correction": Setting(bool, True, says="false: slower, sometimes closer (static-int8 on OpenVINO)"),
+        "max_drop": Setting(
+            float,
+            None,
+            low=0,
+            high=1,
+            says="so much may the metric on --train fall; layers stay float for it (static-int8, OpenVINO)",
+        ),
+        "group_size": Setting(int, 64, low=8, high=1024, says="weights that share a scale (weights-int4)"),
+    },
+    run=run,
+    libraries=("nncf", "openvino", "onnxruntime", "onnx", "torch", "transformers"),
+    reads=_reads,
+    wants=_wants,
+)

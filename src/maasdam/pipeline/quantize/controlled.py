@@ -1,0 +1,118 @@
+"""Static int8 held to a drop of the metric: NNCF gives layers back to float until the drop fits.
+
+Knows labelled training data. Refuses to look at the evaluation data: what is chosen on it could not be judged on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from maasdam.core import IMAGE_CLASSIFICATION, SPEECH_RECOGNITION, Answer, Artifact, Example
+from maasdam.errors import InvalidInput, Unsupported
+from maasdam.pipeline.examples import Inputs, Preparer, calibration_inputs, describe, evaluation_examples
+from maasdam.pipeline.passes import PassContext, Produced
+from maasdam.pipeline.quantize.openvino_models import is_transformer, open_nncf, quiet, save
+from maasdam.pipeline.quantize.shared import Counted, copy_all_but
+
+TASKS = (IMAGE_CLASSIFICATION, SPEECH_RECOGNITION)
+
+
+def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
+    """Quantise until the metric on --train falls by at most settings["max_drop"].
+
+    Raises InvalidInput where labels are missing, Unsupported for tasks without a metric of single examples.
+    """
+    if context.train is None:
+        raise InvalidInput("max_drop needs labelled data that is not evaluated on: name it with --train")
+    if source.task not in TASKS:
+        raise Unsupported(f"max_drop is for {' and '.join(TASKS)}; this model's task is {source.task or 'not known'}")
+    nncf = open_nncf()
+    import openvino as ov
+
+    metric = _Metric(source, context, settings["samples"])
+    path = context.calibrate or context.train
+    inputs = calibration_inputs(source, path, settings["samples"])
+    model = ov.Core().read_model(source.path / "model.xml")
+    attends = is_transformer(model)
+    with quiet():
+        quantized = nncf.quantize_with_accuracy_control(
+            model,
+            nncf.Dataset(Counted(inputs, context), lambda tensors: tensors),
+            nncf.Dataset(metric.examples, lambda example: example),
+            metric,
+            max_drop=settings["max_drop"],
+            subset_size=len(inputs),
+            preset=nncf.QuantizationPreset.MIXED if attends else nncf.QuantizationPreset.PERFORMANCE,
+            fast_bias_correction=settings["fast_bias_correction"],
+            model_type=nncf.ModelType.TRANSFORMER if attends else None,
+        )
+    copy_all_but(source.path, out, {"model.xml", "model.bin"})
+    save(quantized, out / "model.xml")
+    return Produced(
+        "openvino", "ir", "openvino", source.signature, dict(source.settings), _facts(metric, path, inputs, settings, context)
+    )
+
+
+def _facts(
+    metric: _Metric, path: Path, inputs: list[Inputs], settings: Mapping[str, Any], context: PassContext
+) -> dict[str, Any]:
+    flag = "--train" if context.calibrate is None else "--calibrate"
+    return {
+        "method": "NNCF accuracy-controlled post-training quantisation",
+        "calibration": {
+            "samples": len(inputs),
+            "data": describe(path),
+            "is_sample_of_evaluation_data": False,
+            "says": f"{len(inputs)} unlabelled examples of {flag}, held to max_drop on {len(metric.examples)} of --train",
+        },
+        "control": {
+            "max_drop": settings["max_drop"],
+            "examples": len(metric.examples),
+            "float": metric.seen[0],
+            "quantized": metric.seen[-1],
+            "trials": len(metric.seen),
+            "says": "scores on --train, higher is better (1 - WER for speech)",
+        },
+    }
+
+
+class _Metric:
+    """The task's metric as NNCF asks for it: a compiled model and examples to one number, higher is better."""
+
+    def __init__(self, source: Artifact, context: PassContext, limit: int) -> None:
+        assert context.train is not None
+        self.examples = evaluation_examples(source, context.train, limit)
+        unlabelled = next((e for e in self.examples if e.truth is None), None)
+        if unlabelled is not None:
+            raise InvalidInput(f"example '{unlabelled.name}' of --train has no label; max_drop is held on labelled examples")
+        self.seen: list[float] = []
+        self._task = str(source.task)
+        self._prepare = Preparer(source)
+        self._outputs = [s.name for s in source.signature.outputs] if source.signature else []
+        self._progress = context.progress
+
+    def __call__(self, model: Any, examples: Iterable[Example]) -> tuple[float, list[float]]:
+        """(the metric, the same of each example alone). NNCF passes a compiled model and what its data set held."""
+        from maasdam.tasks import score
+
+        processor = self._prepare.processor
+        assert processor is not None  # the task was checked
+        answers: list[Answer] = []
+        chosen = list(examples)
+        for number, example in enumerate(chosen):
+            self._progress("hold the metric", number, len(chosen))
+            outputs = [
+                {name: model(tensors)[name] for name in self._outputs}
+                for tensors in self._prepare(example.name, example.payload)
+            ]
+            answers.append(processor.finish(outputs, example.payload))
+        each = [self._higher(score(self._task, [a], [e]).value) for a, e in zip(answers, chosen, strict=True)]
+        whole = self._higher(score(self._task, answers, chosen).value)
+        if len(chosen) == len(self.examples):
+            self.seen.append(whole)
+        return whole, each
+
+    def _higher(self, value: float) -> float:
+        return 1 - value if self._task == SPEECH_RECOGNITION else value

@@ -1,0 +1,127 @@
+"""Quantise ONNX models with ONNX Runtime's own tools. Knows operator types and external data; never labels."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from maasdam.core import Artifact
+from maasdam.errors import Unsupported
+from maasdam.pipeline.examples import Inputs
+from maasdam.pipeline.passes import PassContext, Produced
+from maasdam.pipeline.quantize.shared import Counted, calibration, copy_all_but
+
+PER_BLOCK = 32
+"""Weights that share a scale at 8 bits."""
+SMALLEST_BLOCK = 16
+LARGEST_MESSAGE = 1_900_000_000
+"""A protobuf message ends at 2 GiB; larger weights go into a file beside the model."""
+
+
+def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
+    """QDQ: activations U8, weights S8 per channel. Raises InvalidInput for calibration inputs that are no good."""
+    from onnxruntime import quantization as ort
+
+    inputs, facts = calibration(source, settings, context)
+    clean = _preprocessed(source, context.work)
+    seen = Counted(inputs, context)
+
+    class Reader(ort.CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime's class has no types
+        def __init__(self) -> None:
+            self._left = iter(seen)
+
+        def get_next(self) -> Inputs | None:
+            return next(self._left, None)
+
+    copy_all_but(source.path, out, {"model.onnx"} | _external(source.path))
+    ort.quantize_static(
+        clean,
+        out / "model.onnx",
+        Reader(),
+        quant_format=ort.QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=ort.QuantType.QUInt8,
+        weight_type=ort.QuantType.QInt8,
+    )
+    facts |= {"method": "ONNX Runtime static QDQ, activations U8, weights S8 per channel"}
+    return Produced("onnx", "onnx", "onnxruntime", source.signature, dict(source.settings), facts)
+
+
+def dynamic_int8(source: Artifact, out: Path) -> Produced:
+    """Weights of matrix products and embeddings to int8 now, activations while running."""
+    from onnxruntime import quantization as ort
+
+    copy_all_but(source.path, out, {"model.onnx"} | _external(source.path))
+    ort.quantize_dynamic(
+        source.path / "model.onnx",
+        out / "model.onnx",
+        op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+        per_channel=True,
+        weight_type=ort.QuantType.QInt8,
+    )
+    facts = {"method": "ONNX Runtime dynamic int8: matrix products and embeddings; convolutions stay float"}
+    return Produced("onnx", "onnx", "onnxruntime", source.signature, dict(source.settings), facts)
+
+
+def weights(source: Artifact, out: Path, settings: Mapping[str, Any]) -> Produced:
+    """Weights of matrix products to 4 or 8 bits in blocks (MatMulNBits), or float32 to float16. Raises Unsupported."""
+    import onnx
+
+    scheme = settings["scheme"]
+    model = onnx.load(source.path / "model.onnx")
+    if scheme == "fp16":
+        model, facts = _half(model), {"method": "weights and arithmetic in float16, inputs and outputs in float32"}
+    else:
+        bits, block = (8, PER_BLOCK) if scheme == "weights-int8" else (4, settings["group_size"])
+        model, count = _in_blocks(model, bits, block)
+        facts = {"method": f"{count} matrix products in {bits} bits (MatMulNBits), symmetric in blocks of {block}"}
+    copy_all_but(source.path, out, {"model.onnx"} | _external(source.path))
+    onnx.save(model, out / "model.onnx", save_as_external_data=model.ByteSize() > LARGEST_MESSAGE, location="model.onnx.data")
+    return Produced("onnx", "onnx", "onnxruntime", source.signature, dict(source.settings), facts)
+
+
+def _in_blocks(model: Any, bits: int, block: int) -> tuple[Any, int]:
+    """The model with its constant matrix products in blocks, and how many there are."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    if block < SMALLEST_BLOCK or block & (block - 1):
+        raise Unsupported(f"ONNX Runtime takes groups of 16, 32, 64, … weights, not {block}; set group_size to one of them")
+    quantizer = MatMulNBitsQuantizer(model, bits=bits, block_size=block, is_symmetric=True)
+    quantizer.process()
+    made = quantizer.model.model
+    count = sum(node.op_type == "MatMulNBits" for node in made.graph.node)
+    if not count:
+        raise Unsupported("the network has no matrix product with constant weights, so there is nothing to compress this way")
+    return made, count
+
+
+def _half(model: Any) -> Any:
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of weights that fall to the smallest number float16 has
+        return convert_float_to_float16(model, keep_io_types=True)
+
+
+def _preprocessed(source: Artifact, work: Path) -> Path:
+    """The ONNX file with shapes inferred and batch norms folded; as it is where that fails (external data, unknown shapes)."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    path = work / "clean.onnx"
+    if _external(source.path):
+        return source.path / "model.onnx"
+    try:
+        quant_pre_process(source.path / "model.onnx", path, skip_symbolic_shape=True)
+    except Exception:  # it is an optimisation, and it raises anything at all on graphs it doesn't know
+        return source.path / "model.onnx"
+    return path
+
+
+def _external(folder: Path) -> set[str]:
+    """The files beside model.onnx that hold its weights."""
+    import onnx
+
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    return {entry.value for t in model.graph.initializer for entry in t.external_data if entry.key == "location"}

@@ -1,0 +1,145 @@
+"""Quantise OpenVINO models with NNCF. Knows NNCF's calls and OpenVINO's files; never labels (see controlled.py)."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maasdam.core import Artifact
+from maasdam.errors import missing_extra
+from maasdam.pipeline.passes import PassContext, Produced
+from maasdam.pipeline.quantize.shared import Counted, calibration, copy_all_but
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+F16_LARGEST = 65504.0
+SMALLEST_GROUP = 8
+"""Where the group size does not divide a layer's width, the largest power of two that does, down to this."""
+
+
+def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
+    """Weights and activations to int8, the ranges from calibration inputs. Raises InvalidInput for inputs that are no good."""
+    nncf = open_nncf()
+    import openvino as ov
+
+    inputs, facts = calibration(source, settings, context)
+    model = ov.Core().read_model(source.path / "model.xml")
+    attends = is_transformer(model)
+    seen = Counted(inputs, context)
+    with quiet():
+        quantized = nncf.quantize(
+            model,
+            nncf.Dataset(seen, lambda tensors: tensors),
+            subset_size=len(inputs),
+            preset=nncf.QuantizationPreset.MIXED if attends else nncf.QuantizationPreset.PERFORMANCE,
+            fast_bias_correction=settings["fast_bias_correction"],
+            model_type=nncf.ModelType.TRANSFORMER if attends else None,
+        )
+    copy_all_but(source.path, out, {"model.xml", "model.bin"})
+    save(quantized, out / "model.xml")
+    facts |= {"method": "NNCF post-training quantisation", "model_type": "transformer" if attends else "convolutional"}
+    return Produced("openvino", "ir", "openvino", source.signature, dict(source.settings), facts)
+
+
+def weights(source: Artifact, out: Path, settings: Mapping[str, Any]) -> Produced:
+    """Weights alone: int8, int4 in groups, bfloat16 or float16."""
+    import openvino as ov
+
+    scheme = settings["scheme"]
+    name = "openvino_model" if source.layout == "genai" else "model"
+    model = ov.Core().read_model(source.path / f"{name}.xml")
+    chosen = dict(source.settings)
+    if scheme == "weights-int8":
+        nncf = open_nncf()
+        with quiet():
+            model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+        facts = {"method": "NNCF compress_weights, int8 asymmetric, one scale per channel"}
+    elif scheme == "weights-int4":
+        nncf = open_nncf()
+        group = settings["group_size"]
+        with quiet():
+            model = nncf.compress_weights(
+                model,
+                mode=nncf.CompressWeightsMode.INT4_SYM,
+                group_size=group,
+                ratio=1.0,
+                advanced_parameters=nncf.AdvancedCompressionParameters(
+                    group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST, min_adjusted_group_size=SMALLEST_GROUP
+                ),
+            )
+        facts = {"method": f"NNCF compress_weights, int4 symmetric in groups of {group}; first and last layers int8"}
+    elif scheme == "bf16":
+        count = _constants_to(model, ov.Type.bf16)
+        chosen["precision"] = "bf16"
+        if source.layout == "genai":
+            chosen["kv_precision"] = "bf16"  # its attention takes no other cache then
+        facts = {"method": f"{count} constants kept in bfloat16, computed in bfloat16"}
+    else:
+        count = _constants_to(model, ov.Type.f16)
+        facts = {"method": f"{count} constants kept in float16, computed in float32"}
+    copy_all_but(source.path, out, {f"{name}.xml", f"{name}.bin"})
+    save(model, out / f"{name}.xml")
+    return Produced("openvino", source.layout, source.engine, source.signature, chosen, facts)
+
+
+def _constants_to(model: ov.Model, kind: ov.Type) -> int:
+    """Replace each float32 constant of several elements by one of `kind` and a conversion back; how many."""
+    import numpy as np
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    count = 0
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Constant" or node.get_output_element_type(0) != ov.Type.f32:
+            continue
+        values = np.asarray(node.data)
+        if values.size < 2 or (kind == ov.Type.f16 and float(np.abs(values).max()) > F16_LARGEST):
+            continue
+        users = list(node.output(0).get_target_inputs())
+        small = ops.constant(values, dtype=kind)
+        small.set_friendly_name(f"{node.get_friendly_name()}/small")
+        wide = ops.convert(small, "f32")
+        wide.set_friendly_name(node.get_friendly_name())
+        for user in users:
+            user.replace_source_output(wide.output(0))
+        count += 1
+    model.validate_nodes_and_infer_types()
+    return count
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """NNCF draws bars and tables on stdout, which is for answers; the pass tells how far it is by itself."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+def save(model: ov.Model, path: Path) -> None:
+    """Write the model without the tool's notes, which are larger than a small network."""
+    import openvino as ov
+
+    for key in ("nncf", "conversion_parameters"):
+        if model.has_rt_info([key]):
+            del model.rt_info[key]
+    ov.save_model(model, path, compress_to_fp16=False)
+
+
+def is_transformer(model: ov.Model) -> bool:
+    """Whether it attends: a softmax between two matrix products, or the fused operator."""
+    kinds = [node.get_type_name() for node in model.get_ordered_ops()]
+    return "ScaledDotProductAttention" in kinds or ("Softmax" in kinds and kinds.count("MatMul") > 2)
+
+
+def open_nncf() -> Any:
+    """The nncf package, told to be quiet. Raises MissingExtra."""
+    try:
+        import nncf
+    except ImportError as error:
+        raise missing_extra("nncf", "build") from error
+    nncf.set_log_level(logging.ERROR)  # it logs to stdout
+    return nncf
