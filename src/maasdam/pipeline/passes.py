@@ -134,6 +134,7 @@ PASSES: dict[str, str] = {
     "convert": "maasdam.pipeline.to_format",
     "quantize": "maasdam.pipeline.quantize",
     "prune": "maasdam.pipeline.prune",
+    "clip": "maasdam.pipeline.clip",
     "distill": "maasdam.pipeline.distill",
     "optimize": "maasdam.pipeline.optimize",
 }
