@@ -78,9 +78,7 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
     elif source.format == "pytorch":
         made = _pytorch(source, out, clip)
     else:
-        raise Unsupported(
-            f"clipping takes a PyTorch or an ONNX model; this one is {source.format}: clip before converting to it"
-        )
+        raise Unsupported(f"clipping takes a PyTorch or an ONNX model; this one is {source.format}: clip it before")
     if not tally.weights:
         raise Unsupported("the network has no linear or convolutional layer with constant weights; there is nothing to clip")
     made.facts.update({"method": settings["method"], **tally.to_json()})
