@@ -77,8 +77,9 @@ class Recipe:
 
     @property
     def calibrates(self) -> bool:
-        """Whether a pass feeds examples through the network to find its ranges."""
-        return any("calibrate" in find_pass(u.use, self.name).reads(u.settings) for u in self.passes)
+        """Whether a pass feeds examples through the network to find its ranges, and has no --train to take them from."""
+        reads = [find_pass(u.use, self.name).reads(u.settings) for u in self.passes]
+        return any("calibrate" in r and "train" not in r for r in reads)
 
 
 LIMITS: dict[str, Setting] = {
