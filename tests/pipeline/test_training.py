@@ -1,4 +1,4 @@
-"""Pruning and distillation of a small ResNet: really smaller, loadable, resumable, and compared with a baseline."""
+"""Distillation for the three tasks: really smaller, resumable, and beside the same student trained alone."""
 
 from __future__ import annotations
 
@@ -13,13 +13,26 @@ from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
 from maasdam.core import Artifact, silent
 from maasdam.engines import open_engine
-from maasdam.errors import InvalidInput
+from maasdam.errors import InvalidInput, Unsupported
 from maasdam.pipeline.distill import make_student
 from maasdam.pipeline.passes import find_pass
 from maasdam.pipeline.recipe import Use
 from maasdam.pipeline.run_recipe import Build, Data
-from maasdam.pipeline.training import Plan, Sample, batches, forward, loss_of, train, training_samples
+from maasdam.pipeline.training import (
+    Plan,
+    Sample,
+    batches,
+    distilling_loss,
+    forward,
+    labels_loss,
+    loss_of,
+    mean_loss,
+    train,
+    training_samples,
+)
+from tests.engines import tiny_language_model
 from tests.pipeline.networks import SIDE, write_photographs, write_resnet
+from tests.tasks.test_speech import WORDS, encoded, tone, word_model
 
 torch = pytest.importorskip("torch")
 
@@ -61,7 +74,7 @@ def test_a_distilled_student_is_smaller_and_stands_beside_itself_trained_alone(
     assert made.layout == "huggingface" and made.size_bytes < source.size_bytes
     assert facts["how"]["config"]["depths"] == [[2, 2], [1, 1]]
     assert facts["scores"].keys() == {"teacher", "student", "alone"}
-    assert facts["scores"]["student"].keys() == {"loss", "top1"}
+    assert facts["scores"]["student"].keys() == {"divergence", "loss", "top1"}
     assert _logits(made).shape == (2, 3)
 
 
@@ -163,5 +176,167 @@ def test_ctc_and_text_losses_are_those_of_transformers() -> None:
 
 def test_unlabelled_training_data_is_refused(store: Store, source: Artifact, tmp_path: Path) -> None:
     folder = write_photographs(tmp_path / "u", 4, labelled=False)
-    with pytest.raises(InvalidInput, match=r"'000.png' of --train has no label"):
+    with pytest.raises(InvalidInput, match=r"example '.*' of --train has no label, nor has any; label some, or set alpha = 0"):
         _apply(store, replace(source), "distill", folder)
+
+
+@pytest.fixture(scope="module")
+def speech(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """An untrained recogniser of three words, two layers deep."""
+    from transformers import Wav2Vec2BertConfig, Wav2Vec2BertForCTC
+
+    folder = tmp_path_factory.mktemp("speech")
+    word_model(folder)
+    torch.manual_seed(0)
+    config = Wav2Vec2BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        output_hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        feature_projection_input_dim=160,
+        conv_depthwise_kernel_size=7,
+        pad_token_id=0,
+        apply_spec_augment=False,
+    )
+    Wav2Vec2BertForCTC(config).save_pretrained(folder)
+    return ingest(str(folder), store)
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six tones, each of which is said to be a word."""
+    folder = tmp_path_factory.mktemp("recordings")
+    said = ["one", "two", "three"] * 2
+    for number in range(len(said)):
+        (folder / f"{number}.wav").write_bytes(encoded(tone(0.5, hertz=300.0 * (1 + number % 3))))
+    rows = "\n".join(f"{n}.wav,{word}" for n, word in enumerate(said))
+    (folder / "metadata.csv").write_text(f"file_name,transcription\n{rows}\n")
+    return folder
+
+
+def test_a_speech_student_learns_from_its_teacher(store: Store, speech: Artifact, recordings: Path) -> None:
+    made, facts = _apply(store, speech, "distill", recordings, epochs=1, batch=2)
+    assert facts["how"]["config"]["num_hidden_layers"] == [2, 1]
+    assert facts["scores"].keys() == {"teacher", "student", "alone"}
+    assert facts["scores"]["alone"].keys() == {"divergence", "loss", "wer"}
+    assert facts["scores"]["teacher"]["divergence"] == pytest.approx(0.0, abs=1e-6)
+    assert made.size_bytes < speech.size_bytes
+
+
+def test_a_text_student_of_half_the_width_stands_beside_itself_alone(store: Store, tmp_path: Path) -> None:
+    tiny_language_model.huggingface(tmp_path / "llama")
+    source = ingest(str(tmp_path / "llama"), store, task="text-generation")
+    (tmp_path / "train.txt").write_text("the cat sat on the mat and the dog sat on the log\n" * 40)
+    made, facts = _apply(store, source, "distill", tmp_path / "train.txt", layers=1.0, width=0.5, epochs=1, batch=2)
+    assert facts["how"]["config"]["hidden_size"] == [32, 16]
+    assert facts["parameters"]["after"] < 0.6 * facts["parameters"]["before"]
+    assert facts["scores"]["student"].keys() == facts["scores"]["alone"].keys() == {"divergence", "loss"}
+    assert made.layout == "huggingface" and (made.path / "tokenizer.json").is_file()
+
+
+def test_without_labels_the_student_learns_from_the_teacher_alone(store: Store, source: Artifact, tmp_path: Path) -> None:
+    folder = write_photographs(tmp_path / "u", 20, labelled=False)
+    _, facts = _apply(store, source, "distill", folder, epochs=4, batch=4, alpha=0.0, start="random")
+    assert facts["labelled"] == 0 and "nothing in --train has a label" in facts["alone"]
+    assert facts["scores"].keys() == {"teacher", "student"}
+    again, started = make_student_scores(source, folder)
+    assert facts["scores"]["student"]["divergence"] < started
+    assert again == facts["how"]["config"]
+
+
+def make_student_scores(source: Artifact, folder: Path) -> tuple[Any, float]:
+    """The config of the untrained student of half the layers, and how far it is from its teacher on the samples held back."""
+    from maasdam.engines.transformers_library import open_module
+
+    teacher = open_module(source.path).requires_grad_(False)
+    student, how = make_student(teacher, 0.5, 1.0, "random")
+    _, held = training_samples(source, folder, needs_labels=False)
+    return how["config"], mean_loss(student, held, distilling_loss(teacher, loss_of(source.task, 0), 1.0, 0.0))
+
+
+def test_a_few_labels_are_mixed_with_many_pictures_that_have_none(store: Store, source: Artifact, tmp_path: Path) -> None:
+    folder = write_photographs(tmp_path / "some", 20)
+    lines = (folder / "metadata.csv").read_text().splitlines()
+    kept = [line if number < 12 else f"{line.partition(',')[0]}," for number, line in enumerate(lines)]
+    (folder / "metadata.csv").write_text("\n".join(kept) + "\n")
+    _, facts = _apply(store, source, "distill", folder, epochs=1, batch=4)
+    assert 0 < facts["labelled"] < facts["samples"] == 18
+    assert facts["scores"].keys() == {"teacher", "student", "alone"}
+
+
+def test_the_student_may_be_given_or_be_a_config(store: Store, source: Artifact, photographs: Path, tmp_path: Path) -> None:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3)
+    config.architectures = ["ResNetForImageClassification"]
+    config.save_pretrained(tmp_path / "config")
+    made, facts = _apply(store, source, "distill", photographs, student=str(tmp_path / "config"), epochs=1)
+    assert facts["how"]["config_of"] == "config" and _logits(made).shape == (2, 3)
+    ResNetForImageClassification(config).save_pretrained(tmp_path / "given")
+    made, facts = _apply(store, source, "distill", photographs, student=str(tmp_path / "given"), epochs=1)
+    assert facts["how"] == {"given": "given", "start": "its own weights"} and made.size_bytes < source.size_bytes
+
+
+def test_another_student_in_the_same_folder_is_another_result(
+    store: Store, source: Artifact, photographs: Path, tmp_path: Path
+) -> None:
+    from transformers import ResNetConfig
+
+    digests = []
+    for width in (8, 16):
+        config = ResNetConfig(embedding_size=8, hidden_sizes=[8, width], depths=[1, 1], layer_type="basic", num_labels=3)
+        config.architectures = ["ResNetForImageClassification"]
+        config.save_pretrained(tmp_path / "config")
+        digests.append(_apply(store, source, "distill", photographs, student=str(tmp_path / "config"), epochs=1)[0].digest)
+    assert digests[0] != digests[1]
+
+
+@pytest.mark.parametrize(
+    ("classes", "says"),
+    [(5, r"the student answers with \[1, 5\] numbers where the model does with \[1, 3\]"), (None, "no Hugging Face folder")],
+)
+def test_a_student_that_does_not_fit_is_refused(
+    store: Store, source: Artifact, photographs: Path, tmp_path: Path, classes: int | None, says: str
+) -> None:
+    from transformers import ResNetConfig
+
+    if classes is not None:
+        config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", num_labels=classes)
+        config.architectures = ["ResNetForImageClassification"]
+        config.save_pretrained(tmp_path / "config")
+    with pytest.raises((InvalidInput, Unsupported), match=says):
+        _apply(store, source, "distill", photographs, student=str(tmp_path / "config"), epochs=1)
+
+
+def test_a_kill_within_a_long_epoch_loses_no_more_than_the_steps_since_the_last_state(
+    source: Artifact, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from maasdam.engines.transformers_library import open_module
+    from maasdam.pipeline import training
+
+    monkeypatch.setattr(training, "KEPT_STEPS", 2)
+    samples, _ = training_samples(source, photographs)
+    loss = labels_loss(loss_of(source.task, 0))
+    steps: list[int] = []
+
+    def run(checkpoint: Path, killed_at: int | None) -> Any:
+        model = open_module(source.path)
+
+        def tell(stage: str, done: int = 0, total: int | None = None) -> None:
+            steps.append(done)
+            if done == killed_at:
+                raise KeyboardInterrupt
+
+        train(model, samples, loss, Plan(1, batch=4), checkpoint=checkpoint, progress=tell, stage="t")
+        return model
+
+    whole = run(tmp_path / "whole.pt", None)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed.pt", 5)
+    steps.clear()
+    resumed = run(tmp_path / "killed.pt", None)
+    assert steps[0] == 4
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)

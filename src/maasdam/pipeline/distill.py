@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,14 @@ from maasdam.pipeline.convert.companions import copy_companions
 from maasdam.pipeline.passes import Pass, PassContext, Produced, Reads, Setting
 from maasdam.pipeline.prune.layers import parameters_of
 from maasdam.pipeline.training import (
+    BatchLoss,
+    Loss,
     Plan,
     Sample,
     accuracy_of,
     distilling_loss,
+    forward,
+    labels_loss,
     loss_of,
     mean_loss,
     train,
@@ -49,38 +54,85 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
             f"distillation takes a PyTorch model in Hugging Face layout; this one is {source.format} ({source.layout})"
         )
     if context.train is None:
-        raise InvalidInput("distillation trains: name labelled data with --train")
+        raise InvalidInput("distillation trains: name data with --train, labelled, or with alpha = 0 unlabelled")
     from maasdam.engines.transformers_library import open_module
 
     teacher = open_module(source.path).requires_grad_(False)
-    samples, held = training_samples(source, context.train)
-    student, how = make_student(teacher, settings["layers"], settings["width"], settings["start"])
-    alone = copy.deepcopy(student) if settings["baseline"] else None
-    plan = Plan(settings["epochs"], settings["batch"], settings["rate"])
+    samples, held = training_samples(source, context.train, needs_labels=False)
+    labelled = [s for s in samples if s.truth is not None]
+    if settings["alpha"] > 0 and not labelled:
+        name = samples[0].example.name if samples[0].example else "?"
+        raise InvalidInput(f"example '{name}' of --train has no label, nor has any; label some, or set alpha = 0")
+    student, how = _student(teacher, settings)
+    _check_fit(teacher, student, samples[0])
+    alone = copy.deepcopy(student)
     own = loss_of(source.task, int(getattr(teacher.config, "pad_token_id", None) or 0))
+    plan = Plan(settings["epochs"], settings["batch"], settings["rate"])
+    facts: dict[str, Any] = {"how": how, "samples": len(samples), "labelled": len(labelled), "held_back": len(held)}
+    score = _Scores(teacher, held, own, source)
+    facts["scores"] = {"teacher": score(teacher)}
+
+    def learn(name: str, stage: str, model: torch.nn.Module, on: list[Sample], loss: BatchLoss, plan: Plan) -> None:
+        train(model, on, loss, plan, checkpoint=context.checkpoints / f"{name}.pt", progress=context.progress, stage=stage)
+        facts["scores"][name] = score(model)
+
     mixed = distilling_loss(teacher, own, settings["temperature"], settings["alpha"])
-
-    def labels_only(logits: torch.Tensor, group: list[Sample]) -> torch.Tensor:
-        return own(logits, [s.truth for s in group])
-
-    runs: list[tuple[str, torch.nn.Module | None, Callable[[torch.Tensor, list[Sample]], torch.Tensor]]] = [
-        ("student", student, mixed),
-        ("alone", alone, labels_only),
-    ]
-    facts: dict[str, Any] = {"how": how, "samples": len(samples), "held_back": len(held), "scores": {}}
-    facts["scores"]["teacher"] = _scored(teacher, held, own, source)
-    for name, model, loss in runs:
-        if model is not None:
-            stage = "distil" if name == "student" else "train the student alone"
-            checkpoint = context.checkpoints / f"{name}.pt"
-            train(model, samples, loss, plan, checkpoint=checkpoint, progress=context.progress, stage=stage)
-            facts["scores"][name] = _scored(model, held, own, source)
+    learn("student", "distil", student, samples, mixed, plan)
+    if labelled:
+        as_long = replace(plan, epochs=max(1, round(plan.epochs * len(samples) / len(labelled))))
+        learn("alone", "train the student alone", alone, labelled, labels_loss(own), as_long)
+    else:
+        facts["alone"] = "the same student could not be trained alone: nothing in --train has a label"
     facts["parameters"] = {"before": parameters_of(teacher), "after": parameters_of(student)}
-    facts["says"] = "scores on samples of --train held back; 'alone' is the same student trained without the teacher"
+    facts["says"] = (
+        "scores on samples of --train held back; 'alone' is the same student, from the same start and for as many steps, "
+        "trained on the labels without the teacher; 'divergence' is from the teacher's answers"
+    )
     saved: Any = student
     saved.save_pretrained(out, safe_serialization=True)
     copy_companions(source.path, out)
     return Produced("pytorch", "huggingface", source.engine, source.signature, dict(source.settings), facts)
+
+
+def _student(teacher: Any, settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The student that the settings ask for, and how it came about."""
+    if not settings["student"]:
+        return make_student(teacher, settings["layers"], settings["width"], settings["start"])
+    from maasdam.engines.transformers_library import architecture_of, open_module, transformers_with_torch
+
+    folder = Path(settings["student"]).expanduser()
+    if not (folder / "config.json").is_file():
+        raise InvalidInput(f"'student' is '{settings['student']}', which is no Hugging Face folder: it has no config.json")
+    if any(folder.glob("*.safetensors")):
+        return open_module(folder), {"given": folder.name, "start": "its own weights"}
+    import torch
+
+    transformers = transformers_with_torch()
+    kind = getattr(transformers, architecture_of(folder), None)
+    if not isinstance(kind, type) or not issubclass(kind, transformers.PreTrainedModel):
+        raise Unsupported(f"transformers has no model '{architecture_of(folder)}'; code from the folder is not run")
+    torch.manual_seed(0)
+    made: Any = kind
+    try:
+        student = made(made.config_class.from_pretrained(str(folder), local_files_only=True)).float()
+    except (ValueError, RuntimeError, OSError) as error:
+        raise Unsupported(f"{architecture_of(folder)} can't be built from the config in '{folder.name}': {error}") from error
+    taken = _take_weights(student, teacher) if settings["start"] == "teacher" else 0
+    return student, {"config_of": folder.name, "start": settings["start"], "weights_taken_from_teacher": taken}
+
+
+def _check_fit(teacher: torch.nn.Module, student: torch.nn.Module, sample: Sample) -> None:
+    """Raise Unsupported unless both answer one sample with logits of one shape."""
+    import torch
+
+    with torch.no_grad():
+        wanted = forward(teacher, [sample]).shape
+        try:
+            got = forward(student.eval(), [sample]).shape
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise Unsupported(f"the student does not take what the model takes: {error}") from error
+    if got != wanted:
+        raise Unsupported(f"the student answers with {list(got)} numbers where the model does with {list(wanted)}")
 
 
 def make_student(teacher: Any, layers: float, width: float, start: str) -> tuple[Any, dict[str, Any]]:
@@ -162,10 +214,25 @@ def _depth(state: Mapping[str, Any]) -> int:
     return max((int(m[2]) + 1 for name in state if (m := LAYER_NAME.search(name))), default=0)
 
 
-def _scored(model: torch.nn.Module, held: Sequence[Sample], own: Any, source: Artifact) -> dict[str, float]:
-    scores = {"loss": mean_loss(model, held, own)}
-    found = accuracy_of(model, held, source)
-    return scores | ({found[0]: found[1]} if found else {})
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """How good a model is on the samples held back."""
+
+    teacher: torch.nn.Module
+    held: Sequence[Sample]
+    own: Loss
+    source: Artifact
+
+    def __call__(self, model: torch.nn.Module) -> dict[str, float]:
+        """{"divergence"}, and {"loss", metric} where samples have labels."""
+        apart = distilling_loss(self.teacher, self.own, 1.0, 0.0)
+        scores = {"divergence": mean_loss(model, self.held, apart)}
+        labelled = [s for s in self.held if s.truth is not None]
+        if not labelled:
+            return scores
+        scores["loss"] = mean_loss(model, labelled, labels_loss(self.own))
+        found = accuracy_of(model, labelled, self.source)
+        return scores | ({found[0]: found[1]} if found else {})
 
 
 def _reads(settings: Mapping[str, Any]) -> tuple[Reads, ...]:
@@ -174,19 +241,20 @@ def _reads(settings: Mapping[str, Any]) -> tuple[Reads, ...]:
 
 PASS = Pass(
     use="distill",
-    version=1,
+    version=2,
     settings={
         "layers": Setting(float, 0.5, low=0.05, high=1, says="share of the layers the student keeps"),
         "width": Setting(float, 1.0, low=0.05, high=1, says="share of the widths the student keeps"),
+        "student": Setting(str, "", says="a Hugging Face folder: the student, or its config alone; empty: layers and width"),
         "start": Setting(str, "teacher", choices=("teacher", "random"), says="where the student's weights start"),
         "temperature": Setting(float, 2.0, low=0.1, high=100, says="how soft the teacher's answers are"),
         "alpha": Setting(float, 0.5, low=0, high=1, says="weight of the labels against the teacher"),
         "epochs": Setting(int, 3, low=1, high=1000, says="epochs over --train"),
         "rate": Setting(float, 1e-3, low=1e-7, high=1, says="learning rate"),
         "batch": Setting(int, 16, low=1, high=1024, says="samples in one training step"),
-        "baseline": Setting(bool, True, says="train the same student alone too, to compare"),
     },
     run=run,
     libraries=("torch", "transformers"),
     reads=_reads,
+    files=lambda settings: (Path(settings["student"]).expanduser(),) if settings["student"] else (),
 )

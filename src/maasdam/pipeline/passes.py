@@ -115,6 +115,8 @@ class Pass:
     """Which data these settings use, part of the cache key: "calibrate" (payloads only), "train" (labels too)."""
     wants: Callable[[Artifact, Mapping[str, Any]], Format | None] = lambda source, settings: None
     """The format the source has to be in; it is converted first where it is not."""
+    files: Callable[[Mapping[str, Any]], tuple[Path, ...]] = lambda settings: ()
+    """Files and folders that settings name; their content is part of the cache key."""
     measures: bool = False
     """The result is chosen by timing on this machine, so the machine's processor is part of the cache key."""
 

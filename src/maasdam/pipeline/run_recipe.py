@@ -215,6 +215,8 @@ class Build:
         for reads in found.reads(settings):
             path = (self.data.calibrate or self.data.data) if reads == "calibrate" else self.data.train
             facts[reads] = None if path is None else content_digest(path)
+        if files := found.files(settings):
+            facts["files"] = [content_digest(path) for path in files if path.exists()]
         if found.measures:
             facts |= {"processor": processor_name(), "threads": self.threads or len(os.sched_getaffinity(0))}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

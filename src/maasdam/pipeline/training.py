@@ -23,6 +23,8 @@ HELD_BACK = 10
 WINDOW = 128
 """Tokens of text in one training sample."""
 GRADIENT_NORM = 1.0
+KEPT_STEPS = 200
+"""How often within a long epoch the state is kept."""
 
 Loss = Callable[["torch.Tensor", "list[Any]"], "torch.Tensor"]
 """(logits of a batch, the truths of its samples) -> a number."""
@@ -133,23 +135,26 @@ def train(
 ) -> None:
     """Train `model` in place with AdamW, a linear warm-up of a tenth and a linear fall to zero.
 
-    After each epoch the state is kept in `checkpoint`, and training goes on from there when it was killed.
+    After each epoch, and every `KEPT_STEPS` steps, the state is kept in `checkpoint`; training goes on from there when it
+    was killed, on the same batches and with the same random numbers.
     """
     import torch
 
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=plan.rate)
-    steps_per_epoch = len(batches(samples, plan.batch, 0))
-    total = max(1, plan.epochs * steps_per_epoch)
+    per_epoch = len(batches(samples, plan.batch, 0))
+    total = max(1, plan.epochs * per_epoch)
     warm = max(1, total // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm, max(0.0, (total - step) / max(1, total - warm)))
     )
-    first = _resume(checkpoint, model, optimizer, schedule)
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    step = _resume(checkpoint, parts)
     model.train()
-    for epoch in range(first, plan.epochs):
-        torch.manual_seed(plan.seed * 1000 + epoch)
-        for number, group in enumerate(batches(samples, plan.batch, plan.seed * 1000 + epoch)):
-            progress(stage, epoch * steps_per_epoch + number, total)
+    for epoch in range(step // per_epoch, plan.epochs):
+        if step == epoch * per_epoch:
+            torch.manual_seed(plan.seed * 1000 + epoch)
+        for group in batches(samples, plan.batch, plan.seed * 1000 + epoch)[step - epoch * per_epoch :]:
+            progress(stage, step, total)
             optimizer.zero_grad()
             value = loss(forward(model, group), group)
             if not torch.isfinite(value):
@@ -159,11 +164,9 @@ def train(
             optimizer.step()
             schedule.step()
             after_step()
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
-        state = {"epoch": epoch + 1} | {name: part.state_dict() for name, part in parts.items()}
-        torch.save(state, checkpoint.with_suffix(".new"))
-        checkpoint.with_suffix(".new").replace(checkpoint)
+            step += 1
+            if step % per_epoch == 0 or step % KEPT_STEPS == 0:
+                _keep(checkpoint, parts, step)
     model.eval()
 
 
@@ -195,15 +198,15 @@ def batches(samples: Sequence[Sample], size: int, seed: int) -> list[list[Sample
     return found
 
 
-def mean_loss(model: torch.nn.Module, samples: Sequence[Sample], loss: Loss) -> float:
-    """The task's loss on samples, weighted by their number."""
+def mean_loss(model: torch.nn.Module, samples: Sequence[Sample], loss: BatchLoss) -> float:
+    """A loss on samples, weighted by their number."""
     import torch
 
     total = 0.0
     model.eval()
     with torch.no_grad():
         for group in batches(samples, 16, 0):
-            total += float(loss(forward(model, group), [s.truth for s in group])) * len(group)
+            total += float(loss(forward(model, group), group)) * len(group)
     return total / len(samples)
 
 
@@ -266,14 +269,24 @@ def _windows(source: Artifact, examples: Sequence[Example]) -> list[Sample]:
     return samples
 
 
-def _resume(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, schedule: Any) -> int:
-    """The epoch to go on with; what was trained before is loaded."""
+def _keep(checkpoint: Path, parts: dict[str, Any], step: int) -> None:
+    """Write what training goes on from, by one rename: a kill leaves the last state or this one."""
+    import torch
+
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    state = {"step": step, "random": torch.get_rng_state()} | {name: part.state_dict() for name, part in parts.items()}
+    torch.save(state, checkpoint.with_suffix(".new"))
+    checkpoint.with_suffix(".new").replace(checkpoint)
+
+
+def _resume(checkpoint: Path, parts: dict[str, Any]) -> int:
+    """How many steps were done before; what they made is loaded."""
     import torch
 
     if not checkpoint.is_file():
         return 0
     state = torch.load(checkpoint, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    return int(state["epoch"])
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    torch.set_rng_state(state["random"])
+    return int(state["step"])
