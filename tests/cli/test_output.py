@@ -100,8 +100,8 @@ def test_elsewhere_than_on_a_terminal_progress_is_a_line_now_and_then() -> None:
     assert stream.getvalue().splitlines() == [
         "load",
         "calibrate 0/100",
-        "calibrate 40/100",
-        "calibrate 80/100",
+        "calibrate 40/100, about 0:08 left",
+        "calibrate 80/100, about 0:02 left",
         "calibrate 100/100",
         "verify 3",
     ]

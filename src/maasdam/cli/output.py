@@ -103,6 +103,8 @@ class ProgressBar:
         self._stage: str | None = None
         self._said = -math.inf
         self._last_line = ""
+        self._began = -math.inf, 0
+        """When the stage began, and how much of it was done then."""
 
     def __call__(self, stage: str, done: int = 0, total: int | None = None) -> None:
         """`done` of `total` steps of `stage`; total None is unknown."""
@@ -144,18 +146,32 @@ class ProgressBar:
         if not is_new and not is_end and now - self._said < SECONDS_BETWEEN_LINES:
             return
         line = stage if total is None and not done else f"{stage} {done}" if total is None else f"{stage} {done}/{total}"
+        if is_new:
+            self._began = now, done
         if line == self._last_line:
             return
         self._stage, self._said, self._last_line = stage, now, line
-        self._stream.write(line + "\n")
+        self._stream.write(f"{line}{self._left(now, done, total)}\n")
         self._stream.flush()
+
+    def _left(self, now: float, done: int, total: int | None) -> str:
+        """ ", about 3:20 left" at the pace of this stage so far; nothing where nobody can tell yet."""
+        began, first = self._began
+        if total is None or not first < done < total or now <= began:
+            return ""
+        seconds = round((now - began) / (done - first) * (total - done))
+        return (
+            f", about {seconds // 60}:{seconds % 60:02} left" if seconds < 3600 else f", about {seconds / 3600:.1f} hours left"
+        )
 
 
 def _rich_bar(stream: TextIO) -> RichProgress:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+    from rich.progress import TimeElapsedColumn as Elapsed
+    from rich.progress import TimeRemainingColumn as Remaining
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Elapsed(), Remaining())
     # stdout stays ours: rich would send it to this console
     return Progress(*columns, console=Console(file=stream), redirect_stdout=False, redirect_stderr=stream is sys.stderr)
 
