@@ -1,4 +1,4 @@
-"""Small real models and data for the pipeline's tests: a colour classifier, a random convolutional network, a ResNet."""
+"""Small real models and data for the pipeline's tests: a colour classifier, a convolutional network, a ResNet, a ViT."""
 
 from __future__ import annotations
 
@@ -154,6 +154,28 @@ def write_resnet(folder: Path) -> Path:
         label2id={name: i for i, name in enumerate(COLOURS)},
     )
     ResNetForImageClassification(config).save_pretrained(folder, safe_serialization=True)
+    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": SIDE, "width": SIDE}, "do_normalize": False}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+def write_vit(folder: Path) -> Path:
+    """An untrained vision transformer for the colours: two layers, 4 heads of 8, feed-forward layers 64 wide."""
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        image_size=SIDE,
+        patch_size=8,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        id2label=dict(enumerate(COLOURS)),
+        label2id={name: i for i, name in enumerate(COLOURS)},
+    )
+    ViTForImageClassification(config).save_pretrained(folder)
     processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": SIDE, "width": SIDE}, "do_normalize": False}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder

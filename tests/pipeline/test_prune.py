@@ -20,7 +20,7 @@ from maasdam.pipeline.recipe import Use
 from maasdam.pipeline.run_recipe import Build, Data
 from maasdam.pipeline.training import Plan, labels_loss, loss_of, train, training_samples
 from tests.engines import tiny_language_model
-from tests.pipeline.networks import COLOURS, SIDE, colours, write_photographs, write_resnet
+from tests.pipeline.networks import SIDE, colours, write_photographs, write_resnet, write_vit
 
 torch = pytest.importorskip("torch")
 
@@ -37,26 +37,7 @@ def resnet(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture(scope="module")
 def vit(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """An untrained vision transformer for the colours: 4 heads of 8, feed-forward layers 64 wide."""
-    from transformers import ViTConfig, ViTForImageClassification
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("vit")
-    config = ViTConfig(
-        image_size=SIDE,
-        patch_size=8,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        id2label=dict(enumerate(COLOURS)),
-        label2id={name: i for i, name in enumerate(COLOURS)},
-    )
-    ViTForImageClassification(config).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(
-        f'{{"image_processor_type": "ViTImageProcessor", "size": {{"height": {SIDE}, "width": {SIDE}}}, "do_normalize": false}}'
-    )
-    return ingest(str(folder), store)
+    return ingest(str(write_vit(tmp_path_factory.mktemp("vit"))), store)
 
 
 @pytest.fixture(scope="module")

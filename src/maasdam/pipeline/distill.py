@@ -19,7 +19,8 @@ from maasdam.core import Artifact
 from maasdam.errors import InvalidInput, Unsupported
 from maasdam.pipeline.convert.companions import copy_companions
 from maasdam.pipeline.passes import Pass, PassContext, Produced, Reads, Setting
-from maasdam.pipeline.prune.layers import parameters_of
+from maasdam.pipeline.prune import open_to_cut
+from maasdam.pipeline.prune.layers import parameters_of, read_config
 from maasdam.pipeline.training import (
     BatchLoss,
     Loss,
@@ -49,15 +50,15 @@ LAYER_NAME = re.compile(r"\b(layers?|h|blocks)\.(\d+)\.")
 
 def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
     """Train a student on --train and save it in Hugging Face layout. Raises Unsupported, InvalidInput."""
-    if source.layout != "huggingface":
+    if source.layout not in ("huggingface", "pt2"):
         raise Unsupported(
-            f"distillation takes a PyTorch model in Hugging Face layout; this one is {source.format} ({source.layout})"
+            f"distillation takes a PyTorch model, Hugging Face layout or .pt2; this one is {source.format} ({source.layout})"
         )
+    if source.layout == "pt2" and not settings["student"]:
+        raise Unsupported("a .pt2 program has no config to make a smaller one from: name the student's folder with 'student'")
     if context.train is None:
         raise InvalidInput("distillation trains: name data with --train, labelled, or with alpha = 0 unlabelled")
-    from maasdam.engines.transformers_library import open_module
-
-    teacher = open_module(source.path).requires_grad_(False)
+    teacher = open_to_cut(source).requires_grad_(False)
     samples, held = training_samples(source, context.train, needs_labels=False)
     labelled = [s for s in samples if s.truth is not None]
     if settings["alpha"] > 0 and not labelled:
@@ -66,7 +67,7 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
     student, how = _student(teacher, settings)
     _check_fit(teacher, student, samples[0])
     alone = copy.deepcopy(student)
-    own = loss_of(source.task, int(getattr(teacher.config, "pad_token_id", None) or 0))
+    own = loss_of(source.task, int(read_config(source.path).get("pad_token_id") or 0))
     plan = Plan(settings["epochs"], settings["batch"], settings["rate"])
     facts: dict[str, Any] = {"how": how, "samples": len(samples), "labelled": len(labelled), "held_back": len(held)}
     score = _Scores(teacher, held, own, source)

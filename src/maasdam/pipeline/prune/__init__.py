@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from maasdam.core import Artifact
 from maasdam.errors import InvalidInput, Unsupported
 from maasdam.pipeline.passes import Pass, PassContext, Produced, Reads, Setting
-from maasdam.pipeline.prune.layers import feed_forwards
+from maasdam.pipeline.prune.layers import feed_forwards, read_config
 from maasdam.pipeline.prune.magnitude import ANY, prune_magnitude
 from maasdam.pipeline.prune.save import save
 from maasdam.pipeline.prune.shrank import compared, counted, weighed
@@ -118,8 +118,6 @@ def _recover(
 
 def _blank(source: Artifact) -> int:
     """CTC's blank token, which transformers keeps as the padding token."""
-    from maasdam.pipeline.prune.layers import read_config
-
     return int(read_config(source.path).get("pad_token_id") or 0)
 
 
