@@ -19,6 +19,7 @@ from maasdam.pipeline.passes import find_pass
 from maasdam.pipeline.quantize import formats_of
 from maasdam.pipeline.recipe import Use
 from maasdam.pipeline.run_recipe import Build, Data
+from tests.engines import tiny_language_model
 from tests.pipeline.networks import convolutional, write_photographs, write_resnet, write_tensors
 
 
@@ -251,3 +252,17 @@ def test_accuracy_control_wants_labels_of_training_data(store: Store, trained: A
         Build(store, Data(train=photographs)).apply(use, trained)
     with pytest.raises(Unsupported, match="max_drop is for static-int8 on openvino; this is static-int8 on onnx"):
         Build(store, Data(train=photographs)).apply(replace(use, settings={**use.settings, "format": "onnx"}), trained)
+
+
+def test_how_int4_computes_is_kept_with_the_artifact(store: Store, tmp_path: Path) -> None:
+    tiny_language_model.huggingface(tmp_path / "llama")
+    source = ingest(str(tmp_path / "llama"), store, task=TEXT_GENERATION)
+    sizes = {}
+    for ends in ("int8", "int4"):
+        how = {"scheme": "weights-int4", "ends": ends, "precision": "bf16", "activations": "dynamic-int8", "group_size": 32}
+        made = Build(store).apply(Use("quantize", find_pass("quantize", "t").check({**how, "format": "openvino"}, "t")), source)
+        assert made.layout == "genai"
+        assert made.settings == {"precision": "bf16", "kv_precision": "bf16", "dynamic_quantization": True}
+        sizes[ends] = (made.path / "openvino_model.bin").stat().st_size
+        open_engine(made, threads=1).close()
+    assert sizes["int4"] < sizes["int8"]

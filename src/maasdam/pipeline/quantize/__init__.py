@@ -93,7 +93,7 @@ def _wants(source: Artifact, settings: Mapping[str, Any]) -> Format | None:
 
 PASS = Pass(
     use="quantize",
-    version=3,
+    version=4,
     settings={
         "scheme": Setting(str, None, choices=(*SCHEMES, *NOT_HERE), says="what is quantised, and to what", is_required=True),
         "format": Setting(
@@ -109,6 +109,14 @@ PASS = Pass(
             says="so much may the metric on --train fall; layers stay float for it (static-int8, OpenVINO)",
         ),
         "group_size": Setting(int, 64, low=8, high=1024, says="weights that share a scale (weights-int4)"),
+        "ends": Setting(str, "int8", choices=("int8", "int4"), says="embedding and last layer (weights-int4, OpenVINO)"),
+        "precision": Setting(str, "f32", choices=("f32", "bf16"), says="what is computed in (weights-*, OpenVINO)"),
+        "activations": Setting(
+            str,
+            "float",
+            choices=("float", "dynamic-int8"),
+            says="dynamic-int8: faster, but an answer depends a little on what runs beside it (weights-*, OpenVINO)",
+        ),
     },
     run=run,
     libraries=("nncf", "openvino", "onnxruntime", "onnx", "torch", "transformers"),

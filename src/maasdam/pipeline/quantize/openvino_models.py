@@ -47,44 +47,57 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
 
 
 def weights(source: Artifact, out: Path, settings: Mapping[str, Any]) -> Produced:
-    """Weights alone: int8, int4 in groups, bfloat16 or float16."""
+    """Weights alone: int8, int4 in groups, bfloat16 or float16; the artifact's settings say how it is computed."""
     import openvino as ov
 
     scheme = settings["scheme"]
     name = "openvino_model" if source.layout == "genai" else "model"
     model = ov.Core().read_model(source.path / f"{name}.xml")
-    chosen = dict(source.settings)
-    if scheme == "weights-int8":
-        nncf = open_nncf()
+    if scheme in ("weights-int8", "weights-int4"):
+        model, method = _compressed(model, settings)
+    else:
+        kind = ov.Type.bf16 if scheme == "bf16" else ov.Type.f16
+        computed = "bfloat16" if scheme == "bf16" else "float32"
+        kept = "bfloat16" if scheme == "bf16" else "float16"
+        method = f"{_constants_to(model, kind)} constants kept in {kept}, computed in {computed}"
+    copy_all_but(source.path, out, {f"{name}.xml", f"{name}.bin"})
+    save(model, out / f"{name}.xml")
+    chosen = {**source.settings, **_computation(source, settings)}
+    return Produced("openvino", source.layout, source.engine, source.signature, chosen, {"method": method})
+
+
+def _compressed(model: ov.Model, settings: Mapping[str, Any]) -> tuple[ov.Model, str]:
+    """The model with int8 or int4 weights, and how that was done."""
+    nncf = open_nncf()
+    if settings["scheme"] == "weights-int8":
         with quiet():
-            model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
-        facts = {"method": "NNCF compress_weights, int8 asymmetric, one scale per channel"}
-    elif scheme == "weights-int4":
-        nncf = open_nncf()
-        group = settings["group_size"]
-        with quiet():
-            model = nncf.compress_weights(
-                model,
-                mode=nncf.CompressWeightsMode.INT4_SYM,
-                group_size=group,
-                ratio=1.0,
-                advanced_parameters=nncf.AdvancedCompressionParameters(
-                    group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST, min_adjusted_group_size=SMALLEST_GROUP
-                ),
-            )
-        facts = {"method": f"NNCF compress_weights, int4 symmetric in groups of {group}; first and last layers int8"}
-    elif scheme == "bf16":
-        count = _constants_to(model, ov.Type.bf16)
+            made = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+        return made, "NNCF compress_weights, int8 asymmetric, one scale per channel"
+    group, ends = settings["group_size"], settings["ends"]
+    with quiet():
+        made = nncf.compress_weights(
+            model,
+            mode=nncf.CompressWeightsMode.INT4_SYM,
+            group_size=group,
+            ratio=1.0,
+            all_layers=ends == "int4",
+            advanced_parameters=nncf.AdvancedCompressionParameters(
+                group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST, min_adjusted_group_size=SMALLEST_GROUP
+            ),
+        )
+    return made, f"NNCF compress_weights, int4 symmetric in groups of {group}; first and last layers {ends}"
+
+
+def _computation(source: Artifact, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Engine settings that make the network compute as the pass was asked to; what is the engine's default is left out."""
+    chosen: dict[str, Any] = {}
+    if settings["scheme"] == "bf16" or settings["precision"] == "bf16":
         chosen["precision"] = "bf16"
         if source.layout == "genai":
             chosen["kv_precision"] = "bf16"  # its attention takes no other cache then
-        facts = {"method": f"{count} constants kept in bfloat16, computed in bfloat16"}
-    else:
-        count = _constants_to(model, ov.Type.f16)
-        facts = {"method": f"{count} constants kept in float16, computed in float32"}
-    copy_all_but(source.path, out, {f"{name}.xml", f"{name}.bin"})
-    save(model, out / f"{name}.xml")
-    return Produced("openvino", source.layout, source.engine, source.signature, chosen, facts)
+    if settings["activations"] == "dynamic-int8" and settings["scheme"] in ("weights-int8", "weights-int4"):
+        chosen["dynamic_quantization"] = True
+    return chosen
 
 
 def _constants_to(model: ov.Model, kind: ov.Type) -> int:
