@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow import Tensor
 
-from maasdam.pipeline.convert.operators.tensorflow.table import dtype, operator
+from maasdam.pipeline.convert.operators.tensorflow.table import dtype, known, operator
 
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Abs": tf.abs,
@@ -173,6 +173,7 @@ def cast_like(x: Tensor, like: Tensor, saturate: int = 1, round_mode: str = "up"
 
 
 def _cast(x: Tensor, to: tf.DType) -> Tensor:
+    known(x.dtype, to)
     if to == tf.bool and x.dtype != tf.bool:
         return tf.not_equal(x, tf.zeros([], x.dtype))
     return tf.cast(x, to)

@@ -36,6 +36,8 @@ def gemm(
     """ONNX Gemm."""
     out = tf.matmul(a, b, transpose_a=bool(transA), transpose_b=bool(transB))
     out = out if alpha == 1 else out * tf.cast(alpha, out.dtype)
+    if c is not None and rank(c) == 2 and c.shape[0] == 1:  # TensorFlow's optimiser takes a row for a bias and fails
+        c = tf.squeeze(c, 0)
     return out if c is None else out + (c if beta == 1 else c * tf.cast(beta, c.dtype))
 
 
@@ -153,6 +155,20 @@ def _transposed(x: Tensor, filters: Tensor, strides: list[int]) -> Tensor:
     return tf.nn.conv_transpose(x, filters, tf.cast(whole, tf.int32), strides, "VALID")
 
 
+def _rounded_up(
+    sizes: Sequence[Any], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], pads: windows.Pads
+) -> windows.Pads:
+    """As windows.rounded_up; where sizes are symbols, the run sees whether the last window starts behind the input."""
+    out: windows.Pads = []
+    grown = windows.rounded_up(sizes, kernel, strides, dilations, pads)
+    for k, stride, dilation, (before, after) in zip(kernel, strides, dilations, grown, strict=True):
+        if isinstance(after, Size):
+            behind = tf.cast(scalar(after) >= (k - 1) * dilation + 1, tf.int64)
+            after = Size(after.tensor - stride * behind)
+        out.append((before, after))
+    return out
+
+
 def _windows(x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Iterator[Tensor]:
     """For each place of the kernel, what lies there in every window."""
     count = len(kernel)
@@ -193,7 +209,7 @@ def max_pool(
     sizes = dims(x)
     around = windows.paddings(sizes[2:], kernel_shape, strides, dilations, pads, auto_pad)
     if ceil_mode:
-        around = windows.rounded_up(sizes[2:], kernel_shape, strides, dilations, around)
+        around = _rounded_up(sizes[2:], kernel_shape, strides, dilations, around)
     padded = _padded(x, around, x.dtype.min if x.dtype.is_integer else float("-inf"))
     if outputs == 1:
         return _pooled("MAX", padded, kernel_shape, strides, dilations)
@@ -253,7 +269,7 @@ def average_pool(
     strides, dilations = strides or [1] * count, dilations or [1] * count
     sizes = dims(x)[2:]
     around = windows.paddings(sizes, kernel_shape, strides, dilations, pads, auto_pad)
-    grown = windows.rounded_up(sizes, kernel_shape, strides, dilations, around) if ceil_mode else around
+    grown = _rounded_up(sizes, kernel_shape, strides, dilations, around) if ceil_mode else around
     mean = _pooled("AVG", _padded(x, grown), kernel_shape, strides, dilations)
     if not ceil_mode and (count_include_pad or all(isinstance(v, int) and v == 0 for pair in around for v in pair)):
         return mean
@@ -278,7 +294,7 @@ def lp_pool(
     strides, dilations = strides or [1] * count, dilations or [1] * count
     around = windows.paddings(dims(x)[2:], kernel_shape, strides, dilations, pads, auto_pad)
     if ceil_mode:
-        around = windows.rounded_up(dims(x)[2:], kernel_shape, strides, dilations, around)
+        around = _rounded_up(dims(x)[2:], kernel_shape, strides, dilations, around)
     mean = _pooled("AVG", _padded(tf.abs(x) ** p, around), kernel_shape, strides, dilations)
     return (mean * product(kernel_shape)) ** (1 / p)
 

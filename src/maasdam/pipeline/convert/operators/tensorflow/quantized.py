@@ -11,7 +11,7 @@ from maasdam.pipeline.convert.operators.tensorflow.layers import conv
 from maasdam.pipeline.convert.operators.tensorflow.rearrange import slice_
 from maasdam.pipeline.convert.operators.tensorflow.sizes import dims, rank
 from maasdam.pipeline.convert.operators.tensorflow.table import dtype as named
-from maasdam.pipeline.convert.operators.tensorflow.table import operator
+from maasdam.pipeline.convert.operators.tensorflow.table import known, operator
 
 
 def _spread(parameter: Tensor, like: Tensor, axis: int, block_size: int) -> Tensor:
@@ -30,6 +30,7 @@ def dequantize(
     x: Tensor, scale: Tensor, zero: Tensor | None = None, axis: int = 1, block_size: int = 0, output_dtype: int = 0
 ) -> Tensor:
     """ONNX DequantizeLinear."""
+    known(x.dtype)
     wide = tf.cast(x, tf.int32) if zero is not None else x
     if zero is not None:
         wide = wide - _spread(tf.cast(zero, tf.int32), x, axis, block_size)
@@ -50,6 +51,7 @@ def quantize(
 ) -> Tensor:
     """ONNX QuantizeLinear: halves to even, then cut to the range."""
     kind = zero.dtype if zero is not None else named(output_dtype) if output_dtype else tf.uint8
+    known(kind)
     out = tf.round(tf.cast(x, scale.dtype) / _spread(scale, x, axis, block_size))
     if zero is not None:
         out = out + _spread(tf.cast(zero, scale.dtype), x, axis, block_size)

@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow import Tensor
 
+from maasdam.errors import Unsupported
 from maasdam.pipeline.convert.operators.tensorflow.sizes import Size, dims, product, rank, reshaped, scalar
 from maasdam.pipeline.convert.operators.tensorflow.table import operator
 
@@ -157,12 +158,14 @@ def top_k(x: Tensor, k: Any, axis: int = -1, largest: int = 1, sorted: int = 1) 
 
 @operator("Unique")
 def unique(x: Tensor, axis: int | None = None, sorted: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """ONNX Unique: values, their first places, each element's place among them, their counts. Of an axis: in order found."""
+    """ONNX Unique: values, their first places, each element's place among them, their counts."""
+    if sorted and axis is not None and rank(x) > 1:
+        raise Unsupported("Unique of sorted slices of an axis")
     flat = tf.reshape(x, [-1]) if axis is None else x
     values, inverse, counts = tf.raw_ops.UniqueWithCountsV2(x=flat, axis=[axis or 0], out_idx=tf.int64)
     places = tf.range(tf.size(inverse, tf.int64), dtype=tf.int64)
     first = tf.math.unsorted_segment_min(places, inverse, tf.size(counts, tf.int64))
-    if sorted and axis is None:
+    if sorted:
         order = tf.argsort(values, stable=True)
         back = tf.cast(tf.argsort(order), tf.int64)
         values, first, counts, inverse = (

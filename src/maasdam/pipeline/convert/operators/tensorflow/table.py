@@ -22,3 +22,10 @@ def dtype(number: int) -> tf.DType:
     if number not in DTYPES:
         raise Unsupported(f"TensorFlow tensors here have no ONNX element type number {number}")
     return DTYPES[number]
+
+
+def known(*kinds: tf.DType) -> None:
+    """Raise Unsupported for element types TensorFlow has but hardly computes on: 8-bit and narrower floats, 4-bit integers."""
+    for kind in kinds:
+        if kind not in DTYPES.values():
+            raise Unsupported(f"TensorFlow does not compute {kind.name} as ONNX does")
