@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import pytest
 
 from maasdam.artifacts.store import Store
 from maasdam.core import Artifact, Signature, TensorSpec
+from maasdam.engines import open_engine
 from maasdam.errors import Unsupported
+from maasdam.pipeline.fuse import fuse
 from maasdam.pipeline.optimize import PASS, choose
 from maasdam.pipeline.passes import PassContext, Produced
-from maasdam.pipeline.recipe import Use
+from maasdam.pipeline.recipe import Recipe, Use
 from maasdam.pipeline.run_recipe import Build, Data
+from maasdam.pipeline.ways import ways
 from tests.pipeline.networks import convolutional, write_tensors
 
 SIGNATURE = Signature((TensorSpec("x", "float32", (None, 4)),), (TensorSpec("y", "float32", (None, 4)),))
@@ -53,6 +57,49 @@ class Engines:
         return self.opened[-1]
 
 
+class Changed:
+    """An engine whose outputs are changed on their way out."""
+
+    def __init__(self, engine: Any, change: Any) -> None:
+        self.signature, self._engine, self._change = engine.signature, engine, change
+
+    def run(self, batch: Mapping[str, Any]) -> Any:
+        return self._change(self._engine.run(batch))
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def normalised(store: Store, has_residual: bool = True) -> Artifact:
+    """One block of a transformer: a matrix product, added to its input, normalised. ONNX, [batch, sequence, 8]."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    random = np.random.default_rng(1)
+    stored = {"w": random.normal(size=(8, 8)), "scale": random.normal(size=8), "bias": random.normal(size=8)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Add", ["a", "x"], ["b"]),
+        helper.make_node("LayerNormalization", ["b" if has_residual else "a", "scale", "bias"], ["y"], epsilon=1e-5),
+    ]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", "sequence", 8]) for n in "xy")
+    weights = [numpy_helper.from_array(a.astype(np.float32), n) for n, a in stored.items()]
+    graph = helper.make_graph(nodes if has_residual else [nodes[0], nodes[2]], "block", [x], [y], weights)
+    signature = Signature((TensorSpec("x", "float32", (None, None, 8)),), (TensorSpec("y", "float32", (None, None, 8)),))
+    with store.workspace() as folder:
+        out = folder / "out"
+        out.mkdir()
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), out / "model.onnx")
+        (out / "config.json").write_text('{"model_type": "bert"}')
+        return store.add(out, format="onnx", layout="onnx", task=None, engine="onnxruntime", signature=signature)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fewest rounds: these tests are not about speed."""
+    monkeypatch.setattr("maasdam.pipeline.optimize.SECONDS", 0.0)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
@@ -78,7 +125,8 @@ def test_the_faster_engine_is_kept_and_all_are_closed(store: Store, tmp_path: Pa
     engines = Engines(openvino=(0.004, 0.0), onnxruntime=(0.001, 0.0))
     best, table = choose(rivals, SETTINGS, _context(store, tmp_path), engines)
     assert best.artifact.engine == "onnxruntime"
-    assert [c.artifact.engine for c in table] == ["openvino", "onnxruntime"] and all(c.p50 for c in table)
+    assert [c.artifact.engine for c in table] == ["openvino", "onnxruntime", "onnxruntime"] and all(c.p50 for c in table)
+    assert best.is_plain and table[2].options == {"graph": "extended"}
     assert all(e.is_closed for e in engines.opened)
 
 
@@ -111,13 +159,83 @@ def test_a_real_network_is_measured_on_both_engines(store: Store, tmp_path: Path
     table = building.steps[-1].facts["table"]
     assert {(r["engine"], r["precision"]) for r in table} == {("openvino", "f32"), ("openvino", "bf16"), ("onnxruntime", None)}
     chosen = next(r for r in table if r["chosen"])
-    assert made.engine == chosen["engine"] and chosen["p50_ms"] == min(r["p50_ms"] for r in table if not r["left_out"])
+    plain = [r["p50_ms"] for r in table if not r["left_out"] and not r["options"]]
+    assert made.engine == chosen["engine"] and (chosen["options"] or chosen["p50_ms"] == min(plain))
+
+
+def test_for_throughput_streams_are_measured_and_the_table_says_items_a_second(store: Store, tmp_path: Path) -> None:
+    source = convolutional(store)
+    building = Build(store, Data(data=write_tensors(tmp_path / "x.npz")), threads=2)
+    made = building.run(Recipe("t", None, (Use("optimize", PASS.check({"goal": "throughput"}, "t")),)), source, None)
+    table = building.steps[-1].facts["table"]
+    assert all(r["items_per_second"] > 0 for r in table if not r["left_out"])
+    assert {"streams": 2, "hint": "throughput"} in [r["options"] for r in table]
+    assert {r["threads"] for r in table} >= {1}
+    chosen = next(r for r in table if r["chosen"])
+    assert made.settings.get("streams", 1) == chosen["options"].get("streams", 1)
+    assert chosen["items_per_second"] >= 0.9 * max(r["items_per_second"] for r in table if not r["left_out"])
+
+
+def test_a_transformer_s_operators_are_fused_and_the_file_gives_the_same(store: Store, tmp_path: Path) -> None:
+    source = normalised(store)
+    made = fuse(source, tmp_path / "fused")
+    assert made is not None and made.artifact is not None and made.operators["SkipLayerNormalization"] == 1
+    x = {"x": np.random.default_rng(0).normal(size=(3, 5, 8)).astype(np.float32)}
+    engines: list[Any] = [open_engine(a, threads=1) for a in (source, made.artifact)]
+    plain, fused = (engine.run(x)["y"] for engine in engines)
+    assert plain.std() > 0.1 and np.abs(plain - fused).max() < 1e-5
+    assert (tmp_path / "fused" / "config.json").is_file()
+    _, table = choose([source], PASS.check({}, "t"), _context(store, tmp_path), open_engine)
+    row = next(c.to_json(False) for c in table if c.fused)
+    assert row["left_out"] is None and row["cosine"] > 0.9999 and row["p50_ms"] > 0
+
+
+def test_a_graph_with_nothing_to_fuse_or_of_no_transformer_is_said_or_passed_over(store: Store, tmp_path: Path) -> None:
+    assert fuse(convolutional(store), tmp_path / "a") is None
+    found = fuse(normalised(store, has_residual=False), tmp_path / "b")
+    assert found is not None and found.artifact is None and "found none of its patterns" in str(found.why_not)
+
+
+def test_a_fused_graph_that_is_another_network_is_left_out(store: Store, tmp_path: Path) -> None:
+    source = normalised(store)
+
+    def tampered(artifact: Artifact, **how: Any) -> Any:
+        engine: Any = open_engine(artifact, **how)
+        if artifact.path.name != "fused":
+            return engine
+        return Changed(engine, lambda out: {"y": out["y"] * np.float32(-1)})
+
+    _, table = choose([source], PASS.check({}, "t"), _context(store, tmp_path), tampered)
+    row = next(c for c in table if c.fused)
+    assert row.why_not is not None and "fused into another network" in row.why_not
+
+
+def test_cuda_ways_are_tried_and_each_says_what_is_missing(store: Store, tmp_path: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this machine has a GPU")
+    context = PassContext(store, tmp_path, tmp_path, device="cuda")
+    with pytest.raises(Unsupported, match=r"no CUDAExecutionProvider.*no TensorrtExecutionProvider"):
+        choose([normalised(store)], PASS.check({"precision": "auto"}, "t"), context, open_engine)
+
+
+def test_on_cuda_torch_is_tried_as_it_is_and_compiled_in_both_precisions(store: Store, tmp_path: Path) -> None:
+    program = replace(normalised(store), engine="pytorch", format="pytorch", layout="pt2")
+    found = ways([program], PASS.check({"precision": "auto"}, "t"), "cuda", 1, tmp_path)
+    assert [(c.precision, c.options.get("compile", False)) for c in found] == [
+        ("f32", False),
+        ("f32", True),
+        ("f16", False),
+        ("f16", True),
+    ]
+    assert all(c.settings["device"] == "cuda" for c in found)
 
 
 def test_settings_that_are_the_default_make_no_new_artifact(store: Store) -> None:
     source = convolutional(store)
     made = Build(store).apply(Use("optimize", SETTINGS), source)
-    assert made.digest == source.digest
+    assert made.digest == source.digest or made.settings == {"graph": "extended"}
 
 
 def test_what_has_no_signature_passes_through(store: Store, tmp_path: Path) -> None:

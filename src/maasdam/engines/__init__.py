@@ -101,13 +101,16 @@ def available_threads() -> int:
 
 
 def open_engine(
-    artifact: Artifact, *, device: str = "cpu", threads: int = 0, settings: Mapping[str, Any] | None = None
+    artifact: Artifact, *, device: str | None = None, threads: int = 0, settings: Mapping[str, Any] | None = None
 ) -> Engine:
     """Open `artifact` with the engine it names.
 
-    `settings` override the artifact's own; `threads` overrides its "threads" (0: the artifact's, else every core).
+    `settings` override the artifact's own; `device` None is the artifact's, "cpu" where it names none; `threads` overrides
+    its "threads" (0: the artifact's, else every core).
     Raises Unsupported (no such engine, layout or device), MissingExtra, InvalidModel (the files don't load).
     """
+    merged = {**artifact.settings, **(settings or {})}
+    device = device or str(merged.get("device") or "cpu")
     info = ENGINES.get(artifact.engine)
     if info is None:
         raise Unsupported(f"no engine '{artifact.engine}'; the engines are: {', '.join(ENGINES)}")
@@ -116,7 +119,6 @@ def open_engine(
         raise Unsupported(f"engine {info.name} doesn't open layout '{artifact.layout}'; engines that do: {can}")
     if device not in info.devices:
         raise Unsupported(f"engine {info.name} runs on {' or '.join(info.devices)} here, not on '{device}'")
-    merged = {**artifact.settings, **(settings or {})}
     asked = (settings or {}).get("threads") or threads or artifact.settings.get("threads") or available_threads()
     if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
         raise InvalidInput(f"setting 'threads' is {asked!r}; it takes a whole number, at least 1")

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact, Signature, Tensors, TensorSpec
 from maasdam.engines.tensors import breaking_as, closed, loading_with, must_have
-from maasdam.errors import Unsupported
+from maasdam.errors import InvalidInput, Unsupported
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
 
 NAME = "onnxruntime"
+
+GRAPHS = {"all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED", "basic": "ORT_ENABLE_BASIC"}
+PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 DTYPES = {
     "tensor(float)": "float32",
@@ -35,28 +38,59 @@ DTYPES = {
 
 
 def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> OnnxRuntimeEngine:
-    """Open `model.onnx`. Settings: "threads" (intra-op), "spin" (default False: spinning burns CPU under load)."""
+    """Open `model.onnx`.
+
+    Settings: "threads" (intra-op); "spin" (default False: spinning burns CPU under load); "graph": how far the graph is
+    rewritten when it is opened, "all" (default), "extended" (no layouts of this processor) or "basic". On device cuda:
+    "provider", "cuda" (default) or "tensorrt", and "precision" "f16" for TensorRT.
+    """
     with loading_with(NAME, artifact):
         import onnxruntime as ort
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = settings["threads"]
         options.inter_op_num_threads = 1
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.graph_optimization_level = _graph_level(settings)
         options.log_severity_level = 3
         spins = "1" if settings.get("spin", False) else "0"
         options.add_session_config_entry("session.intra_op.allow_spinning", spins)
         options.add_session_config_entry("session.inter_op.allow_spinning", spins)
-        provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
-        if provider not in ort.get_available_providers():
-            raise Unsupported(f"this onnxruntime has no {provider}; install onnxruntime-gpu, or use --device cpu")
+        providers = _providers(device, settings)
         path = artifact.path / "model.onnx"
-        session = ort.InferenceSession(str(path), options, providers=[provider])
+        session = ort.InferenceSession(str(path), options, providers=providers)
+        wanted = providers[0][0]
+        if wanted not in session.get_providers():  # it goes on with the next one where its own libraries don't load
+            raise Unsupported(f"{wanted} does not start here: its CUDA libraries are missing or do not fit onnxruntime")
         own = signature_of(session)
         signature = artifact.signature or own
         must_have([s.name for s in own.inputs], signature, "inputs")
         must_have([s.name for s in own.outputs], signature, "outputs")
         return OnnxRuntimeEngine(session, signature, path)
+
+
+def _graph_level(settings: Mapping[str, Any]) -> Any:
+    import onnxruntime as ort
+
+    graph = settings.get("graph", "all")
+    if graph not in GRAPHS:
+        raise InvalidInput(f"setting 'graph' is {graph!r}; it takes one of: {', '.join(GRAPHS)}")
+    return getattr(ort.GraphOptimizationLevel, GRAPHS[graph])
+
+
+def _providers(device: str, settings: Mapping[str, Any]) -> list[tuple[str, dict[str, str]]]:
+    """ONNX Runtime's execution providers with their options, the one asked for first. Raises Unsupported, InvalidInput."""
+    import onnxruntime as ort
+
+    if device != "cuda":
+        return [("CPUExecutionProvider", {})]
+    asked = settings.get("provider", "cuda")
+    if asked not in PROVIDERS:
+        raise InvalidInput(f"setting 'provider' is {asked!r}; it takes one of: {', '.join(PROVIDERS)}")
+    if PROVIDERS[asked] not in ort.get_available_providers():
+        raise Unsupported(f"this onnxruntime has no {PROVIDERS[asked]}; install onnxruntime-gpu, or use --device cpu")
+    half = "1" if settings.get("precision") == "f16" else "0"
+    found = [(PROVIDERS["tensorrt"], {"trt_fp16_enable": half})] if asked == "tensorrt" else []
+    return [*found, (PROVIDERS["cuda"], {}), ("CPUExecutionProvider", {})]
 
 
 def signature_of(session: Any) -> Signature:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 NAME = "openvino"
 PRECISIONS = ("f32", "bf16", "f16", "auto")
+HINTS = ("latency", "throughput")
 FILES = {"ir": "model.xml", "onnx": "model.onnx", "savedmodel": ""}
 
 
@@ -23,8 +24,8 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> OpenVi
     """Open an IR, an ONNX file or a SavedModel (without TensorFlow).
 
     Settings: "threads"; "precision" of the computation: "f32" (default), "bf16", "f16", or "auto" (OpenVINO's choice);
-    "streams" (default 1): how many batches compute side by side, each on threads/streams; "dynamic_quantization" (default
-    False), see `dynamic_quantization`.
+    "streams" (default 1): how many batches compute side by side, each on threads/streams; "hint": what OpenVINO tunes for,
+    "latency" (default) or "throughput"; "dynamic_quantization" (default False), see `dynamic_quantization`.
     """
     with loading_with(NAME, artifact):
         import openvino as ov
@@ -43,7 +44,10 @@ def properties(settings: Mapping[str, Any], where: str = "CPU") -> dict[str, Any
     precision = settings.get("precision", "f32")
     if precision not in PRECISIONS:
         raise InvalidInput(f"setting 'precision' is {precision!r}; it takes one of: {', '.join(PRECISIONS)}")
-    out: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    hint = settings.get("hint", "latency")
+    if hint not in HINTS:
+        raise InvalidInput(f"setting 'hint' is {hint!r}; it takes one of: {', '.join(HINTS)}")
+    out: dict[str, Any] = {"PERFORMANCE_HINT": hint.upper()}
     if precision != "auto":
         out["INFERENCE_PRECISION_HINT"] = precision
     if where == "CPU":

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact, Signature, Tensors, TensorSpec
 from maasdam.engines.tensors import breaking_as, closed, loading_with, must_have, positions
 from maasdam.engines.transformers_library import open_module
-from maasdam.errors import InvalidModel, Unsupported
+from maasdam.errors import InvalidInput, InvalidModel, Unsupported
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -25,10 +25,17 @@ _environment = threading.Lock()
 
 Function = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Torch tensors by name to torch tensors by name."""
+Wrap = Callable[[Any], Any]
+"""What is done to a module before it is called: nothing, or torch.compile."""
+HALVES = {"f32": None, "f16": "float16", "bf16": "bfloat16"}
 
 
 def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> PyTorchEngine:
-    """Open a Hugging Face folder, a `.pt2` program or a TorchScript file. "threads" holds for the process."""
+    """Open a Hugging Face folder, a `.pt2` program or a TorchScript file.
+
+    Settings: "threads", which holds for the process; "compile" (default False): torch.compile, which takes a minute at the
+    first batch and a compiler; "precision": "f32" (default), or "f16" and "bf16" by autocast, weights staying float32.
+    """
     with loading_with(NAME, artifact, "pytorch"):
         import torch
 
@@ -36,17 +43,27 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> PyTorc
             raise Unsupported("this torch sees no CUDA device; use --device cpu")
         torch.set_num_threads(settings["threads"])
         makers = {"huggingface": _huggingface, "pt2": _exported, "torchscript": _scripted}
-        function, signature = makers[artifact.layout](artifact, device)
-        return PyTorchEngine(function, signature, device)
+        if settings.get("compile", False) and artifact.layout == "torchscript":
+            raise Unsupported("TorchScript is compiled already; torch.compile takes a Hugging Face folder or a .pt2 program")
+        wrap: Wrap = torch.compile if settings.get("compile", False) else lambda module: module
+        function, signature = makers[artifact.layout](artifact, device, wrap)
+        return PyTorchEngine(function, signature, device, _half(settings.get("precision", "f32")))
 
 
-def _huggingface(artifact: Artifact, device: str) -> tuple[Function, Signature]:
+def _half(precision: str) -> str | None:
+    """The name of torch's type that products are computed in; None is float32. Raises InvalidInput."""
+    if precision not in HALVES:
+        raise InvalidInput(f"setting 'precision' is {precision!r}; it takes one of: {', '.join(HALVES)}")
+    return HALVES[precision]
+
+
+def _huggingface(artifact: Artifact, device: str, wrap: Wrap) -> tuple[Function, Signature]:
     if artifact.signature is None:
         raise InvalidModel(
             "a Hugging Face model is opened by this engine with a signature; this one has none: it generates text"
         )
     signature = artifact.signature
-    module = open_module(artifact.path).to(device)
+    module = wrap(open_module(artifact.path).to(device))
 
     def function(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
         out = module(**tensors, return_dict=True)
@@ -56,7 +73,7 @@ def _huggingface(artifact: Artifact, device: str) -> tuple[Function, Signature]:
     return function, signature
 
 
-def _exported(artifact: Artifact, device: str) -> tuple[Function, Signature]:
+def _exported(artifact: Artifact, device: str, wrap: Wrap) -> tuple[Function, Signature]:
     import torch
     from torch.utils import _pytree as pytree
 
@@ -70,7 +87,7 @@ def _exported(artifact: Artifact, device: str) -> tuple[Function, Signature]:
     order = positions([s.name for s in signature.inputs], [{n} for n in user_inputs], "inputs")
     where = _output_positions(signature, user_outputs, program.call_spec.out_spec)
     in_spec = program.call_spec.in_spec
-    module = program.module().to(device)
+    module = wrap(program.module().to(device))
     names = [
         next(s.name for s, i in zip(signature.inputs, order, strict=True) if i == port) for port in range(len(user_inputs))
     ]
@@ -90,7 +107,7 @@ def _output_positions(signature: Signature, graph_names: list[str], out_spec: An
     return positions([s.name for s in signature.outputs], [{a, b} for a, b in zip(graph_names, known, strict=True)], "outputs")
 
 
-def _scripted(artifact: Artifact, device: str) -> tuple[Function, Signature]:
+def _scripted(artifact: Artifact, device: str, wrap: Wrap) -> tuple[Function, Signature]:
     import torch
 
     if artifact.signature is None:
@@ -133,13 +150,19 @@ def _spec(name: str, value: Any) -> TensorSpec:
     return TensorSpec(name, str(value.dtype).removeprefix("torch."), shape)
 
 
+def _as(tensor: Any, dtype: str) -> Any:
+    """Half-precision answers in the dtype that was promised; all others as they are."""
+    return tensor.float() if dtype == "float32" and tensor.is_floating_point() else tensor
+
+
 class PyTorchEngine:
     """One module in inference mode; torch lets several threads call it at once."""
 
-    def __init__(self, function: Function, signature: Signature, device: str) -> None:
+    def __init__(self, function: Function, signature: Signature, device: str, half: str | None = None) -> None:
         self.signature = signature
         self._function: Function | None = function
         self._device = device
+        self._half = half
 
     def run(self, batch: Tensors) -> dict[str, type_array]:
         """Outputs in the signature's order. Raises InvalidTensor, EngineFailure."""
@@ -150,11 +173,12 @@ class PyTorchEngine:
         if function is None:
             raise closed(NAME)
         self.signature.check(batch)
-        with breaking_as(NAME), torch.inference_mode():
+        half = torch.autocast(self._device, dtype=getattr(torch, self._half)) if self._half else nullcontext()
+        with breaking_as(NAME), torch.inference_mode(), half:
             # torch takes no negative strides; and it copies, since it would write to arrays that are read-only
             tensors = {n: torch.tensor(np.ascontiguousarray(array), device=self._device) for n, array in batch.items()}
             outputs = function(tensors)
-            return {s.name: outputs[s.name].cpu().numpy() for s in self.signature.outputs}
+            return {s.name: _as(outputs[s.name], s.dtype).cpu().numpy() for s in self.signature.outputs}
 
     def precisions(self) -> dict[str, int]:
         """Not known of a torch module."""

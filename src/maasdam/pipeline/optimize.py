@@ -1,16 +1,15 @@
-"""The pass "optimize": open every way to run a network here, time them against each other, keep the fastest.
+"""The pass "optimize": open every way to run a network here, time them against each other, keep the best.
 
-Knows engines, threads and precisions. Refuses to know labels. Its table is in the facts of the pass.
+Knows how to compare. Refuses to know labels, and which ways there are: that is `ways`. Its table is in the facts of the pass.
 
-    rivals x threads x precisions --take turns on real inputs--> table --fastest that did not drift--> settings
+    rivals --ways--> candidates --take turns on real inputs--> table --best that did not drift--> settings
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,65 +19,33 @@ from maasdam.pipeline.examples import Inputs, calibration_inputs, made_up_inputs
 from maasdam.pipeline.measure import take_turns
 from maasdam.pipeline.parity import cosine, flat
 from maasdam.pipeline.passes import Pass, PassContext, Produced, Setting
+from maasdam.pipeline.subjects import stacked
+from maasdam.pipeline.ways import Candidate, ways
 
 INPUTS = 16
 """Real inputs the candidates are timed on."""
 SECONDS = 8.0
-"""How long all candidates together are timed, beyond the first twenty rounds."""
+"""How long all candidates together are timed, beyond the first rounds."""
+ROUNDS = (12, 200)
 CLEARLY_FASTER = 0.95
 """A way that differs only in settings must take less than this share of the plain way's time to be preferred."""
-PLAIN_PRECISION = "f32"
-"""What engines compute in when nothing is said: said, it would make another artifact of the same files."""
 DRIFT_FREE = 0.01
 """1 - cosine that is always allowed; beyond it a candidate may drift three times as far as the closest one."""
-
-
-@dataclass(slots=True)
-class Candidate:
-    """One way to run the network."""
-
-    artifact: Artifact
-    threads: int
-    precision: str | None
-    engine: TensorEngine | None = None
-    p50: float | None = None
-    cosine: float | None = None
-    why_not: str | None = None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The engine settings that make it so; what is the default is left out."""
-        settings = dict(self.artifact.settings)
-        if self.threads:
-            settings["threads"] = self.threads
-        if self.precision not in (None, PLAIN_PRECISION) or "precision" in settings:
-            settings["precision"] = self.precision
-        return settings
-
-    def to_json(self, is_chosen: bool) -> dict[str, Any]:
-        """One row of the table."""
-        return {
-            "engine": self.artifact.engine,
-            "threads": self.threads or len(os.sched_getaffinity(0)),
-            "precision": self.precision,
-            "p50_ms": None if self.p50 is None else self.p50 * 1000,
-            "cosine": self.cosine,
-            "chosen": is_chosen,
-            "left_out": self.why_not,
-        }
+SAME = 1e-4
+"""1 - cosine that fused operators may be from the same operators apart."""
 
 
 def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
     """Copy the fastest of the source and its rivals into `out`. Raises Unsupported where none of them runs."""
     rivals = (source, *context.rivals)
     if source.signature is None:
-        best = Candidate(source, 0, source.settings.get("precision"))
+        best = Candidate(source, 0, source.settings.get("precision"))  # such an engine chooses for itself
         facts: dict[str, Any] = {"table": [], "says": f"one way to run it: {source.engine}"}
     else:
         from maasdam.engines import open_engine
 
         best, candidates = choose(rivals, settings, context, open_engine)
-        facts = {"table": [c.to_json(c is best) for c in candidates], "what": "median of one run on one example"}
+        facts = {"table": [c.to_json(c is best) for c in candidates], "goal": settings["goal"], "what": SAYS}
     for path in sorted(best.artifact.path.iterdir()):
         if path.name == "artifact.json":
             continue
@@ -90,14 +57,17 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
     return Produced(chosen.format, chosen.layout, chosen.engine, chosen.signature, best.settings, facts)
 
 
+SAYS = "p50_ms: median of one run on one example; items_per_second: batches of 8 (where the batch is dynamic), one per stream"
+
+
 def choose(
     rivals: Sequence[Artifact], settings: Mapping[str, Any], context: PassContext, open_engine: Callable[..., Any]
 ) -> tuple[Candidate, list[Candidate]]:
     """The best candidate and all of them. Raises Unsupported where none runs."""
-    candidates = [c for rival in rivals for c in _ways(rival, settings, context.threads)]
+    candidates = ways(rivals, settings, context.device, context.threads, context.work)
     try:
         inputs = {rival.digest: _inputs(rival, context) for rival in rivals}
-        for candidate in candidates:
+        for candidate in [c for c in candidates if c.why_not is None]:
             _open(candidate, inputs[candidate.artifact.digest], context, open_engine)
         running = [c for c in candidates if c.engine is not None]
         if not running:
@@ -105,23 +75,13 @@ def choose(
         _check_drift(running, rivals[0], inputs, context, open_engine)
         running = [c for c in running if c.why_not is None]
         _time(running, inputs, context)
-        return _fastest(running), candidates
+        if settings["goal"] == "throughput":
+            _fill(running, inputs, context)
+        return _best(running, settings["goal"]), candidates
     finally:
         for candidate in candidates:
             if candidate.engine is not None:
                 candidate.engine.close()
-
-
-def _ways(artifact: Artifact, settings: Mapping[str, Any], threads: int) -> list[Candidate]:
-    """Every thread count and precision this artifact may run with."""
-    kept = artifact.settings.get("precision")
-    asked = settings["precision"]
-    precisions: tuple[str | None, ...] = (kept,)
-    if artifact.engine == "openvino":
-        precisions = ("f32", "bf16") if asked == "auto" else (kept or asked,)
-    cores = threads or len(os.sched_getaffinity(0))
-    counts = (0, 1) if settings["threads"] == "auto" and cores > 1 else (0,)
-    return [Candidate(artifact, count, precision) for precision in precisions for count in counts]
 
 
 def _inputs(artifact: Artifact, context: PassContext) -> list[Inputs]:
@@ -154,11 +114,13 @@ def _check_drift(
     open_engine: Callable[..., Any],
 ) -> None:
     """Leave out candidates that drift much further from what they were made of than the closest one does."""
+    _check_fused(running, inputs)
     try:
         original = context.store.get(source.parents[0])
     except (IndexError, NotFound):
         return
-    if original.signature is None or original.engine not in ("openvino", "onnxruntime"):
+    comparable = ("onnxruntime",) if context.device == "cuda" else ("openvino", "onnxruntime")
+    if original.signature is None or original.engine not in comparable:
         return
     engine = open_engine(original, device=context.device, threads=context.threads)
     try:
@@ -166,16 +128,33 @@ def _check_drift(
     finally:
         engine.close()
     for candidate in running:
-        assert candidate.engine is not None
-        got = [flat([candidate.engine.run(tensors)]) for tensors in inputs[candidate.artifact.digest]]
-        pairs = zip(wanted, got, strict=True)
-        values = [cosine(a, b) if a.shape == b.shape else 0.0 for a, b in pairs]
-        candidate.cosine = sum(values) / len(values)
+        candidate.cosine = _mean_cosine(candidate, inputs[candidate.artifact.digest], wanted)
     closest = max(c.cosine for c in running if c.cosine is not None)
     allowed = 1 - max(DRIFT_FREE, 3 * (1 - closest))
     for candidate in running:
-        if candidate.cosine is not None and candidate.cosine < allowed:
+        if candidate.cosine is not None and candidate.cosine < allowed and candidate.why_not is None:
             candidate.why_not = f"drifts: cosine {candidate.cosine:.4f} where the closest has {closest:.4f}"
+
+
+def _check_fused(running: Sequence[Candidate], inputs: Mapping[str, list[Inputs]]) -> None:
+    """Leave out fused graphs that are not the same network: they have the digest of the graph they were made of."""
+    plain = {c.artifact.digest: c for c in reversed(running) if c.engine is not None and not c.fused}
+    for candidate in (c for c in running if c.fused):
+        own = inputs[candidate.artifact.digest]
+        same = plain.get(candidate.artifact.digest)
+        if same is None or same.engine is None:
+            candidate.why_not = "nothing to compare the fused graph with: the plain one does not run"
+            continue
+        candidate.cosine = _mean_cosine(candidate, own, [flat([same.engine.run(tensors)]) for tensors in own])
+        if not candidate.cosine >= 1 - SAME:
+            candidate.why_not = f"fused into another network: cosine {candidate.cosine:.5f} with the graph as it was"
+
+
+def _mean_cosine(candidate: Candidate, inputs: Sequence[Inputs], wanted: Sequence[Any]) -> float:
+    assert candidate.engine is not None
+    got = [flat([candidate.engine.run(tensors)]) for tensors in inputs]
+    values = [cosine(a, b) if a.shape == b.shape else 0.0 for a, b in zip(wanted, got, strict=True)]
+    return sum(values) / len(values)
 
 
 def _time(running: list[Candidate], inputs: Mapping[str, list[Inputs]], context: PassContext) -> None:
@@ -190,33 +169,65 @@ def _time(running: list[Candidate], inputs: Mapping[str, list[Inputs]], context:
     timings = take_turns(
         {str(i): runner(c) for i, c in enumerate(running)},
         seconds=SECONDS,
+        rounds=ROUNDS,
         tell=lambda done, total: context.progress("measure the candidates", done, total),
     )
     for i, candidate in enumerate(running):
         candidate.p50 = timings[str(i)].p50
 
 
-def _fastest(running: list[Candidate]) -> Candidate:
-    """By median; fewer threads than there are only where that is clearly faster, since they serve fewer at once."""
-    if running[0].p50 is None:
+def _fill(running: list[Candidate], inputs: Mapping[str, list[Inputs]], context: PassContext) -> None:
+    """Items a second with as many batches at once as there are streams, as the service would run it."""
+    most = max(c.streams for c in running)
+    with ThreadPoolExecutor(most) as pool:
+
+        def runner(engine: TensorEngine, batch: Inputs, streams: int) -> Callable[[int], object]:
+            if streams == 1:
+                return lambda number: engine.run(batch)
+            return lambda number: list(pool.map(engine.run, [batch] * streams))
+
+        runs, items = {}, {}
+        for i, candidate in enumerate(running):
+            assert candidate.engine is not None
+            batch = stacked(inputs[candidate.artifact.digest][0], candidate.engine)
+            runs[str(i)] = runner(candidate.engine, batch, candidate.streams)
+            items[str(i)] = len(next(iter(batch.values()))) * candidate.streams
+        timings = take_turns(
+            runs,
+            seconds=SECONDS,
+            rounds=ROUNDS,
+            tell=lambda done, total: context.progress("measure the candidates' throughput", done, total),
+        )
+    for i, candidate in enumerate(running):
+        candidate.throughput = items[str(i)] / timings[str(i)].p50
+
+
+def _best(running: list[Candidate], goal: str) -> Candidate:
+    """By median time or by throughput. What is not the plain way of its engine is taken only where it is clearly better:
+    fewer threads serve fewer at once, a rewritten graph runs on one engine alone."""
+    if len(running) == 1:
         return running[0]
 
     def cost(candidate: Candidate) -> float:
-        assert candidate.p50 is not None
-        return candidate.p50 / (CLEARLY_FASTER if candidate.threads else 1)
+        seconds = 1 / candidate.throughput if goal == "throughput" and candidate.throughput else candidate.p50
+        assert seconds is not None
+        return seconds if candidate.is_plain else seconds / CLEARLY_FASTER
 
     return min(running, key=cost)
 
 
 PASS = Pass(
     use="optimize",
-    version=1,
+    version=2,
     settings={
-        "engine": Setting(str, "auto", choices=("auto", "openvino", "onnxruntime"), says="auto: the faster"),
-        "precision": Setting(str, "f32", choices=("f32", "bf16", "auto"), says="of what is not quantised, on OpenVINO"),
-        "threads": Setting(str, "auto", choices=("auto", "all"), says="auto: all cores or one, by measurement"),
+        "engine": Setting(str, "auto", choices=("auto", "openvino", "onnxruntime", "pytorch"), says="auto: the faster"),
+        "precision": Setting(
+            str, "f32", choices=("f32", "bf16", "f16", "auto"), says="of what is not quantised, on OpenVINO, TensorRT and torch"
+        ),
+        "threads": Setting(str, "auto", choices=("auto", "all"), says="auto: all cores, half of them or one, by measurement"),
+        "goal": Setting(str, "latency", choices=("latency", "throughput"), says="what the best is best at"),
     },
     run=run,
-    libraries=("openvino", "onnxruntime"),
+    libraries=("openvino", "onnxruntime", "torch"),
     measures=True,
 )

@@ -160,9 +160,9 @@ class Build:
         return artifact, made.facts
 
     def _optimize(self, currents: list[Artifact], use: Use, to: Format | None) -> Artifact:
-        if to in ("pytorch", "tensorflow"):
+        if to == "tensorflow" or (to == "pytorch" and self.device == "cpu"):
             return self.convert(currents[0], to)  # as it is on its own engine: there is nothing to choose
-        wanted: tuple[Format, ...] = (to,) if to else _formats_of(use.settings.get("engine", "auto"))
+        wanted: tuple[Format, ...] = (to,) if to else _formats_of(use.settings.get("engine", "auto"), self.device)
         rivals: list[Artifact] = []
         for current in currents:
             rivals += (
@@ -233,7 +233,7 @@ def formats_to_quantize_for(use: Use, then: Use | None, to: Format | None, task:
             raise Unsupported(f"scheme '{scheme}' does not exist for --to {to}; it does for: {', '.join(can)}")
         return (to,)
     if then is not None and then.use == "optimize":
-        return tuple(f for f in can if f in _formats_of(then.settings.get("engine", "auto"))) or can[:1]
+        return tuple(f for f in can if f in _formats_of(then.settings.get("engine", "auto"), "cpu")) or can[:1]
     return can[:1]
 
 
@@ -275,6 +275,7 @@ def processor_name() -> str:
     return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
-def _formats_of(engine: str) -> tuple[Format, ...]:
-    known: dict[str, tuple[Format, ...]] = {"openvino": ("openvino",), "onnxruntime": ("onnx",)}
-    return known.get(engine, OPTIMIZED_FORMATS)
+def _formats_of(engine: str, device: str) -> tuple[Format, ...]:
+    """The formats whose engines the optimiser compares. OpenVINO has no CUDA; torch never won on a processor."""
+    known: dict[str, tuple[Format, ...]] = {"openvino": ("openvino",), "onnxruntime": ("onnx",), "pytorch": ("pytorch",)}
+    return known.get(engine, ("onnx", "pytorch") if device == "cuda" else OPTIMIZED_FORMATS)

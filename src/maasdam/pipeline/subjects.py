@@ -42,7 +42,7 @@ class TensorSubject:
         self._prepare = Preparer(artifact)
         self._made_up = [] if len(examples) else made_up_inputs(artifact)
         self._timed = self._timed_inputs()
-        self._batch = _stacked(self._timed[0][0], self.engine) if self._timed else {}
+        self._batch = stacked(self._timed[0][0], self.engine) if self._timed else {}
 
     def __len__(self) -> int:
         return len(self._examples) or len(self._made_up)
@@ -116,8 +116,8 @@ def truth_shown(example: Example, labels: Mapping[int, str] | None) -> Any:
     return example.truth
 
 
-def _stacked(tensors: Inputs, engine: TensorEngine) -> Inputs:
-    """Copies of one row as one batch, where every input's batch is dynamic and the row is a row."""
+def stacked(tensors: Inputs, engine: TensorEngine) -> Inputs:
+    """`BATCH` copies of one row as one batch, where every input's batch is dynamic and the row is a row."""
     specs = {s.name: s for s in engine.signature.inputs}
     if any(not specs[n].shape or specs[n].shape[0] is not None or len(a) != 1 for n, a in tensors.items()):
         return tensors

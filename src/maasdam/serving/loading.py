@@ -114,12 +114,14 @@ class Loader:
     def _replica(self, version: Version, engine: Engine, processor: Processor | None) -> Replica:
         if isinstance(engine, TensorEngine):
             told = self._on_batch
+            streams = int(self._store.get(version.digest).settings.get("streams", 1))
             return TensorReplica(
                 engine,
                 processor,
                 pool=self._pool,
                 compute=self._compute,
                 queue_size=self._settings.queue_size,
+                threads=streams,
                 on_batch=(lambda rows: told(version, rows)) if told else None,
             )
         if processor is None:
