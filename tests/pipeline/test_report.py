@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -71,6 +71,20 @@ def test_the_report_has_the_promised_shape() -> None:
 def test_a_broken_limit_is_named_with_its_value(limits: Limits, says: str) -> None:
     (failure,) = judge(limits, REPORT)
     assert says in failure
+
+
+def test_every_limit_there_is_can_be_broken_and_stands_in_the_report() -> None:
+    strictest = {f.name: (1e-9 if f.name.startswith("max_") else 1e9) for f in fields(Limits)}
+    report = replace(REPORT, limits=Limits(**strictest)).to_json()  # type: ignore[arg-type]
+    assert {c["limit"] for c in report["checks"]} == strictest.keys()
+    assert not any(c["holds"] for c in report["checks"])
+    assert next(c for c in report["checks"] if c["limit"] == "min_speedup") == {
+        "limit": "min_speedup",
+        "what": "speedup",
+        "asked": 1e9,
+        "measured": 2.0,
+        "holds": False,
+    }
 
 
 def test_limits_that_hold_say_nothing() -> None:

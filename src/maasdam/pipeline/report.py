@@ -44,6 +44,36 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
+class Check:
+    """One limit of the recipe and what was measured. `limit` is its key there: "max_…" is a ceiling, all others a floor."""
+
+    limit: str
+    what: str
+    measured: float | None
+    asked: float
+
+    @property
+    def holds(self) -> bool:
+        """False for what was not measured, and for NaN."""
+        if self.measured is None or self.measured != self.measured:
+            return False
+        within = self.asked - self.measured if self.limit.startswith("max_") else self.measured - self.asked
+        return within >= -1e-9
+
+    @property
+    def sentence(self) -> str:
+        """What is, and what was asked."""
+        is_known = self.measured is not None and self.measured == self.measured
+        said = f"is {self.measured:.4g}" if is_known else "was not measured"
+        asks = f"allows {self.asked:g} at most" if self.limit.startswith("max_") else f"asks for {self.asked:g} at least"
+        return f"{self.what} {said}; the recipe {asks}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As the report holds it."""
+        return {"limit": self.limit, "what": self.what, "asked": self.asked, "measured": self.measured, "holds": self.holds}
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What verify measured of a candidate against its reference."""
 
@@ -93,6 +123,7 @@ class Report:
             "failures": list(self.failures),
             "notes": list(self.notes),
             "limits": self.limits.to_json(),
+            "checks": [check.to_json() for check in checks(self.limits, self)],
             "parity": dict(self.parity),
             "accuracy": {
                 "metric": self.metric,
@@ -189,42 +220,34 @@ def _notes(report: Report) -> list[str]:
 
 
 def judge(limits: Limits, report: Report) -> tuple[str, ...]:
-    """One sentence for each limit that does not hold. A limit on something unmeasured does not hold, with one exception:
+    """One sentence for each limit that does not hold."""
+    return tuple(c.sentence for c in checks(limits, report) if not c.holds)
+
+
+def checks(limits: Limits, report: Report) -> tuple[Check, ...]:
+    """Each limit that is set, with what was measured. A limit on something unmeasured does not hold, with one exception:
     without --data there is no metric, and parity alone decides."""
-    least = limits.min_cosine if limits.min_cosine is not None or report.examples else MIN_COSINE_UNSEEN
-    cosine, agreement, difference = (report.parity.get(k) for k in ("cosine", "agreement", "max_abs_diff"))
+    parity, c = report.parity, report.candidate
     interval = (report.confidence or {}).get("drop")
-    c = report.candidate
-    failures = [
-        _above("drop", report.drop, limits.max_drop) if report.examples else None,
-        _above("the upper end of the drop's interval", interval and interval[1], limits.max_drop_upper),
-        _below("the number of examples", report.examples, limits.min_examples),
-        _below("speedup", report.speedup, limits.min_speedup),
-        _below("size ratio", report.size_ratio, limits.min_ratio),
-        _below("cosine", cosine, least),
-        _below("agreement", agreement, limits.min_agreement),
-        _above("max_abs_diff", difference, limits.max_abs_diff),
-        _above("latency (p50, ms)", c.p50, limits.max_latency_ms),
-        _above("latency (p99, ms)", c.p99, limits.max_p99_ms),
-        _below(f"throughput ({report.unit})", c.throughput, limits.min_throughput),
-        _above("size (MB)", c.size_bytes / MEGABYTE, limits.max_size_mb),
-        _above("memory (MB)", None if c.memory_bytes is None else c.memory_bytes / MEGABYTE, limits.max_memory_mb),
-        _above("energy (joules)", c.joules, limits.max_joules),
-    ]
-    return tuple(f for f in failures if f is not None)
-
-
-def _above(what: str, value: float | None, most: float | None) -> str | None:
-    if most is None:
-        return None
-    if value is None or value != value:
-        return f"{what} was not measured; the recipe allows {most:g} at most"
-    return f"{what} is {value:.4g}; the recipe allows {most:g} at most" if value > most + 1e-9 else None
-
-
-def _below(what: str, value: float | None, least: float | None) -> str | None:
-    if least is None:
-        return None
-    if value is None or value != value:
-        return f"{what} was not measured; the recipe asks for {least:g} at least"
-    return f"{what} is {value:.4g}; the recipe asks for {least:g} at least" if value < least - 1e-9 else None
+    found: dict[str, tuple[str, float | None]] = {
+        "max_drop": ("drop", report.drop),
+        "max_drop_upper": ("the upper end of the drop's interval", interval[1] if interval else None),
+        "min_examples": ("the number of examples", report.examples),
+        "min_speedup": ("speedup", report.speedup),
+        "min_ratio": ("size ratio", report.size_ratio),
+        "min_cosine": ("cosine", parity.get("cosine")),
+        "min_agreement": ("agreement", parity.get("agreement")),
+        "max_abs_diff": ("max_abs_diff", parity.get("max_abs_diff")),
+        "max_latency_ms": ("latency (p50, ms)", c.p50),
+        "max_p99_ms": ("latency (p99, ms)", c.p99),
+        "min_throughput": (f"throughput ({report.unit})", c.throughput),
+        "max_size_mb": ("size (MB)", c.size_bytes / MEGABYTE),
+        "max_memory_mb": ("memory (MB)", None if c.memory_bytes is None else c.memory_bytes / MEGABYTE),
+        "max_joules": ("energy (joules)", c.joules),
+    }
+    asked = limits.to_json()
+    if not report.examples:
+        asked = {key: value for key, value in asked.items() if key != "max_drop"} | {
+            "min_cosine": asked.get("min_cosine", MIN_COSINE_UNSEEN)
+        }
+    return tuple(Check(key, *found[key], asked[key]) for key in found if key in asked)
