@@ -1,0 +1,12 @@
+"""ONNX operators in other frameworks: one small function each, listed in a table a framework.
+
+    graph.py         an ONNX file as plain nodes, its functions inlined; which operators a table lacks
+    table.py         operator name and version -> function
+    shapes.py        arithmetic on shapes, the same for every framework
+    interpreter.py   walks the nodes, calling the table
+    pytorch/         the PyTorch table
+    tensorflow/      the TensorFlow table
+
+A function takes the operator's inputs in order and its attributes by name, so that what ONNX moved from an attribute to an
+input (axes, min, max, split) stays one function. A missing optional input is None.
+"""

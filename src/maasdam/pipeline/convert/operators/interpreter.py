@@ -1,0 +1,109 @@
+"""Walk a graph's nodes, calling a framework's table. Knows values and when they die; never a framework's functions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from maasdam.errors import Unsupported
+from maasdam.pipeline.convert.operators import shapes
+from maasdam.pipeline.convert.operators.graph import Graph, Node
+from maasdam.pipeline.convert.operators.table import Operator, Table
+
+
+@dataclass(frozen=True, slots=True)
+class Framework:
+    """What the walk has to know of a framework, beside its operators."""
+
+    table: Table
+    tensor: Callable[[np.ndarray[Any, Any]], Any]
+    """A tensor of a numpy array; one of dtype object holds integers some of which are symbols."""
+    dims: Callable[[Any], list[Any]]
+    """The sizes of a tensor's axes: numbers where known, else symbols."""
+    small: Callable[[Any], list[Any]]
+    """The integers in a tensor of at most one axis, as numbers or symbols. Raises ValueError where they can't be had."""
+
+
+def run(graph: Graph, framework: Framework, values: Mapping[str, Any]) -> list[Any]:
+    """The outputs of `graph`. `values`: the inputs as tensors, and the constants as tensors or small numpy arrays."""
+    known: dict[str, Any] = dict(values)
+    uses = Counter(name for node in graph.nodes for name in node.inputs)
+    uses.update(graph.outputs)
+    for name in _used_inside(graph):
+        uses[name] += 1  # never dies: inner graphs read it by name
+    for node in graph.nodes:
+        found = _call(node, graph, framework, known)
+        known.update((name, value) for name, value in zip(node.outputs, found, strict=False) if name)
+        for name in node.inputs:
+            uses[name] -= 1
+            if not uses[name]:
+                known.pop(name, None)
+    return [_as_tensor(known[name], framework) for name in graph.outputs]
+
+
+def _used_inside(graph: Graph) -> set[str]:
+    inner = [v for node in graph.nodes for v in node.attributes.values() if isinstance(v, Graph)]
+    return {name for g in inner for node in g.walk() for name in node.inputs} | {name for g in inner for name in g.outputs}
+
+
+def _call(node: Node, graph: Graph, framework: Framework, known: dict[str, Any]) -> tuple[Any, ...]:
+    inputs = [known[name] if name else None for name in node.inputs]
+    if node.operator == "Shape":
+        dims = inputs[0].shape if isinstance(inputs[0], np.ndarray) else framework.dims(inputs[0])
+        return (shapes.of_dims(dims[node.attributes.get("start", 0) : node.attributes.get("end")]),)
+    if node.operator == "Size":
+        dims = list(inputs[0].shape) if isinstance(inputs[0], np.ndarray) else framework.dims(inputs[0])
+        return (shapes.compute("ReduceProd", [shapes.of_dims(dims)], {"keepdims": 0}),)
+    if inputs and all(v is None or shapes.is_small(v) for v in inputs):
+        try:
+            return (shapes.compute(node.operator, inputs, node.attributes),)
+        except shapes.NotHere:
+            pass  # on tensors then
+    operator = framework.table.find(node.operator, graph.version)
+    assert operator is not None, node.operator  # reading the graph made sure
+    arguments = [_argument(value, operator, i, node, framework) for i, value in enumerate(inputs)]
+    attributes = dict(node.attributes)
+    if any(isinstance(v, Graph) for v in attributes.values()):
+        attributes = {name: _inner(v, framework, known) for name, v in attributes.items()}
+    if "outputs" in operator.parameters:
+        attributes["outputs"] = len(node.outputs)
+    found = operator.function(*arguments, **attributes)
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _inner(value: Any, framework: Framework, known: dict[str, Any]) -> Any:
+    """An inner graph as a function of its inputs; it sees the values around it."""
+    if not isinstance(value, Graph):
+        return value
+    outer, graph = dict(known), value
+    constants = {name: small_or_tensor(array, framework) for name, array in graph.constants.items()}
+    return lambda *inputs: run(graph, framework, outer | constants | dict(zip(graph.inputs, inputs, strict=True)))
+
+
+def _argument(value: Any, operator: Operator, position: int, node: Node, framework: Framework) -> Any:
+    if value is None:
+        return None
+    if operator.parameter(position) not in operator.shapes:
+        return _as_tensor(value, framework)
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    try:
+        return framework.small(value)
+    except ValueError as error:
+        parameter = operator.parameter(position)
+        raise Unsupported(
+            f"{node.operator} '{node.name}' takes its {parameter} from data, whose length is not known"
+        ) from error
+
+
+def _as_tensor(value: Any, framework: Framework) -> Any:
+    return framework.tensor(value) if isinstance(value, np.ndarray) else value
+
+
+def small_or_tensor(array: np.ndarray[Any, Any], framework: Framework) -> Any:
+    """A constant as the walk wants it: integers that may belong to a shape as they are, anything else as a tensor."""
+    return array if shapes.is_small(array) and array.dtype.kind in "iub" else framework.tensor(array)

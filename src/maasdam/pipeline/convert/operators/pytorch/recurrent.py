@@ -1,0 +1,161 @@
+"""LSTM, GRU and RNN with their default activations, by torch's own layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maasdam.errors import Unsupported
+from maasdam.pipeline.convert.operators.pytorch.table import operator
+
+_DEFAULTS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
+
+
+def _refuse(kind: str, activations: list[str] | None, lengths: Tensor | None, **others: Any) -> None:
+    default = _DEFAULTS[kind]
+    if activations and activations not in (default, default * 2):
+        raise Unsupported(f"{kind} with activations {', '.join(activations)}")
+    if lengths is not None:
+        raise Unsupported(f"{kind} with sequence_lens; leave them out and mask the result")
+    if given := [name for name, value in others.items() if value]:
+        raise Unsupported(f"{kind} with {', '.join(given)}")
+
+
+def _regate(weight: Tensor, order: list[int]) -> Tensor:
+    """(directions, gates * hidden, …) with its gates in torch's order."""
+    parts = weight.chunk(len(order), 1)
+    return torch.cat([parts[i] for i in order], 1)
+
+
+def _weights(w: Tensor, r: Tensor, b: Tensor | None, order: list[int]) -> list[Tensor]:
+    """torch's flat list: input weight, hidden weight, input bias, hidden bias, for each direction."""
+    w, r = _regate(w, order), _regate(r, order)
+    if b is None:
+        b = torch.zeros(w.shape[0], 2 * w.shape[1], dtype=w.dtype)
+    input_bias, hidden_bias = b.chunk(2, 1)
+    input_bias, hidden_bias = _regate(input_bias, order), _regate(hidden_bias, order)
+    return [part for d in range(w.shape[0]) for part in (w[d], r[d], input_bias[d], hidden_bias[d])]
+
+
+def _run(call: Any, x: Tensor, directions: int, direction: str, layout: int) -> tuple[Tensor, ...]:
+    """Time first, backwards where asked; back as ONNX lays it out: (time, directions, batch, hidden)."""
+    x = x.transpose(0, 1) if layout else x
+    x = x.flip(0) if direction == "reverse" else x
+    y, *states = call(x)
+    y = y.flip(0) if direction == "reverse" else y
+    y = y.reshape([y.shape[0], y.shape[1], directions, y.shape[2] // directions]).transpose(1, 2)
+    if layout:
+        return (y.permute(2, 0, 1, 3), *[s.transpose(0, 1) for s in states])
+    return (y, *states)
+
+
+def _start(state: Tensor | None, x: Tensor, directions: int, hidden: int, layout: int) -> Tensor:
+    if state is not None:
+        return state.transpose(0, 1).contiguous() if layout else state
+    return torch.zeros(directions, x.shape[0] if layout else x.shape[1], hidden, dtype=x.dtype)
+
+
+@operator("LSTM")
+def lstm(
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None = None,
+    sequence_lens: Tensor | None = None,
+    initial_h: Tensor | None = None,
+    initial_c: Tensor | None = None,
+    p: Tensor | None = None,
+    hidden_size: int = 0,
+    direction: str = "forward",
+    layout: int = 0,
+    activations: list[str] | None = None,
+    input_forget: int = 0,
+    clip: float = 0.0,
+) -> tuple[Tensor, ...]:
+    """ONNX LSTM: its gates are input, output, forget, cell; torch's input, forget, cell, output."""
+    _refuse("LSTM", activations, sequence_lens, peepholes=p is not None, input_forget=input_forget, clip=clip)
+    directions, hidden = w.shape[0], r.shape[2]
+    states = [_start(s, x, directions, hidden, layout) for s in (initial_h, initial_c)]
+    flat = _weights(w, r, b, [0, 2, 3, 1])
+    call = lambda t: torch.lstm(t, states, flat, True, 1, 0.0, False, directions == 2, False)  # noqa: E731
+    return _run(call, x, directions, direction, layout)
+
+
+@operator("GRU")
+def gru(
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None = None,
+    sequence_lens: Tensor | None = None,
+    initial_h: Tensor | None = None,
+    hidden_size: int = 0,
+    direction: str = "forward",
+    layout: int = 0,
+    linear_before_reset: int = 0,
+    activations: list[str] | None = None,
+    clip: float = 0.0,
+) -> tuple[Tensor, ...]:
+    """ONNX GRU: its gates are update, reset, hidden; torch's reset, update, hidden, applied before the reset."""
+    _refuse("GRU", activations, sequence_lens, clip=clip)
+    directions, hidden = w.shape[0], r.shape[2]
+    state = _start(initial_h, x, directions, hidden, layout)
+    if not linear_before_reset:
+        return _gru_by_steps(x, w, r, b, state, direction, layout)
+    flat = _weights(w, r, b, [1, 0, 2])
+    call = lambda t: torch.gru(t, state, flat, True, 1, 0.0, False, directions == 2, False)  # noqa: E731
+    return _run(call, x, directions, direction, layout)
+
+
+def _gru_by_steps(
+    x: Tensor, w: Tensor, r: Tensor, b: Tensor | None, state: Tensor, direction: str, layout: int
+) -> tuple[Tensor, ...]:
+    """The reset gate before the product, as torch's layer does not do it: one step after another."""
+    x = x.transpose(0, 1) if layout else x
+    if not isinstance(x.shape[0], int):
+        raise Unsupported("GRU with linear_before_reset=0 over a sequence of open length")
+    hidden, outputs, last = r.shape[2], [], []
+    for d in range(w.shape[0]):
+        is_backward = direction == "reverse" or d == 1
+        bias = b[d] if b is not None else torch.zeros(6 * hidden, dtype=x.dtype)
+        w_bias, r_bias = bias.chunk(2)
+        h, steps = state[d], []
+        for t in (x.flip(0) if is_backward else x).unbind(0):
+            from_input = (t @ w[d].t() + w_bias).chunk(3, -1)
+            r_z, r_r, r_h = r[d].chunk(3)
+            b_z, b_r, b_h = r_bias.chunk(3)
+            update = torch.sigmoid(from_input[0] + h @ r_z.t() + b_z)
+            reset = torch.sigmoid(from_input[1] + h @ r_r.t() + b_r)
+            new = torch.tanh(from_input[2] + (reset * h) @ r_h.t() + b_h)
+            h = (1 - update) * new + update * h
+            steps.append(h)
+        y = torch.stack(steps)
+        outputs.append(y.flip(0) if is_backward else y)
+        last.append(h)
+    y, final = torch.stack(outputs, 1), torch.stack(last)
+    return (y.permute(2, 0, 1, 3), final.transpose(0, 1)) if layout else (y, final)
+
+
+@operator("RNN")
+def rnn(
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None = None,
+    sequence_lens: Tensor | None = None,
+    initial_h: Tensor | None = None,
+    hidden_size: int = 0,
+    direction: str = "forward",
+    layout: int = 0,
+    activations: list[str] | None = None,
+    clip: float = 0.0,
+) -> tuple[Tensor, ...]:
+    """ONNX RNN with tanh."""
+    _refuse("RNN", activations, sequence_lens, clip=clip)
+    directions, hidden = w.shape[0], r.shape[2]
+    state = _start(initial_h, x, directions, hidden, layout)
+    flat = _weights(w, r, b, [0])
+    call = lambda t: torch.rnn_tanh(t, state, flat, True, 1, 0.0, False, directions == 2, False)  # noqa: E731
+    return _run(call, x, directions, direction, layout)

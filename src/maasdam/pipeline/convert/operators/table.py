@@ -1,0 +1,70 @@
+"""A framework's operators: name and version -> function. Knows how they are listed and found; never what they compute."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+Function = Callable[..., Any]
+AnyFunction = TypeVar("AnyFunction", bound=Function)
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """One operator as a function.
+
+    `shapes`: parameters that take small integers (an int or a list), not tensors. A parameter `outputs` gets the number of
+    outputs the node names.
+    """
+
+    name: str
+    since: int
+    function: Function
+    shapes: frozenset[str]
+    parameters: tuple[str, ...]
+    takes_any_attribute: bool
+
+    def parameter(self, position: int) -> str:
+        """The name of the parameter that takes the input at `position`; the first one's where `*rest` takes them all."""
+        return self.parameters[position] if position < len(self.parameters) else self.parameters[0]
+
+    def unknown(self, attributes: Iterable[str]) -> list[str]:
+        """Which of these attributes the function does not take."""
+        return [] if self.takes_any_attribute else [name for name in attributes if name not in self.parameters]
+
+
+class Table:
+    """Operators of the ONNX default domain, each found by the newest version not newer than the model's."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._operators: dict[str, list[Operator]] = {}
+
+    def __call__(self, *names: str, since: int = 1, shapes: Iterable[str] = ()) -> Callable[[AnyFunction], AnyFunction]:
+        """List the decorated function under `names`, from operator set `since` on."""
+
+        def add(function: AnyFunction) -> AnyFunction:
+            parameters = inspect.signature(function).parameters.values()
+            takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+            for name in names:
+                named = tuple(p.name for p in parameters)
+                operator = Operator(name, since, function, frozenset(shapes), named, takes_any)
+                versions = self._operators.setdefault(name, [])
+                versions.append(operator)
+                versions.sort(key=lambda o: o.since)
+            return function
+
+        return add
+
+    def find(self, name: str, version: int) -> Operator | None:
+        """The operator as operator set `version` defines it, or None."""
+        fitting = [o for o in self._operators.get(name, ()) if o.since <= version]
+        return fitting[-1] if fitting else None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._operators))
+
+    def __len__(self) -> int:
+        return len(self._operators)
