@@ -5,16 +5,18 @@ Refuses to know catalogs, recipes and where sources came from.
 
     pytorch (huggingface, pt2, torchscript) -> onnx, openvino (ir; genai for language models), pytorch (pt2; ctranslate2)
     tensorflow (savedmodel, keras)          -> onnx, openvino, tensorflow (savedmodel)
-    onnx                                    -> openvino
+    onnx                                    -> openvino, pytorch (pt2), tensorflow (savedmodel)
+    pytorch -> tensorflow and back          through onnx
 """
 
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from maasdam.core import TEXT_GENERATION, Artifact, Format, Layout, Progress, silent
+from maasdam.core import TEXT_GENERATION, Artifact, Format, Layout, Progress, Signature, silent
 from maasdam.errors import Unsupported
 from maasdam.pipeline.convert.companions import copy_companions
 from maasdam.pipeline.passes import Produced
@@ -29,6 +31,8 @@ class Direction:
     module: str
     layout: Layout
     engine: str
+    through: Format | None = None
+    """The format to convert to first, from which the module goes on."""
 
 
 _TENSORS: dict[tuple[Layout, Format], Direction] = {
@@ -46,6 +50,13 @@ _TENSORS: dict[tuple[Layout, Format], Direction] = {
     ("savedmodel", "openvino"): Direction("to_openvino", "ir", "openvino"),
     ("keras", "openvino"): Direction("to_openvino", "ir", "openvino"),
     ("onnx", "openvino"): Direction("to_openvino", "ir", "openvino"),
+    ("onnx", "pytorch"): Direction("onnx_to_pytorch", "pt2", "pytorch"),
+    ("onnx", "tensorflow"): Direction("onnx_to_tensorflow", "savedmodel", "tensorflow"),
+    ("huggingface", "tensorflow"): Direction("onnx_to_tensorflow", "savedmodel", "tensorflow", through="onnx"),
+    ("pt2", "tensorflow"): Direction("onnx_to_tensorflow", "savedmodel", "tensorflow", through="onnx"),
+    ("torchscript", "tensorflow"): Direction("onnx_to_tensorflow", "savedmodel", "tensorflow", through="onnx"),
+    ("savedmodel", "pytorch"): Direction("onnx_to_pytorch", "pt2", "pytorch", through="onnx"),
+    ("keras", "pytorch"): Direction("onnx_to_pytorch", "pt2", "pytorch", through="onnx"),
 }
 _LANGUAGE: dict[Format, Direction] = {"openvino": Direction("language_to_genai", "genai", "openvino-genai")}
 _WHISPER: dict[Format, Direction] = {"pytorch": Direction("whisper_to_ctranslate2", "ctranslate2", "ctranslate2")}
@@ -80,7 +91,21 @@ def convert(source: Artifact, to: Format, out: Path, *, progress: Progress = sil
     Raises Unsupported where no way leads there or the model does not go it, MissingExtra, InvalidModel.
     """
     direction = find_direction(source, to)
-    progress(f"convert to {direction.layout}")
-    signature = importlib.import_module(f"{_PACKAGE}.{direction.module}").write(source, out)
+    if direction.through is not None:
+        with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+            between = convert(source, direction.through, Path(folder), progress=progress)
+            on_the_way = replace(
+                source, path=Path(folder), format=between.format, layout=between.layout, engine=between.engine,
+                signature=between.signature,
+            )  # fmt: skip
+            signature = _write(direction, on_the_way, out, progress)
+    else:
+        signature = _write(direction, source, out, progress)
     copy_companions(source.path, out)
     return Produced(format=to, layout=direction.layout, engine=direction.engine, signature=signature)
+
+
+def _write(direction: Direction, source: Artifact, out: Path, progress: Progress) -> Signature | None:
+    progress(f"convert to {direction.layout}")
+    found: Signature | None = importlib.import_module(f"{_PACKAGE}.{direction.module}").write(source, out)
+    return found
