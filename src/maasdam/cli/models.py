@@ -10,7 +10,9 @@ import typer
 
 from maasdam.cli.output import emit, reporting, table
 
-app = typer.Typer(rich_markup_mode=None, help="The catalog: list, show, promote, rollback, delete, export, import, card.")
+app = typer.Typer(
+    rich_markup_mode=None, help="The catalog: list, show, promote, rollback, delete, export, import, card, report."
+)
 
 NAME = typer.Argument(help="NAME, NAME:VERSION or NAME@ALIAS.")
 JSON = typer.Option(False, "--json", help="Print one JSON document.")
@@ -156,6 +158,24 @@ def card(
         if output is not None:
             output.write_text(text)
         emit({"card": text}, as_json, text if output is None else f"wrote {output}")
+
+
+@app.command()
+def report(
+    name: str = NAME,
+    output: Path = typer.Option(None, "-o", "--output", help="The file to write; default: MODEL.html here."),
+    as_json: bool = JSON,
+) -> None:
+    """Write one HTML page of all versions: plots, limits, passes, what the optimiser measured. It needs no network.
+
+    Example: maasdam models report photos -o photos.html
+    """
+    from maasdam.operations.report_page import write_report
+    from maasdam.operations.workspace import Workspace
+
+    with reporting(), Workspace.open() as workspace:
+        facts = write_report(workspace, name, output)
+        emit(facts, as_json, f"wrote {facts['path']}: {facts['versions']} versions, {facts['bytes'] / 1000:.0f} kB")
 
 
 def _shown(facts: dict[str, Any], card: str) -> str:
