@@ -121,6 +121,11 @@ def _at(value: Any, *keys: str) -> Any:
     return value
 
 
+def _mapping(value: Any, key: str) -> Mapping[str, Any]:
+    found = _at(value, key)
+    return found if isinstance(found, Mapping) else {}
+
+
 def _number(value: Any) -> float | None:
     """A finite number, else None: a report from elsewhere may hold anything."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -218,8 +223,8 @@ def _detail(version: Version) -> dict[str, Any]:
         "energy": _at(report, "energy_joules", "method"),
         "precisions": report.get("precisions"),
         "calibration": _at(report, "calibration", "says"),
-        "parity": {key: value for key, value in (_at(report, "parity") or {}).items() if value is not None},
-        "conditions": _at(report, "conditions") or {},
+        "parity": {key: value for key, value in _mapping(report, "parity").items() if value is not None},
+        "conditions": _mapping(report, "conditions"),
         "has_report": version.report is not None,
     }
 
@@ -227,8 +232,7 @@ def _detail(version: Version) -> dict[str, Any]:
 def _measured(report: Mapping[str, Any]) -> list[tuple[str, Any, Any, Any, str]]:
     """Rows of (what, reference, this version, source on its own engine, what it brings)."""
     rows: list[tuple[str, Any, Any, Any, str]] = []
-    accuracy, latency = _at(report, "accuracy") or {}, _at(report, "latency_ms") or {}
-    own = _at(report, "source") or {}
+    accuracy, latency, own = (_mapping(report, key) for key in ("accuracy", "latency_ms", "source"))
     if accuracy.get("metric"):
         drop = _with(_number(accuracy.get("drop")), "drop")
         sides = (_number(accuracy.get("reference")), _number(accuracy.get("candidate")))
@@ -242,7 +246,7 @@ def _measured(report: Mapping[str, Any]) -> list[tuple[str, Any, Any, Any, str]]
         faster = _with(_number(latency.get("speedup")), "times as fast") if point == "p50" else ""
         rows.append((f"latency {point}, ms", *sides, _at(own, "latency_ms", point), faster))
     for what, key, unit, factor in MEASURED:
-        cells = _at(report, key) or {}
+        cells = _mapping(report, key)
         named = f"{what}, {unit or cells.get('unit') or 'per second'}"
         sides = (_scaled(cells.get("reference"), factor), _scaled(cells.get("candidate"), factor))
         smaller = _with(_number(cells.get("ratio")), "times smaller") if key == "size_bytes" else ""
@@ -254,13 +258,13 @@ def _checks(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Limits with what was measured; reports of before they were kept name the limits alone."""
     if "checks" in report:
         return list(report["checks"])
-    asked = report.get("limits") or {}
+    asked = _mapping(report, "limits")
     return [{"limit": key, "what": key, "asked": value, "measured": None, "holds": None} for key, value in asked.items()]
 
 
 def _pass(step: Any) -> dict[str, Any]:
-    facts = {key: value for key, value in (_at(step, "facts") or {}).items() if key not in HIDDEN_FACTS}
-    settings = {key: value for key, value in (_at(step, "settings") or {}).items() if value is not None}
+    facts = {key: value for key, value in _mapping(step, "facts").items() if key not in HIDDEN_FACTS}
+    settings = {key: value for key, value in _mapping(step, "settings").items() if value is not None}
     return {
         "use": _at(step, "use") or "?",
         "settings": settings,
