@@ -56,7 +56,7 @@ class Graph:
 def read(path: Path, table: Table) -> Graph:
     """The graph in an ONNX file, operators that `table` lacks replaced by their ONNX definition where there is one.
 
-    Raises InvalidModel for a broken file, Unsupported listing every operator that is left.
+    Raises InvalidModel for a broken file, Unsupported listing every operator that is left, or whose definition onnx can't inline.
     """
     import onnx
 
@@ -106,7 +106,7 @@ def _inlined(model: onnx.ModelProto, version: int, table: Table) -> onnx.ModelPr
     try:
         return inliner.inline_selected_functions(model, known, exclude=True, inline_schema_functions=True)
     except Exception as error:  # the checker's own kinds
-        raise InvalidModel(f"onnx can't inline the model's functions: {str(error)[:300]}") from error
+        raise Unsupported(f"onnx can't inline the model's functions: {str(error)[:300]}") from error
 
 
 def _graph(proto: onnx.GraphProto, version: int) -> Graph:
@@ -130,6 +130,10 @@ def _constant(proto: onnx.NodeProto) -> type_array:
     import numpy as np
     import onnx
 
+    if len(proto.attribute) != 1:
+        raise Unsupported(
+            f"the model has a Constant ('{proto.name or proto.output[0]}') with {len(proto.attribute)} values, not one"
+        )
     (attribute,) = proto.attribute
     value = onnx.helper.get_attribute_value(attribute)
     if attribute.name == "value":

@@ -163,8 +163,8 @@ def clip(x: Tensor, min: Any = None, max: Any = None) -> Tensor:
 
 
 @operator("Cast")
-def cast(x: Tensor, to: int, saturate: int = 1, round_mode: str = "up") -> Tensor:
-    """ONNX Cast."""
+def cast(x: Tensor, to: int = 1, saturate: int = 1, round_mode: str = "up") -> Tensor:
+    """ONNX Cast. `to` is left out only in bodies of ONNX's window functions, whose own default is float32."""
     return x.to(dtype(to))
 
 

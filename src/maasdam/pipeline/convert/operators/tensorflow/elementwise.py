@@ -111,8 +111,15 @@ def power(a: Tensor, b: Tensor) -> Tensor:
 
 @operator("BitShift")
 def bit_shift(a: Tensor, b: Tensor, direction: str) -> Tensor:
-    """ONNX BitShift."""
-    return (tf.bitwise.left_shift if direction == "LEFT" else tf.bitwise.right_shift)(a, b)
+    """ONNX BitShift. By a negative number or beyond the width nothing is left but the sign; TensorFlow leaves that open."""
+    wide = tf.uint64 if a.dtype == tf.uint64 else tf.int64
+    value, by = tf.cast(a, wide), tf.cast(b, tf.int64)
+    is_inside = (by >= 0) & (by < 64)
+    inside = tf.cast(tf.where(is_inside, by, 0), wide)
+    if direction == "LEFT":
+        return tf.cast(tf.where(is_inside, tf.bitwise.left_shift(value, inside), tf.zeros([], wide)), a.dtype)
+    sign = tf.zeros([], wide) if wide == tf.uint64 else tf.bitwise.right_shift(value, tf.constant(63, wide))
+    return tf.cast(tf.where(is_inside, tf.bitwise.right_shift(value, inside), sign), a.dtype)
 
 
 @operator("Max")
@@ -161,8 +168,8 @@ def clip(x: Tensor, min: Any = None, max: Any = None) -> Tensor:
 
 
 @operator("Cast")
-def cast(x: Tensor, to: int, saturate: int = 1, round_mode: str = "up") -> Tensor:
-    """ONNX Cast."""
+def cast(x: Tensor, to: int = 1, saturate: int = 1, round_mode: str = "up") -> Tensor:
+    """ONNX Cast. `to` is left out only in bodies of ONNX's window functions, whose own default is float32."""
     return _cast(x, dtype(to))
 
 
@@ -182,7 +189,9 @@ def _cast(x: Tensor, to: tf.DType) -> Tensor:
 @operator("BitCast")
 def bit_cast(x: Tensor, to: int) -> Tensor:
     """ONNX BitCast: the same bits, read as another type of the same width."""
-    return tf.bitcast(x, dtype(to))
+    wanted = dtype(to)
+    bits = tf.cast(x, tf.uint8) if x.dtype == tf.bool else x
+    return tf.cast(tf.bitcast(bits, tf.uint8), tf.bool) if wanted == tf.bool else tf.bitcast(bits, wanted)
 
 
 @operator("IsInf")

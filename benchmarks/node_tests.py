@@ -1,0 +1,148 @@
+"""Run ONNX's own node tests (`onnx.backend.test`) through our operator tables.
+
+A case is "passed" (every output of the right type and shape and within the case's tolerance), "refused" (an error, which a
+user sees as `Unsupported` before anything is written) or "differs" (numbers that are wrong). Cases are compared at the
+precision of their type where their own tolerance asks for more: many of half precision have that of float32.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from maasdam.pipeline.convert.operators import interpreter
+from maasdam.pipeline.convert.operators.graph import Graph, of_model
+
+Arrays = Sequence[np.ndarray[Any, Any]]
+Run = Callable[[Graph, Arrays], list[np.ndarray[Any, Any]]]
+FRAMEWORKS = ("pytorch", "tensorflow")
+STEPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23}
+"""The distance from one to the next number. Sums of terms that cancel are not nearer to zero than a step of the largest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one case. `why` is empty where it passed."""
+
+    name: str
+    operator: str
+    said: Literal["passed", "refused", "differs"]
+    why: str = ""
+
+
+def verdicts(framework: str) -> Iterator[Verdict]:
+    """One verdict for each node test of the standard operators. `framework` is one of FRAMEWORKS."""
+    from onnx.backend.test.case.node import collect_testcases
+
+    table, run = {"pytorch": _pytorch, "tensorflow": _tensorflow}[framework]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for case in collect_testcases(None):
+            if case.model is None or any(node.domain not in ("", "ai.onnx") for node in case.model.graph.node):
+                continue  # machine learning before networks, training
+            yield _judge(case, table, run)
+
+
+def _judge(case: Any, table: Any, run: Run) -> Verdict:
+    operator = case.model.graph.node[-1].op_type
+    if "_expanded" in case.name:
+        operator = next((n for n in _names() if case.name.startswith(f"test_{n.lower()}")), operator)
+    try:
+        graph = of_model(case.model, table)
+        pairs = [([_array(x) for x in ins], [_array(x) for x in outs]) for ins, outs in case.data_sets]
+        found = [run(graph, ins) for ins, _ in pairs]
+    except Exception as error:  # frameworks raise their own kinds
+        return Verdict(case.name, operator, "refused", f"{type(error).__name__}: {' '.join(str(error).split())}"[:200])
+    for got, (_, wanted) in zip(found, pairs, strict=True):
+        for a, b in zip(got, wanted, strict=True):
+            if why := _difference(a, b, case.rtol, case.atol):
+                return Verdict(case.name, operator, "differs", why)
+    return Verdict(case.name, operator, "passed")
+
+
+def _names() -> list[str]:
+    import onnx
+
+    return [s.name for s in onnx.defs.get_all_schemas() if s.has_function or s.has_context_dependent_function]
+
+
+def _array(value: Any) -> np.ndarray[Any, Any]:
+    import onnx
+
+    if isinstance(value, onnx.TensorProto):
+        return onnx.numpy_helper.to_array(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return np.asarray(value)
+    raise TypeError("a sequence or an optional value, which no tensor framework has")
+
+
+def _difference(found: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any], relative: float, absolute: float) -> str:
+    """What is wrong; empty where nothing is."""
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        return f"{found.dtype} {found.shape}, not {wanted.dtype} {wanted.shape}"
+    if wanted.dtype.kind in "OUS":
+        return "" if (found == wanted).all() else "other strings"
+    step = STEPS.get(wanted.dtype.name, 0.0)
+    kind = np.complex128 if wanted.dtype.kind == "c" else np.float64
+    a, b = found.astype(kind), wanted.astype(kind)
+    largest = float(np.abs(b[np.isfinite(b)]).max(initial=0.0))
+    if np.allclose(a, b, rtol=max(relative, 2 * step), atol=max(absolute, 2 * step * largest), equal_nan=True):
+        return ""
+    return f"off by {float(np.nanmax(np.abs(a - b))):.3g} where the largest value is {largest:.3g}"
+
+
+def _pytorch() -> tuple[Any, Run]:
+    import ml_dtypes
+    import torch
+
+    from maasdam.pipeline.convert.onnx_to_pytorch import _tensor, of_graph
+    from maasdam.pipeline.convert.operators.pytorch import TABLE
+
+    def run(graph: Graph, inputs: Arrays) -> list[np.ndarray[Any, Any]]:
+        with torch.no_grad():
+            found = of_graph(graph)(*[_tensor(x) for x in inputs])
+        return [t.float().numpy().astype(ml_dtypes.bfloat16) if t.dtype == torch.bfloat16 else t.numpy() for t in found]
+
+    return TABLE, run
+
+
+def _tensorflow() -> tuple[Any, Run]:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow as tf
+
+    from maasdam.pipeline.convert.operators.tensorflow import TABLE
+    from maasdam.pipeline.convert.operators.tensorflow.sizes import dims, small, tensor
+
+    framework = interpreter.Framework(TABLE, tensor, dims, small)
+
+    def run(graph: Graph, inputs: Arrays) -> list[np.ndarray[Any, Any]]:
+        """Traced, as in a SavedModel. What must be known while tracing (axes, shapes) is a constant of the graph."""
+        given = dict(zip(graph.inputs, inputs, strict=True))
+        stated = _stated(graph, TABLE)
+        live = [name for name in graph.inputs if name not in stated]
+
+        def traced(*tensors: Any) -> list[Any]:
+            fixed = graph.constants | {name: given[name] for name in graph.inputs if name in stated}
+            values: dict[str, Any] = {n: interpreter.small_or_tensor(a, framework) for n, a in fixed.items()}
+            return interpreter.run(graph, framework, values | dict(zip(live, tensors, strict=True)))
+
+        specs = [tf.TensorSpec(given[name].shape, given[name].dtype) for name in live]
+        function = tf.function(traced, autograph=False, input_signature=specs)
+        return [t.numpy() for t in function(*[tf.constant(given[name]) for name in live])]
+
+    return TABLE, run
+
+
+def _stated(graph: Graph, table: Any) -> set[str]:
+    """Names that operators read as shapes and axes."""
+    found = set()
+    for node in graph.nodes:
+        operator = table.find(node.operator, graph.version)
+        if operator is not None:
+            found |= {name for i, name in enumerate(node.inputs) if operator.parameter(i) in operator.shapes}
+    return found

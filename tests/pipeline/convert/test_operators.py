@@ -1,0 +1,196 @@
+"""The operator tables: ONNX's own node tests, what they lack is said at once, and a graph becomes a module that learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from benchmarks.node_tests import FRAMEWORKS, verdicts
+
+from maasdam.artifacts.sources import ingest
+from maasdam.artifacts.store import Store
+from maasdam.core import Artifact, Format
+from maasdam.errors import InvalidModel, Unsupported, VerificationFailed
+from maasdam.pipeline.convert import convert
+from maasdam.pipeline.convert.certificate import certify
+from maasdam.pipeline.convert.onnx_to_pytorch import load
+from maasdam.pipeline.convert.operators.graph import read
+from maasdam.pipeline.convert.operators.weights import learned_names
+from tests.engines.networks import CNN, artifact
+from tests.pipeline.convert import tiny
+from tests.pipeline.convert.test_directions import converted
+
+WAYS: tuple[Format, ...] = ("pytorch", "tensorflow")
+
+
+def gaps(framework: str) -> dict[str, str]:
+    """Pattern -> reason."""
+    lines = (Path(__file__).parent / "gaps.txt").read_text().splitlines()
+    rows = [[part.strip() for part in line.split("|")] for line in lines if line and not line.startswith("#")]
+    return {pattern: reason for of, pattern, reason in rows if of in ("*", framework)}
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.filterwarnings("ignore")
+def test_the_standards_node_tests_pass_or_are_listed(framework: str) -> None:
+    pytest.importorskip({"pytorch": "torch"}.get(framework, framework))
+    known, met, unlisted, wrong, passed = gaps(framework), set(), [], [], 0
+    for verdict in verdicts(framework):
+        passed += verdict.said == "passed"
+        if verdict.said == "differs":
+            wrong.append(verdict)
+        elif verdict.said == "refused":
+            patterns = {pattern for pattern in known if fnmatch(verdict.name, pattern)}
+            met |= patterns
+            unlisted += [] if patterns else [verdict]
+    assert not wrong, "a wrong number is never a gap"
+    assert not unlisted
+    assert not known.keys() - met, "lines of gaps.txt that no case needs any more"
+    assert passed > 1400
+
+
+def graph(nodes: list[tuple[str, list[str], list[str]]], **weights: Any) -> Any:
+    """A model of these nodes over x [N, 4]."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    made = [helper.make_node(*node) for node in nodes]
+    stored = [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()]
+    return onnx.helper.make_model(
+        helper.make_graph(made, "g", [x], [y], stored), opset_imports=[helper.make_opsetid("", 20)], ir_version=10
+    )
+
+
+def source_of(folder: Path, model: Any) -> Artifact:
+    import onnx
+
+    folder.mkdir(exist_ok=True)
+    onnx.save(model, folder / "model.onnx")
+    return Artifact("sha256:x", folder, "onnx", "onnx", None, "onnxruntime", CNN.signature, 1)
+
+
+@pytest.mark.parametrize("to", WAYS)
+def test_every_operator_that_is_missing_is_named_before_any_work(to: Format, tmp_path: Path) -> None:
+    nodes = [("Relu", ["x"], ["a"]), ("Det", ["a"], ["b"]), ("StringNormalizer", ["b"], ["c"]), ("Det", ["c"], ["y"])]
+    source = source_of(tmp_path / "s", graph(nodes))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(Unsupported, match=r"no counterpart here for the model's Det, StringNormalizer$"):
+        convert(source, to, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_attribute_a_table_does_not_know_is_missing_too(tmp_path: Path) -> None:
+    model = graph([("Relu", ["x"], ["y"])])
+    attribute = model.graph.node[0].attribute.add()
+    attribute.name, attribute.i, attribute.type = "steep", 1, 2
+    with pytest.raises(Unsupported, match="Relu with steep"):
+        load(source_of(tmp_path, model).path / "model.onnx")
+
+
+@pytest.mark.parametrize("kept", [b"", b"not a model", b"\x08\x0a" * 40])
+def test_what_is_no_model_is_refused(kept: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(kept)
+    with pytest.raises((InvalidModel, Unsupported)):
+        load(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("to", WAYS)
+def test_one_changed_weight_fails_the_certificate(to: Format, tmp_path: Path) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    (tmp_path / "source").mkdir()
+    source = artifact(tmp_path / "source", CNN, "onnx", "onnxruntime")
+    candidate = converted(source, to, tmp_path / "out")
+    certify(source, candidate, seeds=(0,))
+    model = onnx.load(source.path / "model.onnx")
+    head = next(w for w in model.graph.initializer if w.name == "head")
+    array = numpy_helper.to_array(head).copy()
+    array[2, 3] += 0.05
+    head.CopyFrom(numpy_helper.from_array(array, "head"))
+    onnx.save(model, source.path / "model.onnx")
+    with pytest.raises(VerificationFailed, match=r"output 'logits' differs by 0\.\d+ where .* is allowed"):
+        certify(source, candidate)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_graph_becomes_a_module_that_is_fine_tuned_pruned_and_exported_again(tmp_path: Path) -> None:
+    import torch
+    from torch.nn.utils import prune
+
+    (tmp_path / "source").mkdir()
+    source = artifact(tmp_path / "source", CNN, "onnx", "onnxruntime")
+    module = load(source.path / "model.onnx")
+    parameters = dict(module.named_parameters())
+    assert parameters.keys() == {"conv", "head"}, "under the names they have in the file"
+    random = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(32, 3, 8, 8, generator=random), torch.arange(32) % 5
+
+    def loss() -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(module(images)[0], labels)
+
+    before = loss().item()
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    assert loss().item() < 0.7 * before
+    prune.l1_unstructured(module, "head", amount=0.5)
+    prune.remove(module, "head")
+    assert (module.head == 0).float().mean().item() == pytest.approx(0.5)
+    program = torch.export.export(module, (images,), dynamic_shapes=(({0: torch.export.Dim("batch")},),))
+    torch.export.save(program, tmp_path / "tuned.pt2")
+    tuned = ingest(str(tmp_path / "tuned.pt2"), Store(tmp_path / "store"))
+    certify(tuned, converted(tuned, "onnx", tmp_path / "again"), seeds=(0,))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_savedmodel_serves_by_name_and_learns(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    (tmp_path / "source").mkdir()
+    source = artifact(tmp_path / "source", CNN, "onnx", "onnxruntime")
+    converted(source, "tensorflow", tmp_path / "out")
+    module = tf.saved_model.load(str(tmp_path / "out"))
+    serve = module.signatures["serving_default"]
+    found = serve(image=tf.constant(CNN.inputs["image"]))
+    np.testing.assert_allclose(found["logits"], CNN.expected(CNN.inputs)["logits"], rtol=1e-4, atol=1e-5)
+    assert {tuple(v.shape) for v in serve.trainable_variables} == {(4, 3, 3, 3), (4, 5)}
+
+
+@pytest.mark.parametrize(
+    "make", [tiny.residual_classifier, lambda folder: tiny.image_classifier(folder, "vit")], ids=["resnet", "vit"]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_transformers_model_goes_to_onnx_and_comes_back_with_its_parameters(
+    make: Callable[[Path], Artifact], tmp_path: Path
+) -> None:
+    source = make(tmp_path / "source")
+    there = converted(source, "onnx", tmp_path / "onnx")
+    there = replace(there, digest="sha256:there")
+    for to in WAYS:
+        certify(source, converted(there, to, tmp_path / to), seeds=(0,))
+    read_ = read(there.path / "model.onnx", _table())
+    left = [a.shape for n, a in read_.constants.items() if a.dtype.kind == "f" and a.size > 1 and n not in learned_names(read_)]
+    assert not left, "position embeddings and class tokens are weights too"
+
+
+def test_a_mask_is_no_weight(tmp_path: Path) -> None:
+    hidden = np.array([[0, -3e38, 0, -np.inf]], np.float32)
+    learned = np.ones((1, 4), np.float32)
+    model = graph([("Add", ["x", "mask"], ["a"]), ("Add", ["a", "positions"], ["y"])], mask=hidden, positions=learned)
+    assert learned_names(read(source_of(tmp_path, model).path / "model.onnx", _table())) == {"positions"}
+
+
+def _table() -> Any:
+    from maasdam.pipeline.convert.operators.pytorch import TABLE
+
+    return TABLE
