@@ -133,11 +133,9 @@ def _axes(source: Artifact) -> str:
 
 def _matrix(matrix: Matrix, axes: dict[str, str]) -> list[str]:
     head = ["model", *(f"{NAMES[a]} → {NAMES[b]}" for a, b in COLUMNS), "axes kept open"]
-    lines = [
-        f"On {processor_name()}, " + ", ".join(f"{n} {installed_version(n)}" for n in ("torch", "onnx", "tensorflow-cpu", "openvino"))
-        + f". Tolerance: {Tolerance().relative:.0e} of the largest value.",
-        "", f"| {' | '.join(head)} |", "|" + "---|" * len(head),
-    ]  # fmt: skip
+    versions = ", ".join(f"{name} {installed_version(name)}" for name in ("torch", "onnx", "tensorflow-cpu", "openvino"))
+    lines = [f"On {processor_name()}, {versions}. Tolerance: {Tolerance().relative:.0e} of the largest value.", ""]
+    lines += [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     gaps: dict[str, list[str]] = defaultdict(list)
     for what, row in matrix.items():
         cells = []

@@ -111,7 +111,22 @@ def _signature(description: Description, shapes: Mapping[str, tuple[int, ...]]) 
             tuple(TensorSpec(name, "int64", (None, None), layout="NT") for name in names),
             (TensorSpec("logits", "float32", (None, None, labels) if per_token else (None, labels)),),
         )
+    if description.task is None and str(description.architecture).endswith("Model"):
+        return _encoder_signature(description, shapes)
     return None
+
+
+def _encoder_signature(description: Description, shapes: Mapping[str, tuple[int, ...]]) -> Signature | None:
+    """A text encoder without a head, as BertModel: states per token, and one per text where it has a pooler."""
+    config = description.config
+    words, hidden = shapes.get("embeddings.word_embeddings.weight"), _count(config.get("hidden_size", config.get("dim")))
+    if words is None or hidden is None or config.get("is_decoder") or config.get("is_encoder_decoder"):
+        return None
+    outputs = [TensorSpec("last_hidden_state", "float32", (None, None, hidden))]
+    if any(name.startswith("pooler.") for name in shapes):
+        outputs.append(TensorSpec("pooler_output", "float32", (None, hidden)))
+    inputs = tuple(TensorSpec(name, "int64", (None, None), layout="NT") for name in ("input_ids", "attention_mask"))
+    return Signature(inputs, tuple(outputs))
 
 
 def _image_signature(description: Description, shapes: Mapping[str, tuple[int, ...]]) -> Signature:

@@ -56,7 +56,7 @@ class Graph:
 def read(path: Path, table: Table) -> Graph:
     """The graph in an ONNX file, operators that `table` lacks replaced by their ONNX definition where there is one.
 
-    Raises InvalidModel for a broken file, Unsupported listing every operator that is left, or whose definition onnx can't inline.
+    Raises InvalidModel for a broken file, Unsupported listing every operator that is left, or where onnx can't inline one.
     """
     import onnx
 

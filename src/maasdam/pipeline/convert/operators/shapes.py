@@ -183,6 +183,19 @@ def _divide(a: Small, b: Small) -> Small:
     return a // b
 
 
+def _largest(*values: Small) -> Small:
+    """A size is at least one, so it is the larger of itself and one; of two different symbols only the run can tell."""
+    whole = np.broadcast_arrays(*values)
+    out = np.empty(whole[0].shape, object)
+    for place in np.ndindex(out.shape):
+        numbers = [int(v[place]) for v in whole if is_number(v[place])]
+        symbols = {str(v[place]): v[place] for v in whole if not is_number(v[place])}
+        if len(symbols) > 1 or (symbols and any(n > 1 for n in numbers)):
+            raise NotHere
+        out[place] = next(iter(symbols.values())) if symbols else max(numbers)
+    return out if any(v.dtype == object for v in values) else out.astype(np.result_type(*values))
+
+
 def _numbers_only(function: Callable[..., Any]) -> Callable[..., Any]:
     def checked(*inputs: Small, **attributes: Any) -> Any:
         if any(v.dtype == object for v in inputs):
@@ -207,7 +220,7 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "LessOrEqual": _numbers_only(lambda a, b: a <= b),
     "And": _numbers_only(lambda a, b: a & b),
     "Or": _numbers_only(lambda a, b: a | b),
-    "Max": _numbers_only(lambda *a: np.maximum.reduce(np.broadcast_arrays(*a))),
+    "Max": _largest,
     "Min": _numbers_only(lambda *a: np.minimum.reduce(np.broadcast_arrays(*a))),
     "Mul": lambda a, b: a * b,
     "Neg": lambda a: -a,

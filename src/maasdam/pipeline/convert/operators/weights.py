@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from maasdam.core import type_array
 
 WEIGHTS: dict[str, tuple[int, ...]] = {
-    "BatchNormalization": (1, 2), "Conv": (1, 2), "ConvTranspose": (1, 2), "Einsum": (0, 1), "Expand": (0,), "Gather": (0,), "Gemm": (0, 1, 2),
+    "BatchNormalization": (1, 2), "Conv": (1, 2), "ConvTranspose": (1, 2), "Einsum": (0, 1), "Expand": (0,),
+    "Gather": (0,), "Gemm": (0, 1, 2),
     "GRU": (1, 2, 3), "GroupNormalization": (1, 2), "InstanceNormalization": (1, 2), "LSTM": (1, 2, 3),
     "LayerNormalization": (1, 2), "MatMul": (0, 1), "PRelu": (1,), "RMSNormalization": (1,), "RNN": (1, 2, 3),
 }  # fmt: skip
