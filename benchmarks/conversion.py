@@ -54,7 +54,7 @@ class Cell:
     def __str__(self) -> str:
         if self.difference is None:
             return "gap" if self.gap else ""
-        return f"{self.difference:.0e}, {self.seconds:.0f} s"
+        return f"{self.difference:.0e}, {self.seconds:.0f} s" if self.difference else f"0, {self.seconds:.0f} s"
 
 
 Matrix = dict[str, dict[tuple[str, str], Cell]]
@@ -171,10 +171,10 @@ def _coverage() -> list[str]:
         found = [v for cases in said.values() for v in cases[framework]]
         whole = sum(all(v.said == "passed" for v in cases[framework]) for cases in said.values())
         some = sum(any(v.said == "passed" for v in cases[framework]) for cases in said.values())
-        wrong = sum(v.said == "differs" for v in found)
+        passed, wrong = (sum(v.said == kind for v in found) for kind in ("passed", "differs"))
         lines.append(
-            f"- ONNX → {NAMES[framework]}: {sum(v.said == 'passed' for v in found)} / {len(found)} cases, {wrong} computed wrongly; "
-            f"{whole} of {len(said)} operators in every case, {some} in at least one."
+            f"- ONNX → {NAMES[framework]}: {passed} / {len(found)} cases, {wrong} computed wrongly; {whole} of {len(said)} "
+            f"operators in every case, {some} in at least one."
         )
     lines += ["", "| operator | → PyTorch | → TensorFlow |", "|---|---|---|"]
     for operator, cases in sorted(said.items()):
@@ -190,7 +190,8 @@ def _network(work: Path) -> Artifact:
     layers = torch.nn
     module = layers.Sequential(
         layers.Conv2d(3, 16, 3, padding=1), layers.BatchNorm2d(16), layers.ReLU(), layers.MaxPool2d(2),
-        layers.Conv2d(16, 32, 3, padding=1), layers.ReLU(), layers.AdaptiveAvgPool2d(1), layers.Flatten(), layers.Linear(32, 10),
+        layers.Conv2d(16, 32, 3, padding=1), layers.ReLU(), layers.AdaptiveAvgPool2d(1), layers.Flatten(),
+        layers.Linear(32, 10),
     ).eval()  # fmt: skip
     with torch.no_grad():
         module[8].weight.normal_()
@@ -231,13 +232,14 @@ def _tiny(name: str) -> Callable[[Path], Artifact]:
     return make
 
 
+IMAGES = {"num_labels": 1000}
 SMALL: dict[str, Any] = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
 BERT: dict[str, Any] = SMALL | {"initializer_range": 0.06}
 MODELS: dict[str, tuple[str, Callable[[Path], Artifact]]] = {
     "cnn": ("a small CNN (.pt2)", _network),
-    "resnet": ("ResNet-50", _transformer("ResNetForImageClassification", "ResNetConfig", num_labels=1000)),
+    "resnet": ("ResNet-50", _transformer("ResNetForImageClassification", "ResNetConfig", **IMAGES)),
     "mobilenet": ("MobileNetV2, real weights", _network),
-    "vit": ("ViT-S/16", _transformer("ViTForImageClassification", "ViTConfig", num_labels=1000, **SMALL)),
+    "vit": ("ViT-S/16", _transformer("ViTForImageClassification", "ViTConfig", **IMAGES, **SMALL)),
     "bert": ("BERT encoder, 12 x 384", _transformer("BertModel", "BertConfig", **BERT)),
     "bert-tokens": ("BERT, token classification", _transformer("BertForTokenClassification", "BertConfig", num_labels=9, **BERT)),
     "bert-sequence": ("BERT, sequence classification", _transformer("BertForSequenceClassification", "BertConfig", **BERT)),
