@@ -89,6 +89,8 @@ def slice_(x: Tensor, starts: Any, ends: Any, axes: Any = None, steps: Any = Non
     """ONNX Slice."""
     axes = axes if axes is not None else list(range(len(starts)))
     steps = steps if steps is not None else [1] * len(starts)
+    if any(isinstance(v, Size) for v in (*starts, *ends)) and all(isinstance(v, int) and v > 0 for v in steps):
+        return _slice_at_symbols(x, starts, ends, axes, steps)
     index = [slice(None)] * rank(x)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         begin, stop = _bound(start), _bound(end)
@@ -96,6 +98,19 @@ def slice_(x: Tensor, starts: Any, ends: Any, axes: Any = None, steps: Any = Non
             stop = None
         index[axis] = slice(begin, stop, _bound(step))
     return x[tuple(index)]
+
+
+def _slice_at_symbols(x: Tensor, starts: Any, ends: Any, axes: Any, steps: Any) -> Tensor:
+    """Every bound stated: what indexing leaves out becomes masks, which tf2onnx turns into arithmetic that hides the sizes."""
+    sizes = dims(x)
+    begin: list[Any] = [0] * len(sizes)
+    end, stride, kept = list(sizes), [1] * len(sizes), list(x.shape.as_list())
+    for first, last, axis, step in zip(starts, ends, axes, steps, strict=True):
+        begin[axis], stride[axis], kept[axis] = first, step, None
+        end[axis] = sizes[axis] if isinstance(last, int) and last >= END else last
+    out = tf.strided_slice(x, packed(begin), packed(end), tf.constant(stride, tf.int64))
+    out.set_shape(kept)
+    return out
 
 
 def _bound(value: Any) -> Any:
