@@ -198,10 +198,22 @@ async def test_leaving_early_cancels(engine: SequenceEngine, reference: list[lis
         assert not pipeline.has_non_finished_requests()
 
 
-async def test_a_cancelled_task_cancels_its_generation(engine: SequenceEngine) -> None:
+async def test_a_cancelled_task_cancels_its_generation(engine: SequenceEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = "_step" if hasattr(engine, "_step") else "_advance"
+    take, first, cancelled = getattr(engine, step), threading.Event(), threading.Event()
+
+    def held(*args: Any) -> Any:
+        """The second step waits for the cancellation, however fast the machine is."""
+        if first.is_set():
+            cancelled.wait(10)
+        first.set()
+        return take(*args)
+
+    monkeypatch.setattr(engine, step, held)
     task = asyncio.create_task(all_of(engine.submit(ask(PROMPTS[2], replace(GREEDY, max_tokens=100)))))
-    await asyncio.sleep(0.01)
+    assert await asyncio.to_thread(first.wait, 10)
     task.cancel()
+    cancelled.set()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert len((await all_of(engine.submit(ask(PROMPTS[0]))))[0]) == 24
