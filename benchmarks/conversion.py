@@ -241,7 +241,10 @@ MODELS: dict[str, tuple[str, Callable[[Path], Artifact]]] = {
     "mobilenet": ("MobileNetV2, real weights", _network),
     "vit": ("ViT-S/16", _transformer("ViTForImageClassification", "ViTConfig", **IMAGES, **SMALL)),
     "bert": ("BERT encoder, 12 x 384", _transformer("BertModel", "BertConfig", **BERT)),
-    "bert-tokens": ("BERT, token classification", _transformer("BertForTokenClassification", "BertConfig", num_labels=9, **BERT)),
+    "bert-tokens": (
+        "BERT, token classification",
+        _transformer("BertForTokenClassification", "BertConfig", num_labels=9, **BERT),
+    ),
     "bert-sequence": ("BERT, sequence classification", _transformer("BertForSequenceClassification", "BertConfig", **BERT)),
     "wav2vec2": (
         "wav2vec2-CTC, 12 x 384",
@@ -250,7 +253,7 @@ MODELS: dict[str, tuple[str, Callable[[Path], Artifact]]] = {
     "w2v-bert": ("Wav2Vec2-BERT-CTC, tiny", _tiny("speech_recogniser")),
     "llama": ("Llama with KV cache, tiny", _tiny("language_model")),
     "whisper": ("Whisper, tiny", _tiny("whisper")),
-}  # fmt: skip
+}
 
 
 if __name__ == "__main__":
