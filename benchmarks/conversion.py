@@ -29,7 +29,8 @@ from maasdam.artifacts.store import Store
 from maasdam.core import Artifact, Format
 from maasdam.errors import MaasdamError
 from maasdam.pipeline.convert import convert
-from maasdam.pipeline.convert.certificate import Tolerance, certify
+from maasdam.pipeline.convert.certificate import certify
+from maasdam.pipeline.convert.proof import Tolerance
 from maasdam.pipeline.run_recipe import installed_version, processor_name
 
 SEEDS = (0, 1)

@@ -11,7 +11,8 @@ import pytest
 
 from maasdam.core import Artifact, Signature, TensorSpec
 from maasdam.errors import VerificationFailed
-from maasdam.pipeline.convert.certificate import Tolerance, certify
+from maasdam.pipeline.convert.certificate import certify
+from maasdam.pipeline.convert.proof import Tolerance
 from tests.engines.networks import CNN, WORDS, W, artifact
 
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, cast
 from maasdam.core import Artifact, Progress, Sampling, SequenceEngine, SequenceRequest, Tensors
 from maasdam.engines import open_engine
 from maasdam.errors import VerificationFailed
-from maasdam.pipeline.convert.certificate import Certificate, Proof, Tolerance
 from maasdam.pipeline.convert.language_parity import StatefulScorer, padded_cases, reference_logits, vocabulary_and_context
 from maasdam.pipeline.convert.modules import load_transformers
+from maasdam.pipeline.convert.proof import Certificate, Proof, Tolerance
 
 if TYPE_CHECKING:
     from maasdam.core import type_array

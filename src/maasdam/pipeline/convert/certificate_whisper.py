@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact, Progress, Tensors
 from maasdam.errors import VerificationFailed, missing_extra
-from maasdam.pipeline.convert.certificate import Certificate, Proof, Tolerance
 from maasdam.pipeline.convert.modules import load_transformers
+from maasdam.pipeline.convert.proof import Certificate, Proof, Tolerance
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
