@@ -41,7 +41,9 @@ def _product(sizes: Any) -> Any:
 @operator("Transpose")
 def transpose(x: Tensor, perm: list[int] | None = None) -> Tensor:
     """ONNX Transpose: reversed unless told."""
-    return x.permute(perm if perm is not None else list(range(x.dim()))[::-1])
+    found = x.permute(perm if perm is not None else list(range(x.dim()))[::-1])
+    # [N, C, T] to [N, T, C] is copied: arithmetic on its strides would make torch.export exclude a length of one
+    return found.contiguous() if x.dim() == 3 else found
 
 
 @operator("Squeeze", shapes=("axes",))
