@@ -4,7 +4,8 @@
     ├── CallerError            the caller can fix it; the message is shown              exit 1
     │   ├── InvalidInput       400  INVALID_ARGUMENT
     │   │   ├── InvalidTensor  400      wrong name, dtype, shape, NaN
-    │   │   ├── InvalidPayload 400      not an image, not audio, prompt beyond the context
+    │   │   ├── InvalidPayload 400      not an image, not audio
+    │   │   │   └── ContextExceeded         the prompt leaves no room in the model's context
     │   │   └── InvalidModel   400      a model file that is corrupt, unknown or not what it says
     │   ├── UnsafeModel        400  FAILED_PRECONDITION   could run code when loaded; needs --trust or is refused
     │   ├── Unsupported        400  UNIMPLEMENTED         an operator, task or conversion we do not have
@@ -59,9 +60,19 @@ class InvalidTensor(InvalidInput):
 
 
 class InvalidPayload(InvalidInput):
-    """Not an image, not audio, a prompt beyond the context."""
+    """Not an image, not audio, not a prompt."""
 
     code = "invalid_payload"
+
+
+class ContextExceeded(InvalidPayload):
+    """The prompt leaves no room in the model's context. `tokens`: how many it has, or "at least N"; `context`: of the model."""
+
+    code = "context_length_exceeded"  # OpenAI's own, which clients look for
+
+    def __init__(self, tokens: int | str, context: int) -> None:
+        """The message says both, and what to send."""
+        super().__init__(f"the prompt has {tokens} tokens and this model's context is {context}; send at most {context - 1}")
 
 
 class InvalidModel(InvalidInput):

@@ -220,6 +220,7 @@ def test_completion_fields_that_can_not_be_honoured_are_named(client: httpx.Clie
 def test_a_prompt_beyond_the_context_is_refused(client: httpx.Client, stream: bool) -> None:
     answer = client.post("/v1/completions", json={"model": "text", "prompt": "x" * 100, "stream": stream})
     assert answer.status_code == 400 and "context is 64" in sentence(answer)
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
 
 
 @pytest.mark.parametrize("path", [IMAGES, SPEECH])

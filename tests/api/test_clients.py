@@ -213,8 +213,9 @@ class TestOpenAI:
 
     def test_a_prompt_beyond_the_context_is_a_bad_request(self, gpt: openai.OpenAI) -> None:
         for stream in (False, True):
-            with pytest.raises(openai.BadRequestError, match="context is"):
+            with pytest.raises(openai.BadRequestError, match="context is") as refused:
                 gpt.completions.create(model="text", prompt="word " * 5000, stream=stream)
+            assert refused.value.code == "context_length_exceeded"
             with pytest.raises(openai.BadRequestError, match="context is"):
                 gpt.chat.completions.create(model="text", messages=[{"role": "user", "content": "word " * 5000}], stream=stream)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Sampling, SequenceRequest
-from maasdam.errors import InvalidInput, InvalidPayload
+from maasdam.errors import ContextExceeded, InvalidInput, InvalidPayload
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -88,14 +88,11 @@ def read_defaults(folder: Path) -> Defaults:
 def choose(sampling: Sampling, defaults: Defaults, prompt: int) -> Choice:
     """Resolve `sampling` for a prompt of so many tokens.
 
-    Raises InvalidPayload (no room left in the context), InvalidInput (a parameter out of range).
+    Raises ContextExceeded (no room left in the context), InvalidInput (a parameter out of range).
     """
     room = defaults.context_length - prompt
     if room < 1:
-        raise InvalidPayload(
-            f"the prompt has {prompt} tokens and this model's context is {defaults.context_length}; "
-            f"send at most {defaults.context_length - 1}"
-        )
+        raise ContextExceeded(prompt, defaults.context_length)
     temperature = 0.0 if defaults.is_greedy else defaults.temperature
     if sampling.temperature is not None:
         temperature = _within("temperature", sampling.temperature, 0.0, 100.0)

@@ -37,7 +37,7 @@ from maasdam.core import (
     Transcript,
     Units,
 )
-from maasdam.errors import EngineFailure, InvalidInput, InvalidPayload, MaasdamError, Overloaded
+from maasdam.errors import ContextExceeded, EngineFailure, InvalidInput, InvalidPayload, MaasdamError, Overloaded
 from maasdam.serving.compute import ComputeClock
 from maasdam.serving.scheduler import Ran, Scheduler
 
@@ -255,10 +255,7 @@ class SequenceReplica:
     def _fit(self, sampling: Sampling, prompt: int, max_tokens: int) -> Sampling:
         room = self._engine.context_length - prompt
         if room < 1:
-            raise InvalidPayload(
-                f"the prompt has {prompt} tokens and this model's context is {self._engine.context_length}; "
-                f"send at most {self._engine.context_length - 1}"
-            )
+            raise ContextExceeded(prompt, self._engine.context_length)
         return replace(sampling, max_tokens=min(sampling.max_tokens or max_tokens, room))
 
     async def _transcribe(self, request: Request, prepared: Sequence[Tensors], units: Units) -> AsyncIterator[Chunk]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import TEXT_GENERATION, Answer, Payload, Tensors, TextPayload, TextPiece, Units
-from maasdam.errors import InvalidModel, InvalidPayload
+from maasdam.errors import ContextExceeded, InvalidModel, InvalidPayload
 from maasdam.tasks.files import opened, read_json
 from maasdam.tasks.text_stream import TextStream
 
@@ -43,7 +43,7 @@ class TextProcessor:
         if not ids:
             raise InvalidPayload("the prompt is empty, and this model has no token to begin with; send at least one character")
         if self.context_length is not None and len(ids) >= self.context_length:
-            raise InvalidPayload(_beyond(f"{len(ids)}", self.context_length))
+            raise ContextExceeded(len(ids), self.context_length)
         return [{"input_ids": np.array([ids], dtype=np.int64)}]
 
     def encode(self, payload: TextPayload) -> list[int]:
@@ -56,7 +56,7 @@ class TextProcessor:
         text = payload.prompt if payload.prompt is not None else self.render(payload.messages or ())
         if self.context_length is not None and len(text) > self.context_length * self._longest:
             # no token is longer than the longest: not worth the time to count them
-            raise InvalidPayload(_beyond(f"at least {len(text) // self._longest}", self.context_length))
+            raise ContextExceeded(f"at least {len(text) // self._longest}", self.context_length)
         try:
             # a chat template writes the special tokens itself
             ids: list[int] = self.tokenizer(text, add_special_tokens=payload.messages is None)["input_ids"]
@@ -128,7 +128,3 @@ def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(content, str):
         raise InvalidPayload(f"message {index} has content of type {type(content).__name__}; send a string")
     return {**message, "content": content}
-
-
-def _beyond(tokens: str, context: int) -> str:
-    return f"the prompt has {tokens} tokens and this model's context is {context}; send at most {context - 1}"
