@@ -75,12 +75,12 @@ def main() -> None:
         what, make = MODELS[name]
         with tempfile.TemporaryDirectory() as folder:
             work = Path(folder)
-            if name == "mobilenet":
-                if args.mobilenet is None:
-                    continue
+            if make is not None:
+                source = make(work)
+            elif args.mobilenet is not None:
                 source = ingest(str(args.mobilenet), Store(work / "store"))
             else:
-                source = make(work)
+                continue
             axes[what] = _axes(source)
             matrix[what] = dict(_row(source, work))
         gc.collect()
@@ -97,13 +97,14 @@ def main() -> None:
 
 def _row(source: Artifact, work: Path) -> Iterator[tuple[tuple[str, str], Cell]]:
     for to in FIRST:
-        cell, made = _cell(source, source, to, work)
+        cell, made = _cell(source, to, work)
         yield ("pytorch", to), cell
-        for onward in ONWARD.get(to, ()) if made is not None else ():
-            yield (to, onward), _cell(source, made, onward, work)[0]  # type: ignore[arg-type]  # made is not None here
+        if made is not None:
+            for onward in ONWARD.get(to, ()):
+                yield (to, onward), _cell(made, onward, work)[0]
 
 
-def _cell(original: Artifact, source: Artifact, to: Format, work: Path) -> tuple[Cell, Artifact | None]:
+def _cell(source: Artifact, to: Format, work: Path) -> tuple[Cell, Artifact | None]:
     """Convert `source`, and prove the result against `source` on its own engine."""
     if source.format == to and source.layout == "pt2":
         return Cell(None, None), None
@@ -236,10 +237,10 @@ def _tiny(name: str) -> Callable[[Path], Artifact]:
 IMAGES = {"num_labels": 1000}
 SMALL: dict[str, Any] = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
 BERT: dict[str, Any] = SMALL | {"initializer_range": 0.06}
-MODELS: dict[str, tuple[str, Callable[[Path], Artifact]]] = {
+MODELS: dict[str, tuple[str, Callable[[Path], Artifact] | None]] = {
     "cnn": ("a small CNN (.pt2)", _network),
     "resnet": ("ResNet-50", _transformer("ResNetForImageClassification", "ResNetConfig", **IMAGES)),
-    "mobilenet": ("MobileNetV2, real weights", _network),
+    "mobilenet": ("MobileNetV2, real weights", None),
     "vit": ("ViT-S/16", _transformer("ViTForImageClassification", "ViTConfig", **IMAGES, **SMALL)),
     "bert": ("BERT encoder, 12 x 384", _transformer("BertModel", "BertConfig", **BERT)),
     "bert-tokens": (

@@ -19,6 +19,7 @@ from maasdam.errors import InvalidModel, Unsupported, VerificationFailed
 from maasdam.pipeline.convert import convert
 from maasdam.pipeline.convert.certificate import certify
 from maasdam.pipeline.convert.onnx_to_pytorch import load
+from maasdam.pipeline.convert.operators import shapes
 from maasdam.pipeline.convert.operators.graph import read
 from maasdam.pipeline.convert.operators.weights import learned_names
 from tests.engines.networks import CNN, artifact
@@ -194,3 +195,24 @@ def _table() -> Any:
     from maasdam.pipeline.convert.operators.pytorch import TABLE
 
     return TABLE
+
+
+class Symbol:
+    """A size that is known only when the model runs, as torch.export writes it."""
+
+    def __init__(self, expression: str) -> None:
+        self.expression = expression
+
+    def __str__(self) -> str:
+        return self.expression
+
+
+def test_the_larger_of_an_axis_and_one_is_the_axis_and_of_a_computed_number_nobody_knows() -> None:
+    axis, one = shapes.of_dims([Symbol("s3")]), np.array([1])
+    assert shapes.compute("Max", [axis, one], {})[0] is axis[0]
+    assert shapes.compute("Max", [axis, axis], {})[0] is axis[0]
+    assert shapes.compute("Max", [np.array([2, 5]), np.array([3, 4])], {}).tolist() == [3, 5]
+    unknown = [("s3", np.array([7])), ("s3 - 5", np.array([0])), ("u0", one), ("s3", shapes.of_dims([Symbol("s4")]))]
+    for expression, other in unknown:
+        with pytest.raises(shapes.NotHere):
+            shapes.compute("Max", [shapes.of_dims([Symbol(expression)]), other], {})
