@@ -47,6 +47,10 @@ SPEECH_RECOGNITION = "automatic-speech-recognition"
 TASKS: tuple[str, ...] = (IMAGE_CLASSIFICATION, TEXT_GENERATION, SPEECH_RECOGNITION)
 
 
+PAST = "past_key_values."
+"""How inputs that hold a key-value cache begin, as Hugging Face calls them. An empty cache is a cache."""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One named tensor: `dtype` is numpy's name ("float32", "int64", "object" for bytes); None in `shape` is dynamic.
@@ -120,7 +124,7 @@ class Signature:
             ):
                 want_text = "[" + ", ".join("-1" if d is None else str(d) for d in spec.shape) + "]"
                 raise InvalidTensor(f"input '{name}' has shape {list(array.shape)}; send {want_text} (-1 is any size)")
-            if array.size == 0:
+            if array.size == 0 and not name.startswith(PAST):
                 raise InvalidTensor(f"input '{name}' is empty: shape {list(array.shape)}; send at least one element")
             if array.dtype.kind == "f" and bool((array != array).any()):
                 raise InvalidTensor(f"input '{name}' holds NaN; send finite numbers")

@@ -18,20 +18,27 @@ def convert(
     processor: Path | None = typer.Option(None, "--processor", help="A Hugging Face folder with the processor and the labels."),
     data: Path | None = typer.Option(None, "--data", help="Real inputs to compare on too; labels are not read."),
     task: str | None = typer.Option(None, "--task", help="Hugging Face's name of the task; default: what the source says."),
+    part: str | None = typer.Option(
+        None, "--part", help="encoder or decoder: one network of a model that generates, its cache as tensors."
+    ),
     trust: bool = typer.Option(False, "--trust", help="You know who made it: lift the risks that can be lifted."),
     as_json: bool = typer.Option(False, "--json", help="One JSON document on stdout."),
 ) -> None:
     """Convert a model to another format, with a certificate.
 
     Source and result run on their own engines over the same inputs; where they differ, nothing is written. Names and
-    dynamic axes are kept. Writes model.onnx, model.pt2, saved_model.pb or model.xml beside certificate.json.
+    dynamic axes are kept. Writes model.onnx, model.pt2, saved_model.pb or model.xml beside certificate.json. A language
+    model becomes its decoder (past_key_values.N.key in, present.N.key out), save for OpenVINO, where it becomes a GenAI
+    folder; Whisper is an encoder and a decoder, each taken with --part.
 
     Example: maasdam convert hf:google/mobilenet_v2_1.0_224 --to onnx -o mobilenet-onnx
     """
     from maasdam.operations.convert import convert_model
 
     with progress_bar() as progress:
-        document = convert_model(source, to, out, processor=processor, data=data, task=task, trust=trust, progress=progress)
+        document = convert_model(
+            source, to, out, processor=processor, data=data, task=task, part=part, trust=trust, progress=progress
+        )
     emit(document, as_json, lambda: shown(document))
 
 

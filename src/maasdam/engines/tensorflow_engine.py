@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact, Signature, Tensors, TensorSpec
-from maasdam.engines.tensors import breaking_as, closed, loading_with, must_have, positions
+from maasdam.engines.tensors import breaking_as, closed, identifier, loading_with, must_have, positions
 from maasdam.errors import InvalidModel, Unsupported
 
 if TYPE_CHECKING:
@@ -60,7 +60,15 @@ def _saved_model(tf: Any, artifact: Artifact) -> tuple[Function, Any, Signature]
     if artifact.signature is not None:
         must_have(takes, artifact.signature, "inputs")
         must_have(gives, artifact.signature, "outputs")
-    return lambda tensors: dict(function(**tensors)), loaded, own
+    wanted = artifact.signature or own
+    called = {s.name: s.name if s.name in takes else identifier(s.name) for s in wanted.inputs}
+    answers = {s.name: s.name if s.name in gives else identifier(s.name) for s in wanted.outputs}
+
+    def run(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+        found = function(**{called[name]: tensor for name, tensor in tensors.items()})
+        return {name: found[key] for name, key in answers.items()}
+
+    return run, loaded, own
 
 
 def _keras(tf: Any, artifact: Artifact) -> tuple[Function, Any, Signature]:

@@ -5,6 +5,7 @@ Knows signatures and names. Refuses to know any framework.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -53,24 +54,33 @@ def closed(engine: str) -> EngineFailure:
     return EngineFailure(f"the {engine} engine was closed; open the model again")
 
 
+def identifier(name: str) -> str:
+    """A tensor's name as Python allows names of parameters: past_key_values.0.key is past_key_values_0_key.
+
+    Programs of torch.export and functions of TensorFlow can't have others.
+    """
+    return re.sub(r"\W|^(?=\d)", "_", name)
+
+
 def must_have(names: Iterable[str], wanted: Signature, side: str) -> None:
     """Raise InvalidModel unless the file has every tensor that the signature names on that side ("inputs", "outputs")."""
     has = set(names)
     specs = wanted.inputs if side == "inputs" else wanted.outputs
-    missing = [s.name for s in specs if s.name not in has]
+    missing = [s.name for s in specs if s.name not in has and identifier(s.name) not in has]
     if missing:
         raise InvalidModel(f"the model has no {side} {', '.join(missing)}; its {side} are: {', '.join(sorted(has)) or 'none'}")
 
 
 def positions(names: Sequence[str], available: Sequence[Iterable[str]], side: str) -> list[int]:
-    """Where each of `names` is among ports that may have several names each; by position where no name fits.
+    """Where each of `names`, or its identifier, is among ports that may have several names each; by position where none fits.
 
     Raises InvalidModel where some names fit and others don't, or the counts differ.
     """
     sets = [set(port) for port in available]
     found: Mapping[str, int] = {name: i for i, port in enumerate(sets) for name in port}
-    if all(name in found for name in names):
-        return [found[name] for name in names]
+    for called in (list(names), [identifier(name) for name in names]):
+        if all(name in found for name in called):
+            return [found[name] for name in called]
     if not any(name in found for name in names) and len(names) == len(sets):
         return list(range(len(names)))
     has = ", ".join(sorted(found))

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from maasdam.core import FORMATS, Artifact, Format, Progress, Tensors, TextPayload, silent
 from maasdam.errors import Conflict, InvalidInput, MaasdamError, ServiceError
@@ -37,22 +37,29 @@ def convert_model(
     processor: Path | None = None,
     data: Path | None = None,
     task: str | None = None,
+    part: str | None = None,
     trust: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Convert `source` (a path or hf:org/name) to the format `to` into the new folder `out`, with its certificate.
 
-    `data` adds real inputs to the comparison. Returns {"path", "format", "layout", "engine", "task", "signature",
-    "digest", "seconds", "certificate"}. Raises Conflict (`out` is in use), InvalidInput, Unsupported (no such direction),
-    VerificationFailed (over tolerance); `out` is then as it was.
+    `data` adds real inputs to the comparison; `part` takes one network of a model that generates. Returns {"path",
+    "format", "layout", "engine", "task", "signature", "digest", "seconds", "certificate"}. Raises Conflict (`out` is in
+    use), InvalidInput, Unsupported (no such direction), VerificationFailed (over tolerance); `out` is then as it was.
     """
+    if part not in (None, "encoder", "decoder"):
+        raise InvalidInput(f"--part is '{part}'; it takes: encoder, decoder")
+    if part is not None and data is not None:
+        raise InvalidInput(
+            "--data are inputs of the whole model; a --part is compared on random ones: leave one of the two out"
+        )
     if to not in FORMATS:
         raise InvalidInput(f"--to is '{to}'; it takes: {', '.join(FORMATS)}")
     out = Path(os.path.abspath(Path(out).expanduser()))  # noqa: PTH100 - resolve() would follow a link at `out`
     _check_free(out)
     began = time.perf_counter()
     with _beside(out) as folder:
-        candidate, certificate = _proven(source, to, folder, processor, data, task, trust, progress)
+        candidate, certificate = _proven(source, to, folder, processor, data, task, part, trust, progress)
         _put(candidate.path, out, certificate)
     signature = candidate.signature
     return {
@@ -75,6 +82,7 @@ def _proven(
     processor: Path | None,
     data: Path | None,
     task: str | None,
+    part: str | None,
     trust: bool,
     progress: Progress,
 ) -> tuple[Artifact, dict[str, Any]]:
@@ -82,10 +90,13 @@ def _proven(
     from maasdam.artifacts.store import Store
     from maasdam.pipeline.convert import convert, find_direction
     from maasdam.pipeline.convert.certificate import certify
+    from maasdam.pipeline.convert.networks import Part, take_part
 
     store = Store(folder / "store")
     progress("read the source")
     artifact = ingest(source, store, task=task, processor=processor, trust=trust)
+    if part is not None:
+        artifact = take_part(artifact, cast(Part, part))
     find_direction(artifact, to)  # a direction that doesn't exist is said before the data are read
     real = _real_inputs(artifact, data, progress) if data is not None else []
     began = time.perf_counter()

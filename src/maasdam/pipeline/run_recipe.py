@@ -100,6 +100,11 @@ class Build:
 
     def convert(self, source: Artifact, to: Format) -> Artifact:
         """`source` in the format `to`; itself where it is that already."""
+        if source.task == TEXT_GENERATION and to not in ("openvino", source.format):
+            raise Unsupported(
+                f"no engine here generates text from {to}: build it with --to openvino, or as it is with --to {source.format}; "
+                f"`maasdam convert` writes its decoder, with the cache as tensors, in every format"
+            )
         return source if source.format == to else self.apply(Use("convert", {"to": to}), source)
 
     def apply(self, use: Use, source: Artifact, rivals: tuple[Artifact, ...] = ()) -> Artifact:

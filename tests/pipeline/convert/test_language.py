@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,13 +92,6 @@ def test_an_architecture_whose_logits_differ_is_refused(tmp_path: Path) -> None:
         check_parity(load_transformers(source, "sdpa"), candidate.path / "openvino_model.xml")
 
 
-def test_a_language_model_goes_to_openvino_only(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    source = Artifact("sha256:x", tmp_path, "pytorch", "huggingface", TEXT_GENERATION, "transformers", None, 1)
-    with pytest.raises(Unsupported, match="to onnx: a language model converts to openvino only"):
-        convert(source, "onnx", tmp_path)
-
-
 def test_whisper_becomes_a_ctranslate2_folder_with_the_same_logits(tmp_path: Path) -> None:
     source = tiny.whisper(tmp_path / "source")
     (tmp_path / "out").mkdir()
@@ -111,9 +103,3 @@ def test_whisper_becomes_a_ctranslate2_folder_with_the_same_logits(tmp_path: Pat
     tiny.change_a_weight(source.path)
     with pytest.raises(VerificationFailed):
         certify(replace(source), candidate, seeds=(0,))
-
-
-def test_whisper_goes_to_no_other_format(tmp_path: Path) -> None:
-    source = tiny.whisper(tmp_path / "source")
-    with pytest.raises(Unsupported, match="CTranslate2"):
-        convert(source, "onnx", tmp_path)

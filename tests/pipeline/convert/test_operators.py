@@ -211,6 +211,8 @@ def test_the_larger_of_an_axis_and_one_is_the_axis_and_of_a_computed_number_nobo
     axis, one = shapes.of_dims([Symbol("s3")]), np.array([1])
     assert shapes.compute("Max", [axis, one], {})[0] is axis[0]
     assert shapes.compute("Max", [axis, axis], {})[0] is axis[0]
+    both = shapes.of_dims([Symbol("s3 + 2*s4")])
+    assert shapes.compute("Max", [both, one], {})[0] is both[0]
     assert shapes.compute("Max", [np.array([2, 5]), np.array([3, 4])], {}).tolist() == [3, 5]
     unknown = [("s3", np.array([7])), ("s3 - 5", np.array([0])), ("u0", one), ("s3", shapes.of_dims([Symbol("s4")]))]
     for expression, other in unknown:

@@ -16,9 +16,10 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from maasdam.core import TEXT_GENERATION, Artifact, Format, Layout, Progress, Signature, silent
+from maasdam.core import Artifact, Format, Layout, Progress, Signature, silent
 from maasdam.errors import Unsupported
 from maasdam.pipeline.convert.companions import copy_companions
+from maasdam.pipeline.convert.networks import default_part, parts_of
 from maasdam.pipeline.passes import Produced
 
 _PACKAGE = "maasdam.pipeline.convert"
@@ -58,19 +59,23 @@ _TENSORS: dict[tuple[Layout, Format], Direction] = {
     ("savedmodel", "pytorch"): Direction("onnx_to_pytorch", "pt2", "pytorch", through="onnx"),
     ("keras", "pytorch"): Direction("onnx_to_pytorch", "pt2", "pytorch", through="onnx"),
 }
-_LANGUAGE: dict[Format, Direction] = {"openvino": Direction("language_to_genai", "genai", "openvino-genai")}
-_WHISPER: dict[Format, Direction] = {"pytorch": Direction("whisper_to_ctranslate2", "ctranslate2", "ctranslate2")}
+_WHOLE: dict[tuple[tuple[str, ...], Format], Direction] = {
+    (("decoder",), "openvino"): Direction("language_to_genai", "genai", "openvino-genai"),
+    (("encoder", "decoder"), "pytorch"): Direction("whisper_to_ctranslate2", "ctranslate2", "ctranslate2"),
+}
+"""Models that generate, by the networks they hold, to layouts that hold all of them."""
 
 
 def find_direction(source: Artifact, to: Format) -> Direction:
     """The way from `source` to the format. Raises Unsupported naming the direction where there is none."""
     if source.layout == "huggingface":
-        if source.task == TEXT_GENERATION:
-            return _or_refuse(_LANGUAGE.get(to), source, to, "a language model converts to openvino only")
-        from maasdam.pipeline.convert.modules import is_whisper
-
-        if is_whisper(source):
-            return _or_refuse(_WHISPER.get(to), source, to, "Whisper converts to the CTranslate2 layout only (--to pytorch)")
+        whole = _WHOLE.get((parts_of(source), to)) if source.signature is None else None
+        if whole is not None:
+            return whole
+        if source.signature is None and len(parts := parts_of(source)) > 1:
+            raise Unsupported(
+                f"the model is {len(parts)} networks, each converted by itself: add --part {' or --part '.join(parts)}"
+            )
     if (direction := _TENSORS.get((source.layout, to))) is not None:
         return direction
     if source.format == to:
@@ -91,6 +96,8 @@ def convert(source: Artifact, to: Format, out: Path, *, progress: Progress = sil
     Raises Unsupported where no way leads there or the model does not go it, MissingExtra, InvalidModel.
     """
     direction = find_direction(source, to)
+    if direction not in _WHOLE.values():
+        source = default_part(source)
     if direction.through is not None:
         with tempfile.TemporaryDirectory(dir=out.parent) as folder:
             between = convert(source, direction.through, Path(folder), progress=progress)

@@ -11,7 +11,8 @@ from typing import cast
 
 from maasdam.core import Artifact, Progress, TensorEngine, Tensors, silent
 from maasdam.engines import open_engine
-from maasdam.pipeline.convert.probes import proof_cases
+from maasdam.pipeline.convert.networks import default_part, parts_of, reference
+from maasdam.pipeline.convert.probes import begin, proof_cases
 from maasdam.pipeline.convert.proof import Certificate, Proof, Tolerance
 from maasdam.pipeline.convert.signatures import check_kept
 
@@ -41,7 +42,13 @@ def certify(
         from maasdam.pipeline.convert.certificate_whisper import certify_whisper
 
         return certify_whisper(source, candidate, seeds, inputs or (), tolerance, progress)
-    return _certify_tensors(source, candidate, seeds, inputs or (), tolerance, progress)
+    return _certify_tensors(default_part(source), candidate, seeds, inputs or (), tolerance, progress)
+
+
+def _reference(source: Artifact) -> TensorEngine:
+    if parts_of(source):
+        return reference(source)
+    return cast(TensorEngine, open_engine(source))
 
 
 def _certify_tensors(
@@ -52,21 +59,21 @@ def _certify_tensors(
     tolerance: Tolerance,
     progress: Progress,
 ) -> Certificate:
-    reference = cast(TensorEngine, open_engine(source))
+    original = _reference(source)
     try:
-        check_kept(reference.signature, candidate.signature or reference.signature)
+        check_kept(original.signature, candidate.signature or original.signature)
         engine = cast(TensorEngine, open_engine(candidate, settings={"precision": "f32"}))
         try:
-            check_kept(reference.signature, engine.signature)
-            proof = Proof(tolerance, [s.name for s in reference.signature.outputs])
-            cases: list[tuple[int | None, Tensors]] = list(proof_cases(reference.signature, seeds, source.path))
-            cases += [(None, batch) for batch in inputs]
+            check_kept(original.signature, engine.signature)
+            proof = Proof(tolerance, [s.name for s in original.signature.outputs])
+            cases: list[tuple[int | None, Tensors]] = list(proof_cases(original.signature, seeds, source.path))
+            cases += [(None, begin(original.signature, batch)) for batch in inputs]
             for done, (seed, batch) in enumerate(cases):
                 progress("compare with the source", done, len(cases))
-                proof.add(seed, batch, reference.run(batch), engine.run(batch))
+                proof.add(seed, batch, original.run(batch), engine.run(batch))
             progress("compare with the source", len(cases), len(cases))
         finally:
             engine.close()
     finally:
-        reference.close()
+        original.close()
     return proof.certificate(source, candidate, seeds)

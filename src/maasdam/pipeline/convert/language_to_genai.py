@@ -8,7 +8,6 @@ attention, positions that depend on the prompt's length, architectures whose gra
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,12 @@ from maasdam.core import Artifact
 from maasdam.errors import MaasdamError, Unsupported
 from maasdam.pipeline.convert.language_parity import check_parity
 from maasdam.pipeline.convert.modules import called, has_fused_attention, load_transformers
+from maasdam.pipeline.convert.networks import decoder, refuse_inexpressible
 from maasdam.pipeline.convert.pytorch_to_onnx import quiet_exporter
 from maasdam.pipeline.convert.tokenizer_to_openvino import write_tokenizer
 
 if TYPE_CHECKING:
     import openvino as ov
-    import torch
 
 MODEL_FILE = "openvino_model.xml"
 
@@ -37,7 +36,7 @@ def write(source: Artifact, out: Path) -> None:
     if not has_fused_attention(source):
         raise Unsupported(f"{called(source)} has no fused attention in transformers; it can't run on OpenVINO GenAI")
     model = load_transformers(source, "sdpa")
-    _refuse_inexpressible(model.config)
+    refuse_inexpressible(model.config)
     try:
         graph = _stateful_graph(model)
     except MaasdamError:
@@ -49,68 +48,6 @@ def write(source: Artifact, out: Path) -> None:
     ov.save_model(graph, out / MODEL_FILE, compress_to_fp16=False)
     write_tokenizer(source.path, out)
     check_parity(model, out / MODEL_FILE)
-
-
-def _refuse_inexpressible(config: Any) -> None:
-    """Raise Unsupported for what one traced graph cannot say."""
-    from transformers import DynamicCache
-
-    name = (getattr(config, "architectures", None) or [config.model_type])[0]
-    text = config.get_text_config(decoder=True)
-    if getattr(text, "is_encoder_decoder", False):
-        raise Unsupported(f"{name} is an encoder-decoder; only decoders convert to OpenVINO GenAI")
-    context = getattr(text, "max_position_embeddings", 0)
-    for layer in DynamicCache(config=text).layers:
-        window = getattr(layer, "sliding_window", None)
-        if type(layer).__name__ not in ("DynamicLayer", "DynamicSlidingWindowLayer"):
-            raise Unsupported(f"{name} has layers that keep a {type(layer).__name__}, which OpenVINO GenAI doesn't have")
-        if window and window < context:
-            raise Unsupported(f"{name} attends within a window of {window} tokens; that does not convert yet")
-    rope = getattr(text, "rope_parameters", None) or {}
-    by_layer = list(rope.values()) if rope and all(isinstance(v, dict) for v in rope.values()) else [rope]
-    kinds = {v.get("rope_type") for v in by_layer} & {"dynamic", "longrope"}
-    if kinds:
-        raise Unsupported(f"{name} scales its positions by the prompt's length ('{kinds.pop()}'); that does not convert yet")
-
-
-def _decoder(model: Any) -> torch.nn.Module:
-    """The model as forward(input_ids, attention_mask, position_ids, past) -> (logits, key 0, value 0, key 1, …)."""
-    import torch
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
-    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-
-    class Decoder(torch.nn.Module):
-        """Explicit cache in and out, and an explicit 4-D mask: nothing the tracer would freeze."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(
-            self,
-            input_ids: torch.Tensor,
-            attention_mask: torch.Tensor,
-            position_ids: torch.Tensor,
-            past: list[tuple[torch.Tensor, torch.Tensor]],
-        ) -> tuple[torch.Tensor, ...]:
-            cache = DynamicCache()
-            for keys, values in past:
-                layer = DynamicLayer()  # filled by hand: DynamicCache(data) breaks the trace
-                layer.dtype, layer.device = keys.dtype, keys.device
-                layer.keys, layer.values = keys, values
-                layer.is_initialized = True
-                cache.layers.append(layer)
-            new, whole = input_ids.shape[1], attention_mask.shape[1]
-            queries = torch.arange(new)[:, None] + (whole - new)
-            is_seen = (torch.arange(whole)[None, :] <= queries)[None, None] & attention_mask[:, None, None, :].to(torch.bool)
-            mask = torch.where(is_seen, 0.0, torch.finfo(torch.float32).min)
-            positions = {"position_ids": position_ids} if takes_positions else {}
-            answer = self.model(input_ids=input_ids, attention_mask=mask, past_key_values=cache, use_cache=True, **positions)
-            present = [t for layer in answer.past_key_values.layers for t in (layer.keys, layer.values)]
-            return (answer.logits, *present)
-
-    return Decoder().eval()
 
 
 def _stateful_graph(model: Any) -> ov.Model:
@@ -129,7 +66,7 @@ def _stateful_graph(model: Any) -> ov.Model:
             "past": past,
         }
         with quiet_exporter():
-            graph = ov.convert_model(_decoder(model), example_input=example)
+            graph = ov.convert_model(decoder(model), example_input=example)
     pairs = _name_ports(graph, [(k.shape, v.shape) for k, v in past])
     _reorder_by_beam(graph, list(pairs))
     apply_make_stateful_transformation(graph, pairs)

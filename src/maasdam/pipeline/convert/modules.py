@@ -10,7 +10,8 @@ import inspect
 import json
 from typing import TYPE_CHECKING, Any, Literal
 
-from maasdam.core import Artifact, Signature
+from maasdam.core import PAST, Artifact, Signature
+from maasdam.engines.tensors import identifier
 from maasdam.engines.transformers_library import architecture_of, open_module, transformers_with_torch
 from maasdam.errors import InvalidModel, MaasdamError, missing_extra
 
@@ -52,11 +53,6 @@ def is_whisper(source: Artifact) -> bool:
     return isinstance(config, dict) and config.get("model_type") == "whisper"
 
 
-def named_module(source: Artifact, attention: Attention) -> torch.nn.Module:
-    """The artifact's model as `name_module` gives it."""
-    return name_module(load_transformers(source, attention), need_signature(source))
-
-
 def name_module(model: torch.nn.Module, signature: Signature, *, by_position: bool = False) -> torch.nn.Module:
     """A model as `forward(<input names>) -> {"<output name>": tensor}`, the names being the signature's.
 
@@ -74,6 +70,7 @@ def name_module(model: torch.nn.Module, signature: Signature, *, by_position: bo
             self.model = model
 
         def forward(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+            _relate(dict(zip(inputs, tensors, strict=True)))
             if not by_position:
                 answer = self.model(**dict(zip(inputs, tensors, strict=True)), return_dict=True)
                 return {name: answer[name] for name in outputs}
@@ -86,10 +83,24 @@ def name_module(model: torch.nn.Module, signature: Signature, *, by_position: bo
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     # torch.export names the graph's inputs after the parameters of forward
     forward: Any = Named.forward
-    forward.__signature__ = inspect.Signature([inspect.Parameter(n, kind) for n in ("self", *inputs)])
+    forward.__signature__ = inspect.Signature([inspect.Parameter(identifier(n), kind) for n in ("self", *inputs)])
     named = Named()
     named.training = False  # not eval(): an exported program inside is in that mode already and refuses to be told
     return named
+
+
+def _relate(tensors: dict[str, torch.Tensor]) -> None:
+    """Tell torch.export that all caches hold one past, and that a mask covers the past and the new tokens.
+
+    Else their lengths are symbols that know nothing of each other, and the first sum of two of them has to guess.
+    """
+    import torch
+
+    past = [tensor.shape[2] for name, tensor in tensors.items() if name.startswith(PAST) and ".encoder." not in name]
+    for other in past[1:]:
+        torch._check(other == past[0])
+    if past and {"input_ids", "attention_mask"} <= tensors.keys():
+        torch._check(tensors["attention_mask"].shape[1] == past[0] + tensors["input_ids"].shape[1])
 
 
 def need_signature(source: Artifact) -> Signature:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact, Signature, TensorSpec
+from maasdam.engines.tensors import identifier
 from maasdam.errors import MaasdamError, Unsupported, missing_extra
 from maasdam.pipeline.convert.modules import first_line, need_signature
 from maasdam.pipeline.convert.operators import interpreter, shapes
@@ -66,11 +67,11 @@ def of_graph(graph: Graph, signature: Signature) -> tf.Module:
         for name, array in graph.constants.items():
             held = places.get(name)
             values[name] = interpreter.small_or_tensor(array, framework) if held is None else module.weights[held].value()
-        values.update((name, given[name]) for name in graph.inputs)
+        values.update((name, given[identifier(name)]) for name in graph.inputs)
         found = interpreter.run(graph, framework, values)
         return {s.name: _shaped(value, s) for s, value in zip(signature.outputs, found, strict=True)}
 
-    specs = {s.name: tf.TensorSpec(s.shape, s.dtype, name=s.name) for s in signature.inputs}
+    specs = {identifier(s.name): tf.TensorSpec(s.shape, s.dtype, name=identifier(s.name)) for s in signature.inputs}
     try:
         module.serve = tf.function(serve, autograph=False).get_concrete_function(**specs)
     except MaasdamError:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import Signature, TensorSpec
+from maasdam.core import PAST, Signature, Tensors, TensorSpec
 from maasdam.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -29,11 +29,15 @@ class Sizes:
     stretch: float = 1.0
     is_ragged: bool = False
     """Do masks end early for all but the first item?"""
+    past: int = 5
+    """Tokens in the cache of a decoder that has one."""
 
 
 EXPORT_SIZES = Sizes(batch=2, stretch=1.3, is_ragged=True)
 PROOF_SIZES: tuple[Sizes, ...] = (Sizes(2), Sizes(1, 2.1), Sizes(3, 1.6, is_ragged=True))
 """Batches of one, two and three; three lengths; full and ragged masks."""
+CACHE_SIZES: tuple[Sizes, ...] = (Sizes(1, 2.1, past=0), Sizes(2, 0, past=9), Sizes(3, 1.6, is_ragged=True, past=3))
+"""A prompt, one token over a cache, a prompt that goes on."""
 
 _NATURAL_LENGTH = {"input_values": 6400, "input_features": 61, "input_ids": 12}
 _DEFAULT_LENGTH = 24
@@ -47,14 +51,15 @@ def probe(signature: Signature, sizes: Sizes, *, seed: int, folder: Path | None 
 
     random = np.random.default_rng([seed, sizes.batch, round(sizes.stretch * 1000)])
     length = _length(signature, sizes)
+    past = sizes.past if has_cache(signature) else 0
     vocabulary = _vocabulary(folder)
     out = {}
     for spec in signature.inputs:
-        shape = _shape(spec, sizes, length)
+        shape = _shape(spec, sizes, length, past)
         if "mask" in spec.name:
             out[spec.name] = _mask(shape, sizes, spec.dtype)
         elif spec.dtype.startswith(("int", "uint")):
-            out[spec.name] = _integers(spec, shape, vocabulary, random)
+            out[spec.name] = _integers(spec, shape, vocabulary, past, random)
         elif spec.dtype.startswith("float"):
             out[spec.name] = _floats(spec, shape, random)
         elif spec.dtype == "bool":
@@ -70,21 +75,42 @@ def proof_cases(
     """(seed, batch) for every seed and every set of sizes the signature leaves open."""
     is_open = any(None in s.shape for s in signature.inputs)
     for seed in seeds:
-        for sizes in PROOF_SIZES if is_open else PROOF_SIZES[:1]:
+        for sizes in (CACHE_SIZES if has_cache(signature) else PROOF_SIZES) if is_open else PROOF_SIZES[:1]:
             yield seed, probe(signature, sizes, seed=seed, folder=folder)
+
+
+def begin(signature: Signature, batch: Tensors) -> Tensors:
+    """A prompt ("input_ids" alone) with what a decoder takes beside it: nothing masked or cached. Other batches as they are."""
+    import numpy as np
+
+    if not has_cache(signature) or set(batch) != {"input_ids"}:
+        return batch
+    rows, length = batch["input_ids"].shape
+    whole = {"input_ids": batch["input_ids"], "attention_mask": np.ones((rows, length), np.int64)}
+    whole["position_ids"] = np.broadcast_to(np.arange(length), (rows, length))
+    caches = [s for s in signature.inputs if s.name.startswith(PAST)]
+    empty = {s.name: np.zeros((rows, s.shape[1] or 0, 0, s.shape[3] or 0), s.dtype) for s in caches}
+    return {s.name: (whole | empty)[s.name] for s in signature.inputs}
+
+
+def has_cache(signature: Signature) -> bool:
+    """Does it take keys and values of earlier tokens?"""
+    return any(s.name.startswith(PAST) for s in signature.inputs)
 
 
 def _length(signature: Signature, sizes: Sizes) -> int:
     natural = next((_NATURAL_LENGTH[s.name] for s in signature.inputs if s.name in _NATURAL_LENGTH), _DEFAULT_LENGTH)
-    return round(natural * sizes.stretch)
+    return max(1, round(natural * sizes.stretch))
 
 
-def _shape(spec: TensorSpec, sizes: Sizes, length: int) -> tuple[int, ...]:
-    is_image = len(spec.shape) == 4
+def _shape(spec: TensorSpec, sizes: Sizes, length: int, past: int) -> tuple[int, ...]:
+    is_cache = spec.name.startswith(PAST)
+    is_image = len(spec.shape) == 4 and not is_cache
+    whole = past + length if "mask" in spec.name else past if is_cache else length
     free = {0: sizes.batch} if spec.shape and spec.shape[0] is None else {}
     for axis, size in enumerate(spec.shape):
         if size is None and axis:
-            free[axis] = round(_DEFAULT_SIDE * sizes.stretch) + 16 * axis if is_image else length
+            free[axis] = round(_DEFAULT_SIDE * sizes.stretch) + 16 * axis if is_image else whole
     return tuple(free[i] if size is None else size for i, size in enumerate(spec.shape))
 
 
@@ -98,21 +124,23 @@ def _mask(shape: tuple[int, ...], sizes: Sizes, dtype: str) -> type_array:
     return mask
 
 
-def _integers(spec: TensorSpec, shape: tuple[int, ...], vocabulary: int | None, random: np.random.Generator) -> type_array:
+def _integers(
+    spec: TensorSpec, shape: tuple[int, ...], vocabulary: int | None, past: int, random: np.random.Generator
+) -> type_array:
     import numpy as np
 
     low, high = (0, vocabulary or _DEFAULT_VOCABULARY) if spec.dtype != "uint8" else (0, 256)
     if spec.value_range:
         low, high = int(spec.value_range[0]), int(spec.value_range[1]) + 1
     elif "position" in spec.name:
-        return np.broadcast_to(np.arange(shape[-1]), shape).astype(spec.dtype)
+        return np.broadcast_to(np.arange(past, past + shape[-1]), shape).astype(spec.dtype)
     elif "type" in spec.name:
         return np.zeros(shape, spec.dtype)
     return random.integers(low, high, shape).astype(spec.dtype)
 
 
 def _floats(spec: TensorSpec, shape: tuple[int, ...], random: np.random.Generator) -> type_array:
-    values = _fields(shape, random) if len(shape) == 4 else random.standard_normal(shape)
+    values = _fields(shape, random) if len(shape) == 4 and not spec.name.startswith(PAST) else random.standard_normal(shape)
     if spec.value_range:
         low, high = spec.value_range
         values = (low + high) / 2 + values * (high - low) / 4

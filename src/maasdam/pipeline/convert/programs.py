@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from maasdam.core import Artifact, Signature
 from maasdam.engines.pytorch_engine import weights_only
+from maasdam.engines.tensors import identifier
 from maasdam.errors import InvalidModel, MaasdamError, Unsupported, missing_extra
 from maasdam.pipeline.convert.modules import (
     Attention,
@@ -22,10 +23,10 @@ from maasdam.pipeline.convert.modules import (
     first_line,
     has_fused_attention,
     name_module,
-    named_module,
     need_signature,
 )
-from maasdam.pipeline.convert.probes import EXPORT_SIZES, probe
+from maasdam.pipeline.convert.networks import named_network
+from maasdam.pipeline.convert.probes import EXPORT_SIZES, has_cache, probe
 from maasdam.pipeline.convert.signatures import axis_name
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _explained(source: Artifact, work: Callable[[], Out]) -> Out:
 
 def export(source: Artifact, attention: Attention) -> ExportedProgram:
     """A Hugging Face artifact through torch.export, every dynamic axis of its signature dynamic in the program."""
-    return export_module(named_module(source, attention), need_signature(source), source.path)
+    return export_module(named_network(source, attention), need_signature(source), source.path)
 
 
 def export_module(module: torch.nn.Module, signature: Signature, folder: Path | None = None) -> ExportedProgram:
@@ -87,7 +88,9 @@ def export_module(module: torch.nn.Module, signature: Signature, folder: Path | 
 
     arrays = probe(signature, EXPORT_SIZES, seed=0, folder=folder)
     examples = tuple(torch.from_numpy(arrays[s.name]) for s in signature.inputs)
-    return _export(module, examples, _dynamic_axes(signature))
+    program = _export(module, examples, _dynamic_axes(signature))
+    _derive_ranges(program)
+    return program
 
 
 def _export(module: torch.nn.Module, examples: tuple[Any, ...], axes: Any) -> ExportedProgram:
@@ -118,10 +121,24 @@ def _dynamic_axes(signature: Signature) -> dict[str, dict[int, Any]]:
 
     dims: dict[str, Any] = {}
 
-    def dim(axis: int) -> Any:
-        return dims.setdefault(axis_name(axis), Dim(axis_name(axis), min=1)) if axis < 2 else Dim.AUTO
+    is_cached = has_cache(signature)
 
-    return {s.name: {i: dim(i) for i, size in enumerate(s.shape) if size is None} for s in signature.inputs}
+    def dim(tensor: str, axis: int) -> Any:
+        name = axis_name(tensor, axis)
+        if is_cached and tensor == "attention_mask" and axis == 1:
+            return Dim.DYNAMIC  # the past and the sequence together
+        return dims.setdefault(name, Dim(name, min=int(name != "past"))) if axis < 2 or name == "past" else Dim.AUTO
+
+    return {identifier(s.name): {i: dim(s.name, i) for i, size in enumerate(s.shape) if size is None} for s in signature.inputs}
+
+
+def _derive_ranges(program: ExportedProgram) -> None:
+    """An axis that is a sum of others gets the range they have now; torch worked it out before it knew of our least sizes."""
+    from torch.utils._sympy.value_ranges import bound_sympy
+
+    ranges = program.range_constraints
+    for expression in [e for e in ranges if not e.is_symbol]:
+        ranges[expression] = bound_sympy(expression, ranges)
 
 
 def load_pt2(source: Artifact) -> ExportedProgram:

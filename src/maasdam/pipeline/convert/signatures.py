@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import Signature, TensorSpec
+from maasdam.core import PAST, Signature, TensorSpec
+from maasdam.engines.tensors import identifier
 from maasdam.errors import InvalidModel, Unsupported, VerificationFailed
 
 if TYPE_CHECKING:
@@ -79,16 +80,20 @@ def output_names(program: ExportedProgram) -> list[str]:
 
 
 def describe(produced: Signature, source: Signature | None) -> Signature:
-    """`produced` with the layout and value range that the source's tensors of the same names have."""
+    """`produced` with the layout and value range that the source's tensors of the same names have.
+
+    A name that the format can't hold, and that became an identifier, is the source's again.
+    """
     if source is None:
         return produced
-    known = {s.name: s for s in (*source.inputs, *source.outputs)}
+    specs = (*source.inputs, *source.outputs)
+    known = {identifier(s.name): s for s in specs} | {s.name: s for s in specs}
 
     def told(spec: TensorSpec) -> TensorSpec:
         same = known.get(spec.name)
         if same is None or len(same.shape) != len(spec.shape):
             return spec
-        return TensorSpec(spec.name, spec.dtype, spec.shape, same.layout, same.value_range)
+        return TensorSpec(same.name, spec.dtype, spec.shape, same.layout, same.value_range)
 
     return Signature(tuple(map(told, produced.inputs)), tuple(map(told, produced.outputs)))
 
@@ -101,7 +106,7 @@ def match(wanted: Sequence[TensorSpec], found: Sequence[TensorSpec], what: str) 
     if len(wanted) != len(found):
         listed = ", ".join(s.name for s in found) or "none"
         raise Unsupported(f"the conversion gives {len(found)} {what} ({listed}) where the source has {len(wanted)}")
-    by_name = {s.name: s for s in wanted}
+    by_name = {identifier(s.name): s for s in wanted} | {s.name: s for s in wanted}
     pairs = {f.name: by_name.get(f.name, w) for w, f in zip(wanted, found, strict=True)}
     if len({w.name for w in pairs.values()}) != len(wanted):
         pairs = {f.name: w for w, f in zip(wanted, found, strict=True)}
@@ -139,8 +144,10 @@ def _names(specs: Iterable[TensorSpec]) -> str:
     return ", ".join(f"'{s.name}'" for s in specs) or "none"
 
 
-def axis_name(axis: int) -> str:
-    """What a dynamic axis is called in exported files: one batch, one sequence, shared by all tensors."""
+def axis_name(tensor: str, axis: int) -> str:
+    """What a dynamic axis is called in exported files: one batch, one sequence, one past, shared by all tensors."""
+    if tensor.startswith(PAST) and axis == 2:
+        return "past"
     return {0: "batch", 1: "sequence"}.get(axis, f"axis{axis}")
 
 
@@ -179,8 +186,8 @@ def _symbols(graph: onnx.GraphProto) -> dict[str, str]:
     out: dict[str, str] = {}
     for value in graph.input:
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if re.fullmatch(r"\w+", dim.dim_param) and axis_name(axis) not in out.values():
-                out.setdefault(dim.dim_param, axis_name(axis))
+            if re.fullmatch(r"\w+", dim.dim_param) and axis_name(value.name, axis) not in out.values():
+                out.setdefault(dim.dim_param, axis_name(value.name, axis))
     return out
 
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 Small = NDArray[Any]
 """int64, int32 or bool numbers, or dtype object: int64 some of which are symbols."""
-AXIS = re.compile(r"s\d+")
-"""What torch.export calls the size of an input's axis; numbers taken from data are u0, u1 and so on."""
+AXES = re.compile(r"(\d+\*)?s\d+( \+ (\d+\*)?s\d+)*")
+"""Sizes of inputs' axes as torch.export writes them, added and multiplied; numbers taken from data are u0, u1 and so on."""
 MOST = 4096
 """More numbers than this are data, not a shape."""
 
@@ -187,14 +187,14 @@ def _divide(a: Small, b: Small) -> Small:
 
 
 def _largest(*values: Small) -> Small:
-    """An axis is at least one long, so it is the larger of itself and one. Of two different symbols, or one that was computed
-    and may be negative (an axis less five), only the run can tell."""
+    """An axis is at least one long, so it is the larger of itself and one, and so are axes together. Of two different symbols,
+    or one that was computed and may be negative (an axis less five), only the run can tell."""
     whole = np.broadcast_arrays(*values)
     out = np.empty(whole[0].shape, object)
     for place in np.ndindex(out.shape):
         numbers = [int(v[place]) for v in whole if is_number(v[place])]
         symbols = {str(v[place]): v[place] for v in whole if not is_number(v[place])}
-        if len(symbols) > 1 or (numbers and symbols and (max(numbers) > 1 or not all(map(AXIS.fullmatch, symbols)))):
+        if len(symbols) > 1 or (numbers and symbols and (max(numbers) > 1 or not all(map(AXES.fullmatch, symbols)))):
             raise NotHere
         out[place] = next(iter(symbols.values())) if symbols else max(numbers)
     return out if any(v.dtype == object for v in values) else out.astype(np.result_type(*values))
