@@ -26,10 +26,11 @@ from typing import Any
 from benchmarks.node_tests import FRAMEWORKS, Verdict, verdicts
 from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
-from maasdam.core import Artifact, Format
+from maasdam.core import SPEECH_RECOGNITION, Artifact, Format
 from maasdam.errors import MaasdamError
 from maasdam.pipeline.convert import convert
 from maasdam.pipeline.convert.certificate import certify
+from maasdam.pipeline.convert.networks import Part, take_part
 from maasdam.pipeline.convert.proof import Tolerance
 from maasdam.pipeline.run_recipe import installed_version, processor_name
 
@@ -127,7 +128,7 @@ def _cell(source: Artifact, to: Format, work: Path) -> tuple[Cell, Artifact | No
 
 def _axes(source: Artifact) -> str:
     if source.signature is None:
-        return "text: prompt and batch"
+        return "batch, sequence and past"
     return "; ".join(
         f"{s.name} [{', '.join('open' if d is None else str(d) for d in s.shape)}]" for s in source.signature.inputs[:1]
     )
@@ -234,7 +235,36 @@ def _tiny(name: str) -> Callable[[Path], Artifact]:
     return make
 
 
+def _language(kind: str, **sizes: Any) -> Callable[[Path], Artifact]:
+    def make(work: Path) -> Artifact:
+        from tests.pipeline.convert import tiny
+
+        return tiny.language_model(work / "model", kind, initializer_range=0.06, **sizes)
+
+    return make
+
+
+def _whisper(part: Part) -> Callable[[Path], Artifact]:
+    """As large as the smallest one that is published."""
+
+    def make(work: Path) -> Artifact:
+        import torch
+        import transformers
+
+        torch.manual_seed(0)
+        sizes: dict[str, Any] = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in WHISPER.items()}
+        config = transformers.WhisperConfig(d_model=384, init_std=0.06, **sizes)
+        transformers.WhisperForConditionalGeneration(config).eval().save_pretrained(work / "model")
+        whole = Artifact(
+            "sha256:whisper", work / "model", "pytorch", "huggingface", SPEECH_RECOGNITION, "transformers", None, 1
+        )
+        return take_part(whole, part)
+
+    return make
+
+
 IMAGES = {"num_labels": 1000}
+WHISPER = {"layers": 4, "attention_heads": 6, "ffn_dim": 1536}
 SMALL: dict[str, Any] = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
 BERT: dict[str, Any] = SMALL | {"initializer_range": 0.06}
 MODELS: dict[str, tuple[str, Callable[[Path], Artifact] | None]] = {
@@ -253,8 +283,15 @@ MODELS: dict[str, tuple[str, Callable[[Path], Artifact] | None]] = {
         _transformer("Wav2Vec2ForCTC", "Wav2Vec2Config", vocab_size=32, initializer_range=0.06, **SMALL),
     ),
     "w2v-bert": ("Wav2Vec2-BERT-CTC, tiny", _tiny("speech_recogniser")),
-    "llama": ("Llama with KV cache, tiny", _tiny("language_model")),
-    "whisper": ("Whisper, tiny", _tiny("whisper")),
+    "gpt2": ("GPT-2 with KV cache, 12 x 384", _language("gpt2", n_embd=384, n_layer=12, n_head=6)),
+    "llama": (
+        "Llama with KV cache, 12 x 384, grouped queries",
+        _language(
+            "llama", hidden_size=384, num_hidden_layers=12, num_attention_heads=6, num_key_value_heads=2, intermediate_size=1024
+        ),
+    ),
+    "whisper-encoder": ("Whisper encoder, tiny's size", _whisper("encoder")),
+    "whisper-decoder": ("Whisper decoder with KV cache, tiny's size", _whisper("decoder")),
 }
 
 
