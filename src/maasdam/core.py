@@ -47,8 +47,8 @@ SPEECH_RECOGNITION = "automatic-speech-recognition"
 TASKS: tuple[str, ...] = (IMAGE_CLASSIFICATION, TEXT_GENERATION, SPEECH_RECOGNITION)
 
 
-PAST = "past_key_values."
-"""How inputs that hold a key-value cache begin, as Hugging Face calls them. An empty cache is a cache."""
+PAST = "past_key_values"
+"""How inputs that hold a key-value cache begin (past_key_values.0.key), as Hugging Face has it. An empty cache is a cache."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,8 +184,8 @@ class Build:
         """`source` in each of `formats` that it can be had in; what can't is noted with its reason."""
         if source.digest in self.quantized or source.layout in ("genai", "ctranslate2"):
             return [source]  # int8 made for one engine is not another engine's int8
-        if source.task == TEXT_GENERATION:
-            formats = tuple(f for f in formats if f == "openvino")  # no engine here generates from a plain ONNX graph
+        if source.task == TEXT_GENERATION and "openvino" in formats:
+            formats = ("openvino",)  # no engine here generates from a plain ONNX graph
         found = []
         for to in formats:
             try:

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from maasdam.artifacts.sources import ingest
+from maasdam.artifacts.store import Store
 from maasdam.core import Artifact, Format
 from maasdam.engines import open_engine
 from maasdam.errors import InvalidInput, Unsupported, VerificationFailed
@@ -108,6 +110,19 @@ def test_what_one_graph_cannot_say_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="it is one network"):
         take_part(tiny.image_classifier(tmp_path / "image"), "decoder")
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_decoder_read_from_its_folder_is_tensors_and_converts_on(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    made = converted(tiny.language_model(tmp_path / "source"), "onnx", tmp_path / "onnx")
+    onnx = ingest(str(made.path), store)
+    assert onnx.task is None and onnx.signature is not None
+    with pytest.raises(Unsupported, match="takes its cache as tensors"):
+        ingest(str(made.path), store, task="text-generation")
+    tensorflow = ingest(str(converted(onnx, "tensorflow", tmp_path / "tensorflow").path), store)
+    assert tensorflow.signature is not None
+    assert "past_key_values_0_key" in {s.name for s in tensorflow.signature.inputs}, "TensorFlow has no names with dots"
+    certify(tensorflow, converted(tensorflow, "pytorch", tmp_path / "pytorch"), seeds=(0,))
 
 
 def test_a_network_is_an_artifact_without_the_task_of_the_whole(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from maasdam.artifacts.sources.examine import Examined, examine, refuse_blocked
 from maasdam.artifacts.sources.finding import Inspection
-from maasdam.core import IMAGE_CLASSIFICATION, TASKS, Artifact, Layout
+from maasdam.core import IMAGE_CLASSIFICATION, PAST, TASKS, Artifact, Layout
 from maasdam.errors import InvalidInput, InvalidModel, Unsupported
 
 if TYPE_CHECKING:
@@ -86,7 +86,14 @@ def check_task(task: str | None) -> None:
 
 
 def _choose_task(task: str | None, inspection: Inspection) -> str | None:
-    """The task asked for, else the architecture's where it is served; None is tensors only."""
+    """The task asked for, else the architecture's where it is served; None is tensors only, as a bare decoder is."""
+    if inspection.signature is not None and any(s.name.startswith(PAST) for s in inspection.signature.inputs):
+        if task is not None:
+            raise Unsupported(
+                f"{inspection.source} is a decoder that takes its cache as tensors, and no engine here does '{task}' with one; "
+                "leave --task out to serve its tensors, or build the Hugging Face model that it came from"
+            )
+        return None
     if task is None:
         return inspection.task if inspection.task in TASKS else None
     if inspection.task is not None and inspection.task != task:

@@ -96,7 +96,7 @@ def _relate(tensors: dict[str, torch.Tensor]) -> None:
     """
     import torch
 
-    past = [tensor.shape[2] for name, tensor in tensors.items() if name.startswith(PAST) and ".encoder." not in name]
+    past = [tensor.shape[2] for name, tensor in tensors.items() if name.startswith(PAST) and "encoder" not in name]
     for other in past[1:]:
         torch._check(other == past[0])
     if past and {"input_ids", "attention_mask"} <= tensors.keys():

@@ -262,7 +262,7 @@ def _language_signature(model: Any) -> Signature:
         open_ids.append(TensorSpec("position_ids", "int64", (None, None)))
     names = [f"{i // 2}.{('key', 'value')[i % 2]}" for i in range(len(caches))]
     return Signature(
-        (*open_ids, *(_spec(f"{PAST}{n}", t, 2) for n, t in zip(names, caches, strict=True))),
+        (*open_ids, *(_spec(f"{PAST}.{n}", t, 2) for n, t in zip(names, caches, strict=True))),
         (
             TensorSpec("logits", "float32", (None, None, answer.logits.shape[-1])),
             *(_spec(f"present.{n}", t, 2) for n, t in zip(names, caches, strict=True)),
@@ -279,12 +279,11 @@ def _whisper_encoder_signature(model: Any) -> Signature:
 
 def _whisper_decoder_signature(model: Any) -> Signature:
     positions = model.model.encoder.embed_positions.num_embeddings
-    past = PAST.rstrip(".")
     return Signature(
         (
             TensorSpec("input_ids", "int64", (None, None)),
-            *_whisper_caches(model, past, "decoder", None),
-            *_whisper_caches(model, past, "encoder", positions),
+            *_whisper_caches(model, PAST, "decoder", None),
+            *_whisper_caches(model, PAST, "encoder", positions),
         ),
         (
             TensorSpec("logits", "float32", (None, None, model.proj_out.out_features)),
