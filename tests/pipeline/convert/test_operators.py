@@ -79,10 +79,10 @@ def source_of(folder: Path, model: Any) -> Artifact:
 
 @pytest.mark.parametrize("to", WAYS)
 def test_every_operator_that_is_missing_is_named_before_any_work(to: Format, tmp_path: Path) -> None:
-    nodes = [("Relu", ["x"], ["a"]), ("Det", ["a"], ["b"]), ("StringNormalizer", ["b"], ["c"]), ("Det", ["c"], ["y"])]
+    nodes = [("Relu", ["x"], ["a"]), ("RoiAlign", ["a"], ["b"]), ("StringNormalizer", ["b"], ["c"]), ("RoiAlign", ["c"], ["y"])]
     source = source_of(tmp_path / "s", graph(nodes))
     (tmp_path / "out").mkdir()
-    with pytest.raises(Unsupported, match=r"no counterpart here for the model's Det, StringNormalizer$"):
+    with pytest.raises(Unsupported, match=r"no counterpart here for the model's RoiAlign, StringNormalizer$"):
         convert(source, to, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
@@ -218,3 +218,34 @@ def test_the_larger_of_an_axis_and_one_is_the_axis_and_of_a_computed_number_nobo
     for expression, other in unknown:
         with pytest.raises(shapes.NotHere):
             shapes.compute("Max", [shapes.of_dims([Symbol(expression)]), other], {})
+
+
+@pytest.mark.filterwarnings("ignore:Exporting a model to ONNX with a batch_size:UserWarning")
+@pytest.mark.filterwarnings("ignore:You are using the legacy:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_a_recurrent_network_keeps_its_open_lengths(kind: str, tmp_path: Path) -> None:
+    import torch
+
+    torch.manual_seed(0)
+
+    class Tagger(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = getattr(torch.nn, kind)(8, 12, num_layers=2, batch_first=True, bidirectional=True)
+            self.head = torch.nn.Linear(24, 5)
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            tags: torch.Tensor = self.head(self.layers(features)[0])
+            return tags
+
+    (tmp_path / "onnx").mkdir()
+    axes = {"features": {0: "batch", 1: "sequence"}, "tags": {0: "batch", 1: "sequence"}}
+    torch.onnx.export(
+        Tagger().eval(), (torch.randn(2, 7, 8),), str(tmp_path / "onnx" / "model.onnx"), dynamo=False,
+        input_names=["features"], output_names=["tags"], dynamic_axes=axes,
+    )  # fmt: skip
+    source = ingest(str(tmp_path / "onnx" / "model.onnx"), Store(tmp_path / "store"))
+    proof = certify(source, converted(source, "tensorflow", tmp_path / "tensorflow"), seeds=(0,))
+    assert len({tuple(case["shapes"]["features"]) for case in proof.cases}) == 3
+    with pytest.raises(VerificationFailed, match="lost its dynamic axis 1"):  # torch.export unrolls recurrent layers
+        certify(source, converted(source, "pytorch", tmp_path / "pytorch"), seeds=(0,))

@@ -1,4 +1,4 @@
-"""Operators on signals: Fourier transforms."""
+"""Operators on signals: Fourier transforms, and the determinant."""
 
 from __future__ import annotations
 
@@ -46,3 +46,10 @@ def short_time_fourier(x: Tensor, step: Any, window: Tensor | None = None, lengt
         frames = frames * functional.pad(window, [short // 2, short - short // 2])
     transform = torch.fft.rfft if onesided else torch.fft.fft
     return torch.view_as_real(transform(frames))
+
+
+@operator("Det")
+def determinant(x: Tensor) -> Tensor:
+    """ONNX Det."""
+    found: Tensor = torch.linalg.det(x)
+    return found
