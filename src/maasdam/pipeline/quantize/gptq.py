@@ -85,4 +85,5 @@ def _inverse_factor(hessian: torch.Tensor) -> torch.Tensor:
     diagonal = damped.diagonal()
     diagonal[diagonal == 0] = 1  # an input that is always zero: any weight will do
     diagonal += DAMPING * diagonal.mean()
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    factor: torch.Tensor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    return factor
