@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from maasdam.errors import missing_extra
 
 COMPRESSED_TENSORS = "compressed-tensors"
 """Its name in config.json and on the package index."""
+_PARTS = ("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
 
 
 class CompressedTensors:
@@ -24,33 +24,42 @@ class CompressedTensors:
 
     def __init__(self) -> None:
         """Raises ImportError."""
-        from compressed_tensors.compressors import ModelCompressor, decompress_module
+        from compressed_tensors.compressors import BaseCompressor, ModelCompressor, decompress_module
         from compressed_tensors.compressors.model_compressors import model_compressor
         from compressed_tensors.logger import LoggerConfig, configure_logger
         from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
         from compressed_tensors.quantization.lifecycle import apply
 
         configure_logger(LoggerConfig(disabled=True))
-        warnings.filterwarnings("ignore", message="You passed `quantization_config`")  # on purpose, see `loading`
         for module in (model_compressor, apply):  # each draws bars on stderr, whoever owns that, and asks nobody
             module.tqdm = _without_bar
         self._compressor: Any = ModelCompressor
+        self._layouts: Any = BaseCompressor
         self._decompress: Any = decompress_module
         self._config: Any = QuantizationConfig
         self._apply: Any = apply_quantization_config
 
-    def loading(self, folder: Path) -> dict[str, Any]:
-        """Arguments for transformers' from_pretrained: weights alone become floats while they are read.
+    def dense(self, folder: Path) -> dict[str, Any] | None:
+        """The weights as float32 by name, where weights alone are quantised, all in one way; None where they aren't.
 
-        Where activations are quantised too, the layers have to stay the library's own, for they round what they read.
+        transformers would compute them in the type of the scales, which rounds them once more, and can't read packed zero
+        points. Where activations are quantised too, the layers have to stay the library's own: they round what they read.
         """
-        from transformers import CompressedTensorsConfig
+        from safetensors.torch import load_file
 
         given = json.loads((folder / "config.json").read_text())["quantization_config"]
-        groups = given.get("config_groups") or {}
-        if any(isinstance(g, dict) and g.get("input_activations") for g in groups.values()):
-            return {}
-        return {"quantization_config": CompressedTensorsConfig(**{**given, "dequantize": True})}
+        config = self._config.model_validate({k: v for k, v in given.items() if k in self._config.model_fields})
+        schemes = list(config.config_groups.values())
+        if len(schemes) != 1 or schemes[0].weights is None or schemes[0].input_activations or schemes[0].output_activations:
+            return None
+        compressor = self._layouts.get_value_from_registry(schemes[0].format or config.format)
+        stored = {n: t for file in sorted(folder.glob("*.safetensors")) for n, t in load_file(file).items()}
+        floats = {}
+        for layer in [n.removesuffix(".weight_scale") for n in stored if n.endswith(".weight_scale")]:
+            parts = {kind: stored.pop(f"{layer}.{kind}") for kind in _PARTS if f"{layer}.{kind}" in stored}
+            parts["weight_scale"] = parts["weight_scale"].float()
+            floats[f"{layer}.weight"] = compressor.decompress(parts, schemes[0])["weight"]
+        return stored | floats
 
     def decompress(self, module: Any) -> None:
         """Turn the quantised weights of a module that transformers loaded into floats now, not in the first call."""

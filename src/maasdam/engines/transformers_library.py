@@ -73,18 +73,23 @@ def open_module(folder: Path, dtype: str = "float32") -> Any:
     transformers.utils.logging.disable_progress_bar()  # it draws on stderr, whoever owns that
     compressed = open_compressed_tensors() if quantization_of(folder) == COMPRESSED_TENSORS else None
     loader = cast(Any, kind)
+    weights = compressed.dense(folder) if compressed is not None else None
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(folder)}
+    if weights is not None:
+        config = loader.config_class.from_pretrained(str(folder), local_files_only=True)
+        del config.quantization_config
+        where = {"pretrained_model_name_or_path": None, "config": config, "state_dict": weights}
     module, info = loader.from_pretrained(
-        str(folder),
+        **where,
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
         dtype=getattr(torch, dtype),
         output_loading_info=True,
-        **({} if compressed is None else compressed.loading(folder)),
     )
     if info["missing_keys"]:
         some = ", ".join(sorted(info["missing_keys"])[:3])
         raise InvalidModel(f"{len(info['missing_keys'])} weights of {architecture} are not in the files (such as {some})")
-    if compressed is not None:
+    if compressed is not None and weights is None:
         compressed.decompress(module)
     return module.eval()
