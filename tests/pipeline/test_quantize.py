@@ -114,9 +114,15 @@ def test_text_generation_has_no_static_int8() -> None:
         formats_of("static-int8", TEXT_GENERATION)
 
 
-@pytest.mark.parametrize("scheme", ["tensorrt-int8", "fp8", "awq", "gptq"])
-def test_what_only_a_gpu_could_prove_is_refused_with_a_way_out(scheme: str) -> None:
-    with pytest.raises(Unsupported, match=f"scheme '{scheme}' is not made here: .*; use "):
+def test_what_only_a_gpu_could_prove_is_refused_with_a_way_out() -> None:
+    with pytest.raises(Unsupported, match=r"scheme 'tensorrt-int8' is not made here: .*; use "):
+        formats_of("tensorrt-int8", None)
+
+
+@pytest.mark.parametrize("scheme", ["fp8", "awq", "gptq"])
+def test_what_is_for_vllm_is_for_language_models(scheme: str) -> None:
+    assert formats_of(scheme, TEXT_GENERATION) == ("pytorch",)
+    with pytest.raises(Unsupported, match=f"scheme '{scheme}' exists for text-generation only; use "):
         formats_of(scheme, None)
 
 

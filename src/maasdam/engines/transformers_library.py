@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any, cast
 
+from maasdam.engines.compressed_weights import COMPRESSED_TENSORS, open_compressed_tensors
 from maasdam.errors import InvalidModel, Unsupported
 
 _importing = threading.Lock()
@@ -44,10 +45,21 @@ def architecture_of(folder: Path) -> str:
     return names[0]
 
 
+def quantization_of(folder: Path) -> str | None:
+    """The method that `config.json` says the weights are quantised with, such as "compressed-tensors"; None for floats."""
+    try:
+        method = json.loads((folder / "config.json").read_text())["quantization_config"]["quant_method"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(method)
+
+
 def open_module(folder: Path, dtype: str = "float32") -> Any:
     """The module in eval mode, built by transformers' own class for the architecture, weights from safetensors.
 
-    Raises Unsupported (transformers knows no such class), InvalidModel (weights missing, or not of this architecture).
+    Weights quantised as compressed-tensors are held as floats; activations that are to be quantised are rounded in each call.
+    Raises Unsupported (transformers knows no such class), InvalidModel (weights missing, or not of this architecture),
+    MissingExtra (the weights are quantised, and what reads them is not installed).
     """
     architecture = architecture_of(folder)
     transformers = transformers_with_torch()
@@ -59,9 +71,16 @@ def open_module(folder: Path, dtype: str = "float32") -> Any:
             f"transformers {transformers.__version__} has no model '{architecture}'; code from the folder is not run"
         )
     transformers.utils.logging.disable_progress_bar()  # it draws on stderr, whoever owns that
+    compressed = open_compressed_tensors() if quantization_of(folder) == COMPRESSED_TENSORS else None
     loader = cast(Any, kind)
+    weights = compressed.dense(folder) if compressed is not None else None
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(folder)}
+    if weights is not None:
+        config = loader.config_class.from_pretrained(str(folder), local_files_only=True)
+        del config.quantization_config
+        where = {"pretrained_model_name_or_path": None, "config": config, "state_dict": weights}
     module, info = loader.from_pretrained(
-        str(folder),
+        **where,
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
@@ -71,4 +90,6 @@ def open_module(folder: Path, dtype: str = "float32") -> Any:
     if info["missing_keys"]:
         some = ", ".join(sorted(info["missing_keys"])[:3])
         raise InvalidModel(f"{len(info['missing_keys'])} weights of {architecture} are not in the files (such as {some})")
+    if compressed is not None and weights is None:
+        compressed.decompress(module)
     return module.eval()

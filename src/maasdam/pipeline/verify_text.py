@@ -105,7 +105,7 @@ def verify_text(
     finally:
         for engine in {id(e): e for e in engines.values()}.values():
             engine.close()
-    scores = {name: _score(artifacts[name], pieces, threads, how, notes) for name in engines}
+    scores = {name: _score(artifacts[name], pieces, threads, how, notes, is_needed=name != "source") for name in engines}
     parity = _parity(pieces, scores, written)
     memory = _memory([artifacts[name] for name in engines], prompts, threads, how, notes)
     columns = {
@@ -267,12 +267,14 @@ def _timed(
     return named(single), named(several), named(energy)
 
 
-def _score(artifact: Artifact, pieces: Sequence[Piece], threads: int, how: Conditions, notes: list[str]) -> Scores:
-    """Log-probabilities of all pieces; of the source on its own engine of as many as time allows."""
+def _score(
+    artifact: Artifact, pieces: Sequence[Piece], threads: int, how: Conditions, notes: list[str], *, is_needed: bool
+) -> Scores:
+    """Log-probabilities of all pieces; where they are not needed, on a slow engine, of as many as time allows."""
     from maasdam.engines.scoring import log_likelihoods
 
     settings = {**artifact.settings, "threads": threads}
-    if artifact.layout == "genai":
+    if is_needed or artifact.layout == "genai":
         return Scores(pieces, log_likelihoods(artifact.path, [p.ids for p in pieces], settings=settings, progress=how.progress))
     began = time.monotonic()
     first = log_likelihoods(artifact.path, [pieces[0].ids], settings=settings)

@@ -10,6 +10,10 @@ Knows which scheme exists for which format. Refuses to judge what it made: verif
 | weights-int8 | NNCF compress_weights, asymmetric     | MatMulNBits in blocks of 32   | linear, embeddings, as .pt2   |
 | weights-int4 | NNCF compress_weights, groups         | MatMulNBits in groups         | -                             |
 | bf16, fp16   | constants kept in 16 bits             | fp16: weights and arithmetic  | weights kept in 16 bits       |
+| fp8          | -                                     | -                             | language models, for vLLM     |
+| gptq, awq    | -                                     | -                             | Llama-like models, for vLLM   |
+
+What is for vLLM is a Hugging Face folder of the compressed-tensors format; here transformers runs it, as floats.
 """
 
 from __future__ import annotations
@@ -29,6 +33,9 @@ SCHEMES: dict[str, tuple[Format, ...]] = {
     "weights-int4": ("openvino", "onnx"),
     "bf16": ("openvino", "pytorch"),
     "fp16": ("openvino", "onnx", "pytorch"),
+    "fp8": ("pytorch",),
+    "gptq": ("pytorch",),
+    "awq": ("pytorch",),
 }
 """Which formats a scheme exists for; the first is taken where nothing else decides."""
 FOR_TEXT: dict[str, tuple[Format, ...]] = {
@@ -36,13 +43,15 @@ FOR_TEXT: dict[str, tuple[Format, ...]] = {
     "weights-int4": ("openvino",),
     "bf16": ("openvino", "pytorch"),
     "fp16": ("openvino", "pytorch"),
+    "fp8": ("pytorch",),
+    "gptq": ("pytorch",),
+    "awq": ("pytorch",),
 }
 """The same for text generation, which runs on OpenVINO GenAI or as it is: no engine here generates from a plain ONNX graph."""
+VLLM_SCHEMES = ("fp8", "gptq", "awq")
+"""Those of vllm_layouts."""
 NOT_HERE: dict[str, str] = {
     "tensorrt-int8": "TensorRT builds it on the GPU it is for; use static-int8 with --to onnx, whose QDQ graph TensorRT reads",
-    "fp8": "no processor here computes in it; use weights-int8",
-    "awq": "its layout for vLLM can be proved on a GPU only; use weights-int4",
-    "gptq": "its layout for vLLM can be proved on a GPU only; use weights-int4",
 }
 """Schemes people ask for by name, and why they are refused: what could not be run here is not offered."""
 
@@ -55,12 +64,14 @@ def formats_of(scheme: str, task: str | None) -> tuple[Format, ...]:
         if scheme not in FOR_TEXT:
             raise Unsupported(f"scheme '{scheme}' does not exist for {task}; use weights-int8 or weights-int4")
         return FOR_TEXT[scheme]
+    if scheme in VLLM_SCHEMES:
+        raise Unsupported(f"scheme '{scheme}' exists for {TEXT_GENERATION} only; use weights-int8 or fp16")
     return SCHEMES[scheme]
 
 
 def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
     """Quantise `source`. Raises InvalidInput for calibration data that is no good, Unsupported for what does not exist."""
-    from maasdam.pipeline.quantize import controlled, onnx_models, openvino_models, pytorch_models
+    from maasdam.pipeline.quantize import controlled, onnx_models, openvino_models, pytorch_models, vllm_layouts
 
     scheme = settings["scheme"]
     if source.format not in formats_of(scheme, source.task):
@@ -72,6 +83,8 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
             return controlled.static_int8(source, out, settings, context)
         make = openvino_models.static_int8 if source.format == "openvino" else onnx_models.static_int8
         return make(source, out, settings, context)
+    if scheme in VLLM_SCHEMES:
+        return vllm_layouts.write(source, out, settings, context)
     if source.format == "pytorch":
         return pytorch_models.weights(source, out, settings)
     if source.format == "openvino":
@@ -80,6 +93,8 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
 
 
 def _reads(settings: Mapping[str, Any]) -> tuple[Reads, ...]:
+    if settings["scheme"] in ("gptq", "awq"):
+        return ("calibrate",)
     if settings["scheme"] != "static-int8":
         return ()
     return ("calibrate",) if settings["max_drop"] is None else ("calibrate", "train")
@@ -99,7 +114,7 @@ PASS = Pass(
         "format": Setting(
             str, "auto", choices=("auto", "openvino", "onnx", "pytorch"), says="auto: what --to and the next pass ask for"
         ),
-        "samples": Setting(int, 200, low=1, high=10_000, says="calibration examples (static-int8)"),
+        "samples": Setting(int, 200, low=1, high=10_000, says="calibration examples (static-int8), pieces of text (gptq, awq)"),
         "fast_bias_correction": Setting(bool, True, says="false: slower, sometimes closer (static-int8 on OpenVINO)"),
         "max_drop": Setting(
             float,
@@ -108,7 +123,9 @@ PASS = Pass(
             high=1,
             says="so much may the metric on --train fall; layers stay float for it (static-int8, OpenVINO)",
         ),
-        "group_size": Setting(int, 64, low=8, high=1024, says="weights that share a scale (weights-int4)"),
+        "group_size": Setting(
+            int, 64, low=8, high=1024, says="weights that share a scale (weights-int4; gptq and awq: 32, 64, 128)"
+        ),
         "ends": Setting(str, "int8", choices=("int8", "int4"), says="embedding and last layer (weights-int4, OpenVINO)"),
         "precision": Setting(str, "f32", choices=("f32", "bf16"), says="what is computed in (weights-*, OpenVINO)"),
         "activations": Setting(
@@ -119,7 +136,7 @@ PASS = Pass(
         ),
     },
     run=run,
-    libraries=("nncf", "openvino", "onnxruntime", "onnx", "torch", "transformers"),
+    libraries=("nncf", "openvino", "onnxruntime", "onnx", "torch", "transformers", "compressed-tensors"),
     reads=_reads,
     wants=_wants,
 )

@@ -7,10 +7,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from maasdam.core import Artifact
+from maasdam.core import Artifact, TextPayload
 from maasdam.errors import InvalidInput
-from maasdam.pipeline.examples import Inputs, calibration_inputs, describe
+from maasdam.pipeline.examples import Inputs, Preparer, calibration_inputs, describe, unlabelled_payloads
 from maasdam.pipeline.passes import PassContext
+
+PIECE_TOKENS = 2048
+"""The longest calibration piece; shorter where the model's context is."""
+TEXTS = 10_000
+"""Texts that are tokenised to take calibration pieces from."""
 
 
 def calibration(source: Artifact, settings: Mapping[str, Any], context: PassContext) -> tuple[list[Inputs], dict[str, Any]]:
@@ -20,15 +25,47 @@ def calibration(source: Artifact, settings: Mapping[str, Any], context: PassCont
         raise InvalidInput("static int8 needs calibration data: name a folder with --calibrate or --data")
     context.progress("prepare calibration data")
     inputs = calibration_inputs(source, path, settings["samples"])
+    return inputs, _said(len(inputs), path, context)
+
+
+def calibration_texts(
+    source: Artifact, settings: Mapping[str, Any], context: PassContext
+) -> tuple[list[list[int]], dict[str, Any]]:
+    """Token ids of texts of --calibrate, else of --data, in pieces that fit the context; and the facts that say which.
+
+    A long text is cut into pieces; `samples` pieces are taken, evenly spaced. Raises InvalidInput where there is no text.
+    """
+    path = context.calibrate or context.data
+    if path is None:
+        raise InvalidInput(f"{settings['scheme']} needs calibration texts: name them with --calibrate or --data")
+    context.progress("prepare calibration data")
+    processor: Any = Preparer(source).processor
+    longest = min(processor.context_length or PIECE_TOKENS, PIECE_TOKENS)
+    pieces: list[list[int]] = []
+    for _, payload in unlabelled_payloads(source.task, path, TEXTS):
+        assert isinstance(payload, TextPayload)
+        ids = [int(i) for i in processor.tokenizer(payload.prompt, verbose=False)["input_ids"]]
+        pieces += [ids[start : start + longest] for start in range(0, len(ids), longest)]
+    pieces = [piece for piece in pieces if len(piece) > 1]
+    if not pieces:
+        raise InvalidInput("the calibration data holds no text of two tokens or more")
+    wanted = min(settings["samples"], len(pieces))
+    chosen = [pieces[i * len(pieces) // wanted] for i in range(wanted)]
+    facts = _said(len(chosen), path, context)
+    facts["calibration"]["tokens"] = sum(len(piece) for piece in chosen)
+    return chosen, facts
+
+
+def _said(count: int, path: Path, context: PassContext) -> dict[str, Any]:
     facts = {
-        "samples": len(inputs),
+        "samples": count,
         "data": describe(path),
         "is_sample_of_evaluation_data": context.calibrate is None,
-        "says": f"{len(inputs)} unlabelled examples of --calibrate"
+        "says": f"{count} unlabelled examples of --calibrate"
         if context.calibrate is not None
-        else f"an unlabelled sample of the evaluation data (--data), {len(inputs)} examples: --calibrate was not given",
+        else f"an unlabelled sample of the evaluation data (--data), {count} examples: --calibrate was not given",
     }
-    return inputs, {"calibration": facts}
+    return {"calibration": facts}
 
 
 class Counted:
