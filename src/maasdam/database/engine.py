@@ -30,11 +30,13 @@ def open_database(url: str) -> Engine:
     """
     engine = _engine(url)
     if engine.dialect.name == "sqlite":
+        event.listen(engine, "first_connect", _write_ahead)
         event.listen(engine, "connect", _tune_sqlite)
         event.listen(engine, "begin", _begin_immediate)
     event.listen(engine, "handle_error", _say_storage_failed)
     try:
-        _bring_up_to_date(engine)
+        with _alone(engine):
+            _bring_up_to_date(engine)
     except SQLAlchemyError as error:
         engine.dispose()
         raise StorageFailure(f"can't open the database '{_without_password(url)}': {error}") from error
@@ -94,10 +96,14 @@ def _tune_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # SQLAlchemy's begin, not the driver's: see _begin_immediate
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
-    cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _write_ahead(connection: Any, _record: Any) -> None:
+    """Turn the file to WAL, which it remembers. The turn fails at once, busy_timeout or not, where another is in the file."""
+    connection.execute("PRAGMA journal_mode=WAL").close()
 
 
 def _begin_immediate(connection: sqlalchemy.Connection) -> None:
@@ -116,7 +122,7 @@ def _revision(engine: Engine) -> str | None:
 def _migrate(engine: Engine) -> None:
     from alembic import command
 
-    with _alone(engine), engine.begin() as connection:
+    with engine.begin() as connection:
         config = migrations()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
@@ -132,7 +138,7 @@ def migrations() -> Any:
 
 
 def _alone(engine: Engine) -> Any:
-    """One process migrates at a time: BEGIN IMMEDIATE does it on SQLite, but DDL on a fresh file needs a file lock too."""
+    """One process opens an SQLite file at a time: neither the turn to WAL nor a fresh file's schema waits for another."""
     from contextlib import nullcontext
 
     from filelock import FileLock
