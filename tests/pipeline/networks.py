@@ -103,12 +103,13 @@ def convolutional(store: Store, channels: int = 96) -> Artifact:
         "first": random.normal(0, 0.3, (channels, 3, 3, 3)),
         "second": random.normal(0, 0.05, (channels, channels, 3, 3)),
         "head": random.normal(0, 0.5, (channels, 7)),
+        "shift": random.normal(0, 0.1, (channels,)),
     }
     node = helper.make_node
     nodes = [
         node("Conv", ["image", "first"], ["a"], pads=[1, 1, 1, 1]),
         node("Relu", ["a"], ["b"]),
-        node("Conv", ["b", "second"], ["c"], pads=[1, 1, 1, 1]),
+        node("Conv", ["b", "second", "shift"], ["c"], pads=[1, 1, 1, 1]),
         node("Relu", ["c"], ["d"]),
         node("GlobalAveragePool", ["d"], ["e"]),
         node("Flatten", ["e"], ["f"]),

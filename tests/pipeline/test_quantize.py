@@ -114,9 +114,29 @@ def test_text_generation_has_no_static_int8() -> None:
         formats_of("static-int8", TEXT_GENERATION)
 
 
-def test_what_only_a_gpu_could_prove_is_refused_with_a_way_out() -> None:
-    with pytest.raises(Unsupported, match=r"scheme 'tensorrt-int8' is not made here: .*; use "):
-        formats_of("tensorrt-int8", None)
+def test_a_graph_for_tensorrt_has_symmetric_ranges_weights_of_a_byte_and_float_biases(
+    store: Store, source: Artifact, tensors: Path
+) -> None:
+    import onnx
+    from onnx.numpy_helper import to_array
+
+    made, facts = _quantized(store, source, tensors, "tensorrt-int8")
+    assert made.settings["int8"] is True and "TensorRT" in facts["method"]
+    graph = onnx.load(made.path / "model.onnx").graph
+    constants = {t.name: to_array(t) for t in graph.initializer}
+    pairs = [n for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert pairs and all(constants[n.input[2]].dtype == np.int8 and not constants[n.input[2]].any() for n in pairs)
+    stored = [n for n in pairs if n.input[0] in constants]
+    assert stored and all(constants[n.input[0]].dtype == np.int8 for n in stored)
+    assert any(constants[n.input[1]].size > 1 for n in stored), "no weight has a scale for each channel"
+    biases = [n.input[2] for n in graph.node if n.op_type in ("Conv", "Gemm") and len(n.input) > 2]
+    assert biases and all(constants[name].dtype == np.float32 for name in biases)
+    quantised = {name for n in graph.node if n.op_type == "QuantizeLinear" for name in n.input[:1]}
+    assert not quantised & {n.output[0] for n in graph.node if n.op_type == "Conv"}, "a pair keeps TensorRT from fusing Conv, Relu"
+    wanted, _ = _outputs(source, tensors)
+    got, precisions = _outputs(made, tensors)
+    assert cosine(wanted, got) >= 0.99 and not np.array_equal(wanted, got)
+    assert sum(n for p, n in precisions.items() if p in ("i8", "u8")) > 0, precisions
 
 
 @pytest.mark.parametrize("scheme", ["fp8", "awq", "gptq"])

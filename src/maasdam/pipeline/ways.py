@@ -103,7 +103,8 @@ def _on_cuda(artifact: Artifact, settings: Mapping[str, Any], cores: int, work: 
     precisions = (PLAIN_PRECISION, "f16") if asked == "auto" else (asked,)
     here = {"device": "cuda"}
     if artifact.engine == "onnxruntime":
-        yield Candidate(artifact, 0, None, here)
+        if not artifact.settings.get("int8"):  # quantised for TensorRT; ONNX Runtime's CUDA kernels compute it in float
+            yield Candidate(artifact, 0, None, here)
         yield from (Candidate(artifact, 0, precision, here | {"provider": "tensorrt"}) for precision in precisions)
         if (fused := _fused(artifact, None, here, work)) is not None:
             yield fused

@@ -7,12 +7,14 @@ Knows which scheme exists for which format. Refuses to judge what it made: verif
 |--------------|---------------------------------------|-------------------------------|-------------------------------|
 | static-int8  | NNCF; with max_drop accuracy-control  | QDQ, U8S8, per channel        | -                             |
 | dynamic-int8 | -                                     | weights S8, activations later | linear layers alike, as .pt2  |
+| tensorrt-int8| -                                     | QDQ, S8S8, zero points 0      | -                             |
 | weights-int8 | NNCF compress_weights, asymmetric     | MatMulNBits in blocks of 32   | linear, embeddings, as .pt2   |
 | weights-int4 | NNCF compress_weights, groups         | MatMulNBits in groups         | -                             |
 | bf16, fp16   | constants kept in 16 bits             | fp16: weights and arithmetic  | weights kept in 16 bits       |
 | fp8          | -                                     | -                             | language models, for vLLM     |
 | gptq, awq    | -                                     | -                             | Llama-like models, for vLLM   |
 
+tensorrt-int8 is the graph TensorRT takes as it stands (explicit quantisation); on a processor ONNX Runtime computes the same.
 What is for vLLM is a Hugging Face folder of the compressed-tensors format; here transformers runs it, as floats.
 """
 
@@ -29,6 +31,7 @@ from maasdam.pipeline.passes import Pass, PassContext, Produced, Reads, Setting
 SCHEMES: dict[str, tuple[Format, ...]] = {
     "static-int8": ("openvino", "onnx"),
     "dynamic-int8": ("onnx", "pytorch"),
+    "tensorrt-int8": ("onnx",),
     "weights-int8": ("openvino", "onnx", "pytorch"),
     "weights-int4": ("openvino", "onnx"),
     "bf16": ("openvino", "pytorch"),
@@ -50,16 +53,12 @@ FOR_TEXT: dict[str, tuple[Format, ...]] = {
 """The same for text generation, which runs on OpenVINO GenAI or as it is: no engine here generates from a plain ONNX graph."""
 VLLM_SCHEMES = ("fp8", "gptq", "awq")
 """Those of vllm_layouts."""
-NOT_HERE: dict[str, str] = {
-    "tensorrt-int8": "TensorRT builds it on the GPU it is for; use static-int8 with --to onnx, whose QDQ graph TensorRT reads",
-}
-"""Schemes people ask for by name, and why they are refused: what could not be run here is not offered."""
+STATIC = ("static-int8", "tensorrt-int8")
+"""Those that quantise activations too, with ranges from calibration data."""
 
 
 def formats_of(scheme: str, task: str | None) -> tuple[Format, ...]:
     """The formats a scheme exists for. Raises Unsupported where it is none for this task, naming what is."""
-    if scheme in NOT_HERE:
-        raise Unsupported(f"scheme '{scheme}' is not made here: {NOT_HERE[scheme]}")
     if task == TEXT_GENERATION:
         if scheme not in FOR_TEXT:
             raise Unsupported(f"scheme '{scheme}' does not exist for {task}; use weights-int8 or weights-int4")
@@ -83,6 +82,8 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
             return controlled.static_int8(source, out, settings, context)
         make = openvino_models.static_int8 if source.format == "openvino" else onnx_models.static_int8
         return make(source, out, settings, context)
+    if scheme == "tensorrt-int8":
+        return onnx_models.tensorrt_int8(source, out, settings, context)
     if scheme in VLLM_SCHEMES:
         return vllm_layouts.write(source, out, settings, context)
     if source.format == "pytorch":
@@ -95,7 +96,7 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
 def _reads(settings: Mapping[str, Any]) -> tuple[Reads, ...]:
     if settings["scheme"] in ("gptq", "awq"):
         return ("calibrate",)
-    if settings["scheme"] != "static-int8":
+    if settings["scheme"] not in STATIC:
         return ()
     return ("calibrate",) if settings["max_drop"] is None else ("calibrate", "train")
 
@@ -110,11 +111,11 @@ PASS = Pass(
     use="quantize",
     version=4,
     settings={
-        "scheme": Setting(str, None, choices=(*SCHEMES, *NOT_HERE), says="what is quantised, and to what", is_required=True),
+        "scheme": Setting(str, None, choices=tuple(SCHEMES), says="what is quantised, and to what", is_required=True),
         "format": Setting(
             str, "auto", choices=("auto", "openvino", "onnx", "pytorch"), says="auto: what --to and the next pass ask for"
         ),
-        "samples": Setting(int, 200, low=1, high=10_000, says="calibration examples (static-int8), pieces of text (gptq, awq)"),
+        "samples": Setting(int, 200, low=1, high=10_000, says="calibration examples (static-int8, tensorrt-int8), pieces of text (gptq, awq)"),
         "fast_bias_correction": Setting(bool, True, says="false: slower, sometimes closer (static-int8 on OpenVINO)"),
         "max_drop": Setting(
             float,

@@ -16,12 +16,56 @@ from maasdam.pipeline.quantize.shared import Counted, calibration, copy_all_but
 PER_BLOCK = 32
 """Weights that share a scale at 8 bits."""
 SMALLEST_BLOCK = 16
+TENSORRT = {
+    "ActivationSymmetric": True,
+    "WeightSymmetric": True,
+    "QuantizeBias": False,  # TensorRT adds biases as floats
+    "DedicatedQDQPair": True,  # each consumer has a pair of its own, so that TensorRT can fuse the pair into it
+}
+"""What TensorRT asks of a graph that says its own ranges: zero points of zero, biases left alone."""
+TENSORRT_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "AveragePool", "GlobalAveragePool", "MaxPool")
+"""Those it has int8 kernels for; around the others the activations stay float.
+
+Their inputs are quantised and their outputs are not: a pair between a convolution and its Relu would keep TensorRT from fusing
+the two."""
 LARGEST_MESSAGE = 1_900_000_000
 """A protobuf message ends at 2 GiB; larger weights go into a file beside the model."""
 
 
 def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
     """QDQ: activations U8, weights S8 per channel. Raises InvalidInput for calibration inputs that are no good."""
+    from onnxruntime import quantization as ort
+
+    facts = _with_ranges(source, out, settings, context, activation_type=ort.QuantType.QUInt8)
+    facts |= {"method": "ONNX Runtime static QDQ, activations U8, weights S8 per channel"}
+    return Produced("onnx", "onnx", "onnxruntime", source.signature, dict(source.settings), facts)
+
+
+def tensorrt_int8(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
+    """QDQ as TensorRT takes it: activations and weights S8, every zero point 0, weights per channel, biases in float.
+
+    TensorRT 10 and newer take weights stored as int8. Here it is compared on ONNX Runtime's processor kernels, which compute
+    the same graph. Raises InvalidInput for calibration inputs that are no good.
+    """
+    from onnxruntime import quantization as ort
+
+    facts = _with_ranges(
+        source,
+        out,
+        settings,
+        context,
+        activation_type=ort.QuantType.QInt8,
+        op_types_to_quantize=list(TENSORRT_OPERATORS),
+        extra_options=TENSORRT | {"OpTypesToExcludeOutputQuantization": list(TENSORRT_OPERATORS)},
+    )
+    facts |= {"method": "ONNX Runtime static QDQ for TensorRT, activations and weights S8, symmetric, weights per channel"}
+    return Produced("onnx", "onnx", "onnxruntime", source.signature, {**source.settings, "int8": True}, facts)
+
+
+def _with_ranges(
+    source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext, **choices: Any
+) -> dict[str, Any]:
+    """Write a QDQ graph with ranges from calibration inputs; the facts that say which inputs those were."""
     from onnxruntime import quantization as ort
 
     inputs, facts = calibration(source, settings, context)
@@ -42,11 +86,10 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
         Reader(),
         quant_format=ort.QuantFormat.QDQ,
         per_channel=True,
-        activation_type=ort.QuantType.QUInt8,
         weight_type=ort.QuantType.QInt8,
+        **choices,
     )
-    facts |= {"method": "ONNX Runtime static QDQ, activations U8, weights S8 per channel"}
-    return Produced("onnx", "onnx", "onnxruntime", source.signature, dict(source.settings), facts)
+    return facts
 
 
 def dynamic_int8(source: Artifact, out: Path) -> Produced:
