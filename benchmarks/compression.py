@@ -1,11 +1,13 @@
 """What compression brings in size and speed: ratios inside one run, through Maasdam's own passes and engines.
 
-    python -m benchmarks.compression [--only images encoder text] [--rounds 15] [--work DIR]
+    python -m benchmarks.compression [--only images encoder text speech] [--rounds 15] [--work DIR]
 
 Models have the sizes of ResNet-50, BERT-base and a Llama of 97 million parameters, with random weights (speed and size
 don't depend on their values; accuracy does, and is not measured here). Each is converted, pruned and quantised by the
 passes of a recipe, opened by the engines that serve, limited to two threads, and timed in turns: in each round every
-contender runs once, after a run that is not counted, and medians over the rounds are compared. Prints a table in Markdown.
+contender runs once, after a run that is not counted, and medians over the rounds are compared. Beside them stand the
+processor's milliseconds, which what else the machine does changes less. Speech is the recogniser that ships, with its own
+weights and recordings, against transformers in PyTorch. Prints tables in Markdown.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +30,20 @@ from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
 from maasdam.core import Artifact, Format, Sampling, SequenceRequest
 from maasdam.engines import open_engine
+from maasdam.pipeline.examples import PreparedExamples, evaluation_examples
 from maasdam.pipeline.measure import take_turns
 from maasdam.pipeline.passes import find_pass
 from maasdam.pipeline.recipe import Use
 from maasdam.pipeline.run_recipe import Build, Data, installed_version, processor_name
+from maasdam.pipeline.subjects import TensorSubject
+from maasdam.tasks import score
 
 THREADS = 2
 TOKENS = 128
 """BERT's sentence length."""
 PROMPT, ANSWER = 16, 33
 """Tokens of the language model's prompt and answer; the first token answered is not timed."""
+STARTER = Path(__file__).parents[1] / "starters" / "speech"
 WORDS = 16_000
 """The language model's vocabulary."""
 
@@ -51,12 +57,21 @@ class Contender:
     run: Callable[[int], object]
     target: str = ""
     note: str = ""
+    cpu: list[float] = field(default_factory=list)
+    """Processor seconds of every run."""
+
+    def timed(self, round: int) -> object:
+        """`run`, with the processor's time noted."""
+        began = time.process_time()
+        answer = self.run(round)
+        self.cpu.append(time.process_time() - began)
+        return answer
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=("images", "encoder", "text"), default=["images", "encoder", "text"])
+    parser.add_argument("--only", nargs="+", choices=tuple(PARTS), default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--work", type=Path, help="keep models and artifacts here, so that a second run makes nothing anew")
     args = parser.parse_args()
@@ -69,7 +84,7 @@ def main() -> None:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         for name in args.only:
-            {"images": images, "encoder": encoder, "text": text}[name](work, Store(work / "store"), args.rounds)
+            PARTS[name](work, Store(work / "store"), args.rounds)
 
 
 def images(work: Path, store: Store, rounds: int) -> None:
@@ -148,6 +163,32 @@ def text(work: Path, store: Store, rounds: int) -> None:
     _print_table("Llama, 97 M parameters, OpenVINO GenAI, one generated token at one stream", contenders, seconds)
 
 
+def speech(work: Path, store: Store, rounds: int) -> None:
+    """The shipped recogniser on its own recordings, one at a time; every way scored on all of them."""
+    source = ingest(str(STARTER / "model"), store, task="automatic-speech-recognition")
+    build = Build(store, Data(calibrate=STARTER / "calibrate"), threads=THREADS)
+    examples = PreparedExamples(evaluation_examples(source, STARTER / "samples"))
+    int8 = _apply(build, source, "quantize", scheme="static-int8", format="openvino")
+    ways: list[Way] = [
+        ("FP32, transformers in PyTorch", source, {}, "", ""),
+        ("FP32, ONNX Runtime", build.convert(source, "onnx"), {}, "", ""),
+        ("FP32, OpenVINO", build.convert(source, "openvino"), {}, ">= 2", ""),
+        ("FP32, OpenVINO, one thread", build.convert(source, "openvino"), {"threads": 1}, ">= 2", ""),
+        ("int8 (NNCF), OpenVINO", int8, {}, ">= 2", ""),
+        ("int8 (NNCF), OpenVINO, one thread", int8, {"threads": 1}, ">= 2", ""),
+        ("int8 (QDQ), ONNX Runtime", _int8(build, source, "onnx"), {}, "", ""),
+    ]
+    with _opened(ways) as engines:
+        contenders = []
+        for (what, artifact, _, target, _), engine in zip(ways, engines, strict=True):
+            subject = TensorSubject(artifact, engine, examples)
+            answers = [subject.observe(index).answer for index in range(len(subject))]
+            rate = score("automatic-speech-recognition", [a for a in answers if a is not None], examples.examples).value
+            contenders.append(Contender(what, artifact, subject.run_one, target, f"word error rate {rate:.3f}"))
+        timings = take_turns({c.what: c.timed for c in contenders}, seconds=0, rounds=(rounds * 4, rounds * 4))
+    _print_table("Speech, the shipped recogniser, one recording", contenders, [timings[c.what].seconds for c in contenders])
+
+
 def _answering(engine: Any, loop: asyncio.AbstractEventLoop) -> Callable[[int], float]:
     """One greedy answer; seconds per token after the first."""
 
@@ -171,7 +212,7 @@ def _per_token(contenders: list[Contender], rounds: int) -> list[tuple[float, ..
     for number in range(-1, rounds):
         order = list(range(len(contenders)))
         for place in order[number % len(order) :] + order[: number % len(order)]:
-            seconds: Any = contenders[place].run(abs(number))
+            seconds: Any = contenders[place].timed(abs(number))
             if number >= 0:
                 took[place].append(seconds)
     return [tuple(each) for each in took]
@@ -200,7 +241,7 @@ def _compare(title: str, ways: list[Way], inputs: dict[str, Any], rounds: int) -
             Contender(what, artifact, _running(engine, inputs), target, note)
             for (what, artifact, _, target, note), engine in zip(ways, engines, strict=True)
         ]
-        timings = take_turns({c.what: c.run for c in contenders}, seconds=0, rounds=(rounds, rounds))
+        timings = take_turns({c.what: c.timed for c in contenders}, seconds=0, rounds=(rounds, rounds))
     _print_table(title, contenders, [timings[c.what].seconds for c in contenders])
 
 
@@ -209,13 +250,15 @@ def _running(engine: Any, inputs: dict[str, Any]) -> Callable[[int], object]:
 
 
 def _print_table(title: str, contenders: list[Contender], seconds: list[tuple[float, ...]]) -> None:
-    """The first contender is what the others are compared with: medians over the rounds, and each one's best round."""
+    """The first contender is what the others are compared with: medians over the rounds, each one's best, processor time."""
     print(f"### {title}\n")
-    print("| | median ms | times faster | by best rounds | target | MB | times smaller | |\n|---|---|---|---|---|---|---|---|")
+    print("| | median ms | times faster | by best rounds | by processor time | target | MB | times smaller | |")
+    print("|---|---|---|---|---|---|---|---|---|")
     base, least, whole = float(np.median(seconds[0])), min(seconds[0]), contenders[0].artifact.size_bytes
+    work = float(np.median(contenders[0].cpu))
     for contender, took in zip(contenders, seconds, strict=True):
         size, median = contender.artifact.size_bytes, float(np.median(took))
-        faster = (f"{base / median:.2f}", f"{least / min(took):.2f}")
+        faster = (f"{base / median:.2f}", f"{least / min(took):.2f}", f"{work / float(np.median(contender.cpu)):.2f}")
         cells = (contender.what, f"{median * 1000:.2f}", *faster, contender.target, f"{size / 1e6:.1f}", f"{whole / size:.2f}")
         print("| " + " | ".join([*cells, contender.note]) + " |")
     print(flush=True)
@@ -295,6 +338,8 @@ def _photographs(folder: Path, count: int = 8) -> Path:
 def _versions() -> str:
     return ", ".join(f"{name} {installed_version(name)}" for name in ("onnxruntime", "openvino", "nncf", "torch"))
 
+
+PARTS = {"images": images, "encoder": encoder, "text": text, "speech": speech}
 
 if __name__ == "__main__":
     main()

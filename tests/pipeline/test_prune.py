@@ -13,14 +13,15 @@ from maasdam.artifacts.store import Store
 from maasdam.core import IMAGE_CLASSIFICATION, TEXT_GENERATION, Artifact, silent
 from maasdam.engines import open_engine
 from maasdam.errors import InvalidInput, Unsupported
+from maasdam.pipeline.convert.probes import Sizes, probe
 from maasdam.pipeline.passes import find_pass
 from maasdam.pipeline.prune import prune_magnitude
 from maasdam.pipeline.prune.magnitude import parse_pattern
 from maasdam.pipeline.recipe import Use
 from maasdam.pipeline.run_recipe import Build, Data
 from maasdam.pipeline.training import Plan, labels_loss, loss_of, train, training_samples
-from tests.engines import tiny_language_model
-from tests.pipeline.networks import SIDE, colours, write_photographs, write_resnet, write_vit
+from tests.engines import networks, tiny_language_model
+from tests.pipeline.networks import SIDE, write_photographs, write_resnet, write_vit
 
 torch = pytest.importorskip("torch")
 
@@ -84,6 +85,56 @@ def test_channels_are_cut_and_the_rest_keeps_its_names_and_dynamic_batch(store: 
         assert shrank["file_bytes"]["after"] < shrank["file_bytes"]["before"]
     assert _logits(made, 2).shape == (2, 3) and _logits(made, 5).shape == (5, 3)
     assert (made.path / "preprocessor_config.json").is_file()
+
+
+def _keras_network(folder: Path) -> Path:
+    """Convolutions with a residual, and a dense head: [batch, 16, 16, 3] to [batch, 3]."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    image = keras.Input((SIDE, SIDE, 3), name="image")
+    x = layers.Conv2D(24, 3, padding="same", use_bias=False)(image)
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    y = layers.Conv2D(24, 3, padding="same", activation="relu")(x)
+    x = layers.GlobalAveragePooling2D()(layers.Add()([x, layers.Conv2D(24, 1)(y)]))
+    x = layers.Dense(48, activation="relu")(layers.Flatten()(x))
+    keras.Model(image, layers.Dense(3, name="scores")(x)).save(folder / "model.keras")
+    return folder / "model.keras"
+
+
+@pytest.mark.parametrize("format", ["onnx", "tensorflow"])
+def test_a_network_of_another_format_is_cut_as_a_program(store: Store, resnet: Artifact, tmp_path: Path, format: str) -> None:
+    source = Build(store).convert(resnet, "onnx") if format == "onnx" else ingest(str(_keras_network(tmp_path)), store)
+    assert source.signature is not None and source.format == format
+    building = Build(store)
+    made = building.apply(Use("prune", find_pass("prune", "test").check({"ratio": 0.5}, "test")), source)
+    assert [step.use for step in building.steps] == ["convert", "prune"]
+    shrank = building.steps[-1].facts["shrank"]
+    assert shrank["macs"]["after"] < 0.6 * shrank["macs"]["before"]
+    assert made.layout == "pt2" and made.signature is not None and made.signature.inputs == source.signature.inputs
+    back = Build(store).convert(made, "openvino")
+    for batch in (2, 5):
+        inputs = probe(made.signature, Sizes(batch), seed=0, folder=made.path)
+        one, other = (_run(artifact, inputs) for artifact in (made, back))
+        assert one.shape == (batch, 3) and np.allclose(one, other, atol=1e-4)
+
+
+def _run(artifact: Artifact, inputs: Any) -> Any:
+    engine: Any = open_engine(artifact, threads=1)
+    try:
+        return next(iter(engine.run(inputs).values()))
+    finally:
+        engine.close()
+
+
+def test_matrix_products_of_another_format_are_layers_with_their_bias(store: Store, vit: Artifact) -> None:
+    """ViT from ONNX: its hidden units can be cut, whatever the products were named."""
+    building = Build(store)
+    use = Use("prune", find_pass("prune", "test").check({"ratio": 0.3, "targets": "ffn"}, "test"))
+    made = building.apply(use, Build(store).convert(vit, "onnx"))
+    as_module, _ = _prune(store, vit, ratio=0.3, targets="ffn")
+    assert np.allclose(_logits(made), _logits(as_module), atol=1e-4)
 
 
 def test_both_layouts_of_one_network_lose_the_same_channels(store: Store, resnet: Artifact) -> None:
@@ -162,9 +213,10 @@ def test_targets_that_a_network_has_not_are_refused(store: Store, resnet: Artifa
         _prune(store, vit, targets="heads", ratio=0.1)
 
 
-def test_pruning_another_layout_is_refused(store: Store) -> None:
-    with pytest.raises(Unsupported, match=r"in Hugging Face layout or as \.pt2; this one is onnx"):
-        _prune(store, colours(store))
+def test_pruning_another_layout_is_refused(store: Store, tmp_path: Path) -> None:
+    source = networks.artifact(tmp_path, networks.MLP, "torchscript", "pytorch")
+    with pytest.raises(Unsupported, match=r"in Hugging Face layout or as \.pt2; this one is pytorch \(torchscript\)"):
+        _prune(store, source)
 
 
 def test_a_small_ratio_cuts_little_of_narrow_layers(store: Store, resnet: Artifact) -> None:

@@ -132,7 +132,9 @@ def test_a_graph_for_tensorrt_has_symmetric_ranges_weights_of_a_byte_and_float_b
     biases = [n.input[2] for n in graph.node if n.op_type in ("Conv", "Gemm") and len(n.input) > 2]
     assert biases and all(constants[name].dtype == np.float32 for name in biases)
     quantised = {name for n in graph.node if n.op_type == "QuantizeLinear" for name in n.input[:1]}
-    assert not quantised & {n.output[0] for n in graph.node if n.op_type == "Conv"}, "a pair keeps TensorRT from fusing Conv, Relu"
+    assert not quantised & {n.output[0] for n in graph.node if n.op_type == "Conv"}, (
+        "a pair keeps TensorRT from fusing Conv, Relu"
+    )
     wanted, _ = _outputs(source, tensors)
     got, precisions = _outputs(made, tensors)
     assert cosine(wanted, got) >= 0.99 and not np.array_equal(wanted, got)

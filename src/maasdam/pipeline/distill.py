@@ -257,5 +257,6 @@ PASS = Pass(
     run=run,
     libraries=("torch", "transformers"),
     reads=_reads,
+    wants=lambda source, settings: "pytorch",
     files=lambda settings: (Path(settings["student"]).expanduser(),) if settings["student"] else (),
 )

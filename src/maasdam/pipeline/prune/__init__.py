@@ -147,4 +147,5 @@ PASS = Pass(
     run=run,
     libraries=("torch", "torch-pruning", "transformers"),
     reads=_reads,
+    wants=lambda source, settings: "pytorch",
 )

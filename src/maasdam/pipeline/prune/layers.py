@@ -70,8 +70,12 @@ def head(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def is_transformer(model: torch.nn.Module) -> bool:
-    """Whether it attends."""
-    return any(True for _ in attentions(model)) or any("attention" in type(m).__name__.lower() for m in model.modules())
+    """Whether it attends; a lifted program says so itself."""
+    return (
+        bool(getattr(model, "attends", False))
+        or any(True for _ in attentions(model))
+        or any("attention" in type(m).__name__.lower() for m in model.modules())
+    )
 
 
 def feed_forwards(model: torch.nn.Module) -> list[torch.nn.Linear]:

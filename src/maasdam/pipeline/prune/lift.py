@@ -4,11 +4,13 @@ Knows the ATen operators that layers become and how arguments are told apart. Re
 
     program: call_function aten.conv2d(x, weight, bias, …)  --lift-->  call_module nn.Conv2d, at the weight's old name
 
-Weights are the program's own parameters. What has no layer of its own (additions, attention, views) stays as it is.
+Weights are the program's own parameters (a matrix product of ONNX or TensorFlow has its weights the other way round, so its
+layer has a copy). What has no layer of its own (additions, attention, views) stays as it is.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,9 @@ Arguments = Mapping[str, Any]
 Tensor = Callable[[Any], Any]
 """A graph node -> the parameter or buffer it names; None where it is computed, or is nothing."""
 
+MASKING = 2
+"""Operators between a softmax and the matrix product that reads it: what exporters write for a mask, or a dropout."""
+
 
 def lift(program: ExportedProgram, signature: Signature) -> torch.nn.Module:
     """`forward(<input names>) -> {"<output name>": tensor}` with real layers inside. Raises Unsupported where there is none.
@@ -34,13 +39,18 @@ def lift(program: ExportedProgram, signature: Signature) -> torch.nn.Module:
     import torch
 
     exported: Any = program.module(check_guards=False)
+    products = [node for node in exported.graph.nodes if _is_product(node, exported)]
+    for node in products:
+        _replace_product(exported, node)
     layers = {node: layer for node in exported.graph.nodes if (layer := _layer(node, exported)) is not None}
-    if not layers:
+    if not layers and not products:
         raise Unsupported("the program holds no layer whose weights are parameters, so nothing in it can be cut")
     for node, layer in layers.items():
         _replace(exported, node, layer)
     for node in exported.graph.nodes:
         _free_width(node)
+    for node in [n for n in exported.graph.nodes if n.op == "get_attr" and not n.users]:
+        exported.graph.erase_node(node)  # a weight whose layer holds it under another name
     exported.graph.eliminate_dead_code()
     # a fresh module: the exported one refuses to change between training and evaluation
     body = torch.fx.GraphModule(exported, exported.graph)
@@ -55,6 +65,7 @@ def _named(body: GraphModule, program: ExportedProgram, signature: Signature) ->
     names = [s.name for s in signature.inputs]
     order = ports if set(ports) == set(names) else names
     outputs = [s.name for s in signature.outputs]
+    attends = any(map(_is_attention, body.graph.nodes))
     spec = program.call_spec.in_spec
     assert spec is not None  # a program always knows how it is called
 
@@ -64,6 +75,7 @@ def _named(body: GraphModule, program: ExportedProgram, signature: Signature) ->
         def __init__(self) -> None:
             super().__init__()
             self.body = body
+            self.attends = attends
 
         def forward(self, return_dict: bool = True, **tensors: torch.Tensor) -> dict[str, torch.Tensor]:
             args, kwargs = pytree.tree_unflatten([tensors[name] for name in order], spec)
@@ -73,6 +85,21 @@ def _named(body: GraphModule, program: ExportedProgram, signature: Signature) ->
             return dict(zip(outputs, pytree.tree_leaves(answer), strict=False))
 
     return Lifted()
+
+
+def _is_attention(node: Node) -> bool:
+    """The fused operator, or a softmax that a matrix product reads, be it through a mask."""
+    target = str(node.target)
+    if target.startswith("aten.scaled_dot_product_attention"):
+        return True
+    return target.startswith("aten.softmax") and _feeds_a_product(node, MASKING)
+
+
+def _feeds_a_product(node: Node, hops: int) -> bool:
+    return any(
+        str(user.target).startswith(("aten.matmul", "aten.bmm")) or (hops > 0 and _feeds_a_product(user, hops - 1))
+        for user in node.users
+    )
 
 
 def _layer(node: Node, module: torch.nn.Module) -> torch.nn.Module | None:
@@ -86,10 +113,7 @@ def _layer(node: Node, module: torch.nn.Module) -> torch.nn.Module | None:
     }
 
     def tensor(value: Any) -> Any:
-        if getattr(value, "op", None) != "get_attr":
-            return None
-        owner, _, name = str(value.target).rpartition(".")
-        return getattr(module.get_submodule(owner), name)
+        return _named_by(value, module)
 
     return make(arguments, tensor) if _is_parameter(tensor(arguments["weight"])) else None
 
@@ -208,6 +232,49 @@ def _replace(module: Any, node: Node, layer: torch.nn.Module) -> None:
     module.graph.erase_node(node)
 
 
+def _is_product(node: Node, module: torch.nn.Module) -> bool:
+    """Whether it multiplies what goes through by a matrix of weights [in, out], as ONNX and TensorFlow write linear layers."""
+    if str(node.target) not in ("aten.matmul.default", "aten.mm.default"):
+        return False
+    through, weight = node.args[0], _named_by(node.args[1], module)
+    return getattr(through, "op", None) != "get_attr" and _is_parameter(weight) and weight.dim() == 2
+
+
+def _named_by(value: Any, module: torch.nn.Module) -> Any:
+    """The parameter or buffer that a graph node names; None where it is computed, or is nothing."""
+    if getattr(value, "op", None) != "get_attr":
+        return None
+    owner, _, name = str(value.target).rpartition(".")
+    return getattr(module.get_submodule(owner), name)
+
+
+def _replace_product(module: Any, node: Node) -> None:
+    """Call a linear layer where the matrix product was, and the addition of a bias if that is all that follows."""
+    import torch
+
+    named: Any = node.args[1]
+    weight = _named_by(named, module)
+    last, bias = node, None
+    after = next(iter(node.users)) if len(node.users) == 1 else None
+    if after is not None and str(after.target) == "aten.add.Tensor" and not after.kwargs:
+        other = _named_by(after.args[1] if after.args[0] is node else after.args[0], module)
+        if _is_parameter(other) and tuple(other.shape) == (weight.shape[1],):
+            last, bias = after, other
+    layer = torch.nn.Linear(*weight.shape, bias=bias is not None, device="meta")
+    _with(layer, weight=torch.nn.Parameter(weight.detach().t().contiguous()))
+    if bias is not None:
+        _with(layer, bias=bias)
+    wanted = re.sub(r"[._](weight|kernel)$", "", str(named.target))
+    path = _place(module, wanted if wanted != str(named.target) else f"{wanted}_layer", layer)
+    with module.graph.inserting_before(last):
+        call = module.graph.call_module(path, (node.args[0],))
+    call.meta = dict(last.meta)
+    last.replace_all_uses_with(call)
+    module.graph.erase_node(last)
+    if last is not node:
+        module.graph.erase_node(node)
+
+
 def _place(module: Any, wanted: str, layer: torch.nn.Module) -> str:
     """Where the layer goes: the name its weights had, unless something else is there (a weight that two layers share)."""
     import torch
@@ -240,12 +307,24 @@ def _is_free(module: Any, path: str, layer: torch.nn.Module) -> bool:
 
 def _free_width(node: Node) -> None:
     """Let a view find out the width that pruning changes: the width of [batch, …, width], or the heads of [b, s, heads, d]."""
+    import torch
+
     if str(node.target) not in ("aten.view.default", "aten.reshape.default") or not isinstance(node.args[1], list | tuple):
         return
     sizes: list[Any] = list(node.args[1])
+    if sizes and sizes[0] == -1 and _keeps_rows(node):
+        with node.graph.inserting_before(node):
+            sizes[0] = node.graph.call_function(torch.ops.aten.sym_size.int, (node.args[0], 0))
     fixed = [i for i, size in enumerate(sizes) if isinstance(size, int)]
     if not fixed or any(sizes[i] == -1 for i in fixed):
         return
     chosen = fixed[-2] if len(sizes) == 4 and len(fixed) > 1 else fixed[-1]
     sizes[chosen] = -1
     node.args = (node.args[0], sizes)
+
+
+def _keeps_rows(node: Node) -> bool:
+    """Whether the first axis comes out of a view as it went in."""
+    through: Any = node.args[0]
+    before, after = through.meta["val"].shape, node.meta["val"].shape
+    return len(before) > 0 and str(before[0]) == str(after[0])

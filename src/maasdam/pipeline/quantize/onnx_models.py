@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,16 +82,31 @@ def _with_ranges(
             return next(self._left, None)
 
     copy_all_but(source.path, out, {"model.onnx"} | _external(source.path))
-    ort.quantize_static(
-        clean,
-        out / "model.onnx",
-        Reader(),
-        quant_format=ort.QuantFormat.QDQ,
-        per_channel=True,
-        weight_type=ort.QuantType.QInt8,
-        **choices,
-    )
+    with _hushed():
+        ort.quantize_static(
+            clean,
+            out / "model.onnx",
+            Reader(),
+            quant_format=ort.QuantFormat.QDQ,
+            per_channel=True,
+            weight_type=ort.QuantType.QInt8,
+            **choices,
+        )
     return facts
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """ONNX Runtime warns through the root logger of every layer norm it leaves per tensor, and gives it a handler for good."""
+    root, nobody = logging.getLogger(), logging.NullHandler()
+    before = root.level
+    root.addHandler(nobody)
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(before)
+        root.removeHandler(nobody)
 
 
 def dynamic_int8(source: Artifact, out: Path) -> Produced:
@@ -97,13 +114,14 @@ def dynamic_int8(source: Artifact, out: Path) -> Produced:
     from onnxruntime import quantization as ort
 
     copy_all_but(source.path, out, {"model.onnx"} | _external(source.path))
-    ort.quantize_dynamic(
-        source.path / "model.onnx",
-        out / "model.onnx",
-        op_types_to_quantize=["MatMul", "Gemm", "Gather"],
-        per_channel=True,
-        weight_type=ort.QuantType.QInt8,
-    )
+    with _hushed():
+        ort.quantize_dynamic(
+            source.path / "model.onnx",
+            out / "model.onnx",
+            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+            per_channel=True,
+            weight_type=ort.QuantType.QInt8,
+        )
     facts = {"method": "ONNX Runtime dynamic int8: matrix products and embeddings; convolutions stay float"}
     return Produced("onnx", "onnx", "onnxruntime", source.signature, dict(source.settings), facts)
 
