@@ -148,6 +148,8 @@ def _check_free(out: Path) -> None:
         raise Conflict(f"{out} is there already and is no folder; name a new one with -o")
     if out.is_dir() and any(out.iterdir()):
         raise Conflict(f"{out} is there already and holds files; name a new folder with -o, or empty it")
+    if out.parent.exists() and not out.parent.is_dir():
+        raise InvalidInput(f"{out.parent} is no folder; name another with -o")
     if not out.parent.is_dir():
         raise InvalidInput(f"there is no folder {out.parent}; make it first")
 
