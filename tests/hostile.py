@@ -245,6 +245,21 @@ def pt2_with_container(folder: Path, canary: Path) -> Path:
     return pt2(folder, program(gives={"type": "collections.defaultdict", "context": context, "children_spec": []}))
 
 
+def pt2_power_bomb(folder: Path, canary: Path) -> Path:
+    """A size of ten billion digits: sympy would work it out for as long as there is memory."""
+    return pt2(folder, program(expression="Pow(Integer(10), Pow(Integer(10), Integer(10)))"))
+
+
+def pt2_number_bomb(folder: Path, canary: Path) -> Path:
+    """The same as one number in text."""
+    return pt2(folder, program(expression="Rational('1e999999999')"))
+
+
+def pt2_guard_bomb(folder: Path, canary: Path) -> Path:
+    """The same in a guard, which Python would work out."""
+    return pt2(folder, program(guards_code=["L['x'].size()[0] <= 10**10**10"]))
+
+
 def pt2_with_object(folder: Path, canary: Path) -> Path:
     """An opaque constant, which loading unpickles without any check."""
     config = {"config": {"thing": {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}}}
@@ -458,6 +473,37 @@ def onnx_python_operator(folder: Path, canary: Path) -> Path:
     return folder / "model.onnx"
 
 
+def onnx_binary_operator(folder: Path, canary: Path) -> Path:
+    """A program for one device, in a file that the operator names."""
+    context = field(5, field(1, "ep_cache_context") + field(4, "/etc/passwd") + field(20, 3))
+    node = field(1, field(1, "x") + field(2, "y") + field(4, "EPContext") + field(7, "com.microsoft") + context)
+    (folder / "model.onnx").write_bytes(onnx_model(nodes=node) + field(8, field(1, "com.microsoft") + field(2, 1)))
+    return folder / "model.onnx"
+
+
+def onnx_external_dotted(folder: Path, canary: Path) -> Path:
+    """Weights kept in "./model.onnx": the name of the model's own file in an artifact, written another way."""
+    (folder / "model.onnx").write_bytes(bytes(16))
+    (folder / "other.onnx").write_bytes(onnx_model(external("./model.onnx")))
+    return folder / "other.onnx"
+
+
+def onnx_function_bomb(folder: Path, canary: Path) -> Path:
+    """Twelve functions that each call the one before ten times: a billion nodes once an engine writes them out."""
+    functions = b""
+    for number in range(1, 13):
+        calls = b""
+        for step in range(10):
+            takes, gives = f"t{step}" if step else "a", f"t{step + 1}" if step < 9 else "b"
+            called = field(4, f"f{number - 1}") + field(7, "own") if number > 1 else field(4, "Relu")
+            calls += field(7, field(1, takes) + field(2, gives) + called)
+        opsets = field(9, field(1, "") + field(2, 18)) + field(9, field(1, "own") + field(2, 1))
+        functions += field(25, field(1, f"f{number}") + field(4, "a") + field(5, "b") + calls + opsets + field(10, "own"))
+    node = field(1, field(1, "x") + field(2, "y") + field(4, "f12") + field(7, "own"))
+    (folder / "model.onnx").write_bytes(onnx_model(nodes=node) + field(8, field(1, "own") + field(2, 1)) + functions)
+    return folder / "model.onnx"
+
+
 # -- TensorFlow --------------------------------------------------------------------------------------------------------
 
 
@@ -510,6 +556,62 @@ def savedmodel_that_saves(folder: Path, canary: Path) -> Path:
 def savedmodel_writer_in_saver(folder: Path, canary: Path) -> Path:
     """A saver that writes plain files, which no saver does."""
     return savedmodel(folder, ("WriteFile",), saver_only=True)
+
+
+def tf_graph(nodes: Mapping[str, str], functions: bytes = b"", tags: tuple[str, ...] = ("serve",)) -> bytes:
+    """A MetaGraphDef whose signature takes x and gives y; `nodes` are further ones, operator by name."""
+    kind = field(2, 1) + field(3, field(2, field(1, 4)))
+    signature = field(1, field(1, "x") + field(2, field(1, "x:0") + kind))
+    signature += field(2, field(1, "y") + field(2, field(1, "y:0") + kind))
+    graph = field(1, field(1, "x") + field(2, "Placeholder"))
+    graph += field(1, field(1, "y") + field(2, "PartitionedCall") + field(3, "x") + b"".join(field(3, f"^{n}") for n in nodes)
+                   + field(5, field(1, "f") + field(2, field(10, field(1, "inner")))))  # fmt: skip
+    graph += b"".join(field(1, field(1, name) + field(2, operator)) for name, operator in nodes.items())
+    info = field(1, b"".join(field(4, tag) for tag in tags) + field(5, "2.21.0"))
+    return field(2, info + field(2, graph + field(2, functions)) + field(5, field(1, "serving_default") + field(2, signature)))
+
+
+def tf_function(operator: str) -> bytes:
+    """A function called "inner" that runs `operator`."""
+    return field(1, field(1, field(1, "inner")) + field(3, field(1, "op") + field(2, operator)))
+
+
+def savedmodel_with_function_twice(folder: Path, canary: Path) -> Path:
+    """Two functions of one name: the one that is looked at is not the one that a loader takes."""
+    functions = tf_function("WriteFile") + tf_function("Identity")
+    (folder / "saved_model.pb").write_bytes(field(1, 1) + tf_graph({}, functions))
+    return folder
+
+
+def savedmodel_with_node_twice(folder: Path, canary: Path) -> Path:
+    """Two nodes of one name, the first of which calls Python."""
+    graph = tf_graph({}).replace(field(1, "x") + field(2, "Placeholder"), field(1, "y") + field(2, "EagerPyFunc"))
+    (folder / "saved_model.pb").write_bytes(field(1, 1) + graph)
+    return folder
+
+
+def savedmodel_with_another_graph(folder: Path, canary: Path) -> Path:
+    """A harmless graph for a GPU before the one that loaders ask for, tagged "serve" alone, which writes files."""
+    graphs = tf_graph({}, tf_function("Identity"), ("serve", "gpu")) + tf_graph({"w": "WriteFile"})
+    (folder / "saved_model.pb").write_bytes(field(1, 1) + graphs)
+    return folder
+
+
+def savedmodel_with_graph_for_training(folder: Path, canary: Path) -> Path:
+    """A harmless graph to serve, and one with another tag that calls Python."""
+    graphs = tf_graph({}, tf_function("Identity")) + tf_graph({"w": "PyFunc"}, tags=("train",))
+    (folder / "saved_model.pb").write_bytes(field(1, 1) + graphs)
+    return folder
+
+
+def savedmodel_with_attribute_twice(folder: Path, canary: Path) -> Path:
+    """An attribute given twice, first harmless: protocol buffers keep the last."""
+    told = b"".join(
+        field(5, field(1, "descriptor_source") + field(2, field(2, where))) for where in ("local://", "/etc/passwd")
+    )
+    function = field(1, field(1, field(1, "inner")) + field(3, field(1, "op") + field(2, "DecodeProtoV2") + told))
+    (folder / "saved_model.pb").write_bytes(field(1, 1) + tf_graph({}, function))
+    return folder
 
 
 def savedmodel_truncated(folder: Path, canary: Path) -> Path:
@@ -583,6 +685,13 @@ def keras_vocabulary_file(folder: Path, canary: Path) -> Path:
     )
 
 
+def keras_dotted_class(folder: Path, canary: Path) -> Path:
+    """A class named with a dot: Keras finds keras + "layers.StringLookup", and reads /etc/passwd for its vocabulary."""
+    config = {"name": "lookup", "vocabulary": "/etc/passwd"}
+    layer = {"module": "keras", "class_name": "layers.StringLookup", "config": config, "registered_name": None}
+    return keras_file(folder, layer)
+
+
 # -- Hugging Face folders ----------------------------------------------------------------------------------------------
 
 
@@ -625,6 +734,11 @@ def safetensors_overlapping(folder: Path, canary: Path) -> Path:
     """Two tensors on the same bytes."""
     lie = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     return huggingface(folder, safetensors_bytes({"a": (2,)}, b=lie))
+
+
+def config_of_layers(folder: Path, canary: Path) -> Path:
+    """A config.json of a billion layers, which transformers would build one by one."""
+    return huggingface(folder, depths=[10**9], num_hidden_layers=10**9)
 
 
 def safetensors_truncated(folder: Path, canary: Path) -> Path:
@@ -709,12 +823,16 @@ GALLERY: dict[str, Exhibit] = {
         for builder in (
             raw_pickle, old_pickle, pickle_named_onnx, saved_state, pytorch_bin_folder,
             pt2_with_payload, pt2_with_raw_payload, pt2_with_hidden_name, pt2_with_expression, pt2_with_operator,
+            pt2_power_bomb, pt2_number_bomb, pt2_guard_bomb,
             pt2_with_guard, pt2_with_name, pt2_with_container, pt2_with_object, pt2_with_library, pt2_with_twin,
             torchscript, torchscript_with_payload,
             zip_bomb, zip_with_many_entries, zip_that_climbs,
+            onnx_binary_operator, onnx_external_dotted,
             onnx_external_above, onnx_external_absolute, onnx_external_link, onnx_python_operator,
             savedmodel_with_files, savedmodel_with_files_in_main, savedmodel_with_python, savedmodel_that_saves,
-            savedmodel_writer_in_saver,
+            savedmodel_writer_in_saver, savedmodel_with_function_twice, savedmodel_with_node_twice,
+            savedmodel_with_another_graph, savedmodel_with_graph_for_training, savedmodel_with_attribute_twice,
+            keras_dotted_class,
             keras_lambda, keras_foreign_function, keras_builtin_function, keras_download, keras_vocabulary_file,
             weights_link_out, processor_link_out, own_code, ir_entities,
         )
@@ -724,7 +842,7 @@ GALLERY: dict[str, Exhibit] = {
         for builder in (
             zip_that_lies, truncated_archive,
             text_named_onnx, empty_onnx, truncated_onnx, noise_named_onnx, onnx_external_missing, onnx_external_short,
-            onnx_bomb, onnx_depth_bomb, savedmodel_truncated,
+            onnx_bomb, onnx_depth_bomb, onnx_function_bomb, config_of_layers, savedmodel_truncated,
             safetensors_lying_length, safetensors_lying_offsets, safetensors_overlapping, safetensors_truncated,
             config_nested, config_nested_a_little, config_huge, shards_climbing,
         )

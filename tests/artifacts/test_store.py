@@ -162,6 +162,13 @@ def test_a_lock_is_held_by_one_thread_at_a_time(store: Store) -> None:
     assert order == ["first", "second"]
 
 
+def test_whether_a_lock_is_held_can_be_asked(store: Store) -> None:
+    assert store.is_locked("key") is None
+    with store.lock("key"):
+        assert store.is_locked("key") is True
+    assert store.is_locked("key") is False
+
+
 def test_a_workspace_goes_whatever_happens(store: Store) -> None:
     with pytest.raises(ZeroDivisionError), store.workspace() as work:
         (work / "x").write_text("x")
@@ -274,6 +281,32 @@ except StorageFailure as error:
     assert "is full; nothing was kept" in run.stdout, run.stderr
     store = Store(tmp_path / "store")
     assert store.digests() == [] and leftovers(store) == []
+
+
+@pytest.mark.parametrize("way", ["shutil.copyfile(sys.argv[2], work / 'x')", "torch_like(work / 'x')"])
+def test_a_disk_that_fills_while_a_pass_writes_is_said_so(tmp_path: Path, way: str) -> None:
+    (tmp_path / "big").write_bytes(bytes(300_000))
+    code = f"""
+import errno, os, resource, shutil, sys
+from pathlib import Path
+from maasdam.artifacts.store import Store
+from maasdam.errors import StorageFailure
+def torch_like(path):
+    try:
+        path.write_bytes(bytes(300_000))
+    except OSError as error:
+        raise RuntimeError("[enforce fail at inline_container.cc:659] . unexpected pos 64 vs 0") from error
+store = Store(Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    with store.workspace() as work:
+        {way}
+except StorageFailure as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "store", tmp_path / "big"], capture_output=True, text=True)
+    assert "is full; nothing was kept" in done.stdout, done.stderr
+    assert leftovers(Store(tmp_path / "store")) == []
 
 
 def test_a_store_that_cannot_be_made_is_said_so(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from maasdam.cli.output import ProgressBar, emit, progress_bar, reporting, table
-from maasdam.errors import NotFound
+from maasdam.errors import InvalidInput, NotFound
 
 
 def test_json_is_one_valid_document(capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,6 +43,14 @@ def test_our_errors_are_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
         raise NotFound("no model 'x'")
     assert caught.value.code == 1
     assert capsys.readouterr() == ("", "error: no model 'x'\n")
+
+
+def test_what_a_hostile_file_calls_itself_neither_drives_the_terminal_nor_floods_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), reporting():
+        raise InvalidInput("the weight 'a\x1b[2J\x9b1m\nerror: another' is broken " + "x" * 1_000_000 + "; fetch it again")
+    said = capsys.readouterr().err
+    assert said.startswith("error: the weight 'a\ufffd[2J\ufffd1m error: another' is broken xxx") and said.count("\n") == 1
+    assert said.endswith("; fetch it again\n") and len(said) < 3000
 
 
 def test_the_unexpected_is_a_sentence_and_its_traceback_is_for_debugging(

@@ -145,6 +145,14 @@ def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+def test_weights_of_another_size_than_config_json_says_are_refused_in_a_sentence(folder: Path, tmp_path: Path) -> None:
+    copied(folder, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": 100_000}))
+    with pytest.raises(InvalidModel, match=r"not of the sizes that its config\.json says; give"):
+        opened(tmp_path)
+
+
 def test_missing_weights_are_an_invalid_model_not_random_ones(folder: Path, tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 

@@ -84,6 +84,12 @@ def test_a_folder_in_use_is_left_alone(source: Path, tmp_path: Path) -> None:
     assert left(tmp_path / "out") == {"mine.txt"}
 
 
+def test_a_file_is_no_folder_to_make_one_in(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("keep")
+    with pytest.raises(InvalidInput, match="file is no folder; name another"):
+        convert_model(str(source), "openvino", tmp_path / "file" / "out")
+
+
 def test_an_empty_folder_is_filled(source: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     convert_model(str(source), "openvino", tmp_path / "out")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,30 @@ def test_a_loss_that_is_no_number_stops_training(source: Artifact, photographs: 
             progress=silent,
             stage="fine-tune",
         )
+
+
+FILL = """
+import resource, sys
+from pathlib import Path
+import torch
+from maasdam.pipeline.training import _keep
+model = torch.nn.Linear(200, 200)
+_keep(Path(sys.argv[1]), {"model": torch.nn.Linear(2, 2)}, 1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    _keep(Path(sys.argv[1]), {"model": model}, 2)
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+def test_a_disk_too_full_for_a_checkpoint_is_an_error_and_leaves_the_last_one(tmp_path: Path) -> None:
+    """torch's own writer ends the process there."""
+    state = tmp_path / "state.pt"
+    done = subprocess.run([sys.executable, "-c", FILL, str(state)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "File too large\n"), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+    assert torch.load(state, weights_only=True)["step"] == 1
 
 
 def test_samples_of_other_lengths_are_never_padded_together() -> None:

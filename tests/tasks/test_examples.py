@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,63 @@ def test_the_photographs_are_labelled_as_the_model_says(shared_data: Path) -> No
 
     found = load_examples(IMAGES, shared_data / "imagenet-sample", labels=labels_of(shared_data / "mobilenet-v2-1001"))
     assert len(found) == len({e.truth for e in found}) == 500
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ('{"file_name": "a.png", "label_id": 1e999}', "takes a whole number"),
+        ('{"file_name": "a.png", "label_id": 1.7}', "takes a whole number"),
+        ('{"file_name": "a.png", "label_id": true}', "takes a whole number"),
+        ('{"file_name": "a\\u0000.png", "label": "x"}', "can't name a file"),
+        ('{"file_name": "' + "a" * 5000 + '.png", "label": "x"}', "can't name a file"),
+        ('{"file_name": "loop.png", "label": "x"}', "can't name a file"),
+        ("[" * 100_000, "line 1 is not JSON"),
+    ],
+    ids=["infinity", "a fraction", "true", "a null byte", "a name too long", "a link to itself", "a hundred thousand levels"],
+)
+def test_hostile_rows_are_refused_by_number(tmp_path: Path, row: str, says: str) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    (tmp_path / "metadata.jsonl").write_text(row)
+    with pytest.raises(InvalidInput, match=says) as refused:
+        load_examples("image-classification", tmp_path, labels={0: "x", 1: "y"})
+    assert "1 " in str(refused.value) and len(str(refused.value)) < 600
+
+
+def test_half_a_character_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": "\\ud800 broken"}\n')
+    with pytest.raises(InvalidInput, match="line 2 holds half of a character"):
+        load_examples("text-generation", tmp_path)
+
+
+def _npz(path: Path, header: str, data: bytes) -> Path:
+    """An .npz of one array whose header says what it likes."""
+    text = header.encode().ljust(117) + b"\n"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("shape", "data", "says"),
+    [
+        ("(4398046511104, 4)", 64, "is no .npz of named arrays"),
+        ("(75000000, 4)", 300_000_000, "refused as a zip bomb"),
+        ("(2000000, 1)", 2_000_000, "holds over 1,000,000 examples"),
+    ],
+    ids=["a header that lies", "zeros packed a thousand times", "more rows than anyone evaluates"],
+)
+def test_arrays_that_would_fill_the_memory_are_refused(tmp_path: Path, shape: str, data: int, says: str) -> None:
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}"
+    with pytest.raises(InvalidInput, match=says):
+        load_examples("tensors", _npz(tmp_path / "x.npz", header, bytes(data)))
+
+
+def test_a_damaged_archive_of_arrays_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.zeros((100, 4), np.float32))
+    whole = (tmp_path / "x.npz").read_bytes()
+    for damaged in (whole[:900], whole[:900] + b"\1" + whole[901:]):
+        (tmp_path / "x.npz").write_bytes(damaged)
+        with pytest.raises(InvalidInput, match=r"is no \.npz of named arrays"):
+            load_examples("tensors", tmp_path / "x.npz")

@@ -284,3 +284,9 @@ def test_a_processor_imports_neither_torch_nor_tensorflow(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert float(done.stdout) < 3  # CPU seconds; the libraries' import
+
+
+@pytest.mark.parametrize("size", [{"height": 60_000, "width": 60_000}, {"shortest_edge": 10**9}, 10**9, {"height": 1e12}])
+def test_a_processor_that_would_blow_pictures_up_is_refused(tmp_path: Path, size: Any) -> None:
+    with pytest.raises(InvalidModel, match="at most 4,096 pixels are taken"):
+        open_processor("image-classification", model(tmp_path, PROCESSOR | {"size": size}), signature(None, 3, None, None))

@@ -261,3 +261,14 @@ def test_signatures_that_take_no_speech_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InvalidModel):
             open_processor(TASK, folder, wrong)
+
+
+@pytest.mark.parametrize("key", ["feature_size", "sampling_rate"])
+def test_an_extractor_whose_tables_would_fill_the_memory_is_refused(tmp_path: Path, key: str) -> None:
+    folder, signature = word_model(tmp_path)
+    path = next(path for path in folder.glob("*processor_config.json"))
+    config = json.loads(path.read_text())
+    config.get("feature_extractor", config)[key] = 10**9
+    path.write_text(json.dumps(config))
+    with pytest.raises(InvalidModel, match=f"{key} 1,000,000,000; at most"):
+        open_processor("automatic-speech-recognition", folder, signature)

@@ -61,7 +61,7 @@ def routes(service: Service) -> APIRouter:
     @router.get("/builds")
     async def builds() -> dict[str, Any]:
         """Builds, running and done."""
-        return {"builds": [_plain(build) for build in await asyncio.to_thread(catalog.builds)]}
+        return {"builds": [_plain(build) for build in await asyncio.to_thread(service.builds)]}
 
     _deployments(router, service)
     _keys(router, service)

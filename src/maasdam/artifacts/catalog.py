@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -55,7 +55,7 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True)
 class BuildState:
-    """One run of a recipe: running, done or failed."""
+    """One run of a recipe: running, done, failed, or interrupted (its process was killed)."""
 
     id: str
     name: str
@@ -257,11 +257,12 @@ class Catalog:
         with self._reads.connect() as connection:
             return int(connection.execute(select(RevisionRow.number).where(RevisionRow.id == 1)).scalar_one())
 
-    def start_build(self, name: str) -> str:
-        """A row for a build that begins now; returns its id."""
+    def start_build(self, name: str, build_id: str | None = None) -> str:
+        """A row for a build that begins now, under an id of the caller's or a new one; returns it."""
         check_name(name)
         now = datetime.now(UTC)
-        row = BuildRow(id=uuid.uuid4().hex, name=name, state="running", stage="", message="", started_at=now, heartbeat_at=now)
+        build_id = build_id or uuid.uuid4().hex
+        row = BuildRow(id=build_id, name=name, state="running", stage="", message="", started_at=now, heartbeat_at=now)
         with Session(self._writes) as session, session.begin():
             session.add(row)
             return row.id
@@ -274,12 +275,24 @@ class Catalog:
         """The build is done, or failed with `error`."""
         self._update_build(build_id, state="failed" if error else "done", error=error, finished_at=datetime.now(UTC))
 
+    def interrupt_builds(self, is_gone: Callable[[BuildState], bool]) -> None:
+        """Note which running builds will never end: those that `is_gone` says have no process any more."""
+        with Session(self._reads) as session:
+            rows = [_build_state(row) for row in session.scalars(select(BuildRow).where(BuildRow.state == "running"))]
+        for build in [build for build in rows if is_gone(build)]:
+            stage = f" in '{build.stage}'" if build.stage else ""
+            said = f"its process was killed{stage}; build it again: passes that had finished are taken from the cache"
+            with self._writes.begin() as connection:  # one that ended meanwhile stays as it ended
+                which = (BuildRow.id == build.id) & (BuildRow.state == "running")
+                connection.execute(
+                    update(BuildRow).where(which).values(state="interrupted", error=said, finished_at=build.heartbeat_at)
+                )
+
     def builds(self) -> list[BuildState]:
         """The hundred latest builds, newest first."""
         with Session(self._reads) as session:
             rows = session.scalars(select(BuildRow).order_by(BuildRow.started_at.desc()).limit(100)).all()
-            names = BuildState.__dataclass_fields__
-            return [BuildState(**{name: getattr(row, name) for name in names}) for row in rows]
+            return [_build_state(row) for row in rows]
 
     def _update_build(self, build_id: str, **values: Any) -> None:
         with self._writes.begin() as connection:
@@ -290,6 +303,10 @@ class Catalog:
         with Session(self._writes, expire_on_commit=False) as session, session.begin():
             session.execute(update(RevisionRow).where(RevisionRow.id == 1).values(number=RevisionRow.number + 1))
             yield session
+
+
+def _build_state(row: BuildRow) -> BuildState:
+    return BuildState(**{name: getattr(row, name) for name in BuildState.__dataclass_fields__})
 
 
 def _shares(traffic: Mapping[Any, float] | None) -> dict[int, float]:

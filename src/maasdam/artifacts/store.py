@@ -28,6 +28,9 @@ from maasdam.errors import InvalidModel, MaasdamError, NotFound, StorageFailure
 
 MANIFEST = "artifact.json"
 BLOCK = 1024 * 1024
+NOTHING_LEFT_BYTES = 64 * 1024
+"""Work that breaks with less than this left on the disk broke for that."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Store:
@@ -45,7 +48,10 @@ class Store:
 
     @contextmanager
     def workspace(self) -> Iterator[Path]:
-        """A fresh folder on the store's file system, removed afterwards whatever happens."""
+        """A fresh folder on the store's file system, removed afterwards whatever happens.
+
+        Whatever breaks inside because the disk is full comes out as StorageFailure: libraries say it in ways of their own.
+        """
         folder = self.root / "tmp" / uuid.uuid4().hex
         owner = _owner_of(folder)
         try:
@@ -57,6 +63,12 @@ class Store:
             raise _disk_error(error, self.root) from error
         try:
             yield folder
+        except StorageFailure:
+            raise
+        except Exception as error:
+            if _is_full(error, self.root):
+                raise _full(self.root) from error
+            raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             Path(owner.lock_file).unlink(missing_ok=True)
@@ -168,8 +180,31 @@ class Store:
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
         """Held by one process and thread at a time; freed by the system when its holder dies."""
-        with FileLock(self.root / "locks" / f"{_file_name(key)}.lock"):
+        lock = FileLock(self._lock_file(key))
+        try:
+            lock.acquire()
+        except OSError as error:
+            raise _disk_error(error, self.root) from error
+        try:
             yield
+        finally:
+            lock.release()
+
+    def is_locked(self, key: str) -> bool | None:
+        """Whether somebody holds the lock of `key` now; None where nobody here ever did."""
+        path = self._lock_file(key)
+        if not path.is_file():
+            return None
+        try:
+            with FileLock(path, blocking=False):
+                return False
+        except Timeout:
+            return True
+        except OSError as error:
+            raise _disk_error(error, self.root) from error
+
+    def _lock_file(self, key: str) -> Path:
+        return self.root / "locks" / f"{_file_name(key)}.lock"
 
     def collect(self, keep: set[str]) -> list[str]:
         """Delete every artifact not in `keep`; returns their digests."""
@@ -281,7 +316,24 @@ def _file_name(key: str) -> str:
     return key if re.fullmatch(r"[a-zA-Z0-9_-]{1,128}", key) else hashlib.sha256(key.encode()).hexdigest()
 
 
+def _is_full(error: Exception, root: Path) -> bool:
+    """Whether an error in the middle of writing is one of a full disk: by its number, else by what is left on the disk."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            return True
+        cause = cause.__cause__ or cause.__context__
+    try:
+        return shutil.disk_usage(root).free < NOTHING_LEFT_BYTES
+    except OSError:
+        return False
+
+
+def _full(root: Path) -> StorageFailure:
+    return StorageFailure(f"the disk of {root} is full; nothing was kept. Free some space and run it again")
+
+
 def _disk_error(error: OSError, root: Path) -> MaasdamError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return StorageFailure(f"the disk of {root} is full; nothing was kept. Free some space and run it again")
+    if error.errno in _FULL:
+        return _full(root)
     return StorageFailure(f"can't write to the artifact store at {root}: {error}")

@@ -41,21 +41,26 @@ def build(
         from maasdam.operations.workspace import Workspace
 
         with Workspace.open(settings.load()) as workspace, progress_bar() as progress:
-            version = run(
-                workspace,
-                source,
-                name=name,
-                task=task,
-                recipe=recipe,
-                to=cast("Format | None", to),
-                data=data,
-                calibrate=calibrate,
-                train=train,
-                processor=processor,
-                device=device,
-                trust=trust,
-                progress=progress,
-            )
+            try:
+                version = run(
+                    workspace,
+                    source,
+                    name=name,
+                    task=task,
+                    recipe=recipe,
+                    to=cast("Format | None", to),
+                    data=data,
+                    calibrate=calibrate,
+                    train=train,
+                    processor=processor,
+                    device=device,
+                    trust=trust,
+                    progress=progress,
+                )
+            except KeyboardInterrupt:
+                progress.close()
+                typer.echo("interrupted: nothing was registered; run it again to go on after the last finished pass", err=True)
+                raise
         emit(document(version), as_json, lambda: _shown(version))
         failures = (version.report or {}).get("failures", [])
     if failures:

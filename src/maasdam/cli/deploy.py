@@ -47,7 +47,7 @@ def undeploy(name: str = typer.Argument(help="NAME"), as_json: bool = JSON) -> N
 
 
 def status(as_json: bool = JSON) -> None:
-    """Say what is deployed, and what the service at the settings' host and port makes of it.
+    """Say what is deployed, what the service at the settings' host and port makes of it, and which builds run or were killed.
 
     A service that asks for keys tells more with MAASDAM_API_KEY set to one of scope deploy.
 
@@ -55,6 +55,7 @@ def status(as_json: bool = JSON) -> None:
     """
     with reporting():
         import os
+        from datetime import datetime
 
         from maasdam import settings
         from maasdam.operations import release
@@ -63,19 +64,25 @@ def status(as_json: bool = JSON) -> None:
         resolved = settings.load()
         with Workspace.open(resolved) as workspace:
             rows = release.status(workspace)
+            builds = [
+                {key: value.isoformat() if isinstance(value, datetime) else value for key, value in row.items()}
+                for row in release.unfinished(workspace)
+            ]
         service = release.running(resolved, os.environ.get("MAASDAM_API_KEY"))
         serving = service.pop("serving")
         for row in rows:
             row["serving"] = None if serving is None else serving.get(row["model"], [])
-        emit({"deployments": rows, "service": service}, as_json, lambda: _told(rows, service))
+        emit({"deployments": rows, "service": service, "builds": builds}, as_json, lambda: _told(rows, service, builds))
 
 
-def _told(rows: list[dict[str, Any]], service: dict[str, Any]) -> str:
+def _told(rows: list[dict[str, Any]], service: dict[str, Any], builds: list[dict[str, Any]]) -> str:
     heads = ("model", "version", "follows", "task", "format", "engine", "replicas", "traffic")
     cells = [(*(row[head] for head in heads), _states(row["serving"])) for row in rows]
     hint = f" ({service['hint']})" if service["hint"] else ""
     what = table((*heads, "now"), cells) if rows else "Nothing is deployed; see: maasdam deploy"
-    return f"{what}\n\nservice {service['url']}: {service['state']}{hint}"
+    lines = [what, "", f"service {service['url']}: {service['state']}{hint}"]
+    lines += [f"build of {b['name']}: {b['state']}, {b['error'] or b['stage'] or 'begins'}" for b in builds]
+    return "\n".join(lines)
 
 
 def _states(serving: list[dict[str, Any]] | None) -> str | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from maasdam.cli.output import emit, reporting
+from maasdam.cli.output import emit, printable, reporting
 
 if TYPE_CHECKING:
     from maasdam.artifacts.sources import Inspection
@@ -51,7 +51,7 @@ def shown(inspection: Inspection) -> str:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in _rows(inspection):
-        table.add_row(name, value if isinstance(value, Text) else Text(str(value)))
+        table.add_row(name, value if isinstance(value, Text) else Text(printable(str(value))))
     wide = Console()
     console = Console(file=io.StringIO(), force_terminal=wide.is_terminal, width=wide.width if wide.is_terminal else 120)
     console.print(table)
@@ -83,7 +83,9 @@ def _rows(inspection: Inspection) -> list[tuple[str, Any]]:
     colours = {"blocked": "bold red", "warning": "yellow", "info": ""}
     risks: list[Any] = [
         Text.assemble(
-            (risk.severity, colours[risk.severity]), f": {risk.what}", " (--trust lifts this)" if _can_lift(risk) else ""
+            (risk.severity, colours[risk.severity]),
+            f": {printable(risk.what)}",
+            " (--trust lifts this)" if _can_lift(risk) else "",
         )
         for risk in inspection.risks
     ]

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+MAX_SENTENCE = 2000
+"""Characters of an error that are shown: what a hostile file names something may be megabytes long."""
 SECONDS_BETWEEN_LINES = 5.0
 """How often long work says where it is when stderr is not a terminal."""
 
@@ -179,8 +181,14 @@ def _rich_bar(stream: TextIO) -> RichProgress:
 def _say(sentence: str, error: BaseException) -> None:
     if os.environ.get("MAASDAM_LOG_LEVEL", "").lower() == "debug":
         sys.stderr.write("".join(traceback.format_exception(error)))
-    sys.stderr.write(sentence + "\n")
+    sys.stderr.write(printable(sentence) + "\n")
     sys.stderr.flush()
+
+
+def printable(text: str) -> str:
+    """One line of bounded length that can do nothing to a terminal: names in files may hold newlines and escape sequences."""
+    line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+    return line if len(line) <= MAX_SENTENCE else f"{line[: MAX_SENTENCE - 200]} … {line[-200:]}"
 
 
 def _plain(value: Any) -> Any:

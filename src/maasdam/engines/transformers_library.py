@@ -79,14 +79,21 @@ def open_module(folder: Path, dtype: str = "float32") -> Any:
         config = loader.config_class.from_pretrained(str(folder), local_files_only=True)
         del config.quantization_config
         where = {"pretrained_model_name_or_path": None, "config": config, "state_dict": weights}
-    module, info = loader.from_pretrained(
-        **where,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        dtype=getattr(torch, dtype),
-        output_loading_info=True,
-    )
+    try:
+        module, info = loader.from_pretrained(
+            **where,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+        )
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise InvalidModel(
+            f"the weights of {architecture} are not of the sizes that its config.json says; give the config.json made with them"
+        ) from error
     if info["missing_keys"]:
         some = ", ".join(sorted(info["missing_keys"])[:3])
         raise InvalidModel(f"{len(info['missing_keys'])} weights of {architecture} are not in the files (such as {some})")

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import FORMATS, TEXT_GENERATION, Artifact, Format, Progress, silent
-from maasdam.errors import InvalidInput, Unsupported
+from maasdam.errors import InvalidInput, StorageFailure, Unsupported
+from maasdam.operations.builds import running
 from maasdam.pipeline.recipe import DEFAULT_RECIPE, Recipe, find_recipe
 
 if TYPE_CHECKING:
@@ -52,8 +53,7 @@ def build(
     check_name(name)
     _check_flags(to, device)
     paths = Data(_there(data, "--data"), _there(calibrate, "--calibrate"), _there(train, "--train"))
-    build_id = workspace.catalog.start_build(name)
-    with _told(workspace.catalog, build_id, progress) as tell:
+    with running(workspace.catalog, workspace.store, name) as build_id, _told(workspace.catalog, build_id, progress) as tell:
         return _build(workspace, source, name, task, recipe, to, paths, _there(processor, "--processor"), device, trust, tell)
 
 
@@ -206,6 +206,8 @@ def _told(
     try:
         yield tell
     except BaseException as error:
-        catalog.finish_build(build_id, error=str(error) or type(error).__name__)
+        why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+        with suppress(StorageFailure):  # of a full disk the first error tells; the row is noted as interrupted later
+            catalog.finish_build(build_id, error=why)
         raise
     catalog.finish_build(build_id)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from maasdam.core import FORMATS, Artifact, Format, Progress, Tensors, TextPayload, silent
-from maasdam.errors import Conflict, InvalidInput, MaasdamError, ServiceError
+from maasdam.errors import Conflict, InvalidInput, MaasdamError, StorageFailure
 
 if TYPE_CHECKING:
     from maasdam.artifacts.store import Store
@@ -59,7 +59,10 @@ def convert_model(
     _check_free(out)
     began = time.perf_counter()
     with _beside(out) as folder:
-        candidate, certificate = _proven(source, to, folder, processor, data, task, part, trust, progress)
+        try:
+            candidate, certificate = _proven(source, to, folder, processor, data, task, part, trust, progress)
+        except StorageFailure as error:  # the working folder is nobody's business
+            raise StorageFailure(str(error).replace(str(folder / "store"), str(out.parent))) from error
         _put(candidate.path, out, certificate)
     signature = candidate.signature
     return {
@@ -145,6 +148,8 @@ def _check_free(out: Path) -> None:
         raise Conflict(f"{out} is there already and is no folder; name a new one with -o")
     if out.is_dir() and any(out.iterdir()):
         raise Conflict(f"{out} is there already and holds files; name a new folder with -o, or empty it")
+    if out.parent.exists() and not out.parent.is_dir():
+        raise InvalidInput(f"{out.parent} is no folder; name another with -o")
     if not out.parent.is_dir():
         raise InvalidInput(f"there is no folder {out.parent}; make it first")
 
@@ -200,5 +205,5 @@ def _sync(path: Path) -> None:
 
 def _disk_error(error: OSError, out: Path) -> MaasdamError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ServiceError(f"the disk of {out.parent} is full; nothing was written. Free some space and run it again")
-    return ServiceError(f"can't write {out}: {error}")
+        return StorageFailure(f"the disk of {out.parent} is full; nothing was written. Free some space and run it again")
+    return StorageFailure(f"can't write {out}: {error}")

@@ -11,16 +11,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from maasdam.artifacts.store import Store
 from maasdam.errors import NotFound
+from maasdam.operations.builds import builds
 from maasdam.operations.workspace import Workspace
 from maasdam.settings import Settings
-
-ALIVE_SECONDS = 600
-"""A build that was silent for longer is taken for dead."""
 
 
 def listed(workspace: Workspace) -> list[dict[str, Any]]:
@@ -78,6 +75,16 @@ def status(workspace: Workspace) -> list[dict[str, Any]]:
     return rows
 
 
+def unfinished(workspace: Workspace) -> list[dict[str, Any]]:
+    """Builds that run, and those that were killed and not built again since: `status` shows them, newest first."""
+    rows, seen = [], set()
+    for build in builds(workspace.catalog, workspace.store):
+        if build.state == "running" or (build.state == "interrupted" and build.name not in seen):
+            rows.append(asdict(build))
+        seen.add(build.name)
+    return rows
+
+
 def running(settings: Settings, key: str | None, seconds: float = 2.0) -> dict[str, Any]:
     """What the service at the settings' address says of itself: "state", and "serving" by model where `key` may ask.
 
@@ -120,5 +127,4 @@ def _ancestors(store: Store, digests: Iterable[str]) -> list[str]:
 
 
 def _is_building(workspace: Workspace) -> bool:
-    alive = datetime.now(UTC) - timedelta(seconds=ALIVE_SECONDS)
-    return any(build.state == "running" and build.heartbeat_at > alive for build in workspace.catalog.builds())
+    return any(build.state == "running" for build in builds(workspace.catalog, workspace.store))

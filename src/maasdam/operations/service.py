@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from maasdam.accounts.energy import open_meter
 from maasdam.accounts.ledger import Ledger
+from maasdam.artifacts.store import Store
+from maasdam.operations.builds import builds
 from maasdam.operations.infer import Inference, Limits
 from maasdam.serving.compute import ComputeClock
 from maasdam.serving.loading import Files, Loader
@@ -19,7 +21,7 @@ from maasdam.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from maasdam.accounts.keys import Keys
-    from maasdam.artifacts.catalog import Catalog
+    from maasdam.artifacts.catalog import BuildState, Catalog
     from maasdam.core import Engine, Processor
 
 PREPARE_THREADS = 4
@@ -68,6 +70,8 @@ class Service:
     keys: Keys
     ledger: Ledger
     metrics: Metrics
+    builds: Callable[[], list[BuildState]]
+    """Builds, running and done; like `catalog`, it blocks."""
     is_draining: bool = False
 
     @property
@@ -103,7 +107,7 @@ def open_service(
     open_processor: Callable[..., Processor] | None = None,
 ) -> Service:
     """Wire a service over an open workspace. The openers default to those of `engines` and `tasks`."""
-    settings = workspace.settings
+    settings, store = workspace.settings, workspace.store
     compute = ComputeClock()
     pool = ThreadPoolExecutor(PREPARE_THREADS, "prepare", compute.exclude_this_thread)
     load = Loader(workspace.store, settings, pool=pool, compute=compute, open_engine=open_engine, open_processor=open_processor)
@@ -122,4 +126,5 @@ def open_service(
         keys=workspace.keys,
         ledger=workspace.ledger,
         metrics=metrics,
+        builds=(lambda: builds(workspace.catalog, store)) if isinstance(store, Store) else workspace.catalog.builds,
     )

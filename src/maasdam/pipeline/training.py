@@ -5,6 +5,7 @@ Knows losses by task, batches of equal shapes and resumable checkpoints. Refuses
 
 from __future__ import annotations
 
+import io
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -275,8 +276,15 @@ def _keep(checkpoint: Path, parts: dict[str, Any], step: int) -> None:
 
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     state = {"step": step, "random": torch.get_rng_state()} | {name: part.state_dict() for name, part in parts.items()}
-    torch.save(state, checkpoint.with_suffix(".new"))
-    checkpoint.with_suffix(".new").replace(checkpoint)
+    new = checkpoint.with_suffix(".new")
+    try:
+        written = io.BytesIO()  # torch's own writer ends the process where the disk is full
+        torch.save(state, written)
+        new.write_bytes(written.getbuffer())
+        new.replace(checkpoint)
+    except BaseException:
+        new.unlink(missing_ok=True)  # a full disk is not to stay full of half a checkpoint
+        raise
 
 
 def _resume(checkpoint: Path, parts: dict[str, Any]) -> int:

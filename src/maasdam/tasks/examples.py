@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,16 @@ from maasdam.errors import InvalidInput, Unsupported
 from maasdam.tasks.labels import LabelIds
 
 TENSORS = "tensors"
+MAX_EXAMPLES = 1_000_000
+MAX_RATIO = 100
+"""Unpacked over packed bytes of an .npz beyond FREE_BYTES."""
+FREE_BYTES = 64 * 1024 * 1024
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 RECORDINGS = (".wav", ".flac", ".ogg", ".mp3")
 TRANSCRIPTION = ("transcription", "text", "sentence")
 """Columns that hold what was said, the first there is."""
+MAX_SHOWN = 200
+"""Characters of a file's name in an error."""
 METADATA = ("metadata.csv", "metadata.jsonl")
 
 Row = Mapping[str, Any]
@@ -109,6 +116,8 @@ def _texts(path: Path) -> list[tuple[str, Any, Any]]:
             for i, row in _json_lines(file):
                 if not isinstance(row.get("text"), str):
                     raise InvalidInput(f"{file.name} line {i} has no 'text'; each line is an object with one")
+                if any("\ud800" <= character <= "\udfff" for character in row["text"]):
+                    raise InvalidInput(f"{file.name} line {i} holds half of a character (a lone surrogate); write it in UTF-8")
                 out.append((f"{name}:{i}", TextPayload(prompt=row["text"]), None))
         elif file.suffix == ".txt":
             out.append((name, TextPayload(prompt=_text(file)), None))
@@ -125,16 +134,33 @@ def _tensors(path: Path) -> list[tuple[str, Any, Any]]:
     out: list[tuple[str, Any, Any]] = []
     for file in files:
         try:
+            _check_unpacked(file)
             with np.load(file, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
+        except InvalidInput:
+            raise
+        except Exception as error:  # zipfile's, zlib's and numpy's own, and MemoryError for a header that lies
             raise InvalidInput(f"{file} is no .npz of named arrays: {error}") from error
         sizes = {name: array.shape[0] if array.ndim else 0 for name, array in arrays.items()}
         if not arrays or len(set(sizes.values())) != 1:
             raise InvalidInput(f"the arrays in {file} have first axes {sizes}; all need the same number of examples")
+        if len(out) + next(iter(sizes.values())) > MAX_EXAMPLES:
+            raise InvalidInput(f"{path} holds over {MAX_EXAMPLES:,} examples; give a sample of them")
         for i in range(next(iter(sizes.values()))):
             out.append((f"{file.name}:{i}", TensorPayload({n: a[i : i + 1] for n, a in arrays.items()}), None))
     return out
+
+
+def _check_unpacked(file: Path) -> None:
+    """Raise InvalidInput for an archive that unpacks to many times its size, as only zeros do."""
+    with zipfile.ZipFile(file) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    packed = file.stat().st_size
+    if unpacked > max(FREE_BYTES, MAX_RATIO * packed):
+        raise InvalidInput(
+            f"{file} unpacks from {packed:,} to {unpacked:,} bytes, over {MAX_RATIO} times: refused as a zip bomb; "
+            "save the arrays with numpy.savez"
+        )
 
 
 def _metadata(path: Path) -> tuple[Path, list[tuple[int, Row]]] | None:
@@ -164,7 +190,7 @@ def _json_lines(where: Path) -> list[tuple[int, Row]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidInput(f"{where.name} line {i} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise InvalidInput(f"{where.name} line {i} is no JSON object")
@@ -181,12 +207,16 @@ def _text(file: Path) -> str:
 
 def _file(folder: Path, row: Row, suffixes: tuple[str, ...], where: Path, index: int) -> Path:
     """The file a row names: inside the folder, of the right kind, there."""
-    name = row["file_name"]
-    file = (folder / str(name)).resolve()
+    name = row["file_name"][:MAX_SHOWN]
+    try:
+        file = (folder / str(row["file_name"])).resolve()
+        is_there = file.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, with a null byte, or a link to itself
+        raise InvalidInput(f"{where.name} row {index} names '{name}', which can't name a file ({error})"[:500]) from error
     if not file.is_relative_to(folder.resolve()):
         raise InvalidInput(f"{where.name} row {index} names '{name}', outside the folder; put the file inside")
     if file.suffix.lower() not in suffixes:
         raise InvalidInput(f"{where.name} row {index} names '{name}'; this task takes: {', '.join(suffixes)}")
-    if not file.is_file():
+    if not is_there:
         raise InvalidInput(f"{where.name} row {index} names '{name}', which is not there")
     return file

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from maasdam.core import type_array
 
 CHANNELS = (1, 3)
+MAX_EDGE = 4096
+"""Pixels along one side of what a model is given."""
 SUM_TOLERANCE = 1e-3
 """How far from 1 the sum of a row of probabilities may be."""
 
@@ -91,6 +93,8 @@ def _open(folder: Path) -> Any:
             "name a Hugging Face folder that has one with --processor"
         )
 
+    _check_edges(folder)
+
     def open_() -> Any:
         kind = _pillow_class(folder)
         if kind is not None:
@@ -101,6 +105,22 @@ def _open(folder: Path) -> Any:
         return auto.from_pretrained(str(folder), backend="pil", local_files_only=True, trust_remote_code=False)
 
     return opened("image processor", folder, open_)
+
+
+def _check_edges(folder: Path) -> None:
+    """Raise InvalidModel for a processor that would blow each picture up to gigabytes."""
+    named = read_json(folder / "preprocessor_config.json") or read_json(folder / "processor_config.json").get(
+        "image_processor", {}
+    )
+    for key in ("size", "crop_size", "pad_size"):
+        value = named.get(key) if isinstance(named, dict) else None
+        edges = value if isinstance(value, dict) else {"height": value}
+        for edge in (edges.get(name) for name in ("height", "width", "shortest_edge")):
+            if isinstance(edge, int | float) and edge > MAX_EDGE:
+                raise InvalidModel(
+                    f"the model's preprocessor_config.json has {key} {edge:,}; at most {MAX_EDGE:,} pixels are taken: "
+                    "name the Hugging Face folder that belongs to the model with --processor"
+                )
 
 
 def _pillow_class(folder: Path) -> Any:

@@ -46,7 +46,9 @@ class LabelIds:
     def _of_number(self, given: Any, where: str) -> int:
         try:
             label_id = int(given)
-        except (TypeError, ValueError) as error:
+            if isinstance(given, bool) or (isinstance(given, float) and given != label_id):
+                raise ValueError("not whole")
+        except (TypeError, ValueError, OverflowError) as error:
             raise InvalidInput(f"{where} has label_id '{given}'; it takes a whole number") from error
         if label_id < 0 or (self._labels and label_id not in self._labels):
             raise InvalidInput(f"{where} has label_id {label_id}; the model's ids are {_range(self._labels)}")

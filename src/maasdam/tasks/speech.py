@@ -35,6 +35,8 @@ WINDOW_SECONDS = 30.0
 OVERLAP_SECONDS = 4.0
 """What neighbouring windows share; each is trusted to the middle of it."""
 WHISPER_RATE = 16_000
+MOST = {"feature_size": 4096, "num_mel_bins": 4096, "n_fft": 65_536, "sampling_rate": 192_000}
+"""Settings of extractors that tables of their size are made for."""
 
 
 def open_speech(folder: Path, signature: Signature | None, max_seconds: float) -> Processor:
@@ -152,6 +154,9 @@ def _open_extractor(folder: Path) -> Any:
     named = read_json(folder / "preprocessor_config.json") or read_json(folder / "processor_config.json").get(
         "feature_extractor", {}
     )
+    for key, most in MOST.items():
+        if isinstance(named.get(key), int | float) and named[key] > most:
+            raise InvalidModel(f"the model's preprocessor_config.json has {key} {named[key]:,}; at most {most:,} is taken")
     name = named.get("feature_extractor_type")
     kind = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
     if kind is None or not issubclass(kind, transformers.SequenceFeatureExtractor):

@@ -18,7 +18,8 @@ SECONDS = 30.0
 """CPU seconds: none of the files may keep inspection busy longer."""
 MEMORY_BYTES = 3 * 1024**3
 LIFTABLE = {"torchscript", "savedmodel_with_files", "savedmodel_with_files_in_main", "savedmodel_that_saves",
-            "savedmodel_writer_in_saver"}  # fmt: skip
+            "savedmodel_writer_in_saver", "savedmodel_with_another_graph",
+            "savedmodel_with_attribute_twice"}  # fmt: skip
 
 
 @pytest.fixture

@@ -191,6 +191,30 @@ def test_keras_weights_that_point_to_other_files_are_refused(tmp_path: Path) -> 
             inspect(str(path))
 
 
+@pytest.mark.parametrize(
+    ("how", "units"),
+    [({}, 3), ({"chunks": (1024,), "compression": "gzip"}, 3), (None, 2**40)],
+    ids=["room never written", "packed", "a layer wider than any weight"],
+)
+def test_keras_weights_that_would_unfold_in_memory_are_refused(tmp_path: Path, how: dict | None, units: int) -> None:
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    path = hostile.keras_file(
+        tmp_path, {"module": "keras.layers", "class_name": "Dense", "config": {"name": "dense", "units": units}}
+    )
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        if how is None:
+            file["layers/dense/vars/0"] = [[0.0] * 3] * 4
+        else:
+            file.create_dataset("layers/dense/vars/0", (2**40,), "f4", **how)
+    import zipfile
+
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    path.write_bytes(hostile.stored(entries | {"model.weights.h5": (tmp_path / "w.h5").read_bytes()}))
+    with pytest.raises(InvalidModel, match="save the model again"):
+        inspect(str(path))
+
+
 def test_openvino_ir_says_its_signature(tmp_path: Path, store: Store) -> None:
     ov = pytest.importorskip("openvino", reason="openvino is not installed")
     (tmp_path / "net.onnx").write_bytes(hostile.onnx_model())

@@ -11,12 +11,17 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from typing import Literal
 
 Kind = Literal["operator", "expression", "guard", "container", "context", "name", "attribute", "symbol", "remark", "class"]
 
 MAX_EXPRESSION_CHARACTERS = 10_000
+MAX_DIGITS = 40
+"""Of a number within an expression."""
+MAX_POWER = 1000
+"""The exponents within one expression, multiplied: evaluating 10**10**10 takes all time and memory there is."""
 
 _OPERATOR = re.compile(
     r"""torch\.ops\.(aten|prims|quantized_decomposed|torchvision|torchao)\.[A-Za-z_]\w*(\.\w+)?
@@ -107,6 +112,7 @@ _EXPRESSION_CALLS = frozenset(
         "log",
     ]
 )
+_POWERS = frozenset({"Pow", "PowByNatural", "FloatPow", "LShift"})
 _GUARD_CALLS = frozenset(
     {"size", "stride", "storage_offset", "dim", "numel", "item", "len", "max", "min", "isnan", "abs", "int", "float"}
 )
@@ -167,7 +173,7 @@ def is_operator(name: str) -> bool:
 def _is_expression(text: str) -> bool:
     """A sympy expression as `srepr` writes it, or plain arithmetic: calls of known constructors only."""
     tree = _parsed(text)
-    if tree is None:
+    if tree is None or not _is_bounded(tree):
         return False
     for node in ast.walk(tree):
         if not isinstance(node, _NODES):
@@ -189,7 +195,7 @@ def _is_expression(text: str) -> bool:
 def _is_guard(text: str) -> bool:
     """A comparison of sizes of inputs: `L['x'].size()[0] <= 64`. Its text is also quoted in generated source."""
     tree = _parsed(text)
-    if tree is None or any(character in text for character in '"\\\n\r\f{}'):
+    if tree is None or not _is_bounded(tree) or any(character in text for character in '"\\\n\r\f{}'):
         return False
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
@@ -227,8 +233,41 @@ def _is_context(text: str) -> bool:
     return value is None or isinstance(value, int)
 
 
+def _is_bounded(tree: ast.Expression) -> bool:
+    """Whether evaluating it comes to numbers of ordinary size, whatever the order it is evaluated in."""
+    power = 1
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, int) and abs(node.value) >= 10**MAX_DIGITS:
+            return False
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow | ast.LShift):
+            exponent = _constant(node.right)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _POWERS:
+            exponent = _constant(node.args[1]) if len(node.args) == 2 and not node.keywords else None
+        else:
+            continue
+        if exponent is None or abs(exponent) > MAX_POWER:
+            return False
+        power *= max(1, math.ceil(abs(exponent)))
+    return power <= MAX_POWER
+
+
+def _constant(node: ast.expr) -> float | None:
+    """The value of a number as Python or sympy's `srepr` writes it, a fraction included; None is anything else."""
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        inner = _constant(node.operand)
+        return None if inner is None else -inner
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return float(node.value)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords and node.args:
+        parts = [_constant(part) for part in node.args]
+        if node.func.id in ("Integer", "Float", "Rational") and all(part is not None for part in parts):
+            return max(abs(part) for part in parts if part is not None)
+    return None
+
+
 def _is_number(text: str) -> bool:
-    return re.fullmatch(r"-?\d+(\.\d*)?([eE][-+]?\d+)?(/\d+)?", text) is not None
+    digits = rf"\d{{1,{MAX_DIGITS}}}"
+    return re.fullmatch(rf"-?{digits}(\.{digits}?)?([eE][-+]?\d{{1,3}})?(/{digits})?", text) is not None
 
 
 def _parsed(text: str) -> ast.Expression | None:

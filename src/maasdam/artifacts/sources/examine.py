@@ -33,8 +33,11 @@ def examine(source: str, *, trust: bool = False, processor: Path | None = None) 
     Raises NotFound, InvalidInput, InvalidModel, UnsafeModel, Unsupported.
     """
     path = hub.fetch(source) if source.startswith(hub.PREFIX) else opened(Path(source).expanduser())
-    found = recognise(path)
-    own = describe(found.place)
+    try:
+        found = recognise(path)
+        own = describe(found.place)
+    except OSError as error:
+        raise _unreadable(error, path) from error
     if processor is not None:
         folder = opened(Path(processor).expanduser())
         if not folder.is_dir():
@@ -84,9 +87,11 @@ def _read(found: Recognised, description: Description) -> Reading:
         reason = f"{type(error).__name__}: {error}"[:200]
         raise InvalidModel(f"{found.place.path / found.name} is not as its format says ({reason}); export it again") from error
     except OSError as error:
-        raise InvalidModel(
-            f"can't read {error.filename or found.place.path}: {error.strerror}; check its permissions"
-        ) from error
+        raise _unreadable(error, found.place.path) from error
+
+
+def _unreadable(error: OSError, path: Path) -> InvalidModel:
+    return InvalidModel(f"can't read {error.filename or path}: {error.strerror}; check its name and its permissions")
 
 
 def _by_layout(found: Recognised, description: Description) -> Reading:

@@ -5,6 +5,7 @@ Knows links and datasets through h5py, where it is installed. Refuses to read a 
 
 from __future__ import annotations
 
+import math
 from typing import IO, Any
 
 from maasdam.errors import InvalidModel, UnsafeModel
@@ -52,5 +53,12 @@ def _walk(file: Any, h5py: Any, what: str) -> dict[str, tuple[str, tuple[int, ..
             elif isinstance(value, h5py.Dataset):
                 if value.external or value.is_virtual:
                     raise UnsafeModel(f"{what}: '{prefix}{name}' keeps its numbers in another file; refused")
-                out[f"{prefix}{name}"] = (value.dtype.name, tuple(int(size) for size in value.shape or ()))
+                shape = tuple(int(size) for size in value.shape or ())
+                needed = 0 if value.shape is None else math.prod(shape) * value.dtype.itemsize
+                stored = value.id.get_storage_size()
+                if needed > stored:  # Keras packs nothing: what is not stored would unfold in memory
+                    raise InvalidModel(
+                        f"{what}: '{prefix}{name}' needs {needed:,} bytes where {stored:,} are stored; save the model again"
+                    )
+                out[f"{prefix}{name}"] = (value.dtype.name, shape)
     return out

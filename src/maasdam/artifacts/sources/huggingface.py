@@ -19,8 +19,17 @@ from maasdam.core import IMAGE_CLASSIFICATION, SPEECH_RECOGNITION, TEXT_GENERATI
 from maasdam.errors import InvalidModel, Unsupported
 
 MAX_SHARDS = 2000
+SHARED_LAYERS = 512
+"""As many layers may have their weights in common (ALBERT)."""
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_LAYER_COUNTS = frozenset(
+    {
+        "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers",
+        "num_encoder_layers", "num_encoder_blocks", "num_stages", "depths", "depth", "num_feat_extract_layers",
+    }
+)  # fmt: skip
+"""Settings of transformers' configurations that count layers, each of which has weights."""
 _TEXT_TASKS = ("text-classification", "token-classification", "fill-mask")
 
 
@@ -45,6 +54,7 @@ def read(place: Place, description: Description) -> Reading:
         raise InvalidModel(f"{place.path} holds no weights: its safetensors are empty; save the model again")
     if INDEX in files:
         _check_index(files[INDEX], shapes)
+    _check_layers(description, len(shapes), place)
     return Reading(
         format="pytorch",
         layout="huggingface",
@@ -84,6 +94,22 @@ def _check_index(index: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     missing = [name for name in read_json_object(index)["weight_map"] if name not in shapes]
     if missing:
         raise InvalidModel(f"{index} names {len(missing)} tensors that no shard holds ('{missing[0]}'); fetch the model again")
+
+
+def _check_layers(description: Description, tensors: int, place: Place) -> None:
+    """Raise InvalidModel for more layers than there are weights: transformers builds them all before it looks for those."""
+    waiting: list[tuple[str, Any]] = [("", dict(description.config))]
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(str(name), inner) for name, inner in value.items()]
+        elif isinstance(value, list) and key in _LAYER_COUNTS:
+            waiting += [(key, inner) for inner in value]
+        elif key in _LAYER_COUNTS and isinstance(value, int | float) and value > max(tensors, SHARED_LAYERS):
+            raise InvalidModel(
+                f"{place.path}/config.json has {key} {value:,}, and the weights are {tensors:,} tensors; "
+                "give the config.json that belongs to them"
+            )
 
 
 def _labels(description: Description, shapes: Mapping[str, tuple[int, ...]]) -> int | None:

@@ -18,8 +18,11 @@ from maasdam.core import Signature, TensorSpec
 from maasdam.errors import InvalidModel, UnsafeModel, Unsupported
 
 MAX_XML_BYTES = 256 * 1024 * 1024
-MAX_ELEMENTS = 10_000_000
+MAX_ELEMENTS = 2_000_000
+"""Read in seconds, kept in half a gigabyte."""
 MAX_XML_DEPTH = 100
+BLOCK_BYTES = 1024 * 1024
+"""Expat reads what is unfinished anew with each block: small ones make a long attribute take minutes."""
 GENAI_MODEL = "openvino_model.xml"
 _GENAI_FILES = tuple(f"openvino_{part}.{kind}" for part in ("model", "tokenizer", "detokenizer") for kind in ("xml", "bin"))
 
@@ -33,7 +36,7 @@ _DTYPES = {
 _KNOWN_SETS = {"opset" + str(number) for number in range(1, 33)} | {"", "experimental"}
 
 
-@dataclass
+@dataclass(slots=True)
 class _Layer:
     identity: str
     name: str
@@ -43,7 +46,7 @@ class _Layer:
     ports: list[_Port] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Port:
     identity: str
     precision: str
@@ -173,7 +176,9 @@ def _parsed(path: Path) -> tuple[list[_Layer], dict[tuple[str, str], tuple[str, 
     parser.EntityDeclHandler = reader.doctype
     try:
         with path.open("rb") as stream:
-            parser.ParseFile(stream)
+            while block := stream.read(BLOCK_BYTES):
+                parser.Parse(block)
+            parser.Parse(b"", True)
     except expat.ExpatError as error:
         raise InvalidModel(f"{path} is no whole XML file ({error}); convert the model again") from error
     if reader.top != "net" or not reader.layers:
@@ -220,6 +225,8 @@ def _signature(layers: list[_Layer], edges: dict[tuple[str, str], tuple[str, str
 def _spec(port: _Port, fallback: str, path: Path) -> TensorSpec:
     """A tensor goes by the first of its names, else by its layer's."""
     name = port.names.split(",")[0] or fallback
+    if len(port.sizes) > MAX_RANK or max((0, *port.sizes)) > MAX_AXIS:
+        raise InvalidModel(f"{path}: '{name}' has a shape no tensor has; convert the model again")
     dtype = _DTYPES.get({"FP32": "f32", "FP16": "f16", "BOOL": "boolean"}.get(port.precision, port.precision.lower()))
     if dtype is None:
         raise Unsupported(f"{path}: '{name}' has the type '{port.precision}', which can't be sent")

@@ -8,7 +8,8 @@ from __future__ import annotations
 import builtins
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from maasdam.artifacts.sources.archives import Archive, open_archive
@@ -27,6 +28,10 @@ _RUNNING = {"Lambda", "__lambda__", "TorchModuleWrapper", "TFSMLayer", "JaxLayer
 _MODULES = ("layers", "models", "initializers", "regularizers", "constraints", "activations", "optimizers", "losses", "metrics",
             "ops", "dtype_policies", "dtype", "random", "quantizers", "distillation")  # fmt: skip
 _FUNCTION_MODULES = ("activations", "ops", "losses", "metrics", "initializers", "regularizers", "constraints")
+PACKED = 8
+"""How many numbers one of a quantised weight may hold."""
+_SIZES = ("units", "filters", "input_dim", "output_dim")
+"""Settings of layers that are an axis of their weights."""
 _VOCABULARIES = {"StringLookup", "IntegerLookup", "TextVectorization"}
 
 
@@ -56,6 +61,7 @@ def read(place: Place, name: str) -> Reading:
         if WEIGHTS not in archive.sizes:
             raise InvalidModel(f"{path} has no {WEIGHTS}; save the model again")
         shapes = _weights(archive)
+        _check_sizes(config, shapes, path)
     elements: Counter[str] = Counter()
     for name_inside, (dtype, shape) in (shapes or {}).items():
         if not name_inside.startswith("optimizer/"):
@@ -84,6 +90,24 @@ def _weights(archive: Archive) -> dict[str, tuple[str, tuple[int, ...]]] | None:
         return read_weights(stream, f"{archive.path}: {WEIGHTS}")
 
 
+def _check_sizes(config: Any, shapes: Mapping[str, tuple[str, tuple[int, ...]]] | None, path: Path) -> None:
+    """Raise InvalidModel for a layer wider than any weight: Keras makes room for it before it looks at the weights."""
+    widest = max((max((0, *shape)) for _, shape in (shapes or {}).values()), default=0)
+    stack = [config]
+    while stack and shapes is not None:
+        value = stack.pop()
+        if isinstance(value, list):
+            stack.extend(value)
+        elif isinstance(value, dict):
+            stack.extend(value.values())
+            for key in _SIZES:
+                if isinstance(value.get(key), int) and value[key] > PACKED * widest:
+                    raise InvalidModel(
+                        f"{path}: config.json has {key} {value[key]:,}, and no weight in it is longer than {widest:,}; "
+                        "save the model again"
+                    )
+
+
 def _running(config: Any) -> Iterator[str]:
     """What in a config would run, import or open something that does not come with Keras."""
     stack = [config]
@@ -98,9 +122,11 @@ def _running(config: Any) -> Iterator[str]:
 
 def _running_here(value: dict[str, Any]) -> Iterator[str]:
     kind, module, inner = value.get("class_name"), value.get("module"), value.get("config")
-    if isinstance(kind, dict | list):
+    if kind is not None and not isinstance(kind, str):
         yield "a class whose name is no text"
         return
+    if kind is not None and kind != "__lambda__" and not kind.isidentifier():
+        yield f"{module}.{kind[:80]}"  # Keras would follow the dots: "keras" and "layers.TFSMLayer" are one of _RUNNING
     if kind in _RUNNING:
         yield str(kind)
     elif kind == "function":

@@ -34,7 +34,15 @@ _BITS = {
 }  # fmt: skip
 _KNOWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training", "com.microsoft"}
 _PYTHON_OPERATORS = {"PyOp", "PythonOp", "PythonOpGrad", "ATen"}
+_BINARY_OPERATORS = {"EPContext"}
+"""Operators that hold, or name a file with, a program made for one device."""
+MAX_UNFOLDED_NODES = 2_000_000
+"""Nodes once every function of the model's own is written out where it is called, as engines do."""
 _EXTERNAL = 1
+
+
+_Function = tuple[str, str, str]
+"""(domain, name, overload)"""
 
 
 @dataclass
@@ -46,6 +54,8 @@ class _Found:
     externals: dict[str, int] = field(default_factory=dict)
     """location -> the bytes it must at least have."""
     operators: Counter[tuple[str, str]] = field(default_factory=Counter)
+    calls: Counter[_Function] = field(default_factory=Counter)
+    """Nodes by what they would call, were there a function of that name."""
 
 
 def read(place: Place, name: str) -> Reading:
@@ -67,9 +77,7 @@ def read(place: Place, name: str) -> Reading:
         if not opsets:
             raise InvalidModel(f"{path} is not an ONNX model (it imports no operator set); export it again")
         weights = _walk(graph, found, str(path))
-        for fn in model.messages(25):
-            for node in fn.messages(7):
-                _walk_node(node, found, str(path))
+        _check_functions(model, found, str(path))
         signature = Signature(
             tuple(_specs(graph, 11, skip=weights, what=str(path))), tuple(_specs(graph, 12, skip=set(), what=str(path)))
         )
@@ -126,9 +134,44 @@ def _walk(graph: Message, found: _Found, what: str) -> set[str]:
     return weights
 
 
+def _check_functions(model: Message, found: _Found, what: str) -> None:
+    """Add up the model's own functions. Raises InvalidModel where writing them out would unfold without measure or end."""
+    main = ("", "", "")
+    calls = {main: Counter(found.calls)}
+    for fn in model.messages(25):
+        own = _Found()
+        for node in fn.messages(7):
+            _walk_node(node, own, what)
+        calls[(fn.text(10), fn.text(1), fn.text(13))] = own.calls
+        found.operators += own.operators
+        found.parameters += own.parameters
+        found.elements_by_dtype += own.elements_by_dtype
+        found.externals |= {name: max(size, found.externals.get(name, 0)) for name, size in own.externals.items()}
+    sizes: dict[_Function, int] = {}
+    waiting = [main]
+    opened: set[_Function] = set()
+    while waiting:  # depth first, without Python's own stack
+        name = waiting[-1]
+        inner = [called for called in calls[name] if called in calls and called not in sizes]
+        if inner and name not in opened:
+            opened.add(name)
+            waiting += inner
+            continue
+        if inner:
+            raise InvalidModel(f"{what} has functions that call themselves ('{name[1][:80]}'); export the model again")
+        waiting.pop()
+        sizes[name] = sum(count * sizes.get(called, 1) for called, count in calls[name].items())
+        if sizes[name] > MAX_UNFOLDED_NODES:
+            raise InvalidModel(
+                f"{what} unfolds to over {MAX_UNFOLDED_NODES:,} nodes once its functions are written out: refused as a bomb; "
+                "export the model again"
+            )
+
+
 def _walk_node(node: Message, found: _Found, what: str) -> None:
     operator = node.text(4)
     found.operators[(node.text(7), operator)] += 1
+    found.calls[(node.text(7), operator, node.text(8))] += 1
     for attribute in node.messages(5):
         for number in (5, 10):
             for tensor in attribute.messages(number):
@@ -201,6 +244,7 @@ def _externals(place: Place, name: str, externals: dict[str, int]) -> dict[str, 
         parts = PurePosixPath(location)
         if (
             not location
+            or str(parts) != location
             or parts.is_absolute()
             or ".." in parts.parts
             or "\\" in location
@@ -208,7 +252,8 @@ def _externals(place: Place, name: str, externals: dict[str, int]) -> dict[str, 
             or ":" in location
         ):
             raise UnsafeModel(
-                f"{place.path / name} keeps weights in '{location}', outside its folder; refused: put them beside the model"
+                f"{place.path / name} keeps weights in '{location[:200]}', which is no plain name within its folder; refused: "
+                "put them beside the model"
             )
         if location in PROCESSOR_FILES or location in ("model.onnx", "artifact.json", PurePosixPath(name).name):
             raise UnsafeModel(f"{place.path / name} keeps weights in '{location}', which is another file's name; rename them")
@@ -252,6 +297,8 @@ def _risks(found: _Found, functions: set[tuple[str, str]]) -> Iterator[Risk]:
     python = sorted({operator for _, operator in found.operators if operator in _PYTHON_OPERATORS})
     if python:
         yield Risk("blocked", f"operators that call Python: {', '.join(python)}; export the model without them")
+    if any(operator in _BINARY_OPERATORS for _, operator in found.operators):
+        yield Risk("blocked", "EPContext operators: programs for one device, which can't be looked into; export without")
     for domain, operators in _custom(found, functions).items():
         yield Risk("warning", f"operators of the custom domain '{domain}' need its own library: {', '.join(operators[:20])}")
 

@@ -17,7 +17,7 @@ from maasdam.artifacts.sources.finding import Reading, Risk
 from maasdam.artifacts.sources.tfgraph import Graph, Node
 from maasdam.artifacts.sources.wire import Message, mapped
 from maasdam.core import Signature, TensorSpec
-from maasdam.errors import InvalidModel, Unsupported
+from maasdam.errors import InvalidModel, UnsafeModel, Unsupported
 
 MAX_SAVED_MODEL_BYTES = 2**31 - 1
 MAX_ASSETS = 10_000
@@ -40,6 +40,7 @@ def read(place: Place) -> Reading:
     with mapped(path, str(path)) as saved:
         meta = _serving(saved, path)
         graph = Graph(meta, str(path))
+        _refuse_reaching(saved, meta, path)
         signatures = dict(meta.map(5))
         default = signatures.get(DEFAULT)
         if default is None:
@@ -73,11 +74,28 @@ def _serving(saved: Message, path: Path) -> Message:
     metas = list(saved.messages(2))
     if not saved.has(1) or not metas:
         raise InvalidModel(f"{path} is no SavedModel (no graph in it); export the model again")
-    for meta in metas:
-        info = meta.message(1)
-        if info is not None and SERVE in info.texts(4):
-            return meta
-    raise Unsupported(f"{path} has no graph tagged '{SERVE}'; save the model for serving")
+    tags = [set(info.texts(4)) if (info := meta.message(1)) is not None else set() for meta in metas]
+    serving = [meta for meta, its in zip(metas, tags, strict=True) if SERVE in its]
+    if not serving:
+        raise Unsupported(f"{path} has no graph tagged '{SERVE}'; save the model for serving")
+    exact = [meta for meta, its in zip(metas, tags, strict=True) if its == {SERVE}]  # what TensorFlow's loaders ask for
+    if len(serving) > 1 and len(exact) != 1:
+        raise Unsupported(f"{path} has {len(serving)} graphs tagged '{SERVE}', and nothing says which is meant; save one")
+    return exact[0] if exact else serving[0]
+
+
+def _refuse_reaching(saved: Message, chosen: Message, path: Path) -> None:
+    """Raise UnsafeModel where a graph that is not the one to serve reaches out: another loader might take that one."""
+    for meta in saved.messages(2):
+        if meta.view == chosen.view:
+            continue
+        found = tfoperators.found(Graph(meta, str(path)).all_nodes())
+        reaching = sorted({name for names in found.values() for name in names} - tfoperators.SAVING - tfoperators.RESTORING)
+        if reaching:
+            raise UnsafeModel(
+                f"{path} holds another graph, not tagged '{SERVE}' alone, with {', '.join(reaching[:8])}; refused: "
+                "save the model with the graph to serve only"
+            )
 
 
 def _specs(signature: Message, number: int, path: Path) -> tuple[TensorSpec, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from maasdam.artifacts.sources.wire import Message
+from maasdam.errors import UnsafeModel
 
 
 class Node:
@@ -24,7 +25,8 @@ class Node:
 
     def attribute(self, name: str) -> Message | None:
         """An attribute's value (AttrValue)."""
-        return next((value for key, value in self._message.map(5) if key == name), None)
+        found = [value for key, value in self._message.map(5) if key == name]
+        return found[-1] if found else None  # of a key that occurs twice a protocol buffer keeps the last
 
     def text_attribute(self, name: str) -> str:
         """An attribute that is text; "" where absent or none."""
@@ -47,11 +49,16 @@ class Graph:
             return
         for message in definition.messages(1):
             node = Node(message)
+            if node.name in self._nodes:
+                raise twice(what, "node", node.name)
             self._nodes[node.name] = node
         library = definition.message(2)
         for function in library.messages(1) if library else ():
             signature = function.message(1)
-            self._library[signature.text(1) if signature else ""] = [Node(m) for m in function.messages(3)]
+            name = signature.text(1) if signature else ""
+            if name in self._library:
+                raise twice(what, "function", name)
+            self._library[name] = [Node(m) for m in function.messages(3)]
         for gradient in library.messages(2) if library else ():
             self._gradients[gradient.text(1)] = gradient.text(2)
 
@@ -92,6 +99,11 @@ class Graph:
             if name in self._gradients:
                 waiting.append(self._gradients[name])
         return out
+
+
+def twice(what: str, kind: str, name: str) -> UnsafeModel:
+    """The error for two of one name: readers differ in which one they see, and only one can be looked through."""
+    return UnsafeModel(f"{what} holds two {kind}s named '{name[:80]}'; refused: export the model again")
 
 
 def _node_of(tensor: str) -> str:
