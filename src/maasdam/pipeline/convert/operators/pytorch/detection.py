@@ -83,6 +83,7 @@ def roi_align(
     spatial_scale: float = 1.0,
 ) -> Tensor:
     """ONNX RoiAlign: each bin the mean, or the largest weighted corner, of samples between pixels."""
+    torch._check(rois.shape[0] == batch.shape[0])  # so that torch.export takes their numbers for one
     is_half = coordinate_transformation_mode == "half_pixel"
     left, top, right, bottom = (rois * spatial_scale - (0.5 if is_half else 0.0)).unbind(1)
     sizes = [bottom - top, right - left]
@@ -115,7 +116,7 @@ def roi_align_by_corner(x: Tensor, rois: Tensor, batch: Tensor, **attributes: An
 def _samples(begin: Tensor, size: Tensor, bins: int, ratio: int) -> tuple[Tensor, Tensor]:
     """Places of samples [roi, bin, sample], and which of them [roi, sample] are the region's: it may need fewer than others."""
     needed = torch.ceil(size / bins).to(torch.int64) if ratio <= 0 else torch.full_like(size, ratio, dtype=torch.int64)
-    most = int(needed.max().clamp(min=1).item()) if ratio <= 0 else ratio
+    most: Any = needed.max().clamp(min=1).item() if ratio <= 0 else ratio
     turn = torch.arange(most)
     step = (size / bins).reshape(-1, 1, 1)
     within = (turn + 0.5) * step / needed.clamp(min=1).reshape(-1, 1, 1)

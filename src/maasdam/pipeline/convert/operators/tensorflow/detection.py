@@ -71,28 +71,27 @@ def roi_align(
     left, top, right, bottom = tf.unstack(rois * spatial_scale - (0.5 if is_half else 0.0), axis=1)
     sizes = [bottom - top, right - left]
     sizes = sizes if is_half else [tf.maximum(size, 1) for size in sizes]
-    y, is_row = _samples(top, sizes[0], output_height, sampling_ratio)
-    z, is_column = _samples(left, sizes[1], output_width, sampling_ratio)
-    rows, columns = _neighbours(y, dims(x)[2]), _neighbours(z, dims(x)[3])
-    is_real = is_row[:, None, :, None, None] & is_column[:, None, None, None, :]
+    rows, is_row = _samples(top, sizes[0], output_height, sampling_ratio, dims(x)[2])
+    columns, is_column = _samples(left, sizes[1], output_width, sampling_ratio, dims(x)[3])
+    is_real = (is_row[:, :, None] & is_column[:, None])[..., None]  # [roi, sample down, sample across, 1]
     pixels = tf.transpose(x, [0, 2, 3, 1])
-    item = tf.cast(batch, tf.int64)[:, None, None, None, None]
     parts = []
     for row, high in rows:
-        for column, wide in columns:  # [roi, row of bins, sample, column of bins, sample, channel]
-            own, down, across = (
-                item, row[:, :, :, None, None], column[:, None, None],
-            )  # fmt: skip
-            shape = tf.broadcast_dynamic_shape(tf.shape(down), tf.shape(across))
-            places = tf.stack([tf.broadcast_to(v, shape) for v in (own, down, across)], -1)
-            weight = (high[:, :, :, None, None] * wide[:, None, None])[..., None]
-            parts.append(tf.gather_nd(pixels, places) * weight)
+        for column, wide in columns:
+            shape = tf.shape(is_real)[:3]
+            item = tf.cast(batch, tf.int64)[:, None, None]
+            places = [tf.broadcast_to(v, shape) for v in (item, row[:, :, None], column[:, None])]
+            parts.append(tf.gather_nd(pixels, tf.stack(places, -1)) * (high[:, :, None] * wide[:, None])[..., None])
+    regions, down, across = tf.unstack(tf.shape(is_real)[:3])
+    bins = [regions, output_height, down // output_height, output_width, across // output_width, -1]
     if mode == "avg":
         real = tf.cast(is_real, x.dtype)
-        summed = tf.reduce_sum(tf.add_n(parts) * real[..., None], [2, 4])
-        return tf.transpose(summed / tf.maximum(tf.reduce_sum(real, [2, 4]), 1)[..., None], [0, 3, 1, 2])
-    largest = tf.where(is_real[..., None], tf.reduce_max(tf.stack(parts), 0), tf.constant(float("-inf"), x.dtype))
-    return tf.transpose(tf.reduce_max(largest, [2, 4]), [0, 3, 1, 2])
+        summed = tf.reduce_sum(tf.reshape(tf.add_n(parts) * real, bins), [2, 4])
+        out = tf.transpose(summed / tf.maximum(tf.reduce_sum(tf.reshape(real, bins), [2, 4]), 1), [0, 3, 1, 2])
+        return tf.ensure_shape(out, [None, x.shape[1], output_height, output_width])
+    largest = tf.where(is_real, tf.reduce_max(tf.stack(parts), 0), tf.constant(float("-inf"), x.dtype))
+    out = tf.transpose(tf.reduce_max(tf.reshape(largest, bins), [2, 4]), [0, 3, 1, 2])
+    return tf.ensure_shape(out, [None, x.shape[1], output_height, output_width])
 
 
 @operator("RoiAlign", since=10)
@@ -101,8 +100,8 @@ def roi_align_by_corner(x: Tensor, rois: Tensor, batch: Tensor, **attributes: An
     return roi_align(x, rois, batch, coordinate_transformation_mode="output_half_pixel", **attributes)
 
 
-def _samples(begin: Tensor, size: Tensor, bins: int, ratio: int) -> tuple[Tensor, Tensor]:
-    """Places of samples [roi, bin, sample], and which of them [roi, sample] are the region's: it may need fewer than others."""
+def _samples(begin: Tensor, size: Tensor, bins: int, ratio: int, length: Any) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """The pixels around each sample [roi, bins x samples], and which are the region's: it may need fewer than others."""
     if ratio > 0:
         needed, most = tf.zeros_like(size, tf.int64) + ratio, tf.constant(ratio, tf.int64)
     else:
@@ -112,7 +111,8 @@ def _samples(begin: Tensor, size: Tensor, bins: int, ratio: int) -> tuple[Tensor
     step = (size / bins)[:, None, None]
     within = (tf.cast(turn, size.dtype) + 0.5) * step / tf.cast(tf.maximum(needed, 1), size.dtype)[:, None, None]
     places = begin[:, None, None] + tf.range(bins, dtype=size.dtype)[None, :, None] * step + within
-    return places, turn < needed[:, None]
+    flat = tf.reshape(places, tf.stack([tf.shape(size)[0], tf.cast(bins * most, tf.int32)]))
+    return _neighbours(flat, length), tf.tile(turn < needed[:, None], [1, bins])
 
 
 def _neighbours(place: Tensor, size: Any) -> list[tuple[Tensor, Tensor]]:
