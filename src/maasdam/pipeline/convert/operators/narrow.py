@@ -63,7 +63,7 @@ MOVERS = (
     "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
 )  # fmt: skip
 """Operators whose outputs have the type of their first input, and its values."""
-READERS = ("Cast", "CastLike", "DequantizeLinear", "Shape", "Size")
+READERS = ("Cast", "CastLike", "DequantizeLinear", "Shape", "Size", "com.microsoft.DequantizeLinear")
 """Operators that read such values for what they are."""
 
 
@@ -104,9 +104,10 @@ def _explicit(node: Node, kinds: dict[str, int]) -> Node:
     says = [kinds.get(name, 0) for name in node.inputs]
     if node.operator == "CastLike" and says[1]:
         return replace(node, operator="Cast", inputs=node.inputs[:1], attributes=node.attributes | {"to": says[1]})
-    if node.operator == "QuantizeLinear" and len(says) > 2 and says[2]:
-        kind, attributes = KINDS[says[2]], node.attributes | {"output_dtype": says[2]}
-        return replace(node, inputs=node.inputs[: 2 if isinstance(kind, Real) else 3], attributes=attributes)
+    if node.operator in ("QuantizeLinear", "com.microsoft.QuantizeLinear") and len(says) > 2 and says[2]:
+        inputs = node.inputs[: 2 if isinstance(KINDS[says[2]], Real) else 3]
+        attributes = node.attributes | {"output_dtype": says[2]}
+        return replace(node, operator="QuantizeLinear", inputs=inputs, attributes=attributes)
     if node.operator == "DequantizeLinear" and says[0] and isinstance(KINDS[says[0]], Real):
         return replace(node, inputs=node.inputs[:2])  # a float's zero point is zero
     return node

@@ -1,4 +1,4 @@
-"""Attention as ONNX Runtime's optimisers write it: com.microsoft Attention, MultiHeadAttention and QAttention."""
+"""Attention as ONNX Runtime's optimisers write it: Attention, MultiHeadAttention, QAttention, GroupQueryAttention."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from maasdam.errors import Unsupported
+from maasdam.pipeline.convert.operators.pytorch.microsoft import rotated
 from maasdam.pipeline.convert.operators.pytorch.quantized import dequantize
+from maasdam.pipeline.convert.operators.pytorch.rearrange import gather
 from maasdam.pipeline.convert.operators.pytorch.table import operator
 
 
@@ -145,3 +147,68 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale
         scores = torch.where(is_past, scores, torch.finfo(scores.dtype).min)
     out = torch.matmul(torch.softmax(scores, -1), value).transpose(1, 2)
     return out.reshape(out.shape[0], out.shape[1], -1)
+
+
+@operator("com.microsoft.GroupQueryAttention", shapes=("total_length",))
+def group_query_attention(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor | None,
+    past_key: Tensor | None,
+    past_value: Tensor | None,
+    ends: Tensor,
+    total_length: Any,
+    cosines: Tensor | None = None,
+    sines: Tensor | None = None,
+    places: Tensor | None = None,
+    *rest: Tensor | None,
+    num_heads: int = 1,
+    kv_num_heads: int = 1,
+    causal: int = 1,
+    do_rotary: int = 0,
+    rotary_interleaved: int = 0,
+    local_window_size: int = -1,
+    scale: float = 0.0,
+    softcap: float = 0.0,
+    k_quant_type: str = "NONE",
+    v_quant_type: str = "NONE",
+    **others: Any,
+) -> tuple[Tensor, ...]:
+    """com.microsoft GroupQueryAttention: causal, with a cache. `ends` [B] is each item's last place, from which follow the
+    places of its new tokens: there they are turned, and written behind the item's past."""
+    known = ("kv_cache_bit_width", "qk_norm_epsilon", "q_norm_epsilon", "k_norm_epsilon")
+    given = {
+        "an input of its newer forms": any(v is not None for v in rest),
+        "no past": past_key is None,
+        "causal=0": not causal,
+    }
+    quantised = {k_quant_type, v_quant_type} != {"NONE"}
+    refuse("GroupQueryAttention", None, {**others, **given, "a quantised cache": quantised}, *known)
+    assert past_key is not None and past_value is not None
+    if key is None or value is None:
+        size = query.shape[-1] // (num_heads + 2 * kv_num_heads)
+        query, key, value = torch.split(query, [num_heads * size, kv_num_heads * size, kv_num_heads * size], -1)
+    query, key, value = heads(query, num_heads), heads(key, kv_num_heads), heads(value, kv_num_heads)
+    length, past = query.shape[2], past_key.shape[2]
+    begin = torch.clamp(ends.to(torch.int64).reshape(-1, 1) + 1 - length, min=0)
+    spots = begin + torch.arange(length)
+    if do_rotary and cosines is not None and sines is not None:
+        at = spots if places is None else places
+        angles = [gather(table, at).unsqueeze(1) for table in (cosines, sines)]
+        width = 2 * cosines.shape[1]
+        query, key = (rotated(x, angles[0], angles[1], width, bool(rotary_interleaved)) for x in (query, key))
+    total = torch.sym_max(past, total_length[0] if isinstance(total_length, list) else total_length)
+    kept = torch.arange(total).reshape(1, -1)
+    source = torch.where(kept < begin, kept, torch.clamp(kept - begin + past, max=past + length - 1))
+    spread = source[:, None, :, None].expand(-1, kv_num_heads, -1, key.shape[3])
+    key = torch.cat([past_key, key], 2).gather(2, spread)
+    value = torch.cat([past_value, value], 2).gather(2, spread)
+    each = num_heads // kv_num_heads
+    scores = torch.matmul(query, key.repeat_interleave(each, 1).transpose(-1, -2)) * (scale or 1 / math.sqrt(query.shape[-1]))
+    scores = softcap * torch.tanh(scores / softcap) if softcap else scores
+    is_seen = kept[:, None] <= spots[:, :, None]
+    if local_window_size > 0:
+        is_seen = is_seen & (kept[:, None] > spots[:, :, None] - local_window_size)
+    scores = torch.where(is_seen[:, None], scores, torch.finfo(scores.dtype).min)
+    out = torch.matmul(torch.softmax(scores, -1), value.repeat_interleave(each, 1)).transpose(1, 2)
+    return out.reshape(out.shape[0], out.shape[1], -1), key, value

@@ -1,4 +1,4 @@
-"""Attention as ONNX Runtime's optimisers write it: com.microsoft Attention, MultiHeadAttention and QAttention."""
+"""Attention as ONNX Runtime's optimisers write it: Attention, MultiHeadAttention, QAttention, GroupQueryAttention."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from tensorflow import Tensor
 
 from maasdam.errors import Unsupported
 from maasdam.pipeline.convert.operators.tensorflow.layers import matmul
+from maasdam.pipeline.convert.operators.tensorflow.microsoft import rotated
 from maasdam.pipeline.convert.operators.tensorflow.quantized import dequantize
+from maasdam.pipeline.convert.operators.tensorflow.rearrange import gather
 from maasdam.pipeline.convert.operators.tensorflow.sizes import dims, rank, reshaped, scalar
 from maasdam.pipeline.convert.operators.tensorflow.table import operator
 
@@ -150,3 +152,70 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale
         scores = tf.where(tf.range(total, dtype=tf.int64)[None] <= places, scores, scores.dtype.min)
     out = tf.transpose(tf.matmul(tf.nn.softmax(scores), value), [0, 2, 1, 3])
     return reshaped(out, [n, length, count * dims(value)[3]])
+
+
+@operator("com.microsoft.GroupQueryAttention", shapes=("total_length",))
+def group_query_attention(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor | None,
+    past_key: Tensor | None,
+    past_value: Tensor | None,
+    ends: Tensor,
+    total_length: Any,
+    cosines: Tensor | None = None,
+    sines: Tensor | None = None,
+    places: Tensor | None = None,
+    *rest: Tensor | None,
+    num_heads: int = 1,
+    kv_num_heads: int = 1,
+    causal: int = 1,
+    do_rotary: int = 0,
+    rotary_interleaved: int = 0,
+    local_window_size: int = -1,
+    scale: float = 0.0,
+    softcap: float = 0.0,
+    k_quant_type: str = "NONE",
+    v_quant_type: str = "NONE",
+    **others: Any,
+) -> tuple[Tensor, ...]:
+    """com.microsoft GroupQueryAttention: causal, with a cache. `ends` [B] is each item's last place, from which follow the
+    places of its new tokens: there they are turned, and written behind the item's past."""
+    known = ("kv_cache_bit_width", "qk_norm_epsilon", "q_norm_epsilon", "k_norm_epsilon")
+    given = {
+        "an input of its newer forms": any(v is not None for v in rest),
+        "no past": past_key is None,
+        "causal=0": not causal,
+    }
+    quantised = {k_quant_type, v_quant_type} != {"NONE"}
+    refuse("GroupQueryAttention", None, {**others, **given, "a quantised cache": quantised}, *known)
+    assert past_key is not None and past_value is not None
+    if key is None or value is None:
+        size = dims(query)[-1] // (num_heads + 2 * kv_num_heads)
+        query, key, value = tf.split(query, [num_heads * size, kv_num_heads * size, kv_num_heads * size], -1)
+    query, key, value = heads(query, num_heads), heads(key, kv_num_heads), heads(value, kv_num_heads)
+    n, _, length, size = dims(query)
+    past, count = scalar(dims(past_key)[2]), scalar(length)
+    begin = tf.maximum(tf.reshape(tf.cast(ends, tf.int64), [-1, 1]) + 1 - count, 0)
+    spots = begin + tf.range(count, dtype=tf.int64)
+    if do_rotary and cosines is not None and sines is not None:
+        at = spots if places is None else places
+        angles = [tf.expand_dims(gather(table, at), 1) for table in (cosines, sines)]
+        width = 2 * dims(cosines)[1]
+        query, key = (rotated(x, angles[0], angles[1], width, bool(rotary_interleaved)) for x in (query, key))
+    total = tf.maximum(past, scalar(total_length[0] if isinstance(total_length, list) else total_length))
+    kept = tf.range(total, dtype=tf.int64)[None]
+    source = tf.where(kept < begin, kept, tf.minimum(kept - begin + past, past + count - 1))
+    key, value = (
+        tf.transpose(tf.gather(tf.transpose(tf.concat(pair, 2), [0, 2, 1, 3]), source, batch_dims=1), [0, 2, 1, 3])
+        for pair in ([past_key, key], [past_value, value])
+    )
+    each = num_heads // kv_num_heads
+    scores = tf.matmul(query, tf.repeat(key, each, 1), transpose_b=True) * tf.cast(scale or 1 / math.sqrt(size), query.dtype)
+    scores = softcap * tf.tanh(scores / softcap) if softcap else scores
+    is_seen = kept[:, None] <= spots[:, :, None]
+    if local_window_size > 0:
+        is_seen = is_seen & (kept[:, None] > spots[:, :, None] - local_window_size)
+    scores = tf.where(is_seen[:, None], scores, scores.dtype.min)
+    out = tf.transpose(tf.matmul(tf.nn.softmax(scores), tf.repeat(value, each, 1)), [0, 2, 1, 3])
+    return reshaped(out, [n, length, num_heads * size]), key, value
