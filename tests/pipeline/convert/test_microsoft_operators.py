@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from maasdam.artifacts.sources import ingest
+from maasdam.artifacts.store import Store
+from maasdam.core import Format
+from maasdam.errors import Unsupported
+from maasdam.pipeline.convert.certificate import certify
 from maasdam.pipeline.convert.operators import interpreter
 from maasdam.pipeline.convert.operators.graph import of_model
+from tests.pipeline.convert.test_directions import converted
 
 RANDOM = np.random.default_rng(7)
 
@@ -315,3 +322,58 @@ def test_an_operator_computes_what_onnx_runtime_computes(case: Case, into: Any) 
                 assert case.step == 0 or np.mean(found != wanted) < 0.1
             else:
                 np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=2e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("table", ["pytorch", "tensorflow"])
+def test_an_operator_nobody_wrote_is_named_with_the_others(table: str) -> None:
+    import importlib
+
+    unknown = [(M + "BeamSearch", ["x"], ["a"], {}), ("Multinomial", ["a"], ["b"], {}), (M + "Gelu", ["b"], ["y"], {})]
+    known = importlib.import_module(f"maasdam.pipeline.convert.operators.{table}").TABLE
+    with pytest.raises(Unsupported, match=r"for the model's Multinomial, com\.microsoft\.BeamSearch$"):
+        of_model(Case("", unknown, X, {}).model(), known)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("to", ["pytorch", "tensorflow"])
+@pytest.mark.parametrize("how", ["optimised", "of four bits"])
+def test_what_onnx_runtime_writes_is_converted(how: str, to: Format, tmp_path: Path) -> None:
+    """A classifier saved by a session that fuses its layers, or by the quantiser of weights; proven by the certificate."""
+    import onnx
+    import onnxruntime
+
+    half, root = np.float32(0.5), np.float32(2**0.5)
+    nodes: list[tuple[str, list[str], list[str], dict[str, Any]]] = [
+        ("Conv", ["x", "w", "b"], ["c"], {"pads": [1, 1, 1, 1]}),
+        ("Relu", ["c"], ["r"], {}),
+        ("Flatten", ["r"], ["f"], {}),
+        ("MatMul", ["f", "up"], ["u"], {}),
+        ("Add", ["u", "shift"], ["v"], {}),
+        ("Div", ["v", "root"], ["d"], {}),
+        ("Erf", ["d"], ["e"], {}),
+        ("Add", ["e", "one"], ["o"], {}),
+        ("Mul", ["v", "o"], ["m"], {}),
+        ("Mul", ["m", "half"], ["g"], {}),
+        ("MatMul", ["g", "down"], ["y"], {}),
+    ]
+    weights = {"w": real(4, 3, 3, 3), "b": real(4), "up": real(64, 32, scale=0.1), "shift": real(32), "down": real(32, 5)}
+    weights |= {"root": root, "one": np.float32(1), "half": half}
+    made = Case("", nodes, {"x": ("float", ("N", 3, 4, 4))}, weights).model()
+    made.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 5]))
+    (tmp_path / "m").mkdir()
+    path = tmp_path / "m" / "model.onnx"
+    if how == "optimised":
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(path)
+        onnxruntime.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    else:
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+        quantiser = MatMulNBitsQuantizer(made, block_size=16, is_symmetric=False)
+        quantiser.process()
+        onnx.save(quantiser.model.model, path)
+    used = {node.op_type for node in onnx.load(path).graph.node if node.domain == "com.microsoft"}
+    assert used == ({"FusedConv", "Gelu"} if how == "optimised" else {"MatMulNBits"})
+    source = ingest(str(path), Store(tmp_path / "store"))
+    certify(source, converted(source, to, tmp_path / "out"), seeds=(0, 1))
