@@ -15,11 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from maasdam.pipeline.convert.operators import interpreter
+from maasdam.pipeline.convert.operators import interpreter, narrow, sequences
 from maasdam.pipeline.convert.operators.graph import Graph, of_model
 
-Arrays = Sequence[np.ndarray[Any, Any]]
-Run = Callable[[Graph, Arrays], list[np.ndarray[Any, Any]]]
+Arrays = Sequence[Any]
+"""numpy arrays, lists of them, None."""
+Run = Callable[[Graph, Arrays], list[Any]]
 FRAMEWORKS = ("pytorch", "tensorflow")
 STEPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23}
 """The distance from one to the next number. Sums of terms that cancel are not nearer to zero than a step of the largest."""
@@ -55,24 +56,57 @@ def _judge(case: Any, operator: str, table: Any, run: Run) -> Verdict:
     try:
         graph = of_model(case.model, table)
         pairs = [([_array(x) for x in ins], [_array(x) for x in outs]) for ins, outs in case.data_sets]
-        found = [run(graph, ins) for ins, _ in pairs]
+        found = [_narrowed(graph, run(graph, [_held(x) for x in ins])) for ins, _ in pairs]
     except Exception as error:  # frameworks raise their own kinds
         return Verdict(case.name, operator, "refused", f"{type(error).__name__}: {' '.join(str(error).split())}"[:200])
     for got, (_, wanted) in zip(found, pairs, strict=True):
         for a, b in zip(got, wanted, strict=True):
-            if why := _difference(a, b, case.rtol, case.atol):
+            if why := _differences(a, b, case.rtol, case.atol):
                 return Verdict(case.name, operator, "differs", why)
     return Verdict(case.name, operator, "passed")
 
 
-def _array(value: Any) -> np.ndarray[Any, Any]:
+def _held(value: Any) -> Any:
+    """An input as tables take it."""
+    if value is None or isinstance(value, list):
+        return value
+    return narrow.held(value)
+
+
+def _narrowed(graph: Graph, found: list[Any]) -> list[Any]:
+    """Outputs of types that tables hold in wider ones, as the case writes them; as they are where that would change them."""
+    import onnx
+
+    out = []
+    for name, array in zip(graph.outputs, found, strict=True):
+        if number := graph.narrow.get(name):
+            small = array.astype(onnx.helper.tensor_dtype_to_np_dtype(number))
+            is_same = np.array_equal(small.astype(array.dtype), array, equal_nan=array.dtype.kind == "f")
+            array = small if is_same else array
+        out.append(array)
+    return out
+
+
+def _array(value: Any) -> Any:
+    """A tensor as numpy's; a sequence as a list, an optional value that is not there as None."""
     import onnx
 
     if isinstance(value, onnx.TensorProto):
         return onnx.numpy_helper.to_array(value)
+    if value is None or isinstance(value, list):
+        return value if value is None else [_array(each) for each in value]
     if isinstance(value, np.ndarray | np.generic):
         return np.asarray(value)
-    raise TypeError("a sequence or an optional value, which no tensor framework has")
+    raise TypeError(f"{type(value).__name__} is no value of a model")
+
+
+def _differences(found: Any, wanted: Any, relative: float, absolute: float) -> str:
+    """Of a tensor, or of each in a sequence."""
+    if not isinstance(wanted, list):
+        return _difference(found, wanted, relative, absolute)
+    if not isinstance(found, list) or len(found) != len(wanted):
+        return f"not a sequence of {len(wanted)}"
+    return next((why for a, b in zip(found, wanted, strict=True) if (why := _differences(a, b, relative, absolute))), "")
 
 
 def _difference(found: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any], relative: float, absolute: float) -> str:
@@ -90,6 +124,11 @@ def _difference(found: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any], relat
     return f"off by {float(np.nanmax(np.abs(a - b))):.3g} where the largest value is {largest:.3g}"
 
 
+def _each(function: Callable[[Any], Any], values: Any) -> list[Any]:
+    """Of tensors, of those in sequences, of None."""
+    return [v if v is None else _each(function, v) if isinstance(v, list) else function(v) for v in values]
+
+
 def _pytorch() -> tuple[Any, Run]:
     import ml_dtypes
     import torch
@@ -97,10 +136,13 @@ def _pytorch() -> tuple[Any, Run]:
     from maasdam.pipeline.convert.onnx_to_pytorch import _tensor, of_graph
     from maasdam.pipeline.convert.operators.pytorch import TABLE
 
-    def run(graph: Graph, inputs: Arrays) -> list[np.ndarray[Any, Any]]:
+    def numbers(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+        return tensor.float().numpy().astype(ml_dtypes.bfloat16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+    def run(graph: Graph, inputs: Arrays) -> list[Any]:
         with torch.no_grad():
-            found = of_graph(graph)(*[_tensor(x) for x in inputs])
-        return [t.float().numpy().astype(ml_dtypes.bfloat16) if t.dtype == torch.bfloat16 else t.numpy() for t in found]
+            found = of_graph(graph)(*_each(_tensor, inputs))
+        return _each(numbers, found)
 
     return TABLE, run
 
@@ -114,20 +156,21 @@ def _tensorflow() -> tuple[Any, Run]:
 
     framework = interpreter.Framework(TABLE, tensor, dims, small)
 
-    def run(graph: Graph, inputs: Arrays) -> list[np.ndarray[Any, Any]]:
+    def run(graph: Graph, inputs: Arrays) -> list[Any]:
         """Traced, as in a SavedModel. What must be known while tracing (axes, shapes) is a constant of the graph."""
         given = dict(zip(graph.inputs, inputs, strict=True))
         stated = _stated(graph, TABLE)
-        live = [name for name in graph.inputs if name not in stated]
+        live = [name for name in graph.inputs if name not in stated and given[name] is not None]
+        absent = {name: None for name in graph.inputs if given[name] is None}
 
         def traced(*tensors: Any) -> list[Any]:
             fixed = graph.constants | {name: given[name] for name in graph.inputs if name in stated}
-            values: dict[str, Any] = {n: interpreter.small_or_tensor(a, framework) for n, a in fixed.items()}
+            values: dict[str, Any] = {n: interpreter.small_or_tensor(a, framework) for n, a in fixed.items()} | absent
             return interpreter.run(graph, framework, values | dict(zip(live, tensors, strict=True)))
 
-        specs = [tf.TensorSpec(given[name].shape, given[name].dtype) for name in live]
+        specs = _each(lambda v: tf.TensorSpec(v.shape, v.dtype), [given[name] for name in live])
         function = tf.function(traced, autograph=False, input_signature=specs)
-        return [t.numpy() for t in function(*[tf.constant(given[name]) for name in live])]
+        return _each(lambda t: t.numpy(), function(*_each(tf.constant, [given[name] for name in live])))
 
     return TABLE, run
 
@@ -137,6 +180,7 @@ def _stated(graph: Graph, table: Any) -> set[str]:
     found = set()
     for node in graph.nodes:
         operator = table.find(node.operator, graph.version)
+        found |= {node.inputs[i] for i in sequences.STATED.get(node.operator, ()) if i < len(node.inputs)}
         if operator is not None:
             found |= {name for i, name in enumerate(node.inputs) if operator.parameter(i) in operator.shapes}
     return found

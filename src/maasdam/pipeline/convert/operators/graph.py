@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.errors import InvalidModel, Unsupported
+from maasdam.pipeline.convert.operators import functions, narrow, sequences
 from maasdam.pipeline.convert.operators.table import Table
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Graph:
     outputs: tuple[str, ...]
     nodes: tuple[Node, ...]
     constants: dict[str, type_array] = field(default_factory=dict)
+    narrow: dict[str, int] = field(default_factory=dict)
+    """Inputs and outputs of a type that is held in a wider one, and ONNX's number of it."""
 
     def walk(self) -> Iterator[Node]:
         """Every node, those of inner graphs included."""
@@ -64,28 +67,57 @@ def read(path: Path, table: Table) -> Graph:
         model = onnx.load(path)
     except Exception as error:  # protobuf and onnx raise their own kinds
         raise InvalidModel(f"onnx can't read the file: {(str(error).splitlines() or ['no reason given'])[0][:300]}") from error
-    return of_model(model, table)
+    others = [
+        v.name for v in (*model.graph.input, *model.graph.output) if v.type.WhichOneof("value") not in (None, "tensor_type")
+    ]
+    if others:
+        raise Unsupported(f"the model takes or gives what is no tensor: {', '.join(others)}")
+    graph = of_model(model, table)
+    if graph.narrow:
+        named = ", ".join(f"'{name}' ({narrow.KINDS[number].name})" for name, number in graph.narrow.items())
+        raise Unsupported(f"{table.name} has no tensors of the type of the model's {named}")
+    return graph
 
 
 def of_model(model: onnx.ModelProto, table: Table) -> Graph:
     """As `read`, of a model in memory."""
     version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if 0 < version < OLDEST and _means_the_same(model.graph, version):
+        version = OLDEST
     if version < OLDEST:
         raise Unsupported(
             f"the model uses ONNX operator set {version}; {OLDEST} and newer are known. "
             "onnx.version_converter.convert_version brings a model to a newer one"
         )
-    graph = _graph(_inlined(model, version, table).graph, version)
-    if missing := unsupported(graph, table):
+    known = {name for name in table if table.find(name, version)} | {*SHAPE_OPERATORS, *sequences.OPERATORS}
+    proto = functions.inlined(model, version, known).graph
+    types = {v.name: v.type.tensor_type.elem_type for v in (*proto.input, *proto.output)}
+    graph, refused = narrow.hold(_graph(proto, version), types)
+    if missing := sorted({*unsupported(graph, table), *refused}):
         raise Unsupported(f"{table.name} has no counterpart here for the model's {', '.join(missing)}")
     return graph
+
+
+def _means_the_same(graph: onnx.GraphProto, version: int) -> bool:
+    """Is every operator of a model before operator set 7 still the one of that set?"""
+    import onnx
+
+    for node in graph.node:
+        inner = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+        try:
+            then, later = (onnx.defs.get_schema(node.op_type, at, node.domain).since_version for at in (version, OLDEST))
+        except onnx.defs.SchemaError:
+            return False
+        if then != later or not all(_means_the_same(g, version) for g in inner):
+            return False
+    return True
 
 
 def unsupported(graph: Graph, table: Table) -> list[str]:
     """Every operator of the graph that the table lacks, with the attributes it lacks, sorted."""
     missing = set()
     for node in graph.walk():
-        if node.operator in SHAPE_OPERATORS:
+        if node.operator in SHAPE_OPERATORS or node.operator in sequences.OPERATORS:
             continue
         operator = table.find(node.operator, graph.version)
         if operator is None:
@@ -93,20 +125,6 @@ def unsupported(graph: Graph, table: Table) -> list[str]:
         elif unknown := operator.unknown(node.attributes):
             missing.add(f"{node.operator} with {', '.join(sorted(unknown))}")
     return sorted(missing)
-
-
-def _inlined(model: onnx.ModelProto, version: int, table: Table) -> onnx.ModelProto:
-    """Calls of functions replaced by their bodies: the model's own, and ONNX's for operators the table lacks."""
-    from onnx import inliner
-
-    known = [("", name) for name in table if table.find(name, version)]
-    known += [("", name) for name in SHAPE_OPERATORS]
-    if all(node.op_type in {name for _, name in known} and not node.domain for node in model.graph.node):
-        return model
-    try:
-        return inliner.inline_selected_functions(model, known, exclude=True, inline_schema_functions=True)
-    except Exception as error:  # the checker's own kinds
-        raise Unsupported(f"onnx can't inline the model's functions: {str(error)[:300]}") from error
 
 
 def _graph(proto: onnx.GraphProto, version: int) -> Graph:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from maasdam.errors import Unsupported
-from maasdam.pipeline.convert.operators import shapes
-from maasdam.pipeline.convert.operators.graph import Graph, Node
+from maasdam.pipeline.convert.operators import sequences, shapes
+from maasdam.pipeline.convert.operators.graph import CONTROL, Graph, Node
 from maasdam.pipeline.convert.operators.table import Operator, Table
 
 
@@ -58,6 +58,10 @@ def _call(node: Node, graph: Graph, framework: Framework, known: dict[str, Any])
     if node.operator == "Size":
         dims = list(inputs[0].shape) if isinstance(inputs[0], np.ndarray) else framework.dims(inputs[0])
         return (shapes.compute("ReduceProd", [shapes.of_dims(dims)], {"keepdims": 0}),)
+    if node.operator in sequences.OPERATORS:
+        return (sequences.call(node.operator, inputs, node.attributes, framework),)
+    if node.operator == "Identity" and (inputs[0] is None or isinstance(inputs[0], list)):
+        return (inputs[0],)
     if inputs and all(v is None or shapes.is_small(v) for v in inputs):
         try:
             return (shapes.compute(node.operator, inputs, node.attributes),)
@@ -65,6 +69,8 @@ def _call(node: Node, graph: Graph, framework: Framework, known: dict[str, Any])
             pass  # on tensors then
     operator = framework.table.find(node.operator, graph.version)
     assert operator is not None, node.operator  # reading the graph made sure
+    if any(isinstance(v, list) for v in inputs) and node.operator not in CONTROL:
+        raise Unsupported(f"{node.operator} '{node.name}' of a sequence")
     arguments = [_argument(value, operator, i, node, framework) for i, value in enumerate(inputs)]
     attributes = dict(node.attributes)
     if any(isinstance(v, Graph) for v in attributes.values()):
@@ -101,6 +107,8 @@ def _argument(value: Any, operator: Operator, position: int, node: Node, framewo
 
 
 def _as_tensor(value: Any, framework: Framework) -> Any:
+    if isinstance(value, list):
+        return [_as_tensor(each, framework) for each in value]
     return framework.tensor(value) if isinstance(value, np.ndarray) else value
 
 

@@ -14,6 +14,10 @@ WEIGHTS: dict[str, tuple[int, ...]] = {
     "Gather": (0,), "Gemm": (0, 1, 2),
     "GRU": (1, 2, 3), "GroupNormalization": (1, 2), "InstanceNormalization": (1, 2), "LSTM": (1, 2, 3),
     "LayerNormalization": (1, 2), "MatMul": (0, 1), "PRelu": (1,), "RMSNormalization": (1,), "RNN": (1, 2, 3),
+    "SimplifiedLayerNormalization": (1,), "com.microsoft.Attention": (1, 2), "com.microsoft.BiasGelu": (1,),
+    "com.microsoft.EmbedLayerNormalization": (2, 3, 4, 5, 6), "com.microsoft.FastGelu": (1,), "com.microsoft.FusedConv": (1, 2),
+    "com.microsoft.FusedGemm": (0, 1, 2), "com.microsoft.FusedMatMul": (0, 1), "com.microsoft.MultiHeadAttention": (3,),
+    "com.microsoft.SkipLayerNormalization": (2, 3, 4), "com.microsoft.SkipSimplifiedLayerNormalization": (2, 3),
 }  # fmt: skip
 """Which inputs of an operator are learned. Of Add, Mul, Sub and Concat: any constant but masks."""
 ANY_INPUT = ("Add", "Concat", "Mul", "Sub")

@@ -2,8 +2,12 @@
 
 from maasdam.pipeline.convert.operators.pytorch import (
     control,
+    detection,
     elementwise,
     layers,
+    microsoft,
+    microsoft_attention,
+    microsoft_quantized,
     quantized,
     rearrange,
     recurrent,
@@ -13,4 +17,19 @@ from maasdam.pipeline.convert.operators.pytorch import (
 )
 from maasdam.pipeline.convert.operators.pytorch.table import operator as TABLE
 
-__all__ = ["TABLE", "control", "elementwise", "layers", "quantized", "rearrange", "recurrent", "reduce", "signal", "spatial"]
+__all__ = [
+    "TABLE",
+    "control",
+    "detection",
+    "elementwise",
+    "layers",
+    "microsoft",
+    "microsoft_attention",
+    "microsoft_quantized",
+    "quantized",
+    "rearrange",
+    "recurrent",
+    "reduce",
+    "signal",
+    "spatial",
+]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maasdam.errors import Unsupported
 from maasdam.pipeline.convert.operators.pytorch.table import operator
 
 Body = Callable[..., list[Tensor]]
@@ -67,3 +68,17 @@ def scan(
         for column, axis, backwards in zip(outputs, to_axes, to_directions, strict=True)
     ]
     return (*states, *stacked)
+
+
+@operator("Scan")
+def scan_of_batches(
+    lengths: Tensor | None, *inputs: Tensor, body: Body, num_scan_inputs: int, directions: list[int] | None = None
+) -> tuple[Tensor, ...]:
+    """ONNX Scan before 9: each item of a batch by itself."""
+    if lengths is not None:
+        raise Unsupported("a Scan before operator set 9 over sequences of their own lengths")
+    found = [
+        scan(*items, body=body, num_scan_inputs=num_scan_inputs, scan_input_directions=directions)
+        for items in zip(*(v.unbind(0) for v in inputs), strict=True)
+    ]
+    return tuple(torch.stack(each) for each in zip(*found, strict=True))

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from maasdam.pipeline.convert.operators.narrow import KINDS
+from maasdam.pipeline.convert.operators.pytorch.narrow import held
 from maasdam.pipeline.convert.operators.pytorch.table import dtype, operator
 
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
@@ -20,7 +22,7 @@ _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Asinh": torch.asinh,
     "Atan": torch.atan,
     "Atanh": torch.atanh,
-    "BitwiseNot": torch.bitwise_not,
+    "BitwiseNot": lambda x: computed(torch.bitwise_not, x),
     "Ceil": torch.ceil,
     "Cos": torch.cos,
     "Cosh": torch.cosh,
@@ -165,7 +167,7 @@ def clip(x: Tensor, min: Any = None, max: Any = None) -> Tensor:
 @operator("Cast")
 def cast(x: Tensor, to: int = 1, saturate: int = 1, round_mode: str = "up") -> Tensor:
     """ONNX Cast. `to` is left out only in bodies of ONNX's window functions, whose own default is float32."""
-    return x.to(dtype(to))
+    return held(x, to, bool(saturate)) if to in KINDS else x.to(dtype(to))
 
 
 @operator("CastLike")

@@ -351,20 +351,3 @@ def dropout(x: Tensor, ratio: Any = None, training_mode: Any = False, seed: int 
     if training_mode and ratio is not None and float(ratio):
         raise Unsupported("the model drops values at random (Dropout in training mode); export it for inference")
     return (x, torch.ones_like(x, dtype=torch.bool)) if outputs > 1 else x
-
-
-@operator("Col2Im", shapes=("image_shape", "block_shape"))
-def col2im(
-    x: Tensor,
-    image_shape: list[int],
-    block_shape: list[int],
-    dilations: list[int] | None = None,
-    pads: list[int] | None = None,
-    strides: list[int] | None = None,
-) -> Tensor:
-    """ONNX Col2Im, of two spatial axes with the same padding on both sides."""
-    pads = pads or [0, 0, 0, 0]
-    if len(image_shape) != 2 or pads[:2] != pads[2:]:
-        raise Unsupported("Col2Im of other than two spatial axes, or padded unevenly")
-    steps, gaps = tuple(strides or [1, 1]), tuple(dilations or [1, 1])
-    return functional.fold(x, tuple(image_shape), tuple(block_shape), gaps, tuple(pads[:2]), steps)

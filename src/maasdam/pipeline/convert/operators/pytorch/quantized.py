@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maasdam.pipeline.convert.operators.narrow import KINDS, Real
 from maasdam.pipeline.convert.operators.pytorch.layers import conv
+from maasdam.pipeline.convert.operators.pytorch.narrow import held, holder
 from maasdam.pipeline.convert.operators.pytorch.table import dtype as named
 from maasdam.pipeline.convert.operators.pytorch.table import operator
 
@@ -47,12 +49,19 @@ def quantize(
     saturate: int = 1,
 ) -> Tensor:
     """ONNX QuantizeLinear: halves to even, then cut to the range."""
-    kind = zero.dtype if zero is not None else named(output_dtype) if output_dtype else torch.uint8
-    limits = torch.iinfo(kind)
-    out = torch.round(x.to(scale.dtype) / _spread(scale, x, axis, block_size))
+    real = x.to(scale.dtype) / _spread(scale, x, axis, block_size)
+    narrow = KINDS.get(output_dtype)
+    if isinstance(narrow, Real):
+        return held(real, output_dtype, bool(saturate))
+    if narrow is not None:
+        kind, least, most = holder(narrow), narrow.least, narrow.most
+    else:
+        kind = zero.dtype if zero is not None else named(output_dtype) if output_dtype else torch.uint8
+        least, most = torch.iinfo(kind).min, torch.iinfo(kind).max
+    out = torch.round(real)
     if zero is not None:
         out = out + _spread(zero.to(scale.dtype), x, axis, block_size)
-    return torch.clamp(out, limits.min, limits.max).to(kind)
+    return torch.clamp(out, least, most).to(kind)
 
 
 @operator("DynamicQuantizeLinear")

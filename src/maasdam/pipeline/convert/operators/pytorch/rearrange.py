@@ -26,9 +26,8 @@ def reshape(x: Tensor, shape: list[Any], allowzero: int = 0) -> Tensor:
 def flatten(x: Tensor, axis: int = 1) -> Tensor:
     """ONNX Flatten: to two axes."""
     axis = axis if axis >= 0 else axis + x.dim()
-    if axis == 0:
-        return x.reshape(1, -1)
-    return x.reshape(1, 1) if not x.dim() else x.flatten(0, axis - 1).reshape(_product(x.shape[:axis]), -1)
+    rest = _product(x.shape[axis:])
+    return x.reshape(_product(x.shape[:axis]), rest if isinstance(rest, int) else -1)
 
 
 def _product(sizes: Any) -> Any:

@@ -38,12 +38,23 @@ def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
     return x
 
 
-def _extreme(function: Callable[..., Tensor]) -> Callable[[Tensor, list[int], bool], Tensor]:
+def _extreme(function: Callable[..., Tensor], is_least: bool) -> Callable[[Tensor, list[int], bool], Tensor]:
     def reduce(x: Tensor, axes: list[int], keep: bool) -> Tensor:
         is_bool = x.dtype == torch.bool
+        if any(isinstance(x.shape[axis], int) and x.shape[axis] == 0 for axis in axes):  # of nothing, which torch refuses
+            return torch.full_like(x.sum(axes, keepdim=keep), _neutral(x.dtype, is_least), dtype=x.dtype)
         return function(x.to(torch.uint8) if is_bool else x, dim=axes, keepdim=keep)
 
     return reduce
+
+
+def _neutral(kind: torch.dtype, is_least: bool) -> Any:
+    """What the least, or the largest, of nothing is: the other end of the type."""
+    if kind == torch.bool:
+        return is_least
+    if kind.is_floating_point:
+        return float("inf") if is_least else float("-inf")
+    return torch.iinfo(kind).max if is_least else torch.iinfo(kind).min
 
 
 def _mean(x: Tensor, axes: list[int], keep: bool) -> Tensor:
@@ -55,9 +66,9 @@ _REDUCTIONS: dict[str, Callable[[Tensor, list[int], bool], Tensor]] = {
     "ReduceL2": lambda x, axes, keep: (x.double() if not x.is_floating_point() else x).square().sum(axes, keepdim=keep).sqrt(),
     "ReduceLogSum": lambda x, axes, keep: x.sum(axes, keepdim=keep).log(),
     "ReduceLogSumExp": lambda x, axes, keep: torch.logsumexp(x, axes, keepdim=keep),
-    "ReduceMax": _extreme(torch.amax),
+    "ReduceMax": _extreme(torch.amax, False),
     "ReduceMean": _mean,
-    "ReduceMin": _extreme(torch.amin),
+    "ReduceMin": _extreme(torch.amin, True),
     "ReduceProd": _product,
     "ReduceSum": lambda x, axes, keep: x.sum(axes, keepdim=keep),
     "ReduceSumSquare": lambda x, axes, keep: x.square().sum(axes, keepdim=keep),

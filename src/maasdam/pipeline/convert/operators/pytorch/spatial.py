@@ -1,4 +1,4 @@
-"""Operators that resample images: Resize, Upsample, GridSample, AffineGrid."""
+"""Operators that resample images: Resize, Upsample, GridSample, AffineGrid, Col2Im."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from maasdam.errors import Unsupported
+from maasdam.pipeline.convert.operators import folding
 from maasdam.pipeline.convert.operators.pytorch.table import operator
 from maasdam.pipeline.convert.operators.resampling import Sampling, taps
 
@@ -117,3 +118,26 @@ def grid_sample(x: Tensor, grid: Tensor, align_corners: int = 0, mode: str = "li
 def affine_grid(theta: Tensor, size: list[int], align_corners: int = 0) -> Tensor:
     """ONNX AffineGrid."""
     return functional.affine_grid(theta, size, align_corners=bool(align_corners))
+
+
+@operator("Col2Im", shapes=("image_shape", "block_shape"))
+def col2im(
+    x: Tensor,
+    image_shape: list[int],
+    block_shape: list[int],
+    dilations: list[int] | None = None,
+    pads: list[int] | None = None,
+    strides: list[int] | None = None,
+) -> Tensor:
+    """ONNX Col2Im: blocks back into an image of any number of axes, what overlaps summed."""
+    if not all(isinstance(size, int) for size in (*image_shape, *block_shape)):
+        raise Unsupported("Col2Im into an image whose size is not fixed")
+    rank, taps = len(image_shape), math.prod(block_shape)
+    one, pads = [1] * rank, pads or [0] * 2 * rank
+    if rank == 2 and pads[:2] == pads[2:]:
+        steps, gaps = tuple(strides or one), tuple(dilations or one)
+        return functional.fold(x, tuple(image_shape), tuple(block_shape), gaps, tuple(pads[:2]), steps)
+    places = torch.from_numpy(folding.places(image_shape, block_shape, dilations or one, pads, strides or one)).flatten()
+    columns = x.reshape(x.shape[0], x.shape[1] // taps, -1)
+    image = torch.zeros(x.shape[0], x.shape[1] // taps, math.prod(image_shape) + 1, dtype=x.dtype)
+    return image.index_add(2, places, columns)[..., :-1].reshape(*columns.shape[:2], *image_shape)

@@ -2,12 +2,17 @@
 
 from maasdam.pipeline.convert.operators.tensorflow import (
     control,
+    detection,
     elementwise,
     layers,
+    microsoft,
+    microsoft_attention,
+    microsoft_quantized,
     quantized,
     rearrange,
     recurrent,
     reduce,
+    sampling,
     signal,
     spatial,
 )
@@ -16,12 +21,17 @@ from maasdam.pipeline.convert.operators.tensorflow.table import operator as TABL
 __all__ = [
     "TABLE",
     "control",
+    "detection",
     "elementwise",
     "layers",
+    "microsoft",
+    "microsoft_attention",
+    "microsoft_quantized",
     "quantized",
     "rearrange",
     "recurrent",
     "reduce",
+    "sampling",
     "signal",
     "spatial",
 ]

@@ -9,6 +9,8 @@ from typing import Any
 import tensorflow as tf
 from tensorflow import Tensor
 
+from maasdam.pipeline.convert.operators.narrow import KINDS
+from maasdam.pipeline.convert.operators.tensorflow.narrow import held
 from maasdam.pipeline.convert.operators.tensorflow.table import dtype, known, operator
 
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
@@ -170,7 +172,7 @@ def clip(x: Tensor, min: Any = None, max: Any = None) -> Tensor:
 @operator("Cast")
 def cast(x: Tensor, to: int = 1, saturate: int = 1, round_mode: str = "up") -> Tensor:
     """ONNX Cast. `to` is left out only in bodies of ONNX's window functions, whose own default is float32."""
-    return _cast(x, dtype(to))
+    return held(x, to, bool(saturate)) if to in KINDS else _cast(x, dtype(to))
 
 
 @operator("CastLike")

@@ -7,7 +7,9 @@ from typing import Any
 import tensorflow as tf
 from tensorflow import Tensor
 
+from maasdam.pipeline.convert.operators.narrow import KINDS, Real
 from maasdam.pipeline.convert.operators.tensorflow.layers import conv
+from maasdam.pipeline.convert.operators.tensorflow.narrow import held, holder
 from maasdam.pipeline.convert.operators.tensorflow.rearrange import slice_
 from maasdam.pipeline.convert.operators.tensorflow.sizes import dims, rank
 from maasdam.pipeline.convert.operators.tensorflow.table import dtype as named
@@ -50,12 +52,20 @@ def quantize(
     saturate: int = 1,
 ) -> Tensor:
     """ONNX QuantizeLinear: halves to even, then cut to the range."""
-    kind = zero.dtype if zero is not None else named(output_dtype) if output_dtype else tf.uint8
-    known(kind)
-    out = tf.round(tf.cast(x, scale.dtype) / _spread(scale, x, axis, block_size))
+    real = tf.cast(x, scale.dtype) / _spread(scale, x, axis, block_size)
+    narrow = KINDS.get(output_dtype)
+    if isinstance(narrow, Real):
+        return held(real, output_dtype, bool(saturate))
+    if narrow is not None:
+        kind, least, most = holder(narrow), narrow.least, narrow.most
+    else:
+        kind = zero.dtype if zero is not None else named(output_dtype) if output_dtype else tf.uint8
+        known(kind)
+        least, most = kind.min, kind.max
+    out = tf.round(real)
     if zero is not None:
         out = out + _spread(tf.cast(zero, scale.dtype), x, axis, block_size)
-    return tf.cast(tf.clip_by_value(out, kind.min, kind.max), kind)
+    return tf.cast(tf.clip_by_value(out, least, most), kind)
 
 
 @operator("DynamicQuantizeLinear")

@@ -179,9 +179,23 @@ _SCATTERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def _scatter(x: Tensor, places: Tensor, updates: Tensor, reduction: str) -> Tensor:
-    if reduction not in _SCATTERS:
-        raise Unsupported(f"scattering by '{reduction}' has no counterpart in TensorFlow")
+    if reduction == "mul":
+        return _multiplied(x, places, updates)
     return _SCATTERS[reduction](x, places, updates)
+
+
+def _multiplied(x: Tensor, places: Tensor, updates: Tensor) -> Tensor:
+    """TensorFlow does not scatter by multiplying: the product of what goes to each place, one where nothing does."""
+    depth = places.shape[-1]
+    if depth is None:
+        raise Unsupported("scattering by 'mul' with a number of coordinates that is not known")
+    sizes = dims(x)
+    flat = tf.zeros(tf.shape(places)[:-1], tf.int64)
+    for axis in range(depth):
+        flat = flat * scalar(sizes[axis]) + places[..., axis]
+    rows = tf.reshape(updates, packed([-1, *sizes[depth:]]))
+    factors = tf.math.unsorted_segment_prod(rows, tf.reshape(flat, [-1]), scalar(product(sizes[:depth])))
+    return x * tf.reshape(factors, packed(sizes))
 
 
 @operator("ScatterElements", "Scatter")

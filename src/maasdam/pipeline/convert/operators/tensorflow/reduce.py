@@ -8,7 +8,6 @@ from typing import Any
 import tensorflow as tf
 from tensorflow import Tensor
 
-from maasdam.errors import Unsupported
 from maasdam.pipeline.convert.operators.tensorflow.sizes import Size, dims, product, rank, reshaped, scalar
 from maasdam.pipeline.convert.operators.tensorflow.table import operator
 
@@ -159,16 +158,30 @@ def top_k(x: Tensor, k: Any, axis: int = -1, largest: int = 1, sorted: int = 1) 
 @operator("Unique")
 def unique(x: Tensor, axis: int | None = None, sorted: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """ONNX Unique: values, their first places, each element's place among them, their counts."""
-    if sorted and axis is not None and rank(x) > 1:
-        raise Unsupported("Unique of sorted slices of an axis")
     flat = tf.reshape(x, [-1]) if axis is None else x
-    values, inverse, counts = tf.raw_ops.UniqueWithCountsV2(x=flat, axis=[axis or 0], out_idx=tf.int64)
+    along = (axis or 0) % rank(flat)
+    values, inverse, counts = tf.raw_ops.UniqueWithCountsV2(x=flat, axis=[along], out_idx=tf.int64)
     places = tf.range(tf.size(inverse, tf.int64), dtype=tf.int64)
     first = tf.math.unsorted_segment_min(places, inverse, tf.size(counts, tf.int64))
     if sorted:
-        order = tf.argsort(values, stable=True)
+        order = _sorted_slices(values, along)
         back = tf.cast(tf.argsort(order), tf.int64)
         values, first, counts, inverse = (
-            tf.gather(values, order), tf.gather(first, order), tf.gather(counts, order), tf.gather(back, inverse),
+            tf.gather(values, order, axis=along), tf.gather(first, order), tf.gather(counts, order), tf.gather(back, inverse),
         )  # fmt: skip
     return values, first, inverse, counts
+
+
+def _sorted_slices(x: Tensor, axis: int) -> Tensor:
+    """The order of slices along an axis, by their first element, then the second, and so on: sorted by the last one first."""
+    if rank(x) == 1:
+        return tf.argsort(x, stable=True)
+    first = tf.transpose(x, [axis, *(a for a in range(rank(x)) if a != axis)])
+    columns = tf.transpose(tf.reshape(first, tf.stack([tf.shape(first)[0], -1])))
+
+    def turn(i: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+        return i - 1, tf.gather(order, tf.argsort(tf.gather(columns[i], order), stable=True))
+
+    begin = (tf.shape(columns)[0] - 1, tf.range(tf.shape(columns)[1]))
+    shapes = (tf.TensorShape([]), tf.TensorShape([None]))
+    return tf.while_loop(lambda i, _: i >= 0, turn, begin, shapes)[1]
