@@ -89,6 +89,7 @@ def _proven(
     from maasdam.artifacts.sources import ingest
     from maasdam.artifacts.store import Store
     from maasdam.pipeline.convert import convert, find_direction
+    from maasdam.pipeline.convert.asking import asked
     from maasdam.pipeline.convert.certificate import certify
     from maasdam.pipeline.convert.networks import Part, take_part
 
@@ -99,6 +100,7 @@ def _proven(
         artifact = take_part(artifact, cast(Part, part))
     find_direction(artifact, to)  # a direction that doesn't exist is said before the data are read
     real = _real_inputs(artifact, data, progress) if data is not None else []
+    artifact = asked(artifact, real)
     began = time.perf_counter()
     candidate = _converted(artifact, to, store, convert, progress)
     converted = time.perf_counter()

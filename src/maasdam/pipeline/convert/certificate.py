@@ -6,15 +6,18 @@ lost names or fixed axes raise VerificationFailed. Refuses to know how the candi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import cast
 
 from maasdam.core import Artifact, Progress, TensorEngine, Tensors, silent
 from maasdam.engines import open_engine
+from maasdam.errors import EngineFailure, Unsupported
 from maasdam.pipeline.convert.networks import default_part, parts_of, reference
-from maasdam.pipeline.convert.probes import begin, proof_cases
+from maasdam.pipeline.convert.probes import begin, proof_sizes
 from maasdam.pipeline.convert.proof import Certificate, Proof, Tolerance
 from maasdam.pipeline.convert.signatures import check_kept
+from maasdam.pipeline.convert.trials import trials
 
 SEEDS = (0, 1, 2)
 
@@ -66,14 +69,29 @@ def _certify_tensors(
         try:
             check_kept(original.signature, engine.signature)
             proof = Proof(tolerance, [s.name for s in original.signature.outputs])
-            cases: list[tuple[int | None, Tensors]] = list(proof_cases(original.signature, seeds, source.path))
-            cases += [(None, begin(original.signature, batch)) for batch in inputs]
-            for done, (seed, batch) in enumerate(cases):
-                progress("compare with the source", done, len(cases))
-                proof.add(seed, batch, original.run(batch), engine.run(batch))
-            progress("compare with the source", len(cases), len(cases))
+            given = [begin(original.signature, batch) for batch in inputs]
+            count = len(seeds) * len(proof_sizes(original.signature)) + len(given)
+            for done, (seed, batch, answer) in enumerate(_cases(original, given, seeds, source.path, tolerance)):
+                progress("compare with the source", done, count)
+                proof.add(seed, batch, answer, engine.run(batch))
+            progress("compare with the source", count, count)
         finally:
             engine.close()
     finally:
         original.close()
     return proof.certificate(source, candidate, seeds)
+
+
+def _cases(
+    original: TensorEngine, given: Sequence[Tensors], seeds: tuple[int, ...], folder: Path, tolerance: Tolerance
+) -> Iterator[tuple[int | None, Tensors, Tensors]]:
+    """Random batches, then the given ones; the given ones alone where the source takes no random ones."""
+    try:
+        yield from trials(original, seeds, folder, tolerance)
+    except EngineFailure as error:
+        if not given:
+            raise Unsupported(
+                f"the source itself does not run on random inputs, so nothing can be compared ({error}); give real ones with "
+                "--data, a folder or an .npz file of named arrays"
+            ) from error
+    yield from ((None, batch, original.run(batch)) for batch in given)

@@ -9,7 +9,7 @@ Knows torch.export, dynamic axes and which attention exports. Refuses to know ON
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,7 +26,7 @@ from maasdam.pipeline.convert.modules import (
     need_signature,
 )
 from maasdam.pipeline.convert.networks import named_network
-from maasdam.pipeline.convert.probes import EXPORT_SIZES, has_cache, probe
+from maasdam.pipeline.convert.probes import EXPORT_SIZES, accepted, has_cache
 from maasdam.pipeline.convert.signatures import axis_name
 
 if TYPE_CHECKING:
@@ -86,11 +86,23 @@ def export_module(module: torch.nn.Module, signature: Signature, folder: Path | 
     """
     import torch
 
-    arrays = probe(signature, EXPORT_SIZES, seed=0, folder=folder)
-    examples = tuple(torch.from_numpy(arrays[s.name]) for s in signature.inputs)
+    examples = _examples(module, signature, folder)
     program = _export(module, examples, _dynamic_axes(signature))
     _derive_ranges(program)
     return program
+
+
+def _examples(module: Callable[..., Any], signature: Signature, folder: Path | None) -> tuple[torch.Tensor, ...]:
+    """Random inputs that the module takes."""
+    import torch
+
+    def run(batch: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
+        tensors = tuple(torch.from_numpy(batch[s.name]) for s in signature.inputs)
+        with torch.no_grad():
+            module(*tensors)
+        return tensors
+
+    return accepted(run, signature, EXPORT_SIZES, seed=0, folder=folder)[1]
 
 
 def _export(module: torch.nn.Module, examples: tuple[Any, ...], axes: Any) -> ExportedProgram:
@@ -167,9 +179,8 @@ def _from_torchscript(source: Artifact) -> ExportedProgram:
     from torch._export.converter import TS2EPConverter
 
     signature = need_signature(source)
-    arrays = probe(signature, EXPORT_SIZES, seed=0, folder=source.path)
     script = torch.jit.load(source.path / "model.pt", map_location="cpu").eval()
-    examples = tuple(torch.from_numpy(arrays[s.name]) for s in signature.inputs)
+    examples = _examples(script, signature, source.path)
     with torch.no_grad():
         program = TS2EPConverter(script, examples, {}).convert()
     return export_module(name_module(program.module(), signature, by_position=True), signature, source.path)
