@@ -108,7 +108,8 @@ def _hugging_face() -> dict[str, Maker]:
         "BERT, question answering": make("BertForQuestionAnswering", "BertConfig", **TEXT),
         "BERT, masked words": make("BertForMaskedLM", "BertConfig", **TEXT),
         "BERT, sentence encoder": make("BertModel", "BertConfig", **TEXT),
-        "HuBERT-CTC": make("HubertForCTC", "HubertConfig", waves, feat_extract_norm="layer", do_stable_layer_norm=True, **SOUND),
+        "HuBERT-CTC": make("HubertForCTC", "HubertConfig", waves, feat_extract_norm="layer", do_stable_layer_norm=True,
+                           **SOUND),
         "WavLM-CTC": make("WavLMForCTC", "WavLMConfig", waves, num_buckets=32, max_bucket_distance=64, **SOUND),
         "wav2vec2, audio classes": make("Wav2Vec2ForSequenceClassification", "Wav2Vec2Config", waves, num_labels=4,
                                         classifier_proj_size=16, **SOUND),
@@ -230,7 +231,8 @@ def _two_headed(k: Any, layers: Any) -> Any:
     seen = layers.Flatten()(layers.Conv2D(4, 3, strides=2, activation="swish")(layers.Rescaling(1 / 255.0)(image)))
     both = layers.Concatenate()([layers.Dense(8)(seen), facts])
     return k.Model({"image": image, "facts": facts}, {
-        "score": layers.Dense(1, activation="sigmoid", name="score")(both), "kind": layers.Dense(5, name="kind")(both)})  # fmt: skip
+        "score": layers.Dense(1, activation="sigmoid", name="score")(both),
+        "kind": layers.Dense(5, name="kind")(both)})  # fmt: skip
 
 
 def _unet_keras(k: Any, layers: Any) -> Any:
@@ -343,7 +345,7 @@ def _program(build: Callable[[Any], tuple[Any, tuple[Any, ...], Any]], way: str 
 def _unet(torch: Any) -> Any:
     nn = torch.nn
 
-    class UNet(nn.Module):  # type: ignore[misc, name-defined]
+    class UNet(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.down = nn.Conv2d(3, 8, 3, padding=1)
@@ -351,7 +353,7 @@ def _unet(torch: Any) -> Any:
             self.up = nn.ConvTranspose2d(16, 8, 2, stride=2)
             self.end = nn.Conv2d(32, 2, 1)
 
-        def forward(self, image):  # type: ignore[no-untyped-def]
+        def forward(self, image):
             a = torch.relu(self.down(image))
             b = self.low(a)
             c = nn.functional.interpolate(b, scale_factor=2.0, mode="bilinear", align_corners=False)
@@ -361,13 +363,13 @@ def _unet(torch: Any) -> Any:
 
 
 def _several(torch: Any) -> Any:
-    class Several(torch.nn.Module):  # type: ignore[misc, name-defined]
+    class Several(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.words = torch.nn.Embedding(40, 8)
             self.head = torch.nn.Linear(8, 3)
 
-        def forward(self, ids, keep, weight):  # type: ignore[no-untyped-def]
+        def forward(self, ids, keep, weight):
             states = self.words(ids) * weight[..., None]
             mean = (states * keep[..., None]).sum(1) / keep.sum(1, keepdim=True).clamp(min=1)
             return {"states": states, "logits": self.head(mean), "best": self.head(states).argmax(-1)}
@@ -379,7 +381,7 @@ def _several(torch: Any) -> Any:
 
 
 def _encoder(torch: Any) -> Any:
-    class Encoder(torch.nn.Module):  # type: ignore[misc, name-defined]
+    class Encoder(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.words = torch.nn.Embedding(40, 16)
@@ -387,7 +389,7 @@ def _encoder(torch: Any) -> Any:
             self.layers = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
             self.look = torch.nn.MultiheadAttention(16, 2, batch_first=True)
 
-        def forward(self, ids):  # type: ignore[no-untyped-def]
+        def forward(self, ids):
             hidden = self.layers(self.words(ids))
             found, weights = self.look(hidden, hidden, hidden)
             return found, weights
@@ -399,7 +401,7 @@ def _encoder(torch: Any) -> Any:
 def _mixed(torch: Any) -> Any:
     """einsum, PixelShuffle, grid_sample, cumsum, topk and friends."""
 
-    class Mixed(torch.nn.Module):  # type: ignore[misc, name-defined]
+    class Mixed(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.conv = torch.nn.Conv2d(3, 16, 3, padding=1)
@@ -407,7 +409,7 @@ def _mixed(torch: Any) -> Any:
             self.shuffle = torch.nn.PixelShuffle(2)
             self.mix = torch.nn.Parameter(torch.randn(4, 5))
 
-        def forward(self, image, grid):  # type: ignore[no-untyped-def]
+        def forward(self, image, grid):
             hidden = self.shuffle(torch.nn.functional.gelu(self.norm(self.conv(image))))
             seen = torch.nn.functional.grid_sample(hidden, grid, align_corners=False)
             channels = torch.einsum("nchw,cd->ndhw", seen, self.mix)
@@ -418,13 +420,13 @@ def _mixed(torch: Any) -> Any:
 
 
 def _recurrent(torch: Any) -> Any:
-    class Recurrent(torch.nn.Module):  # type: ignore[misc, name-defined]
+    class Recurrent(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.first = torch.nn.LSTM(4, 8, batch_first=True, bidirectional=True)
             self.second = torch.nn.GRU(16, 6, batch_first=True)
 
-        def forward(self, series):  # type: ignore[no-untyped-def]
+        def forward(self, series):
             states, last = self.second(self.first(series)[0])
             return states, last
 
@@ -432,13 +434,13 @@ def _recurrent(torch: Any) -> Any:
 
 
 def _spectrum(torch: Any) -> Any:
-    class Spectrum(torch.nn.Module):  # type: ignore[misc, name-defined]
+    class Spectrum(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("window", torch.hann_window(64))
             self.head = torch.nn.Linear(33, 4)
 
-        def forward(self, wave):  # type: ignore[no-untyped-def]
+        def forward(self, wave):
             frames = wave.unfold(1, 64, 32) * self.window
             power = torch.view_as_real(torch.fft.rfft(frames)).pow(2).sum(-1)
             return self.head(torch.log(power + 1e-3)).mean(1)
@@ -449,18 +451,15 @@ def _spectrum(torch: Any) -> Any:
 def _convolutions(torch: Any) -> Any:
     nn = torch.nn
     module = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Hardswish(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, groups=8, padding=1),
-        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 6),
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Hardswish(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 8, 3, groups=8, padding=1), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 6),
     )  # fmt: skip
     return module, (torch.randn(2, 3, 32, 32),), ({0: torch.export.Dim("batch")},)
 
 
-def _branching(torch: Any) -> Any:
-    return torch.nn.Sequential(_Branch(torch)), (torch.randn(2, 6),), ({0: torch.export.Dim("batch")},)
-
-
-def _Branch(torch: Any) -> Any:  # noqa: N802 - a class that needs torch
-    return torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ELU(), torch.nn.Linear(8, 2))
+def _perceptron(torch: Any) -> Any:
+    layers = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ELU(), torch.nn.Linear(8, 2))
+    return layers, (torch.randn(2, 6),), ({0: torch.export.Dim("batch")},)
 
 
 def _torch() -> dict[str, Maker]:
@@ -474,7 +473,7 @@ def _torch() -> dict[str, Maker]:
         "TorchScript traced: CNN": _program(_convolutions, "traced"),
         "TorchScript scripted: CNN": _program(_convolutions, "scripted"),
         "TorchScript traced: U-Net": _program(_unet, "traced"),
-        "TorchScript scripted: MLP": _program(_branching, "scripted"),
+        "TorchScript scripted: MLP": _program(_perceptron, "scripted"),
     }
 
 
@@ -511,9 +510,9 @@ def _plain(opset: int) -> Maker:
 
         random = np.random.default_rng(0)
         floats = {
-            "kernel": random.normal(0, 0.4, (8, 3, 3, 3)), "scale": random.uniform(0.5, 1.5, 8), "shift": random.normal(0, 1, 8),
-            "mean": random.normal(0, 1, 8), "var": random.uniform(0.5, 2, 8), "head": random.normal(0, 0.5, (8, 5)),
-            "bias": random.normal(0, 0.5, 5),
+            "kernel": random.normal(0, 0.4, (8, 3, 3, 3)), "scale": random.uniform(0.5, 1.5, 8),
+            "shift": random.normal(0, 1, 8), "mean": random.normal(0, 1, 8), "var": random.uniform(0.5, 2, 8),
+            "head": random.normal(0, 0.5, (8, 5)), "bias": random.normal(0, 0.5, 5),
         }  # fmt: skip
         weights = {n: a.astype(np.float32) for n, a in floats.items()}
         axes: dict[str, Any] = {"axes": [2, 3]} if opset < 13 else {}
@@ -540,9 +539,8 @@ def _plain(opset: int) -> Maker:
             cut,
             node("Softmax", ["r"], ["probabilities"], axis=1),
         ]
-        shape = ["N", 3, 16, 16] if opset > 7 else ["N", 3, 16, 16]
         graph = helper.make_graph(
-            nodes, "plain", [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+            nodes, "plain", [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 16, 16])],
             [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", 5])],
             [numpy_helper.from_array(a, n) for n, a in weights.items()],
         )  # fmt: skip
@@ -608,7 +606,7 @@ def _qdq(work: Path) -> Path:
 
     plain = _convolutional_onnx(work)
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             random = np.random.default_rng(0)
             self.left = iter([{"image": random.normal(size=(1, 3, 32, 32)).astype(np.float32)} for _ in range(8)])

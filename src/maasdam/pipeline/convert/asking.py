@@ -25,21 +25,24 @@ Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Tensors by name to tensors by name."""
 ASKED = (Sizes(2), Sizes(3, 1.6))
 """Two that differ in everything: what stays the same in the answer is fixed."""
-SIDES = (64, 224, 32, 28, 96, 128, 299)
+SIDES = (224, 64, 32, 28, 96, 128, 299)
 LENGTHS = (12, 400, 4000)
 MOST_GUESSES = 400
 
 
-def asked(source: Artifact, given: Sequence[Tensors] = ()) -> Artifact:
+def asked(source: Artifact, given: Sequence[Tensors] = ()) -> tuple[Artifact, ...]:
     """The artifact with a signature, where it had none and running it tells one; every other as it is.
 
-    `given` are real inputs, which say more than a guess. Raises Unsupported saying what to give where none was found.
+    `given` are real inputs, which say more than a guess. Where more than one signature may serve, the most open one comes
+    first. Raises Unsupported saying what to give where none was found.
     """
     if source.signature is not None or parts_of(source):
-        return source
+        return (source,)
     if source.layout == "huggingface":
-        return replace(source, signature=_of_transformers(source), engine="pytorch")
-    return replace(source, signature=_of_script(source, given)) if source.layout == "torchscript" else source
+        return (replace(source, signature=_of_transformers(source), engine="pytorch"),)
+    if source.layout == "torchscript":
+        return tuple(replace(source, signature=signature) for signature in _of_script(source, given))
+    return (source,)
 
 
 def _of_transformers(source: Artifact) -> Signature:
@@ -122,8 +125,11 @@ def _output(name: str, first: torch.Tensor, second: torch.Tensor) -> TensorSpec:
     return TensorSpec(name, str(first.dtype).removeprefix("torch."), shape)
 
 
-def _of_script(source: Artifact, given: Sequence[Tensors]) -> Signature:
-    """TorchScript tells names only: shapes are those of `given`, else what its first layers take and it runs on."""
+def _of_script(source: Artifact, given: Sequence[Tensors]) -> list[Signature]:
+    """TorchScript tells names only: shapes are those of `given`, else what its first layers take and it runs on.
+
+    With every axis open that may be, then with the sides of images fixed, which not every format can leave open.
+    """
     import torch
 
     try:
@@ -144,13 +150,15 @@ def _of_script(source: Artifact, given: Sequence[Tensors]) -> Signature:
         batch = {name: _example(*guess[name]) for name in names}
         try:
             run(batch)
-        except Exception:  # noqa: S112 - the next guess then
+        except Exception:  # whatever torch raises: the next guess then
             continue
-        return _opened(run, guess, names)
+        whole = max(len(shape) for _, shape in guess.values())
+        found = [_opened(run, guess, names, most) for most in (whole, 2)]
+        return found[:1] if found[0] == found[1] else found
     takes = ", ".join(names) or "nothing"
     raise Unsupported(
-        f"the TorchScript takes {takes} and tells no shapes, and none that was tried fits; give one example with --data: an .npz "
-        "file with an array of each name. Or export the model with torch.export (.pt2), which tells them"
+        f"the TorchScript takes {takes} and tells no shapes, and none that was tried fits; give one example with --data: an "
+        ".npz file with an array of each name. Or export the model with torch.export (.pt2), which tells them"
     )
 
 
@@ -198,18 +206,18 @@ def _example(dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.randn(shape).to(kind) if kind.is_floating_point else torch.ones(shape).to(kind)
 
 
-def _opened(run: Run, guess: Mapping[str, tuple[str, tuple[int, ...]]], names: list[str]) -> Signature:
-    """Each axis of the inputs open that may have another size; an axis of one number is the same in all inputs."""
+def _opened(run: Run, guess: Mapping[str, tuple[str, tuple[int, ...]]], names: list[str], most: int) -> Signature:
+    """Each of the first `most` axes open that may have another size; the first two are the same in all inputs."""
     sizes = {name: list(guess[name][1]) for name in names}
     runs = [(dict(sizes), run({n: _example(guess[n][0], tuple(s)) for n, s in sizes.items()}))]
     open_axes: set[tuple[str, int]] = set()
-    for axis in range(max((len(s) for s in sizes.values()), default=0)):
+    for axis in range(most):
         whole = [n for n in names if axis < len(sizes[n])]
         for some in [whole] if axis < 2 else [[n] for n in whole]:
             other = {n: [s + 4 * (i == axis and n in some) for i, s in enumerate(sizes[n])] for n in names}
             try:
                 runs.append((other, run({n: _example(guess[n][0], tuple(s)) for n, s in other.items()})))
-            except Exception:  # noqa: S112 - then this axis is fixed
+            except Exception:  # then this axis is fixed
                 continue
             open_axes |= {(n, axis) for n in some}
     first = runs[0][1]

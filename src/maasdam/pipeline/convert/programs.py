@@ -70,7 +70,8 @@ def _explained(source: Artifact, work: Callable[[], Out]) -> Out:
         raise
     except Exception as error:  # exporters raise anything; the reason matters, not its type
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = next((line for line in reversed(lines) if "Error" in line), lines[0] if lines else type(error).__name__)
+        told = [line for line in lines if "No conversion rule" in line] or [line for line in lines[::-1] if "Error" in line]
+        reason = (told or lines or [type(error).__name__])[0].removeprefix("-- ")
         raise Unsupported(f"PyTorch can't export {called(source)}: {reason[:400]}") from error
 
 
@@ -84,7 +85,6 @@ def export_module(module: torch.nn.Module, signature: Signature, folder: Path | 
 
     `folder` may hold a config.json that tells the vocabulary's size.
     """
-    import torch
 
     examples = _examples(module, signature, folder)
     program = _export(module, examples, _dynamic_axes(signature))

@@ -17,9 +17,6 @@ from maasdam.errors import VerificationFailed
 if TYPE_CHECKING:
     from maasdam.core import type_array
 
-BUDGET_TO_SPREAD = 10.0
-"""An output must vary between inputs by this many tolerances, else agreeing with it proves nothing."""
-
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
@@ -31,6 +28,8 @@ class Tolerance:
 
     relative: float = 1e-4
     absolute: float = 1e-6
+    spread: float = 10.0
+    """An output must vary between inputs by this many limits, else agreeing with it proves nothing."""
 
     def limit(self, scale: float) -> float:
         """The largest difference allowed for an output whose largest value is `scale`."""
@@ -151,7 +150,7 @@ class Proof:
         return sum(self._varies(output) for output in self._outputs.values())
 
     def _varies(self, output: OutputProof) -> bool:
-        return output.spread > 0 and output.spread >= BUDGET_TO_SPREAD * self._limit(output)
+        return output.spread > 0 and output.spread >= self._tolerance.spread * self._limit(output)
 
     def _limit(self, output: OutputProof) -> float:
         return 0.0 if output.is_exact else self._tolerance.limit(output.scale)
