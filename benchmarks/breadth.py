@@ -1,6 +1,6 @@
 """Conversion over many kinds of models: model x direction, as `maasdam convert` does it, proven or refused.
 
-    python -m benchmarks.breadth [--family onnx torch ...] [--only NAME ...] [--direct] [--write docs/breadth.md]
+    python -m benchmarks.breadth [--family onnx torch ...] [--only NAME ...] [--to onnx ...] [--direct] [--write PAGE]
 
 The models are tiny and random (benchmarks/breadth_models.py); what counts is what they are made of. From each, every direction
 is taken, and on from the ONNX file and the SavedModel that were made. A cell holds the largest difference of any output as a
@@ -20,7 +20,7 @@ import tempfile
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", nargs="+", choices=sorted(FAMILIES), help="only these kinds of models")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only models whose name holds one of these")
+    parser.add_argument("--to", nargs="+", choices=TARGETS, default=TARGETS, help="only to these formats")
     parser.add_argument("--direct", action="store_true", help="leave out the ways on from what was made")
     parser.add_argument("--write", type=Path, help="replace what was measured in this page")
     args = parser.parse_args()
@@ -75,7 +76,7 @@ def main() -> None:
             if args.only and not any(part.lower() in name.lower() for part in args.only):
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                matrix[name] = dict(_row(make, Path(folder), args.direct))
+                matrix[name] = dict(_row(make, Path(folder), args.to, args.direct))
             for (a, b), cell in matrix[name].items():
                 print(f"{name}: {a} -> {b}: {cell}{cell.gap and ': ' + cell.gap}", flush=True)
             gc.collect()
@@ -88,10 +89,10 @@ def main() -> None:
     args.write.write_text(before + START + "\n\n" + text + "\n")
 
 
-def _row(make: Maker, work: Path, is_direct: bool) -> Iterator[tuple[tuple[str, str], Cell]]:
+def _row(make: Maker, work: Path, targets: Sequence[Format], is_direct: bool) -> Iterator[tuple[tuple[str, str], Cell]]:
     (work / "source").mkdir()
     source = make(work / "source")
-    for to in TARGETS:
+    for to in targets:
         if _is_already(source, to):
             continue
         cell = _cell(source, to, work / to)

@@ -40,13 +40,16 @@ def _transformers(kind: str, config: str, side: dict[str, Any] | None = None, **
         transformers.logging.set_verbosity_error()
         torch.manual_seed(0)
         model = getattr(transformers, kind)(getattr(transformers, config)(**sizes)).eval()
+        norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         with torch.no_grad():
             for name, module in model.named_modules():
-                if isinstance(module, torch.nn.BatchNorm2d):  # statistics of a network that has seen something
-                    module.running_mean.normal_(0, 0.1)
-                    module.running_var.uniform_(0.5, 1.5)
                 if isinstance(module, torch.nn.Linear) and name.endswith(("classifier", "lm_head", "decode_head")):
                     module.weight.normal_(0, 0.3)
+            for norm in norms:
+                norm.momentum = 1.0
+            if norms:  # statistics of a network that has seen something, else little reaches the head
+                model.train()(pixel_values=torch.randn(16, 3, 64, 64))
+        model.eval()
         model.save_pretrained(work / "model")
         if side is not None:
             (work / "model" / "preprocessor_config.json").write_text(json.dumps(side))
@@ -240,7 +243,7 @@ def _unet_keras(k: Any, layers: Any) -> Any:
     down = layers.Conv2D(8, 3, padding="same", activation="relu")(x)
     low = layers.Conv2D(8, 3, strides=2, padding="same", activation="relu")(down)
     up = layers.Conv2DTranspose(8, 3, strides=2, padding="same")(low)
-    both = layers.Concatenate()([down, layers.UpSampling2D(2, interpolation="bilinear")(low), up])
+    both = layers.Concatenate()([down, layers.UpSampling2D(2)(low), up])
     return k.Model(x, layers.Conv2D(2, 1, name="mask")(both))
 
 

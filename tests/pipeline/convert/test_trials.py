@@ -50,7 +50,9 @@ def test_a_model_that_wants_pixels_up_to_255_gets_them() -> None:
 
 
 def test_a_model_whose_numbers_must_be_positive_gets_such() -> None:
-    for _, batch, answer in cases(FakeSource(PIXELS, lambda image: np.sqrt(image).mean((1, 2)))):
+    for _, batch, answer in cases(
+        FakeSource(PIXELS, lambda image: np.where(image < 0, np.nan, abs(image) ** 0.5).mean((1, 2)))
+    ):
         assert batch["image"].min() >= 0
         assert np.isfinite(answer["y"]).all()
 
@@ -135,6 +137,18 @@ def test_a_token_that_is_one_off_fails_however_large_the_others_are() -> None:
     with pytest.raises(VerificationFailed, match="differs by 1 where 0 is allowed"):
         proof_of(wanted, [50_000, 18, 3]).certificate(source(), source(), (0,))
     assert proof_of(wanted, wanted).certificate(source(), source(), (0,)).outputs[0].limit == 0
+
+
+def test_a_class_that_is_the_same_for_all_inputs_agrees_where_another_output_varies() -> None:
+    best, scores = np.array([1, 1]), np.array([[0.1, 0.9], [0.3, 0.7]], np.float32)
+    for outputs, is_proof in (({"best": best, "scores": scores}, True), ({"best": best}, False)):
+        proof = Proof(Tolerance(), list(outputs))
+        proof.add(0, {}, outputs, outputs)
+        if is_proof:
+            proof.certificate(source(), source(), (0,))
+        else:
+            with pytest.raises(VerificationFailed, match="varies by 0 only"):
+                proof.certificate(source(), source(), (0,))
 
 
 def test_an_output_of_text_is_refused_in_words() -> None:

@@ -47,7 +47,7 @@ _NATURAL_LENGTH = {"input_values": 6400, "input_features": 61, "input_ids": 12}
 _DEFAULT_LENGTH = 24
 _DEFAULT_SIDE = 64
 _DEFAULT_VOCABULARY = 2
-_OTHERS: tuple[tuple[float, int], ...] = ((1, 32), (0.5, 1), (0.25, 1), (2.5, 32), (4, 1))
+_OTHERS: tuple[tuple[float, int], ...] = ((1, 32), (0.5, 1), (0.25, 1), (0.1, 1), (2.5, 32), (4, 1))
 """Stretch and multiple of sizes to fall back on."""
 
 
@@ -143,8 +143,9 @@ def _shape(spec: TensorSpec, sizes: Sizes, length: int, past: int) -> tuple[int,
 
 
 def _side(axis: int, sizes: Sizes) -> int:
-    side = round(_DEFAULT_SIDE * sizes.stretch) + 16 * axis
-    return max(1, round(side / sizes.multiple)) * sizes.multiple
+    if sizes.multiple > 1:
+        return (round(_DEFAULT_SIDE * sizes.stretch / sizes.multiple) + axis) * sizes.multiple
+    return round(_DEFAULT_SIDE * sizes.stretch) + 16 * axis
 
 
 def _mask(shape: tuple[int, ...], sizes: Sizes, dtype: str) -> type_array:

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 Out = TypeVar("Out")
 REFINEMENTS = 3
 """How often torch.export may correct the ranges of the dynamic axes."""
+LEAST = (1, 4, 16, None)
+"""The shortest sequence that is asked for. Layers that halve or cut it put conditions on shorter ones, and torch.export does
+not always say which; None lets it find a range by itself."""
 
 
 def with_program(source: Artifact, use: Callable[[ExportedProgram], Out]) -> Out:
@@ -85,9 +88,17 @@ def export_module(module: torch.nn.Module, signature: Signature, folder: Path | 
 
     `folder` may hold a config.json that tells the vocabulary's size.
     """
+    import torch
 
     examples = _examples(module, signature, folder)
-    program = _export(module, examples, _dynamic_axes(signature))
+    for least in LEAST:
+        try:
+            program = _export(module, examples, _dynamic_axes(signature, least))
+        except torch._dynamo.exc.UserError as error:
+            if least is LEAST[-1] or "Constraints violated" not in str(error):
+                raise
+        else:
+            break
     _derive_ranges(program)
     return program
 
@@ -123,7 +134,7 @@ def _export(module: torch.nn.Module, examples: tuple[Any, ...], axes: Any) -> Ex
         return torch.export.export(module, examples, dynamic_shapes=axes, strict=False)
 
 
-def _dynamic_axes(signature: Signature) -> dict[str, dict[int, Any]]:
+def _dynamic_axes(signature: Signature, least: int | None) -> dict[str, dict[int, Any]]:
     """Axes by input name: one Dim for the batch and one for the sequence, shared by all inputs.
 
     Height and width get ranges of torch's own finding: strides put conditions on them that a plain Dim can't meet. Where it
@@ -134,12 +145,15 @@ def _dynamic_axes(signature: Signature) -> dict[str, dict[int, Any]]:
     dims: dict[str, Any] = {}
 
     is_cached = has_cache(signature)
+    images = {s.name for s in signature.inputs if len(s.shape) == 4 and not is_cached}
 
     def dim(tensor: str, axis: int) -> Any:
         name = axis_name(tensor, axis)
         if is_cached and tensor == "attention_mask" and axis == 1:
             return Dim.DYNAMIC  # the past and the sequence together
-        return dims.setdefault(name, Dim(name, min=int(name != "past"))) if axis < 2 or name == "past" else Dim.AUTO
+        if (axis == 1 and (tensor in images or least is None)) or (axis > 1 and name != "past"):
+            return Dim.AUTO  # the height, where channels are last
+        return dims.setdefault(name, Dim(name, min={"past": 0, "batch": 1}.get(name, least or 1)))
 
     return {identifier(s.name): {i: dim(s.name, i) for i, size in enumerate(s.shape) if size is None} for s in signature.inputs}
 
