@@ -49,8 +49,10 @@ def _pool_all(model: torch.nn.Module) -> None:
 
     for owner in model.modules():
         for name, child in owner.named_children():
-            if isinstance(child, torch.nn.AvgPool2d) and child.ceil_mode and child.kernel_size >= WHOLE_IMAGE:
-                setattr(owner, name, torch.nn.AdaptiveAvgPool2d(1))
+            if isinstance(child, torch.nn.AvgPool2d) and child.ceil_mode:
+                width = child.kernel_size if isinstance(child.kernel_size, int) else min(child.kernel_size)
+                if width >= WHOLE_IMAGE:
+                    setattr(owner, name, torch.nn.AdaptiveAvgPool2d(1))
 
 
 def has_fused_attention(source: Artifact) -> bool:

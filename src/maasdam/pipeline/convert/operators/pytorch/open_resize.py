@@ -49,7 +49,7 @@ def resized(x: Tensor, axis: int, target: Any, scale: float | None, how: Samplin
 
 
 def _places(x: Tensor, size: Tensor, target: Tensor, scale: float | None, mode: str) -> Tensor:
-    factor: Any = target / size if scale is None else scale
+    factor: Tensor = target / size if scale is None else torch.scalar_tensor(scale, dtype=torch.float64)
     if mode == "asymmetric":
         return x / factor
     if mode == "align_corners":
