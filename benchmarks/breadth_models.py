@@ -125,7 +125,8 @@ def _hugging_face() -> dict[str, Maker]:
             num_labels=4, **WIDTH,
         ),
         "DPT, depth": make("DPTForDepthEstimation", "DPTConfig", _pixels(), image_size=32, patch_size=8,
-                           backbone_out_indices=[0, 0, 1, 1], neck_hidden_sizes=[8, 8, 16, 16], fusion_hidden_size=16, **WIDTH),
+                           backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 16, 16], fusion_hidden_size=16,
+                           **(WIDTH | {"num_hidden_layers": 4})),
         "CLIP, images and texts": make("CLIPModel", "CLIPConfig", _pixels(), projection_dim=16, text_config=TEXT,
                                        vision_config=WIDTH | {"image_size": 32, "patch_size": 8}),
     }  # fmt: skip
