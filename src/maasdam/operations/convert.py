@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -91,8 +91,8 @@ def _proven(
 ) -> tuple[Artifact, dict[str, Any]]:
     from maasdam.artifacts.sources import ingest
     from maasdam.artifacts.store import Store
-    from maasdam.pipeline.convert import convert, find_direction
-    from maasdam.pipeline.convert.certificate import certify
+    from maasdam.pipeline.convert import find_direction
+    from maasdam.pipeline.convert.asking import asked
     from maasdam.pipeline.convert.networks import Part, take_part
 
     store = Store(folder / "store")
@@ -102,6 +102,22 @@ def _proven(
         artifact = take_part(artifact, cast(Part, part))
     find_direction(artifact, to)  # a direction that doesn't exist is said before the data are read
     real = _real_inputs(artifact, data, progress) if data is not None else []
+    candidates = asked(artifact, real)
+    for number, each in enumerate(candidates, 1):
+        try:
+            return _certified(each, to, store, real, progress)
+        except MaasdamError:
+            if number == len(candidates):
+                raise
+    raise AssertionError("asked gives at least one")
+
+
+def _certified(
+    artifact: Artifact, to: Format, store: Store, real: Sequence[Tensors], progress: Progress
+) -> tuple[Artifact, dict[str, Any]]:
+    from maasdam.pipeline.convert import convert
+    from maasdam.pipeline.convert.certificate import certify
+
     began = time.perf_counter()
     candidate = _converted(artifact, to, store, convert, progress)
     converted = time.perf_counter()

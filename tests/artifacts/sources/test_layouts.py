@@ -146,6 +146,13 @@ def test_tasks_that_are_not_served_are_still_told(tmp_path: Path, store: Store) 
     assert artifact.signature is not None
 
 
+def test_a_sequence_of_sound_is_not_taken_for_text(tmp_path: Path) -> None:
+    hostile.huggingface(tmp_path, architectures=["Wav2Vec2ForSequenceClassification"], model_type="wav2vec2", conv_kernel=[10])
+    found = inspect(str(tmp_path))
+    assert found.task == "audio-classification"
+    assert found.signature is None or found.signature.inputs[0].name == "input_values"
+
+
 def test_own_code_is_liftable_only_where_transformers_has_the_model(tmp_path: Path) -> None:
     hostile.huggingface(tmp_path, auto_map={"AutoModelForImageClassification": "modeling.Net"})
     with pytest.raises(UnsafeModel, match="never runs it"):

@@ -219,3 +219,32 @@ def test_a_real_savedmodel_converts_to_onnx_and_openvino(shared_data: Path, tmp_
     for to in ways:
         proof = certify(source, converted(source, to, tmp_path / to), seeds=(0,))
         assert proof.outputs[0].max_rel_diff < 2e-5
+
+
+def test_what_openvino_has_no_rule_for_in_pytorch_goes_through_onnx(tmp_path: Path) -> None:
+    import torch
+
+    from maasdam.artifacts.sources import ingest
+    from maasdam.artifacts.store import Store
+
+    class Deformed(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.fold(x, (4, 4), (2, 2), stride=2)
+
+    program = torch.export.export(Deformed(), (torch.randn(2, 12, 4),), dynamic_shapes=({0: torch.export.Dim("n")},))
+    torch.export.save(program, tmp_path / "model.pt2")
+    source = ingest(str(tmp_path / "model.pt2"), Store(tmp_path / "store"))
+    certify(source, converted(source, "openvino", tmp_path / "out"), seeds=(0,))
+
+
+def test_a_layer_that_keras_itself_can_not_export_is_named(tmp_path: Path) -> None:
+    import keras
+
+    x = keras.Input((None, None, 3), name="x")
+    up = keras.layers.UpSampling2D(2, interpolation="bilinear")(x)
+    (tmp_path / "source").mkdir()
+    keras.Model(x, up).save(tmp_path / "source" / "model.keras")
+    source = Artifact("sha256:x", tmp_path / "source", "tensorflow", "keras", None, "tensorflow", None, 1)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(Unsupported, match=r"Keras can't export the model: .*UpSampling2D"):
+        convert(source, "onnx", tmp_path / "out")

@@ -129,3 +129,9 @@ def test_a_network_is_an_artifact_without_the_task_of_the_whole(tmp_path: Path) 
     half: Artifact = take_part(tiny.whisper(tmp_path / "source"), "encoder")
     assert half.task is None and half.signature is not None
     assert half.signature.inputs[0].shape == (None, 80, 3000)
+
+
+def test_a_decoder_that_counts_distances_from_its_mask_converts(tmp_path: Path) -> None:
+    source = tiny.language_model(tmp_path / "source", "bloom")
+    proof = certify(source, converted(source, "onnx", tmp_path / "onnx"), seeds=(0,))
+    assert 0 in {case["shapes"]["past_key_values.0.key"][2] for case in proof.cases}

@@ -14,7 +14,7 @@ from benchmarks.node_tests import FRAMEWORKS, verdicts
 
 from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
-from maasdam.core import Artifact, Format
+from maasdam.core import Artifact, Format, Signature, TensorSpec
 from maasdam.errors import InvalidModel, Unsupported, VerificationFailed
 from maasdam.pipeline.convert import convert
 from maasdam.pipeline.convert.certificate import certify
@@ -246,7 +246,82 @@ def test_a_recurrent_network_keeps_its_open_lengths(kind: str, tmp_path: Path) -
         input_names=["features"], output_names=["tags"], dynamic_axes=axes,
     )  # fmt: skip
     source = ingest(str(tmp_path / "onnx" / "model.onnx"), Store(tmp_path / "store"))
-    proof = certify(source, converted(source, "tensorflow", tmp_path / "tensorflow"), seeds=(0,))
-    assert len({tuple(case["shapes"]["features"]) for case in proof.cases}) == 3
-    with pytest.raises(VerificationFailed, match="lost its dynamic axis 1"):  # torch.export unrolls recurrent layers
-        certify(source, converted(source, "pytorch", tmp_path / "pytorch"), seeds=(0,))
+    for to in WAYS:
+        proof = certify(source, converted(source, to, tmp_path / to), seeds=(0,))
+        assert len({tuple(case["shapes"]["features"]) for case in proof.cases}) == 3
+
+
+def network_of(folder: Path, nodes: list[Any], x: list[Any], y: list[Any], **weights: Any) -> Artifact:
+    """An artifact of these nodes from x to y, floats whose open axes are named."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", x), ("y", y))]
+    stored = [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()]
+    made = helper.make_graph(nodes, "g", ends[:1], ends[1:], stored)
+    folder.mkdir()
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), folder / "model.onnx")
+    shapes_of = [tuple(None if isinstance(size, str) else size for size in shape) for shape in (x, y)]
+    signature = Signature((TensorSpec("x", "float32", shapes_of[0]),), (TensorSpec("y", "float32", shapes_of[1]),))
+    return Artifact("sha256:x", folder, "onnx", "onnx", None, "onnxruntime", signature, 1)
+
+
+@pytest.mark.parametrize(("kind", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_a_recurrent_layer_goes_to_pytorch_with_its_sequence_open(kind: str, gates: int, tmp_path: Path) -> None:
+    from onnx import helper
+
+    random = np.random.default_rng(0)
+    sizes = {"w": (2, gates * 3, 4), "r": (2, gates * 3, 3), "b": (2, gates * 6)}
+    weights = {name: random.normal(0, 0.5, shape).astype(np.float32) for name, shape in sizes.items()}
+    options = {"linear_before_reset": 1} if kind == "GRU" else {}
+    nodes = [helper.make_node(kind, ["x", "w", "r", "b"], ["y"], hidden_size=3, direction="bidirectional", **options)]
+    source = network_of(tmp_path / "source", nodes, ["time", "batch", 4], ["time", 2, "batch", 3], **weights)
+    candidate = converted(source, "pytorch", tmp_path / "out")
+    assert candidate.signature is not None
+    assert candidate.signature.inputs[0].shape == (None, None, 4)
+    lengths = {case["shapes"]["x"][0] for case in certify(source, candidate, seeds=(0,)).cases}
+    assert len(lengths) == 3
+
+
+@pytest.mark.parametrize("to", WAYS)
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+def test_an_image_whose_sides_are_open_is_resized(to: Format, mode: str, tmp_path: Path) -> None:
+    from onnx import helper
+
+    nodes = [helper.make_node("Resize", ["x", "", "scales"], ["y"], mode=mode)]
+    shape: list[Any] = ["batch", 2, "height", "width"]
+    source = network_of(tmp_path / "source", nodes, shape, ["batch", 2, "h", "w"], scales=np.array([1, 1, 2, 2], np.float32))
+    candidate = converted(source, to, tmp_path / "out")
+    assert candidate.signature is not None
+    assert candidate.signature.inputs[0].shape == (None, 2, None, None)
+    certify(source, candidate, seeds=(0,))
+
+
+def test_a_sequence_that_is_halved_stays_open_in_pytorch(tmp_path: Path) -> None:
+    from onnx import helper
+
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 1]),
+        helper.make_node("MaxPool", ["t"], ["a"], kernel_shape=[2], strides=[2]),
+        helper.make_node("ReduceMax", ["a", "last"], ["y"], keepdims=0),
+    ]
+    source = network_of(tmp_path / "source", nodes, ["batch", "time", 3], ["batch", 3], last=np.array([2]))
+    candidate = converted(source, "pytorch", tmp_path / "out")
+    assert candidate.signature is not None
+    assert candidate.signature.inputs[0].shape == (None, None, 3)
+    certify(source, candidate, seeds=(0,))
+
+
+def test_every_value_that_a_loop_carries_stays_a_tensor() -> None:
+    from maasdam.pipeline.convert.operators.pytorch import TABLE
+
+    loop = TABLE.find("Loop", 21)
+    assert loop is not None
+    assert [loop.parameter(i) for i in range(6)] == ["trips", "condition", *["carried"] * 4]
+
+
+def test_a_remainder_of_sizes_is_a_size() -> None:
+    found = shapes.compute("Mod", [np.array([7]), np.array([4])], {})
+    assert found.tolist() == [3]
+    with pytest.raises(shapes.NotHere):
+        shapes.compute("Mod", [np.array([-7]), np.array([4])], {})

@@ -77,6 +77,10 @@ _TASK_BY_NAME = {
 }
 
 
+_OF_SOUND = ("conv_kernel", "feature_projection_input_dim", "num_mel_bins")
+"""What config.json has of models that take sound, whatever their class is called."""
+
+
 @dataclass(frozen=True, slots=True)
 class Description:
     """The processor files of a folder, and what its config.json says."""
@@ -95,7 +99,10 @@ class Description:
     @property
     def task(self) -> str | None:
         """Hugging Face's name of the architecture's task."""
-        return task_of(self.architecture)
+        task = task_of(self.architecture)
+        if task == "text-classification" and any(key in self.config for key in _OF_SOUND):
+            return "audio-classification"  # Wav2Vec2ForSequenceClassification and its kin
+        return task
 
     @property
     def labels(self) -> int | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact, Signature, TensorSpec
-from maasdam.errors import InvalidModel, UnsafeModel, missing_extra
+from maasdam.errors import InvalidModel, UnsafeModel, Unsupported, missing_extra
 from maasdam.pipeline.convert.modules import first_line
 from maasdam.pipeline.convert.signatures import describe, match
 
@@ -58,8 +59,18 @@ def export_keras(path: Path, out: Path, wanted: Signature | None) -> None:
     specs = {name: tf.TensorSpec(s.shape, s.dtype, name=name) for name, s in zip(inputs, takes, strict=True)}
     holder = tf.Module()
     holder.model = model  # so that its variables are saved
-    holder.serve = tf.function(serve).get_concrete_function(**specs)
-    tf.saved_model.save(holder, str(out), signatures={"serving_default": holder.serve})
+    try:
+        holder.serve = tf.function(serve).get_concrete_function(**specs)
+        tf.saved_model.save(holder, str(out), signatures={"serving_default": holder.serve})
+    except Exception as error:  # Keras and TensorFlow raise anything
+        raise Unsupported(f"Keras can't export the model: {told(error)}") from error
+
+
+def told(error: Exception) -> str:
+    """What TensorFlow or Keras says behind its list of places in the code."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception): ", line)] or lines[-1:] or [type(error).__name__]
+    return said[0][:400]
 
 
 def signature_of(function: tf.types.experimental.ConcreteFunction) -> Signature:

@@ -35,7 +35,24 @@ def load_transformers(source: Artifact, attention: Attention) -> Any:
     except Exception as error:  # transformers raises anything for files that are not what they say
         raise InvalidModel(f"transformers can't load {called(source)}: {first_line(error)}") from error
     model.set_attn_implementation(attention)
+    _pool_all(model)
     return model.eval().requires_grad_(False)
+
+
+WHOLE_IMAGE = 512
+"""No feature map is as wide; a window as wide averages all there is."""
+
+
+def _pool_all(model: torch.nn.Module) -> None:
+    """Windows larger than any feature map (EfficientNet's last pooling) as what they mean; OpenVINO takes no such window."""
+    import torch
+
+    for owner in model.modules():
+        for name, child in owner.named_children():
+            if isinstance(child, torch.nn.AvgPool2d) and child.ceil_mode:
+                width = child.kernel_size if isinstance(child.kernel_size, int) else min(child.kernel_size)
+                if width >= WHOLE_IMAGE:
+                    setattr(owner, name, torch.nn.AdaptiveAvgPool2d(1))
 
 
 def has_fused_attention(source: Artifact) -> bool:

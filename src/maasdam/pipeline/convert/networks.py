@@ -115,6 +115,7 @@ def decoder(model: Any) -> torch.nn.Module:
     import torch
 
     takes_positions = takes_position_ids(model)
+    is_slanted = _counts_positions_from_mask(model.config)
 
     class Decoder(torch.nn.Module):
         """Explicit cache in and out, and an explicit 4-D mask: nothing a tracer would freeze."""
@@ -130,7 +131,7 @@ def decoder(model: Any) -> torch.nn.Module:
             position_ids: torch.Tensor | None,
             past: list[tuple[torch.Tensor, torch.Tensor]],
         ) -> tuple[torch.Tensor, ...]:
-            mask = _causal(input_ids.shape[1], attention_mask.shape[1], attention_mask)
+            mask = attention_mask if is_slanted else _causal(input_ids.shape[1], attention_mask.shape[1], attention_mask)
             positions = {"position_ids": position_ids} if takes_positions else {}
             answer = self.model(
                 input_ids=input_ids, attention_mask=mask, past_key_values=_cache(past), use_cache=True, **positions
@@ -138,6 +139,11 @@ def decoder(model: Any) -> torch.nn.Module:
             return (answer.logits, *_tensors(answer.past_key_values))
 
     return Decoder().eval()
+
+
+def _counts_positions_from_mask(config: Any) -> bool:
+    """Does attention lean on how far tokens are apart (alibi), counted from a mask [batch, length] that it has to be given?"""
+    return config.model_type in ("bloom", "mpt") or bool(getattr(config, "alibi", False))
 
 
 def takes_position_ids(model: Any) -> bool:

@@ -7,10 +7,10 @@ differing contrast, since plain noise looks the same to a trained network and wo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from maasdam.core import PAST, Signature, Tensors, TensorSpec
 from maasdam.errors import Unsupported
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from maasdam.core import type_array
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,8 @@ class Sizes:
     """Do masks end early for all but the first item?"""
     past: int = 5
     """Tokens in the cache of a decoder that has one."""
+    multiple: int = 1
+    """Of what the sides of images are multiples."""
 
 
 EXPORT_SIZES = Sizes(batch=2, stretch=1.3, is_ragged=True)
@@ -43,6 +47,8 @@ _NATURAL_LENGTH = {"input_values": 6400, "input_features": 61, "input_ids": 12}
 _DEFAULT_LENGTH = 24
 _DEFAULT_SIDE = 64
 _DEFAULT_VOCABULARY = 2
+_OTHERS: tuple[tuple[float, int], ...] = ((1, 32), (0.5, 1), (0.25, 1), (0.1, 1), (2.5, 32), (4, 1))
+"""Stretch and multiple of sizes to fall back on."""
 
 
 def probe(signature: Signature, sizes: Sizes, *, seed: int, folder: Path | None = None) -> dict[str, type_array]:
@@ -59,7 +65,7 @@ def probe(signature: Signature, sizes: Sizes, *, seed: int, folder: Path | None 
         if "mask" in spec.name:
             out[spec.name] = _mask(shape, sizes, spec.dtype)
         elif spec.dtype.startswith(("int", "uint")):
-            out[spec.name] = _integers(spec, shape, vocabulary, past, random)
+            out[spec.name] = _integers(spec, shape, vocabulary, past, length, random)
         elif spec.dtype.startswith("float"):
             out[spec.name] = _floats(spec, shape, random)
         elif spec.dtype == "bool":
@@ -69,14 +75,36 @@ def probe(signature: Signature, sizes: Sizes, *, seed: int, folder: Path | None 
     return out
 
 
-def proof_cases(
-    signature: Signature, seeds: tuple[int, ...], folder: Path | None
-) -> Iterator[tuple[int, dict[str, type_array]]]:
-    """(seed, batch) for every seed and every set of sizes the signature leaves open."""
-    is_open = any(None in s.shape for s in signature.inputs)
-    for seed in seeds:
-        for sizes in (CACHE_SIZES if has_cache(signature) else PROOF_SIZES) if is_open else PROOF_SIZES[:1]:
-            yield seed, probe(signature, sizes, seed=seed, folder=folder)
+def accepted(
+    run: Callable[[dict[str, type_array]], Answer], signature: Signature, sizes: Sizes, *, seed: int, folder: Path | None
+) -> tuple[dict[str, type_array], Answer]:
+    """A probe that `run` takes, with its answer: of `sizes`, else of others, since not every model takes every length or side.
+
+    Raises what the first one raised where none is taken.
+    """
+    first: Exception | None = None
+    for each in _attempts(signature, sizes):
+        batch = probe(signature, each, seed=seed, folder=folder)
+        try:
+            return batch, run(batch)
+        except Exception as error:  # each framework has its own words for a size that does not fit
+            first = first or error
+    assert first is not None  # there is always a first attempt
+    raise first
+
+
+def _attempts(signature: Signature, sizes: Sizes) -> Iterator[Sizes]:
+    yield sizes
+    if not has_cache(signature) and any(None in s.shape[1:] for s in signature.inputs):
+        for stretch, multiple in _OTHERS:
+            yield replace(sizes, stretch=sizes.stretch * stretch, multiple=multiple)
+
+
+def proof_sizes(signature: Signature) -> tuple[Sizes, ...]:
+    """The sizes to prove at: one where the signature leaves nothing open."""
+    if not any(None in s.shape for s in signature.inputs):
+        return PROOF_SIZES[:1]
+    return CACHE_SIZES if has_cache(signature) else PROOF_SIZES
 
 
 def begin(signature: Signature, batch: Tensors) -> Tensors:
@@ -110,8 +138,14 @@ def _shape(spec: TensorSpec, sizes: Sizes, length: int, past: int) -> tuple[int,
     free = {0: sizes.batch} if spec.shape and spec.shape[0] is None else {}
     for axis, size in enumerate(spec.shape):
         if size is None and axis:
-            free[axis] = round(_DEFAULT_SIDE * sizes.stretch) + 16 * axis if is_image else whole
+            free[axis] = _side(axis, sizes) if is_image else whole
     return tuple(free[i] if size is None else size for i, size in enumerate(spec.shape))
+
+
+def _side(axis: int, sizes: Sizes) -> int:
+    if sizes.multiple > 1:
+        return (round(_DEFAULT_SIDE * sizes.stretch / sizes.multiple) + axis) * sizes.multiple
+    return round(_DEFAULT_SIDE * sizes.stretch) + 16 * axis
 
 
 def _mask(shape: tuple[int, ...], sizes: Sizes, dtype: str) -> type_array:
@@ -125,13 +159,15 @@ def _mask(shape: tuple[int, ...], sizes: Sizes, dtype: str) -> type_array:
 
 
 def _integers(
-    spec: TensorSpec, shape: tuple[int, ...], vocabulary: int | None, past: int, random: np.random.Generator
+    spec: TensorSpec, shape: tuple[int, ...], vocabulary: int | None, past: int, length: int, random: np.random.Generator
 ) -> type_array:
     import numpy as np
 
     low, high = (0, vocabulary or _DEFAULT_VOCABULARY) if spec.dtype != "uint8" else (0, 256)
     if spec.value_range:
         low, high = int(spec.value_range[0]), int(spec.value_range[1]) + 1
+    elif "length" in spec.name:  # of something that is as long as the other inputs: all of it, or the most of it
+        return np.maximum(1, length - np.arange(int(np.prod(shape))) % 3).reshape(shape).astype(spec.dtype)
     elif "position" in spec.name:
         return np.broadcast_to(np.arange(past, past + shape[-1]), shape).astype(spec.dtype)
     elif "type" in spec.name:
@@ -168,5 +204,8 @@ def _vocabulary(folder: Path | None) -> int | None:
     if file is None or not file.is_file():
         return None
     config: Any = json.loads(file.read_text())
-    size = config.get("vocab_size") if isinstance(config, dict) else None
+    if not isinstance(config, dict):
+        return None
+    inner = config.get("text_config")
+    size = config.get("vocab_size", inner.get("vocab_size") if isinstance(inner, dict) else None)
     return size if isinstance(size, int) and size > 1 else None

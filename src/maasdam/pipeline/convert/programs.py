@@ -9,7 +9,7 @@ Knows torch.export, dynamic axes and which attention exports. Refuses to know ON
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,7 +26,7 @@ from maasdam.pipeline.convert.modules import (
     need_signature,
 )
 from maasdam.pipeline.convert.networks import named_network
-from maasdam.pipeline.convert.probes import EXPORT_SIZES, has_cache, probe
+from maasdam.pipeline.convert.probes import EXPORT_SIZES, accepted, has_cache
 from maasdam.pipeline.convert.signatures import axis_name
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 Out = TypeVar("Out")
 REFINEMENTS = 3
 """How often torch.export may correct the ranges of the dynamic axes."""
+LEAST = (1, 4, 16, None)
+"""The shortest sequence that is asked for. Layers that halve or cut it put conditions on shorter ones, and torch.export does
+not always say which; None lets it find a range by itself."""
 
 
 def with_program(source: Artifact, use: Callable[[ExportedProgram], Out]) -> Out:
@@ -70,7 +73,8 @@ def _explained(source: Artifact, work: Callable[[], Out]) -> Out:
         raise
     except Exception as error:  # exporters raise anything; the reason matters, not its type
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = next((line for line in reversed(lines) if "Error" in line), lines[0] if lines else type(error).__name__)
+        told = [line for line in lines if "No conversion rule" in line] or [line for line in lines[::-1] if "Error" in line]
+        reason = (told or lines or [type(error).__name__])[0].removeprefix("-- ")
         raise Unsupported(f"PyTorch can't export {called(source)}: {reason[:400]}") from error
 
 
@@ -86,11 +90,30 @@ def export_module(module: torch.nn.Module, signature: Signature, folder: Path | 
     """
     import torch
 
-    arrays = probe(signature, EXPORT_SIZES, seed=0, folder=folder)
-    examples = tuple(torch.from_numpy(arrays[s.name]) for s in signature.inputs)
-    program = _export(module, examples, _dynamic_axes(signature))
+    examples = _examples(module, signature, folder)
+    for least in LEAST:
+        try:
+            program = _export(module, examples, _dynamic_axes(signature, least))
+        except torch._dynamo.exc.UserError as error:
+            if least is LEAST[-1] or "Constraints violated" not in str(error):
+                raise
+        else:
+            break
     _derive_ranges(program)
     return program
+
+
+def _examples(module: Callable[..., Any], signature: Signature, folder: Path | None) -> tuple[torch.Tensor, ...]:
+    """Random inputs that the module takes."""
+    import torch
+
+    def run(batch: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
+        tensors = tuple(torch.from_numpy(batch[s.name]) for s in signature.inputs)
+        with torch.no_grad():
+            module(*tensors)
+        return tensors
+
+    return accepted(run, signature, EXPORT_SIZES, seed=0, folder=folder)[1]
 
 
 def _export(module: torch.nn.Module, examples: tuple[Any, ...], axes: Any) -> ExportedProgram:
@@ -111,7 +134,7 @@ def _export(module: torch.nn.Module, examples: tuple[Any, ...], axes: Any) -> Ex
         return torch.export.export(module, examples, dynamic_shapes=axes, strict=False)
 
 
-def _dynamic_axes(signature: Signature) -> dict[str, dict[int, Any]]:
+def _dynamic_axes(signature: Signature, least: int | None) -> dict[str, dict[int, Any]]:
     """Axes by input name: one Dim for the batch and one for the sequence, shared by all inputs.
 
     Height and width get ranges of torch's own finding: strides put conditions on them that a plain Dim can't meet. Where it
@@ -122,12 +145,15 @@ def _dynamic_axes(signature: Signature) -> dict[str, dict[int, Any]]:
     dims: dict[str, Any] = {}
 
     is_cached = has_cache(signature)
+    images = {s.name for s in signature.inputs if len(s.shape) == 4 and not is_cached}
 
     def dim(tensor: str, axis: int) -> Any:
         name = axis_name(tensor, axis)
         if is_cached and tensor == "attention_mask" and axis == 1:
             return Dim.DYNAMIC  # the past and the sequence together
-        return dims.setdefault(name, Dim(name, min=int(name != "past"))) if axis < 2 or name == "past" else Dim.AUTO
+        if (axis == 1 and (tensor in images or least is None)) or (axis > 1 and name != "past"):
+            return Dim.AUTO  # the height, where channels are last
+        return dims.setdefault(name, Dim(name, min={"past": 0, "batch": 1}.get(name, least or 1)))
 
     return {identifier(s.name): {i: dim(s.name, i) for i, size in enumerate(s.shape) if size is None} for s in signature.inputs}
 
@@ -167,9 +193,8 @@ def _from_torchscript(source: Artifact) -> ExportedProgram:
     from torch._export.converter import TS2EPConverter
 
     signature = need_signature(source)
-    arrays = probe(signature, EXPORT_SIZES, seed=0, folder=source.path)
     script = torch.jit.load(source.path / "model.pt", map_location="cpu").eval()
-    examples = tuple(torch.from_numpy(arrays[s.name]) for s in signature.inputs)
+    examples = _examples(script, signature, source.path)
     with torch.no_grad():
         program = TS2EPConverter(script, examples, {}).convert()
     return export_module(name_module(program.module(), signature, by_position=True), signature, source.path)

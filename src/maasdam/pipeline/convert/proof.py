@@ -17,9 +17,6 @@ from maasdam.errors import VerificationFailed
 if TYPE_CHECKING:
     from maasdam.core import type_array
 
-BUDGET_TO_SPREAD = 10.0
-"""An output must vary between inputs by this many tolerances, else agreeing with it proves nothing."""
-
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
@@ -31,6 +28,8 @@ class Tolerance:
 
     relative: float = 1e-4
     absolute: float = 1e-6
+    spread: float = 10.0
+    """An output must vary between inputs by this many limits, else agreeing with it proves nothing."""
 
     def limit(self, scale: float) -> float:
         """The largest difference allowed for an output whose largest value is `scale`."""
@@ -50,12 +49,20 @@ class OutputProof:
     spread: float = 0.0
     scale: float = 0.0
     limit: float = 0.0
+    is_exact: bool = False
+    """Is it counted or decided (integers, booleans), so that nothing may differ?"""
 
     def add(self, reference: type_array, candidate: type_array) -> None:
-        """Take in one case. Shapes are equal and the reference is finite."""
+        """Take in one case. Shapes are equal and the reference holds no NaN; an infinity has to be the same in both."""
         import numpy as np
 
+        self.is_exact = reference.dtype.kind in "iub"
         wanted, found = reference.astype(np.float64), candidate.astype(np.float64)
+        same = np.isinf(wanted) & (wanted == found)
+        wanted, found = np.where(same, 0, wanted), np.where(same, 0, found)
+        if not np.isfinite(wanted).all():
+            self.max_abs_diff = self.max_rel_diff = math.inf
+            return
         scale = float(np.abs(wanted).max())
         difference = float(np.abs(wanted - found).max()) if np.isfinite(found).all() else math.inf
         self.scale = max(self.scale, scale)
@@ -119,8 +126,10 @@ class Proof:
                 raise VerificationFailed(
                     f"output '{name}' has shape {list(found.shape)} where the source gives {list(wanted.shape)}"
                 )
-            if not np.isfinite(wanted).all():
-                raise VerificationFailed(f"the source's own output '{name}' holds NaN or infinity; that proves nothing")
+            if wanted.dtype.kind not in "fiub" and wanted.dtype.name != "bfloat16":
+                raise VerificationFailed(f"output '{name}' is {wanted.dtype}; only numbers and booleans can be compared")
+            if np.isnan(wanted).any() or (wanted.size and not np.isfinite(wanted).any()):
+                raise VerificationFailed(f"the source's own output '{name}' holds NaN or nothing finite; that proves nothing")
             if wanted.size:
                 output.add(wanted, found)
                 self._spread(output, wanted)
@@ -130,19 +139,31 @@ class Proof:
         """Between the items of a batch, and between batches of one shape."""
         import numpy as np
 
-        if len(wanted) > 1:
-            output.spread = max(output.spread, float(np.ptp(wanted.astype(np.float64), axis=0).max()))
-        first = self._first.setdefault((output.name, wanted.shape), wanted)
-        output.spread = max(output.spread, float(np.abs(first.astype(np.float64) - wanted).max()))
+        values = np.where(np.isfinite(wanted), wanted, 0).astype(np.float64)
+        if values.ndim and len(values) > 1:
+            output.spread = max(output.spread, float(np.ptp(values, axis=0).max()))
+        first = self._first.setdefault((output.name, values.shape), values)
+        output.spread = max(output.spread, float(np.abs(first - values).max()))
+
+    def lively(self) -> int:
+        """How many outputs vary enough for agreement to prove something."""
+        return sum(self._varies(output) for output in self._outputs.values())
+
+    def _varies(self, output: OutputProof) -> bool:
+        return output.spread > 0 and output.spread >= self._tolerance.spread * self._limit(output)
+
+    def _limit(self, output: OutputProof) -> float:
+        return 0.0 if output.is_exact else self._tolerance.limit(output.scale)
 
     def certificate(self, source: Artifact, candidate: Artifact, seeds: tuple[int, ...]) -> Certificate:
         """The certificate, or VerificationFailed naming every output that is over its limit or proves nothing."""
         wrong = []
+        any_varies = self.lively() > 0
         for output in self._outputs.values():
-            output.limit = self._tolerance.limit(output.scale)
+            output.limit = self._limit(output)
             if not output.max_abs_diff <= output.limit:
                 wrong.append(f"output '{output.name}' differs by {output.max_abs_diff:.3g} where {output.limit:.3g} is allowed")
-            elif output.spread < BUDGET_TO_SPREAD * output.limit:
+            elif not self._varies(output) and not (output.is_exact and any_varies):  # a class is often the same for all
                 wrong.append(
                     f"output '{output.name}' of the source varies by {output.spread:.3g} only, so agreement proves nothing"
                 )

@@ -1,11 +1,18 @@
-"""PyTorch -> OpenVINO IR for models of one batch of tensors: names and dynamic axes kept, weights kept at float32."""
+"""PyTorch -> OpenVINO IR for models of one batch of tensors: names and dynamic axes kept, weights kept at float32.
+
+What OpenVINO's converter has no rule for in a PyTorch program goes through ONNX, for which it has more.
+"""
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maasdam.core import Artifact, Signature
+from maasdam.errors import Unsupported
+from maasdam.pipeline.convert import pytorch_to_onnx, to_openvino
 from maasdam.pipeline.convert.openvino_file import save
 from maasdam.pipeline.convert.programs import with_program
 from maasdam.pipeline.convert.pytorch_to_onnx import quiet_exporter
@@ -16,8 +23,23 @@ if TYPE_CHECKING:
 
 
 def write(source: Artifact, out: Path) -> Signature:
-    """Write `out`/model.xml and model.bin; returns the signature. Raises Unsupported with the exporter's reason."""
-    return with_program(source, lambda program: _convert(program, source.signature, out))
+    """Write `out`/model.xml and model.bin; returns the signature. Raises Unsupported with the reasons of both ways."""
+    try:
+        return with_program(source, lambda program: _convert(program, source.signature, out))
+    except Unsupported as direct:
+        try:
+            return _through_onnx(source, out)
+        except Unsupported as other:
+            raise Unsupported(
+                f"{direct}; through ONNX neither: {other}" if str(other) != str(direct) else str(direct)
+            ) from other
+
+
+def _through_onnx(source: Artifact, out: Path) -> Signature:
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        signature = pytorch_to_onnx.write(source, Path(folder))
+        between = replace(source, path=Path(folder), format="onnx", layout="onnx", signature=source.signature or signature)
+        return to_openvino.write(between, out)
 
 
 def _convert(program: ExportedProgram, wanted: Signature | None, out: Path) -> Signature:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import PAST, Signature, TensorSpec
+from maasdam.core import PAST, Signature, Tensors, TensorSpec
 from maasdam.engines.tensors import identifier
 from maasdam.errors import InvalidModel, Unsupported, VerificationFailed
 
@@ -119,8 +119,16 @@ def match(wanted: Sequence[TensorSpec], found: Sequence[TensorSpec], what: str) 
     return {found_name: spec.name for found_name, spec in pairs.items()}
 
 
-def check_kept(source: Signature, produced: Signature) -> None:
-    """Raise VerificationFailed unless names, dtypes of inputs and dynamic axes of the source are all kept."""
+Fixed = dict[tuple[str, int], int]
+"""(output, axis) -> the size that the conversion gives it, where the source called it open."""
+
+
+def check_kept(source: Signature, produced: Signature) -> Fixed:
+    """Raise VerificationFailed unless names, dtypes of inputs and dynamic axes of the inputs are all kept.
+
+    Returns the axes of outputs that are fixed now: exporters call axes open that the network itself fixes.
+    """
+    fixed: Fixed = {}
     for what, wanted, found in (("input", source.inputs, produced.inputs), ("output", source.outputs, produced.outputs)):
         have = {s.name: s for s in found}
         if set(have) != {s.name for s in wanted}:
@@ -133,11 +141,22 @@ def check_kept(source: Signature, produced: Signature) -> None:
                 raise VerificationFailed(f"input '{spec.name}' was {spec.dtype} and is now {now.dtype}")
             if len(now.shape) != len(spec.shape):
                 raise VerificationFailed(f"{what} '{spec.name}' had {len(spec.shape)} axes and has {len(now.shape)} now")
-            lost = [i for i, (a, b) in enumerate(zip(spec.shape, now.shape, strict=True)) if a is None and b is not None]
-            if lost:
-                raise VerificationFailed(
-                    f"{what} '{spec.name}' lost its dynamic axis {lost[0]}: it is fixed at {now.shape[lost[0]]}"
-                )
+            lost = {i: b for i, (a, b) in enumerate(zip(spec.shape, now.shape, strict=True)) if a is None and b is not None}
+            if what == "input" and lost:
+                raise _lost_axis(what, spec.name, *next(iter(lost.items())))
+            fixed |= {(spec.name, axis): size for axis, size in lost.items()}
+    return fixed
+
+
+def check_fixed(fixed: Fixed, answer: Tensors) -> None:
+    """Raise VerificationFailed where the source answers with another size than the conversion fixed."""
+    for (name, axis), size in fixed.items():
+        if answer[name].shape[axis] != size:
+            raise _lost_axis("output", name, axis, size)
+
+
+def _lost_axis(what: str, name: str, axis: int, size: int) -> VerificationFailed:
+    return VerificationFailed(f"{what} '{name}' lost its dynamic axis {axis}: it is fixed at {size}")
 
 
 def _names(specs: Iterable[TensorSpec]) -> str:

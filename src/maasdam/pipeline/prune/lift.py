@@ -260,7 +260,8 @@ def _replace_product(module: Any, node: Node) -> None:
         other = _named_by(after.args[1] if after.args[0] is node else after.args[0], module)
         if _is_parameter(other) and tuple(other.shape) == (weight.shape[1],):
             last, bias = after, other
-    layer = torch.nn.Linear(*weight.shape, bias=bias is not None, device="meta")
+    wide, narrow = weight.shape
+    layer = torch.nn.Linear(wide, narrow, bias=bias is not None, device="meta")
     _with(layer, weight=torch.nn.Parameter(weight.detach().t().contiguous()))
     if bias is not None:
         _with(layer, bias=bias)

@@ -71,7 +71,7 @@ def _call(node: Node, graph: Graph, framework: Framework, known: dict[str, Any])
     assert operator is not None, node.operator  # reading the graph made sure
     if any(isinstance(v, list) for v in inputs) and node.operator not in CONTROL:
         raise Unsupported(f"{node.operator} '{node.name}' of a sequence")
-    arguments = [_argument(value, operator, i, node, framework) for i, value in enumerate(inputs)]
+    arguments = [_argument(value, operator, i, node, graph, framework) for i, value in enumerate(inputs)]
     attributes = dict(node.attributes)
     if any(isinstance(v, Graph) for v in attributes.values()):
         attributes = {name: _inner(v, framework, known) for name, v in attributes.items()}
@@ -90,11 +90,13 @@ def _inner(value: Any, framework: Framework, known: dict[str, Any]) -> Any:
     return lambda *inputs: run(graph, framework, outer | constants | dict(zip(graph.inputs, inputs, strict=True)))
 
 
-def _argument(value: Any, operator: Operator, position: int, node: Node, framework: Framework) -> Any:
+def _argument(value: Any, operator: Operator, position: int, node: Node, graph: Graph, framework: Framework) -> Any:
     if value is None:
         return None
     if operator.parameter(position) not in operator.shapes:
         return _as_tensor(value, framework)
+    if (constant := graph.constants.get(node.inputs[position])) is not None:
+        return constant.tolist()  # numbers that are known, though they are no integers (the scales of Resize)
     if isinstance(value, np.ndarray):
         return value.tolist()
     try:

@@ -186,6 +186,14 @@ def _divide(a: Small, b: Small) -> Small:
     return a // b
 
 
+def _remainder(a: Small, b: Small, fmod: int = 0) -> Small:
+    """Of sizes, which are not negative: both of ONNX's ways agree."""
+    numbers = [v for v in (*a.flat, *b.flat) if is_number(v)]
+    if any(v < 0 for v in numbers) or any(is_number(v) and v == 0 for v in b.flat):
+        raise NotHere
+    return a % b
+
+
 def _largest(*values: Small) -> Small:
     """An axis is at least one long, so it is the larger of itself and one, and so are axes together. Of two different symbols,
     or one that was computed and may be negative (an axis less five), only the run can tell."""
@@ -226,6 +234,7 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "Or": _numbers_only(lambda a, b: a | b),
     "Max": _largest,
     "Min": _numbers_only(lambda *a: np.minimum.reduce(np.broadcast_arrays(*a))),
+    "Mod": _remainder,
     "Mul": lambda a, b: a * b,
     "Neg": lambda a: -a,
     "Not": _numbers_only(lambda a: ~a),

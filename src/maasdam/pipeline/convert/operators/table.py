@@ -25,10 +25,13 @@ class Operator:
     shapes: frozenset[str]
     parameters: tuple[str, ...]
     takes_any_attribute: bool
+    rest: str | None
+    """The parameter that takes every further input (`*carried`)."""
 
     def parameter(self, position: int) -> str:
-        """The name of the parameter that takes the input at `position`; the first one's where `*rest` takes them all."""
-        return self.parameters[position] if position < len(self.parameters) else self.parameters[0]
+        """The name of the parameter that takes the input at `position`."""
+        last = self.parameters.index(self.rest) if self.rest else len(self.parameters)
+        return self.rest if self.rest and position >= last else self.parameters[position]
 
     def unknown(self, attributes: Iterable[str]) -> list[str]:
         """Which of these attributes the function does not take."""
@@ -48,9 +51,10 @@ class Table:
         def add(function: AnyFunction) -> AnyFunction:
             parameters = inspect.signature(function).parameters.values()
             takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+            rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
             for name in names:
                 named = tuple(p.name for p in parameters)
-                operator = Operator(name, since, function, frozenset(shapes), named, takes_any)
+                operator = Operator(name, since, function, frozenset(shapes), named, takes_any, rest)
                 versions = self._operators.setdefault(name, [])
                 versions.append(operator)
                 versions.sort(key=lambda o: o.since)

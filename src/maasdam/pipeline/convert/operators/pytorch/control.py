@@ -26,6 +26,11 @@ def loop(trips: Any, condition: Any, *carried: Tensor, body: Body) -> tuple[Tens
     """ONNX Loop: what is carried, then what each turn gives, stacked."""
     limit = trips[0] if isinstance(trips, list) else trips
     goes_on = condition[0] if isinstance(condition, list) else condition
+    if isinstance(limit, torch.SymInt):
+        raise Unsupported(
+            "a loop of the model takes as many turns as an input is long, and torch.export has to know how many: fix that "
+            "length in the model, or convert to another format than pytorch"
+        )
     values, turn = list(carried), 0
     scanned: list[list[Tensor]] | None = None
     while (limit is None or turn < limit) and (goes_on is None or goes_on):

@@ -1,7 +1,11 @@
-"""LSTM, GRU and RNN with their default activations, by torch's own layers."""
+"""LSTM, GRU and RNN with their default activations: by torch's own layers, and over a sequence of open length by its scan.
+
+torch.export unrolls its own layers, step by step; a scan stays one operator, whatever the length.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -78,6 +82,8 @@ def lstm(
     _refuse("LSTM", activations, sequence_lens, peepholes=p is not None, input_forget=input_forget, clip=clip)
     directions, hidden = w.shape[0], r.shape[2]
     states = [_start(s, x, directions, hidden, layout) for s in (initial_h, initial_c)]
+    if _is_open(x, layout):
+        return _by_steps(_lstm_step, x, w, r, b, states, direction, layout)
     flat = _weights(w, r, b, [0, 2, 3, 1])
     call = lambda t: torch.lstm(t, states, flat, True, 1, 0.0, False, directions == 2, False)  # noqa: E731
     return _run(call, x, directions, direction, layout)
@@ -102,40 +108,100 @@ def gru(
     _refuse("GRU", activations, sequence_lens, clip=clip)
     directions, hidden = w.shape[0], r.shape[2]
     state = _start(initial_h, x, directions, hidden, layout)
-    if not linear_before_reset:
-        return _gru_by_steps(x, w, r, b, state, direction, layout)
+    if not linear_before_reset or _is_open(x, layout):
+        return _by_steps(_gru_step if linear_before_reset else _early_gru_step, x, w, r, b, [state], direction, layout)
     flat = _weights(w, r, b, [1, 0, 2])
     call = lambda t: torch.gru(t, state, flat, True, 1, 0.0, False, directions == 2, False)  # noqa: E731
     return _run(call, x, directions, direction, layout)
 
 
-def _gru_by_steps(
-    x: Tensor, w: Tensor, r: Tensor, b: Tensor | None, state: Tensor, direction: str, layout: int
-) -> tuple[Tensor, ...]:
-    """The reset gate before the product, as torch's layer does not do it: one step after another."""
+State = tuple[Tensor, ...]
+Step = Callable[[State, Tensor], tuple[State, Tensor]]
+"""(states, what the input gives) -> (states, answer)."""
+
+
+def _by_steps(
+    step: Callable[[Tensor, Tensor], Step], x: Tensor, w: Tensor, r: Tensor, b: Tensor | None, states: list[Tensor],
+    direction: str, layout: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """One step after another; `step` is made of a direction's hidden weights and hidden bias."""
     x = x.transpose(0, 1) if layout else x
-    if not isinstance(x.shape[0], int):
-        raise Unsupported("GRU with linear_before_reset=0 over a sequence of open length")
-    hidden, outputs, last = r.shape[2], [], []
+    outputs, lasts = [], []
     for d in range(w.shape[0]):
         is_backward = direction == "reverse" or d == 1
-        bias = b[d] if b is not None else torch.zeros(6 * hidden, dtype=x.dtype)
-        w_bias, r_bias = bias.chunk(2)
-        h, steps = state[d], []
-        for t in (x.flip(0) if is_backward else x).unbind(0):
-            from_input = (t @ w[d].t() + w_bias).chunk(3, -1)
-            r_z, r_r, r_h = r[d].chunk(3)
-            b_z, b_r, b_h = r_bias.chunk(3)
-            update = torch.sigmoid(from_input[0] + h @ r_z.t() + b_z)
-            reset = torch.sigmoid(from_input[1] + h @ r_r.t() + b_r)
-            new = torch.tanh(from_input[2] + (reset * h) @ r_h.t() + b_h)
-            h = (1 - update) * new + update * h
-            steps.append(h)
-        y = torch.stack(steps)
+        bias = b[d] if b is not None else torch.zeros(2 * w.shape[1], dtype=x.dtype)
+        from_input, from_hidden = bias.chunk(2)
+        given = torch.nn.functional.linear(x.flip(0) if is_backward else x, w[d], from_input)
+        last, y = _walked(step(r[d], from_hidden), tuple(s[d].clone() for s in states), given)
         outputs.append(y.flip(0) if is_backward else y)
-        last.append(h)
-    y, final = torch.stack(outputs, 1), torch.stack(last)
-    return (y.permute(2, 0, 1, 3), final.transpose(0, 1)) if layout else (y, final)
+        lasts.append(last)
+    y = torch.stack(outputs, 1)
+    finals = [torch.stack(parts) for parts in zip(*lasts, strict=True)]
+    return (y.permute(2, 0, 1, 3), *[f.transpose(0, 1) for f in finals]) if layout else (y, *finals)
+
+
+def _walked(step: Step, states: State, given: Tensor) -> tuple[State, Tensor]:
+    if not isinstance(given.shape[0], int):
+        from torch._higher_order_ops.scan import scan  # public in nothing but name: torch.export writes and reads it
+
+        found: tuple[State, Tensor] = scan(step, states, given, dim=0)
+        return found
+    steps = []
+    for each in given.unbind(0):
+        states, y = step(states, each)
+        steps.append(y)
+    return states, torch.stack(steps)
+
+
+def _lstm_step(r: Tensor, bias: Tensor) -> Step:
+    def step(states: State, given: Tensor) -> tuple[State, Tensor]:
+        h, c = states
+        i, o, f, new = (given + torch.nn.functional.linear(h, r, bias)).chunk(4, -1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(new)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        return (h, c), h.clone()
+
+    return step
+
+
+def _gru_step(r: Tensor, bias: Tensor) -> Step:
+    """The reset gate after the product, as torch's layer does it."""
+
+    def step(states: State, given: Tensor) -> tuple[State, Tensor]:
+        (h,) = states
+        (g_z, g_r, g_h), (s_z, s_r, s_h) = given.chunk(3, -1), torch.nn.functional.linear(h, r, bias).chunk(3, -1)
+        update = torch.sigmoid(g_z + s_z)
+        h = (1 - update) * torch.tanh(g_h + torch.sigmoid(g_r + s_r) * s_h) + update * h
+        return (h,), h.clone()
+
+    return step
+
+
+def _early_gru_step(r: Tensor, bias: Tensor) -> Step:
+    """The reset gate before the product."""
+    (r_z, r_r, r_h), (b_z, b_r, b_h) = r.chunk(3), bias.chunk(3)
+
+    def step(states: State, given: Tensor) -> tuple[State, Tensor]:
+        (h,) = states
+        g_z, g_r, g_h = given.chunk(3, -1)
+        update = torch.sigmoid(g_z + h @ r_z.t() + b_z)
+        reset = torch.sigmoid(g_r + h @ r_r.t() + b_r)
+        h = (1 - update) * torch.tanh(g_h + (reset * h) @ r_h.t() + b_h) + update * h
+        return (h,), h.clone()
+
+    return step
+
+
+def _rnn_step(r: Tensor, bias: Tensor) -> Step:
+    def step(states: State, given: Tensor) -> tuple[State, Tensor]:
+        h = torch.tanh(given + torch.nn.functional.linear(states[0], r, bias))
+        return (h,), h.clone()
+
+    return step
+
+
+def _is_open(x: Tensor, layout: int) -> bool:
+    return not isinstance(x.shape[layout], int)
 
 
 @operator("RNN")
@@ -156,6 +222,8 @@ def rnn(
     _refuse("RNN", activations, sequence_lens, clip=clip)
     directions, hidden = w.shape[0], r.shape[2]
     state = _start(initial_h, x, directions, hidden, layout)
+    if _is_open(x, layout):
+        return _by_steps(_rnn_step, x, w, r, b, [state], direction, layout)
     flat = _weights(w, r, b, [0])
     call = lambda t: torch.rnn_tanh(t, state, flat, True, 1, 0.0, False, directions == 2, False)  # noqa: E731
     return _run(call, x, directions, direction, layout)

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from maasdam.errors import Unsupported
 from maasdam.pipeline.convert.operators import folding
+from maasdam.pipeline.convert.operators.pytorch import open_resize
 from maasdam.pipeline.convert.operators.pytorch.table import operator
 from maasdam.pipeline.convert.operators.resampling import Sampling, taps
 
@@ -59,12 +60,17 @@ def _kept_ratio(x: Tensor, along: list[int], sizes: list[int], policy: str) -> f
 
 def _targets(x: Tensor, along: list[int], factors: list[float] | None, sizes: Any, policy: str) -> list[Any]:
     if factors is not None:
-        return [math.floor(x.shape[axis] * factor) if factor != 1 else x.shape[axis]
-                for axis, factor in zip(along, factors, strict=True)]  # fmt: skip
+        return [_scaled(x.shape[axis], factor) for axis, factor in zip(along, factors, strict=True)]
     if policy == "stretch":
         return list(sizes)
     scale = _kept_ratio(x, along, sizes, policy)
     return [math.floor(x.shape[axis] * scale + 0.5) for axis in along]
+
+
+def _scaled(size: Any, factor: float) -> Any:
+    if factor == 1:
+        return size
+    return math.floor(size * factor) if isinstance(size, int) else open_resize.scaled(size, factor)
 
 
 def _resized(
@@ -75,7 +81,7 @@ def _resized(
     if (target is size or target == size) and (scale is None or scale == 1) and not crops:
         return x, None
     if not isinstance(size, int) or not isinstance(target, int):
-        raise Unsupported("Resize of an axis whose size is not fixed; fix the image size of the model")
+        return open_resize.resized(x, axis, target, scale, how), None
     found = taps(size, target, scale or target / size, how, (part[0], part[1]))
     shape = [1] * x.dim()
     shape[axis] = target

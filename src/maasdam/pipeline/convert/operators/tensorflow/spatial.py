@@ -11,6 +11,7 @@ from tensorflow import Tensor
 
 from maasdam.errors import Unsupported
 from maasdam.pipeline.convert.operators.resampling import Sampling, taps
+from maasdam.pipeline.convert.operators.tensorflow import open_resize
 from maasdam.pipeline.convert.operators.tensorflow.sizes import dims, rank
 from maasdam.pipeline.convert.operators.tensorflow.table import operator
 
@@ -61,7 +62,7 @@ def resize(
 def _scaled(size: Any, factor: float) -> Any:
     if isinstance(size, int):
         return math.floor(size * factor)
-    return size * int(factor) if factor == int(factor) else None
+    return open_resize.scaled(size, factor)
 
 
 def _resized(
@@ -73,7 +74,7 @@ def _resized(
     if not isinstance(size, int) or not isinstance(target, int):
         if scale is not None and scale == int(scale) and _repeats(how):
             return tf.repeat(x, int(scale), axis), None
-        raise Unsupported("Resize of an axis whose size is not fixed; fix the image size of the model")
+        return open_resize.resized(x, axis, size, target, scale, how), None
     found = taps(size, target, scale or target / size, how, (part[0], part[1]))
     shape = [1] * rank(x)
     shape[axis] = target

@@ -1,0 +1,62 @@
+"""How finely a source computes, and so by how much a faithful conversion may differ.
+
+Knows what halves and 8-bit numbers in a graph mean. Two engines add in another order; where a sum is then rounded to 8 bits
+or 11, one that lies between two steps falls either way, in both rightly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from maasdam.core import Artifact
+from maasdam.pipeline.convert.proof import Tolerance
+
+if TYPE_CHECKING:
+    import onnx
+
+HALVES = ("float16", "bfloat16")
+WHOLE = Tolerance()
+HALF = Tolerance(relative=1e-2, spread=3.0)
+"""A half has 11 bits (bfloat16 8): layers of them differ by 1e-3 of the largest value and more."""
+ROUNDED = Tolerance(relative=2e-2, spread=3.0)
+"""8 bits: one step is 4e-3 of a tensor's range, and a few fall otherwise. A wrong layer is off by 0.1 and more."""
+ROUNDING = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm", "QAttention", "QLinearAdd"}
+"""Operators that round to 8 bits."""
+
+
+def tolerance_of(source: Artifact) -> Tolerance:
+    """What may differ from this source; the strict one wherever it computes at float32."""
+    if source.layout == "onnx":
+        from maasdam.pipeline.convert.signatures import read_onnx
+
+        graph = read_onnx(source.path / "model.onnx").graph
+        if any(node.op_type in ROUNDING for node in _nodes(graph)):
+            return ROUNDED
+        if _computes_in_halves(graph):
+            return HALF
+    specs = (*source.signature.inputs, *source.signature.outputs) if source.signature else ()
+    return HALF if any(s.dtype in HALVES for s in specs) else WHOLE
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _nodes(inner)
+
+
+def _computes_in_halves(graph: onnx.GraphProto) -> bool:
+    """Does anything become a half on the way, or does a layer read weights that are halves?"""
+    import onnx
+
+    halves = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    stored = {w.name for w in graph.initializer if w.data_type in halves}
+    for node in _nodes(graph):
+        if node.op_type == "Cast":
+            if any(a.name == "to" and a.i in halves for a in node.attribute):
+                return True
+        elif any(name in stored for name in node.input):
+            return True
+    return False
