@@ -28,7 +28,7 @@ from benchmarks.breadth_models import FAMILIES, Maker
 from maasdam.core import Format
 from maasdam.errors import MaasdamError
 from maasdam.operations.convert import convert_model
-from maasdam.pipeline.convert.proof import Tolerance
+from maasdam.pipeline.convert.precision import HALF, ROUNDED, WHOLE
 from maasdam.pipeline.run_recipe import installed_version, processor_name
 
 START = "<!-- measured: python -m benchmarks.breadth --write docs/breadth.md -->"
@@ -138,7 +138,8 @@ def _page(matrix: Matrix) -> list[str]:
     cells = [cell for row in matrix.values() for cell in row.values()]
     proven = sum(cell.difference is not None for cell in cells)
     lines = [
-        f"On {processor_name()}, {versions}. Tolerance: {Tolerance().relative:.0e} of the largest value. "
+        f"On {processor_name()}, {versions}. Tolerance: {WHOLE.relative:.0e} of the largest value, {HALF.relative:.0e} for "
+        f"sources that compute in halves and {ROUNDED.relative:.0e} for those that round to 8 bits. "
         f"{proven} of {len(cells)} conversions of {len(matrix)} models are proven.",
         "",
         "| model | " + " | ".join(f"{NAMES.get(a, 'source')} → {NAMES[b]}" for a, b in COLUMNS) + " |",

@@ -297,21 +297,6 @@ def test_an_image_whose_sides_are_open_is_resized(to: Format, mode: str, tmp_pat
     certify(source, candidate, seeds=(0,))
 
 
-def test_a_sequence_that_is_halved_stays_open_in_pytorch(tmp_path: Path) -> None:
-    from onnx import helper
-
-    nodes = [
-        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 1]),
-        helper.make_node("MaxPool", ["t"], ["a"], kernel_shape=[2], strides=[2]),
-        helper.make_node("ReduceMax", ["a", "last"], ["y"], keepdims=0),
-    ]
-    source = network_of(tmp_path / "source", nodes, ["batch", "time", 3], ["batch", 3], last=np.array([2]))
-    candidate = converted(source, "pytorch", tmp_path / "out")
-    assert candidate.signature is not None
-    assert candidate.signature.inputs[0].shape == (None, None, 3)
-    certify(source, candidate, seeds=(0,))
-
-
 def test_every_value_that_a_loop_carries_stays_a_tensor() -> None:
     from maasdam.pipeline.convert.operators.pytorch import TABLE
 
