@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from maasdam.core import Artifact, Signature
 from maasdam.errors import missing_extra
 from maasdam.pipeline.convert.programs import with_program
+from maasdam.pipeline.convert.relative_keys import gather_relative_keys
 from maasdam.pipeline.convert.signatures import describe, name_onnx, of_onnx, of_program
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def _export(program: ExportedProgram, wanted: Signature | None, path: Path) -> S
     import torch
 
     wanted = wanted or of_program(program)
+    gather_relative_keys(program)
     with quiet_exporter():
         exported = torch.onnx.export(
             program,

@@ -16,6 +16,7 @@ from maasdam.pipeline.convert import pytorch_to_onnx, to_openvino
 from maasdam.pipeline.convert.openvino_file import save
 from maasdam.pipeline.convert.programs import with_program
 from maasdam.pipeline.convert.pytorch_to_onnx import quiet_exporter
+from maasdam.pipeline.convert.relative_keys import gather_relative_keys
 from maasdam.pipeline.convert.signatures import of_program
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def _convert(program: ExportedProgram, wanted: Signature | None, out: Path) -> S
     import openvino as ov
 
     wanted = wanted or of_program(program)
+    gather_relative_keys(program)
     with quiet_exporter():
         model = ov.convert_model(program)
     return save(model, wanted, out)
