@@ -219,6 +219,16 @@ def test_pruning_another_layout_is_refused(store: Store, tmp_path: Path) -> None
         _prune(store, source)
 
 
+def test_widths_stay_multiples_of_what_was_asked(store: Store, resnet: Artifact) -> None:
+    made, _ = _prune(store, resnet, ratio=0.3, round_to=16)
+    from maasdam.pipeline.prune import open_to_cut
+    from maasdam.pipeline.prune.layers import head, layers
+
+    model = open_to_cut(made)
+    widths = [layer.weight.shape[0] for layer in layers(model) if layer is not head(model)]
+    assert widths and all(width % 16 == 0 for width in widths)
+
+
 def test_a_small_ratio_cuts_little_of_narrow_layers(store: Store, resnet: Artifact) -> None:
     _, facts = _prune(store, resnet, ratio=0.05)
     parameters = facts["shrank"]["parameters"]

@@ -242,7 +242,7 @@ def _reads(settings: Mapping[str, Any]) -> tuple[Reads, ...]:
 
 PASS = Pass(
     use="distill",
-    version=2,
+    version=3,
     settings={
         "layers": Setting(float, 0.5, low=0.05, high=1, says="share of the layers the student keeps"),
         "width": Setting(float, 1.0, low=0.05, high=1, says="share of the widths the student keeps"),

@@ -40,7 +40,7 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
     again: Callable[[], None] = lambda: None  # noqa: E731  # replaced below where there are zeros to keep
     if settings["method"] == "structured":
         context.progress("prune structures")
-        facts |= prune_structured(model, example, settings["ratio"], settings["targets"], source.path)
+        facts |= prune_structured(model, example, settings["ratio"], settings["targets"], source.path, settings["round_to"])
     else:
         context.progress("prune weights")
         zeros = prune_magnitude(model, settings["ratio"], settings["pattern"])
@@ -127,12 +127,19 @@ def _reads(settings: Mapping[str, Any]) -> tuple[Reads, ...]:
 
 PASS = Pass(
     use="prune",
-    version=2,
+    version=3,
     settings={
         "method": Setting(str, "structured", choices=("structured", "magnitude"), says="cut structures, or single weights"),
         "ratio": Setting(float, 0.3, low=0.01, high=0.95, says="share that is cut"),
         "targets": Setting(
             str, "auto", choices=TARGETS, says="what is cut (structured); auto: channels, or ffn where it attends"
+        ),
+        "round_to": Setting(
+            int,
+            0,
+            low=0,
+            high=64,
+            says="widths stay multiples of it (structured): 16 fits vector units best; 0: 8, less if narrow",
         ),
         "pattern": Setting(str, ANY, says="'any', or 'N:M': of every M weights N stay, ratio unused (magnitude)"),
         "finetune_epochs": Setting(int, 0, low=0, high=1000, says="epochs over --train afterwards"),

@@ -25,12 +25,12 @@ ROUND_TO = (8, 4, 2)
 
 
 def prune_structured(
-    model: torch.nn.Module, example: Mapping[str, torch.Tensor], ratio: float, targets: str, folder: Path
+    model: torch.nn.Module, example: Mapping[str, torch.Tensor], ratio: float, targets: str, folder: Path, round_to: int = 0
 ) -> dict[str, Any]:
     """Cut `ratio` of what `targets` names, the least by weight magnitude, and say what was cut.
 
-    `example` is one input, batch 1, by name. Raises Unsupported where nothing can be cut, or the network does not run
-    afterwards.
+    `example` is one input, batch 1, by name. Widths stay multiples of `round_to`, rounded down; 0 chooses. Raises Unsupported
+    where nothing can be cut, or the network does not run afterwards.
     """
     import torch
 
@@ -47,13 +47,13 @@ def prune_structured(
     if "heads" in targets:
         cut["heads"] = _prune_heads(model, ratio, head_size(model, folder))
     if targets == "channels":
-        _prune_widths(model, example, ratio, keep=[head(model)])
+        _prune_widths(model, example, ratio, keep=[head(model)], round_to=round_to)
     elif "ffn" in targets:
         chosen = feed_forwards(model)
         if not chosen:
             raise Unsupported("no feed-forward layer was found: none of its linear layers widens its input")
         cut["ffn_layers"] = len(chosen)
-        _prune_widths(model, example, ratio, keep=_all_but(model, chosen))
+        _prune_widths(model, example, ratio, keep=_all_but(model, chosen), round_to=round_to)
     try:
         with torch.no_grad():
             model(**example)
@@ -98,7 +98,7 @@ def _cut_heads(attention: Attention, size: int, count: int) -> None:
 
 
 def _prune_widths(
-    model: torch.nn.Module, example: Mapping[str, torch.Tensor], ratio: float, keep: list[torch.nn.Module]
+    model: torch.nn.Module, example: Mapping[str, torch.Tensor], ratio: float, keep: list[torch.nn.Module], round_to: int
 ) -> None:
     """Cut `ratio` of the outputs of every layer but those of `keep`, and whatever depends on them, by group magnitude."""
     try:
@@ -114,7 +114,7 @@ def _prune_widths(
             importance=tp.importance.GroupMagnitudeImportance(p=2),
             pruning_ratio=ratio,
             ignored_layers=keep,
-            round_to=_round_to(model, keep, ratio),
+            round_to=round_to or _round_to(model, keep, ratio),
             forward_fn=lambda m, inputs: logits_of(m(**inputs)),
         )
         pruner.step()
