@@ -1,6 +1,6 @@
 """The matrix of conversions, measured: model x direction, each proven against the source on its own engine.
 
-    python -m benchmarks.conversion [--only resnet bert ...] [--mobilenet FOLDER] [--write docs/conversion.md]
+    python -m benchmarks.conversion [--only resnet bert ...] [--mobilenet FOLDER] [--operators] [--write docs/conversion.md]
 
 Architectures have their real depth and random weights (MobileNetV2 real ones, where --mobilenet names a folder; without, it
 is left out). From each, every direction is taken: from the Hugging Face folder to the three formats and OpenVINO, and on from
@@ -35,6 +35,7 @@ from maasdam.pipeline.convert.proof import Tolerance
 from maasdam.pipeline.run_recipe import installed_version, processor_name
 
 SEEDS = (0, 1)
+OPERATORS = "## Operators"
 START = "<!-- measured: python -m benchmarks.conversion --write docs/conversion.md -->"
 NAMES = {"pytorch": "PyTorch", "onnx": "ONNX", "tensorflow": "TensorFlow", "openvino": "OpenVINO"}
 FIRST: tuple[Format, ...] = ("onnx", "tensorflow", "pytorch", "openvino")
@@ -68,8 +69,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=sorted(MODELS))
     parser.add_argument("--mobilenet", type=Path, help="a Hugging Face folder of a MobileNetV2 with real weights")
     parser.add_argument("--write", type=Path, help="replace what was measured in this page")
+    parser.add_argument("--operators", action="store_true", help="the node tests alone; with --write the matrix stays")
     args = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if args.operators:
+        _show(_coverage(), args.write, OPERATORS)
+        return
     matrix: Matrix = {}
     axes: dict[str, str] = {}
     for name in args.only or MODELS:
@@ -88,12 +93,17 @@ def main() -> None:
         print(
             f"{what}: " + "; ".join(f"{a}->{b} {c}{c.gap and ': ' + c.gap}" for (a, b), c in matrix[what].items()), flush=True
         )
-    text = "\n".join([*_matrix(matrix, axes), "", *_coverage()])
-    if args.write is None:
+    _show([START, "", *_matrix(matrix, axes), "", *_coverage()], args.write, START)
+
+
+def _show(lines: list[str], page: Path | None, place: str) -> None:
+    """Print the lines, or put them into the page instead of all from `place` on."""
+    text = "\n".join(lines) + "\n"
+    if page is None:
         print(text)
         return
-    page = args.write.read_text()
-    args.write.write_text(page[: page.index(START)] + START + "\n\n" + text + "\n")
+    old = page.read_text()
+    page.write_text(old[: old.index(place)] + text)
 
 
 def _row(source: Artifact, work: Path) -> Iterator[tuple[tuple[str, str], Cell]]:
@@ -165,7 +175,7 @@ def _coverage() -> list[str]:
         for verdict in verdicts(framework):
             said[verdict.operator][framework].append(verdict)
     lines = [
-        "## Operators",
+        OPERATORS,
         "",
         "Node tests of `onnx.backend.test`, passed / all; the rest is refused, none is computed wrongly:",
         "",
