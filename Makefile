@@ -8,8 +8,8 @@ BIN    := $(VENV)/bin
 quickstart: $(VENV)/.quickstart ## the whole main job, three times; pass flags with ARGS, e.g. make quickstart ARGS=--check
 	$(BIN)/maasdam quickstart $(ARGS)
 
-test: $(VENV)/.test ## every test
-	$(BIN)/python -m pytest --report-skips tests/skips.txt $(ARGS)
+test: $(VENV)/.test ## every test, on up to four cores; ARGS="-n 0" runs them one after another
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal --report-skips tests/skips.txt $(ARGS)
 
 check: $(VENV)/.test ## lint and types
 	$(BIN)/ruff check .
