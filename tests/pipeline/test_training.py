@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,13 +28,14 @@ from maasdam.pipeline.training import (
     distilling_loss,
     forward,
     labels_loss,
+    logits_of,
     loss_of,
     mean_loss,
     train,
     training_samples,
 )
 from tests.engines import tiny_language_model
-from tests.pipeline.networks import SIDE, write_photographs, write_resnet
+from tests.pipeline.networks import COLOURS, SIDE, write_photographs, write_resnet
 from tests.tasks.test_speech import WORDS, encoded, tone, word_model
 
 torch = pytest.importorskip("torch")
@@ -303,6 +305,73 @@ def test_the_student_may_be_given_or_be_a_config(store: Store, source: Artifact,
     ResNetForImageClassification(config).save_pretrained(tmp_path / "given")
     made, facts = _apply(store, source, "distill", photographs, student=str(tmp_path / "given"), epochs=1)
     assert facts["how"] == {"given": "given", "start": "its own weights"} and made.size_bytes < source.size_bytes
+
+
+def _labelled(folder: Path) -> Path:
+    """What the processor of pictures needs beside a network of any framework."""
+    labels = {str(number): name for number, name in enumerate(COLOURS)}
+    (folder / "config.json").write_text(json.dumps({"id2label": labels}))
+    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": SIDE, "width": SIDE}, "do_normalize": False}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+def _keras_classifier(folder: Path) -> Path:
+    """Probabilities of the colours, pictures with their channels last."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    image = keras.Input((SIDE, SIDE, 3), name="image")
+    x = keras.layers.Conv2D(8, 3, activation="relu")(image)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    keras.Model(image, keras.layers.Dense(3, activation="softmax", name="chances")(x)).save(folder / "model.keras")
+    return _labelled(folder)
+
+
+@pytest.mark.parametrize("framework", ["onnx", "tensorflow"])
+def test_a_network_of_another_framework_teaches_a_student_of_transformers(
+    store: Store, source: Artifact, photographs: Path, tmp_path: Path, framework: str
+) -> None:
+    """Its input may have another name and order of axes, and its answers may be probabilities."""
+    from transformers import ResNetConfig
+
+    if framework == "onnx":
+        teacher = Build(store).convert(source, "onnx")
+    else:
+        teacher = ingest(str(_keras_classifier(tmp_path)), store, task="image-classification")
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3)
+    config.architectures = ["ResNetForImageClassification"]
+    config.save_pretrained(tmp_path / "config")
+    student = str(tmp_path / "config")
+    made, facts = _apply(store, teacher, "distill", photographs, student=student, epochs=12, batch=4, alpha=0.0, rate=1e-2)
+    untrained = _untrained_divergence(store, teacher, photographs, student)
+    assert facts["scores"]["teacher"] == {**facts["scores"]["teacher"], "divergence": pytest.approx(0.0, abs=1e-6)}
+    assert facts["scores"].keys() == {"teacher", "student", "alone"} and "top1" in facts["scores"]["student"]
+    assert facts["scores"]["student"]["divergence"] < 0.5 * untrained
+    assert made.format == "pytorch" and made.layout == "huggingface" and _logits(made).shape == (2, 3)
+    assert json.loads((made.path / "config.json").read_text())["id2label"]["0"] == next(iter(COLOURS))
+
+
+def _untrained_divergence(store: Store, teacher: Artifact, photographs: Path, student: str) -> float:
+    """How far from its teacher the student is after one step at next to no learning rate."""
+    settings = {"student": student, "epochs": 1, "batch": 1024, "rate": 1e-7}
+    _, facts = _apply(store, teacher, "distill", photographs, **settings)
+    return float(facts["scores"]["student"]["divergence"])
+
+
+def test_programs_without_a_student_are_pointed_to_what_can_be_done(store: Store, source: Artifact, photographs: Path) -> None:
+    teacher = Build(store).convert(source, "onnx")
+    with pytest.raises(Unsupported, match="name the student's folder with 'student', or cut the model itself with 'prune'"):
+        _apply(store, teacher, "distill", photographs, epochs=1)
+
+
+def test_probabilities_train_as_their_logarithms() -> None:
+    chances = torch.tensor([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0]])
+    assert torch.allclose(logits_of({"scores": chances}).softmax(-1), chances, atol=1e-6)
+    scores = torch.tensor([[0.2, -0.3, 1.1]])
+    assert torch.equal(logits_of({"scores": scores}), scores)
+    with pytest.raises(Unsupported, match="one called 'logits'; the model answers a, b"):
+        logits_of({"a": scores, "b": scores})
 
 
 def test_another_student_in_the_same_folder_is_another_result(

@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import Artifact
+from maasdam.core import IMAGE_CLASSIFICATION, TEXT_GENERATION, Artifact, Signature
 from maasdam.errors import InvalidInput, Unsupported
 from maasdam.pipeline.convert.companions import copy_companions
+from maasdam.pipeline.examples import labels_of
 from maasdam.pipeline.passes import Pass, PassContext, Produced, Reads, Setting
 from maasdam.pipeline.prune import open_to_cut
 from maasdam.pipeline.prune.layers import parameters_of, read_config
@@ -35,6 +36,7 @@ from maasdam.pipeline.training import (
     train,
     training_samples,
 )
+from maasdam.tasks.images import channel_axis
 
 if TYPE_CHECKING:
     import torch
@@ -54,8 +56,13 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
         raise Unsupported(
             f"distillation takes a PyTorch model, Hugging Face layout or .pt2; this one is {source.format} ({source.layout})"
         )
+    if source.layout == "pt2" and source.task == TEXT_GENERATION:
+        raise Unsupported("a language model is distilled from its Hugging Face folder; this is a program of its decoder")
     if source.layout == "pt2" and not settings["student"]:
-        raise Unsupported("a .pt2 program has no config to make a smaller one from: name the student's folder with 'student'")
+        raise Unsupported(
+            "a program has no config to make a smaller one from: name the student's folder with 'student', or cut the model "
+            "itself with 'prune' and recover = 'distill'"
+        )
     if context.train is None:
         raise InvalidInput("distillation trains: name data with --train, labelled, or with alpha = 0 unlabelled")
     teacher = open_to_cut(source).requires_grad_(False)
@@ -64,7 +71,8 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
     if settings["alpha"] > 0 and not labelled:
         name = samples[0].example.name if samples[0].example else "?"
         raise InvalidInput(f"example '{name}' of --train has no label, nor has any; label some, or set alpha = 0")
-    student, how = _student(teacher, settings)
+    given, how = _student(teacher, settings)
+    student, signature = _fitted(given, source)
     _check_fit(teacher, student, samples[0])
     alone = copy.deepcopy(student)
     own = loss_of(source.task, int(read_config(source.path).get("pad_token_id") or 0))
@@ -89,10 +97,10 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
         "scores on samples of --train held back; 'alone' is the same student, from the same start and for as many steps, "
         "trained on the labels without the teacher; 'divergence' is from the teacher's answers"
     )
-    saved: Any = student
-    saved.save_pretrained(out, safe_serialization=True)
+    _take_labels(given, source)
+    given.save_pretrained(out, safe_serialization=True)
     copy_companions(source.path, out)
-    return Produced("pytorch", "huggingface", source.engine, source.signature, dict(source.settings), facts)
+    return Produced("pytorch", "huggingface", "pytorch", signature, dict(source.settings), facts)
 
 
 def _student(teacher: Any, settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -120,6 +128,47 @@ def _student(teacher: Any, settings: Mapping[str, Any]) -> tuple[Any, dict[str, 
         raise Unsupported(f"{architecture_of(folder)} can't be built from the config in '{folder.name}': {error}") from error
     taken = _take_weights(student, teacher) if settings["start"] == "teacher" else 0
     return student, {"config_of": folder.name, "start": settings["start"], "weights_taken_from_teacher": taken}
+
+
+def _fitted(student: Any, source: Artifact) -> tuple[torch.nn.Module, Signature | None]:
+    """(the student, called as its teacher is, what the student itself takes and gives).
+
+    A network from another framework names its input and its output its own way, and may have the channels of pictures last.
+    """
+    import torch
+
+    if source.layout == "huggingface" or source.signature is None:
+        return student, source.signature
+    given = [s for s in source.signature.outputs if s.name == "logits"] or list(source.signature.outputs)
+    outputs = tuple(replace(s, name="logits") for s in given[:1])
+    if len(source.signature.inputs) != 1:
+        return student, Signature(source.signature.inputs, outputs)
+    spec = source.signature.inputs[0]
+    theirs, mine = spec.name, str(student.main_input_name)
+    is_last = source.task == IMAGE_CLASSIFICATION and channel_axis(spec)[0]
+    order = (0, 3, 1, 2) if is_last else tuple(range(len(spec.shape)))
+    layout = "NCHW" if is_last else spec.layout
+    taken = replace(spec, name=mine, shape=tuple(spec.shape[axis] for axis in order), layout=layout)
+
+    class Fitted(torch.nn.Module):
+        """Hands the teacher's input on under the student's name, in the student's order of axes."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.student = student
+
+        def forward(self, **tensors: torch.Tensor) -> Any:
+            return self.student(**{mine: tensors[theirs].permute(order)})
+
+    return Fitted(), Signature((taken,), outputs)
+
+
+def _take_labels(student: Any, source: Artifact) -> None:
+    """Name the student's classes as its teacher's, where it counts as many: its own config may never have known them."""
+    labels = labels_of(source.path)
+    if labels is not None and source.task == IMAGE_CLASSIFICATION and len(labels) == student.config.num_labels:
+        student.config.id2label = labels
+        student.config.label2id = {name: number for number, name in labels.items()}
 
 
 def _check_fit(teacher: torch.nn.Module, student: torch.nn.Module, sample: Sample) -> None:
@@ -242,7 +291,7 @@ def _reads(settings: Mapping[str, Any]) -> tuple[Reads, ...]:
 
 PASS = Pass(
     use="distill",
-    version=3,
+    version=4,
     settings={
         "layers": Setting(float, 0.5, low=0.05, high=1, says="share of the layers the student keeps"),
         "width": Setting(float, 1.0, low=0.05, high=1, says="share of the widths the student keeps"),

@@ -24,6 +24,10 @@ HELD_BACK = 10
 WINDOW = 128
 """Tokens of text in one training sample."""
 GRADIENT_NORM = 1.0
+SUM_TOLERANCE = 1e-3
+"""How far from 1 the sum of probabilities may be."""
+LEAST_CHANCE = 1e-12
+"""What a probability of 0 counts as, so that it has a logarithm."""
 KEPT_STEPS = 200
 """How often within a long epoch the state is kept."""
 
@@ -182,9 +186,19 @@ def forward(model: torch.nn.Module, group: Sequence[Sample]) -> torch.Tensor:
 
 
 def logits_of(answer: Any) -> torch.Tensor:
-    """The logits of what a model of transformers, or a lifted program, answers: the output of that name, else the first."""
+    """The logits of what a model of transformers, or a lifted program, answers: the output of that name, else the only one.
+
+    Probabilities, as Keras networks end with, come back as their logarithms, which softmax makes the same probabilities of.
+    Raises Unsupported where several outputs could be meant.
+    """
+    if "logits" not in answer and len(answer) != 1:
+        raise Unsupported(f"training needs one output, or one called 'logits'; the model answers {', '.join(answer)}")
     logits: torch.Tensor = answer["logits"] if "logits" in answer else next(iter(answer.values()))
-    return logits
+    return logits.clamp(min=LEAST_CHANCE).log() if _are_probabilities(logits.detach()) else logits
+
+
+def _are_probabilities(rows: torch.Tensor) -> bool:
+    return bool((rows >= 0).all()) and bool(((rows.sum(-1) - 1).abs() < SUM_TOLERANCE).all())
 
 
 def batches(samples: Sequence[Sample], size: int, seed: int) -> list[list[Sample]]:
@@ -220,13 +234,14 @@ def accuracy_of(model: torch.nn.Module, samples: Sequence[Sample], source: Artif
     processor = Preparer(source).processor
     if source.task == TEXT_GENERATION or processor is None:
         return None
+    names = {"logits"} | {spec.name for spec in (source.signature.outputs if source.signature else ())}
     answers, examples = [], []
     model.eval()
     with torch.no_grad():
         for sample in samples:
             if sample.example is not None:
                 logits = forward(model, [sample]).numpy()
-                answers.append(processor.finish([{"logits": logits}], sample.example.payload))
+                answers.append(processor.finish([dict.fromkeys(names, logits)], sample.example.payload))
                 examples.append(sample.example)
     found = score(str(source.task), answers, examples)
     return found.metric, found.value

@@ -47,7 +47,7 @@ class ImageClassifier:
         self._processor = _open(folder)
         self._max_pixels = max_pixels
         self._input = _image_input(signature)
-        self._is_channels_last, channels = _axes(self._input)
+        self._is_channels_last, channels = channel_axis(self._input)
         self._mode = "L" if channels == 1 else "RGB"
         self._output = _scores_output(signature)
 
@@ -147,8 +147,8 @@ def _image_input(signature: Signature) -> TensorSpec:
     return found[0]
 
 
-def _axes(spec: TensorSpec) -> tuple[bool, int | None]:
-    """Whether the channels are the last axis, and how many there are where that is known."""
+def channel_axis(spec: TensorSpec) -> tuple[bool, int | None]:
+    """(whether the channels of pictures [N, …] are the last axis, how many there are where known). Raises InvalidModel."""
     if spec.layout in ("NHWC", "NCHW"):
         is_last = spec.layout == "NHWC"
         return is_last, spec.shape[3 if is_last else 1]
