@@ -69,6 +69,15 @@ def test_to_the_source_s_format_serves_it_as_it_is(workspace: Workspace, model: 
     assert (kept.path / "model.onnx").read_bytes() == model.read_bytes()
 
 
+def test_a_source_that_names_no_task_has_the_one_its_recipe_is_for(
+    workspace: Workspace, model: Path, photographs: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "pictures.toml"
+    recipe.write_text("task = 'image-classification'\n[[pass]]\nuse = 'optimize'\n")
+    version = _build(workspace, model, data=photographs, recipe=str(recipe), task=None)
+    assert version.task == "image-classification" and version.report["accuracy"]["candidate"] == 1.0
+
+
 def test_a_failed_report_is_registered_and_not_promotable(
     workspace: Workspace, model: Path, photographs: Path, tmp_path: Path
 ) -> None:

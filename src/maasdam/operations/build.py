@@ -89,9 +89,11 @@ def _build(
     from maasdam.artifacts.sources import ingest
     from maasdam.pipeline.run_recipe import Build
 
-    find_recipe(recipe_name, task)  # a bad recipe is said before a large model is read
+    asked = find_recipe(recipe_name, task)  # a bad recipe is said before a large model is read
     progress("read the source")
     artifact = ingest(source, workspace.store, task=task, processor=processor, trust=trust)
+    if artifact.task is None and asked.task is not None:  # the source names none: what the recipe is for
+        artifact = ingest(source, workspace.store, task=asked.task, processor=processor, trust=trust)
     recipe = find_recipe(recipe_name, artifact.task)
     _check_recipe(recipe, artifact, to, paths)
     examples = _examples(artifact, paths, progress)
