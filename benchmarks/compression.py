@@ -18,27 +18,24 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.contenders import THREADS, Contender, Way, apply, compare, opened, print_table, versions
 from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
 from maasdam.core import Artifact, Format, Sampling, SequenceRequest
-from maasdam.engines import open_engine
 from maasdam.pipeline.examples import PreparedExamples, evaluation_examples
 from maasdam.pipeline.measure import take_turns
 from maasdam.pipeline.passes import find_pass
 from maasdam.pipeline.recipe import Use
-from maasdam.pipeline.run_recipe import Build, Data, installed_version, processor_name
+from maasdam.pipeline.run_recipe import Build, Data, processor_name
 from maasdam.pipeline.subjects import TensorSubject
 from maasdam.tasks import score
 
-THREADS = 2
 TOKENS = 128
 """BERT's sentence length."""
 PROMPT, ANSWER = 16, 33
@@ -46,26 +43,6 @@ PROMPT, ANSWER = 16, 33
 STARTER = Path(__file__).parents[1] / "starters" / "speech"
 WORDS = 16_000
 """The language model's vocabulary."""
-
-
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """One way to run a network: `run(round)` is what is timed."""
-
-    what: str
-    artifact: Artifact
-    run: Callable[[int], object]
-    target: str = ""
-    note: str = ""
-    cpu: list[float] = field(default_factory=list)
-    """Processor seconds of every run."""
-
-    def timed(self, round: int) -> object:
-        """`run`, with the processor's time noted."""
-        began = time.process_time()
-        answer = self.run(round)
-        self.cpu.append(time.process_time() - began)
-        return answer
 
 
 def main() -> None:
@@ -79,7 +56,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(THREADS)
-    print(f"{processor_name()}; {THREADS} threads; load {os.getloadavg()[0]:.1f}; " + _versions() + "\n")
+    print(f"{processor_name()}; {THREADS} threads; load {os.getloadavg()[0]:.1f}; " + versions() + "\n")
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
@@ -93,7 +70,7 @@ def images(work: Path, store: Store, rounds: int) -> None:
     source = ingest(str(_once(work / "resnet50", _resnet)), store)
     build = Build(store, Data(calibrate=photographs), threads=THREADS)
     plain = build.convert(source, "onnx")
-    pruned = _apply(build, source, "prune", ratio=0.27, round_to=16)
+    pruned = apply(build, source, "prune", ratio=0.27, round_to=16)
     macs = build.steps[-1].facts["shrank"]["macs"]
     parameters = build.steps[-1].facts["shrank"]["parameters"]
     said = f"MACs x {macs['after'] / macs['before']:.2f}, parameters x {parameters['after'] / parameters['before']:.2f}"
@@ -108,7 +85,7 @@ def images(work: Path, store: Store, rounds: int) -> None:
         ("pruned, int8 (NNCF), OpenVINO", _int8(build, pruned, "openvino"), {}, "", said),
     ]
     pixels = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
-    _compare("ResNet-50, one 224 x 224 image", ways, {"pixel_values": pixels}, rounds)
+    compare("ResNet-50, one 224 x 224 image", ways, {"pixel_values": pixels}, rounds)
 
 
 def encoder(work: Path, store: Store, rounds: int) -> None:
@@ -131,7 +108,7 @@ def encoder(work: Path, store: Store, rounds: int) -> None:
         ("dynamic int8, ONNX Runtime", build.apply(dynamic, build.convert(source, "onnx")), {}, "", ""),
         ("dynamic int8, PyTorch", build.apply(own, source), {}, "", "embeddings too"),
     ]
-    _compare(f"BERT-base, one sentence of {TOKENS} tokens", ways, {n: a[:1] for n, a in inputs.items()}, rounds)
+    compare(f"BERT-base, one sentence of {TOKENS} tokens", ways, {n: a[:1] for n, a in inputs.items()}, rounds)
 
 
 def text(work: Path, store: Store, rounds: int) -> None:
@@ -141,7 +118,7 @@ def text(work: Path, store: Store, rounds: int) -> None:
     plain = build.convert(source, "openvino")
 
     def made(scheme: str, **settings: Any) -> Artifact:
-        return _apply(build, source, "quantize", scheme=scheme, format="openvino", **settings)
+        return apply(build, source, "quantize", scheme=scheme, format="openvino", **settings)
 
     fast = {"precision": "bf16", "activations": "dynamic-int8"}
     ways: list[Way] = [
@@ -154,13 +131,13 @@ def text(work: Path, store: Store, rounds: int) -> None:
         ("int4 weights, embedding too", made("weights-int4", ends="int4", **fast), {}, "", "bf16, activations int8"),
     ]
     contenders = []
-    with _opened(ways) as engines:
+    with opened(ways) as engines:
         loop = asyncio.new_event_loop()
         for (what, artifact, _, target, note), engine in zip(ways, engines, strict=True):
             contenders.append(Contender(what, artifact, _answering(engine, loop), target, note))
         seconds = _per_token(contenders, rounds)
         loop.close()
-    _print_table("Llama, 97 M parameters, OpenVINO GenAI, one generated token at one stream", contenders, seconds)
+    print_table("Llama, 97 M parameters, OpenVINO GenAI, one generated token at one stream", contenders, seconds)
 
 
 def speech(work: Path, store: Store, rounds: int) -> None:
@@ -168,7 +145,7 @@ def speech(work: Path, store: Store, rounds: int) -> None:
     source = ingest(str(STARTER / "model"), store, task="automatic-speech-recognition")
     build = Build(store, Data(calibrate=STARTER / "calibrate"), threads=THREADS)
     examples = PreparedExamples(evaluation_examples(source, STARTER / "samples"))
-    int8 = _apply(build, source, "quantize", scheme="static-int8", format="openvino")
+    int8 = apply(build, source, "quantize", scheme="static-int8", format="openvino")
     ways: list[Way] = [
         ("FP32, transformers in PyTorch", source, {}, "", ""),
         ("FP32, ONNX Runtime", build.convert(source, "onnx"), {}, "", ""),
@@ -178,7 +155,7 @@ def speech(work: Path, store: Store, rounds: int) -> None:
         ("int8 (NNCF), OpenVINO, one thread", int8, {"threads": 1}, ">= 2", ""),
         ("int8 (QDQ), ONNX Runtime", _int8(build, source, "onnx"), {}, "", ""),
     ]
-    with _opened(ways) as engines:
+    with opened(ways) as engines:
         contenders = []
         for (what, artifact, _, target, _), engine in zip(ways, engines, strict=True):
             subject = TensorSubject(artifact, engine, examples)
@@ -186,7 +163,7 @@ def speech(work: Path, store: Store, rounds: int) -> None:
             rate = score("automatic-speech-recognition", [a for a in answers if a is not None], examples.examples).value
             contenders.append(Contender(what, artifact, subject.run_one, target, f"word error rate {rate:.3f}"))
         timings = take_turns({c.what: c.timed for c in contenders}, seconds=0, rounds=(rounds * 4, rounds * 4))
-    _print_table("Speech, the shipped recogniser, one recording", contenders, [timings[c.what].seconds for c in contenders])
+    print_table("Speech, the shipped recogniser, one recording", contenders, [timings[c.what].seconds for c in contenders])
 
 
 def _answering(engine: Any, loop: asyncio.AbstractEventLoop) -> Callable[[int], float]:
@@ -218,58 +195,8 @@ def _per_token(contenders: list[Contender], rounds: int) -> list[tuple[float, ..
     return [tuple(each) for each in took]
 
 
-Way = tuple[str, Artifact, Mapping[str, Any], str, str]
-"""(what it is, the artifact, engine settings, the target, a note)"""
-
-
-@contextmanager
-def _opened(ways: list[Way]) -> Iterator[list[Any]]:
-    """Every contender's engine, on two threads."""
-    engines: list[Any] = []
-    try:
-        for _, artifact, settings, _, _ in ways:
-            engines.append(open_engine(replace(artifact, settings={**artifact.settings, **settings}), threads=THREADS))
-        yield engines
-    finally:
-        for engine in engines:
-            engine.close()
-
-
-def _compare(title: str, ways: list[Way], inputs: dict[str, Any], rounds: int) -> None:
-    with _opened(ways) as engines:
-        contenders = [
-            Contender(what, artifact, _running(engine, inputs), target, note)
-            for (what, artifact, _, target, note), engine in zip(ways, engines, strict=True)
-        ]
-        timings = take_turns({c.what: c.timed for c in contenders}, seconds=0, rounds=(rounds, rounds))
-    _print_table(title, contenders, [timings[c.what].seconds for c in contenders])
-
-
-def _running(engine: Any, inputs: dict[str, Any]) -> Callable[[int], object]:
-    return lambda number: engine.run(inputs)
-
-
-def _print_table(title: str, contenders: list[Contender], seconds: list[tuple[float, ...]]) -> None:
-    """The first contender is what the others are compared with: medians over the rounds, each one's best, processor time."""
-    print(f"### {title}\n")
-    print("| | median ms | times faster | by best rounds | by processor time | target | MB | times smaller | |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    base, least, whole = float(np.median(seconds[0])), min(seconds[0]), contenders[0].artifact.size_bytes
-    work = float(np.median(contenders[0].cpu))
-    for contender, took in zip(contenders, seconds, strict=True):
-        size, median = contender.artifact.size_bytes, float(np.median(took))
-        faster = (f"{base / median:.2f}", f"{least / min(took):.2f}", f"{work / float(np.median(contender.cpu)):.2f}")
-        cells = (contender.what, f"{median * 1000:.2f}", *faster, contender.target, f"{size / 1e6:.1f}", f"{whole / size:.2f}")
-        print("| " + " | ".join([*cells, contender.note]) + " |")
-    print(flush=True)
-
-
-def _apply(build: Build, source: Artifact, use: str, **settings: Any) -> Artifact:
-    return build.apply(Use(use, find_pass(use, "benchmark").check(settings, "benchmark")), source)
-
-
 def _int8(build: Build, source: Artifact, format: Format) -> Artifact:
-    return _apply(build, source, "quantize", scheme="static-int8", format=format, samples=8)
+    return apply(build, source, "quantize", scheme="static-int8", format=format, samples=8)
 
 
 def _once(folder: Path, make: Callable[[Path], None]) -> Path:
@@ -333,10 +260,6 @@ def _photographs(folder: Path, count: int = 8) -> Path:
         coarse = random.integers(0, 256, (14, 14, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((224, 224), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
     return folder
-
-
-def _versions() -> str:
-    return ", ".join(f"{name} {installed_version(name)}" for name in ("onnxruntime", "openvino", "nncf", "torch"))
 
 
 PARTS = {"images": images, "encoder": encoder, "text": text, "speech": speech}
