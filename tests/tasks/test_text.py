@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,26 @@ def test_a_template_that_refuses_says_why(folder: Path, tmp_path: Path) -> None:
     strict = open_processor(TASK, tmp_path, None)
     with pytest.raises(InvalidPayload, match="roles must alternate"):
         strict.prepare(TextPayload(messages=({"role": "user", "content": "hello"},)))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ cycler.__init__.__globals__.os.system('touch ' ~ messages[0].content) }}",
+        "{{ messages.__class__.__base__.__subclasses__() }}",
+        "{{ messages.clear() }}",
+        "{{ raise_exception.__globals__['__builtins__']['open'](messages[0].content, 'w') }}",
+    ],
+)
+def test_a_template_reaches_nothing_outside_itself(folder: Path, tmp_path: Path, template: str) -> None:
+    """Templates come with the model, whoever made that; they are Jinja's, in its sandbox."""
+    model, mark = tmp_path / "model", tmp_path / "mark"
+    shutil.copytree(folder, model)
+    (model / "chat_template.jinja").write_text(template)
+    hostile = open_processor(TASK, model, None)
+    with pytest.raises(InvalidPayload, match="this model's chat template refuses these messages"):
+        hostile.prepare(TextPayload(messages=({"role": "user", "content": str(mark)},)))
+    assert not mark.exists()
 
 
 def test_a_folder_without_tokenizer_is_an_invalid_model(tmp_path: Path) -> None:
