@@ -140,6 +140,19 @@ def test_a_sparse_member_cannot_fill_the_disk(there: Workspace, archive: Path) -
     assert is_untouched(there)
 
 
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_giant_header_is_not_read_into_memory(there: Workspace, tmp_path: Path, kind: bytes) -> None:
+    header = tarfile.TarInfo("header")
+    header.type, header.size = kind, 4 * 1024**3
+    giant = tmp_path / "giant.tar"
+    with giant.open("wb") as file:
+        file.write(header.tobuf(tarfile.PAX_FORMAT))
+        file.truncate(5 * 1024**3)  # a hole: takes no disk, but would all be read
+    with pytest.raises(InvalidModel, match="a header of 4,294,967,296 bytes"):
+        carry.import_(there, giant)
+    assert is_untouched(there)
+
+
 def test_two_members_of_one_name_are_refused(there: Workspace, archive: Path) -> None:
     member = tarfile.TarInfo("artifact/model.onnx")
     member.size = 4

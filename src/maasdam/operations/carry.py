@@ -24,6 +24,15 @@ FACTS = "version.json"
 CARRIED = ("model", "version", "digest", "source", "recipe", "report", "passes")
 MOST_MEMBERS = 10_000
 MOST_FACTS_BYTES = 64 * 1024**2
+MOST_HEADER_BYTES = 1024**2
+"""Of a member's extended header, which the reader of archives holds whole in memory."""
+_EXTENDED = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 
 
 def export(workspace: Workspace, name: str, path: Path) -> Path:
@@ -77,8 +86,18 @@ def import_(workspace: Workspace, path: Path, name: str | None = None, *, trust:
     return workspace.catalog.register(model, artifact, **carried)
 
 
+class _Member(tarfile.TarInfo):
+    """Refuses an extended header that would fill the memory before anything of it is read."""
+
+    def _proc_member(self, tarfile_: tarfile.TarFile) -> tarfile.TarFile:
+        if self.type in _EXTENDED and self.size > MOST_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes; at most {MOST_HEADER_BYTES:,} are taken")
+        processed: tarfile.TarFile = super()._proc_member(tarfile_)  # type: ignore[misc]  # made to be overridden, by its comment
+        return processed
+
+
 def _unpack(path: Path, folder: Path, room: int) -> None:
-    with tarfile.open(path, "r:") as tar:
+    with tarfile.open(path, "r:", tarinfo=_Member) as tar:
         members = _checked(tar, path, room)
         tar.extractall(folder, members, filter="data")
 
