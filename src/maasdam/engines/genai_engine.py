@@ -22,6 +22,7 @@ from maasdam.engines.compute_share import CpuMeter
 from maasdam.engines.generation import Choice, choose, prompt_of, read_defaults
 from maasdam.engines.mailbox import Job, tokens_of
 from maasdam.engines.openvino_engine import PRECISIONS, dynamic_quantization
+from maasdam.engines.openvino_library import openvino
 from maasdam.engines.tensors import first_line, loading_with
 from maasdam.errors import DeadlineExceeded, EngineFailure, InvalidInput, InvalidModel
 
@@ -185,7 +186,7 @@ class GenaiEngine:
 
     def _join(self, job: Job) -> _Running | None:
         """Give a job to the pipeline; one that can't be run fails alone."""
-        import openvino as ov
+        ov = openvino()
 
         if job.is_cancelled:
             return None

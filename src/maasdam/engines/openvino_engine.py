@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact, Signature, Tensors, TensorSpec
+from maasdam.engines.openvino_library import openvino
 from maasdam.engines.tensors import breaking_as, closed, loading_with, positions
 from maasdam.errors import InvalidInput, Unsupported
 
@@ -28,7 +29,7 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> OpenVi
     "latency" (default) or "throughput"; "dynamic_quantization" (default False), see `dynamic_quantization`.
     """
     with loading_with(NAME, artifact):
-        import openvino as ov
+        ov = openvino()
 
         core = ov.Core()
         where = "GPU" if device == "gpu" else "CPU"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Progress, silent
 from maasdam.engines.openvino_engine import dynamic_quantization
+from maasdam.engines.openvino_library import openvino
 from maasdam.errors import InvalidInput, InvalidModel
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def _next_log_probabilities(logits: type_array, ids: Sequence[int]) -> type_arra
 
 def _openvino(folder: Path, settings: Mapping[str, Any]) -> Any:
     import numpy as np
-    import openvino as ov
+
+    ov = openvino()
 
     properties: dict[str, Any] = {"KV_CACHE_PRECISION": settings.get("kv_precision", "f32"), **dynamic_quantization(settings)}
     if settings.get("precision", "f32") != "auto":
