@@ -13,6 +13,7 @@ from tests.operations.test_release import REPORT, add
 from tests.served import open_home
 
 from maasdam.errors import InvalidInput, NotFound
+from maasdam.operations.card import card
 from maasdam.operations.report_page import UNMEASURED, flat, report_page, said, write_report
 from maasdam.operations.workspace import Workspace
 
@@ -58,6 +59,26 @@ def test_every_version_stands_in_the_table_the_plots_and_in_full(workspace: Work
     drawn = "".join(t.text or "" for svg in plots(page) for t in svg.iter("{http://www.w3.org/2000/svg}title"))
     assert "v1: 0.8, 0.9944; int8, passed" in drawn and "v2: 0.4, 0.9944; int4, failed" in drawn and "reference: 2.8" in drawn
     assert page.count("<details") == 2 and page.index("Version 1") < page.index("Version 2"), "the one that passed comes first"
+
+
+def test_a_student_stands_beside_itself_trained_alone_in_page_and_card(workspace: Workspace) -> None:
+    scores = {"teacher": {"loss": 0.125, "top1": 0.875}, "student": {"loss": 0.25}, "alone": {"loss": 0.5, "top1": 0.625}}
+    facts = {"scores": scores, "says": "scores on samples held back", "samples": 54}
+    step = {"use": "distill", "settings": {"student": "/home/me/small"}, "seconds": 3.0, "cached": False, "facts": facts}
+    register(workspace, "digits", passes=[step])
+    page = report_page(workspace, "digits")
+    rows = [re.sub(r"<[^>]+>", " ", row).split() for row in re.findall(r"<tr.*?</tr>", page)]
+    for row in (["teacher", "0.125", "0.875"], ["student", "0.25", UNMEASURED], ["alone", "0.5", "0.625"]):
+        assert row in rows
+    assert page.count("scores on samples held back") == 1 and "student small" in page and "/home/me" not in page
+    told = card(workspace, "digits:1")
+    assert "| held-back samples | loss | top1 |" in told and "| alone | 0.5 | 0.625 |" in told
+
+
+def test_what_grew_is_larger_not_a_fraction_smaller(workspace: Workspace) -> None:
+    register(workspace, "digits", report=report(size_bytes={"reference": 100_000, "candidate": 400_000, "ratio": 0.25}))
+    page = report_page(workspace, "digits")
+    assert "4 times larger" in page and "times smaller" not in page
 
 
 def test_the_page_needs_nothing_else(workspace: Workspace) -> None:

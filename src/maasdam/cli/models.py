@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -183,35 +182,5 @@ def _shown(facts: dict[str, Any], card: str) -> str:
     steps = facts["passes"]
     passes = [(step["use"], round(float(step["seconds"]), 1), bool(step["cached"]), step["digest"][:19]) for step in steps]
     parts = [body, "", table(("pass", "seconds", "cached", "digest"), passes) if passes else "no passes", ""]
-    parts += [told for step in steps if (told := _told(step))]
     parts += [f"aliases: {', '.join(facts['aliases']) or 'none'}   deployed: {'yes' if facts['deployed'] else 'no'}"]
     return "\n".join([*parts, f"files: {facts['path']}"])
-
-
-def _told(step: Mapping[str, Any]) -> str:
-    """What a pass reported that a reader should weigh: what shrank, and a student beside itself trained alone."""
-    found = step.get("facts")  # a version that was imported brings what its maker wrote
-    facts: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
-    lines: list[str] = []
-    shrank, scores = facts.get("shrank"), facts.get("scores")
-    if isinstance(shrank, Mapping):
-        pairs = {
-            what: pair for what, pair in shrank.items() if isinstance(pair, Mapping) and "before" in pair and "after" in pair
-        }
-        rows = [(what.replace("_", " "), p["before"], p["after"], _times(p["before"], p["after"])) for what, p in pairs.items()]
-        lines += [
-            table((f"what {step['use']} shrank", "before", "after", "times smaller"), rows),
-            str(shrank.get("says", "")),
-            "",
-        ]
-    if isinstance(scores, Mapping):
-        whose = [(name, own) for name, own in scores.items() if isinstance(own, Mapping)]
-        metrics = list(dict.fromkeys(metric for _, own in whose for metric in own))
-        lines += [table(("held-back samples", *metrics), [(name, *(own.get(m) for m in metrics)) for name, own in whose])]
-        lines += [str(facts[key]) for key in ("alone", "says") if key in facts] + [""]
-    return "\n".join(lines)
-
-
-def _times(before: Any, after: Any) -> str | None:
-    numbers = all(isinstance(n, int | float) for n in (before, after))
-    return f"{before / after:.2f}" if numbers and after else None

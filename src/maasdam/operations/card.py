@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from maasdam.artifacts.catalog import Version
+from maasdam.operations.pass_tables import pass_tables
 from maasdam.operations.workspace import Workspace
 
 METRICS = {
@@ -26,6 +27,7 @@ def card(workspace: Workspace, name: str) -> str:
         parts.append("## Measured\n\nNothing: this version was never verified.")
     else:
         parts += [_verdict(report), _table(report), _details(report)]
+    parts += [_passes(version)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -78,6 +80,16 @@ def _table(report: Mapping[str, Any]) -> str:
     rows.append(("joules per example", *_both(report, "energy_joules")))
     rows.insert(1, ("---", "---", "---"))
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _passes(version: Version) -> str:
+    """What pruning and distillation reported of themselves."""
+    blocks = []
+    for told in pass_tables(version.passes):
+        rows = [told.heads, ("---",) * len(told.heads), *told.rows]
+        lines = ["| " + " | ".join(_said(cell) for cell in row) + " |" for row in rows]
+        blocks.append("\n".join([*lines, "", *(f"{sentence}." for sentence in told.says)]))
+    return "\n\n".join(["## Compressed", *blocks]) if blocks else ""
 
 
 def _details(report: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from maasdam.artifacts.catalog import Version
 from maasdam.core import split_name
 from maasdam.errors import InvalidInput, NotFound
+from maasdam.operations.pass_tables import SHOWN, pass_tables
 from maasdam.operations.plots import Point, Spread, scatter, spreads
 from maasdam.operations.workspace import Workspace
 
@@ -30,7 +31,7 @@ MEASURED = (
 UNMEASURED = "\u2013"
 SPREADS = 12
 """Of how many versions every timed run is drawn, the newest."""
-HIDDEN_FACTS = frozenset({"table", "calibration", "what", "certificate"})
+HIDDEN_FACTS = frozenset({"table", "calibration", "what", "certificate", *SHOWN})
 """Facts of a pass that have a place of their own in the page, or are long."""
 
 
@@ -154,7 +155,7 @@ def _headline(version: Version) -> list[tuple[str, str, str]]:
     found = [
         (str(metric or "accuracy"), said(_number(_at(report, "accuracy", "candidate"))), interval and f"95 %: {interval}"),
         ("drop", said(drop), "positive is worse"),
-        ("size", _with(size and size / 1e6, "MB"), _with(ratio, "times smaller")),
+        ("size", _with(size and size / 1e6, "MB"), _smaller(ratio)),
         ("latency p50", _with(p50, "ms"), _with(speedup, "times as fast")),
         ("energy per item", _with(joules, "J"), "not measured" if joules is None else None),
     ]
@@ -163,6 +164,11 @@ def _headline(version: Version) -> list[tuple[str, str, str]]:
 
 def _with(value: float | None, unit: str) -> str:
     return UNMEASURED if value is None else f"{said(value)} {unit}"
+
+
+def _smaller(ratio: float | None) -> str:
+    """Reference over candidate, in words that read right both ways."""
+    return _with(1 / ratio, "times larger") if ratio and ratio < 1 else _with(ratio, "times smaller")
 
 
 def _summary(version: Version) -> dict[str, Any]:
@@ -217,6 +223,7 @@ def _detail(version: Version) -> dict[str, Any]:
         "checks": _checks(report),
         "confidence": _at(report, "accuracy", "confidence"),
         "passes": [_pass(step) for step in version.passes],
+        "pass_tables": pass_tables(version.passes),
         "table": report.get("optimization") or [],
         "table_says": next((f["what"] for f in facts if "what" in f), ""),
         "certificates": [_certificate(f["certificate"]) for f in facts if isinstance(f.get("certificate"), Mapping)],
@@ -249,7 +256,7 @@ def _measured(report: Mapping[str, Any]) -> list[tuple[str, Any, Any, Any, str]]
         cells = _mapping(report, key)
         named = f"{what}, {unit or cells.get('unit') or 'per second'}"
         sides = (_scaled(cells.get("reference"), factor), _scaled(cells.get("candidate"), factor))
-        smaller = _with(_number(cells.get("ratio")), "times smaller") if key == "size_bytes" else ""
+        smaller = _smaller(_number(cells.get("ratio"))) if key == "size_bytes" else ""
         rows.append((named, *sides, _scaled(own.get(key), factor), smaller))
     return rows
 
@@ -264,7 +271,8 @@ def _checks(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _pass(step: Any) -> dict[str, Any]:
     facts = {key: value for key, value in _mapping(step, "facts").items() if key not in HIDDEN_FACTS}
-    settings = {key: value for key, value in _mapping(step, "settings").items() if value is not None}
+    facts = {key: value for key, value in facts.items() if key != "says" or not pass_tables([step])}
+    settings = {key: _pathless(value) for key, value in _mapping(step, "settings").items() if value is not None}
     return {
         "use": _at(step, "use") or "?",
         "settings": settings,
@@ -273,6 +281,11 @@ def _pass(step: Any) -> dict[str, Any]:
         "facts": facts,
         "digest": str(_at(step, "digest") or "")[:19],
     }
+
+
+def _pathless(value: Any) -> Any:
+    """A folder of the machine that built it is told by its name alone: pages are passed on."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _certificate(certificate: Mapping[str, Any]) -> dict[str, Any]:
