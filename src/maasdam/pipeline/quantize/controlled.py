@@ -44,7 +44,7 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
             metric,
             max_drop=settings["max_drop"],
             subset_size=len(inputs),
-            preset=nncf.QuantizationPreset.MIXED if attends else nncf.QuantizationPreset.PERFORMANCE,
+            preset=nncf.QuantizationPreset.MIXED,  # decision 0015
             fast_bias_correction=settings["fast_bias_correction"],
             model_type=nncf.ModelType.TRANSFORMER if attends else None,
         )

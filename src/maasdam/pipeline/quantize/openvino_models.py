@@ -36,7 +36,7 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
             model,
             nncf.Dataset(seen, lambda tensors: tensors),
             subset_size=len(inputs),
-            preset=nncf.QuantizationPreset.MIXED if attends else nncf.QuantizationPreset.PERFORMANCE,
+            preset=nncf.QuantizationPreset.MIXED,  # decision 0015
             fast_bias_correction=settings["fast_bias_correction"],
             model_type=nncf.ModelType.TRANSFORMER if attends else None,
         )
