@@ -1,11 +1,12 @@
 """Conversion over many kinds of models: model x direction, as `maasdam convert` does it, proven or refused.
 
-    python -m benchmarks.breadth [--family onnx torch ...] [--only NAME ...] [--to onnx ...] [--direct] [--write PAGE]
+    python -m benchmarks.breadth [--family onnx torch ...] [--only NAME ...] [--to onnx ...] [--direct] [--keep FILE] [--write PAGE]
 
 The models are tiny and random (benchmarks/breadth_models.py); what counts is what they are made of. From each, every direction
 is taken, and on from the ONNX file and the SavedModel that were made. A cell holds the largest difference of any output as a
 share of its largest value, over three seeds and several sizes, and the seconds it took, proof included. What is refused is
 listed below the table with the sentence that refused it; what broke without a sentence for the user is a crash, and a fault.
+The whole takes hours: with --keep, rows are kept in a file as they are finished, and a run that was stopped goes on there.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.breadth_models import FAMILIES, Maker
@@ -67,26 +68,43 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only models whose name holds one of these")
     parser.add_argument("--to", nargs="+", choices=TARGETS, default=TARGETS, help="only to these formats")
     parser.add_argument("--direct", action="store_true", help="leave out the ways on from what was made")
+    parser.add_argument("--keep", type=Path, help="rows that were measured; those in it are not measured again")
     parser.add_argument("--write", type=Path, help="replace what was measured in this page")
     args = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    matrix: Matrix = {}
-    for family in args.family or FAMILIES:
-        for name, make in FAMILIES[family].items():
-            if args.only and not any(part.lower() in name.lower() for part in args.only):
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                matrix[name] = dict(_row(make, Path(folder), args.to, args.direct))
-            for (a, b), cell in matrix[name].items():
-                print(f"{name}: {a} -> {b}: {cell}{cell.gap and ': ' + cell.gap}", flush=True)
-            gc.collect()
-    text = "\n".join(_page(matrix))
+    matrix = _kept(args.keep)
+    wanted = [(name, make) for family in args.family or FAMILIES for name, make in FAMILIES[family].items()]
+    for name, make in wanted:
+        if name in matrix or (args.only and not any(part.lower() in name.lower() for part in args.only)):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            matrix[name] = dict(_row(make, Path(folder), args.to, args.direct))
+        for (a, b), cell in matrix[name].items():
+            print(f"{name}: {a} -> {b}: {cell}{cell.gap and ': ' + cell.gap}", flush=True)
+        _keep(args.keep, matrix)
+        gc.collect()
+    order = [name for rows in FAMILIES.values() for name in rows]
+    text = "\n".join(_page(dict(sorted(matrix.items(), key=lambda row: order.index(row[0])))))
     if args.write is None:
         print(text)
         return
     page = args.write.read_text() if args.write.exists() else ""
     before = page[: page.index(START)] if START in page else page
     args.write.write_text(before + START + "\n\n" + text + "\n")
+
+
+def _kept(path: Path | None) -> Matrix:
+    """What earlier runs measured; nothing where there was none."""
+    if path is None or not path.exists():
+        return {}
+    rows = json.loads(path.read_text())
+    return {name: {(a, b): Cell(**cell) for a, b, cell in cells} for name, cells in rows.items()}
+
+
+def _keep(path: Path | None, matrix: Matrix) -> None:
+    if path is not None:
+        rows = {name: [(a, b, asdict(cell)) for (a, b), cell in row.items()] for name, row in matrix.items()}
+        path.write_text(json.dumps(rows, indent=1))
 
 
 def _row(make: Maker, work: Path, targets: Sequence[Format], is_direct: bool) -> Iterator[tuple[tuple[str, str], Cell]]:
