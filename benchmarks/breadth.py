@@ -1,6 +1,6 @@
 """Conversion over many kinds of models: model x direction, as `maasdam convert` does it, proven or refused.
 
-    python -m benchmarks.breadth [--family onnx torch ...] [--only NAME ...] [--to onnx ...] [--direct] [--keep FILE] [--write PAGE]
+    python -m benchmarks.breadth [--family onnx …] [--only NAME …] [--to onnx …] [--direct] [--keep FILE] [--write PAGE]
 
 The models are tiny and random (benchmarks/breadth_models.py); what counts is what they are made of. From each, every direction
 is taken, and on from the ONNX file and the SavedModel that were made. A cell holds the largest difference of any output as a
