@@ -77,8 +77,8 @@ def _hugging_face() -> dict[str, Maker]:
             "BeitForImageClassification", "BeitConfig", _pixels(), patch_size=8, out_indices=[1], **IMAGE, **WIDTH
         ),
         "EfficientNet": make(
-            "EfficientNetForImageClassification", "EfficientNetConfig", _pixels(64), width_coefficient=0.25,
-            depth_coefficient=0.25, hidden_dim=320, image_size=64, num_labels=5,
+            "EfficientNetForImageClassification", "EfficientNetConfig", _pixels(64), width_coefficient=0.5,
+            depth_coefficient=0.25, hidden_dim=640, image_size=64, num_labels=5, initializer_range=0.3,
         ),
         "RegNet": make("RegNetForImageClassification", "RegNetConfig", _pixels(), embedding_size=8, groups_width=8,
                        num_labels=5, **stages),

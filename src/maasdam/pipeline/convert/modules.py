@@ -40,7 +40,7 @@ def load_transformers(source: Artifact, attention: Attention) -> Any:
 
 
 WHOLE_IMAGE = 512
-"""No feature map is as wide; a window as wide averages all there is."""
+"""No feature map is as wide; a window as wide takes in all there is."""
 
 
 def _pool_all(model: torch.nn.Module) -> None:
@@ -49,10 +49,11 @@ def _pool_all(model: torch.nn.Module) -> None:
 
     for owner in model.modules():
         for name, child in owner.named_children():
-            if isinstance(child, torch.nn.AvgPool2d) and child.ceil_mode:
+            if isinstance(child, torch.nn.AvgPool2d | torch.nn.MaxPool2d) and child.ceil_mode:
                 width = child.kernel_size if isinstance(child.kernel_size, int) else min(child.kernel_size)
                 if width >= WHOLE_IMAGE:
-                    setattr(owner, name, torch.nn.AdaptiveAvgPool2d(1))
+                    is_mean = isinstance(child, torch.nn.AvgPool2d)
+                    setattr(owner, name, torch.nn.AdaptiveAvgPool2d(1) if is_mean else torch.nn.AdaptiveMaxPool2d(1))
 
 
 def has_fused_attention(source: Artifact) -> bool:
