@@ -120,12 +120,14 @@ def text(work: Path, store: Store, rounds: int) -> None:
     def made(scheme: str, **settings: Any) -> Artifact:
         return apply(build, source, "quantize", scheme=scheme, format="openvino", **settings)
 
-    fast = {"precision": "bf16", "activations": "dynamic-int8"}
+    rounded = {"activations": "dynamic-int8"}
+    fast = {"precision": "bf16", **rounded}
     ways: list[Way] = [
         ("FP32", plain, {}, "", ""),
         ("bf16", made("bf16"), {}, "", ""),
         ("int8 weights", made("weights-int8"), {}, "", "computed in FP32"),
         ("int4 weights, groups of 64", made("weights-int4"), {}, ">= 3; size >= 5", "computed in FP32"),
+        ("int4 weights, groups of 64", made("weights-int4", **rounded), {}, ">= 3; size >= 5", "activations int8"),
         ("int4 weights, groups of 64", made("weights-int4", **fast), {}, ">= 3; size >= 5", "bf16, activations int8"),
         ("int4 weights, groups of 128", made("weights-int4", group_size=128, **fast), {}, "", "bf16, activations int8"),
         ("int4 weights, embedding too", made("weights-int4", ends="int4", **fast), {}, "", "bf16, activations int8"),
