@@ -48,6 +48,7 @@ class Arrays:
     transpose: Callable[..., Tensor]
     where: Callable[..., Tensor]
 
+    ceil: Callable[[Tensor], Tensor]
     relu: Callable[[Tensor], Tensor]
     round: Callable[[Tensor], Tensor]
     rsqrt: Callable[[Tensor], Tensor]
@@ -67,7 +68,13 @@ class Arrays:
     dims: Callable[[Tensor], list[Size]]
     number: Callable[[Size], Any]
     """A size as tensors take it in arithmetic and indexing."""
+    real: Callable[[Size, Kind], Tensor]
+    """A size as a float of a type."""
+    whole: Callable[[Tensor], Size]
+    """A computed number as a size."""
     larger: Callable[[Size, Size], Size]
+    tie: Callable[[Size, Size], None]
+    """Say that two sizes are the same in every run."""
     reshape: Callable[[Tensor, Sequence[Size]], Tensor]
     full: Callable[[Sequence[Size], float, Kind], Tensor]
     arange: Callable[[Size], Tensor]
@@ -84,8 +91,10 @@ class Arrays:
     shifted: Callable[[Tensor, Tensor], Tensor]
     """Bits to the right."""
     stack: Callable[[list[Tensor], int], Tensor]
-    sum: Callable[[Tensor, int], Tensor]
-    """Along an axis, in the element type of the tensor."""
+    sum: Callable[[Tensor, list[int]], Tensor]
+    """Along axes, in the element type of the tensor."""
+    largest: Callable[[Tensor, list[int]], Tensor]
+    """Along axes."""
 
     linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     """x @ weight.T + bias."""
@@ -95,3 +104,5 @@ class Arrays:
     """Of x [B, H, T, D], each item's own places [B, K] of the third axis: [B, H, K, D]."""
     spans: Callable[[Tensor, Size], tuple[Tensor, Tensor | None]]
     """Where each item of a batch ends and begins, of a mask [B] or [2 B]; None where all begin at 0."""
+    pixels: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    """Of images [B, Y, X, C], those at items, rows and columns that broadcast to each other: [..., C]."""

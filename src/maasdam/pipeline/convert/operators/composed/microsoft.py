@@ -178,7 +178,7 @@ def embed_layer_normalization(
     total = xp.gather(words, ids) + xp.gather(positions, spots)
     if kinds is not None and segments is not None:
         total = total + xp.gather(kinds, segments)
-    counted = xp.full(xp.dims(ids)[:1], 0, xp.int32) if mask is None else xp.sum(xp.cast(mask == 1, xp.int32), 1)
+    counted = xp.full(xp.dims(ids)[:1], 0, xp.int32) if mask is None else xp.sum(xp.cast(mask == 1, xp.int32), [1])
     return xp.layer_normalization(total, gamma, beta, -1, epsilon), counted, total
 
 

@@ -44,6 +44,11 @@ def _spans(mask: Tensor, batch: Any) -> tuple[Tensor, Tensor | None]:
     return mask[:count], tf.concat([mask[count:], tf.zeros([count], mask.dtype)], 0)[:count]
 
 
+def _pixels(x: Tensor, item: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    grid = tf.zeros_like(row + column)
+    return tf.gather_nd(x, tf.stack([item + grid, row + grid, column + grid], -1))
+
+
 ARRAYS = Arrays(
     float32=tf.float32,
     float64=tf.float64,
@@ -67,6 +72,7 @@ ARRAYS = Arrays(
     swish=elementwise.swish,
     transpose=rearrange.transpose,
     where=elementwise.where,
+    ceil=tf.math.ceil,
     relu=tf.nn.relu,
     round=tf.round,
     rsqrt=tf.math.rsqrt,
@@ -80,7 +86,10 @@ ARRAYS = Arrays(
     rank=rank,
     dims=dims,
     number=scalar,
+    real=lambda size, kind: tf.cast(scalar(size), kind),
+    whole=Size,
     larger=lambda a, b: Size(tf.maximum(scalar(a), scalar(b))),
+    tie=lambda a, b: None,
     reshape=reshaped,
     full=lambda sizes, value, kind: tf.fill(packed(sizes), tf.constant(value, kind)),
     arange=lambda count: tf.range(scalar(count), dtype=tf.int64),
@@ -91,8 +100,10 @@ ARRAYS = Arrays(
     shifted=tf.bitwise.right_shift,
     stack=tf.stack,
     sum=tf.reduce_sum,
+    largest=tf.reduce_max,
     linear=_linear,
     scores=lambda query, key: tf.matmul(query, key, transpose_b=True),
     at_places=_at_places,
     spans=_spans,
+    pixels=_pixels,
 )
