@@ -7,6 +7,7 @@
     shapes.py        arithmetic on shapes, the same for every framework
     sequences.py     sequences as lists, the same for every framework
     interpreter.py   walks the nodes, calling the table
+    composed/        operators made of a framework's functions, described once: quantised ones, ONNX Runtime's own
     pytorch/         the PyTorch table
     tensorflow/      the TensorFlow table
 

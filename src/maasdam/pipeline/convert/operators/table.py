@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -61,6 +62,11 @@ class Table:
             return function
 
         return add
+
+    def adopt(self, other: Table, *first: Any) -> None:
+        """List every operator of `other`, whose functions take `first` before an operator's inputs."""
+        for operator in (o for versions in other._operators.values() for o in versions):
+            self(operator.name, since=operator.since, shapes=operator.shapes)(functools.partial(operator.function, *first))
 
     def find(self, name: str, version: int) -> Operator | None:
         """The operator as operator set `version` defines it, or None."""

@@ -1,20 +1,18 @@
 """ONNX operators in PyTorch, made of functions that torch.export traces."""
 
+from maasdam.pipeline.convert.operators import composed
 from maasdam.pipeline.convert.operators.pytorch import (
     control,
     detection,
     elementwise,
     layers,
-    microsoft,
-    microsoft_attention,
-    microsoft_quantized,
-    quantized,
     rearrange,
     recurrent,
     reduce,
     signal,
     spatial,
 )
+from maasdam.pipeline.convert.operators.pytorch.arrays import ARRAYS
 from maasdam.pipeline.convert.operators.pytorch.table import operator as TABLE
 
 __all__ = [
@@ -23,13 +21,11 @@ __all__ = [
     "detection",
     "elementwise",
     "layers",
-    "microsoft",
-    "microsoft_attention",
-    "microsoft_quantized",
-    "quantized",
     "rearrange",
     "recurrent",
     "reduce",
     "signal",
     "spatial",
 ]
+
+composed.list_in(TABLE, ARRAYS)

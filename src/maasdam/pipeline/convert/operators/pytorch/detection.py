@@ -1,4 +1,4 @@
-"""Operators of detectors: NonMaxSuppression, RoiAlign, DeformConv."""
+"""NonMaxSuppression and DeformConv, written for how this framework loops and gathers; RoiAlign is composed."""
 
 from __future__ import annotations
 
@@ -68,70 +68,6 @@ def _corners(boxes: Tensor, center_point_box: int) -> Tensor:
 def _area(corners: Tensor) -> Tensor:
     sides = torch.clamp(corners[..., 2:] - corners[..., :2], min=0)
     return sides[..., 0] * sides[..., 1]
-
-
-@operator("RoiAlign", since=16)
-def roi_align(
-    x: Tensor,
-    rois: Tensor,
-    batch: Tensor,
-    coordinate_transformation_mode: str = "half_pixel",
-    mode: str = "avg",
-    output_height: int = 1,
-    output_width: int = 1,
-    sampling_ratio: int = 0,
-    spatial_scale: float = 1.0,
-) -> Tensor:
-    """ONNX RoiAlign: each bin the mean, or the largest weighted corner, of samples between pixels."""
-    torch._check(rois.shape[0] == batch.shape[0])  # so that torch.export takes their numbers for one
-    is_half = coordinate_transformation_mode == "half_pixel"
-    left, top, right, bottom = (rois * spatial_scale - (0.5 if is_half else 0.0)).unbind(1)
-    sizes = [bottom - top, right - left]
-    sizes = sizes if is_half else [torch.clamp(size, min=1) for size in sizes]
-    y = _samples(top, sizes[0], output_height, sampling_ratio)
-    z = _samples(left, sizes[1], output_width, sampling_ratio)
-    rows, columns = _neighbours(y[0], x.shape[2]), _neighbours(z[0], x.shape[3])
-    is_real = y[1].reshape(-1, 1, y[1].shape[1], 1, 1) & z[1].reshape(-1, 1, 1, 1, z[1].shape[1])
-    pixels = x.permute(0, 2, 3, 1)
-    item = batch.to(torch.int64).reshape(-1, 1, 1, 1, 1)
-    parts = [
-        pixels[item, row.unsqueeze(3).unsqueeze(4), column.unsqueeze(1).unsqueeze(2)]
-        * (high.unsqueeze(3).unsqueeze(4) * wide.unsqueeze(1).unsqueeze(2)).unsqueeze(-1)
-        for row, high in rows
-        for column, wide in columns
-    ]  # [roi, row of bins, sample, column of bins, sample, channel]
-    if mode == "avg":
-        summed = (torch.stack(parts).sum(0) * is_real.unsqueeze(-1)).sum([2, 4])
-        return (summed / is_real.sum([2, 4]).clamp(min=1).unsqueeze(-1).to(x.dtype)).permute(0, 3, 1, 2)
-    largest = torch.where(is_real.unsqueeze(-1), torch.stack(parts).amax(0), float("-inf"))
-    return largest.amax([2, 4]).permute(0, 3, 1, 2)
-
-
-@operator("RoiAlign", since=10)
-def roi_align_by_corner(x: Tensor, rois: Tensor, batch: Tensor, **attributes: Any) -> Tensor:
-    """ONNX RoiAlign before 16: coordinates are not moved by half a pixel, and no region is smaller than a pixel."""
-    return roi_align(x, rois, batch, coordinate_transformation_mode="output_half_pixel", **attributes)
-
-
-def _samples(begin: Tensor, size: Tensor, bins: int, ratio: int) -> tuple[Tensor, Tensor]:
-    """Places of samples [roi, bin, sample], and which of them [roi, sample] are the region's: it may need fewer than others."""
-    needed = torch.ceil(size / bins).to(torch.int64) if ratio <= 0 else torch.full_like(size, ratio, dtype=torch.int64)
-    most: Any = needed.max().clamp(min=1).item() if ratio <= 0 else ratio
-    turn = torch.arange(most)
-    step = (size / bins).reshape(-1, 1, 1)
-    within = (turn + 0.5) * step / needed.clamp(min=1).reshape(-1, 1, 1)
-    places = begin.reshape(-1, 1, 1) + torch.arange(bins).reshape(1, -1, 1) * step + within
-    return places, turn < needed.reshape(-1, 1)
-
-
-def _neighbours(place: Tensor, size: Any) -> list[tuple[Tensor, Tensor]]:
-    """The pixels before and after each place, with their weights: nothing beyond one pixel outside."""
-    is_inside = ((place >= -1) & (place <= size)).to(place.dtype)
-    inner = torch.clamp(place, min=0)
-    before = torch.clamp(inner.to(torch.int64), max=size - 1)
-    after = torch.clamp(before + 1, max=size - 1)
-    share = torch.where(before >= size - 1, torch.zeros_like(inner), inner - before)
-    return [(before, (1 - share) * is_inside), (after, share * is_inside)]
 
 
 @operator("DeformConv", since=19)

@@ -1,14 +1,11 @@
 """ONNX operators in TensorFlow, made of functions that tf.function traces with axes it does not know."""
 
+from maasdam.pipeline.convert.operators import composed
 from maasdam.pipeline.convert.operators.tensorflow import (
     control,
     detection,
     elementwise,
     layers,
-    microsoft,
-    microsoft_attention,
-    microsoft_quantized,
-    quantized,
     rearrange,
     recurrent,
     reduce,
@@ -16,6 +13,7 @@ from maasdam.pipeline.convert.operators.tensorflow import (
     signal,
     spatial,
 )
+from maasdam.pipeline.convert.operators.tensorflow.arrays import ARRAYS
 from maasdam.pipeline.convert.operators.tensorflow.table import operator as TABLE
 
 __all__ = [
@@ -24,10 +22,6 @@ __all__ = [
     "detection",
     "elementwise",
     "layers",
-    "microsoft",
-    "microsoft_attention",
-    "microsoft_quantized",
-    "quantized",
     "rearrange",
     "recurrent",
     "reduce",
@@ -35,3 +29,5 @@ __all__ = [
     "signal",
     "spatial",
 ]
+
+composed.list_in(TABLE, ARRAYS)

@@ -1,4 +1,4 @@
-"""Operators of detectors: NonMaxSuppression, RoiAlign, DeformConv."""
+"""NonMaxSuppression and DeformConv, written for how this framework loops and gathers; RoiAlign is composed."""
 
 from __future__ import annotations
 
@@ -52,78 +52,6 @@ def non_max_suppression(
     out = rows.concat()
     out.set_shape([None, 3])
     return out
-
-
-@operator("RoiAlign", since=16)
-def roi_align(
-    x: Tensor,
-    rois: Tensor,
-    batch: Tensor,
-    coordinate_transformation_mode: str = "half_pixel",
-    mode: str = "avg",
-    output_height: int = 1,
-    output_width: int = 1,
-    sampling_ratio: int = 0,
-    spatial_scale: float = 1.0,
-) -> Tensor:
-    """ONNX RoiAlign: each bin the mean, or the largest weighted corner, of samples between pixels."""
-    is_half = coordinate_transformation_mode == "half_pixel"
-    left, top, right, bottom = tf.unstack(rois * spatial_scale - (0.5 if is_half else 0.0), axis=1)
-    sizes = [bottom - top, right - left]
-    sizes = sizes if is_half else [tf.maximum(size, 1) for size in sizes]
-    rows, is_row = _samples(top, sizes[0], output_height, sampling_ratio, dims(x)[2])
-    columns, is_column = _samples(left, sizes[1], output_width, sampling_ratio, dims(x)[3])
-    is_real = (is_row[:, :, None] & is_column[:, None])[..., None]  # [roi, sample down, sample across, 1]
-    pixels = tf.transpose(x, [0, 2, 3, 1])
-    parts = []
-    for row, high in rows:
-        for column, wide in columns:
-            shape = tf.shape(is_real)[:3]
-            item = tf.cast(batch, tf.int64)[:, None, None]
-            places = [tf.broadcast_to(v, shape) for v in (item, row[:, :, None], column[:, None])]
-            parts.append(tf.gather_nd(pixels, tf.stack(places, -1)) * (high[:, :, None] * wide[:, None])[..., None])
-    regions, down, across = tf.unstack(tf.shape(is_real)[:3])
-    bins = [regions, output_height, down // output_height, output_width, across // output_width, -1]
-    if mode == "avg":
-        real = tf.cast(is_real, x.dtype)
-        summed = tf.reduce_sum(tf.reshape(tf.add_n(parts) * real, bins), [2, 4])
-        out = tf.transpose(summed / tf.maximum(tf.reduce_sum(tf.reshape(real, bins), [2, 4]), 1), [0, 3, 1, 2])
-        return tf.ensure_shape(out, [None, x.shape[1], output_height, output_width])
-    largest = tf.where(is_real, tf.reduce_max(tf.stack(parts), 0), tf.constant(float("-inf"), x.dtype))
-    out = tf.transpose(tf.reduce_max(tf.reshape(largest, bins), [2, 4]), [0, 3, 1, 2])
-    return tf.ensure_shape(out, [None, x.shape[1], output_height, output_width])
-
-
-@operator("RoiAlign", since=10)
-def roi_align_by_corner(x: Tensor, rois: Tensor, batch: Tensor, **attributes: Any) -> Tensor:
-    """ONNX RoiAlign before 16: coordinates are not moved by half a pixel, and no region is smaller than a pixel."""
-    return roi_align(x, rois, batch, coordinate_transformation_mode="output_half_pixel", **attributes)
-
-
-def _samples(begin: Tensor, size: Tensor, bins: int, ratio: int, length: Any) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    """The pixels around each sample [roi, bins x samples], and which are the region's: it may need fewer than others."""
-    if ratio > 0:
-        needed, most = tf.zeros_like(size, tf.int64) + ratio, tf.constant(ratio, tf.int64)
-    else:
-        needed = tf.cast(tf.math.ceil(size / bins), tf.int64)
-        most = tf.maximum(tf.reduce_max(needed), 1)
-    turn = tf.range(most, dtype=tf.int64)
-    step = (size / bins)[:, None, None]
-    within = (tf.cast(turn, size.dtype) + 0.5) * step / tf.cast(tf.maximum(needed, 1), size.dtype)[:, None, None]
-    places = begin[:, None, None] + tf.range(bins, dtype=size.dtype)[None, :, None] * step + within
-    flat = tf.reshape(places, tf.stack([tf.shape(size)[0], tf.cast(bins * most, tf.int32)]))
-    return _neighbours(flat, length), tf.tile(turn < needed[:, None], [1, bins])
-
-
-def _neighbours(place: Tensor, size: Any) -> list[tuple[Tensor, Tensor]]:
-    """The pixels before and after each place, with their weights: nothing beyond one pixel outside."""
-    last = scalar(size) - 1
-    is_inside = tf.cast((place >= -1) & (place <= tf.cast(last + 1, place.dtype)), place.dtype)
-    inner = tf.maximum(place, 0)
-    before = tf.minimum(tf.cast(inner, tf.int64), last)
-    after = tf.minimum(before + 1, last)
-    share = tf.where(before >= last, tf.zeros_like(inner), inner - tf.cast(before, inner.dtype))
-    return [(before, (1 - share) * is_inside), (after, share * is_inside)]
 
 
 @operator("DeformConv", since=19)
