@@ -106,6 +106,26 @@ def test_huggingface_says_task_labels_parameters_and_image_size(tmp_path: Path) 
     )
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_labels": 10**9},
+        {"text_config": {"num_labels": 10**9}},
+        {"num_hidden_layers": 10**9},
+        {"vision_config": {"depths": [1, 10**9]}},
+    ],
+)
+@pytest.mark.parametrize("beside", ["weights", "onnx"])
+def test_counts_that_transformers_would_write_out_are_refused(tmp_path: Path, config: dict[str, object], beside: str) -> None:
+    """transformers names each label as soon as it reads a config.json: a billion took 80 seconds and all the memory."""
+    hostile.huggingface(tmp_path, **config)
+    if beside == "onnx":
+        (tmp_path / "model.safetensors").unlink()
+        (tmp_path / "model.onnx").write_bytes(hostile.onnx_model())
+    with pytest.raises(InvalidModel, match=r"config.json has (num_labels|num_hidden_layers|depths) 1,000,000,000; at most"):
+        inspect(str(tmp_path))
+
+
 def test_huggingface_shards_are_read_through_their_index(tmp_path: Path, store: Store) -> None:
     hostile.huggingface(tmp_path)
     (tmp_path / "model.safetensors").unlink()

@@ -45,6 +45,17 @@ PROCESSOR_FILES = frozenset(
 )
 """Files that describe the processor, flat beside the model. None of them is code."""
 
+LAYER_COUNTS = frozenset(
+    {
+        "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers",
+        "num_encoder_layers", "num_encoder_blocks", "num_stages", "depths", "depth", "num_feat_extract_layers",
+    }
+)  # fmt: skip
+"""Settings of transformers' configurations that count layers, each of which has weights."""
+MOST_LABELS = 1_000_000
+MOST_LAYERS = 10_000
+"""transformers makes a list entry or a name of each as soon as it reads a configuration, whoever asked for what."""
+
 _TASK_BY_SUFFIX: tuple[tuple[str, str], ...] = (
     ("ForImageClassification", IMAGE_CLASSIFICATION),
     ("ForImageClassificationWithTeacher", IMAGE_CLASSIFICATION),
@@ -123,6 +134,8 @@ def describe(place: Place) -> Description:
                 raise InvalidModel(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_PROCESSOR_FILE_BYTES:,} are taken")
             files[name] = path
     parsed = {name: read_json_object(path) for name, path in files.items() if name.endswith("config.json")}
+    for name, found in parsed.items():
+        _check_counts(found, files[name])
     config = parsed.get("config.json", {})
     preprocessor = dict(parsed.get("preprocessor_config.json", {}))
     inner = parsed.get("processor_config.json", {})
@@ -130,6 +143,29 @@ def describe(place: Place) -> Description:
         if isinstance(inner.get(part), dict):
             preprocessor |= inner[part]
     return Description(files, config, preprocessor, tuple(_own_code(parsed, config)))
+
+
+def counts_in(config: Mapping[str, Any], keys: frozenset[str]) -> Iterator[tuple[str, int | float]]:
+    """Every number that stands under one of `keys`, alone or in a list, in the configuration or one inside it."""
+    waiting: list[tuple[str, Any]] = [("", dict(config))]
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(str(name), inner) for name, inner in value.items()]
+        elif isinstance(value, list) and key in keys:
+            waiting += [(key, inner) for inner in value]
+        elif key in keys and isinstance(value, int | float):
+            yield key, value
+
+
+def _check_counts(config: Mapping[str, Any], path: Path) -> None:
+    """Raise InvalidModel for counts that would fill the memory when transformers reads them."""
+    for keys, most in ((LAYER_COUNTS, MOST_LAYERS), (frozenset({"num_labels"}), MOST_LABELS)):
+        for key, value in counts_in(config, keys):
+            if value > most:
+                raise InvalidModel(
+                    f"{path} has {key} {value:,}; at most {most:,} are taken: give the config.json made with the model"
+                )
 
 
 def merge(own: Description, other: Description, keeps_config: bool) -> Description:

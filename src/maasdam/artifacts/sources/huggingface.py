@@ -13,7 +13,7 @@ from typing import Any
 
 from maasdam.artifacts.sources.bounds import MAX_CONFIG_BYTES, Place, commonest, read_json_object
 from maasdam.artifacts.sources.finding import Reading
-from maasdam.artifacts.sources.hfconfig import Description
+from maasdam.artifacts.sources.hfconfig import LAYER_COUNTS, Description, counts_in
 from maasdam.artifacts.sources.safetensors import read_header
 from maasdam.core import IMAGE_CLASSIFICATION, SPEECH_RECOGNITION, TEXT_GENERATION, Signature, TensorSpec
 from maasdam.errors import InvalidModel, Unsupported
@@ -23,13 +23,6 @@ SHARED_LAYERS = 512
 """As many layers may have their weights in common (ALBERT)."""
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_LAYER_COUNTS = frozenset(
-    {
-        "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers",
-        "num_encoder_layers", "num_encoder_blocks", "num_stages", "depths", "depth", "num_feat_extract_layers",
-    }
-)  # fmt: skip
-"""Settings of transformers' configurations that count layers, each of which has weights."""
 _TEXT_TASKS = ("text-classification", "token-classification", "fill-mask")
 
 
@@ -98,14 +91,8 @@ def _check_index(index: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 def _check_layers(description: Description, tensors: int, place: Place) -> None:
     """Raise InvalidModel for more layers than there are weights: transformers builds them all before it looks for those."""
-    waiting: list[tuple[str, Any]] = [("", dict(description.config))]
-    while waiting:
-        key, value = waiting.pop()
-        if isinstance(value, dict):
-            waiting += [(str(name), inner) for name, inner in value.items()]
-        elif isinstance(value, list) and key in _LAYER_COUNTS:
-            waiting += [(key, inner) for inner in value]
-        elif key in _LAYER_COUNTS and isinstance(value, int | float) and value > max(tensors, SHARED_LAYERS):
+    for key, value in counts_in(description.config, LAYER_COUNTS):
+        if value > max(tensors, SHARED_LAYERS):
             raise InvalidModel(
                 f"{place.path}/config.json has {key} {value:,}, and the weights are {tensors:,} tensors; "
                 "give the config.json that belongs to them"
