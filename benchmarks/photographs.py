@@ -5,7 +5,7 @@
 The photographs are cut into `--folds` parts. For each, the recipe int8 calibrates on that part alone and is scored on all the
 others, so no photograph is ever scored by a network that its ranges were taken from; the drop is over all those answers,
 with the float32 network's own on the same ones beside it. Size counts every file. Speed is of the first part's network, against
-float32 in turns: one photograph at a time, and eight in one run. Prints tables in Markdown.
+float32 in turns: one photograph at a time on two threads and on one, and eight in one run. Prints tables in Markdown.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from maasdam.pipeline.examples import PreparedExamples, evaluation_examples
 from maasdam.pipeline.measure import take_turns
 from maasdam.pipeline.recipe import find_recipe
 from maasdam.pipeline.run_recipe import Build, Data, processor_name
-from maasdam.pipeline.subjects import TensorSubject
+from maasdam.pipeline.subjects import BATCH, TensorSubject
 
 TASK = "image-classification"
+TARGET = ">= 2.5; size >= 3.4"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,34 +126,28 @@ def _print_accuracy(plain: Artifact, folds: list[Fold], data: Path) -> None:
 
 
 def _print_speed(plain: Artifact, ir: Artifact, int8: Artifact, args: argparse.Namespace) -> None:
-    """One photograph at a time, and a batch; what the recipe chose for one stream is not what a batch wants."""
+    """One photograph at a time, on two threads and on one (what a loaded server has for each), and a batch."""
     examples = PreparedExamples(evaluation_examples(plain, args.data, limit=16))
-    batch = replace(int8, settings={**int8.settings, "threads": THREADS})
-    ways = [
-        ("FP32, ONNX Runtime", plain, ""),
-        ("FP32, OpenVINO", ir, ""),
-        ("int8, as the recipe chose", int8, ">= 2.5; size >= 3.4"),
-    ]
-    if int8.settings.get("threads") not in (None, 0, THREADS):
-        ways.append(("int8, two threads", batch, ">= 2.5; size >= 3.4"))
-    engines = [open_engine(artifact, threads=THREADS) for _, artifact, _ in ways]
-    subjects = [
-        TensorSubject(artifact, engine, examples)  # type: ignore[arg-type]  # a classifier runs in a tensor engine
-        for (_, artifact, _), engine in zip(ways, engines, strict=True)
-    ]
-    for title, method in (("one photograph", "run_one"), (f"{subjects[0].batch_rows} photographs in one run", "run_batch")):
+    for title, method, threads in (
+        ("one photograph, two threads", "run_one", THREADS),
+        ("one photograph, one thread", "run_one", 1),
+        (f"{BATCH} photographs in one run, two threads", "run_batch", THREADS),
+    ):
+        ways = [("FP32, ONNX Runtime", plain, ""), ("FP32, OpenVINO", ir, ""), (f"int8, {int8.engine}", int8, TARGET)]
+        opened = [replace(artifact, settings={**artifact.settings, "threads": threads}) for _, artifact, _ in ways]
+        engines = [open_engine(artifact, threads=threads) for artifact in opened]
+        subjects = [
+            TensorSubject(artifact, engine, examples)  # type: ignore[arg-type]  # a classifier runs in a tensor engine
+            for artifact, engine in zip(opened, engines, strict=True)
+        ]
         contenders = [
-            Contender(what, artifact, getattr(subject, method), target, _shown(artifact))
+            Contender(what, artifact, getattr(subject, method), target)
             for (what, artifact, target), subject in zip(ways, subjects, strict=True)
         ]
         timings = take_turns({c.what: c.timed for c in contenders}, seconds=0, rounds=(args.rounds, args.rounds))
         print_table(f"{args.model.name}, {title}", contenders, [timings[c.what].seconds for c in contenders])
-    for engine in engines:
-        engine.close()
-
-
-def _shown(artifact: Artifact) -> str:
-    return ", ".join([str(artifact.engine), *(f"{name} {value}" for name, value in sorted(artifact.settings.items()))])
+        for engine in engines:
+            engine.close()
 
 
 if __name__ == "__main__":
