@@ -133,17 +133,17 @@ def _cell(source: Path, to: Format, out: Path) -> Cell:
     try:
         document = convert_model(str(source), to, out, trust=True)
     except MaasdamError as error:
-        return Cell(None, time.monotonic() - start, _sentence(error))
+        return Cell(None, time.monotonic() - start, sentence(error))
     except Exception as error:  # a fault of ours: the user would see a traceback
         traceback.print_exc(file=sys.stderr)
-        return Cell(None, time.monotonic() - start, f"{type(error).__name__}: {_sentence(error)}", is_crash=True)
+        return Cell(None, time.monotonic() - start, f"{type(error).__name__}: {sentence(error)}", is_crash=True)
     finally:
         gc.collect()
     outputs = json.loads((out / "certificate.json").read_text())["outputs"]
     return Cell(max(o["max_rel_diff"] for o in outputs), document["seconds"])
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
     """The first sentence, without folders of this machine."""
     text = re.sub(r"/[\w./-]*/", "", " ".join(str(error).split()))
     return re.split(r"(?<=[.!?]) (?=[A-Z])", text)[0][:300]

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.breadth import _sentence
+from benchmarks.breadth import sentence
 from benchmarks.breadth_models import FAMILIES, VOCABULARY, Maker
 from maasdam import settings
 from maasdam.errors import MaasdamError
@@ -111,10 +111,10 @@ def _cell(home: Workspace, source: Path, recipe: str, held: Path, train: Path, p
         data: dict[str, Any] = {"data": held, "calibrate": train, "train": train}
         version = build(home, str(source), name="it", task=task, recipe=recipe, processor=processor, **data)
     except MaasdamError as error:
-        return "refused", _sentence(error)
+        return "refused", sentence(error)
     except Exception as error:  # a fault of ours: the user would see a traceback
         traceback.print_exc(file=sys.stderr)
-        return "**crash**", f"{type(error).__name__}: {_sentence(error)}"
+        return "**crash**", f"{type(error).__name__}: {sentence(error)}"
     report = version.report or {}
     accuracy = report.get("accuracy") or {}
     sides = [accuracy.get(side) for side in ("reference", "candidate")]

@@ -149,3 +149,18 @@ def test_closing_twice_is_fine() -> None:
     bar("x", 1, 2)
     bar.close()
     bar.close()
+
+
+def test_what_libraries_print_while_they_work_is_no_part_of_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    """onnxruntime.transformers prints that a shape inference failed: `build --json` was no JSON then."""
+    with progress_bar() as progress:
+        progress("work")
+        print("failed in shape inference")
+    emit({"a": 1}, True, "")
+    with progress_bar() as progress:
+        print("again")
+        emit({"b": 2}, False, "b")
+        progress.close()
+        emit({"c": 3}, False, "c")
+    out, err = capsys.readouterr()
+    assert out == '{\n  "a": 1\n}\nb\nc\n' and "failed in shape inference" in err and "again" in err

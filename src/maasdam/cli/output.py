@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -35,20 +35,25 @@ SECONDS_BETWEEN_LINES = 5.0
 """How often long work says where it is when stderr is not a terminal."""
 
 
+_set_aside: list[TextIO] = []
+"""stdout itself, while what libraries print goes to stderr."""
+
+
 def emit(document: Mapping[str, Any], as_json: bool, text: str | Callable[[], str]) -> None:
     """Print the answer on stdout: `document` as one JSON document, else `text` (or what it returns).
 
     Numbers JSON can't hold (NaN, infinities) become null; paths become strings.
     """
-    encoding = sys.stdout.encoding or "utf-8"
+    out = _set_aside[0] if _set_aside else sys.stdout
+    encoding = out.encoding or "utf-8"
     if as_json:
         is_ascii = not encoding.lower().startswith("utf")
         words = json.dumps(_plain(document), indent=2, ensure_ascii=is_ascii, allow_nan=False)
     else:
         words = text if isinstance(text, str) else text()
     if words:
-        sys.stdout.write(words.rstrip("\n").encode(encoding, "backslashreplace").decode(encoding) + "\n")
-    sys.stdout.flush()
+        out.write(words.rstrip("\n").encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    out.flush()
 
 
 @contextmanager
@@ -90,6 +95,7 @@ def progress_bar(stream: TextIO | None = None, clock: Callable[[], float] = time
     """A core.Progress for long work: a bar on a terminal, a plain line now and then elsewhere.
 
     Works bare, and as a context manager that clears up: `with progress_bar() as progress: build(..., progress=progress)`.
+    Inside it, what libraries print goes to stderr: stdout is for the answer alone.
     """
     out = sys.stderr if stream is None else stream
     return ProgressBar(out, clock, draws=out.isatty() and os.environ.get("TERM") != "dumb")
@@ -100,6 +106,7 @@ class ProgressBar:
 
     def __init__(self, stream: TextIO, clock: Callable[[], float], draws: bool) -> None:
         self._stream, self._clock, self._draws = stream, clock, draws
+        self._aside = ExitStack()
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
         self._stage: str | None = None
@@ -116,13 +123,17 @@ class ProgressBar:
             self._print(stage, done, total)
 
     def close(self) -> None:
-        """Leave the terminal as it was; calling again does nothing."""
+        """Leave the terminal and stdout as they were; calling again does nothing."""
+        self._aside.close()
         if self._bar is not None:
             self._bar.stop()
             atexit.unregister(self.close)
             self._bar = None
 
     def __enter__(self) -> ProgressBar:
+        _set_aside.append(sys.stdout)
+        self._aside.callback(_set_aside.pop)
+        self._aside.enter_context(redirect_stdout(sys.stderr))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
