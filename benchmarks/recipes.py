@@ -1,6 +1,6 @@
 """Every recipe over many kinds of models, as `maasdam build` does it: what passes, what fails its limits, what is refused.
 
-    python -m benchmarks.recipes [--family images text speech] [--only NAME ...] [--recipe NAME ...] [--write PAGE]
+    python -m benchmarks.recipes [--family images text speech] [--only NAME ...] [--recipe NAME ...]
 
 The models are tiny and random (benchmarks/breadth_models.py), so sizes and speeds mean nothing; what counts is what they are
 made of. Pictures are labelled with what the source itself answers, so a drop is a change of mind. A cell is the verdict with
@@ -33,7 +33,6 @@ from maasdam.errors import MaasdamError
 from maasdam.operations.build import build
 from maasdam.operations.workspace import Workspace
 
-START = "<!-- measured: python -m benchmarks.recipes --write docs/breadth.md -->"
 PICTURES = 48
 RECORDINGS = 8
 LETTERS = "abcdefghijklmnop"
@@ -55,25 +54,18 @@ Cell = tuple[str, str]
 
 
 def main() -> None:
-    """Build and print, or write."""
+    """Build and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", nargs="+", choices=sorted(RECIPES), default=list(RECIPES))
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only models whose name holds one of these")
     parser.add_argument("--recipe", nargs="+", help="only these recipes")
-    parser.add_argument("--write", type=Path, help="replace what was measured in this page, from its mark on")
     args = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    lines: list[str] = []
     for family in args.family:
         recipes = tuple(name for name in RECIPES[family] if not args.recipe or name in args.recipe)
         rows = {name: dict(_row(family, make, recipes)) for name, make in _models(family) if _is_wanted(name, args.only)}
-        lines += _table(family, recipes, rows)
-    text = "\n".join(lines)
-    print(text)
-    if args.write is not None:
-        page = args.write.read_text()
-        before = page[: page.index(START)] if START in page else page
-        args.write.write_text(before + START + "\n\n" + text + "\n")
+        if rows:
+            print("\n".join(_table(family, recipes, rows)), flush=True)
 
 
 def _is_wanted(name: str, only: list[str] | None) -> bool:
