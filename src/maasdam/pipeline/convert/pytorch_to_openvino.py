@@ -5,8 +5,6 @@ What OpenVINO's converter has no rule for in a PyTorch program goes through ONNX
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,19 +26,7 @@ def write(source: Artifact, out: Path) -> Signature:
     try:
         return with_program(source, lambda program: _convert(program, source.signature, out))
     except Unsupported as direct:
-        try:
-            return _through_onnx(source, out)
-        except Unsupported as other:
-            raise Unsupported(
-                f"{direct}; through ONNX neither: {other}" if str(other) != str(direct) else str(direct)
-            ) from other
-
-
-def _through_onnx(source: Artifact, out: Path) -> Signature:
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        signature = pytorch_to_onnx.write(source, Path(folder))
-        between = replace(source, path=Path(folder), format="onnx", layout="onnx", signature=source.signature or signature)
-        return to_openvino.write(between, out)
+        return to_openvino.through_onnx(source, out, pytorch_to_onnx.write, direct)
 
 
 def _convert(program: ExportedProgram, wanted: Signature | None, out: Path) -> Signature:

@@ -98,7 +98,21 @@ def _run_tf2onnx(saved_model: Path) -> Any:
             initialized_tables=tables,
             custom_op_handlers={"Erfc": (_erfc, [])},
         )
+    _spread_scalars(onnx_graph)
     return optimize_graph(onnx_graph, catch_errors=False).make_model(SIGNATURE)
+
+
+def _spread_scalars(graph: Any) -> None:
+    """A number added to a tensor as a tensor of one element: tf2onnx's optimiser breaks on the other behind a convolution."""
+    from tf2onnx import utils
+
+    for node in graph.get_nodes():
+        if node.type != "Add" or not node.inputs[1].is_const() or not graph.get_shape(node.input[0]):
+            continue
+        value = node.inputs[1].get_tensor_value(as_list=False)
+        if value.shape == ():
+            spread = graph.make_const(utils.make_name("spread"), value.reshape(1))
+            graph.replace_input(node, node.input[1], spread.output[0], 1)
 
 
 def _erfc(graph: Any, node: Any, name: str, args: Any) -> None:

@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from maasdam.core import Artifact, Signature
 from maasdam.errors import Unsupported
+from maasdam.pipeline.convert import tensorflow_to_onnx
+from maasdam.pipeline.convert.keras_to_savedmodel import export_keras
 from maasdam.pipeline.convert.openvino_file import save
 
 
 def write(source: Artifact, out: Path) -> Signature:
-    """Write `out`/model.xml and model.bin; returns the signature. Raises Unsupported naming what OpenVINO can't convert."""
+    """Write `out`/model.xml and model.bin; returns the signature. Raises Unsupported naming what OpenVINO can't convert.
+
+    A TensorFlow model that OpenVINO can't read by itself goes through ONNX.
+    """
     if source.layout == "onnx":
         return _convert(source.path / "model.onnx", source.signature, out)
-    if source.layout == "savedmodel":
-        return _convert(source.path, source.signature, out)
-    from maasdam.pipeline.convert.keras_to_savedmodel import export_keras
+    try:
+        if source.layout == "savedmodel":
+            return _convert(source.path, source.signature, out)
+        with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+            export_keras(source.path / "model.keras", Path(folder), source.signature)
+            return _convert(Path(folder), source.signature, out)
+    except Unsupported as direct:
+        return through_onnx(source, out, tensorflow_to_onnx.write, direct)
 
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        export_keras(source.path / "model.keras", Path(folder), source.signature)
-        return _convert(Path(folder), source.signature, out)
+
+def through_onnx(source: Artifact, out: Path, to_onnx: Callable[[Artifact, Path], Signature], direct: Unsupported) -> Signature:
+    """The other way, where the direct one failed. Raises Unsupported with the reasons of both."""
+    try:
+        with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+            signature = to_onnx(source, Path(folder))
+            between = replace(source, path=Path(folder), format="onnx", layout="onnx", signature=source.signature or signature)
+            return write(between, out)
+    except Unsupported as other:
+        both = f"{direct}; through ONNX neither: {other}" if str(other) != str(direct) else str(direct)
+        raise Unsupported(both) from other
 
 
 def _convert(path: Path, wanted: Signature | None, out: Path) -> Signature:
