@@ -237,6 +237,26 @@ def test_what_openvino_has_no_rule_for_in_pytorch_goes_through_onnx(tmp_path: Pa
     certify(source, converted(source, "openvino", tmp_path / "out"), seeds=(0,))
 
 
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_what_keras_applications_begin_with_converts(tmp_path: Path, to: Format) -> None:
+    """Normalization (EfficientNet), which OpenVINO can't read, and a number added behind a convolution (MobileNetV3)."""
+    import keras
+
+    from maasdam.artifacts.sources import ingest
+    from maasdam.artifacts.store import Store
+
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    x = keras.Input((16, 16, 3), name="image")
+    seen = layers.Normalization(mean=[0.4, 0.5, 0.6], variance=[0.2, 0.3, 0.25])(x)
+    hidden = layers.Conv2D(8, 3, padding="same", use_bias=False)(seen)
+    hidden = hidden * layers.ReLU(6.0)(hidden + 3.0) * (1.0 / 6.0)
+    model = keras.Model(x, layers.Dense(4, name="y")(layers.GlobalAveragePooling2D()(hidden)))
+    model.save(tmp_path / "model.keras")
+    source = ingest(str(tmp_path / "model.keras"), Store(tmp_path / "store"))
+    certify(source, converted(source, to, tmp_path / to), seeds=(0,))
+
+
 def test_a_layer_that_keras_itself_can_not_export_is_named(tmp_path: Path) -> None:
     import keras
 
