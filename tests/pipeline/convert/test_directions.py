@@ -239,7 +239,7 @@ def test_what_openvino_has_no_rule_for_in_pytorch_goes_through_onnx(tmp_path: Pa
 
 @pytest.mark.parametrize("to", ["onnx", "openvino"])
 def test_what_keras_applications_begin_with_converts(tmp_path: Path, to: Format) -> None:
-    """Normalization (EfficientNet), which OpenVINO can't read, and a number added behind a convolution (MobileNetV3)."""
+    """Normalization with weights (EfficientNet), and a number added behind a convolution (MobileNetV3), on which tf2onnx broke."""
     import keras
 
     from maasdam.artifacts.sources import ingest
@@ -248,9 +248,10 @@ def test_what_keras_applications_begin_with_converts(tmp_path: Path, to: Format)
     keras.utils.set_random_seed(0)
     layers = keras.layers
     x = keras.Input((16, 16, 3), name="image")
-    seen = layers.Normalization(mean=[0.4, 0.5, 0.6], variance=[0.2, 0.3, 0.25])(x)
-    hidden = layers.Conv2D(8, 3, padding="same", use_bias=False)(seen)
-    hidden = hidden * layers.ReLU(6.0)(hidden + 3.0) * (1.0 / 6.0)
+    seen = layers.Normalization(axis=-1)(x)
+    hidden = layers.Conv2D(8, 3, padding="same")(seen)
+    gate = layers.ReLU(6.0)(layers.Conv2D(8, 1, use_bias=False)(hidden) + 3.0) * (1.0 / 6.0)
+    hidden = layers.Multiply()([hidden, gate])
     model = keras.Model(x, layers.Dense(4, name="y")(layers.GlobalAveragePooling2D()(hidden)))
     model.save(tmp_path / "model.keras")
     source = ingest(str(tmp_path / "model.keras"), Store(tmp_path / "store"))
