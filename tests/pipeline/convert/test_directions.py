@@ -239,7 +239,7 @@ def test_what_openvino_has_no_rule_for_in_pytorch_goes_through_onnx(tmp_path: Pa
 
 @pytest.mark.parametrize("to", ["onnx", "openvino"])
 def test_what_keras_applications_begin_with_converts(tmp_path: Path, to: Format) -> None:
-    """Normalization with weights (EfficientNet), and a number added behind a convolution (MobileNetV3), on which tf2onnx broke."""
+    """Normalization (EfficientNet), and a number added behind a convolution (MobileNetV3), on which tf2onnx broke."""
     import keras
 
     from maasdam.artifacts.sources import ingest
