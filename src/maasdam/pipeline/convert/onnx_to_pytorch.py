@@ -40,7 +40,11 @@ def write(source: Artifact, out: Path) -> Signature:
     except Exception as error:  # torch.export raises anything
         raise Unsupported(f"torch.export can't trace the ONNX graph: {first_line(error)}") from error
     save_pt2(program, str(out / "model.pt2"))
-    return describe(of_program(torch.export.load(out / "model.pt2")), signature)
+    try:
+        program = torch.export.load(out / "model.pt2")
+    except RuntimeError as error:  # what torch.export itself wrote
+        raise Unsupported(f"PyTorch can't read back the program it wrote of the ONNX graph: {first_line(error)}") from error
+    return describe(of_program(program), signature)
 
 
 def load(path: Path) -> torch.nn.Module:

@@ -99,13 +99,19 @@ def _is_beyond(end: Any) -> bool:
     return isinstance(end, int) and end >= 2**31 - 1
 
 
+def _is_before(end: Any) -> bool:
+    """Exporters write the smallest integer for "to the beginning"."""
+    return isinstance(end, int) and end <= -(2**31) + 1
+
+
 def _backwards(x: Tensor, start: int, end: int, axis: int, step: int) -> Tensor:
     """torch slices forwards only: of the mirrored axis, then."""
     size = x.shape[axis]
     start = min(start + size if start < 0 else start, size - 1)
-    end = max(end + size if end < 0 else end, -1)
+    skipped = size - 1 - start
+    stop = None if _is_before(end) else size - 1 - max(end + size if end < 0 else end, -1)
     index: list[Any] = [slice(None)] * x.dim()
-    index[axis] = slice(size - 1 - start, size - 1 - end, -step)
+    index[axis] = slice(skipped, stop, -step)
     return x.flip(axis)[tuple(index)]
 
 
