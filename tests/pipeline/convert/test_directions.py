@@ -11,7 +11,7 @@ import pytest
 
 from maasdam.core import Artifact, Format
 from maasdam.errors import Unsupported
-from maasdam.pipeline.convert import convert
+from maasdam.pipeline.convert import convert, to_openvino
 from maasdam.pipeline.convert.certificate import certify
 from tests.engines.networks import CNN, PAIR, WORDS, Network, artifact
 from tests.pipeline.convert import tiny
@@ -234,6 +234,25 @@ def test_what_openvino_has_no_rule_for_in_pytorch_goes_through_onnx(tmp_path: Pa
     program = torch.export.export(Deformed(), (torch.randn(2, 12, 4),), dynamic_shapes=({0: torch.export.Dim("n")},))
     torch.export.save(program, tmp_path / "model.pt2")
     source = ingest(str(tmp_path / "model.pt2"), Store(tmp_path / "store"))
+    certify(source, converted(source, "openvino", tmp_path / "out"), seeds=(0,))
+
+
+def test_what_openvino_can_not_read_of_a_savedmodel_goes_through_onnx(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    from maasdam.artifacts.sources import ingest
+    from maasdam.artifacts.store import Store
+
+    module = tf.Module()
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 4), tf.float32, name="x")])
+    def serve(x: Any) -> dict[str, Any]:
+        return {"y": tf.nn.sparse_softmax_cross_entropy_with_logits(tf.zeros_like(x[:, 0], tf.int64), x)}
+
+    tf.saved_model.save(module, str(tmp_path / "saved"), signatures={"serving_default": serve})
+    with pytest.raises(Unsupported, match="SparseSoftmaxCrossEntropyWithLogits"):
+        to_openvino._convert(tmp_path / "saved", None, tmp_path)
+    source = ingest(str(tmp_path / "saved"), Store(tmp_path / "store"))
     certify(source, converted(source, "openvino", tmp_path / "out"), seeds=(0,))
 
 

@@ -1,4 +1,7 @@
-"""ONNX and TensorFlow -> OpenVINO IR. OpenVINO reads both by itself; .keras needs TensorFlow to become a SavedModel."""
+"""ONNX and TensorFlow -> OpenVINO IR. OpenVINO reads most of both by itself.
+
+A .keras file needs TensorFlow to become a SavedModel; what OpenVINO can't read of one goes through ONNX.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from maasdam.core import Artifact, Signature
-from maasdam.errors import Unsupported
+from maasdam.errors import MissingExtra, Unsupported
 from maasdam.pipeline.convert import tensorflow_to_onnx
 from maasdam.pipeline.convert.keras_to_savedmodel import export_keras
 from maasdam.pipeline.convert.openvino_file import save
@@ -38,7 +41,7 @@ def through_onnx(source: Artifact, out: Path, to_onnx: Callable[[Artifact, Path]
             signature = to_onnx(source, Path(folder))
             between = replace(source, path=Path(folder), format="onnx", layout="onnx", signature=source.signature or signature)
             return write(between, out)
-    except Unsupported as other:
+    except (Unsupported, MissingExtra) as other:  # without TensorFlow there is no other way: say what the first one failed on
         both = f"{direct}; through ONNX neither: {other}" if str(other) != str(direct) else str(direct)
         raise Unsupported(both) from other
 
