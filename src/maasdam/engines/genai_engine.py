@@ -22,7 +22,7 @@ from maasdam.engines.compute_share import CpuMeter
 from maasdam.engines.generation import Choice, choose, prompt_of, read_defaults
 from maasdam.engines.mailbox import Job, tokens_of
 from maasdam.engines.openvino_engine import PRECISIONS, dynamic_quantization
-from maasdam.engines.openvino_library import openvino
+from maasdam.engines.openvino_library import kept_in, openvino
 from maasdam.engines.tensors import first_line, loading_with
 from maasdam.errors import DeadlineExceeded, EngineFailure, InvalidInput, InvalidModel
 
@@ -61,6 +61,7 @@ def _pipeline(folder: Path, settings: Mapping[str, Any]) -> tuple[Callable[[], A
         raise InvalidInput(f"setting 'precision' is {precision!r}; it takes one of: {', '.join(PRECISIONS)}")
     if kv not in KV_BYTES:
         raise InvalidInput(f"setting 'kv_precision' is {kv!r}; it takes one of: {', '.join(KV_BYTES)}")
+    kv = kept_in(kv)
     wanted = read_defaults(folder).context_length
     tokens = cache_tokens(kv_bytes_per_token(folder, KV_BYTES[kv]), wanted, _free_memory())
     properties = {"INFERENCE_NUM_THREADS": settings["threads"], "KV_CACHE_PRECISION": kv, "ENABLE_CPU_PINNING": False}

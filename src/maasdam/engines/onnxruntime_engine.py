@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 NAME = "onnxruntime"
 
 GRAPHS = {"all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED", "basic": "ORT_ENABLE_BASIC"}
+UNFUSED = "session.disable_quant_qdq"
+"""Rounding and products stay apart, in float. So a graph for TensorRT is computed on a processor: its signed activations have
+int8 kernels here that cut sums off where there is no VNNI, which says nothing of a GPU."""
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 DTYPES = {
@@ -43,7 +46,7 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> OnnxRu
     Settings: "threads" (intra-op); "spin" (default False: spinning burns CPU under load); "graph": how far the graph is
     rewritten when it is opened, "all" (default), "extended" (no layouts of this processor) or "basic". On device cuda:
     "provider", "cuda" (default) or "tensorrt", and "precision" "f16" for TensorRT; "int8" (a graph quantised for TensorRT)
-    makes TensorRT the default, with its int8 kernels.
+    makes TensorRT the default, with its int8 kernels; on a processor such a graph is computed in float.
     """
     with loading_with(NAME, artifact):
         import onnxruntime as ort
@@ -57,6 +60,9 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> OnnxRu
         options.add_session_config_entry("session.intra_op.allow_spinning", spins)
         options.add_session_config_entry("session.inter_op.allow_spinning", spins)
         providers = _providers(device, settings)
+        for_tensorrt = device != "cuda" and bool(settings.get("int8", False))
+        if for_tensorrt:
+            options.add_session_config_entry(UNFUSED, "1")
         path = artifact.path / "model.onnx"
         session = ort.InferenceSession(str(path), options, providers=providers)
         wanted = providers[0][0]
@@ -66,7 +72,7 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> OnnxRu
         signature = artifact.signature or own
         must_have([s.name for s in own.inputs], signature, "inputs")
         must_have([s.name for s in own.outputs], signature, "outputs")
-        return OnnxRuntimeEngine(session, signature, path)
+        return OnnxRuntimeEngine(session, signature, path, for_tensorrt)
 
 
 def _graph_level(settings: Mapping[str, Any]) -> Any:
@@ -110,11 +116,11 @@ def signature_of(session: Any) -> Signature:
 class OnnxRuntimeEngine:
     """One session; ONNX Runtime lets several threads run it at once."""
 
-    def __init__(self, session: Any, signature: Signature, path: Path) -> None:
+    def __init__(self, session: Any, signature: Signature, path: Path, is_unfused: bool = False) -> None:
         self.signature = signature
         self._session: Any = session
         self._outputs = [s.name for s in signature.outputs]
-        self._path = path
+        self._path, self._is_unfused = path, is_unfused
 
     def run(self, batch: Tensors) -> dict[str, type_array]:
         """Outputs in the signature's order. Raises InvalidTensor, EngineFailure."""
@@ -135,6 +141,8 @@ class OnnxRuntimeEngine:
             options.log_severity_level = 4  # it warns that the file is for this machine only: it is read and dropped
             options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
             options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
+            if self._is_unfused:
+                options.add_session_config_entry(UNFUSED, "1")
             ort.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
             model = onnx.load(options.optimized_model_filepath, load_external_data=False)
         return dict(Counter(p for p in map(_precision, model.graph.node) if p))

@@ -22,3 +22,13 @@ def openvino() -> Any:
         ov.Type.f32.to_dtype()
         _ = ov.Tensor(np.zeros(1, np.float32)).data
     return ov
+
+
+def kept_in(precision: str) -> str:
+    """The precision of a key-value cache on this processor: float32 instead of bf16 where it has no arithmetic in bf16.
+
+    OpenVINO computes a network kept in bf16 in float32 there, and its attention refuses a cache in bf16.
+    """
+    if precision != "bf16" or "BF16" in openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return precision
+    return "f32"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Progress, silent
 from maasdam.engines.openvino_engine import dynamic_quantization
-from maasdam.engines.openvino_library import openvino
+from maasdam.engines.openvino_library import kept_in, openvino
 from maasdam.errors import InvalidInput, InvalidModel
 
 if TYPE_CHECKING:
@@ -70,7 +70,10 @@ def _openvino(folder: Path, settings: Mapping[str, Any]) -> Any:
 
     ov = openvino()
 
-    properties: dict[str, Any] = {"KV_CACHE_PRECISION": settings.get("kv_precision", "f32"), **dynamic_quantization(settings)}
+    properties: dict[str, Any] = {
+        "KV_CACHE_PRECISION": kept_in(settings.get("kv_precision", "f32")),
+        **dynamic_quantization(settings),
+    }
     if settings.get("precision", "f32") != "auto":
         properties["INFERENCE_PRECISION_HINT"] = settings.get("precision", "f32")
     if settings.get("threads"):

@@ -19,7 +19,7 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
 
 PASS = Pass(
     use="convert",
-    version=2,
+    version=3,
     settings={"to": Setting(str, None, choices=FORMATS, says="the format to convert to", is_required=True)},
     run=run,
     libraries=("torch", "transformers", "onnx", "onnxscript", "openvino", "tensorflow_cpu", "tf2onnx", "openvino_tokenizers"),

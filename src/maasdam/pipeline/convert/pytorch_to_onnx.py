@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact, Signature
 from maasdam.errors import missing_extra
@@ -54,8 +54,22 @@ def _export(program: ExportedProgram, wanted: Signature | None, path: Path) -> S
     exported.save(str(path), external_data=is_split)
     model = onnx.load(path, load_external_data=False)
     name_onnx(model, wanted)
+    _without_notes(model)
     onnx.save(model, path)
     return describe(of_onnx(model), wanted)
+
+
+def _without_notes(noted: Any) -> None:
+    """Leave out the exporter's notes: stack traces with folders of this machine, more bytes than a small network's weights.
+
+    `noted`: a message of ONNX; all messages within it are cleaned too.
+    """
+    if hasattr(noted, "metadata_props"):
+        del noted.metadata_props[:]
+    for field, held in noted.ListFields():
+        if field.message_type is not None:
+            for message in held if field.is_repeated else (held,):
+                _without_notes(message)
 
 
 @contextlib.contextmanager

@@ -109,7 +109,7 @@ def _wants(source: Artifact, settings: Mapping[str, Any]) -> Format | None:
 
 PASS = Pass(
     use="quantize",
-    version=5,
+    version=6,
     settings={
         "scheme": Setting(str, None, choices=tuple(SCHEMES), says="what is quantised, and to what", is_required=True),
         "format": Setting(

@@ -13,6 +13,7 @@ from maasdam.core import Artifact
 from maasdam.errors import Unsupported
 from maasdam.pipeline.examples import Inputs
 from maasdam.pipeline.passes import PassContext, Produced
+from maasdam.pipeline.quantize import onnx_saturation, saturation
 from maasdam.pipeline.quantize.shared import Counted, calibration, copy_all_but
 
 PER_BLOCK = 32
@@ -36,9 +37,16 @@ LARGEST_MESSAGE = 1_900_000_000
 
 def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
     """QDQ: activations U8, weights S8 per channel. Raises InvalidInput for calibration inputs that are no good."""
+    import onnx
     from onnxruntime import quantization as ort
 
-    facts = _with_ranges(source, out, settings, context, activation_type=ort.QuantType.QUInt8)
+    inputs, facts = calibration(source, settings, context)
+    plain = _with_ranges(source, out, inputs, context, activation_type=ort.QuantType.QUInt8)
+    context.progress("narrow weights whose sums would be cut off")
+    quantized = onnx.load(out / "model.onnx")
+    facts |= saturation.says(*onnx_saturation.narrow(quantized, onnx.load(plain), inputs))
+    _without_zeros(quantized)
+    onnx.save(quantized, out / "model.onnx")
     facts |= {"method": "ONNX Runtime static QDQ, activations U8, weights S8 per channel"}
     return Produced("onnx", "onnx", "onnxruntime", source.signature, dict(source.settings), facts)
 
@@ -46,15 +54,16 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
 def tensorrt_int8(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
     """QDQ as TensorRT takes it: activations and weights S8, every zero point 0, weights per channel, biases in float.
 
-    TensorRT 10 and newer take weights stored as int8. Here it is compared on ONNX Runtime's processor kernels, which compute
-    the same graph. Raises InvalidInput for calibration inputs that are no good.
+    TensorRT 10 and newer take weights stored as int8. Here ONNX Runtime computes the same graph in float, roundings and all,
+    so that what is compared does not depend on this processor. Raises InvalidInput for calibration inputs that are no good.
     """
     from onnxruntime import quantization as ort
 
-    facts = _with_ranges(
+    inputs, facts = calibration(source, settings, context)
+    _with_ranges(
         source,
         out,
-        settings,
+        inputs,
         context,
         activation_type=ort.QuantType.QInt8,
         op_types_to_quantize=list(TENSORRT_OPERATORS),
@@ -64,13 +73,10 @@ def tensorrt_int8(source: Artifact, out: Path, settings: Mapping[str, Any], cont
     return Produced("onnx", "onnx", "onnxruntime", source.signature, {**source.settings, "int8": True}, facts)
 
 
-def _with_ranges(
-    source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext, **choices: Any
-) -> dict[str, Any]:
-    """Write a QDQ graph with ranges from calibration inputs; the facts that say which inputs those were."""
+def _with_ranges(source: Artifact, out: Path, inputs: list[Inputs], context: PassContext, **choices: Any) -> Path:
+    """Write a QDQ graph with ranges from calibration inputs; where the float graph lies that it was made of."""
     from onnxruntime import quantization as ort
 
-    inputs, facts = calibration(source, settings, context)
     clean = _preprocessed(source, context.work)
     seen = Counted(inputs, context)
 
@@ -92,7 +98,23 @@ def _with_ranges(
             weight_type=ort.QuantType.QInt8,
             **choices,
         )
-    return facts
+    return clean
+
+
+def _without_zeros(model: Any) -> None:
+    """Leave out the zero points of int32 biases, which are 0 where none is given: as many numbers as there are biases."""
+    import onnx
+
+    constants = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "DequantizeLinear" or len(node.input) < 3 or node.input[0] not in constants:
+            continue
+        if constants[node.input[0]].data_type == onnx.TensorProto.INT32:
+            del node.input[2]
+    used = {name for node in model.graph.node for name in node.input} | {output.name for output in model.graph.output}
+    kept = [t for t in model.graph.initializer if t.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
 
 
 @contextmanager
@@ -111,6 +133,7 @@ def _hushed() -> Iterator[None]:
 
 def dynamic_int8(source: Artifact, out: Path) -> Produced:
     """Weights of matrix products and embeddings to int8 now, activations while running."""
+    import onnx
     from onnxruntime import quantization as ort
 
     copy_all_but(source.path, out, {"model.onnx"} | _external(source.path))
@@ -122,7 +145,10 @@ def dynamic_int8(source: Artifact, out: Path) -> Produced:
             per_channel=True,
             weight_type=ort.QuantType.QInt8,
         )
-    facts = {"method": "ONNX Runtime dynamic int8: matrix products and embeddings; convolutions stay float"}
+    quantized = onnx.load(out / "model.onnx")
+    facts = saturation.says(*onnx_saturation.narrow_unseen(quantized, onnx.load(source.path / "model.onnx")))
+    onnx.save(quantized, out / "model.onnx")
+    facts |= {"method": "ONNX Runtime dynamic int8: matrix products and embeddings; convolutions stay float"}
     return Produced("onnx", "onnx", "onnxruntime", source.signature, dict(source.settings), facts)
 
 

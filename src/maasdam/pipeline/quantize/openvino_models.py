@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from maasdam.core import Artifact
 from maasdam.errors import missing_extra
 from maasdam.pipeline.passes import PassContext, Produced
+from maasdam.pipeline.quantize import openvino_saturation, saturation
 from maasdam.pipeline.quantize.shared import Counted, calibration, copy_all_but
 
 if TYPE_CHECKING:
@@ -39,7 +40,10 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
             preset=nncf.QuantizationPreset.MIXED,  # decision 0015
             fast_bias_correction=settings["fast_bias_correction"],
             model_type=nncf.ModelType.TRANSFORMER if attends else None,
+            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.DISABLE),  # decision 0016
         )
+    context.progress("narrow weights whose sums would be cut off")
+    facts |= saturation.says(*openvino_saturation.narrow(quantized, model, inputs))
     copy_all_but(source.path, out, {"model.xml", "model.bin"})
     save(quantized, out / "model.xml")
     facts |= {"method": "NNCF post-training quantisation", "model_type": "transformer" if attends else "convolutional"}

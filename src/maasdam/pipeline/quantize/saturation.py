@@ -1,0 +1,109 @@
+"""How far int8 weights must be narrowed so that sums of two products fit 16 bits. Knows arithmetic alone, no framework.
+
+x86 processors without VNNI (AMD before Zen 4, Intel before Cascade Lake) multiply int8 with one instruction, `vpmaddubsw`: an
+activation of 0..255 times a weight of -127..127, for two neighbouring input channels, added into 16 bits. Two bright neighbours
+under two large weights exceed 32767 and are cut off there; the answer is wrong on those processors alone. Halving every weight
+avoids it (ONNX Runtime's `reduce_range`, NNCF's `OverflowFix.ENABLE`) and costs a whole bit. Here a channel is narrowed by as
+much as its own weights and the activations seen in calibration ask for, most of them by nothing.
+
+    levels of activations --mean over examples of the highest--> Peaks --with weights--> factor >= 1 per output channel
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+LARGEST_SUM = 32767.0
+LARGEST_LEVEL = 255.0
+EXAMPLES = 64
+"""Calibration examples that the peaks are taken from: their mean moves little after that."""
+CHUNK = 1 << 20
+"""Weights looked at in one step, so that a large layer needs no multiple of its size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """The highest levels (0..255) of one layer's activations.
+
+    `each`: (channels,) of every input channel. `pairs`: (channels + 1) // 2, of the sum of channels 2k and 2k + 1 at one
+    position, an odd last channel alone.
+    """
+
+    each: Array
+    pairs: Array
+
+
+def peaks_of(values: Array, axis: int, low: float, high: float) -> Peaks:
+    """Peaks of one example's activations: `values` in float, whose range [low, high] becomes the levels 0..255."""
+    flat = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+    levels = (np.clip(flat, low, high) - low) * (LARGEST_LEVEL / (high - low))
+    sums = _evened(levels)
+    return Peaks(levels.max(axis=1), (sums[0::2] + sums[1::2]).max(axis=1))
+
+
+def mean(peaks: list[Peaks]) -> Peaks:
+    """The mean over examples: what activations usually reach, as the ranges themselves are chosen."""
+    return Peaks(np.mean([p.each for p in peaks], axis=0), np.mean([p.pairs for p in peaks], axis=0))
+
+
+def any_level(channels: int) -> Peaks:
+    """Of activations nothing is known of."""
+    return Peaks(np.full(channels, LARGEST_LEVEL), np.full((channels + 1) // 2, 2 * LARGEST_LEVEL))
+
+
+def narrowing(weights: Array, peaks: Peaks) -> Array:
+    """By what to divide each output channel's weights, >= 1, so that no sum of two products is cut off.
+
+    `weights`: (groups, outputs of a group, inputs of a group, taps), in steps of int8. Returns (groups, outputs). Depthwise
+    layers (one input each) multiply without pairs: 1.
+    """
+    groups, outputs, inputs, taps = weights.shape
+    factors = np.ones((groups, outputs))
+    if inputs == 1:
+        return factors
+    step = max(1, CHUNK // (inputs * taps))
+    for group in range(groups):
+        each = peaks.each.reshape(groups, inputs)[group]
+        pairs = peaks.pairs.reshape(groups, -1)[group] if inputs % 2 == 0 else None
+        for start in range(0, outputs, step):
+            part = slice(start, start + step)
+            factors[group, part] = _largest(weights[group, part], each, pairs) / LARGEST_SUM
+    return np.maximum(factors, 1.0)
+
+
+def says(narrowed: int, channels: int) -> dict[str, Any]:
+    """What was done, for the facts of a pass."""
+    words = f"{narrowed} of {channels} output channels narrowed so that int8 sums fit 16 bits on processors without VNNI"
+    return {"saturation": {"narrowed": narrowed, "channels": channels, "says": words}}
+
+
+def _largest(weights: Array, each: Array, pairs: Array | None) -> Array:
+    """The largest sum of two neighbours' products, either sign, of (outputs, inputs, taps) weights: (outputs,)."""
+    if pairs is not None:
+        first, second = weights[:, 0::2], weights[:, 1::2]
+        a, b, both = each[0::2, None], each[1::2, None], pairs[:, None]
+    else:  # kernels differ in whether the pairs begin anew at each tap: any two neighbours may be one
+        line = weights.transpose(0, 2, 1).reshape(len(weights), -1)
+        tiled = np.tile(each, weights.shape[2])
+        first, second, a, b = line[:, :-1], line[:, 1:], tiled[:-1], tiled[1:]
+        both = a + b
+    highest = np.maximum(_sums(first, second, a, b, both), _sums(-first, -second, a, b, both))
+    return np.asarray(highest.max(axis=tuple(range(1, highest.ndim))))
+
+
+def _sums(first: Array, second: Array, a: Array, b: Array, both: Array) -> Array:
+    """The most that x * first + y * second can be with 0 <= x <= a, 0 <= y <= b, x + y <= both: it is in a corner."""
+    x_first = a * first + np.clip(both - a, 0, b) * np.maximum(second, 0)
+    y_first = b * second + np.clip(both - b, 0, a) * np.maximum(first, 0)
+    corners: Array = np.maximum.reduce([x_first, y_first, a * first, b * second])
+    return corners
+
+
+def _evened(levels: Array) -> Array:
+    return levels if len(levels) % 2 == 0 else np.concatenate([levels, np.zeros_like(levels[:1])])

@@ -1,0 +1,170 @@
+"""Int8 sums that processors without VNNI would cut off: the arithmetic, and that both formats' weights are narrowed by it.
+
+The processor's instruction is imitated in NumPy, so that it is tested on every processor.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from maasdam.artifacts.store import Store
+from maasdam.core import Artifact
+from maasdam.pipeline.passes import find_pass
+from maasdam.pipeline.quantize import onnx_saturation
+from maasdam.pipeline.quantize.saturation import LARGEST_SUM, any_level, mean, narrowing, peaks_of
+from maasdam.pipeline.recipe import Use
+from maasdam.pipeline.run_recipe import Build, Data
+
+
+def _largest_pair(levels: Any, weights: Any) -> float:
+    """The largest |a0 w0 + a1 w1| of neighbouring channels: levels (channels, positions), weights (outputs, channels, taps)."""
+    most = 0.0
+    for k in range(0, weights.shape[1] - 1, 2):
+        for tap in range(weights.shape[2]):
+            sums = np.outer(weights[:, k, tap], levels[k]) + np.outer(weights[:, k + 1, tap], levels[k + 1])
+            most = max(most, float(np.abs(sums).max()))
+    return most
+
+
+@pytest.mark.parametrize(("channels", "taps", "high"), [(6, 1, 255), (8, 9, 255), (16, 1, 140), (3, 9, 255)])
+def test_no_pair_of_products_exceeds_16_bits_after_narrowing(channels: int, taps: int, high: int) -> None:
+    random = np.random.default_rng(channels * taps + high)
+    levels = random.integers(0, high + 1, (channels, 500)).astype(np.float32)
+    weights = random.integers(-127, 128, (1, 12, channels, taps)).astype(np.float32)
+    factors = narrowing(weights, peaks_of(levels[None], 1, 0.0, 255.0))
+    assert factors.shape == (1, 12) and (factors >= 1).all()
+    assert _largest_pair(levels, weights[0]) > LARGEST_SUM, "nothing was at stake"
+    assert _largest_pair(levels, weights[0] / factors[0][:, None, None]) <= LARGEST_SUM + 1
+
+
+def test_a_channel_is_narrowed_no_more_than_its_own_pairs_ask_for() -> None:
+    levels = np.full((4, 10), 255.0, np.float32)
+    levels[1] = 0.0
+    weights = np.array([[[[127], [127], [0], [0]], [[0], [0], [127], [127]], [[0], [0], [-127], [-127]]]], np.float32)
+    assert narrowing(weights, peaks_of(levels[None], 1, 0.0, 255.0)).tolist() == [
+        [1.0, pytest.approx(255 * 254 / LARGEST_SUM), pytest.approx(255 * 254 / LARGEST_SUM)]
+    ]
+
+
+def test_neighbours_that_are_never_bright_together_are_not_narrowed() -> None:
+    levels = np.zeros((2, 10), np.float32)
+    levels[0, 0] = levels[1, 1] = 255
+    weights = np.full((1, 1, 2, 1), 127, np.float32)
+    assert narrowing(weights, peaks_of(levels[None], 1, 0.0, 255.0)).item() == 1.0
+
+
+def test_groups_see_their_own_channels_and_depthwise_layers_are_left_alone() -> None:
+    levels = np.concatenate([np.zeros((2, 5)), np.full((2, 5), 255.0)]).astype(np.float32)
+    peaks = peaks_of(levels[None], 1, 0.0, 255.0)
+    factors = narrowing(np.full((2, 1, 2, 1), 127, np.float32), peaks)
+    assert factors[0, 0] == 1.0 and factors[1, 0] == pytest.approx(255 * 254 / LARGEST_SUM)
+    assert (narrowing(np.full((4, 1, 1, 9), 127, np.float32), peaks) == 1).all()
+
+
+def test_the_peaks_are_those_of_the_usual_example_in_levels_of_the_range() -> None:
+    dark, bright = (peaks_of(np.full((1, 2, 4, 4), value, np.float32), 1, -1.0, 1.0) for value in (-1.0, 3.0))
+    assert dark.each.tolist() == [0, 0] and bright.each.tolist() == [255, 255] and bright.pairs.tolist() == [510]
+    assert mean([dark, bright]).pairs.tolist() == [255]
+
+
+def _bright(store: Store, folder: Path) -> tuple[Artifact, Path]:
+    """A network whose every activation is bright and whose weights are large, and inputs for it."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from maasdam.artifacts.sources import ingest
+
+    random = np.random.default_rng(3)
+    stored = {
+        "w1": random.uniform(0.5, 1, (8, 4, 1, 1)),
+        "b1": random.normal(size=8),
+        "w2": random.uniform(-1, 1, (8, 4, 3, 3)),
+        "w3": random.uniform(0.5, 1, (8, 5)),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["a"]),
+        helper.make_node("Relu", ["a"], ["r"]),
+        helper.make_node("Conv", ["r", "w2"], ["c"], group=2, pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["d"]),
+        helper.make_node("GlobalAveragePool", ["d"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "w3"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "bright",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4, 6, 6])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 5])],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in stored.items()],
+    )
+    folder.mkdir()
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), folder / "model.onnx")
+    np.savez(folder / "x.npz", x=random.uniform(0.9, 1, (16, 4, 6, 6)).astype(np.float32))
+    return ingest(str(folder / "model.onnx"), store), folder / "x.npz"
+
+
+def _built(store: Store, source: Artifact, data: Path, scheme: str, to: str) -> tuple[Artifact, Any]:
+    building = Build(store, Data(calibrate=data))
+    use = Use("quantize", find_pass("quantize", "test").check({"scheme": scheme, "format": to}, "test"))
+    made = building.apply(use, building.convert(source, to))  # type: ignore[arg-type]  # a format by its name
+    return made, building.steps[-1].facts["saturation"]
+
+
+def test_an_onnx_graph_is_narrowed_and_stays_the_same_network(tmp_path: Path) -> None:
+    import onnx
+    import onnxruntime as ort
+    from onnx.numpy_helper import to_array
+
+    store = Store(tmp_path / "store")
+    source, data = _bright(store, tmp_path / "model")
+    made, said = _built(store, source, data, "static-int8", "onnx")
+    assert said["channels"] == 8 + 8 + 5 and 8 + 5 <= said["narrowed"] <= 21
+    model = onnx.load(made.path / "model.onnx")
+    constants = {t.name: to_array(t) for t in model.graph.initializer}
+    layers = list(onnx_saturation._layers(model))
+    assert [layer.groups for layer in layers] == [1, 2, 1] and layers[0].bias is not None
+    first = constants[layers[0].weights].reshape(8, 4).astype(int)
+    assert 120 < (first[:, 0::2] + first[:, 1::2]).max() < 140, "two bright neighbours under weights this large are cut off"
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    x = np.load(data)["x"]
+    wanted, exact, fused = (
+        ort.InferenceSession(str(path / "model.onnx"), how, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        for path, how in ((source.path, ort.SessionOptions()), (made.path, options), (made.path, ort.SessionOptions()))
+    )
+    spread = np.abs(wanted).max()
+    assert np.abs(exact - wanted).max() < 0.03 * spread
+    assert np.abs(fused - exact).max() < 0.01 * spread, "int8 kernels of this processor compute another network"
+
+
+def test_an_openvino_network_is_narrowed_and_stays_the_same_network(tmp_path: Path) -> None:
+    from maasdam.engines import open_engine
+
+    store = Store(tmp_path / "store")
+    source, data = _bright(store, tmp_path / "model")
+    made, said = _built(store, source, data, "static-int8", "openvino")
+    assert said["channels"] == 8 + 8 + 5 and 8 + 5 <= said["narrowed"] <= 21
+    x = np.load(data)["x"]
+    answers = []
+    for artifact in (source, made):
+        engine: Any = open_engine(artifact, threads=1)
+        answers.append(engine.run({"x": x})["y"])
+        engine.close()
+    assert np.abs(answers[0] - answers[1]).max() < 0.03 * np.abs(answers[0]).max()
+
+
+def test_what_is_quantised_while_running_is_narrowed_for_any_level(tmp_path: Path) -> None:
+    import onnx
+    from onnx.numpy_helper import to_array
+
+    store = Store(tmp_path / "store")
+    source, data = _bright(store, tmp_path / "model")
+    made, said = _built(store, source, data, "dynamic-int8", "onnx")
+    assert said == said | {"channels": 5, "narrowed": 5}
+    weights = next(to_array(t) for t in onnx.load(made.path / "model.onnx").graph.initializer if t.name == "w3_quantized")
+    pairs = weights[0::2].astype(int) + weights[1::2]
+    assert pairs.max() in (128, 129) and (narrowing(np.full((1, 1, 2, 1), 127, np.float32), any_level(2)) > 1.9).all()
