@@ -30,7 +30,8 @@ from maasdam.core import Format
 from maasdam.errors import MaasdamError
 from maasdam.operations.convert import convert_model
 from maasdam.pipeline.convert.precision import HALF, ROUNDED, WHOLE
-from maasdam.pipeline.run_recipe import installed_version, processor_name
+from maasdam.pipeline.processor import processor_name
+from maasdam.pipeline.run_recipe import installed_version
 
 START = "<!-- measured: python -m benchmarks.breadth --write docs/breadth.md -->"
 NAMES: dict[str, str] = {"pytorch": "PyTorch", "onnx": "ONNX", "tensorflow": "TensorFlow", "openvino": "OpenVINO"}

@@ -31,8 +31,9 @@ from maasdam.core import Artifact, Format, Sampling, SequenceRequest
 from maasdam.pipeline.examples import PreparedExamples, evaluation_examples
 from maasdam.pipeline.measure import take_turns
 from maasdam.pipeline.passes import find_pass
+from maasdam.pipeline.processor import processor_name
 from maasdam.pipeline.recipe import Use
-from maasdam.pipeline.run_recipe import Build, Data, processor_name
+from maasdam.pipeline.run_recipe import Build, Data
 from maasdam.pipeline.subjects import TensorSubject
 from maasdam.tasks import score
 

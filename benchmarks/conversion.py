@@ -32,7 +32,8 @@ from maasdam.pipeline.convert import convert
 from maasdam.pipeline.convert.certificate import certify
 from maasdam.pipeline.convert.networks import Part, take_part
 from maasdam.pipeline.convert.proof import Tolerance
-from maasdam.pipeline.run_recipe import installed_version, processor_name
+from maasdam.pipeline.processor import processor_name
+from maasdam.pipeline.run_recipe import installed_version
 
 SEEDS = (0, 1)
 OPERATORS = "## Operators"

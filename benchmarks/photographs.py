@@ -26,8 +26,9 @@ from maasdam.engines import open_engine
 from maasdam.pipeline.bootstrap import confidence
 from maasdam.pipeline.examples import PreparedExamples, evaluation_examples
 from maasdam.pipeline.measure import take_turns
+from maasdam.pipeline.processor import processor_name
 from maasdam.pipeline.recipe import find_recipe
-from maasdam.pipeline.run_recipe import Build, Data, processor_name
+from maasdam.pipeline.run_recipe import Build, Data
 from maasdam.pipeline.subjects import BATCH, TensorSubject
 
 TASK = "image-classification"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from maasdam.pipeline.recipe import Limits
-from maasdam.pipeline.report import Column, Report, drop_of, judge
+from maasdam.pipeline.report import Column, Report, drop_of, finished, judge
 
 FAST = Column("openvino", "sha256:c", 1000, (1.0,), 1.0, 2.0, 100.0, None, 5, 0.9)
 SLOW = Column("onnxruntime", "sha256:r", 4000, (2.0,), 2.0, 3.0, 50.0, None, 9, 0.91)
@@ -113,3 +113,10 @@ def test_without_data_parity_decides_and_is_held_to_a_limit_even_where_the_recip
 def test_a_positive_drop_is_worse_whatever_the_metric(metric: str, reference: float, candidate: float, drop: float) -> None:
     assert drop_of(metric, reference, candidate) == pytest.approx(drop)
     assert drop_of(metric, None, candidate) is None
+
+
+def test_int8_without_instructions_for_it_is_said() -> None:
+    slow = replace(REPORT, precisions={"i8": 53}, conditions={"has_int8_instructions": False})
+    assert any("no instructions for int8" in note for note in finished(slow, ()).notes)
+    for other in (replace(slow, precisions={"f32": 53}), replace(slow, conditions={"has_int8_instructions": True})):
+        assert not any("int8" in note for note in finished(other, ()).notes)

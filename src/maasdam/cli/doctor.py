@@ -47,8 +47,9 @@ def _page(found: Findings) -> str:
         table(("engine", "works", "versions", "devices", "opens", "to do"), rows),
         "",
         f"machine   {machine['system']}, Python {machine['python']}, {machine['cores']} cores, "
-        f"{machine['memory_bytes'] / 2**30:.1f} GB; {'unknown' if instructions is None else ' '.join(instructions) or 'no'} "
-        "instructions for int8 and bf16",
+        f"{machine['memory_bytes'] / 2**30:.1f} GB; instructions for int8 and bf16: "
+        f"{'not known' if instructions is None else ' '.join(instructions) or 'none'}"
+        f"{'' if machine['has_int8'] else ' (none made for int8: it gains less here than on processors with VNNI)'}",
         f"energy    {found.energy['method']} (RAPL: {found.energy['rapl']})",
         f"database  {found.database['url']}: {found.database['state']}",
         f"disk      {disk['home']}: {disk['free_bytes'] / 2**30:.1f} GB free",

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from maasdam.pipeline.processor import has_int8, instructions
 from maasdam.settings import Settings
 
 IMPORT_SECONDS = 120
@@ -27,8 +28,6 @@ DISTRIBUTIONS = {
     "openvino_tokenizers": "openvino-tokenizers",
     "faster_whisper": "faster-whisper",
 }
-CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
-"""Instructions that decide how fast int8 and bf16 are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,18 +136,9 @@ def _machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "cores": available_threads(),
         "memory_bytes": psutil.virtual_memory().total,
-        "instructions": _instructions(),
+        "has_int8": has_int8(),
+        "instructions": found if (found := instructions()) is None else list(found),
     }
-
-
-def _instructions() -> list[str] | None:
-    """Of CPU_FLAGS, those this processor has; None where the system doesn't tell."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return None
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), None)
-    return None if flags is None else [flag for flag in CPU_FLAGS if flag in flags]
 
 
 def _energy(settings: Settings) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from maasdam.core import Progress, silent
 from maasdam.pipeline.measure import Joules
-from maasdam.pipeline.run_recipe import installed_version, processor_name
+from maasdam.pipeline.processor import has_int8, processor_name
+from maasdam.pipeline.run_recipe import installed_version
 
 LATENCY_SECONDS = 10.0
 THROUGHPUT_SECONDS = 5.0
@@ -46,6 +47,7 @@ def circumstances(how: Conditions, threads: int) -> dict[str, Any]:
     """What the numbers depend on."""
     return {
         "processor": processor_name(),
+        "has_int8_instructions": has_int8(),
         "threads": threads,
         "device": how.device,
         "load": list(os.getloadavg()),

@@ -204,6 +204,8 @@ def _notes(report: Report) -> list[str]:
     load = report.conditions.get("load", [0.0])[0]
     if load > BUSY * (os.cpu_count() or 1):
         notes.append(f"the machine was busy with other work (load {load:.1f} on {os.cpu_count()} cores): timings vary")
+    if report.precisions.get("i8") and not report.conditions.get("has_int8_instructions", True):
+        notes.append("this processor has no instructions for int8 (VNNI): int8 is faster on those that have")
     if report.why_no_accuracy:
         notes.append(report.why_no_accuracy)
     if report.speedup is not None and report.speedup < SLOWER:

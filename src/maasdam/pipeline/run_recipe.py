@@ -14,7 +14,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from maasdam.core import TEXT_GENERATION, Artifact, Format, Progress, silent
 from maasdam.errors import InvalidInput, Unsupported
 from maasdam.pipeline.passes import Pass, PassContext, find_pass
+from maasdam.pipeline.processor import processor_name
 from maasdam.pipeline.recipe import Recipe, Use
 
 if TYPE_CHECKING:
@@ -269,15 +269,6 @@ def installed_version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def processor_name() -> str:
-    """The processor's model and how many of its cores this process may use."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
 def _formats_of(engine: str, device: str) -> tuple[Format, ...]:
