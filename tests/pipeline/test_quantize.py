@@ -294,3 +294,25 @@ def test_how_int4_computes_is_kept_with_the_artifact(store: Store, tmp_path: Pat
         sizes[ends] = (made.path / "openvino_model.bin").stat().st_size
         open_engine(made, threads=1).close()
     assert sizes["int4"] < sizes["int8"]
+
+
+def test_only_products_with_weights_are_rounded_where_an_onnx_network_attends(
+    store: Store, encoder: Artifact, sentences: dict[str, Any], tmp_path: Path
+) -> None:
+    import onnx
+
+    np.savez(tmp_path / "x.npz", **sentences)
+    made, facts = _quantized(store, Build(store).convert(encoder, "onnx"), tmp_path / "x.npz", "static-int8", format="onnx")
+    assert "into products with weights" in facts["method"]
+    graph = onnx.load(made.path / "model.onnx").graph
+    made_by = {name: node for node in graph.node for name in node.output}
+    fresh = {
+        node.output[0]
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in made_by  # not a stored weight
+    }
+    rounded = [node for node in graph.node if fresh & set(node.input)]
+    assert rounded and {node.op_type for node in rounded} <= {"MatMul", "Gemm"}
+    assert any(node.op_type == "MatMul" and node not in rounded for node in graph.node), "attention itself stays float"
+    wanted, got = _answers(encoder, sentences), _answers(made, sentences)
+    assert cosine(wanted.ravel(), got.ravel()) > 0.99

@@ -31,6 +31,16 @@ TENSORRT_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Average
 
 Their inputs are quantised and their outputs are not: a pair between a convolution and its Relu would keep TensorRT from fusing
 the two."""
+PRODUCTS = ["Conv", "Gemm", "MatMul"]
+PRODUCTS_ALONE: dict[str, Any] = {
+    "op_types_to_quantize": PRODUCTS,
+    "extra_options": {"OpTypesToExcludeOutputQuantization": PRODUCTS},
+}
+"""For networks that attend: what goes into products with weights is rounded, and nothing else (decision 0017).
+
+Sums, softmax and norms of attention have outliers that 8 bits don't hold, and are no faster rounded. Convolutional networks
+are, where nothing between two convolutions goes back to float.
+"""
 LARGEST_MESSAGE = 1_900_000_000
 """A protobuf message ends at 2 GiB; larger weights go into a file beside the model."""
 
@@ -41,13 +51,18 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
     from onnxruntime import quantization as ort
 
     inputs, facts = calibration(source, settings, context)
-    plain = _with_ranges(source, out, inputs, context, activation_type=ort.QuantType.QUInt8)
+    attends = _attends(source)
+    choices: dict[str, Any] = {"activation_type": ort.QuantType.QUInt8} | (PRODUCTS_ALONE if attends else {})
+    plain = _with_ranges(source, out, inputs, context, **choices)
     context.progress("narrow weights whose sums would be cut off")
     quantized = onnx.load(out / "model.onnx")
     facts |= saturation.says(*onnx_saturation.narrow(quantized, onnx.load(plain), inputs))
+    if attends:
+        _keep_the_rest_float(quantized)
     _without_zeros(quantized)
     onnx.save(quantized, out / "model.onnx")
-    facts |= {"method": "ONNX Runtime static QDQ, activations U8, weights S8 per channel"}
+    where = "into products with weights" if attends else "of every operator"
+    facts |= {"method": f"ONNX Runtime static QDQ, activations {where} U8, weights S8 per channel"}
     return Produced("onnx", "onnx", "onnxruntime", source.signature, dict(source.settings), facts)
 
 
@@ -99,6 +114,26 @@ def _with_ranges(source: Artifact, out: Path, inputs: list[Inputs], context: Pas
             **choices,
         )
     return clean
+
+
+def _keep_the_rest_float(model: Any) -> None:
+    """Give the exact activations to all but products with stored weights.
+
+    The tool gives every consumer the rounded ones: the sums of a residual path and attention's own products too.
+    """
+    graph = model.graph
+    made_by = {name: node for node in graph.node for name in node.output}
+    restored = [n for n in graph.node if n.op_type == "DequantizeLinear"]
+    exact = {n.output[0]: made_by[n.input[0]].input[0] for n in restored if n.input[0] in made_by}
+    stored = {n.output[0] for n in restored if n.input[0] not in made_by}
+    for node in graph.node:
+        if node.op_type not in PRODUCTS or node.input[1] not in stored:
+            for index, name in enumerate(node.input):
+                node.input[index] = exact.get(name, name)
+    for kind in ("DequantizeLinear", "QuantizeLinear"):
+        used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+        for node in [n for n in graph.node if n.op_type == kind and n.output[0] not in used]:
+            graph.node.remove(node)
 
 
 def _without_zeros(model: Any) -> None:
@@ -204,6 +239,14 @@ def _preprocessed(source: Artifact, work: Path) -> Path:
     except Exception:  # it is an optimisation, and it raises anything at all on graphs it doesn't know
         return source.path / "model.onnx"
     return path
+
+
+def _attends(source: Artifact) -> bool:
+    """Whether it has attention: a softmax between matrix products, or a fused operator."""
+    import onnx
+
+    kinds = [node.op_type for node in onnx.load(source.path / "model.onnx", load_external_data=False).graph.node]
+    return "Attention" in kinds or "MultiHeadAttention" in kinds or ("Softmax" in kinds and kinds.count("MatMul") > 2)
 
 
 def _external(folder: Path) -> set[str]:
