@@ -168,3 +168,34 @@ def test_what_is_quantised_while_running_is_narrowed_for_any_level(tmp_path: Pat
     weights = next(to_array(t) for t in onnx.load(made.path / "model.onnx").graph.initializer if t.name == "w3_quantized")
     pairs = weights[0::2].astype(int) + weights[1::2]
     assert pairs.max() in (128, 129) and (narrowing(np.full((1, 1, 2, 1), 127, np.float32), any_level(2)) > 1.9).all()
+
+
+def test_an_int8_graph_that_others_made_is_computed_without_cutting_off(tmp_path: Path) -> None:
+    """The tool's own graph, not narrowed, in our engine: what float arithmetic makes of the same integers."""
+    import onnxruntime as ort
+    from onnxruntime import quantization
+
+    from maasdam.artifacts.sources import ingest
+    from maasdam.engines import open_engine
+
+    store = Store(tmp_path / "store")
+    source, data = _bright(store, tmp_path / "model")
+    x = np.load(data)["x"]
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime's class has no types
+        left = iter([{"x": x}])
+
+        def get_next(self) -> Any:
+            return next(self.left, None)
+
+    theirs = tmp_path / "theirs.onnx"
+    quantization.quantize_static(
+        source.path / "model.onnx", theirs, Reader(), per_channel=True, weight_type=quantization.QuantType.QInt8
+    )
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    wanted = ort.InferenceSession(str(theirs), options, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    engine: Any = open_engine(ingest(str(theirs), store), threads=1)
+    got = engine.run({"x": x})["y"]
+    engine.close()
+    assert np.abs(got - wanted).max() < 0.01 * np.abs(wanted).max()

@@ -12,6 +12,7 @@ import pytest
 from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
 from maasdam.core import Format
+from maasdam.engines.onnxruntime_engine import EXACT
 from maasdam.errors import Unsupported
 from maasdam.pipeline.convert.certificate import certify
 from maasdam.pipeline.convert.operators import interpreter
@@ -310,7 +311,9 @@ def test_an_operator_computes_what_onnx_runtime_computes(case: Case, into: Any) 
     import onnxruntime
 
     model = case.model()
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(EXACT, "1")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     run = into(model)
     for seed in (0, 1, 2):
         feeds = case.feeds(seed)

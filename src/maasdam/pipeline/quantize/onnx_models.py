@@ -63,7 +63,7 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
     onnx.save(quantized, out / "model.onnx")
     where = "into products with weights" if attends else "of every operator"
     facts |= {"method": f"ONNX Runtime static QDQ, activations {where} U8, weights S8 per channel"}
-    return Produced("onnx", "onnx", "onnxruntime", source.signature, dict(source.settings), facts)
+    return Produced("onnx", "onnx", "onnxruntime", source.signature, {**source.settings, "fast_sums": True}, facts)
 
 
 def tensorrt_int8(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
@@ -184,7 +184,7 @@ def dynamic_int8(source: Artifact, out: Path) -> Produced:
     facts = saturation.says(*onnx_saturation.narrow_unseen(quantized, onnx.load(source.path / "model.onnx")))
     onnx.save(quantized, out / "model.onnx")
     facts |= {"method": "ONNX Runtime dynamic int8: matrix products and embeddings; convolutions stay float"}
-    return Produced("onnx", "onnx", "onnxruntime", source.signature, dict(source.settings), facts)
+    return Produced("onnx", "onnx", "onnxruntime", source.signature, {**source.settings, "fast_sums": True}, facts)
 
 
 def weights(source: Artifact, out: Path, settings: Mapping[str, Any]) -> Produced:
