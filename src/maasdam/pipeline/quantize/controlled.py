@@ -64,9 +64,9 @@ def _narrowed(
     quantized: ov.Model, plain: ov.Model, inputs: list[Inputs], metric: _Metric, max_drop: float, context: PassContext
 ) -> tuple[ov.Model, dict[str, Any]]:
     """The network that is right on other processors too, where the metric still holds; else as it was, which holds it here."""
-    context.progress("narrow weights whose sums would be cut off")
+    some = Counted(inputs[: saturation.EXAMPLES], context, saturation.STEP)
     narrower = quantized.clone()
-    count, channels = openvino_saturation.narrow(narrower, plain, inputs)
+    count, channels = openvino_saturation.narrow(narrower, plain, some)
     if not count:
         return quantized, saturation.says(count, channels)
     compiled = openvino().Core().compile_model(narrower, "CPU")

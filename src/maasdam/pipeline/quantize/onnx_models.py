@@ -54,9 +54,9 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
     attends = _attends(source)
     choices: dict[str, Any] = {"activation_type": ort.QuantType.QUInt8} | (PRODUCTS_ALONE if attends else {})
     plain = _with_ranges(source, out, inputs, context, **choices)
-    context.progress("narrow weights whose sums would be cut off")
+    some = Counted(inputs[: saturation.EXAMPLES], context, saturation.STEP)
     quantized = onnx.load(out / "model.onnx")
-    facts |= saturation.says(*onnx_saturation.narrow(quantized, onnx.load(plain), inputs))
+    facts |= saturation.says(*onnx_saturation.narrow(quantized, onnx.load(plain), some))
     if attends:
         _keep_the_rest_float(quantized)
     _without_zeros(quantized)

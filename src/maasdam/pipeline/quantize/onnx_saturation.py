@@ -6,14 +6,14 @@ Knows where ONNX keeps weights, scales and biases. Runs the graph unfused, which
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from maasdam.pipeline.examples import Inputs
-from maasdam.pipeline.quantize.saturation import EXAMPLES, Array, Peaks, any_level, mean, narrowing, peaks_of
+from maasdam.pipeline.quantize.saturation import Array, Peaks, any_level, mean, narrowing, peaks_of
 
 if TYPE_CHECKING:
     import onnx
@@ -35,10 +35,10 @@ class Layer:
     """Initialisers of int32 values and of their scale."""
 
 
-def narrow(quantized: onnx.ModelProto, plain: onnx.ModelProto, inputs: Sequence[Inputs]) -> tuple[int, int]:
+def narrow(quantized: onnx.ModelProto, plain: onnx.ModelProto, inputs: Iterable[Inputs]) -> tuple[int, int]:
     """Narrow weights in place; (output channels narrowed, all of them). `plain`: the graph in float, for its exact weights."""
     layers = list(_layers(quantized))
-    return _narrow(quantized, plain, layers, _peaks(quantized, layers, inputs[:EXAMPLES]))
+    return _narrow(quantized, plain, layers, _peaks(quantized, layers, inputs))
 
 
 def narrow_unseen(quantized: onnx.ModelProto, plain: onnx.ModelProto) -> tuple[int, int]:
@@ -136,7 +136,7 @@ def _is_unsigned(quantize: Any, constants: dict[str, Any]) -> bool:
     return zero_point is None or zero_point.data_type == onnx.TensorProto.UINT8
 
 
-def _peaks(model: onnx.ModelProto, layers: Sequence[Layer], inputs: Sequence[Inputs]) -> dict[str, Peaks]:
+def _peaks(model: onnx.ModelProto, layers: Sequence[Layer], inputs: Iterable[Inputs]) -> dict[str, Peaks]:
     import onnx
     import onnxruntime as ort
 

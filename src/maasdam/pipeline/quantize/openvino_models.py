@@ -42,8 +42,8 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
             model_type=nncf.ModelType.TRANSFORMER if attends else None,
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.DISABLE),  # decision 0016
         )
-    context.progress("narrow weights whose sums would be cut off")
-    facts |= saturation.says(*openvino_saturation.narrow(quantized, model, inputs))
+    some = Counted(inputs[: saturation.EXAMPLES], context, saturation.STEP)
+    facts |= saturation.says(*openvino_saturation.narrow(quantized, model, some))
     copy_all_but(source.path, out, {"model.xml", "model.bin"})
     save(quantized, out / "model.xml")
     facts |= {"method": "NNCF post-training quantisation", "model_type": "transformer" if attends else "convolutional"}

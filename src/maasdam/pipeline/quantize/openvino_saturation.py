@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from maasdam.engines.openvino_library import openvino
 from maasdam.pipeline.examples import Inputs
-from maasdam.pipeline.quantize.saturation import EXAMPLES, Array, Peaks, mean, narrowing, peaks_of
+from maasdam.pipeline.quantize.saturation import Array, Peaks, mean, narrowing, peaks_of
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -57,12 +56,12 @@ class Layer:
         return 1
 
 
-def narrow(quantized: ov.Model, plain: ov.Model, inputs: Sequence[Inputs]) -> tuple[int, int]:
+def narrow(quantized: ov.Model, plain: ov.Model, inputs: Iterable[Inputs]) -> tuple[int, int]:
     """Narrow weights in place; (output channels narrowed, all of them). `plain`: the network in float, for exact weights."""
     from openvino import opset13 as ops
 
     layers = list(_layers(quantized))
-    seen = _peaks(quantized, layers, inputs[:EXAMPLES])
+    seen = _peaks(quantized, layers, inputs)
     exact = _constants_beside(plain)
     narrowed = total = 0
     done: set[str] = set()
@@ -141,7 +140,7 @@ def _peaks(model: ov.Model, layers: Sequence[Layer], inputs: Iterable[Inputs]) -
     plain.add_outputs([asked[names.index(name)] for name in place])
     compiled = openvino().Core().compile_model(plain, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     seen: dict[str, list[Peaks]] = defaultdict(list)
-    for tensors in islice(inputs, EXAMPLES):
+    for tensors in inputs:
         answers = compiled(tensors)
         for name, layer in zip(names, layers, strict=True):
             values = np.asarray(answers[place[name]])

@@ -21,6 +21,8 @@ Array = npt.NDArray[Any]
 
 LARGEST_SUM = 32767.0
 LARGEST_LEVEL = 255.0
+STEP = "look for sums that would be cut off"
+"""What progress calls it."""
 EXAMPLES = 64
 """Calibration examples that the peaks are taken from: their mean moves little after that."""
 CHUNK = 1 << 20

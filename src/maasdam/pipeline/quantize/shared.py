@@ -71,8 +71,8 @@ def _said(count: int, path: Path, context: PassContext) -> dict[str, Any]:
 class Counted:
     """Calibration inputs that tell how far they were read. Iterates anew each time, as NNCF does."""
 
-    def __init__(self, inputs: list[Inputs], context: PassContext) -> None:
-        self._inputs, self._progress = inputs, context.progress
+    def __init__(self, inputs: list[Inputs], context: PassContext, what: str = "calibrate") -> None:
+        self._inputs, self._progress, self._what = inputs, context.progress, what
 
     def __len__(self) -> int:
         return len(self._inputs)
@@ -80,7 +80,7 @@ class Counted:
     def __iter__(self) -> Iterator[Inputs]:
         for done, tensors in enumerate(self._inputs, 1):
             yield tensors
-            self._progress("calibrate", done, len(self._inputs))
+            self._progress(self._what, done, len(self._inputs))
 
 
 def copy_all_but(folder: Path, out: Path, names: set[str]) -> None:
