@@ -5,7 +5,7 @@ Knows where ONNX keeps weights, scales and biases. Runs the graph unfused, which
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -56,11 +56,10 @@ def _narrow(
     constants = {t.name: t for t in quantized.graph.initializer}
     exact = {f"{t.name}_quantized": t for t in plain.graph.initializer}
     narrowed = total = 0
-    done: set[str] = set()
+    users = Counter(name for layer in layers for name in (layer.weights, *(layer.bias or ())))
     for layer in layers:
-        if layer.weights in done or layer.levels not in seen:
-            continue  # weights shared by two layers are left alone after the first
-        done.add(layer.weights)
+        if layer.levels not in seen or any(users[name] > 1 for name in (layer.weights, *(layer.bias or ()))):
+            continue  # what two layers share fits both only as it is
         steps = numpy_helper.to_array(constants[layer.weights])
         scale = numpy_helper.to_array(constants[layer.scale])
         factors = narrowing(_grouped(steps, layer), seen[layer.levels]).reshape(-1)
