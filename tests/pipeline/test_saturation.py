@@ -15,7 +15,7 @@ from maasdam.artifacts.store import Store
 from maasdam.core import Artifact
 from maasdam.pipeline.passes import find_pass
 from maasdam.pipeline.quantize import onnx_saturation
-from maasdam.pipeline.quantize.saturation import LARGEST_SUM, any_level, mean, narrowing, peaks_of
+from maasdam.pipeline.quantize.saturation import LARGEST_SUM, any_level, narrowing, peaks_of, usual
 from maasdam.pipeline.recipe import Use
 from maasdam.pipeline.run_recipe import Build, Data
 
@@ -63,12 +63,23 @@ def test_groups_see_their_own_channels_and_depthwise_layers_are_left_alone() -> 
     factors = narrowing(np.full((2, 1, 2, 1), 127, np.float32), peaks)
     assert factors[0, 0] == 1.0 and factors[1, 0] == pytest.approx(255 * 254 / LARGEST_SUM)
     assert (narrowing(np.full((4, 1, 1, 9), 127, np.float32), peaks) == 1).all()
+    two = narrowing(np.full((4, 2, 1, 9), 127, np.float32), peaks)
+    assert (two[:2] == 1).all() and (two[2:] > 1.9).all(), "two outputs of one input are no depthwise layer: taps are added"
 
 
 def test_the_peaks_are_those_of_the_usual_example_in_levels_of_the_range() -> None:
-    dark, bright = (peaks_of(np.full((1, 2, 4, 4), value, np.float32), 1, -1.0, 1.0) for value in (-1.0, 3.0))
+    dark, bright = (peaks_of(np.full((1, 2, 8, 8), value, np.float32), 1, -1.0, 1.0) for value in (-1.0, 3.0))
     assert dark.each.tolist() == [0, 0] and bright.each.tolist() == [255, 255] and bright.pairs.tolist() == [510]
-    assert mean([dark, bright]).pairs.tolist() == [255]
+    assert usual([dark, bright]).pairs.tolist() == [255]
+    assert dark.padded(200.0).each.tolist() == [200, 200] and dark.padded(200.0).pairs.tolist() == [400]
+    few = [peaks_of(np.full((1, 2), value, np.float32), 1, -1.0, 1.0) for value in (-1.0, 3.0)]
+    assert usual(few).pairs.tolist() == [510], "with one position an example, its highest level is any level"
+
+
+def test_a_range_may_be_by_channel() -> None:
+    low, high = np.array([-1.0, 0.0]).reshape(1, 2, 1, 1), np.array([1.0, 2.0]).reshape(1, 2, 1, 1)
+    peaks = peaks_of(np.full((1, 2, 3, 3), 1.0, np.float32), 1, low, high)
+    assert peaks.each.tolist() == [255, 127.5]
 
 
 def _bright(store: Store, folder: Path) -> tuple[Artifact, Path]:
@@ -125,7 +136,8 @@ def test_an_onnx_graph_is_narrowed_and_stays_the_same_network(tmp_path: Path) ->
     assert said["channels"] == 8 + 8 + 5 and 8 + 5 <= said["narrowed"] <= 21
     model = onnx.load(made.path / "model.onnx")
     constants = {t.name: to_array(t) for t in model.graph.initializer}
-    layers = list(onnx_saturation._layers(model))
+    products, layers = onnx_saturation._layers(model)
+    assert products == 3 and made.settings["fast_sums"] is True
     assert [layer.groups for layer in layers] == [1, 2, 1] and layers[0].bias is not None
     first = constants[layers[0].weights].reshape(8, 4).astype(int)
     assert 120 < (first[:, 0::2] + first[:, 1::2]).max() < 140, "two bright neighbours under weights this large are cut off"

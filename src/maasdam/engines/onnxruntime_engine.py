@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from maasdam.core import type_array
 
 NAME = "onnxruntime"
+_log = logging.getLogger(__name__)
 
 GRAPHS = {"all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED", "basic": "ORT_ENABLE_BASIC"}
 UNFUSED = "session.disable_quant_qdq"
@@ -23,6 +25,8 @@ UNFUSED = "session.disable_quant_qdq"
 int8 kernels here that cut sums off where there is no VNNI, which says nothing of a GPU."""
 EXACT = "session.x64quantprecision"
 """Without VNNI too, int8 products are added in 32 bits. Else sums above 32767 are cut off there."""
+SHARED = "replace the existing tensor"
+"""What onnxruntime 1.32 says where EXACT meets int8 products that share weights or zero points, which it does not expect."""
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 DTYPES = {
@@ -53,24 +57,10 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> OnnxRu
     makes TensorRT the default, with its int8 kernels; on a processor such a graph is computed in float.
     """
     with loading_with(NAME, artifact):
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = settings["threads"]
-        options.inter_op_num_threads = 1
-        options.graph_optimization_level = _graph_level(settings)
-        options.log_severity_level = 3
-        spins = "1" if settings.get("spin", False) else "0"
-        options.add_session_config_entry("session.intra_op.allow_spinning", spins)
-        options.add_session_config_entry("session.inter_op.allow_spinning", spins)
         providers = _providers(device, settings)
         for_tensorrt = device != "cuda" and bool(settings.get("int8", False))
-        if for_tensorrt:
-            options.add_session_config_entry(UNFUSED, "1")
-        if not settings.get("fast_sums", False):
-            options.add_session_config_entry(EXACT, "1")
         path = artifact.path / "model.onnx"
-        session = ort.InferenceSession(str(path), options, providers=providers)
+        session = _opened(path, settings, providers, _ways(settings, for_tensorrt))
         wanted = providers[0][0]
         if wanted not in session.get_providers():  # it goes on with the next one where its own libraries don't load
             raise Unsupported(f"{wanted} does not start here: its CUDA libraries are missing or do not fit onnxruntime")
@@ -79,6 +69,41 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> OnnxRu
         must_have([s.name for s in own.inputs], signature, "inputs")
         must_have([s.name for s in own.outputs], signature, "outputs")
         return OnnxRuntimeEngine(session, signature, path, for_tensorrt)
+
+
+def _ways(settings: Mapping[str, Any], for_tensorrt: bool) -> tuple[tuple[str, ...], ...]:
+    """Switches to open a graph with, the first that it opens with."""
+    if for_tensorrt:
+        return ((UNFUSED,),)
+    return ((),) if settings.get("fast_sums", False) else ((EXACT,), (EXACT, UNFUSED), ())
+
+
+def _opened(
+    path: Path, settings: Mapping[str, Any], providers: list[tuple[str, dict[str, str]]], ways: tuple[tuple[str, ...], ...]
+) -> Any:
+    import onnxruntime as ort
+
+    spins = "1" if settings.get("spin", False) else "0"
+    for number, switches in enumerate(ways, 1):
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = settings["threads"]
+        options.inter_op_num_threads = 1
+        options.graph_optimization_level = _graph_level(settings)
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", spins)
+        options.add_session_config_entry("session.inter_op.allow_spinning", spins)
+        for switch in switches:
+            options.add_session_config_entry(switch, "1")
+        try:
+            session = ort.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:
+            if SHARED not in str(error) or number == len(ways):
+                raise
+        else:
+            if number == 3:
+                _log.warning("sums of int8 products in %s may be cut off: this processor has no VNNI", path.parent.name)
+            return session
+    raise AssertionError("the last way opens or raises")
 
 
 def _graph_level(settings: Mapping[str, Any]) -> Any:

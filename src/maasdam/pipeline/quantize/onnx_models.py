@@ -41,6 +41,8 @@ PRODUCTS_ALONE: dict[str, Any] = {
 Sums, softmax and norms of attention have outliers that 8 bits don't hold, and are no faster rounded. Convolutional networks
 are, where nothing between two convolutions goes back to float.
 """
+CARRIES = ("Cast", "Dropout", "Identity", "Where", "Mul", "Transpose", "Reshape")
+"""What may lie between a softmax and the product it weighs."""
 LARGEST_MESSAGE = 1_900_000_000
 """A protobuf message ends at 2 GiB; larger weights go into a file beside the model."""
 
@@ -56,14 +58,15 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
     plain = _with_ranges(source, out, inputs, context, **choices)
     some = Counted(inputs[: saturation.EXAMPLES], context, saturation.STEP)
     quantized = onnx.load(out / "model.onnx")
-    facts |= saturation.says(*onnx_saturation.narrow(quantized, onnx.load(plain), some))
+    narrowed = onnx_saturation.narrow(quantized, onnx.load(plain), some)
+    facts |= saturation.says(narrowed.count, narrowed.channels)
     if attends:
         _keep_the_rest_float(quantized)
     _without_zeros(quantized)
     onnx.save(quantized, out / "model.onnx")
     where = "into products with weights" if attends else "of every operator"
     facts |= {"method": f"ONNX Runtime static QDQ, activations {where} U8, weights S8 per channel"}
-    return Produced("onnx", "onnx", "onnxruntime", source.signature, {**source.settings, "fast_sums": True}, facts)
+    return Produced("onnx", "onnx", "onnxruntime", source.signature, {**source.settings, "fast_sums": narrowed.is_whole}, facts)
 
 
 def tensorrt_int8(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
@@ -124,7 +127,8 @@ def _keep_the_rest_float(model: Any) -> None:
     graph = model.graph
     made_by = {name: node for node in graph.node for name in node.output}
     restored = [n for n in graph.node if n.op_type == "DequantizeLinear"]
-    exact = {n.output[0]: made_by[n.input[0]].input[0] for n in restored if n.input[0] in made_by}
+    rounded = {name for name, node in made_by.items() if node.op_type == "QuantizeLinear"}
+    exact = {n.output[0]: made_by[n.input[0]].input[0] for n in restored if n.input[0] in rounded}
     stored = {n.output[0] for n in restored if n.input[0] not in made_by}
     for node in graph.node:
         if node.op_type not in PRODUCTS or node.input[1] not in stored:
@@ -141,15 +145,28 @@ def _without_zeros(model: Any) -> None:
     import onnx
 
     constants = {t.name: t for t in model.graph.initializer}
+    left = set()
     for node in model.graph.node:
         if node.op_type != "DequantizeLinear" or len(node.input) < 3 or node.input[0] not in constants:
             continue
         if constants[node.input[0]].data_type == onnx.TensorProto.INT32:
+            left.add(node.input[2])
             del node.input[2]
-    used = {name for node in model.graph.node for name in node.input} | {output.name for output in model.graph.output}
-    kept = [t for t in model.graph.initializer if t.name in used]
+    left -= _used(model.graph)
+    kept = [t for t in model.graph.initializer if t.name not in left]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
+
+
+def _used(graph: Any) -> set[str]:
+    """Names that nodes read, those within loops and branches too, and outputs."""
+    names = {output.name for output in graph.output}
+    for node in graph.node:
+        names |= set(node.input)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                names |= _used(inner)
+    return names
 
 
 @contextmanager
@@ -181,10 +198,11 @@ def dynamic_int8(source: Artifact, out: Path) -> Produced:
             weight_type=ort.QuantType.QInt8,
         )
     quantized = onnx.load(out / "model.onnx")
-    facts = saturation.says(*onnx_saturation.narrow_unseen(quantized, onnx.load(source.path / "model.onnx")))
+    narrowed = onnx_saturation.narrow_unseen(quantized, onnx.load(source.path / "model.onnx"))
+    facts = saturation.says(narrowed.count, narrowed.channels)
     onnx.save(quantized, out / "model.onnx")
     facts |= {"method": "ONNX Runtime dynamic int8: matrix products and embeddings; convolutions stay float"}
-    return Produced("onnx", "onnx", "onnxruntime", source.signature, {**source.settings, "fast_sums": True}, facts)
+    return Produced("onnx", "onnx", "onnxruntime", source.signature, {**source.settings, "fast_sums": narrowed.is_whole}, facts)
 
 
 def weights(source: Artifact, out: Path, settings: Mapping[str, Any]) -> Produced:
@@ -242,11 +260,19 @@ def _preprocessed(source: Artifact, work: Path) -> Path:
 
 
 def _attends(source: Artifact) -> bool:
-    """Whether it has attention: a softmax between matrix products, or a fused operator."""
+    """Whether it has attention: a softmax whose answer goes into a matrix product, or a fused operator."""
     import onnx
 
-    kinds = [node.op_type for node in onnx.load(source.path / "model.onnx", load_external_data=False).graph.node]
-    return "Attention" in kinds or "MultiHeadAttention" in kinds or ("Softmax" in kinds and kinds.count("MatMul") > 2)
+    graph = onnx.load(source.path / "model.onnx", load_external_data=False).graph
+    weighed = {node.output[0] for node in graph.node if node.op_type == "Softmax"}
+    for node in graph.node:  # they stand in the order they are computed in
+        if node.op_type in ("Attention", "MultiHeadAttention") or (node.op_type == "MatMul" and weighed & set(node.input)):
+            return True
+        if node.op_type in ("Cast", "Dropout", "Identity", "Where", "Mul", "Transpose", "Reshape") and weighed & set(
+            node.input
+        ):
+            weighed |= set(node.output)
+    return False
 
 
 def _external(folder: Path) -> set[str]:

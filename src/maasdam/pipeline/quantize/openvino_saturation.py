@@ -14,13 +14,17 @@ import numpy as np
 
 from maasdam.engines.openvino_library import openvino
 from maasdam.pipeline.examples import Inputs
-from maasdam.pipeline.quantize.saturation import Array, Peaks, mean, narrowing, peaks_of
+from maasdam.pipeline.quantize.saturation import LARGEST_LEVEL, Array, Peaks, narrowing, peaks_of, usual
 
 if TYPE_CHECKING:
     import openvino as ov
 
 KINDS = ("Convolution", "GroupConvolution", "MatMul")
-SHAPES_ONLY = ("Reshape", "Transpose", "Squeeze", "Unsqueeze")
+SAME_VALUES = (
+    *("Reshape", "Transpose", "Squeeze", "Unsqueeze", "MaxPool", "Split", "VariadicSplit", "Pad", "StridedSlice", "Slice"),
+    *("Gather", "DepthToSpace", "SpaceToDepth", "ShuffleChannels", "Broadcast", "Tile"),
+)
+"""What comes out of them went in: it has the range that was chosen before them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +34,8 @@ class Layer:
     node: Any
     constant: Any
     multiply: Any
-    low: float
-    high: float
+    low: Array
+    high: Array
 
     @property
     def name(self) -> str:
@@ -55,6 +59,14 @@ class Layer:
             return -2 if self.node.get_attributes()["transpose_a"] else -1
         return 1
 
+    @property
+    def padding(self) -> float:
+        """The level of what is put around a picture."""
+        attributes = self.node.get_attributes()
+        if self.is_product or not any([*attributes["pads_begin"], *attributes["pads_end"], "same" in attributes["auto_pad"]]):
+            return 0.0
+        return float(np.clip(np.max(-self.low * LARGEST_LEVEL / (self.high - self.low)), 0, LARGEST_LEVEL))
+
 
 def narrow(quantized: ov.Model, plain: ov.Model, inputs: Iterable[Inputs]) -> tuple[int, int]:
     """Narrow weights in place; (output channels narrowed, all of them). `plain`: the network in float, for exact weights."""
@@ -64,16 +76,17 @@ def narrow(quantized: ov.Model, plain: ov.Model, inputs: Iterable[Inputs]) -> tu
     seen = _peaks(quantized, layers, inputs)
     exact = _constants_beside(plain)
     narrowed = total = 0
-    done: set[str] = set()
+    users: dict[str, list[Layer]] = defaultdict(list)
     for layer in layers:
-        if layer.name not in seen or layer.constant.get_friendly_name() in done:
-            continue  # weights shared by two layers are left alone after the first
-        done.add(layer.constant.get_friendly_name())
+        if layer.name in seen:
+            users[layer.constant.get_friendly_name()].append(layer)
+    for sharing in users.values():
+        layer = sharing[0]
         steps = np.asarray(layer.constant.data)
-        scale_node = layer.multiply.input_value(1).get_node()
-        scale = np.asarray(scale_node.data)
+        scale = np.asarray(layer.multiply.input_value(1).get_node().data)
         along = [n if axis in layer.output_axes else 1 for axis, n in enumerate(steps.shape)]
-        factors = narrowing(_grouped(steps, layer), seen[layer.name]).reshape(along)
+        each = [narrowing(_grouped(steps, user), seen[user.name].padded(user.padding)) for user in sharing]
+        factors = np.maximum.reduce([f.reshape(-1) for f in each]).reshape(along)
         total += factors.size
         if scale.size == 1:
             factors = np.full_like(factors, factors.max())
@@ -88,7 +101,8 @@ def narrow(quantized: ov.Model, plain: ov.Model, inputs: Iterable[Inputs]) -> tu
         wider = scale * (factors.max() if scale.size == 1 else factors.reshape(scale.shape))
         for user in list(layer.constant.output(0).get_target_inputs()):
             user.replace_source_output(narrower.output(0))
-        layer.multiply.input(1).replace_source_output(ops.constant(wider.astype(scale.dtype)).output(0))
+        for multiply in {user.multiply.get_friendly_name(): user.multiply for user in sharing}.values():
+            multiply.input(1).replace_source_output(ops.constant(wider.astype(scale.dtype)).output(0))
     quantized.validate_nodes_and_infer_types()
     return narrowed, total
 
@@ -111,17 +125,27 @@ def _layers(model: ov.Model) -> Iterator[Layer]:
             yield Layer(node, constant, multiply, *limits)
 
 
-def _range(node: Any) -> tuple[float, float] | None:
-    """Of the activations that come out of `node`, where they have 256 levels between two numbers."""
-    while node.get_type_name() in SHAPES_ONLY:
-        node = node.input_value(0).get_node()
-    if node.get_type_name() != "FakeQuantize" or node.get_attributes()["levels"] != 256:
+def _range(node: Any, is_direct: bool = True) -> tuple[Array, Array] | None:
+    """Of the activations that `node` gives, where they have 256 levels: numbers, or by channel where nothing lies between."""
+    kind = node.get_type_name()
+    if kind in SAME_VALUES:
+        return _range(node.input_value(0).get_node(), is_direct=False)
+    if kind == "Concat":
+        found = [_range(node.input_value(port).get_node(), is_direct=False) for port in range(len(node.inputs()))]
+        first = found[0]
+        same = first is not None and all(f is not None and f[0] == first[0] and f[1] == first[1] for f in found)
+        return first if same else None
+    if kind != "FakeQuantize" or node.get_attributes()["levels"] != 256:
         return None
     ends = [node.input_value(port).get_node() for port in (3, 4)]
-    if any(end.get_type_name() != "Constant" or np.asarray(end.data).size != 1 for end in ends):
+    if any(end.get_type_name() != "Constant" for end in ends):
         return None
-    low, high = (float(np.asarray(end.data).reshape(())) for end in ends)
-    return (low, high) if high > low else None
+    low, high = (np.asarray(end.data) for end in ends)
+    if low.size == 1 and high.size == 1:
+        low, high = low.reshape(()), high.reshape(())
+    elif not is_direct:
+        return None
+    return (low, high) if (high > low).all() else None
 
 
 def _peaks(model: ov.Model, layers: Sequence[Layer], inputs: Iterable[Inputs]) -> dict[str, Peaks]:
@@ -134,19 +158,23 @@ def _peaks(model: ov.Model, layers: Sequence[Layer], inputs: Iterable[Inputs]) -
         if node.get_type_name() == "FakeQuantize":
             for user in list(node.output(0).get_target_inputs()):
                 user.replace_source_output(node.input_value(0))
-    asked = [nodes[layer.name].input_value(0) for layer in layers]
-    names = [(output.get_node().get_friendly_name(), output.get_index()) for output in asked]
-    place = {name: len(model.outputs) + number for number, name in enumerate(dict.fromkeys(names))}
-    plain.add_outputs([asked[names.index(name)] for name in place])
+    asked = [_port(nodes[layer.name].input_value(0)) for layer in layers]
+    answered = {_port(output.get_node().input_value(0)) for output in plain.outputs}
+    plain.add_outputs([nodes[name].output(index) for name, index in dict.fromkeys(asked) if (name, index) not in answered])
+    place = {_port(output.get_node().input_value(0)): number for number, output in enumerate(plain.outputs)}
     compiled = openvino().Core().compile_model(plain, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     seen: dict[str, list[Peaks]] = defaultdict(list)
     for tensors in inputs:
         answers = compiled(tensors)
-        for name, layer in zip(names, layers, strict=True):
-            values = np.asarray(answers[place[name]])
+        for port, layer in zip(asked, layers, strict=True):
+            values = np.asarray(answers[place[port]])
             if values.size:
                 seen[layer.name].append(peaks_of(values, layer.channel_axis, layer.low, layer.high))
-    return {name: mean(found) for name, found in seen.items()}
+    return {name: usual(found) for name, found in seen.items()}
+
+
+def _port(output: Any) -> tuple[str, int]:
+    return str(output.get_node().get_friendly_name()), int(output.get_index())
 
 
 def _grouped(steps: Array, layer: Layer) -> Array:

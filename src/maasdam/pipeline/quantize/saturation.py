@@ -6,7 +6,7 @@ under two large weights exceed 32767 and are cut off there; the answer is wrong 
 avoids it (ONNX Runtime's `reduce_range`, NNCF's `OverflowFix.ENABLE`) and costs a whole bit. Here a channel is narrowed by as
 much as its own weights and the activations seen in calibration ask for, most of them by nothing.
 
-    levels of activations --mean over examples of the highest--> Peaks --with weights--> factor >= 1 per output channel
+    levels of activations --the highest, usually--> Peaks --with weights--> factor >= 1 per output channel
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ STEP = "look for sums that would be cut off"
 """What progress calls it."""
 EXAMPLES = 64
 """Calibration examples that the peaks are taken from: their mean moves little after that."""
+MANY_POSITIONS = 32
 CHUNK = 1 << 20
 """Weights looked at in one step, so that a large layer needs no multiple of its size."""
 
@@ -34,40 +35,53 @@ class Peaks:
     """The highest levels (0..255) of one layer's activations.
 
     `each`: (channels,) of every input channel. `pairs`: (channels + 1) // 2, of the sum of channels 2k and 2k + 1 at one
-    position, an odd last channel alone.
+    position, an odd last channel alone. `positions`: how many positions were looked at, of one example.
     """
 
     each: Array
     pairs: Array
+    positions: int
+
+    def padded(self, level: float) -> Peaks:
+        """The same where pixels of this level, a float 0, are put around the picture."""
+        return Peaks(np.maximum(self.each, level), np.maximum(self.pairs, 2 * level), self.positions)
 
 
-def peaks_of(values: Array, axis: int, low: float, high: float) -> Peaks:
-    """Peaks of one example's activations: `values` in float, whose range [low, high] becomes the levels 0..255."""
-    flat = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
-    levels = (np.clip(flat, low, high) - low) * (LARGEST_LEVEL / (high - low))
-    sums = _evened(levels)
-    return Peaks(levels.max(axis=1), (sums[0::2] + sums[1::2]).max(axis=1))
+def peaks_of(values: Array, axis: int, low: Array | float, high: Array | float) -> Peaks:
+    """Peaks of one example's activations: `values` in float, whose range [low, high] becomes the levels 0..255.
+
+    `low` and `high` are numbers or broadcast against `values`.
+    """
+    levels = (np.clip(values, low, high) - low) * (LARGEST_LEVEL / (np.asarray(high) - low))
+    flat = np.moveaxis(levels, axis, 0).reshape(values.shape[axis], -1)
+    sums = _evened(flat)
+    return Peaks(flat.max(axis=1), (sums[0::2] + sums[1::2]).max(axis=1), flat.shape[1])
 
 
-def mean(peaks: list[Peaks]) -> Peaks:
-    """The mean over examples: what activations usually reach, as the ranges themselves are chosen."""
-    return Peaks(np.mean([p.each for p in peaks], axis=0), np.mean([p.pairs for p in peaks], axis=0))
+def usual(peaks: list[Peaks]) -> Peaks:
+    """What activations usually reach: the mean over examples of the highest, as the ranges themselves are chosen.
+
+    Where an example has few positions its highest level is any level, so there it is the highest over all examples.
+    """
+    positions = min(p.positions for p in peaks)
+    over = np.mean if positions >= MANY_POSITIONS else np.max
+    return Peaks(over([p.each for p in peaks], axis=0), over([p.pairs for p in peaks], axis=0), positions)
 
 
 def any_level(channels: int) -> Peaks:
     """Of activations nothing is known of."""
-    return Peaks(np.full(channels, LARGEST_LEVEL), np.full((channels + 1) // 2, 2 * LARGEST_LEVEL))
+    return Peaks(np.full(channels, LARGEST_LEVEL), np.full((channels + 1) // 2, 2 * LARGEST_LEVEL), 1)
 
 
 def narrowing(weights: Array, peaks: Peaks) -> Array:
     """By what to divide each output channel's weights, >= 1, so that no sum of two products is cut off.
 
     `weights`: (groups, outputs of a group, inputs of a group, taps), in steps of int8. Returns (groups, outputs). Depthwise
-    layers (one input each) multiply without pairs: 1.
+    layers (groups of one input and one output) multiply without pairs: 1.
     """
     groups, outputs, inputs, taps = weights.shape
     factors = np.ones((groups, outputs))
-    if inputs == 1:
+    if groups > 1 and inputs == outputs == 1:
         return factors
     step = max(1, CHUNK // (inputs * taps))
     for group in range(groups):
