@@ -41,6 +41,8 @@ PRODUCTS_ALONE: dict[str, Any] = {
 Sums, softmax and norms of attention have outliers that 8 bits don't hold, and are no faster rounded. Convolutional networks
 are, where nothing between two convolutions goes back to float.
 """
+PER_CHANNEL_SET = 13
+"""The first ONNX operator set whose DequantizeLinear has an axis."""
 CARRIES = ("Cast", "Dropout", "Identity", "Where", "Mul", "Transpose", "Reshape")
 """What may lie between a softmax and the product it weighs."""
 LARGEST_MESSAGE = 1_900_000_000
@@ -250,13 +252,32 @@ def _preprocessed(source: Artifact, work: Path) -> Path:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     path = work / "clean.onnx"
+    file = _raised(source.path / "model.onnx", work)
     if _external(source.path):
-        return source.path / "model.onnx"
+        return file
     try:
-        quant_pre_process(source.path / "model.onnx", path, skip_symbolic_shape=True)
+        quant_pre_process(file, path, skip_symbolic_shape=True)
     except Exception:  # it is an optimisation, and it raises anything at all on graphs it doesn't know
-        return source.path / "model.onnx"
+        return file
     return path
+
+
+def _raised(file: Path, work: Path) -> Path:
+    """The same graph in the first operator set whose weights have a scale per channel. Raises Unsupported."""
+    import onnx
+    from onnx import version_converter
+
+    found = next((s.version for s in onnx.load(file, load_external_data=False).opset_import if s.domain in ("", "ai.onnx")), 0)
+    if found >= PER_CHANNEL_SET:
+        return file
+    try:
+        raised = version_converter.convert_version(onnx.load(file), PER_CHANNEL_SET)
+    except Exception as error:  # the converter raises its own, without a common class
+        raise Unsupported(
+            f"scales per channel need ONNX operator set {PER_CHANNEL_SET}, the graph's is {found} and can't be raised: {error}"
+        ) from error
+    onnx.save(raised, work / "raised.onnx")
+    return work / "raised.onnx"
 
 
 def _attends(source: Artifact) -> bool:
