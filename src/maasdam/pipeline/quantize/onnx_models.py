@@ -226,12 +226,13 @@ def weights(source: Artifact, out: Path, settings: Mapping[str, Any]) -> Produce
 
 def _in_blocks(model: Any, bits: int, block: int) -> tuple[Any, int]:
     """The model with its constant matrix products in blocks, and how many there are."""
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-
     if block < SMALLEST_BLOCK or block & (block - 1):
         raise Unsupported(f"ONNX Runtime takes groups of 16, 32, 64, … weights, not {block}; set group_size to one of them")
-    quantizer = MatMulNBitsQuantizer(model, bits=bits, block_size=block, is_symmetric=True)
-    quantizer.process()
+    with _hushed():  # from its import on: it gives the root logger a handler and tells of every node
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+        quantizer = MatMulNBitsQuantizer(model, bits=bits, block_size=block, is_symmetric=True)
+        quantizer.process()
     made = quantizer.model.model
     count = sum(node.op_type == "MatMulNBits" for node in made.graph.node)
     if not count:
