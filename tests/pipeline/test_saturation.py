@@ -270,6 +270,12 @@ SHAPES: dict[str, tuple[Any, dict[str, Any], Any, tuple[str, ...]]] = {
     "two outputs of each input": (
         [("Conv", ["x", "w"], "c", {"group": 8}), *FLAT], {"w": RANDOM.uniform(0.5, 1, (16, 1, 3, 3))}, PICTURE, (),
     ),
+    "grey pictures": (
+        [("Conv", ["x", "w"], "c", {}), *FLAT], {"w": RANDOM.uniform(0.5, 1, (4, 1, 3, 3))}, PICTURE[:, :1], (),
+    ),
+    "coloured pictures": (
+        [("Conv", ["x", "w"], "c", {}), *FLAT], {"w": RANDOM.uniform(0.5, 1, (4, 3, 3, 3))}, PICTURE[:, :3], (),
+    ),
     "a hidden state that is an output": (
         [("MatMul", ["x", "w"], "h", {}), ("Relu", ["h"], "r", {}), ("MatMul", ["r", "v"], "y", {})],
         {"w": SQUARE, "v": SQUARE.T},

@@ -14,7 +14,7 @@ import numpy as np
 
 from maasdam.engines.openvino_library import openvino
 from maasdam.pipeline.examples import Inputs
-from maasdam.pipeline.quantize.saturation import LARGEST_LEVEL, Array, Peaks, narrowing, peaks_of, usual
+from maasdam.pipeline.quantize.saturation import LARGEST_LEVEL, Array, Peaks, narrowing, usual
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -58,6 +58,12 @@ class Layer:
         if self.is_product:
             return -2 if self.node.get_attributes()["transpose_a"] else -1
         return 1
+
+    @property
+    def channels(self) -> int:
+        """Of the activations."""
+        groups, _, inputs, _ = _grouped(np.asarray(self.constant.data), self).shape
+        return int(groups * inputs)
 
     @property
     def padding(self) -> float:
@@ -149,7 +155,10 @@ def _range(node: Any, is_direct: bool = True) -> tuple[Array, Array] | None:
 
 
 def _peaks(model: ov.Model, layers: Sequence[Layer], inputs: Iterable[Inputs]) -> dict[str, Peaks]:
-    """By layer, from the network with float activations: the same on every processor."""
+    """By layer, from the network with float activations: the same on every processor.
+
+    The network finds its own peaks, so that no more of its activations is held at once than while it serves.
+    """
     if not layers:
         return {}
     plain = model.clone()
@@ -158,23 +167,37 @@ def _peaks(model: ov.Model, layers: Sequence[Layer], inputs: Iterable[Inputs]) -
         if node.get_type_name() == "FakeQuantize":
             for user in list(node.output(0).get_target_inputs()):
                 user.replace_source_output(node.input_value(0))
-    asked = [_port(nodes[layer.name].input_value(0)) for layer in layers]
-    answered = {_port(output.get_node().input_value(0)) for output in plain.outputs}
-    plain.add_outputs([nodes[name].output(index) for name, index in dict.fromkeys(asked) if (name, index) not in answered])
-    place = {_port(output.get_node().input_value(0)): number for number, output in enumerate(plain.outputs)}
+    watched = [layer for layer in layers if nodes[layer.name].input_value(0).get_partial_shape().rank.is_static]
+    first = len(plain.outputs)
+    plain.add_outputs([output for layer in watched for output in _highest(nodes[layer.name].input_value(0), layer)])
     compiled = openvino().Core().compile_model(plain, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     seen: dict[str, list[Peaks]] = defaultdict(list)
     for tensors in inputs:
         answers = compiled(tensors)
-        for port, layer in zip(asked, layers, strict=True):
-            values = np.asarray(answers[place[port]])
-            if values.size:
-                seen[layer.name].append(peaks_of(values, layer.channel_axis, layer.low, layer.high))
+        for number, layer in enumerate(watched):
+            each, pairs, shape = (np.array(answers[first + 3 * number + part]) for part in range(3))
+            if shape.all():
+                whole = pairs if len(each) % 2 == 0 else np.concatenate([pairs, each[-1:]])
+                seen[layer.name].append(Peaks(each, whole, int(shape.prod()) // len(each)))
     return {name: usual(found) for name, found in seen.items()}
 
 
-def _port(output: Any) -> tuple[str, int]:
-    return str(output.get_node().get_friendly_name()), int(output.get_index())
+def _highest(activations: ov.Output, layer: Layer) -> list[ov.Output]:
+    """What `saturation.peaks_of` computes, as outputs of the network: each channel's, neighbours' sums', and the shape."""
+    from openvino import opset13 as ops
+
+    rank = activations.get_partial_shape().rank.get_length()
+    axis = layer.channel_axis % rank
+    others = np.array([number for number in range(rank) if number != axis], np.int64)
+    low, high = layer.low.astype(np.float32), layer.high.astype(np.float32)
+    clipped = ops.minimum(ops.maximum(activations, ops.constant(low)), ops.constant(high))
+    scaled = ops.constant((LARGEST_LEVEL / (high - low)).astype(np.float32))
+    levels = ops.multiply(ops.subtract(clipped, ops.constant(low)), scaled)
+    even = np.arange(0, layer.channels - 1, 2, dtype=np.int64)
+    at = ops.constant(np.int64(axis))
+    sums = ops.add(ops.gather(levels, ops.constant(even), at), ops.gather(levels, ops.constant(even + 1), at))
+    found = [ops.reduce_max(values, ops.constant(others), keep_dims=False) for values in (levels, sums)]
+    return [*(node.output(0) for node in found), ops.shape_of(activations).output(0)]
 
 
 def _grouped(steps: Array, layer: Layer) -> Array:
