@@ -290,9 +290,7 @@ def _attends(source: Artifact) -> bool:
     for node in graph.node:  # they stand in the order they are computed in
         if node.op_type in ("Attention", "MultiHeadAttention") or (node.op_type == "MatMul" and weighed & set(node.input)):
             return True
-        if node.op_type in ("Cast", "Dropout", "Identity", "Where", "Mul", "Transpose", "Reshape") and weighed & set(
-            node.input
-        ):
+        if node.op_type in CARRIES and weighed & set(node.input):
             weighed |= set(node.output)
     return False
 

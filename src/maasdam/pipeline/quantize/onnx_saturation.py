@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maasdam.pipeline.examples import Inputs
-from maasdam.pipeline.quantize.saturation import Array, Peaks, any_level, narrowing, peaks_of, usual
+from maasdam.pipeline.quantize.saturation import Array, Peaks, any_level, in_steps, narrowing, peaks_of, usual
 
 if TYPE_CHECKING:
     import onnx
@@ -89,8 +89,9 @@ def _narrow(
             continue
         along = [1] * steps.ndim
         along[layer.output_axis] = -1
-        in_steps = _in_steps(exact.get(name), steps, scale, along)
-        _replace(constants[name], np.clip(np.rint(in_steps / factors.reshape(along)), -127, 127).astype(np.int8))
+        found = numpy_helper.to_array(exact[name]) if name in exact else None
+        unrounded = in_steps(found, steps, scale, along)
+        _replace(constants[name], np.clip(np.rint(unrounded / factors.reshape(along)), -127, 127).astype(np.int8))
         _replace(constants[layer.scale], _scaled(scale, factors))
         for bias in {user.bias for user in sharing if user.bias is not None}:
             values, bias_scale = (numpy_helper.to_array(constants[part]) for part in bias)
@@ -219,17 +220,6 @@ def _grouped(steps: Array, layer: Layer) -> Array:
     """(groups, outputs, inputs, taps)."""
     first = np.moveaxis(steps, layer.output_axis, 0).astype(np.float32)
     return first.reshape(layer.groups, len(first) // layer.groups, first.shape[1], -1)
-
-
-def _in_steps(exact: Any, steps: Array, scale: Array, along: list[int]) -> Array:
-    """The float weights in steps, so that they are rounded once; the rounded ones where the float ones are not at hand."""
-    from onnx import numpy_helper
-
-    if exact is None or tuple(exact.dims) != steps.shape:
-        return steps.astype(np.float64)
-    divisor = scale if scale.size == 1 else scale.reshape(along)
-    unrounded: Array = numpy_helper.to_array(exact).astype(np.float64) / divisor
-    return unrounded if np.abs(unrounded - steps).max() <= 1 else steps.astype(np.float64)
 
 
 def _scaled(scale: Array, factors: Array) -> Array:

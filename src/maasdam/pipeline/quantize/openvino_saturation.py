@@ -14,7 +14,7 @@ import numpy as np
 
 from maasdam.engines.openvino_library import openvino
 from maasdam.pipeline.examples import Inputs
-from maasdam.pipeline.quantize.saturation import LARGEST_LEVEL, Array, Peaks, narrowing, usual
+from maasdam.pipeline.quantize.saturation import LARGEST_LEVEL, Array, Peaks, in_steps, narrowing, usual
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -101,8 +101,8 @@ def narrow(quantized: ov.Model, plain: ov.Model, inputs: Iterable[Inputs]) -> tu
         narrowed += int((factors > 1).sum())
         if (factors == 1).all():
             continue
-        in_steps = _in_steps(exact.get(layer.name), steps, scale, along)
-        narrower = ops.constant(np.clip(np.rint(in_steps / factors), -127, 127).astype(np.int8))
+        unrounded = in_steps(exact.get(layer.name), steps, scale, along)
+        narrower = ops.constant(np.clip(np.rint(unrounded / factors), -127, 127).astype(np.int8))
         narrower.set_friendly_name(layer.constant.get_friendly_name())
         wider = scale * (factors.max() if scale.size == 1 else factors.reshape(scale.shape))
         for user in list(layer.constant.output(0).get_target_inputs()):
@@ -217,12 +217,3 @@ def _constants_beside(model: ov.Model) -> dict[str, Array]:
         if node.get_type_name() in KINDS and node.input_value(1).get_node().get_type_name() == "Constant":
             found[node.get_friendly_name()] = np.asarray(node.input_value(1).get_node().data)
     return found
-
-
-def _in_steps(exact: Array | None, steps: Array, scale: Array, along: list[int]) -> Array:
-    """The float weights in steps, so that they are rounded once; the rounded ones where the float ones are not at hand."""
-    rounded = steps.astype(np.float64)
-    if exact is None or exact.shape != steps.shape:
-        return rounded
-    unrounded: Array = exact.astype(np.float64) / (scale if scale.size == 1 else scale.reshape(along))
-    return unrounded if np.abs(unrounded - rounded).max() <= 1 else rounded

@@ -93,6 +93,18 @@ def narrowing(weights: Array, peaks: Peaks) -> Array:
     return np.maximum(factors, 1.0)
 
 
+def in_steps(exact: Array | None, steps: Array, scale: Array, along: list[int]) -> Array:
+    """The float weights in steps of int8, so that they are rounded once; the rounded ones where those are not at hand.
+
+    `exact`, `steps`: of one shape. `scale`: one number, or one per output channel; `along` shapes it like the weights.
+    """
+    rounded = steps.astype(np.float64)
+    if exact is None or exact.shape != steps.shape:
+        return rounded
+    unrounded: Array = exact.astype(np.float64) / (scale if scale.size == 1 else scale.reshape(along))
+    return unrounded if np.abs(unrounded - rounded).max(initial=0) <= 1 else rounded
+
+
 def says(narrowed: int, channels: int) -> dict[str, Any]:
     """What was done, for the facts of a pass."""
     words = f"{narrowed} of {channels} output channels narrowed so that int8 sums fit 16 bits on processors without VNNI"
