@@ -96,7 +96,7 @@ def test_a_transformers_model_of_a_task_without_a_signature_converts(tmp_path: P
     )  # fmt: skip
     t.BertForQuestionAnswering(config).eval().save_pretrained(tmp_path / "source")
     document = convert_model(str(tmp_path / "source"), "onnx", tmp_path / "out")
-    assert [s["name"] for s in document["signature"]["inputs"]] == ["input_ids", "attention_mask"]
+    assert [s["name"] for s in document["signature"]["inputs"]] == ["input_ids", "attention_mask", "token_type_ids"]
     assert [s["name"] for s in document["signature"]["outputs"]] == ["start_logits", "end_logits"]
 
 

@@ -6,6 +6,7 @@ torch or transformers' models, and to touch weights that are pickles.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,10 @@ SHARED_LAYERS = 512
 """As many layers may have their weights in common (ALBERT)."""
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_KINDS_OF_TOKENS = re.compile(r"(^|\.)(token_type_embeddings(_\d+)?\.weight|seg_embed)$")
+"""Weights with a row for each kind of token: of embeddings (BERT and its kin), of attention (XLNet, Funnel)."""
+_NUMBERED_KINDS = re.compile(r"(^|\.)token_type_embeddings_\d+\.weight$")
+"""A table for each of several columns of kinds (TAPAS)."""
 _TEXT_TASKS = ("text-classification", "token-classification", "fill-mask")
 
 
@@ -119,9 +124,8 @@ def _signature(description: Description, shapes: Mapping[str, tuple[int, ...]]) 
     if description.task in _TEXT_TASKS:
         labels = description.config.get("vocab_size") if description.task == "fill-mask" else _labels(description, shapes)
         per_token = description.task != "text-classification"
-        names = ("input_ids", "attention_mask")
         return Signature(
-            tuple(TensorSpec(name, "int64", (None, None), layout="NT") for name in names),
+            text_inputs(shapes),
             (TensorSpec("logits", "float32", (None, None, labels) if per_token else (None, labels)),),
         )
     if description.task is None and str(description.architecture).endswith("Model"):
@@ -138,8 +142,23 @@ def _encoder_signature(description: Description, shapes: Mapping[str, tuple[int,
     outputs = [TensorSpec("last_hidden_state", "float32", (None, None, hidden))]
     if any(name.startswith("pooler.") for name in shapes):
         outputs.append(TensorSpec("pooler_output", "float32", (None, hidden)))
-    inputs = tuple(TensorSpec(name, "int64", (None, None), layout="NT") for name in ("input_ids", "attention_mask"))
-    return Signature(inputs, tuple(outputs))
+    return Signature(text_inputs(shapes), tuple(outputs))
+
+
+def text_inputs(shapes: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
+    """What a text encoder takes: words, their mask and, where its weights tell kinds of tokens apart, those kinds.
+
+    transformers takes the first kind for all tokens where it is given none, and then answers a pair of texts as if it were
+    one. Models that know a single kind (RoBERTa) are not asked for it.
+    """
+    words = tuple(TensorSpec(name, "int64", (None, None), layout="NT") for name in ("input_ids", "attention_mask"))
+    tables = [s[0] for name, s in shapes.items() if _KINDS_OF_TOKENS.search(name)]
+    kinds = min(tables, default=1)
+    if kinds < 2:
+        return words
+    columns = sum(_NUMBERED_KINDS.search(name) is not None for name in shapes)
+    shape, layout = ((None, None, columns), None) if columns else ((None, None), "NT")
+    return (*words, TensorSpec("token_type_ids", "int64", shape, layout, value_range=(0, kinds - 1)))
 
 
 def _image_signature(description: Description, shapes: Mapping[str, tuple[int, ...]]) -> Signature:

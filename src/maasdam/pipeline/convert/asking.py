@@ -74,11 +74,13 @@ def _transformers_inputs(model: Any, folder: Path) -> Iterator[tuple[TensorSpec,
     """What the model may take, likeliest first."""
     from maasdam.artifacts.sources.bounds import Place
     from maasdam.artifacts.sources.hfconfig import describe
-    from maasdam.artifacts.sources.huggingface import image_size
+    from maasdam.artifacts.sources.huggingface import image_size, text_inputs
 
     takes = inspect.signature(model.forward).parameters
-    config, words = model.config, [TensorSpec(n, "int64", (None, None), "NT") for n in ("input_ids", "attention_mask")]
-    mask = words[1:] if "attention_mask" in takes else []
+    config = model.config
+    shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    words, *beside = text_inputs(shapes)
+    mask = [spec for spec in beside if spec.name in takes]
     inner = getattr(config, "vision_config", config)
     side = getattr(inner, "image_size", None)
     height, width = image_size(describe(Place(folder)))
@@ -87,17 +89,17 @@ def _transformers_inputs(model: Any, folder: Path) -> Iterator[tuple[TensorSpec,
     channels = getattr(inner, "num_channels", 3)
     images = [TensorSpec("pixel_values", "float32", (None, channels, height, width), "NCHW")]
     if {"input_ids", "pixel_values"} <= takes.keys():
-        yield (words[0], *images, *mask)
+        yield (words, *images, *mask)
     if "pixel_values" in takes:
         yield tuple(images)
     if "input_ids" in takes and model.main_input_name == "input_ids":
-        yield (words[0], *mask)
+        yield (words, *mask)
     if "input_values" in takes:
         yield (TensorSpec("input_values", "float32", (None, None), "NT"),)
         yield (TensorSpec("input_values", "float32", (None, getattr(config, "max_length", None), _bands(config))),)
     if "input_features" in takes:
         features = TensorSpec("input_features", "float32", (None, None, _bands(config)), "NTF")
-        yield (features, *mask)
+        yield (features, *(spec for spec in mask if spec.name == "attention_mask"))
         yield (features,)
 
 
