@@ -64,15 +64,23 @@ def inference(replica: Says | None, ledger: Any = None, **options: Any) -> tuple
     return made, ledger
 
 
-def asked(deadline: float | None = None, caller: Caller = ANONYMOUS) -> tuple[Request, Receipt]:
+def itself(chunk: Chunk) -> Chunk:
+    return chunk
+
+
+async def all_of_them(chunks: list[Chunk]) -> list[Chunk]:
+    return chunks
+
+
+def asked(deadline: float | None = None, caller: Caller = ANONYMOUS) -> tuple[Request, Receipt, Callable[[Chunk], Chunk]]:
     request = Request("r1", "bard", TextPayload(prompt="x"), caller, deadline)
-    return request, Receipt("r1", "bard", "/v1/completions")
+    return request, Receipt("r1", "bard", "/v1/completions"), itself
 
 
 async def test_an_answer_in_one_piece_is_folded_metered_and_priced() -> None:
     infer, ledger = inference(Says("to ", "be ", "or"))
-    request, receipt = asked(caller=Caller("k1", "bob", frozenset({"infer"})))
-    chunk = await infer.once(request, receipt)
+    request, receipt, write = asked(caller=Caller("k1", "bob", frozenset({"infer"})))
+    chunk = await infer.once(request, receipt, write)
     assert chunk.value == TextPiece("to be or", (0, 1, 2), "stop")
     (row,) = ledger.rows
     assert (row.request_id, row.key_id, row.caller, row.model, row.version, row.status) == ("r1", "k1", "bob", "bard", 3, 200)
@@ -114,6 +122,46 @@ async def test_the_last_chunk_waits_for_the_durable_row(is_stream: bool) -> None
     await asyncio.to_thread(ledger.futures[0].set_result, None)
     await task
     assert got[-1].is_last
+
+
+async def test_an_answer_that_can_not_be_written_is_an_errors_row_whatever_its_form() -> None:
+    def breaks(chunk: Chunk) -> Chunk:
+        if chunk.is_last:
+            raise TypeError("Type is not JSON serializable: numpy.float64")
+        return chunk
+
+    async def breaks_too(chunks: list[Chunk]) -> None:
+        raise TypeError("Type is not JSON serializable: numpy.float64")
+
+    infer, ledger = inference(Says("a", "b"))
+    request, receipt, _ = asked()
+    with pytest.raises(EngineFailure, match="not JSON serializable"):
+        await infer.once(request, receipt, breaks)
+    with pytest.raises(EngineFailure, match="not JSON serializable"):
+        await infer.many(request, [TextPayload(prompt=p) for p in "xyz"], receipt, breaks_too)
+    got = []
+    with pytest.raises(EngineFailure, match="not JSON serializable"):
+        async for chunk in infer.stream(request, receipt, breaks):
+            got.append(chunk)
+    assert [chunk.is_last for chunk in got] == [False]
+    assert [row.status for row in ledger.rows] == [500, 500, 500]
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_what_a_request_cost_is_known_when_its_answer_is_written(is_stream: bool) -> None:
+    infer, ledger = inference(Says("a", "b"))
+    request, receipt, _ = asked()
+    shown: list[Any] = []
+
+    def write(chunk: Chunk) -> None:
+        shown.append((len(ledger.rows), receipt.joules if chunk.is_last else None))
+
+    if is_stream:
+        async for _ in infer.stream(request, receipt, write):
+            pass
+    else:
+        await infer.once(request, receipt, write)
+    assert shown[-1] == (0, 1.0) and receipt.seconds == ledger.rows[0].seconds
 
 
 async def test_an_answer_whose_row_can_not_be_written_is_not_given() -> None:
@@ -176,9 +224,9 @@ async def test_an_unknown_model_and_a_used_up_quota_are_rows_too() -> None:
 
 async def test_a_name_of_any_length_is_cut_for_the_ledger() -> None:
     infer, ledger = inference(None)
-    request, _ = asked()
+    request, _, write = asked()
     with pytest.raises(NotFound):
-        await infer.once(request, Receipt("r1", "x" * 100_000, "/v1/completions"))
+        await infer.once(request, Receipt("r1", "x" * 100_000, "/v1/completions"), write)
     assert len(ledger.rows[0].model) == 200
 
 
@@ -220,8 +268,8 @@ async def test_the_deadline_bounds_a_whole_answer_and_the_first_piece_of_a_strea
 
 async def test_several_payloads_are_one_row_with_their_sum() -> None:
     infer, ledger = inference(Says("a", "b"))
-    request, receipt = asked()
-    chunks = await infer.many(request, [TextPayload(prompt=p) for p in "xyz"], receipt)
+    request, receipt, _ = asked()
+    chunks = await infer.many(request, [TextPayload(prompt=p) for p in "xyz"], receipt, all_of_them)
     assert len(chunks) == 3
     (row,) = ledger.rows
     assert (row.items, row.prompt_tokens, row.completion_tokens, row.compute_seconds) == (3, 15, 6, 1.5)
@@ -230,9 +278,9 @@ async def test_several_payloads_are_one_row_with_their_sum() -> None:
 async def test_one_bad_payload_of_several_ends_all_and_is_one_row() -> None:
     replica = Says("a", "b", error=InvalidPayload("no"))
     infer, ledger = inference(replica)
-    request, receipt = asked()
+    request, receipt, _ = asked()
     with pytest.raises(InvalidPayload):
-        await infer.many(request, [TextPayload(prompt=p) for p in "xyz"], receipt)
+        await infer.many(request, [TextPayload(prompt=p) for p in "xyz"], receipt, all_of_them)
     assert [row.status for row in ledger.rows] == [400] and replica.closed == 3
 
 

@@ -46,8 +46,9 @@ def routes(service: Service) -> APIRouter:
         deadline = time.monotonic() + service.settings.request_timeout_seconds
         request = Request(http.scope[REQUEST_ID], model, payload, caller_of(http.scope), deadline)
         receipt = Receipt(request.id, model, ENDPOINT)
-        chunk = await service.inference.once(request, receipt)
-        return _write(cast(Transcript, chunk.value), response_format, language, receipt)
+        return await service.inference.once(
+            request, receipt, lambda chunk: _write(cast(Transcript, chunk.value), response_format, language, receipt)
+        )
 
     @router.post("/translations")
     async def translations(http: HttpRequest) -> None:

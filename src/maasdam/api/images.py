@@ -16,7 +16,7 @@ from starlette.datastructures import UploadFile
 from maasdam.api.entrance import REQUEST_ID, caller_of
 from maasdam.api.errors import InvalidField, WrongContentType
 from maasdam.api.measured import measured
-from maasdam.core import Classification, ImagePayload, Request
+from maasdam.core import Chunk, Classification, ImagePayload, Request
 from maasdam.errors import InvalidInput
 from maasdam.operations.infer import Receipt
 from maasdam.operations.service import Service
@@ -65,14 +65,17 @@ def routes(service: Service) -> APIRouter:
         deadline = time.monotonic() + service.settings.request_timeout_seconds
         request = Request(http.scope[REQUEST_ID], model, ImagePayload(data, top_k), caller_of(http.scope), deadline)
         receipt = Receipt(request.id, model, ENDPOINT)
-        chunk = await service.inference.once(request, receipt)
-        labels = cast(Classification, chunk.value).labels
-        answer = {
-            "model": model,
-            "data": [{"label": label.label, "label_id": label.label_id, "score": label.score} for label in labels],
-            "usage": {"images": receipt.units.items, "maasdam": measured(receipt)},
-        }
-        return Response(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
+
+        def written(chunk: Chunk) -> bytes:
+            labels = cast(Classification, chunk.value).labels
+            answer = {
+                "model": model,
+                "data": [{"label": label.label, "label_id": label.label_id, "score": label.score} for label in labels],
+                "usage": {"images": receipt.units.items, "maasdam": measured(receipt)},
+            }
+            return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+        return Response(await service.inference.once(request, receipt, written), media_type="application/json")
 
     return router
 

@@ -66,13 +66,7 @@ class InferRoute:
             asked = self._read(data, length)
         else:
             asked = await asyncio.get_running_loop().run_in_executor(self._service.pool, self._read, data, length)
-        chunks, receipt = await self._infer(scope, name, asked)
-        outputs = _outputs(chunks, asked)
-        if sum(array.nbytes for array in outputs.values()) <= SMALL_BYTES:
-            reply, json_length = write(asked.request, outputs, receipt)
-        else:
-            loop = asyncio.get_running_loop()
-            reply, json_length = await loop.run_in_executor(self._service.pool, write, asked.request, outputs, receipt)
+        (reply, json_length), receipt = await self._infer(scope, name, asked)
         kind = b"application/json" if json_length is None else b"application/octet-stream"
         out = [(b"content-type", kind), (b"content-length", b"%d" % len(reply)), *measured_headers(receipt)]
         if json_length is not None:
@@ -80,7 +74,7 @@ class InferRoute:
         await send({"type": "http.response.start", "status": 200, "headers": out})
         await send({"type": "http.response.body", "body": reply, "more_body": False})
 
-    async def _infer(self, scope: Scope, name: str, asked: Asked) -> tuple[list[Chunk], Receipt]:
+    async def _infer(self, scope: Scope, name: str, asked: Asked) -> tuple[tuple[bytes, int | None], Receipt]:
         timeout = self._service.settings.request_timeout_seconds
         limit = asked.request.parameters.get("timeout")
         if limit is not None:
@@ -90,7 +84,15 @@ class InferRoute:
         request = Request(scope[REQUEST_ID], name, asked.payloads[0], caller_of(scope), time.monotonic() + timeout)
         receipt = Receipt(request.id, name, "/v2/infer")
         self._check_outputs(name, asked)
-        return await self._service.inference.many(request, asked.payloads, receipt), receipt
+
+        async def written(chunks: list[Chunk]) -> tuple[bytes, int | None]:
+            outputs = _outputs(chunks, asked)
+            if sum(array.nbytes for array in outputs.values()) <= SMALL_BYTES:
+                return write(asked.request, outputs, receipt)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._service.pool, write, asked.request, outputs, receipt)
+
+        return await self._service.inference.many(request, asked.payloads, receipt, written), receipt
 
     def _check_outputs(self, name: str, asked: Asked) -> None:
         """Refuse an output that does not exist before the model runs for nothing."""

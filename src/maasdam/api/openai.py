@@ -114,31 +114,29 @@ async def _answer(
     if not isinstance(options.get("include_usage", False), bool):
         raise InvalidField("'stream_options.include_usage' must be true or false", "stream_options")
     if not body.stream:
-        chunks = await service.inference.many(request, payloads, receipt)
-        return Response(orjson.dumps(writer.whole(chunks)), media_type="application/json")
+
+        async def written(chunks: list[Chunk]) -> bytes:
+            return orjson.dumps(writer.whole(chunks))
+
+        return Response(await service.inference.many(request, payloads, receipt, written), media_type="application/json")
     if len(payloads) > 1:
         raise InvalidField("streaming takes one prompt; send several requests", "prompt")
-    chunks_iterator = service.inference.stream(request, receipt)
-    first = await anext(chunks_iterator)  # an error before the first token still has a status of its own
-    return _EventStream(_events(chunks_iterator, first, writer, bool(options.get("include_usage"))))
+    has_usage = bool(options.get("include_usage"))
+    events = service.inference.stream(request, receipt, lambda chunk: writer.event(chunk, has_usage))
+    first = await anext(events)  # an error before the first token still has a status of its own
+    return _EventStream(_events(events, first, writer))
 
 
-async def _events(chunks: AsyncIterator[Chunk], first: Chunk, writer: _Writer, has_usage: bool) -> AsyncIterator[bytes]:
-    """Server-sent events. The chunk that ends the answer comes only once the ledger has its row."""
-    async with aclosing(cast(Any, chunks)):
-        chunk = first
-        yield _event(writer.delta(chunk, is_first=True))
+async def _events(events: AsyncIterator[bytes], first: bytes, writer: _Writer) -> AsyncIterator[bytes]:
+    """Server-sent events. The one that ends the answer comes only once the ledger has its row."""
+    async with aclosing(cast(Any, events)):
+        yield first
         try:
-            while not chunk.is_last:
-                chunk = await anext(chunks)
-                yield _event(writer.delta(chunk, is_first=False))
+            async for event in events:
+                yield event
         except Exception as error:
             refused = errors.refusal(error, writer.receipt.request_id)
             yield _event({"error": errors.openai_error(refused)})
-            return
-    if has_usage:
-        yield _event(writer.envelope(writer.shape.stream_object) | {"choices": [], "usage": writer.usage(chunk.units)})
-    yield b"data: [DONE]\n\n"
 
 
 class _EventStream(Response):
@@ -165,6 +163,7 @@ class _Writer:
         self._model = body.model
         self._has_token_ids = bool(body.return_token_ids)
         self._created = int(time.time())
+        self._has_begun = False
 
     def envelope(self, kind: str) -> dict[str, Any]:
         """The fields around the choices."""
@@ -179,11 +178,17 @@ class _Writer:
             choices.append(self._choice(i, piece) | self.shape.whole(piece))
         return self.envelope(self.shape.object) | {"choices": choices, "usage": self.usage(self.receipt.units)}
 
-    def delta(self, chunk: Chunk, is_first: bool) -> dict[str, Any]:
-        """The next piece of a streamed answer."""
+    def event(self, chunk: Chunk, has_usage: bool) -> bytes:
+        """The next piece of a streamed answer; with the last one, what ends the stream."""
         piece = cast(TextPiece, chunk.value)
-        choice = self._choice(0, piece) | self.shape.delta(piece, is_first)
-        return self.envelope(self.shape.stream_object) | {"choices": [choice]}
+        choice = self._choice(0, piece) | self.shape.delta(piece, not self._has_begun)
+        self._has_begun = True
+        event = _event(self.envelope(self.shape.stream_object) | {"choices": [choice]})
+        if not chunk.is_last:
+            return event
+        if has_usage:
+            event += _event(self.envelope(self.shape.stream_object) | {"choices": [], "usage": self.usage(chunk.units)})
+        return event + b"data: [DONE]\n\n"
 
     def usage(self, units: Units) -> dict[str, Any]:
         """Tokens, and what they cost."""

@@ -3,10 +3,11 @@
 Knows requests, replicas and accounts. Refuses to know HTTP, tensors' meaning and how an engine runs.
 
     request -quota-> route -> replica.answer -> chunk, chunk, last chunk
-                                                           \\- ledger row durable -> only then handed out
+                                                           \\- written -> ledger row durable -> only then handed out
 
 Exactly one row is written whatever happens: answered (200), refused or broken (the error's HTTP status), or the
-caller went away (499).
+caller went away (499). A door gives `write`, which makes its words of a chunk: they exist before a row says 200, so an
+answer that could not be written is an error's row, and costs nothing.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from maasdam.accounts.ledger import Entry
 from maasdam.core import Chunk, Payload, Request, TextPiece, Units
@@ -35,6 +36,7 @@ JOULES_PER_KWH = 3.6e6
 LONGEST_NAME = 200
 """What is kept of a name that a caller made up, characters."""
 NOTHING = Units(items=0)
+Written = TypeVar("Written")
 
 
 class Routes(Protocol):
@@ -75,7 +77,7 @@ class Meters(Protocol):
 
 @dataclass(slots=True)
 class Receipt:
-    """What a request was and cost. Complete before the last chunk is handed out; None is unmeasured."""
+    """What a request was and cost. Complete before the last chunk is written; None is unmeasured."""
 
     request_id: str
     model: str
@@ -128,12 +130,22 @@ class Inference:
         self._clock = clock
         self._durable = _Durable()
 
-    async def once(self, request: Request, receipt: Receipt) -> Chunk:
-        """The whole answer as one chunk. Raises what the replica raises, DeadlineExceeded."""
-        return (await self.many(request, (request.payload,), receipt))[0]
+    async def once(self, request: Request, receipt: Receipt, write: Callable[[Chunk], Written]) -> Written:
+        """The whole answer as one chunk, written. Raises what the replica and `write` raise, DeadlineExceeded."""
 
-    async def many(self, request: Request, payloads: Sequence[Payload], receipt: Receipt) -> list[Chunk]:
-        """Whole answers to several payloads of one request, run side by side; one row for all."""
+        async def written(chunks: list[Chunk]) -> Written:
+            return write(chunks[0])
+
+        return await self.many(request, (request.payload,), receipt, written)
+
+    async def many(
+        self,
+        request: Request,
+        payloads: Sequence[Payload],
+        receipt: Receipt,
+        write: Callable[[list[Chunk]], Awaitable[Written]],
+    ) -> Written:
+        """Whole answers to several payloads of one request, run side by side, written as one; one row for all."""
         account = self._open(request, receipt)
         try:
             if request.deadline is None:
@@ -141,16 +153,18 @@ class Inference:
             else:
                 async with asyncio.timeout(request.deadline - self._clock()):
                     chunks = await self._run(account, request, payloads)
+            account.add_up()
+            answer = await write(chunks)
         except BaseException as error:
             shown = await account.failed(error)
             if shown is error:
                 raise
             raise shown from error
         await account.settle(200)
-        return chunks
+        return answer
 
-    async def stream(self, request: Request, receipt: Receipt) -> AsyncIterator[Chunk]:
-        """Chunks as they come; the deadline holds for the first one. Closing the iterator cancels."""
+    async def stream(self, request: Request, receipt: Receipt, write: Callable[[Chunk], Written]) -> AsyncIterator[Written]:
+        """Chunks as they come, written; the deadline holds for the first one. Closing the iterator cancels."""
         account = self._open(request, receipt)
         try:
             replica = self._route(account, request)
@@ -160,16 +174,18 @@ class Inference:
                     self._meters.first_chunk(receipt, self._clock() - account.began)
                 while not chunk.is_last:
                     account.see([chunk])
-                    yield chunk
+                    yield write(chunk)
                     chunk = await anext(chunks)
             account.see([chunk])
+            account.add_up()
+            last = write(chunk)
             await account.settle(200)
         except BaseException as error:
             shown = await account.failed(error)
             if shown is error:
                 raise
             raise shown from error
-        yield chunk
+        yield last
 
     async def _first(self, chunks: AsyncIterator[Chunk], deadline: float | None) -> Chunk:
         if deadline is None:
@@ -222,6 +238,7 @@ class _Account:
         self._request = request
         self.receipt = receipt
         self.began = inference._clock()
+        self._is_added_up = False
         self._is_settled = False
 
     def see(self, chunks: Sequence[Chunk]) -> None:
@@ -230,6 +247,16 @@ class _Account:
         computed = [chunk.compute_seconds for chunk in chunks if chunk.compute_seconds is not None]
         if computed:
             self.receipt.compute_seconds = sum(computed)
+
+    def add_up(self) -> None:
+        """Complete the receipt, which the answer may show."""
+        inference, receipt = self._inference, self.receipt
+        receipt.seconds = inference._clock() - self.began
+        receipt.joules, receipt.energy_method = inference._energy.joules(receipt.compute_seconds, receipt.seconds)
+        per_kwh = inference._limits.grams_co2e_per_kwh
+        if receipt.joules is not None and per_kwh > 0:
+            receipt.grams_co2e = receipt.joules / JOULES_PER_KWH * per_kwh
+        self._is_added_up = True
 
     async def settle(self, status: int) -> None:
         """Write the row, once, and wait until it is durable."""
@@ -255,11 +282,8 @@ class _Account:
             return None
         self._is_settled = True
         inference, receipt, caller = self._inference, self.receipt, self._request.caller
-        receipt.seconds = inference._clock() - self.began
-        receipt.joules, receipt.energy_method = inference._energy.joules(receipt.compute_seconds, receipt.seconds)
-        per_kwh = inference._limits.grams_co2e_per_kwh
-        if receipt.joules is not None and per_kwh > 0:
-            receipt.grams_co2e = receipt.joules / JOULES_PER_KWH * per_kwh
+        if not self._is_added_up:
+            self.add_up()
         units = receipt.units
         entry = Entry(
             request_id=receipt.request_id,
