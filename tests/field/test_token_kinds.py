@@ -23,7 +23,7 @@ TABLE = "bert.embeddings.token_type_embeddings.weight"
         ({TABLE: (2, 16)}, ((None, None), (0, 1))),
         ({"embeddings.token_type_embeddings.weight": (4, 16)}, ((None, None), (0, 3))),
         ({"transformer.layer.0.rel_attn.seg_embed": (2, 2, 8)}, ((None, None), (0, 1))),  # XLNet
-        ({f"embeddings.token_type_embeddings_{i}.weight": (n, 16) for i, n in enumerate((3, 256, 2))}, ((None, None, 3), (0, 1))),
+        ({f"x.token_type_embeddings_{i}.weight": (n, 16) for i, n in enumerate((3, 9, 2))}, ((None, None, 3), (0, 1))),  # TAPAS
         ({TABLE: (1, 16)}, None),  # RoBERTa has a table of one row
         ({"distilbert.embeddings.word_embeddings.weight": (60, 16)}, None),
     ],
