@@ -412,6 +412,10 @@ def silent(stage: str, done: int = 0, total: int | None = None) -> None:
     """A Progress that says nothing."""
 
 
+NOT_IN_NAMES = ("config", "generate", "generate_stream", "infer", "load", "ready", "stats", "trace", "unload", "versions")
+"""What may not stand behind the slash of a name such as acme/photos: the protocols' paths go on with these."""
+
+
 def split_name(text: str) -> tuple[str, int | None, str | None]:
     """NAME, NAME:3 or NAME@prod -> (name, version, alias)."""
     name, _, alias = text.partition("@")

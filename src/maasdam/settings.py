@@ -1,10 +1,11 @@
-"""Settings: default < maasdam.toml < MAASDAM_* environment < flag.
+"""Settings: default < maasdam.toml of the home folder < ./maasdam.toml < MAASDAM_* environment < flag.
 
 Each field is one setting; its docstring is its documentation (docs/settings.md is generated from here).
 """
 
 from __future__ import annotations
 
+import difflib
 import os
 import tomllib
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from maasdam.errors import InvalidInput
+
+FILE = Path("maasdam.toml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +66,15 @@ def load(
 ) -> Settings:
     """Resolve the settings. Raises InvalidInput naming the setting, the value and what is wrong with it.
 
-    `flags` holds what the command line set (None values are unset); `file` is a maasdam.toml, default ./maasdam.toml
-    where there is one.
+    `flags` holds what the command line set (None values are unset); `file` is a maasdam.toml, the only one read then,
+    default those of the home folder and of this folder where there are any.
     """
     env = os.environ if environ is None else environ
-    values: dict[str, Any] = {}
-    path = file or Path("maasdam.toml")
-    if file is not None or path.is_file():
-        values |= _from_file(path)
+    set_home = (flags or {}).get("home") or env.get("MAASDAM_HOME")
+    values = _from_file(file or FILE) if file is not None or FILE.is_file() else {}
+    home = Path(set_home or values.get("home", Settings.__dataclass_fields__["home"].default)).expanduser()
+    if file is None and (home / FILE).is_file() and (home / FILE).absolute() != FILE.absolute():
+        values = _from_file(home / FILE) | values
     for f in fields(Settings):
         name = f"MAASDAM_{f.name.upper()}"
         if name in env:
@@ -93,7 +97,9 @@ def _from_file(path: Path) -> dict[str, Any]:
         if key == "prices":
             continue  # tables of their own, read by accounts.prices
         if key not in known:
-            raise InvalidInput(f"{path}: no setting '{key}'; the settings are: {', '.join(sorted(known))}")
+            near = difflib.get_close_matches(key, [*known, "prices"], 1)
+            meant = f"did you mean '{near[0]}'? " if near else ""
+            raise InvalidInput(f"{path}: no setting '{key}'; {meant}the settings are: {', '.join(sorted(known))}")
         out[key] = _parse(key, known[key], str(value), str(path))
     return out
 

@@ -105,7 +105,29 @@ def test_an_empty_catalog_says_how_to_begin(catalog: Catalog) -> None:
         catalog.resolve("digits")
 
 
-@pytest.mark.parametrize("name", ["", "Digits", "a b", "a/b", "../a", "-a", ".a", "a" * 97, "ä", "a\n", "a:1", "a@b", "nul\0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "Digits",
+        "a b",
+        "a/b/c",
+        "a/",
+        "/a",
+        "a//b",
+        "a/../b",
+        "a/infer",
+        "../a",
+        "-a",
+        ".a",
+        "a" * 97,
+        "ä",
+        "a\n",
+        "a:1",
+        "a@b",
+        "nul\0",
+    ],
+)
 def test_a_name_that_cannot_be_a_name_is_refused(catalog: Catalog, register, name: str) -> None:
     with pytest.raises(InvalidInput):
         register(name)

@@ -99,7 +99,8 @@ def test_models_list_has_exactly_the_promised_shape(workspace: Workspace) -> Non
     workspace.catalog.promote("mlp")
     digest = workspace.catalog.resolve("mlp").digest
     row = {"name": "mlp", "version": 1, "task": None, "format": "onnx", "engine": "onnxruntime", "digest": digest}
-    assert document("models", "list") == {"models": [row | {"aliases": ["prod"], "deployed": True}]}
+    measured = {"verdict": "passed", "size_bytes": None, "metric": None, "value": None}
+    assert document("models", "list") == {"models": [row | {"aliases": ["prod"], "deployed": True} | measured]}
 
 
 def test_the_life_of_a_model(workspace: Workspace, tmp_path: Path) -> None:

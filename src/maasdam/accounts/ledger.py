@@ -76,6 +76,8 @@ class Usage:
     currency: str | None
     measured_joules: int
     """Requests whose joules are known: fewer than `requests` means the sum is of a part."""
+    unpriced: int
+    """Answered requests that no price list covered: `price` is of the others."""
 
 
 class Ledger:
@@ -130,6 +132,7 @@ class Ledger:
             func.max(LedgerRow.currency),
             func.count(LedgerRow.currency.distinct()),
             func.count(LedgerRow.joules),
+            func.sum(case(((LedgerRow.status < 400) & LedgerRow.price.is_(None), 1), else_=0)),
             *(func.sum(column) for column in sums),
         ).group_by(*columns)
         if since is not None:
@@ -138,13 +141,13 @@ class Ledger:
             rows = connection.execute(query).all()
         out = []
         for row in rows:
-            names, (requests, errors, currency, currencies, measured, *totals) = row[: len(columns)], row[len(columns) :]
+            names = row[: len(columns)]
+            requests, errors, currency, currencies, measured, unpriced, *totals = row[len(columns) :]
             known = dict(zip(SUMMED, totals, strict=True))
             if currencies > 1:
                 known["price"] = currency = None
-            out.append(
-                Usage(_name(by, names), requests, int(errors), currency=currency, measured_joules=measured, **_numbers(known))
-            )
+            counts = {"currency": currency, "measured_joules": measured, "unpriced": int(unpriced)}
+            out.append(Usage(_name(by, names), requests, int(errors), **counts, **_numbers(known)))
         return sorted(out, key=(lambda u: u.name) if by == "day" else (lambda u: (-u.requests, u.name)))
 
     def _write_all(self) -> None:

@@ -8,6 +8,7 @@ completion_tokens = 6e-7
 
 from __future__ import annotations
 
+import difflib
 import math
 import tomllib
 from collections.abc import Mapping
@@ -27,8 +28,12 @@ class Prices:
     by_model: Mapping[str, Mapping[str, Any]]
 
     @staticmethod
-    def load(path: Path) -> Prices:
-        """The [prices] tables of a maasdam.toml; none where there is no such file. Raises InvalidInput naming the key."""
+    def load(*paths: Path) -> Prices:
+        """The [prices] tables of the first maasdam.toml that has any; else none. Raises InvalidInput naming the key."""
+        return next((found for path in paths if (found := Prices._read(path)).by_model), Prices({}))
+
+    @staticmethod
+    def _read(path: Path) -> Prices:
         if not path.is_file():
             return Prices({})
         try:
@@ -44,8 +49,10 @@ class Prices:
                 else:
                     fits = key in UNITS and type(value) in (int, float) and 0 <= value < math.inf
                 if not fits:
+                    near = difflib.get_close_matches(key, UNITS, 1)
+                    meant = f" (did you mean {near[0]}?)" if near and key not in UNITS else ""
                     takes = f"currency (3 letters) or a price for one of: {', '.join(UNITS)}"
-                    raise InvalidInput(f"{path}: prices.{model}.{key} = {value!r}; it takes {takes}")
+                    raise InvalidInput(f"{path}: prices.{model}.{key} = {value!r}; it takes {takes}{meant}")
         return Prices(tables)
 
     def of(self, model: str, entry: Mapping[str, Any]) -> tuple[float | None, str | None]:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Path
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from maasdam.api.paths import MODELS
 from maasdam.operations.service import Service
 from maasdam.operations.usage import moment
 
@@ -53,7 +54,7 @@ def routes(service: Service) -> APIRouter:
             rows.append(row)
         return {"models": rows}
 
-    @router.get("/models/{model}")
+    @router.get(MODELS)
     async def model(model: Annotated[str, MODEL]) -> dict[str, Any]:
         """One version, with its report."""
         return _plain(await asyncio.to_thread(catalog.resolve, model))
@@ -90,7 +91,7 @@ def _deployments(router: APIRouter, service: Service) -> None:
             rows.append(_plain(deployment) | {"serving": running, "reason": want.reason if want else None})
         return {"deployments": rows}
 
-    @router.put("/deployments/{model}")
+    @router.put("/deployments/{model:model}")
     async def deploy(model: str, body: DeploymentBody) -> dict[str, Any]:
         """Bring a model up, or change how it is served. Answers at once; GET /admin/deployments tells when it is up."""
         name = model if body.version is None else f"{model}:{body.version}"
@@ -98,7 +99,7 @@ def _deployments(router: APIRouter, service: Service) -> None:
         await service.router.follow()
         return _plain(deployment)
 
-    @router.delete("/deployments/{model}", status_code=204)
+    @router.delete("/deployments/{model:model}", status_code=204)
     async def undeploy(model: str) -> Response:
         """Take a model out of the service; requests in flight finish."""
         await asyncio.to_thread(service.catalog.undeploy, model)

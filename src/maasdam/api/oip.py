@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from maasdam import __version__
 from maasdam.api.oip_infer import name_of
 from maasdam.api.oip_tensors import FROM_NUMPY
+from maasdam.api.paths import MODELS
 from maasdam.core import SPEECH_RECOGNITION, TEXT_GENERATION, TensorSpec, split_name
 from maasdam.errors import InvalidInput, InvalidModel, Unsupported
 from maasdam.operations.service import Service
@@ -78,24 +79,24 @@ def routes(service: Service) -> APIRouter:
         """Whether everything deployed is up (200) or still loading (503)."""
         return JSONResponse({"ready": service.is_ready}, 200 if service.is_ready else 503)
 
-    @router.get("/models/{model}")
-    @router.get("/models/{model}/versions/{version}")
+    @router.get(MODELS)
+    @router.get(MODELS + "/versions/{version}")
     async def metadata(model: str, version: str | None = None) -> dict[str, Any]:
         """A model's versions, inputs and outputs."""
         copy = service.router.find(name_of(model, version))
         served = [c.version.version for c in service.router.copies() if c.version.model == copy.version.model]
         return _metadata(copy, served)
 
-    @router.get("/models/{model}/ready")
-    @router.get("/models/{model}/versions/{version}/ready")
+    @router.get(MODELS + "/ready")
+    @router.get(MODELS + "/versions/{version}/ready")
     async def model_ready(model: str, version: str | None = None) -> JSONResponse:
         """Whether a model answers (200) or not yet (503)."""
         copy = service.router.find(name_of(model, version))
         is_ready = copy.state == "ready"
         return JSONResponse({"name": copy.version.model, "ready": is_ready}, 200 if is_ready else 503)
 
-    @router.post("/models/{model}/infer", openapi_extra=INFER_SCHEMA)
-    @router.post("/models/{model}/versions/{version}/infer", openapi_extra=INFER_SCHEMA)
+    @router.post(MODELS + "/infer", openapi_extra=INFER_SCHEMA)
+    @router.post(MODELS + "/versions/{version}/infer", openapi_extra=INFER_SCHEMA)
     async def infer(model: str, version: str | None = None) -> None:
         """Run the model: raw tensors; BYTES `text_input` to `text_output`; BYTES `audio` to `transcript`."""
         raise AssertionError("answered below the framework")  # here for the documentation only
@@ -115,7 +116,7 @@ def _repository(router: APIRouter, service: Service) -> None:
                 rows.append({"name": model, "version": "", "state": "UNAVAILABLE", "reason": want.reason or ""})
         return rows
 
-    @router.post("/repository/models/{model}/load")
+    @router.post("/repository" + MODELS + "/load")
     async def load(model: str, http: Request) -> dict[str, Any]:
         """Deploy NAME or NAME:VERSION and wait until it answers."""
         await _refuse_overrides(http)
@@ -125,7 +126,7 @@ def _repository(router: APIRouter, service: Service) -> None:
             raise InvalidModel(f"model '{copy.name}' failed to load: {copy.reason}")
         return {}
 
-    @router.post("/repository/models/{model}/unload")
+    @router.post("/repository" + MODELS + "/unload")
     async def unload(model: str) -> dict[str, Any]:
         """Take a model out of the service; requests in flight finish."""
         await asyncio.to_thread(service.catalog.undeploy, split_name(model)[0])

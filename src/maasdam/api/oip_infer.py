@@ -22,6 +22,7 @@ from maasdam.api import oip_tensors as wire
 from maasdam.api.body import Receive
 from maasdam.api.entrance import REQUEST_ID, Scope, Send, caller_of
 from maasdam.api.measured import measured_headers
+from maasdam.api.paths import INFER
 from maasdam.api.sampling import sampling_from
 from maasdam.core import AudioPayload, Chunk, Payload, Request, TensorPayload, TextPayload, TextPiece, Transcript
 from maasdam.errors import InvalidInput, InvalidTensor, NotFound, Unsupported
@@ -132,11 +133,9 @@ class InferRoute:
 
 def name_from(path: str) -> str:
     """NAME or NAME:VERSION from the path. Raises NotFound."""
-    parts = path.split("/")  # "", v2, models, NAME, [versions, V,] infer
-    if len(parts) == 5:
-        return parts[3]
-    if len(parts) == 7 and parts[4] == "versions":
-        return name_of(parts[3], parts[5])
+    found = INFER.fullmatch(path)
+    if found is not None:
+        return name_of(found[1], found[2])
     raise NotFound(f"no route {path}; infer at /v2/models/NAME/infer or /v2/models/NAME/versions/V/infer")
 
 

@@ -21,6 +21,7 @@ from maasdam.api.entrance import REQUEST_ID, caller_of
 from maasdam.api.errors import InvalidField
 from maasdam.api.measured import measured
 from maasdam.api.openai_schema import Body, ChatBody, CompletionBody, check_fields, messages_of
+from maasdam.api.paths import MODELS
 from maasdam.api.sampling import sampling_from
 from maasdam.core import Chunk, Request, Sampling, TextPayload, TextPiece, Units
 from maasdam.errors import Unsupported
@@ -73,7 +74,7 @@ def routes(service: Service) -> APIRouter:
         copies = [service.router.serving(model) for model in service.router.models()]
         return {"object": "list", "data": [_model(copy) for copy in copies if copy is not None]}
 
-    @router.get("/models/{model}")
+    @router.get(MODELS)
     async def model(model: str) -> dict[str, Any]:
         """One deployed model."""
         return _model(service.router.find(model))

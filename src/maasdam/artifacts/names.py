@@ -7,11 +7,12 @@ import re
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from maasdam.core import split_name
+from maasdam.core import NOT_IN_NAMES, split_name
 from maasdam.database.tables import AliasRow, DeploymentRow, VersionRow
 from maasdam.errors import InvalidInput, NotFound
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
+NAME = re.compile(rf"(?=.{{1,96}}\Z)[a-z0-9][a-z0-9._-]*(/(?!({'|'.join(NOT_IN_NAMES)})\Z)[a-z0-9][a-z0-9._-]*)?")
+ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
 PROD = "prod"
 
 
@@ -20,20 +21,20 @@ def check_name(name: str) -> None:
     if not NAME.fullmatch(name):
         raise InvalidInput(
             f"'{name[:100]}' can't name a model; use at most 96 lower-case letters, digits, '.', '_' and '-', "
-            "the first a letter or digit"
+            "the first a letter or digit; one '/' may part an owner from the name, as in acme/photos"
         )
 
 
 def check_alias(alias: str) -> None:
     """Raise InvalidInput unless `alias` can be an alias."""
-    if not NAME.fullmatch(alias) or alias.isdigit():
+    if not ALIAS.fullmatch(alias) or alias.isdigit():
         raise InvalidInput(f"'{alias}' can't be an alias; use lower-case letters, digits, '.', '_' and '-', not digits alone")
 
 
 def find(session: Session, name: str) -> VersionRow:
     """NAME, NAME:3 or NAME@alias; bare NAME is NAME@prod, else the newest that passed. Raises NotFound."""
     model, version, alias = split_name(name)
-    if not NAME.fullmatch(model) or not NAME.fullmatch(alias or PROD):  # not every database takes any text
+    if not NAME.fullmatch(model) or not ALIAS.fullmatch(alias or PROD):  # not every database takes any text
         raise NotFound(no_model(session, name))
     query = select(VersionRow).where(VersionRow.model == model)
     if alias is None and version is None:

@@ -80,6 +80,9 @@ def _shown(version: Version) -> str:
         lines += ["calibrated on " + report["calibration"]["says"]]
     lines += [f"note: {note}" for note in report.get("notes", [])]
     lines += [f"FAILED: {failure}" for failure in report.get("failures", [])]
+    named = f"{version.model}:{version.version}"
+    then = f"maasdam models promote {named}" if report.get("passed") else f"maasdam models report {named}"
+    lines += ["", f"next: {then}"]
     return "\n".join(lines)
 
 

@@ -47,9 +47,10 @@ def undeploy(name: str = typer.Argument(help="NAME"), as_json: bool = JSON) -> N
 
 
 def status(as_json: bool = JSON) -> None:
-    """Say what is deployed, what the service at the settings' host and port makes of it, and which builds run or were killed.
+    """Say what is deployed, what the running service makes of it, and which builds run or were killed.
 
-    A service that asks for keys tells more with MAASDAM_API_KEY set to one of scope deploy.
+    This home's service is found wherever it listens, and asked with the rights of whoever may read the home. Any other is
+    looked for at the settings' host and port; where it asks for keys, MAASDAM_API_KEY is one of scope deploy.
 
     Example: maasdam status
     """

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from maasdam.cli.output import emit, reporting, table
+from maasdam.cli.output import emit, progress_bar, reporting, table
 
 if TYPE_CHECKING:
     from maasdam.operations.doctor import Findings
@@ -23,7 +23,8 @@ def doctor(as_json: bool = typer.Option(False, "--json", help="Print one JSON do
         from maasdam import settings
         from maasdam.operations.doctor import examine
 
-        found = examine(settings.load())
+        with progress_bar() as progress:
+            found = examine(settings.load(), progress)
         emit(found.to_json(), as_json, lambda: _page(found))
     if found.problems:
         raise typer.Exit(1)

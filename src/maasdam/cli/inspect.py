@@ -35,7 +35,7 @@ def inspect(
     from maasdam.artifacts.sources import look, refuse_blocked
 
     inspection = look(source, trust=trust, processor=processor)
-    emit(inspection.to_json(), as_json, lambda: shown(inspection))
+    emit(inspection.to_json(), as_json, lambda: shown(inspection), is_styled=True)
     refuse_blocked(inspection)
 
 

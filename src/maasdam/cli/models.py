@@ -28,8 +28,19 @@ def list_(as_json: bool = JSON) -> None:
 
     with reporting(), Workspace.open() as workspace:
         rows = release.listed(workspace)
-        heads = ("name", "version", "task", "format", "engine", "aliases", "deployed")
-        cells = [(*(row[h] for h in heads[:5]), ", ".join(row["aliases"]), row["deployed"]) for row in rows]
+        facts = ("name", "version", "task", "format", "engine", "verdict")
+        heads = (*facts, "size MB", "metric", "value", "aliases", "deployed")
+        cells = [
+            (
+                *(row[fact] for fact in facts),
+                None if row["size_bytes"] is None else row["size_bytes"] / 1e6,
+                row["metric"],
+                row["value"],
+                ", ".join(row["aliases"]) or None,
+                row["deployed"],
+            )
+            for row in rows
+        ]
         text = table(heads, cells) if rows else "The catalog is empty; begin with: maasdam build"
         emit({"models": rows}, as_json, text)
 
@@ -64,7 +75,8 @@ def promote(
     with reporting(), Workspace.open() as workspace:
         version = workspace.catalog.promote(name, alias)
         facts = {"name": version.model, "version": version.version, "alias": alias}
-        emit(facts, as_json, f"{version.model}@{alias} is version {version.version}")
+        then = f"\nnext: maasdam deploy {version.model}" if alias == "prod" and not version.deployed else ""
+        emit(facts, as_json, f"{version.model}@{alias} is version {version.version}{then}")
 
 
 @app.command()

@@ -10,6 +10,7 @@ import atexit
 import json
 import math
 import os
+import re
 import sys
 import time
 import traceback
@@ -35,22 +36,30 @@ SECONDS_BETWEEN_LINES = 5.0
 """How often long work says where it is when stderr is not a terminal."""
 
 
+_NO_TEXT = re.compile("[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+"""What JSON leaves as it is and a terminal may obey: C1 controls, marks that turn or hide text."""
+
+
 _set_aside: list[TextIO] = []
 """stdout itself, while what libraries print goes to stderr."""
 
 
-def emit(document: Mapping[str, Any], as_json: bool, text: str | Callable[[], str]) -> None:
+def emit(document: Mapping[str, Any], as_json: bool, text: str | Callable[[], str], is_styled: bool = False) -> None:
     """Print the answer on stdout: `document` as one JSON document, else `text` (or what it returns).
 
-    Numbers JSON can't hold (NaN, infinities) become null; paths become strings.
+    Numbers JSON can't hold (NaN, infinities) become null; paths become strings. What files name something can do nothing to
+    a terminal: characters that are no text are replaced, or escaped in JSON, save where `is_styled` says that the text holds
+    colours of ours and was looked at already.
     """
     out = _set_aside[0] if _set_aside else sys.stdout
     encoding = out.encoding or "utf-8"
     if as_json:
         is_ascii = not encoding.lower().startswith("utf")
         words = json.dumps(_plain(document), indent=2, ensure_ascii=is_ascii, allow_nan=False)
+        words = _NO_TEXT.sub(lambda found: f"\\u{ord(found[0]):04x}", words)
     else:
         words = text if isinstance(text, str) else text()
+        words = words if is_styled else "\n".join(harmless(line.expandtabs()) for line in words.split("\n"))
     if words:
         out.write(words.rstrip("\n").encode(encoding, "backslashreplace").decode(encoding) + "\n")
     out.flush()
@@ -148,7 +157,7 @@ class ProgressBar:
             if self._task is not None:
                 previous = self._bar.tasks[-1]
                 self._bar.update(self._task, total=previous.total or 1, completed=previous.total or 1)
-            self._task = self._bar.add_task(stage, total=total)
+            self._task = self._bar.add_task(printable(stage).replace("[", r"\["), total=total)  # no markup of rich's
             self._stage = stage
         assert self._task is not None
         self._bar.update(self._task, completed=done, total=total)
@@ -164,7 +173,7 @@ class ProgressBar:
         if line == self._last_line:
             return
         self._stage, self._said, self._last_line = stage, now, line
-        self._stream.write(f"{line}{self._left(now, done, total)}\n")
+        self._stream.write(f"{printable(line)}{self._left(now, done, total)}\n")
         self._stream.flush()
 
     def _left(self, now: float, done: int, total: int | None) -> str:
@@ -198,8 +207,13 @@ def _say(sentence: str, error: BaseException) -> None:
 
 def printable(text: str) -> str:
     """One line of bounded length that can do nothing to a terminal: names in files may hold newlines and escape sequences."""
-    line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+    line = harmless(" ".join(text.split()))
     return line if len(line) <= MAX_SENTENCE else f"{line[: MAX_SENTENCE - 200]} … {line[-200:]}"
+
+
+def harmless(text: str) -> str:
+    """The same text; what is no text (controls, escape sequences, marks that turn it) becomes U+FFFD."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def _plain(value: Any) -> Any:

@@ -60,15 +60,19 @@ def _home(temporary: bool) -> Iterator[Path | None]:
 
 
 def _leave_up(running: Service) -> None:
+    from maasdam.operations.quickstart import starters
+
+    images, _, speech = starters()
+    image, sound = (next(iter(sorted(s.samples.glob(kind)))) for s, kind in ((images, "*.png"), (speech, "*.wav")))
     typer.echo(
         f"""
 The service is up at {running.address} (Ctrl-C stops it). Try:
 
   export KEY={running.key}
   curl {running.address}/v1/images/classifications -H "Authorization: Bearer $KEY" \\
-       -F model=digits -F file=@starters/images/samples/$(ls starters/images/samples | head -1)
+       -F model=digits -F file=@{image}
   curl {running.address}/v1/audio/transcriptions -H "Authorization: Bearer $KEY" \\
-       -F model=spoken-digits -F file=@starters/speech/samples/$(ls starters/speech/samples | grep wav | head -1)
+       -F model=spoken-digits -F file=@{sound}
   OPENAI_BASE_URL={running.address}/v1 OPENAI_API_KEY=$KEY python -c '
 import openai
 for event in openai.OpenAI().chat.completions.create(

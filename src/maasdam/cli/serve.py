@@ -41,7 +41,9 @@ def serve(
                 param_hint="--no-auth",
             )
 
+        from maasdam.accounts.keys import OperatorToo
         from maasdam.api.http import bound_socket, serve
+        from maasdam.operations.address import announced
         from maasdam.operations.service import open_service
         from maasdam.operations.workspace import Workspace
         from maasdam.tasks.torchless import without_torch
@@ -52,11 +54,12 @@ def serve(
         address, bound_port = listener.getsockname()[:2]
         url = f"http://[{address}]:{bound_port}" if ":" in address else f"http://{address}:{bound_port}"
         configure(resolved.log_level)
-        with Workspace.open(resolved, config) as workspace:
+        with Workspace.open(resolved, config) as workspace, announced(resolved.home, _reachable(url)) as here:
             service = open_service(workspace)
             who = "without keys, from this machine only" if no_auth else "with keys (maasdam keys create NAME)"
             typer.echo(f"Maasdam listens on {url}, {who}. Ctrl-C stops it.")
-            serve(service, None if no_auth else workspace.keys, listener, lambda: _tell(service))
+            keys = None if no_auth else OperatorToo(workspace.keys, here.secret)
+            serve(service, keys, listener, lambda: _tell(service))
 
 
 def is_loopback(host: str) -> bool:
@@ -69,6 +72,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _reachable(url: str) -> str:
+    """Where this machine reaches a service that listens on every address."""
+    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
 
 
 def _tell(service: Service) -> None:

@@ -20,6 +20,8 @@ COLUMNS = (
     "joules",
     "grams_co2e",
     "price",
+    "currency",
+    "unpriced",
 )
 
 
@@ -40,4 +42,6 @@ def usage(
             rows = sums(workspace, by, since)
         cells = [(row["name"], *(row[column] for column in COLUMNS)) for row in rows]
         text = table((by, *COLUMNS), cells) if rows else "Nothing was used yet."
+        if any(row["unpriced"] for row in rows):
+            text += "\n\nunpriced: answered while no price list covered the model; write [prices.MODEL] tables in maasdam.toml"
         emit({"by": by, "since": since, "usage": rows}, as_json, text)

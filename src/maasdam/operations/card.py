@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +34,7 @@ def card(workspace: Workspace, name: str) -> str:
 
 def _front(version: Version, report: Mapping[str, Any]) -> str:
     lines = ["---", "library_name: maasdam"]
-    lines += [f"pipeline_tag: {version.task}"] if version.task else []
+    lines += [f"pipeline_tag: {_quoted(version.task)}"] if version.task else []
     if version.source.startswith("hf:"):
         lines.append(f"base_model: {_quoted(version.source.removeprefix('hf:'))}")
         lines += ["base_model_relation: quantized"] if any(_use(step) == "quantize" for step in version.passes) else []
@@ -41,7 +42,13 @@ def _front(version: Version, report: Mapping[str, Any]) -> str:
     metric, value = _at(report, "accuracy", "metric"), _at(report, "accuracy", "candidate")
     if metric in METRICS and value is not None and version.task:
         kind, title = METRICS[metric]
-        lines += ["model-index:", f"- name: {_quoted(version.model)}", "  results:", "  - task:", f"      type: {version.task}"]
+        lines += [
+            "model-index:",
+            f"- name: {_quoted(version.model)}",
+            "  results:",
+            "  - task:",
+            f"      type: {_quoted(version.task)}",
+        ]
         lines += ["    dataset:", "      name: the --data of the build", "      type: private", "    metrics:"]
         lines += [f"    - type: {kind}", f"      name: {title}", f"      value: {value:.6g}"]
     return "\n".join([*lines, "---"])
@@ -51,14 +58,14 @@ def _origin(version: Version) -> str:
     steps = " → ".join(_use(step) for step in version.passes) or "none"
     source = version.source if version.source.startswith("hf:") else version.source.rstrip("/").rsplit("/", 1)[-1]
     return (
-        f"Built by Maasdam on {version.created_at:%Y-%m-%d} from `{source}` with the recipe `{version.recipe}` "
-        f"(passes: {steps}). Format `{version.format}`, engine `{version.engine}`, `{version.digest}`."
+        f"Built by Maasdam on {version.created_at:%Y-%m-%d} from {_code(source)} with the recipe {_code(version.recipe)} "
+        f"(passes: {_text(steps)}). Format {_code(version.format)}, engine {_code(version.engine)}, {_code(version.digest)}."
     )
 
 
 def _verdict(report: Mapping[str, Any]) -> str:
     said = ["## Measured", "", f"Verification **{'passed' if report.get('passed') else 'failed'}**."]
-    said += [f"- {failure}" for failure in report.get("failures") or []]
+    said += [f"- {_text(failure)}" for failure in report.get("failures") or []]
     return "\n".join(said)
 
 
@@ -67,7 +74,7 @@ def _table(report: Mapping[str, Any]) -> str:
     metric = _at(report, "accuracy", "metric")
     rows = [("", "reference (uncompressed)", "this version")]
     if metric:
-        rows.append((f"{metric} on {examples} examples", *_both(report, "accuracy")))
+        rows.append((f"{_said(metric)} on {_said(examples)} examples", *_both(report, "accuracy")))
         certain = {side: _interval(_at(report, "accuracy", "confidence", side)) for side in ("reference", "candidate")}
         if all(certain.values()):
             rows.append(("95 % interval", certain["reference"], certain["candidate"]))
@@ -75,7 +82,7 @@ def _table(report: Mapping[str, Any]) -> str:
     for point in ("p50", "p99"):
         reference, candidate = (_said(_at(report, "latency_ms", side, point)) for side in ("reference", "candidate"))
         rows.append((f"latency {point}, ms", reference, candidate))
-    rows.append((f"throughput, {_at(report, 'throughput', 'unit') or 'per second'}", *_both(report, "throughput")))
+    rows.append((f"throughput, {_text(_at(report, 'throughput', 'unit') or 'per second')}", *_both(report, "throughput")))
     rows.append(("memory, bytes", *_both(report, "memory_bytes")))
     rows.append(("joules per example", *_both(report, "energy_joules")))
     rows.insert(1, ("---", "---", "---"))
@@ -88,7 +95,7 @@ def _passes(version: Version) -> str:
     for told in pass_tables(version.passes):
         rows = [told.heads, ("---",) * len(told.heads), *told.rows]
         lines = ["| " + " | ".join(_said(cell) for cell in row) + " |" for row in rows]
-        blocks.append("\n".join([*lines, "", *(f"{sentence}." for sentence in told.says)]))
+        blocks.append("\n".join([*lines, "", *(f"{_text(sentence)}." for sentence in told.says)]))
     return "\n\n".join(["## Compressed", *blocks]) if blocks else ""
 
 
@@ -103,17 +110,19 @@ def _details(report: Mapping[str, Any]) -> str:
         lines.append(f"- latency of the reference over this version's: {_said(speedup)}")
     parity = {key: value for key, value in (_at(report, "parity") or {}).items() if value is not None}
     if parity:
-        lines.append("- against the source: " + ", ".join(f"{key} {_said(value)}" for key, value in parity.items()))
+        lines.append("- against the source: " + ", ".join(f"{_text(key)} {_said(value)}" for key, value in parity.items()))
     precisions = _at(report, "precisions")
     if precisions:
-        lines.append("- operators by the precision that ran: " + ", ".join(f"{k} {v}" for k, v in precisions.items()))
-    lines.append(f"- energy: {_at(report, 'energy_joules', 'method') or 'not measured'}")
+        lines.append(
+            "- operators by the precision that ran: " + ", ".join(f"{_text(k)} {_said(v)}" for k, v in precisions.items())
+        )
+    lines.append(f"- energy: {_said(_at(report, 'energy_joules', 'method'))}")
     conditions = {
         key: value for key, value in (_at(report, "conditions") or {}).items() if isinstance(value, str | int | float)
     }
     if conditions:
-        lines.append("- measured on: " + ", ".join(f"{key} {value}" for key, value in conditions.items()))
-    lines += [f"- {note}" for note in report.get("notes") or []]
+        lines.append("- measured on: " + ", ".join(f"{_text(key)} {_text(value)}" for key, value in conditions.items()))
+    lines += [f"- {_text(note)}" for note in report.get("notes") or []]
     return "\n".join(lines)
 
 
@@ -145,7 +154,22 @@ def _use(step: Any) -> str:
 def _said(value: Any) -> str:
     if value is None:
         return "not measured"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else _text(value)
+
+
+_MARKUP = re.compile(r"[\\`*\[\]|]")
+
+
+def _text(value: Any) -> str:
+    """One line of words in Markdown and HTML, whatever a file named something: nothing in it is markup."""
+    line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(str(value).split()))
+    return _MARKUP.sub(lambda found: f"\\{found[0]}", line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+
+
+def _code(value: Any) -> str:
+    """The same as a code span, in which only its own end means anything."""
+    line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(str(value).split()))
+    return f"`{line.replace('`', chr(39))}`"
 
 
 def _quoted(text: str) -> str:

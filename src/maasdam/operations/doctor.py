@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from maasdam.core import Progress, silent
 from maasdam.pipeline.processor import has_int8, instructions
 from maasdam.settings import Settings
 
@@ -58,9 +59,10 @@ class Findings:
         return asdict(self)
 
 
-def examine(settings: Settings) -> Findings:
+def examine(settings: Settings, progress: Progress = silent) -> Findings:
     """Look at everything. Takes seconds: each engine's libraries are really imported."""
-    engines = _engines()
+    engines = _engines(progress)
+    progress("look at the energy counter, the database and the disk")
     energy, database, disk = _energy(settings), _database(settings), _disk(settings)
     problems = [f"{e.name}: {e.problem}" for e in engines if e.problem and _is_core(e.name)]
     problems += [str(part["problem"]) for part in (database, disk) if part.get("problem")]
@@ -85,11 +87,15 @@ _PROBES = {
 """Imports an engine's libraries and prints the devices they see."""
 
 
-def _engines() -> list[EngineFound]:
+def _engines(progress: Progress) -> list[EngineFound]:
     from maasdam.engines import ENGINES
 
+    found: list[EngineFound] = []
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(_engine, ENGINES))
+        for name, engine in zip(ENGINES, pool.map(_engine, ENGINES), strict=True):
+            found.append(engine)
+            progress(f"import engines, each in a process of its own ({name})", len(found), len(ENGINES))
+    return found
 
 
 def _engine(name: str) -> EngineFound:

@@ -102,15 +102,27 @@ class Service:
 
 
 def starters() -> tuple[Starter, ...]:
-    """The three starters. Raises NotFound where the package was installed without the repository."""
-    root = Path(os.environ.get("MAASDAM_STARTERS", Path(__file__).resolve().parents[3] / "starters"))
-    if not (root / "images" / "model").is_dir():
-        raise NotFound(f"the starter models are not at {root}; run quickstart from a checkout, or set MAASDAM_STARTERS")
+    """The three starters: of the checkout, else those installed with the package. Raises NotFound where neither is there."""
+    given = os.environ.get("MAASDAM_STARTERS")
+    places = [Path(given)] if given else [Path(__file__).resolve().parents[3] / "starters", _installed()]
+    root = next((place for place in places if (place / "images" / "model").is_dir()), None)
+    if root is None:
+        raise NotFound(f"the starter models are not at {places[-1]}; install maasdam again, or set MAASDAM_STARTERS")
     return (
         Starter("digits", root / "images", IMAGE_CLASSIFICATION),
         Starter("bard", root / "text", TEXT_GENERATION),
         Starter("spoken-digits", root / "speech", SPEECH_RECOGNITION),
     )
+
+
+def _installed() -> Path:
+    """Where a wheel puts the starters: share/maasdam/starters below the environment it was installed into."""
+    import importlib.metadata
+
+    for file in importlib.metadata.files("maasdam") or ():
+        if file.as_posix().endswith("share/maasdam/starters/images/recipe.toml"):
+            return Path(str(file.locate())).resolve().parents[1]
+    return Path(sys.prefix) / "share" / "maasdam" / "starters"
 
 
 def build_all(workspace: Workspace, progress: Progress = silent) -> list[Version]:

@@ -9,21 +9,37 @@ import http.client
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from maasdam.artifacts.store import Store
 from maasdam.errors import NotFound
+from maasdam.operations.address import whereabouts
 from maasdam.operations.builds import builds
 from maasdam.operations.workspace import Workspace
 from maasdam.settings import Settings
 
 
 def listed(workspace: Workspace) -> list[dict[str, Any]]:
-    """`models list --json`: one row a version."""
+    """`models list --json`: one row a version, with its verdict ("passed", "failed", "unverified") and what was measured."""
     names = ("name", "version", "task", "format", "engine", "digest", "aliases", "deployed")
-    return [{n: getattr(v, "model" if n == "name" else n) for n in names} for v in workspace.catalog.versions()]
+    return [
+        {n: getattr(v, "model" if n == "name" else n) for n in names} | _measured(v.passed, v.report or {})
+        for v in workspace.catalog.versions()
+    ]
+
+
+def _measured(passed: bool | None, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Reports may have been made elsewhere: what is not there is None."""
+    accuracy, size = (part if isinstance(part := report.get(key), dict) else {} for key in ("accuracy", "size_bytes"))
+    verdict = "unverified" if passed is None else "passed" if passed else "failed"
+    return {
+        "verdict": verdict,
+        "size_bytes": size.get("candidate"),
+        "metric": accuracy.get("metric"),
+        "value": accuracy.get("candidate"),
+    }
 
 
 def shown(workspace: Workspace, name: str) -> dict[str, Any]:
@@ -86,20 +102,26 @@ def unfinished(workspace: Workspace) -> list[dict[str, Any]]:
 
 
 def running(settings: Settings, key: str | None, seconds: float = 2.0) -> dict[str, Any]:
-    """What the service at the settings' address says of itself: "state", and "serving" by model where `key` may ask.
+    """What this home's service says of itself: "state", and "serving" by model.
 
-    `key` is an API key with the scope deploy; a service with --no-auth needs none.
+    It is asked where it says it listens, with the operator's own rights, else at the settings' address with `key`, an API key
+    with the scope deploy (a service with --no-auth needs none).
     """
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"http://{host}:{settings.port}"
-    try:
-        serving = _asked(f"{url}/admin/deployments", key, seconds)
-    except urllib.error.HTTPError as error:
-        hint = "set MAASDAM_API_KEY to a key with the scope deploy to see its models"
-        return {"url": url, "state": "running", "serving": None, "hint": hint if error.code in (401, 403) else str(error)}
-    except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError):  # nobody, or another program
-        return {"url": url, "state": "not running", "serving": None, "hint": "start it with: maasdam serve"}
-    return {"url": url, "state": "running", "serving": serving, "hint": None}
+    told, own = whereabouts(settings.home), f"http://{host}:{settings.port}"
+    hint = "set MAASDAM_API_KEY to a key with the scope deploy to see its models"
+    for url, secret in [*([(told.url, told.secret)] if told else []), (own, key)]:
+        answer: dict[str, Any] = {"url": url, "state": "running", "serving": None, "hint": None}
+        try:
+            return answer | {"serving": _asked(f"{url}/admin/deployments", secret, seconds)}
+        except urllib.error.HTTPError as error:
+            is_refused = error.code in (401, 403)
+            if is_refused and told is not None and secret == told.secret:
+                continue  # another service took the place of one that was killed
+            return answer | {"hint": hint if is_refused else str(error)}
+        except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError):  # nobody, or another program
+            continue
+    return {"url": own, "state": "not running", "serving": None, "hint": "start it with: maasdam serve"}
 
 
 def _asked(url: str, key: str | None, seconds: float) -> dict[str, list[dict[str, Any]]]:

@@ -52,7 +52,7 @@ def write_report(workspace: Workspace, name: str, output: Path | None) -> dict[s
     Raises InvalidInput where there is no such folder, and what `report_page` raises; the file is written whole or not at all.
     """
     model = split_name(name)[0]
-    path = Path(f"{model}.html") if output is None else output
+    path = Path(f"{model.replace('/', '-')}.html") if output is None else output
     if path.is_dir() or not path.parent.is_dir():
         raise InvalidInput(
             f"can't write {path}: " + ("it is a folder" if path.is_dir() else f"there is no folder {path.parent}")

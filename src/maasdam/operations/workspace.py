@@ -15,7 +15,7 @@ from maasdam.artifacts.catalog import Catalog
 from maasdam.artifacts.store import Store
 from maasdam.database.engine import open_database
 from maasdam.errors import StorageFailure
-from maasdam.settings import Settings, load
+from maasdam.settings import FILE, Settings, load
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Workspace:
     def open(settings: Settings | None = None, config: Path | None = None) -> Workspace:
         """Open (and at first make) the home folder, the database and the store.
 
-        `config` is the maasdam.toml that holds the prices, default ./maasdam.toml where there is one.
+        `config` is the maasdam.toml that holds the prices; default ./maasdam.toml, else the one in the home folder.
         Raises StorageFailure, InvalidInput.
         """
         settings = settings or load()
@@ -41,7 +41,7 @@ class Workspace:
             settings.home.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageFailure(f"can't make the home folder {settings.home}: {error}; set MAASDAM_HOME") from error
-        prices = Prices.load(config or Path("maasdam.toml"))
+        prices = Prices.load(config) if config else Prices.load(FILE, settings.home / FILE)
         store = Store(settings.home / "artifacts")
         database = open_database(settings.resolved_database_url)
         return Workspace(settings, database, store, Catalog(database), Keys(database), Ledger(database, prices))

@@ -124,6 +124,12 @@ def _notes(found: Recognised, path: Path) -> list[str]:
     notes = []
     if found.also:
         notes.append(f"also holds {', '.join(found.also[:5])}, which {'was' if len(found.also) == 1 else 'were'} passed over")
+    folder = path if path.is_dir() else path.parent
+    if found.layout in ("huggingface", "onnx", "ir") and (folder / "modules.json").is_file():
+        notes.append(
+            "a sentence-transformers folder: its encoder is taken, which gives a vector a token; what modules.json adds "
+            "(pooling, normalising, dense layers) is not"
+        )
     if path.is_file() and found.layout != "savedmodel" and (path.parent / "config.json").is_file():
         notes.append("a config.json lies beside it: give the folder, or --processor, to use it")
     return notes

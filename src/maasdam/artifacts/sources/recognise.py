@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from maasdam.artifacts.sources.archives import ZIP_MAGIC, open_archive
-from maasdam.artifacts.sources.bounds import Place, head
+from maasdam.artifacts.sources.bounds import MAX_CONFIG_BYTES, Place, head, parse_json, read_bounded
 from maasdam.artifacts.sources.hdf5 import HDF5_MAGIC
 from maasdam.artifacts.sources.onnx import is_onnx
 from maasdam.artifacts.sources.pickles import looks_like_pickle
 from maasdam.artifacts.sources.torchscript import is_torchscript, refuse_pickle
+from maasdam.artifacts.sources.unread import unread_file, unread_folder
 from maasdam.core import Layout
 from maasdam.errors import InvalidModel, Unsupported
 
@@ -50,6 +51,8 @@ def recognise(path: Path) -> Recognised:
 def _folder(path: Path) -> Recognised:
     place = Place(path)
     names = place.names()
+    if "modules.json" in names and "config.json" not in names and (encoder := _sentence_encoder(place)) is not None:
+        return _folder(encoder)
     found: list[tuple[Layout, str]] = []
     if "model.safetensors" in names or "model.safetensors.index.json" in names:
         found.append(("huggingface", "config.json"))
@@ -78,6 +81,16 @@ def _folder(path: Path) -> Recognised:
     _refuse_folder(place, names)
 
 
+def _sentence_encoder(place: Place) -> Path | None:
+    """The folder of a sentence-transformers folder's encoder, where it is not the folder itself."""
+    modules = parse_json(read_bounded(place.need("modules.json", ""), MAX_CONFIG_BYTES), "modules.json")
+    for module in modules if isinstance(modules, list) else ():
+        under = module.get("path") if isinstance(module, dict) else None
+        if isinstance(under, str) and under and place.file(f"{under}/config.json") is not None:
+            return place.path / under
+    return None
+
+
 def _refuse_folder(place: Place, names: list[str]) -> NoReturn:
     """Say why a folder without a model that is read can't be taken."""
     for name in names:
@@ -95,6 +108,8 @@ def _refuse_folder(place: Place, names: list[str]) -> NoReturn:
             raise Unsupported(f"{place.path} has only {what} weights ({name}); save the model with safetensors")
     if any(name.endswith((".h5", ".hdf5")) for name in names):
         raise Unsupported(f"{place.path} {_LEGACY_H5}")
+    if (known := unread_folder(names)) is not None:
+        raise Unsupported(f"{place.path} is {known}" if not known.startswith("no model") else f"{place.path} holds {known}")
     raise InvalidModel(f"{place.path} holds no model; taken are {TAKEN}")
 
 
@@ -109,12 +124,10 @@ def _of_file(path: Path) -> Layout:
         return _of_zip(path)
     if start.startswith(HDF5_MAGIC):
         raise Unsupported(f"{path} {_LEGACY_H5}")
-    if start.startswith(b"GGUF") or start[4:8] == b"TFL3":
-        raise Unsupported(
-            f"{path} is {'GGUF' if start[:4] == b'GGUF' else 'TensorFlow Lite'}, which is not read; taken are {TAKEN}"
-        )
     if looks_like_pickle(start):
         refuse_pickle(path, start=start)
+    if path.suffix != ".onnx" and (known := unread_file(path, start)) is not None:
+        raise Unsupported(f"{path} is {known}")
     suffix = path.suffix.lower()
     if suffix == ".onnx" or is_onnx(start):
         return "onnx"
@@ -149,7 +162,7 @@ def _of_zip(path: Path) -> Layout:
             refuse_pickle(path, archive)
         if path.suffix == ".keras":
             return "keras"  # its reader says what is missing
-    raise InvalidModel(f"{path} is a zip archive, but no model that is known here; taken are {TAKEN}")
+    raise Unsupported(f"{path} is {unread_file(path, ZIP_MAGIC) or 'a zip archive, but no model that is known here'}")
 
 
 def _is_pickle(path: Path) -> bool:

@@ -1,0 +1,24 @@
+"""How a model's name stands in a path: NAME or OWNER/NAME, then what the protocol says of it. Knows text; no routes.
+
+/v2/models/acme/photos/versions/3/infer: the part behind the first slash is the name's unless the protocol claims it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from starlette.convertors import StringConvertor, register_url_convertor
+
+from maasdam.core import NOT_IN_NAMES
+
+MODEL = rf"[^/]+(?:/(?!(?:{'|'.join(NOT_IN_NAMES)})(?:/|$))[^/]+)?"
+MODELS = "/models/{model:model}"
+"""A route's path of one model."""
+INFER = re.compile(rf"/v2/models/({MODEL})(?:/versions/([^/]*))?/infer")
+
+
+class _Model(StringConvertor):
+    regex = MODEL
+
+
+register_url_convertor("model", _Model())
