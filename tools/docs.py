@@ -35,7 +35,8 @@ def settings_page() -> str:
     parts = [
         "# Settings",
         "",
-        "Made from `settings.py` by `python tools/docs.py`. Default < `maasdam.toml` < environment < flag.",
+        "Made from `settings.py` by `python tools/docs.py`. "
+        "Default < `maasdam.toml` of the home folder < `./maasdam.toml` < environment < flag.",
         "",
         "| `maasdam.toml` | environment | default | meaning |",
         "|---|---|---|---|",
@@ -55,7 +56,7 @@ BESIDE = (
     "Beside them:",
     "",
     "- `MAASDAM_API_KEY`: the key with which `maasdam status` asks a running service how its copies do.",
-    "- `[prices.MODEL]` in `maasdam.toml` (`*` is every other model): money per unit, noted on each ledger row.",
+    "- `[prices.MODEL]` in either `maasdam.toml` (`*` is every other model): money per unit, noted on each ledger row.",
     "",
     "```toml",
     "[prices.bard]",
