@@ -166,6 +166,9 @@ class FakeLedger:
             future.set_result(None)
         return future
 
+    def restate(self, row: Future[None], status: int) -> bool:
+        return False
+
     def usage(self, by: str, since: Any) -> list[Mapping[str, Any]]:
         return []
 

@@ -48,6 +48,7 @@ class Records:
 
     settings: Settings
     store: FakeStore
+    database: Any
     catalog: Catalog
     keys: Keys
     ledger: Ledger
@@ -94,7 +95,7 @@ def make_engine(artifact: Artifact, **options: Any) -> Any:
 
 def records(home: Path, settings: Settings) -> Records:
     database = open_database(f"sqlite:///{home / 'maasdam.db'}")
-    made = Records(settings, FakeStore(), Catalog(database), Keys(database), Ledger(database))
+    made = Records(settings, FakeStore(), database, Catalog(database), Keys(database), Ledger(database))
     for name, (task, layout) in MODELS.items():
         digest = f"sha256:{name}"
         signature = None if layout == "genai" else DOUBLES

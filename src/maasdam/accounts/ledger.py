@@ -3,12 +3,14 @@
     record(entry) -> Future --one writer thread--> one transaction for all that queued meanwhile -> futures resolve
 
 A future resolves once its row is on disk (group commit), so an answer whose last byte waits for it can't be lost.
+A database can be lost under a running service: the newest rows are kept in memory too, to be written again.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -17,6 +19,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Engine, Text, case, func, select
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
 
 from maasdam.accounts.prices import Prices
 from maasdam.database.engine import LostConnection
@@ -25,6 +28,10 @@ from maasdam.errors import ServiceError, StorageFailure
 
 GROUP = 512
 """Rows in one transaction at most."""
+KEPT = 10_000
+"""The newest rows are kept in memory, so many of them, in case the database is lost."""
+UNAVAILABLE = 503
+"""What became of a request whose row could not be written: it was not answered."""
 
 By = Literal["key", "model", "day"]
 
@@ -80,6 +87,19 @@ class Usage:
     """Answered requests that no price list covered: `price` is of the others."""
 
 
+class _Row(Future[None]):
+    """One row on its way to the disk."""
+
+    def __init__(self, entry: Entry, is_again: bool = False) -> None:
+        super().__init__()
+        self.entry = entry
+        self.is_again = is_again
+        """Whether what became of the request is known: this is not the first time the row is written."""
+        self.is_taken = False
+        """Whether a transaction has begun that will write it as it is now."""
+        self.set_running_or_notify_cancel()  # who waits may go away (a disconnect); the row is written all the same
+
+
 class Ledger:
     """The ledger in one database: one writer thread, any number of callers."""
 
@@ -87,7 +107,9 @@ class Ledger:
         self._writes = database
         self._reads = database.execution_options(is_reader=True)
         self._prices = prices or Prices({})
-        self._queue: queue.SimpleQueue[tuple[Entry, Future[None]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Row | None] = queue.SimpleQueue()
+        self._written: deque[Entry] = deque(maxlen=KEPT)
+        self._unwritten: deque[Entry] = deque(maxlen=KEPT)
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._is_closed = False
@@ -98,17 +120,39 @@ class Ledger:
         A request_id that is in the ledger already is left as it is: recording twice counts once. So an id must be
         the service's own: a caller who chose it could have a second request for nothing.
         """
-        future: Future[None] = Future()
-        future.set_running_or_notify_cancel()  # who waits may go away (a disconnect); the row is written all the same
+        return self._queued(_Row(entry))
+
+    def _queued(self, row: _Row) -> _Row:
         with self._lock:
             if self._is_closed:
-                future.set_exception(ServiceError("the ledger is closed"))
-                return future
+                row.set_exception(ServiceError("the ledger is closed"))
+                return row
             if self._thread is None:
                 self._thread = threading.Thread(target=self._write_all, name="ledger", daemon=True)
                 self._thread.start()
-            self._queue.put((entry, future))  # inside the lock: nothing may queue behind the end that `close` puts
-        return future
+            self._queue.put(row)  # inside the lock: nothing may queue behind the end that `close` puts
+        return row
+
+    def restate(self, row: Future[None], status: int) -> bool:
+        """Let a row that `record` gave have another status; False where it is being written already, or is."""
+        assert isinstance(row, _Row)
+        with self._lock:
+            if row.is_taken or row.done():
+                return False
+            row.entry = replace(row.entry, status=status)
+            return True
+
+    def write_again(self) -> None:
+        """The database was lost and is back: queue the newest rows once more. Those that are there stay single.
+
+        Rows that could not be written are queued too, answered ones as what became of them: 503.
+        """
+        with self._lock:
+            again = [*self._written, *self._unwritten]
+            self._written.clear()
+            self._unwritten.clear()
+        for entry in again:
+            self._queued(_Row(entry, is_again=True))
 
     def close(self) -> None:
         """Write what is queued and stop."""
@@ -166,33 +210,49 @@ class Ledger:
             if is_last:
                 return
 
-    def _write(self, group: list[tuple[Entry, Future[None]]]) -> None:
+    def _write(self, group: list[_Row]) -> None:
         """Write and resolve; the thread outlives whatever goes wrong."""
         try:
-            self._insert_surely([_fitting(self._priced(entry)) for entry, _ in group])
+            self._insert_surely(group)
         except StorageFailure as error:  # full disk, lost or locked database: the same for every row
-            for _, future in group:
-                future.set_exception(StorageFailure(f"the ledger can't be written: {error}"))
+            with self._lock:
+                for row in group:
+                    was_answered = row.is_again or row.entry.status >= 400
+                    self._unwritten.append(row.entry if was_answered else replace(row.entry, status=UNAVAILABLE))
+            for row in group:
+                row.set_exception(StorageFailure(f"the ledger can't be written: {error}"))
         except Exception as error:
             if len(group) > 1:  # one bad row must not take its neighbours down
-                for pair in group:
-                    self._write([pair])
+                for row in group:
+                    self._write([row])
                 return
-            group[0][1].set_exception(ServiceError(f"the ledger can't be written: {error}"))
+            (row,) = group
+            if isinstance(error, IntegrityError) and row.entry.key_id is not None:
+                # another database was put in place that lacks the key: who called is still told by the name
+                row.entry = replace(row.entry, key_id=None, caller=f"{row.entry.caller} ({row.entry.key_id})")
+                self._write([row])
+                return
+            row.set_exception(ServiceError(f"the ledger can't be written: {error}"))
         else:
-            for _, future in group:
-                future.set_result(None)
+            with self._lock:
+                self._written += [row.entry for row in group]
+            for row in group:
+                row.set_result(None)
 
-    def _insert_surely(self, entries: list[Entry]) -> None:
+    def _insert_surely(self, group: list[_Row]) -> None:
         try:
-            self._insert(entries)
+            self._insert(group)
         except LostConnection:
-            self._insert(entries)  # the server went away, perhaps after it committed: rows that are there stay single
+            self._insert(group)  # the server went away, perhaps after it committed: rows that are there stay single
 
-    def _insert(self, entries: list[Entry]) -> None:
+    def _insert(self, group: list[_Row]) -> None:
         dialect: Any = postgresql if self._writes.dialect.name == "postgresql" else sqlite
-        rows = [{name: getattr(entry, name) for name in COLUMNS} for entry in entries]
-        with self._writes.begin() as connection:
+        with self._writes.begin() as connection:  # may wait for another writer; until then a row can be restated
+            with self._lock:
+                for row in group:
+                    row.is_taken = True
+            entries = [_fitting(self._priced(row.entry)) for row in group]
+            rows = [{name: getattr(entry, name) for name in COLUMNS} for entry in entries]
             connection.execute(dialect.insert(LedgerRow.__table__).on_conflict_do_nothing(), rows)
 
     def _priced(self, entry: Entry) -> Entry:

@@ -165,7 +165,8 @@ def _plain_routes(app: FastAPI, service: Service) -> None:
         """Whether the service is up, and how many models are. Needs no key."""
         copies = list(service.router.copies())
         states = {state: sum(copy.state == state for copy in copies) for state in ("ready", "loading", "failed")}
-        return {"status": "draining" if service.is_draining else "ok", "version": __version__, "models": states}
+        status = "draining" if service.is_draining else "ok" if service.trouble is None else service.trouble
+        return {"status": status, "version": __version__, "models": states}
 
     @app.get("/metrics", tags=["Maasdam"])
     async def metrics() -> Response:

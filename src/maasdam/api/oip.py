@@ -76,8 +76,9 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/health/ready")
     async def ready() -> JSONResponse:
-        """Whether everything deployed is up (200) or still loading (503)."""
-        return JSONResponse({"ready": service.is_ready}, 200 if service.is_ready else 503)
+        """Whether everything deployed is up (200), or still loading, or nothing can be kept now (503, saying why)."""
+        why = {} if service.trouble is None else {"reason": service.trouble}
+        return JSONResponse({"ready": service.is_ready} | why, 200 if service.is_ready else 503)
 
     @router.get(MODELS)
     @router.get(MODELS + "/versions/{version}")

@@ -15,6 +15,8 @@ HEAD = "0001"
 """The newest migration; a test compares it with the migrations' own idea."""
 BUSY_SECONDS = 30.0
 """How long a writer waits for another."""
+CONNECT_SECONDS = 5
+"""How long a server may take to let us in."""
 
 
 class LostConnection(StorageFailure):
@@ -59,7 +61,9 @@ def _engine(url: str) -> Engine:
             if parsed.database in (None, "", ":memory:"):
                 raise InvalidInput(f"{where}: name a file, as in sqlite:////var/lib/maasdam/maasdam.db; memory can't be shared")
             Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
-        return sqlalchemy.create_engine(parsed, pool_pre_ping=kind != "sqlite")
+        if kind == "sqlite":
+            return sqlalchemy.create_engine(parsed)
+        return sqlalchemy.create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_SECONDS})
     except ImportError as error:
         raise missing_extra("psycopg", "postgres") from error
     except (SQLAlchemyError, OSError) as error:

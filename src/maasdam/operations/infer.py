@@ -37,6 +37,9 @@ LONGEST_NAME = 200
 """What is kept of a name that a caller made up, characters."""
 NOTHING = Units(items=0)
 Written = TypeVar("Written")
+LEAST_WAIT_SECONDS = 0.25
+"""An error's row is waited for so long at least: most are durable by then."""
+TOO_LATE = "no answer within the time limit; try again when the service is less busy"
 
 
 class Routes(Protocol):
@@ -52,6 +55,10 @@ class Rows(Protocol):
 
     def record(self, entry: Entry) -> Future[None]:
         """Resolved once the row is durable."""
+        ...
+
+    def restate(self, row: Future[None], status: int) -> bool:
+        """Another status for a row that is not being written yet; False where it is too late for that."""
         ...
 
 
@@ -119,14 +126,17 @@ class Inference:
         *,
         meters: Meters | None = None,
         quota: Quota | None = None,
+        refuse_if_lost: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`refuse_if_lost` raises StorageFailure while nothing can be recorded: then no model runs for nothing."""
         self._routes = routes
         self._ledger = ledger
         self._energy = energy
         self._limits = limits
         self._meters = meters
         self._quota = quota
+        self._refuse_if_lost = refuse_if_lost
         self._clock = clock
         self._durable = _Durable()
 
@@ -160,7 +170,7 @@ class Inference:
             if shown is error:
                 raise
             raise shown from error
-        await account.settle(200)
+        await account.answered(request.deadline)
         return answer
 
     async def stream(self, request: Request, receipt: Receipt, write: Callable[[Chunk], Written]) -> AsyncIterator[Written]:
@@ -179,7 +189,8 @@ class Inference:
             account.see([chunk])
             account.add_up()
             last = write(chunk)
-            await account.settle(200)
+            # the deadline was the first piece's; the row has as long again
+            await account.answered(None if request.deadline is None else self._clock() + request.deadline - account.began)
         except BaseException as error:
             shown = await account.failed(error)
             if shown is error:
@@ -197,6 +208,7 @@ class Inference:
         return _Account(self, request, receipt)
 
     def _route(self, account: _Account, request: Request) -> Replica:
+        self._refuse_if_lost()
         if self._quota:
             self._quota(request)
         version, replica = self._routes.route(request.model)
@@ -258,11 +270,28 @@ class _Account:
             receipt.grams_co2e = receipt.joules / JOULES_PER_KWH * per_kwh
         self._is_added_up = True
 
+    async def answered(self, deadline: float | None) -> None:
+        """Write the row of an answer, and wait until it is durable. Raises DeadlineExceeded, and the row says so then."""
+        future = self._record(200)
+        if future is None:
+            return
+        durable, ledger = self._inference._durable, self._inference._ledger
+        try:
+            await durable.wait(future, None if deadline is None else deadline - self._inference._clock())
+        except TimeoutError:
+            if ledger.restate(future, DeadlineExceeded.http_status):
+                raise DeadlineExceeded(TOO_LATE) from None
+            await durable.wait(future)  # it is being committed, which waits for nobody
+
     async def settle(self, status: int) -> None:
-        """Write the row, once, and wait until it is durable."""
+        """Write the row of an error, once, and wait until it is durable, but not for long beyond the deadline."""
         future = self._record(status)
-        if future is not None:
-            await self._inference._durable.wait(future)
+        if future is None:
+            return
+        deadline = self._request.deadline
+        left = None if deadline is None else max(deadline - self._inference._clock(), LEAST_WAIT_SECONDS)
+        with contextlib.suppress(TimeoutError):  # it stays queued
+            await self._inference._durable.wait(future, left)
 
     async def failed(self, error: BaseException) -> BaseException:
         """Write the row of a request that `error` ended; the error to raise."""
@@ -271,7 +300,7 @@ class _Account:
             return error
         shown: BaseException = error
         if isinstance(error, TimeoutError):
-            shown = DeadlineExceeded("no answer within the time limit; try again when the service is less busy")
+            shown = DeadlineExceeded(TOO_LATE)
         elif not isinstance(error, MaasdamError):
             shown = EngineFailure(f"{type(error).__name__}: {error}")
         await self.settle(shown.http_status if isinstance(shown, MaasdamError) else 500)
@@ -318,10 +347,11 @@ class _Durable:
         self._lock = threading.Lock()
         self._told: list[tuple[asyncio.Future[None], Future[None]]] = []
 
-    async def wait(self, row: Future[None]) -> None:
-        """Return once the row is on disk. Raises what the ledger says when it can't be written."""
+    async def wait(self, row: Future[None], seconds: float | None = None) -> None:
+        """Return once the row is on disk. Raises what the ledger says when it can't be written, TimeoutError."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
+        timer = None if seconds is None else loop.call_later(max(seconds, 0.0), _give_up, waiter)  # cheaper than a timeout()
 
         def tell(done: Future[None]) -> None:
             with self._lock:
@@ -332,7 +362,11 @@ class _Durable:
                     loop.call_soon_threadsafe(self._wake)
 
         row.add_done_callback(tell)
-        await waiter
+        try:
+            await waiter
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def _wake(self) -> None:
         with self._lock:
@@ -345,6 +379,11 @@ class _Durable:
                 waiter.set_result(None)
             else:
                 waiter.set_exception(error)
+
+
+def _give_up(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_exception(TimeoutError())
 
 
 async def _fold(chunks: AsyncIterator[Chunk], see: Callable[[Chunk], None]) -> Chunk:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from maasdam.accounts.energy import open_meter
 from maasdam.accounts.ledger import Ledger
 from maasdam.artifacts.store import Store
+from maasdam.database.presence import Presence
 from maasdam.operations.builds import builds
 from maasdam.operations.infer import Inference, Limits
 from maasdam.serving.compute import ComputeClock
@@ -20,6 +21,8 @@ from maasdam.settings import Settings
 from maasdam.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine as Database
+
     from maasdam.accounts.keys import Keys
     from maasdam.artifacts.catalog import BuildState, Catalog
     from maasdam.core import Engine, Processor
@@ -47,6 +50,11 @@ class Records(Protocol):
         ...
 
     @property
+    def database(self) -> Database:
+        """Where they are kept."""
+        ...
+
+    @property
     def keys(self) -> Keys:
         """Who may call."""
         ...
@@ -70,14 +78,20 @@ class Service:
     keys: Keys
     ledger: Ledger
     metrics: Metrics
+    presence: Presence
     builds: Callable[[], list[BuildState]]
     """Builds, running and done; like `catalog`, it blocks."""
     is_draining: bool = False
 
     @property
     def is_ready(self) -> bool:
-        """Whether requests are welcome: everything deployed is up or has failed, and the service is not stopping."""
-        return self.router.is_ready and not self.is_draining
+        """Whether requests are welcome: everything deployed is up or has failed, rows can be kept, it is not stopping."""
+        return self.router.is_ready and not self.is_draining and self.trouble is None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be answered now, though models may be up; None: nothing stands in the way."""
+        return self.presence.reason
 
     def metrics_text(self) -> bytes:
         """The metrics as Prometheus reads them."""
@@ -92,12 +106,14 @@ class Service:
     async def start(self) -> None:
         """Bring up what is deployed; returns before it is ready."""
         self.compute.exclude_this_thread()
+        self.presence.start()
         await self.router.start()
 
     async def stop(self) -> None:
         """Let go of every replica."""
         await self.router.stop()
         await asyncio.to_thread(self.pool.shutdown)
+        await asyncio.to_thread(self.presence.stop)
 
 
 def open_service(
@@ -115,7 +131,10 @@ def open_service(
     limits = Limits(settings.max_tokens, settings.grams_co2e_per_kwh)
     metrics = Metrics()
     energy = open_meter(settings.watts_per_core)
-    inference = Inference(router, workspace.ledger, energy, limits, meters=metrics)
+    presence = Presence(workspace.database, on_back=workspace.ledger.write_again)
+    inference = Inference(
+        router, workspace.ledger, energy, limits, meters=metrics, refuse_if_lost=presence.refuse_if_lost
+    )
     return Service(
         settings=settings,
         inference=inference,
@@ -126,5 +145,6 @@ def open_service(
         keys=workspace.keys,
         ledger=workspace.ledger,
         metrics=metrics,
+        presence=presence,
         builds=(lambda: builds(workspace.catalog, store)) if isinstance(store, Store) else workspace.catalog.builds,
     )

@@ -205,15 +205,18 @@ class Router:
             raise NotReady(f"model '{model}' is still loading after {seconds:.0f} s; ask for its state later") from None
 
     async def _watch(self, revision: int) -> None:
+        is_away = False
         while True:
             await asyncio.sleep(self._poll_seconds)
             try:
                 now = await asyncio.to_thread(self._catalog.revision)
-                if now != revision:
+                if now != revision or is_away:  # what is back may be another with the same number
                     await self.follow()
-                    revision = now
+                    revision, is_away = now, False
             except Exception:  # the catalog may be away for a while; what runs goes on running
-                log.exception("can't follow the catalog; trying again")
+                if not is_away:
+                    log.exception("can't follow the catalog; trying again")
+                is_away = True
 
     async def follow(self) -> None:
         """Read the desired state now and begin to act on it."""
