@@ -10,6 +10,7 @@ from fastapi import APIRouter, Path
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from maasdam.api.errors import without_places
 from maasdam.api.paths import MODELS
 from maasdam.operations.service import Service
 from maasdam.operations.usage import moment
@@ -50,7 +51,10 @@ def routes(service: Service) -> APIRouter:
         for version in versions:
             row = {key: value for key, value in _plain(version).items() if key not in ("report", "passes")}
             copy = states.get(f"{version.model}:{version.version}")
-            row |= {"state": copy.state if copy else None, "reason": copy.reason if copy else None}
+            row |= {
+                "state": copy.state if copy else None,
+                "reason": without_places(copy.reason) if copy and copy.reason else None,
+            }
             rows.append(row)
         return {"models": rows}
 
@@ -62,7 +66,8 @@ def routes(service: Service) -> APIRouter:
     @router.get("/builds")
     async def builds() -> dict[str, Any]:
         """Builds, running and done."""
-        return {"builds": [_plain(build) for build in await asyncio.to_thread(service.builds)]}
+        rows = [_plain(build) for build in await asyncio.to_thread(service.builds)]
+        return {"builds": [row | {"error": _said(row["error"])} for row in rows]}
 
     _deployments(router, service)
     _keys(router, service)
@@ -85,10 +90,15 @@ def _deployments(router: APIRouter, service: Service) -> None:
             want = service.router.models().get(deployment.model)
             copies = [c for c in service.router.copies() if c.version.model == deployment.model]
             running = [
-                {"version": c.version.version, "state": c.state, "reason": c.reason, "replicas": len(c.replicas)}
+                {
+                    "version": c.version.version,
+                    "state": c.state,
+                    "reason": _said(c.reason),
+                    "replicas": len(c.replicas),
+                }
                 for c in copies
             ]
-            rows.append(_plain(deployment) | {"serving": running, "reason": want.reason if want else None})
+            rows.append(_plain(deployment) | {"serving": running, "reason": _said(want.reason) if want else None})
         return {"deployments": rows}
 
     @router.put("/deployments/{model:model}")
@@ -128,6 +138,10 @@ def _keys(router: APIRouter, service: Service) -> None:
 
 def _public(key: Any) -> dict[str, Any]:
     return {name: value for name, value in _plain(key).items() if name not in ("hash", "secret")}
+
+
+def _said(reason: str | None) -> str | None:
+    return None if reason is None else without_places(reason)
 
 
 def _plain(value: Any) -> dict[str, Any]:

@@ -5,12 +5,14 @@
     everything else    RFC 9457            application/problem+json
 
 A caller's error shows its message. One of ours shows the request id; its message and traceback are in the log only,
-save for those that say when to come back (503, 504).
+save for those that say when to come back (503, 504). What is shown never tells where this machine keeps its files.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Literal
@@ -65,6 +67,29 @@ class BodyTooSlow(CallerError):
     code = "request_timeout"
 
 
+_OURS = frozenset({"v1", "v2", "admin", "health", "metrics", "docs", "console"})
+"""What begins a route, not a path of the machine."""
+
+
+def _tops() -> str:
+    """The names at the root of this machine's files, as alternatives."""
+    try:
+        names = set(os.listdir("/")) - _OURS  # noqa: PTH208  names are all that is wanted
+    except OSError:
+        names = set()
+    return "|".join(re.escape(name) for name in sorted(names | {"home", "tmp", "usr", "var"}, key=len, reverse=True))
+
+
+_PLACES = re.compile(
+    rf"(?:the database )?'?(?:sqlite|postgresql)(?:\+\w+)?:/+[^\s'\"]*'?|'(?:/(?:{_tops()})/[^']*)'|(?<![\w:/.])/(?:{_tops()})/[^\s'\":;,()]*"
+)
+
+
+def without_places(text: str) -> str:
+    """The text without paths of this machine's files and without its database's address."""
+    return _PLACES.sub(lambda found: "a file of the service" if found[0].lstrip("'").startswith("/") else "the database", text)
+
+
 def door(path: str) -> Door:
     """Whose words a path speaks."""
     if path.startswith("/v1/") and not path.startswith("/v1/images/"):
@@ -77,10 +102,10 @@ def refusal(error: BaseException, request_id: str) -> Refusal:
     if isinstance(error, CallerError):
         is_model = isinstance(error, NotFound) and str(error).startswith(("no model", "model "))
         code, param = ("model_not_found", "model") if is_model else (error.code, getattr(error, "param", None))
-        return Refusal(error.http_status, str(error), code, param, error.retry_after_seconds)
+        return Refusal(error.http_status, without_places(str(error)), code, param, error.retry_after_seconds)
     if isinstance(error, MaasdamError) and error.http_status in (503, 504):
         log.warning("request %s: %s: %s", request_id, type(error).__name__, error)
-        return Refusal(error.http_status, str(error), error.code, None, error.retry_after_seconds)
+        return Refusal(error.http_status, without_places(str(error)), error.code, None, error.retry_after_seconds)
     log.error("request %s failed", request_id, exc_info=error)
     code = error.code if isinstance(error, MaasdamError) else "internal_error"
     return Refusal(500, f"the service failed on this request; its log has the reason under request id {request_id}", code)

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from maasdam import __version__
+from maasdam.api.errors import without_places
 from maasdam.api.oip_infer import name_of
 from maasdam.api.oip_tensors import FROM_NUMPY
 from maasdam.api.paths import MODELS
@@ -114,7 +115,7 @@ def _repository(router: APIRouter, service: Service) -> None:
         rows = [_row(copy) for copy in service.router.copies() if copy.state == "ready" or not only_ready]
         for model, want in service.router.models().items():
             if want.version is None and not only_ready:
-                rows.append({"name": model, "version": "", "state": "UNAVAILABLE", "reason": want.reason or ""})
+                rows.append({"name": model, "version": "", "state": "UNAVAILABLE", "reason": without_places(want.reason or "")})
         return rows
 
     @router.post("/repository" + MODELS + "/load")
@@ -158,7 +159,7 @@ def _row(copy: Copy) -> dict[str, str]:
         "name": copy.version.model,
         "version": str(copy.version.version),
         "state": STATES[copy.state],
-        "reason": copy.reason or "",
+        "reason": without_places(copy.reason or ""),
     }
 
 

@@ -35,7 +35,7 @@ def open_database(url: str) -> Engine:
         event.listen(engine, "first_connect", _write_ahead)
         event.listen(engine, "connect", _tune_sqlite)
         event.listen(engine, "begin", _begin_immediate)
-    event.listen(engine, "handle_error", _say_storage_failed)
+    event.listen(engine, "handle_error", say_storage_failed)
     try:
         with _alone(engine):
             _bring_up_to_date(engine)
@@ -87,7 +87,8 @@ CODE_ERRORS = (IntegrityError, DataError, ProgrammingError, NotSupportedError)
 """What the database says when a row or a query is wrong. All else it raises is about the database itself."""
 
 
-def _say_storage_failed(context: Any) -> None:
+def say_storage_failed(context: Any) -> None:
+    """Raise what an error of the driver means, where it is about the database itself; listens to every engine's errors."""
     error = context.sqlalchemy_exception
     if error is None or isinstance(error, CODE_ERRORS) or not isinstance(error, sqlalchemy.exc.DBAPIError):
         return

@@ -29,7 +29,7 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy import Engine, event
 
-from maasdam.database.engine import HEAD
+from maasdam.database.engine import HEAD, say_storage_failed
 from maasdam.errors import StorageFailure
 
 log = logging.getLogger("maasdam.database")
@@ -77,7 +77,8 @@ class Presence:
         self._looking = threading.RLock()
         event.listen(database, "do_connect", self._before_connecting)
         event.listen(database, "begin", self._before_work, insert=True)
-        event.listen(database, "handle_error", self._suspect, insert=True)
+        event.remove(database, "handle_error", say_storage_failed)  # it raises, and none after it would be told
+        event.listen(database, "handle_error", self._note_error)
 
     @property
     def reason(self) -> str | None:
@@ -102,7 +103,8 @@ class Presence:
             self._thread.join(5)
         event.remove(self._database, "do_connect", self._before_connecting)
         event.remove(self._database, "begin", self._before_work)
-        event.remove(self._database, "handle_error", self._suspect)
+        event.remove(self._database, "handle_error", self._note_error)
+        event.listen(self._database, "handle_error", say_storage_failed)
 
     def look(self) -> None:
         """Look once, and act on what is seen."""
@@ -138,6 +140,10 @@ class Presence:
         if self._reason is None and self._file is not None and not self._file.is_in_place():
             self._lose(REPLACED if self._file.path.exists() else REMOVED)
         self.refuse_if_lost()
+
+    def _note_error(self, context: Any) -> None:
+        self._suspect(context)
+        say_storage_failed(context)
 
     def _suspect(self, context: Any) -> None:
         code = getattr(context.original_exception, "sqlite_errorcode", None)

@@ -132,9 +132,7 @@ def open_service(
     metrics = Metrics()
     energy = open_meter(settings.watts_per_core)
     presence = Presence(workspace.database, on_back=workspace.ledger.write_again)
-    inference = Inference(
-        router, workspace.ledger, energy, limits, meters=metrics, refuse_if_lost=presence.refuse_if_lost
-    )
+    inference = Inference(router, workspace.ledger, energy, limits, meters=metrics, refuse_if_lost=presence.refuse_if_lost)
     return Service(
         settings=settings,
         inference=inference,
