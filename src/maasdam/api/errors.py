@@ -80,9 +80,8 @@ def _tops() -> str:
     return "|".join(re.escape(name) for name in sorted(names | {"home", "tmp", "usr", "var"}, key=len, reverse=True))
 
 
-_PLACES = re.compile(
-    rf"(?:the database )?'?(?:sqlite|postgresql)(?:\+\w+)?:/+[^\s'\"]*'?|'(?:/(?:{_tops()})/[^']*)'|(?<![\w:/.])/(?:{_tops()})/[^\s'\":;,()]*"
-)
+_DATABASE = r"(?:the database )?'?(?:sqlite|postgresql)(?:\+\w+)?:/+[^\s'\"]*'?"
+_PLACES = re.compile(rf"{_DATABASE}|'(?:/(?:{_tops()})/[^']*)'|(?<![\w:/.])/(?:{_tops()})/[^\s'\":;,()]*")
 
 
 def without_places(text: str) -> str:
