@@ -99,11 +99,13 @@ class FakeTextStream:
     """Characters by code; ends at a stop string."""
 
     def __init__(self, stop: tuple[str, ...]) -> None:
+        self.taken = 0
         self._stop = stop
         self._text = ""
         self.is_stopped = False
 
     def feed(self, token_ids: Sequence[int]) -> str:
+        self.taken = len(token_ids)
         piece = "".join(chr(token) for token in token_ids)
         self._text += piece
         if any(stop in self._text for stop in self._stop):
@@ -146,7 +148,7 @@ class FakeProcessor:
             return Units(prompt_tokens=prepared[0]["input_ids"].shape[-1])
         return Units(audio_seconds=1.5 if isinstance(payload, AudioPayload) else None)
 
-    def stream(self, stop: tuple[str, ...]) -> FakeTextStream:
+    def stream(self, stop: tuple[str, ...], after: Sequence[int] = ()) -> FakeTextStream:
         return FakeTextStream(stop)
 
 

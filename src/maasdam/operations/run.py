@@ -76,14 +76,14 @@ class OpenedModel:
     async def _generate(self, sampling: Sampling, inputs: Tensors, told: Told | None) -> TextPiece:
         room = cast(SequenceEngine, self.engine).context_length - inputs["input_ids"].shape[1]
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens or self.max_tokens, max(room, 1)))
-        stream = cast(Any, self.processor).stream(sampling.stop)
+        stream = cast(Any, self.processor).stream(sampling.stop, inputs["input_ids"][0])
         ids: list[int] = []
         text, reason = "", None
         tokens_of = self._submit(inputs, sampling)
         try:
             async for tokens in tokens_of:
-                ids += tokens.token_ids
                 piece = stream.feed(tokens.token_ids)
+                ids += tokens.token_ids[: stream.taken]
                 if tokens.finish_reason is not None:
                     piece += stream.finish()
                 reason = "stop" if stream.is_stopped else tokens.finish_reason

@@ -52,6 +52,8 @@ class TextStream(Protocol):
     """Token ids to text pieces that never split a character; ends at a stop string."""
 
     is_stopped: bool
+    taken: int
+    """Of the tokens last fed, how many belong to the answer."""
 
     def feed(self, token_ids: Sequence[int]) -> str:
         """The text that is now certain."""
@@ -188,9 +190,9 @@ class SequenceReplica:
         *,
         pool: Executor,
         queue_size: int,
-        text_stream: Callable[[tuple[str, ...]], TextStream] | None = None,
+        text_stream: Callable[[tuple[str, ...], Sequence[int]], TextStream] | None = None,
     ) -> None:
-        """`text_stream` makes one for the given stop strings; None where the engine gives text by itself."""
+        """`text_stream` makes one for stop strings and the prompt's tokens; None where the engine gives text by itself."""
         self.context_length: int | None = engine.context_length
         self.in_flight = 0
         self._engine = engine
@@ -231,20 +233,21 @@ class SequenceReplica:
     ) -> AsyncIterator[Chunk]:
         sampling = self._fit(payload.sampling, inputs["input_ids"].shape[-1], max_tokens)
         assert self._text_stream is not None
-        stream = self._text_stream(sampling.stop)
+        stream = self._text_stream(sampling.stop, inputs["input_ids"][0])
         count = 0
         compute: float | None = None
         tokens_iterator = self._engine.submit(SequenceRequest(request.id, inputs, sampling, request.deadline))
         try:
             async for tokens in tokens_iterator:
-                count += len(tokens.token_ids)
                 compute = tokens.compute_seconds if tokens.compute_seconds is not None else compute
                 text = stream.feed(tokens.token_ids)
+                taken = tokens.token_ids[: stream.taken]
+                count += len(taken)
                 reason = "stop" if stream.is_stopped else tokens.finish_reason
                 if reason is not None and not stream.is_stopped:
                     text += stream.finish()
                     reason = "stop" if stream.is_stopped else reason
-                piece = TextPiece(text, tokens.token_ids, reason)
+                piece = TextPiece(text, taken, reason)
                 yield Chunk(piece, replace(units, completion_tokens=count), reason is not None, compute)
                 if reason is not None:
                     return

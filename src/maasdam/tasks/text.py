@@ -1,23 +1,31 @@
 """Text generation: prompts and chats to token ids with the model's own tokenizer and chat template, ids back to text.
 
 Knows tokenizers. Refuses to know engines, sampling and HTTP.
+
+A plain prompt is the model's own text: control tokens in it are control tokens, as for whoever renders a chat themselves.
+In a chat only the template writes them; what messages say is text, whatever it looks like.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import TEXT_GENERATION, Answer, Payload, Tensors, TextPayload, TextPiece, Units
 from maasdam.errors import ContextExceeded, InvalidModel, InvalidPayload
+from maasdam.tasks.chat_template import ChatTemplate
+from maasdam.tasks.control_tokens import ControlTokens
 from maasdam.tasks.files import opened, read_json
-from maasdam.tasks.text_stream import TextStream
+from maasdam.tasks.text_stream import BROKEN, TextStream
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+CONTEXT = 8
+"""Tokens of a prompt that a decoder may have to see."""
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 
 
@@ -33,6 +41,8 @@ class TextProcessor:
         self.context_length: int | None = next((config[k] for k in _CONTEXT_KEYS if isinstance(config.get(k), int)), None)
         self._vocabulary = max(len(self.tokenizer), config.get("vocab_size") or 0)
         self._longest = max((len(token) for token in self.tokenizer.get_vocab()), default=1)
+        self._hidden = _hidden(self.tokenizer)
+        self._chat = _Chat(self.tokenizer) if self.tokenizer.chat_template else None
 
     def prepare(self, payload: Payload) -> list[dict[str, type_array]]:
         """One prompt -> [{"input_ids": [1, T] int64}]. Raises InvalidPayload (beyond the context, no chat template, …)."""
@@ -53,35 +63,73 @@ class TextProcessor:
             raise InvalidPayload("send exactly one of a prompt, messages and token ids")
         if payload.token_ids is not None:
             return self._checked_ids(payload.token_ids)
-        text = payload.prompt if payload.prompt is not None else self.render(payload.messages or ())
-        if self.context_length is not None and len(text) > self.context_length * self._longest:
-            # no token is longer than the longest: not worth the time to count them
-            raise ContextExceeded(f"at least {len(text) // self._longest}", self.context_length)
+        if payload.messages is not None:
+            return self._chat_ids(payload.messages)
+        assert payload.prompt is not None
+        self._check_length(payload.prompt)
         try:
-            # a chat template writes the special tokens itself
-            ids: list[int] = self.tokenizer(text, add_special_tokens=payload.messages is None)["input_ids"]
+            ids: list[int] = self.tokenizer(payload.prompt)["input_ids"]
         except Exception as error:  # lone surrogates, which JSON can carry and UTF-8 can't
             raise InvalidPayload("the prompt is not valid Unicode text; send UTF-8") from error
         if not ids and self.tokenizer.bos_token_id is not None:
             return [int(self.tokenizer.bos_token_id)]
         return ids
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """A chat as the text the model was trained on, open for the answer. Raises InvalidPayload."""
+    def _chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """A chat as the model was trained on, open for the answer. Raises InvalidPayload."""
         plain = [_message(i, m) for i, m in enumerate(messages)]
         if not plain:
             raise InvalidPayload("messages is empty; send at least one message")
-        if not self.tokenizer.chat_template:
+        if self._chat is None:
             raise InvalidPayload("this model has no chat template: it continues text; use /v1/completions")
+        marked = self._chat.control.mark(plain)
         try:
-            return str(self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True))
+            text = self._chat.render(marked.messages)
         except Exception as error:  # templates refuse what they don't take, in Jinja's words or their own
-            why = " ".join(str(error).split())[:200]
+            why = " ".join(str(error).replace(marked.begin, "").replace(marked.end, "").split())[:200]
             raise InvalidPayload(f"this model's chat template refuses these messages: {why}") from error
+        self._check_length(text)
+        try:
+            return list(self._chat.control.ids(text, marked))
+        except (UnicodeError, TypeError) as error:  # lone surrogates
+            raise InvalidPayload("the messages are not valid Unicode text; send UTF-8") from error
 
-    def stream(self, stop: tuple[str, ...] = ()) -> TextStream:
-        """Token ids to text as they come."""
-        return TextStream(lambda ids: str(self.tokenizer.decode(ids, skip_special_tokens=True)), stop)
+    def _check_length(self, text: str) -> None:
+        """Raise ContextExceeded where no tokenizer needs to count: no token is longer than the longest."""
+        if self.context_length is not None and len(text) > self.context_length * self._longest:
+            raise ContextExceeded(f"at least {len(text) // self._longest}", self.context_length)
+
+    def stream(self, stop: tuple[str, ...] = (), after: Sequence[int] = ()) -> TextStream:
+        """Token ids to text as they come. `after` are the prompt's: a first token's space depends on them."""
+        return TextStream(self._text, stop, context=self._context([int(i) for i in after[-2 * CONTEXT :]]), hidden=self._hidden)
+
+    def _text(self, ids: list[int]) -> str:
+        """Without control tokens, and without making the text prettier than the tokens say."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _context(self, prompt: list[int]) -> list[int]:
+        """The last tokens of a prompt that a first token is decoded after: few, and whole characters."""
+        last = next((at for at in range(len(prompt) - 1, -1, -1) if prompt[at] in self._hidden), -1)
+        tail = prompt[last + 1 :]
+        if not tail:  # after a control token a tokenizer may begin anew, and swallow a space that it made up itself
+            return self._anchor if last > 0 else []
+        for count in range(1, min(len(tail), CONTEXT) + 1):
+            text = self._text(tail[-count:])
+            if text and BROKEN not in text:
+                return tail[-count:]
+        return tail[-CONTEXT:]
+
+    @cached_property
+    def _anchor(self) -> list[int]:
+        """A token to decode after where a control token is the last of the prompt; [] where the text begins anew there."""
+        special = next((text for text in self._hidden.values() if text), "")
+        try:
+            begun = self.tokenizer(f"{special}x", add_special_tokens=False)["input_ids"]
+            again = str(self.tokenizer.decode(begun, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+            anchor = [int(i) for i in self.tokenizer("x", add_special_tokens=False)["input_ids"][-1:]]
+        except Exception:  # a tokenizer that can't read "x" has no spaces either
+            return []
+        return anchor if again == f"{special}x" and self._text(anchor) == "x" else []
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids to text, without special tokens."""
@@ -102,6 +150,34 @@ class TextProcessor:
             if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < self._vocabulary:
                 raise InvalidPayload(f"token {i!r} is not in this model's vocabulary; ids are 0 to {self._vocabulary - 1}")
         return list(ids)
+
+
+class _Chat:
+    """The chat template of one model, and the control tokens it writes."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._variables = tokenizer.special_tokens_map
+        self._template: ChatTemplate | Exception
+        source = ""
+        try:
+            source = tokenizer.get_chat_template()
+            self._template = ChatTemplate(source)
+        except Exception as error:  # the model continues text all the same; who chats is told
+            self._template = error
+        self.control = ControlTokens(tokenizer, source)
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The text. Raises what the template or Jinja raises."""
+        if isinstance(self._template, Exception):
+            raise self._template
+        return self._template.render(messages, **self._variables)
+
+
+def _hidden(tokenizer: Any) -> dict[int, str]:
+    """Control tokens, which have no text in an answer."""
+    special = {int(i): token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+    return special | {int(i): str(text) for i, text in named if i is not None}
 
 
 def _open_tokenizer(folder: Path) -> Any:
