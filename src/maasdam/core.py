@@ -203,7 +203,7 @@ class ImagePayload:
 
 @dataclass(frozen=True, slots=True)
 class AudioPayload:
-    """One encoded recording (WAV, FLAC, OGG, MP3)."""
+    """One encoded recording (WAV, AIFF, FLAC, OGG, MP3, MP4, WebM, AAC)."""
 
     data: bytes
     language: str | None = None

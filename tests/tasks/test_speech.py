@@ -195,8 +195,8 @@ BAD = {
     "nothing": (b"", "empty"),
     "text": (b"this is no recording" * 50, "no recording"),
     "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(400), "no recording"),
-    "more promised than there": (wav(promised=2**31 - 1), "promises 2,147,483,647 bytes"),
-    "all promised": (wav(promised=2**32 - 1), "promises"),
+    "more promised than there": (wav(promised=36_000 * 32_000), "promises 1,152,000,000 bytes"),
+    "all promised, nothing there": (wav(promised=2**32 - 1, body=b""), "no samples"),
     "cut off": (encoded(tone())[:-1000], "promises"),
     "no samples": (wav(body=b""), "no samples|no recording"),
     "rate zero": (wav(rate=0), "0 samples per second"),
@@ -211,7 +211,7 @@ BAD = {
     "infinite": (encoded(np.full(RATE, np.inf, np.float32), subtype="FLOAT"), "NaN or infinite"),
     "too long": (encoded(np.zeros(RATE * 700, np.int16)), "700.0 s long and at most 600"),
     "hours in a small file": (encoded(np.zeros(4000 * 3600 * 2, np.int16), 8000, "FLAC"), "at most 600"),
-    "another container": (encoded(tone(), kind="AIFF"), "AIFF, which is no recording"),
+    "another container": (encoded(tone(), kind="AU"), "AU, which is no recording"),
     "broken FLAC": (encoded(tone(), kind="FLAC")[:60], "no recording|no samples"),
 }
 

@@ -30,7 +30,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/transcriptions")
     async def transcriptions(
         http: HttpRequest,
-        file: Annotated[UploadFile, File(description="WAV, FLAC, OGG or MP3")],
+        file: Annotated[UploadFile, File(description="WAV, AIFF, FLAC, OGG, MP3, MP4 (M4A), WebM or AAC")],
         model: Annotated[str, Form()],
         language: Annotated[str | None, Form()] = None,
         prompt: Annotated[str | None, Form()] = None,

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from maasdam.core import type_array
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3"})
+AUDIO_SUFFIXES = frozenset(
+    {".wav", ".w64", ".aif", ".aiff", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4", ".webm", ".aac"}
+)
 KEPT_BYTES = 1 << 30
 """How many bytes of prepared tensors are held at once."""
 

@@ -34,7 +34,9 @@ MAX_RATIO = 100
 """Unpacked over packed bytes of an .npz beyond FREE_BYTES."""
 FREE_BYTES = 64 * 1024 * 1024
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-RECORDINGS = (".wav", ".flac", ".ogg", ".mp3")
+RECORDINGS = (
+    ".wav", ".w64", ".aif", ".aiff", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4", ".webm", ".aac"
+)  # fmt: skip
 TRANSCRIPTION = ("transcription", "text", "sentence")
 """Columns that hold what was said, the first there is."""
 MAX_SHOWN = 200

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+BACKGROUND = (255, 255, 255)
+"""What shines through: white, as the page that a cut-out picture is shown on. The colours below full transparency are
+whatever a program left there, most often black, and no viewer shows them; dropping alpha would classify those."""
 MAX_ASPECT = 64
 """Longest side to shortest: resizing a line one pixel wide to a model's height would make a picture of gigabytes."""
 
 
 def decode_image(data: bytes, max_pixels: int, mode: str = "RGB") -> Image:
-    """The first frame, upright, in `mode` ("RGB" or "L"); 16-bit pictures are scaled to 8 bits, transparency is dropped.
+    """The first frame, upright, in `mode` ("RGB" or "L"); 16 bits are scaled to 8, what is transparent lies on white.
 
     Raises InvalidPayload: empty, none of FORMATS, more than `max_pixels`, a strip, truncated or broken.
     """
@@ -43,8 +46,9 @@ def decode_image(data: bytes, max_pixels: int, mode: str = "RGB") -> Image:
         raise InvalidPayload(f"the image is {width} x {height}: a strip; send one at most {MAX_ASPECT} times as long as wide")
     try:
         image.seek(0)
+        is_cut_to_8 = image.mode != "I;16" and any("16" in str(tile[3]) for tile in image.tile)
         image.load()
-        return _in_mode(ImageOps.exif_transpose(image), mode)
+        return _in_mode(ImageOps.exif_transpose(image), mode, is_cut_to_8)
     except InvalidPayload:
         raise
     except Exception as error:
@@ -52,14 +56,30 @@ def decode_image(data: bytes, max_pixels: int, mode: str = "RGB") -> Image:
         raise InvalidPayload(f"the {image.format} image is truncated or broken ({why}); send the whole file") from error
 
 
-def _in_mode(image: Image, mode: str) -> Image:
-    if image.mode == mode:
+def _in_mode(image: Image, mode: str, is_cut_to_8: bool) -> Image:
+    """`is_cut_to_8`: Pillow took the upper 8 of 16 bits, and left the transparent colour as it was."""
+    if image.mode == mode and not image.has_transparency_data:
         return image
     if image.mode.startswith("I;16") or image.mode == "I":
         return _eight_bits(image).convert(mode)
     if image.mode == "F":
         raise InvalidPayload("the image has floating-point pixels, of no known range; send 8 or 16 bits")
-    return image.convert(mode)
+    if not image.has_transparency_data:
+        return image.convert(mode)
+    key = image.info.get("transparency")
+    if is_cut_to_8 and key is not None:
+        image.info["transparency"] = tuple(part >> 8 for part in key) if isinstance(key, tuple) else key >> 8
+    return _on_background(image).convert(mode)
+
+
+def _on_background(image: Image) -> Image:
+    """RGB, with BACKGROUND where the picture is transparent, mixed where it is half so."""
+    from PIL import Image as images
+
+    picture = image.convert("RGBA")
+    page = images.new("RGB", picture.size, BACKGROUND)
+    page.paste(picture, mask=picture)
+    return page
 
 
 def _eight_bits(image: Image) -> Image:
@@ -70,4 +90,8 @@ def _eight_bits(image: Image) -> Image:
     pixels: Any = np.asarray(image)
     if pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
         raise InvalidPayload("the image has 32-bit pixels; send 8 or 16 bits")
-    return images.fromarray((pixels.astype(np.uint32) // 257).astype(np.uint8))
+    gray = (pixels.astype(np.uint32) // 257).astype(np.uint8)
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        gray[pixels == key] = 255
+    return images.fromarray(gray)

@@ -1,15 +1,20 @@
 """Bytes to a waveform, safely. Knows audio files and what can be wrong with them; never models.
 
-A recording is decoded block by block, so that a small file that claims to be hours long costs no memory.
+A recording is decoded block by block, so that a small file that claims to be hours long costs no memory, and its length is
+what was heard, not what a header says.
+
+    WAV, RF64, W64, AIFF --chunked--> a true header --\\
+    FLAC, OGG, MP3 ------------------------------------- libsndfile --\\
+    MP4, WebM, AAC; codecs that libsndfile has not ----- PyAV ---------- blocks -> mono -> `rate`
 """
 
 from __future__ import annotations
 
 import io
-import struct
 from typing import TYPE_CHECKING, Any
 
 from maasdam.errors import InvalidPayload
+from maasdam.tasks.chunked import mended
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -17,110 +22,144 @@ if TYPE_CHECKING:
 RATES = (4_000, 192_000)
 """Samples per second that are taken, Hz."""
 MAX_CHANNELS = 16
+MOST_SAMPLES = 1 << 28
+"""Over all channels: ten minutes of two at the highest rate. Silence packs a thousand to one, and each is decoded."""
 MIN_SECONDS = 0.1
 BLOCK_SECONDS = 1.0
-FORMATS = "WAV, FLAC, OGG or MP3"
-CONTAINERS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
+FORMATS = "WAV, AIFF, FLAC, OGG, MP3, MP4 (M4A), WebM or AAC"
+CONTAINERS = ("WAV", "WAVEX", "AIFF", "FLAC", "OGG", "MP3")
 """libsndfile's names for them; it knows more, whose headers nobody here has checked."""
+UNKNOWN_FRAMES = 1 << 60
+"""libsndfile counts so many frames, or more, where the header says none."""
 
 
 def decode_audio(data: bytes, rate: int, max_seconds: float) -> tuple[type_array, float]:
-    """The recording as mono float32 [S] at `rate` Hz, and its length in seconds.
+    """The recording as mono float32 [S] at `rate` Hz, and how long it was heard, seconds.
 
     Raises InvalidPayload: empty, none of FORMATS, a header that lies, a rate or length out of bounds, NaN.
     """
-    import soundfile
-
     if not data:
         raise InvalidPayload("the recording is empty (0 bytes); send the bytes of a file")
-    _check_wav(data)
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            _check_header(file, max_seconds)
-            return _read(file, rate, max_seconds)
-    except InvalidPayload:
-        raise
-    except Exception as error:  # soundfile raises what libsndfile says, and what Python makes of absurd numbers
-        raise InvalidPayload(
-            f"these {len(data):,} bytes are no recording in {FORMATS}, or a broken one; send a whole file"
-        ) from error
+    heard = Heard(rate, max_seconds)
+    container = container_of(data)
+    if container in ("mp4", "matroska", "aac"):
+        from maasdam.tasks.containers import read
+
+        read(data, container, heard)
+    else:
+        _sound_file(data, container, heard)
+    return heard.whole()
 
 
-def seconds_of(data: bytes) -> float:
-    """Length by the header, seconds, of a recording that `decode_audio` takes."""
-    import soundfile
-
-    with soundfile.SoundFile(io.BytesIO(data)) as file:
-        return float(file.frames) / float(file.samplerate)
-
-
-def _check_header(file: Any, max_seconds: float) -> None:
-    if file.format not in CONTAINERS:
-        raise InvalidPayload(f"the recording is {file.format}, which is no recording in {FORMATS}; send one of those")
-    if not RATES[0] <= file.samplerate <= RATES[1]:
-        raise InvalidPayload(f"the recording says {file.samplerate} samples per second; {RATES[0]} to {RATES[1]} are taken")
-    if not 1 <= file.channels <= MAX_CHANNELS:
-        raise InvalidPayload(f"the recording says {file.channels} channels; 1 to {MAX_CHANNELS} are taken")
-    seconds = file.frames / file.samplerate
-    if seconds > max_seconds:
-        raise InvalidPayload(
-            f"the recording is {seconds:.1f} s long and at most {max_seconds:g} s are taken; send a shorter one"
-        )
+def container_of(data: bytes) -> str | None:
+    """What the bytes begin like: "wav", "aiff", "flac", "ogg", "mp4", "matroska", "aac"; None is perhaps MP3, or nothing."""
+    if data[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64", b"riff"):
+        return "wav"
+    if data[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp"):
+        return "mp4"
+    known = {b"FORM": "aiff", b"fLaC": "flac", b"OggS": "ogg", b"\x1a\x45\xdf\xa3": "matroska"}
+    if data[:4] in known:
+        return known[data[:4]]
+    start = 0
+    if data[:3] == b"ID3" and len(data) > 10:  # its length is in four times seven bits
+        start = 10 + (data[6] << 21 | data[7] << 14 | data[8] << 7 | data[9])
+    sync = data[start : start + 2]
+    return "aac" if len(sync) == 2 and sync[0] == 0xFF and sync[1] & 0xF6 == 0xF0 else None
 
 
-def _read(file: Any, rate: int, max_seconds: float) -> tuple[type_array, float]:
-    import numpy as np
-    import soxr
+class Heard:
+    """Gathers a recording block by block, as mono at one rate. Refuses what is too long, or no number."""
 
-    resampler = None if file.samplerate == rate else soxr.ResampleStream(file.samplerate, rate, 1, dtype="float32")
-    limit = int(max_seconds * file.samplerate)
-    pieces: list[type_array] = []
-    frames = 0
-    while True:
-        block = file.read(int(BLOCK_SECONDS * file.samplerate), dtype="float32", always_2d=True)
-        is_end = len(block) == 0
-        frames += len(block)
-        if frames > limit:
-            raise InvalidPayload(f"the recording is longer than the {max_seconds:g} s that are taken; send a shorter one")
+    def __init__(self, rate: int, max_seconds: float) -> None:
+        self._rate = rate
+        self._max_seconds = max_seconds
+        self._from = 0
+        self._resampler: Any = None
+        self._pieces: list[type_array] = []
+        self.frames = 0
+
+    def begin(self, rate: int, channels: int, frames: int | None = None) -> None:
+        """Check what the header says; `frames` None is unknown. Raises InvalidPayload."""
+        import soxr
+
+        if not RATES[0] <= rate <= RATES[1]:
+            raise InvalidPayload(f"the recording says {rate} samples per second; {RATES[0]} to {RATES[1]} are taken")
+        if not 1 <= channels <= MAX_CHANNELS:
+            raise InvalidPayload(f"the recording says {channels} channels; 1 to {MAX_CHANNELS} are taken")
+        if frames is not None and frames / rate > self._max_seconds:
+            raise InvalidPayload(
+                f"the recording is {frames / rate:.1f} s long and at most {self._max_seconds:g} s are taken; send a shorter one"
+            )
+        self._from = rate
+        self._resampler = None if rate == self._rate else soxr.ResampleStream(rate, self._rate, 1, dtype="float32")
+
+    def add(self, block: type_array) -> None:
+        """The next frames, float32 [N, channels]. Raises InvalidPayload."""
+        import numpy as np
+
+        self.frames += len(block)
+        if self.frames * block.shape[1] > MOST_SAMPLES:
+            raise InvalidPayload(
+                f"the recording has more than {MOST_SAMPLES:,} samples in its {block.shape[1]} channels; send one channel of it"
+            )
+        if self.frames > int(self._max_seconds * self._from):
+            raise InvalidPayload(f"the recording is longer than the {self._max_seconds:g} s that are taken; send a shorter one")
         if not np.isfinite(block).all():
             raise InvalidPayload("the recording holds NaN or infinite samples; send finite ones")
-        mono = block.mean(axis=1, dtype=np.float32)
-        piece = mono if resampler is None else resampler.resample_chunk(mono, last=is_end)
-        pieces.append(np.asarray(piece, dtype=np.float32))
-        if is_end:
+        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+        self._pieces.append(mono if self._resampler is None else self._resampler.resample_chunk(mono))
+
+    def whole(self) -> tuple[type_array, float]:
+        """The waveform float32 [S], and its length in seconds. Raises InvalidPayload where too little was heard."""
+        import numpy as np
+
+        if self.frames == 0:
+            raise InvalidPayload("the recording holds no samples; send one with sound in it")
+        seconds = self.frames / self._from
+        if seconds < MIN_SECONDS:
+            raise InvalidPayload(f"the recording is {seconds:.3f} s long; send at least {MIN_SECONDS:g} s")
+        if self._resampler is not None:
+            self._pieces.append(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+        return np.concatenate(self._pieces).astype(np.float32, copy=False), seconds
+
+
+def _sound_file(data: bytes, container: str | None, heard: Heard) -> None:
+    import soundfile
+
+    whole = mended(data)
+    try:
+        file: Any = soundfile.SoundFile(io.BytesIO(whole))
+    except Exception as error:  # soundfile raises what libsndfile says, and what Python makes of absurd numbers
+        if container in ("wav", "ogg"):  # they hold any codec, and libsndfile has not all of them
+            from maasdam.tasks.containers import read
+
+            return read(whole, container, heard)
+        raise _broken(data) from error
+    file.seekable = lambda: False  # else soundfile seeks after each block, which fails where the length is unknown
+    with file:
+        try:
+            _read(file, heard)
+        except InvalidPayload:
+            raise
+        except Exception as error:
+            raise _broken(data) from error
+
+
+def _read(file: Any, heard: Heard) -> None:
+    if file.format not in CONTAINERS:
+        raise InvalidPayload(f"the recording is {file.format}, which is no recording in {FORMATS}; send one of those")
+    frames = file.frames if 0 < file.frames < UNKNOWN_FRAMES else None
+    heard.begin(file.samplerate, file.channels, frames)
+    while True:
+        block = file.read(int(BLOCK_SECONDS * file.samplerate), dtype="float32", always_2d=True)
+        if len(block) == 0:
             break
-    seconds = frames / file.samplerate
-    if frames == 0:
-        raise InvalidPayload("the recording holds no samples; send one with sound in it")
-    if seconds < MIN_SECONDS:
-        raise InvalidPayload(f"the recording is {seconds:.3f} s long; send at least {MIN_SECONDS:g} s")
-    return np.concatenate(pieces), seconds
-
-
-def _check_wav(data: bytes) -> None:
-    """libsndfile reads what it can of a WAV whose header lies; a transcript of half a recording would look whole."""
-    if len(data) < 12 or data[:4] != b"RIFF" or data[8:12] != b"WAVE":
-        return
-    position = 12
-    while position + 8 <= len(data):
-        name, size = struct.unpack_from("<4sI", data, position)
-        there = len(data) - position - 8
-        if name == b"fmt " and there >= 16:
-            _check_format(data, position + 8)
-        if name == b"data":
-            if size > there:
-                raise InvalidPayload(
-                    f"the WAV header promises {size:,} bytes of sound and {there:,} follow; send the whole file"
-                )
-            return
-        position += 8 + size + size % 2
-    raise InvalidPayload("the WAV file has no sound in it (no 'data' chunk); send a whole file")
-
-
-def _check_format(data: bytes, position: int) -> None:
-    _, channels, rate, _, align, bits = struct.unpack_from("<HHIIHH", data, position)
-    if channels == 0 or rate == 0 or align == 0:
+        heard.add(block)
+    if file.format == "FLAC" and frames is not None and heard.frames < frames:
         raise InvalidPayload(
-            f"the WAV header says {channels} channels, {rate} samples per second and {align} bytes per sample of {bits} bits; "
-            "that is no recording"
+            f"the FLAC header promises {frames:,} samples and {heard.frames:,} could be read; send the whole file"
         )
+
+
+def _broken(data: bytes) -> InvalidPayload:
+    return InvalidPayload(f"these {len(data):,} bytes are no recording in {FORMATS}, or a broken one; send a whole file")

@@ -7,7 +7,7 @@ Each recording keeps its own length: nothing is padded, so what else is in a bat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from maasdam.core import (
 )
 from maasdam.errors import EngineFailure, InvalidModel, InvalidPayload
 from maasdam.tasks.files import opened, read_json
-from maasdam.tasks.recordings import decode_audio, seconds_of
+from maasdam.tasks.recordings import decode_audio
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -76,6 +76,14 @@ class WaveformProcessor:
         return Units(audio_seconds=prepared[0]["waveform"].shape[1] / WHISPER_RATE)
 
 
+class Windows(list[dict[str, "type_array"]]):
+    """The inputs of one recording, and how long it was heard: a header may say more than there is."""
+
+    def __init__(self, inputs: Iterable[dict[str, type_array]], seconds: float) -> None:
+        super().__init__(inputs)
+        self.seconds = seconds
+
+
 class CtcProcessor:
     """The processor of one CTC model. Thread-safe."""
 
@@ -95,8 +103,8 @@ class CtcProcessor:
         Raises InvalidPayload.
         """
         assert isinstance(payload, AudioPayload)
-        waveform, _ = decode_audio(payload.data, self._rate, self._max_seconds)
-        return [self._extract(waveform[start:stop]) for start, stop in windows(len(waveform), self._rate)]
+        waveform, seconds = decode_audio(payload.data, self._rate, self._max_seconds)
+        return Windows((self._extract(waveform[start:stop]) for start, stop in windows(len(waveform), self._rate)), seconds)
 
     def finish(self, outputs: Sequence[Tensors], payload: Payload) -> Answer:
         """Frames [1, T, V] of each window -> the transcript, by the likeliest path. Raises EngineFailure for NaN."""
@@ -113,9 +121,9 @@ class CtcProcessor:
         return Transcript(str(self._tokenizer.decode(ids)).strip())
 
     def units(self, payload: Payload, prepared: Sequence[Tensors]) -> Units:
-        """Seconds of sound."""
-        assert isinstance(payload, AudioPayload)
-        return Units(audio_seconds=seconds_of(payload.data))
+        """Seconds of sound, as heard."""
+        assert isinstance(prepared, Windows)
+        return Units(audio_seconds=prepared.seconds)
 
     def _extract(self, waveform: type_array) -> dict[str, type_array]:
         import numpy as np
