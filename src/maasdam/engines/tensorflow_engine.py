@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact, Signature, Tensors, TensorSpec
+from maasdam.engines.keras_library import open_keras
+from maasdam.engines.savedmodel_library import readable
 from maasdam.engines.tensors import breaking_as, closed, identifier, loading_with, must_have, positions
 from maasdam.errors import InvalidModel, Unsupported
 
@@ -48,7 +50,8 @@ Function = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 def _saved_model(tf: Any, artifact: Artifact) -> tuple[Function, Any, Signature]:
-    loaded = tf.saved_model.load(str(artifact.path))
+    with readable(artifact.path) as folder:
+        loaded = tf.saved_model.load(str(folder))
     if SIGNATURE not in loaded.signatures:
         has = ", ".join(loaded.signatures) or "none"
         raise InvalidModel(f"the SavedModel has no signature '{SIGNATURE}'; it has: {has}. Export it with one")
@@ -72,40 +75,24 @@ def _saved_model(tf: Any, artifact: Artifact) -> tuple[Function, Any, Signature]
 
 
 def _keras(tf: Any, artifact: Artifact) -> tuple[Function, Any, Signature]:
-    import keras
-
-    model = keras.saving.load_model(artifact.path / "model.keras", safe_mode=True, compile=False)
-    inputs, outputs = list(model.inputs), list(model.outputs)
-    input_names = [t.name for t in inputs]
-    output_names = list(getattr(model, "output_names", None) or [t.name for t in outputs])
-    own = Signature(
-        tuple(_spec(n, t) for n, t in zip(input_names, inputs, strict=True)),
-        tuple(_spec(n, t) for n, t in zip(output_names, outputs, strict=True)),
-    )
+    network = open_keras(artifact.path / "model.keras")
+    own = network.signature
     signature = artifact.signature or own
-    order = positions([s.name for s in signature.inputs], [{n} for n in input_names], "inputs")
-    where = positions([s.name for s in signature.outputs], [{n} for n in output_names], "outputs")
-    names = [next(s.name for s, i in zip(signature.inputs, order, strict=True) if i == port) for port in range(len(inputs))]
+    order = positions([s.name for s in signature.inputs], [{s.name} for s in own.inputs], "inputs")
+    where = positions([s.name for s in signature.outputs], [{s.name} for s in own.outputs], "outputs")
+    asked = {signature.inputs[at].name: own.inputs[port] for at, port in enumerate(order)}
+    answers = {signature.outputs[at].name: own.outputs[port].name for at, port in enumerate(where)}
+    types = {name: tf.TensorSpec(s.shape, s.dtype if s.dtype != "object" else "string") for name, s in asked.items()}
 
-    @tf.function(input_signature=[tf.TensorSpec(t.shape, t.dtype) for t in inputs])  # type: ignore[untyped-decorator]
-    def forward(*tensors: Any) -> Any:
-        return tf.nest.flatten(model(_as_taken(model, tensors), training=False))
+    @tf.function(input_signature=[types])  # type: ignore[untyped-decorator]
+    def forward(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+        return network({asked[name].name: tensor for name, tensor in tensors.items()})
 
     def function(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
-        found = forward(*(tensors[n] for n in names))
-        return {s.name: found[i] for s, i in zip(signature.outputs, where, strict=True)}
+        found = forward(dict(tensors))
+        return {name: found[key] for name, key in answers.items()}
 
-    return function, model, own
-
-
-def _as_taken(model: Any, tensors: tuple[Any, ...]) -> Any:
-    """Flat tensors in the structure the model was made with."""
-    import tensorflow as tf
-
-    structure = getattr(model, "_inputs_struct", None)
-    if structure is None:
-        return tensors[0] if len(tensors) == 1 else list(tensors)
-    return tf.nest.pack_sequence_as(structure, list(tensors))
+    return function, network, own
 
 
 def _spec(name: str, tensor: Any) -> TensorSpec:

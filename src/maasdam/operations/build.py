@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import FORMATS, TEXT_GENERATION, Artifact, Format, Progress, silent
+from maasdam.core import FORMATS, TEXT_GENERATION, Artifact, Format, Progress, TensorPayload, Tensors, silent
 from maasdam.errors import InvalidInput, StorageFailure, Unsupported
 from maasdam.operations.builds import running
 from maasdam.pipeline.recipe import DEFAULT_RECIPE, Recipe, find_recipe
@@ -87,6 +87,7 @@ def _build(
     progress: Progress,
 ) -> Version:
     from maasdam.artifacts.sources import ingest
+    from maasdam.pipeline.convert.asking import kept
     from maasdam.pipeline.run_recipe import Build
 
     asked = find_recipe(recipe_name, task)  # a bad recipe is said before a large model is read
@@ -94,6 +95,7 @@ def _build(
     artifact = ingest(source, workspace.store, task=task, processor=processor, trust=trust)
     if artifact.task is None and asked.task is not None:  # the source names none: what the recipe is for
         artifact = ingest(source, workspace.store, task=asked.task, processor=processor, trust=trust)
+    artifact = kept(artifact, workspace.store, _an_example(artifact, paths))
     recipe = find_recipe(recipe_name, artifact.task)
     _check_recipe(recipe, artifact, to, paths)
     examples = _examples(artifact, paths, progress)
@@ -102,6 +104,15 @@ def _build(
     report = _verified(workspace, building, candidate, artifact, examples, recipe, paths)
     passes = [step.to_json() for step in building.steps]
     return workspace.catalog.register(name, candidate, source=source, recipe=recipe.name, report=report, passes=passes)
+
+
+def _an_example(artifact: Artifact, paths: Data) -> list[Tensors]:
+    """Tensors that show what TorchScript takes, which its file doesn't say; [] where none are given or needed."""
+    from maasdam.pipeline.examples import evaluation_examples
+
+    if artifact.layout != "torchscript" or artifact.signature is not None or artifact.task is not None or paths.data is None:
+        return []
+    return [e.payload.tensors for e in evaluation_examples(artifact, paths.data, 1) if isinstance(e.payload, TensorPayload)]
 
 
 def _verified(

@@ -20,7 +20,7 @@ from maasdam.errors import InvalidInput, InvalidModel, Unsupported
 if TYPE_CHECKING:
     from maasdam.artifacts.store import Store
 
-_KEY_VERSION = 1
+_KEY_VERSION = 2
 """Part of the cache key: grows when the same files come to be ingested differently."""
 
 _ENGINES: Mapping[Layout, str] = {

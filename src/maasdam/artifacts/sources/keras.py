@@ -27,6 +27,8 @@ _RUNNING = {"Lambda", "__lambda__", "TorchModuleWrapper", "TFSMLayer", "JaxLayer
 """Classes that hold or fetch code: bytecode, a pickle, another SavedModel."""
 _MODULES = ("layers", "models", "initializers", "regularizers", "constraints", "activations", "optimizers", "losses", "metrics",
             "ops", "dtype_policies", "dtype", "random", "quantizers", "distillation")  # fmt: skip
+KERAS2_FUNCTIONAL = {(f"{package}engine.functional", "Functional") for package in ("keras.", "keras.src.", "tf_keras.src.")}
+"""What Keras 2 calls a model of layers, by its version and package. Keras 3 has it elsewhere."""
 _FUNCTION_MODULES = ("activations", "ops", "losses", "metrics", "initializers", "regularizers", "constraints")
 PACKED = 8
 """How many numbers one of a quantised weight may hold."""
@@ -85,6 +87,25 @@ def read(place: Place, name: str) -> Reading:
     )
 
 
+def computed(path: Path) -> frozenset[str]:
+    """numpy's names of the types that the layers of a .keras file, which was read before, compute in."""
+    with open_archive(path, path) as archive:
+        stack = [parse_json(archive.read("config.json", MAX_CONFIG_BYTES), f"{path}: config.json", MAX_KERAS_JSON_DEPTH)]
+    found = set()
+    while stack:
+        value = stack.pop()
+        if isinstance(value, list):
+            stack.extend(value)
+        elif isinstance(value, dict):
+            stack.extend(value.values())
+            policy = value.get("dtype")
+            if isinstance(policy, dict):  # {"class_name": "DTypePolicy", "config": {"name": "mixed_float16"}}
+                policy = (policy.get("config") or {}).get("name")
+            if isinstance(policy, str):
+                found.add(policy.removeprefix("mixed_"))
+    return frozenset(found)
+
+
 def _weights(archive: Archive) -> dict[str, tuple[str, tuple[int, ...]]] | None:
     with archive.stream(WEIGHTS) as stream:
         return read_weights(stream, f"{archive.path}: {WEIGHTS}")
@@ -132,6 +153,8 @@ def _running_here(value: dict[str, Any]) -> Iterator[str]:
     elif kind == "function":
         if not _is_own_function(module, inner):
             yield f"{module}.{inner}"
+    elif (module, kind) in KERAS2_FUNCTIONAL:
+        pass
     elif module is not None and not _is_own(module):
         yield f"{module}.{kind}"
     elif value.get("registered_name") and module is None and ">" in str(value["registered_name"]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,17 @@ def signature_of(config: Any, path: Path) -> Signature | None:
 
 def _functional(inner: Mapping[str, Any], layers: list[dict[str, Any]]) -> Signature | None:
     by_name = {str(layer["name"]): layer for layer in layers}
-    inputs = [by_name[name] for name in _names(inner["input_layers"])]
-    outputs = [by_name[name] for name in _names(inner["output_layers"])]
-    shapes = [_answer(layer, _asked(layer)) for layer in outputs]
-    if any(shape is None for shape in shapes):
+    inputs = [by_name[end.layer] for end in _ends(inner["input_layers"])]
+    ends = _ends(inner["output_layers"])
+    shapes = [_answer(by_name[end.layer], _asked(by_name[end.layer], end.call)) for end in ends]
+    names = [end.key or end.layer for end in ends]
+    every = [*(layer["config"]["name"] for layer in inputs), *names]
+    if any(shape is None for shape in shapes) or len(set(every)) < len(every):
         return None
+    outputs = zip(names, (by_name[end.layer] for end in ends), shapes, strict=True)
     return Signature(
         tuple(_input(layer) for layer in inputs),
-        tuple(TensorSpec(str(layer["name"]), _dtype(layer), shape or ()) for layer, shape in zip(outputs, shapes, strict=True)),
+        tuple(TensorSpec(name, _dtype(layer), shape or ()) for name, layer, shape in outputs),
     )
 
 
@@ -62,7 +66,7 @@ def _sequential(inner: Mapping[str, Any], layers: list[dict[str, Any]]) -> Signa
     first = layers[0]
     if first["class_name"] != "InputLayer":
         return None
-    shape: Shape | None = _shape(first["config"]["batch_shape"])
+    shape: Shape | None = _shape(_batch_shape(first))
     for layer in layers[1:]:
         shape = _answer(layer, _asked(layer) or shape)
     if shape is None:
@@ -71,24 +75,40 @@ def _sequential(inner: Mapping[str, Any], layers: list[dict[str, Any]]) -> Signa
     return Signature((_input(first),), (TensorSpec(str(last["config"]["name"]), _dtype(last), shape),))
 
 
-def _names(places: Any) -> list[str]:
-    """Layer names in the order Keras flattens them: ["a", 0, 0], a list of such, or a dict of such by sorted key."""
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Where an input or output of a model is."""
+
+    layer: str
+    call: int
+    """Of a layer that is called several times: which call."""
+    key: str | None = None
+    """Its place in the dict that the model answers with."""
+
+
+def _ends(places: Any, path: tuple[str, ...] = (), is_named: bool = False) -> list[_End]:
+    """In the order Keras flattens them: ["a", 0, 0], a list of such, or a dict of such by sorted key."""
     if isinstance(places, dict):
-        return [name for key in sorted(places) for name in _names(places[key])]
+        return [end for key in sorted(places) for end in _ends(places[key], (*path, str(key)), True)]
     if places and isinstance(places[0], str):
-        return [places[0]]
-    return [name for place in places for name in _names(place)]
+        return [_End(places[0], int(places[1]), ".".join(path) if is_named else None)]
+    return [end for at, place in enumerate(places) for end in _ends(place, (*path, str(at)), is_named)]
 
 
 def _input(layer: Mapping[str, Any]) -> TensorSpec:
+    return TensorSpec(str(layer["config"]["name"]), _dtype(layer), _shape(_batch_shape(layer)))
+
+
+def _batch_shape(layer: Mapping[str, Any]) -> Any:
+    """Of an InputLayer; Keras 2 called it batch_input_shape."""
     config = layer["config"]
-    return TensorSpec(str(config["name"]), _dtype(layer), _shape(config["batch_shape"]))
+    return config["batch_shape"] if "batch_shape" in config else config["batch_input_shape"]
 
 
-def _asked(layer: Mapping[str, Any]) -> Shape | None:
-    """The shape a layer takes: of its first inbound tensor, else the one it was built with."""
-    for call in layer.get("inbound_nodes") or ():
-        stack = list(call["args"])
+def _asked(layer: Mapping[str, Any], call: int = 0) -> Shape | None:
+    """The shape a layer takes in one of its calls: of the first inbound tensor, else the one it was built with."""
+    for made in (layer.get("inbound_nodes") or ())[call : call + 1]:
+        stack = list(made["args"]) if isinstance(made, dict) else []  # Keras 2 wrote lists, without shapes
         while stack:
             value = stack.pop(0)
             if isinstance(value, list):
@@ -103,7 +123,7 @@ def _answer(layer: Mapping[str, Any], asked: Shape | None) -> Shape | None:
     """The shape a layer gives; None where that isn't known here."""
     kind, config = layer["class_name"], layer["config"]
     if kind == "InputLayer":
-        return _shape(config["batch_shape"])
+        return _shape(_batch_shape(layer))
     if asked is None:
         return None
     if kind in _SAME:

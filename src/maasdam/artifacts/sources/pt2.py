@@ -100,6 +100,18 @@ def read(place: Place, name: str) -> Reading:
     )
 
 
+def computed(path: Path) -> tuple[frozenset[str], frozenset[str]]:
+    """(operators, numpy's names of the types they compute in) of the program in an archive that was read before."""
+    with open_archive(path, path) as archive:
+        root = _root(archive)
+        members = {entry.removeprefix(root): entry for entry in archive.sizes}
+        name = f"models/{_only_model(members, path)}.json"
+        graph = parse_json(archive.read(members[name], MAX_GRAPH_JSON_BYTES), f"{path}: {name}")["graph_module"]["graph"]
+    made = [end["as_tensor"]["name"] for node in graph["nodes"] for end in node["outputs"] if "as_tensor" in end]
+    types = {SCALAR_TYPES[graph["tensor_values"][name]["dtype"]][0] for name in made if name in graph["tensor_values"]}
+    return frozenset(node["target"] for node in graph["nodes"]), frozenset(types)
+
+
 def _root(archive: Archive) -> str:
     """The one folder that all entries lie in, as PyTorch's reader takes it: that of the first entry."""
     first = next(iter(archive.sizes), "")

@@ -24,6 +24,8 @@ MAX_ASSETS = 10_000
 SERVE = "serve"
 DEFAULT = "serving_default"
 _INIT = "__saved_model_init_op"
+_PASSING = frozenset({"Identity", "IdentityN", "ReadVariableOp", "Reshape", "StopGradient"})
+"""Operators that hand on what they are given."""
 
 DTYPES = {
     1: "float32", 2: "float64", 3: "int32", 4: "uint8", 5: "int16", 6: "int8", 7: "object", 8: "complex64", 9: "int64",
@@ -68,6 +70,20 @@ def read(place: Place) -> Reading:
         risks=risks,
         notes=tuple(notes),
     )
+
+
+def computed(path: Path) -> tuple[frozenset[str], frozenset[str]]:
+    """(operators, numpy's names of the types they compute in) of what `serving_default` of a saved_model.pb reaches.
+
+    Types that are only stored, read and turned into others are left out.
+    """
+    with mapped(path, str(path)) as saved:
+        meta = _serving(saved, path)
+        default = dict(meta.map(5)).get(DEFAULT)
+        nodes = Graph(meta, str(path)).reached(_tensors(default)) if default is not None else []
+        types = {kind.number(6) for n in nodes if n.operator not in _PASSING and (kind := n.attribute("T")) is not None}
+        types |= {kind.number(6) for n in nodes if n.operator == "Cast" and (kind := n.attribute("DstT")) is not None}
+        return frozenset(n.operator for n in nodes), frozenset(DTYPES[t] for t in types if t in DTYPES)
 
 
 def _serving(saved: Message, path: Path) -> Message:

@@ -1,4 +1,4 @@
-"""What a model takes and gives, found by running it where its files don't say: transformers without a known task, TorchScript.
+"""What a model takes and gives, found by opening it where its files don't say: transformers of other tasks, TorchScript, Keras.
 
 Knows what transformers call their inputs, and what first layers look like. What it finds was run; it refuses to assume.
 """
@@ -6,6 +6,7 @@ Knows what transformers call their inputs, and what first layers look like. What
 from __future__ import annotations
 
 import inspect
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -20,6 +21,8 @@ from maasdam.pipeline.convert.probes import Sizes, accepted
 
 if TYPE_CHECKING:
     import torch
+
+    from maasdam.artifacts.store import Store
 
 Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Tensors by name to tensors by name."""
@@ -42,7 +45,34 @@ def asked(source: Artifact, given: Sequence[Tensors] = ()) -> tuple[Artifact, ..
         return (replace(source, signature=_of_transformers(source), engine="pytorch"),)
     if source.layout == "torchscript":
         return tuple(replace(source, signature=signature) for signature in _of_script(source, given))
+    if source.layout == "keras":
+        from maasdam.engines.keras_library import open_keras
+
+        return (replace(source, signature=open_keras(source.path / "model.keras").signature),)
     return (source,)
+
+
+def kept(source: Artifact, store: Store, given: Sequence[Tensors] = ()) -> Artifact:
+    """`source` with the most open signature that asking finds, as an artifact of the store; itself where it has one.
+
+    Raises as `asked`.
+    """
+    found = asked(source, given)[0]
+    if found.signature == source.signature:
+        return source
+    with store.workspace() as work:
+        files = work / "files"
+        shutil.copytree(source.path, files)
+        return store.add(
+            files,
+            format=found.format,
+            layout=found.layout,
+            task=found.task,
+            engine=found.engine,
+            signature=found.signature,
+            settings=found.settings,
+            parents=(source.digest,),
+        )
 
 
 def _of_transformers(source: Artifact) -> Signature:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact, Signature, TensorSpec
-from maasdam.errors import InvalidModel, UnsafeModel, Unsupported, missing_extra
-from maasdam.pipeline.convert.modules import first_line
+from maasdam.engines.keras_library import open_keras
+from maasdam.engines.tensors import identifier
+from maasdam.errors import Unsupported
 from maasdam.pipeline.convert.signatures import describe, match
 
 if TYPE_CHECKING:
@@ -23,47 +24,47 @@ def write(source: Artifact, out: Path) -> Signature:
     return describe(signature_of(tf.saved_model.load(str(out)).signatures["serving_default"]), source.signature)
 
 
-def load_keras(path: Path) -> Any:
-    """The Keras model, in safe mode. Raises UnsafeModel for code inside, InvalidModel for a broken file."""
-    try:
-        import keras
-    except ImportError as error:
-        raise missing_extra("tensorflow", "tensorflow") from error
-    try:
-        return keras.models.load_model(path, compile=False, safe_mode=True)
-    except ValueError as error:
-        if "safe" in str(error).lower() or "lambda" in str(error).lower():
-            raise UnsafeModel("model.keras holds code that would run when loaded (a Lambda layer); refused") from error
-        raise InvalidModel(f"Keras can't load model.keras: {first_line(error)}") from error
-    except (OSError, KeyError, TypeError) as error:
-        raise InvalidModel(f"Keras can't load model.keras: {first_line(error)}") from error
+def export_keras(path: Path, out: Path, wanted: Signature | None, *, widens_bfloat16: bool = False) -> None:
+    """Write the Keras model of `path` into the folder `out` as a SavedModel, its tensors named as in `wanted`.
 
-
-def export_keras(path: Path, out: Path, wanted: Signature | None) -> None:
-    """Write the Keras model of `path` into the folder `out` as a SavedModel, its tensors named as in `wanted`."""
+    `widens_bfloat16`: layers that compute at bfloat16 over float32 weights compute at float32.
+    """
     import tensorflow as tf
 
-    model = load_keras(path)
-    takes = [TensorSpec(t.name, t.dtype, tuple(t.shape)) for t in model.inputs]
-    gives = [TensorSpec(n, t.dtype, tuple(t.shape)) for n, t in zip(model.output_names, model.outputs, strict=True)]
-    wanted = wanted or Signature(tuple(takes), tuple(gives))
-    inputs = [match(wanted.inputs, takes, "inputs")[s.name] for s in takes]
-    outputs = [match(wanted.outputs, gives, "outputs")[s.name] for s in gives]
-    structure = getattr(model, "_inputs_struct", None)
+    network = open_keras(path)
+    if widens_bfloat16:
+        _widen(network.model)
+    own = network.signature
+    wanted = wanted or own
+    inputs = match(wanted.inputs, own.inputs, "inputs")
+    outputs = match(wanted.outputs, own.outputs, "outputs")
 
     def serve(**tensors: Any) -> dict[str, Any]:
-        flat = [tensors[name] for name in inputs]
-        packed = tf.nest.pack_sequence_as(structure, flat) if structure is not None else flat
-        return dict(zip(outputs, tf.nest.flatten(model(packed, training=False)), strict=True))
+        answer = network({name: tensors[identifier(inputs[name])] for name in inputs})
+        # an input that is returned as it came is a value of its own, so that it can be named
+        return {outputs[name]: tf.identity(tensor) for name, tensor in answer.items()}
 
-    specs = {name: tf.TensorSpec(s.shape, s.dtype, name=name) for name, s in zip(inputs, takes, strict=True)}
+    names = {s.name: identifier(inputs[s.name]) for s in own.inputs}
+    specs = {names[s.name]: tf.TensorSpec(s.shape, _tf_type(s.dtype), name=names[s.name]) for s in own.inputs}
     holder = tf.Module()
-    holder.model = model  # so that its variables are saved
+    holder.model = network.model  # so that its variables are saved
     try:
         holder.serve = tf.function(serve).get_concrete_function(**specs)
         tf.saved_model.save(holder, str(out), signatures={"serving_default": holder.serve})
     except Exception as error:  # Keras and TensorFlow raise anything
         raise Unsupported(f"Keras can't export the model: {told(error)}") from error
+
+
+def _widen(model: Any) -> None:
+    import keras
+
+    for layer in model._flatten_layers():
+        if (layer.compute_dtype, layer.variable_dtype) == ("bfloat16", "float32"):
+            layer.dtype_policy = keras.DTypePolicy("float32")
+
+
+def _tf_type(dtype: str) -> str:
+    return "string" if dtype == "object" else dtype
 
 
 def told(error: Exception) -> str:

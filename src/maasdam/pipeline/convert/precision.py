@@ -6,6 +6,7 @@ or 11, one that lies between two steps falls either way, in both rightly.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,12 @@ HALF = Tolerance(relative=1e-2, spread=3.0)
 ROUNDED = Tolerance(relative=2e-2, spread=3.0)
 """8 bits: one step is 4e-3 of a tensor's range, and a few fall otherwise. A wrong layer is off by 0.1 and more."""
 ROUNDING = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm", "QAttention", "QLinearAdd"}
-"""Operators that round to 8 bits."""
+"""ONNX operators that round to 8 bits."""
+_ROUNDING_ELSEWHERE = re.compile(
+    r"FakeQuant|QuantizeAndDequantize|QuantizeV2|QuantizedMatMul|QuantizedConv"
+    r"|fake_quantize|quantized_decomposed\.quantize|quantize_affine|\.quantize_per_"
+)
+"""TensorFlow's and torch's operators that round to 8 bits or fewer, within their names."""
 
 
 def tolerance_of(source: Artifact) -> Tolerance:
@@ -35,8 +41,25 @@ def tolerance_of(source: Artifact) -> Tolerance:
             return ROUNDED
         if _computes_in_halves(graph):
             return HALF
+    if source.layout in ("savedmodel", "pt2", "keras"):
+        operators, types = _computed(source)
+        if any(_ROUNDING_ELSEWHERE.search(name) for name in operators):
+            return ROUNDED
+        if types & set(HALVES):
+            return HALF
     specs = (*source.signature.inputs, *source.signature.outputs) if source.signature else ()
     return HALF if any(s.dtype in HALVES for s in specs) else WHOLE
+
+
+def _computed(source: Artifact) -> tuple[frozenset[str], frozenset[str]]:
+    """The operators and types that a source computes with, as its files say."""
+    from maasdam.artifacts.sources import keras, pt2, savedmodel
+
+    if source.layout == "savedmodel":
+        return savedmodel.computed(source.path / "saved_model.pb")
+    if source.layout == "pt2":
+        return pt2.computed(source.path / "model.pt2")
+    return frozenset(), keras.computed(source.path / "model.keras")
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact, Signature
+from maasdam.engines.savedmodel_library import readable
 from maasdam.errors import InvalidModel, MaasdamError, Unsupported, missing_extra
 from maasdam.pipeline.convert.keras_to_savedmodel import export_keras
 from maasdam.pipeline.convert.modules import first_line
@@ -31,9 +32,11 @@ def write(source: Artifact, out: Path) -> Signature:
     except ImportError as error:
         raise missing_extra(str(error.name), "tensorflow") from error
     if source.layout == "savedmodel":
-        return _convert(source.path, source.signature, out / "model.onnx")
+        with readable(source.path) as bare:
+            return _convert(bare, source.signature, out / "model.onnx")
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        export_keras(source.path / "model.keras", Path(folder), source.signature)
+        # tf2onnx writes half of a bfloat16 graph as float16, and ONNX Runtime has no products of bfloat16 on processors
+        export_keras(source.path / "model.keras", Path(folder), source.signature, widens_bfloat16=True)
         return _convert(Path(folder), source.signature, out / "model.onnx")
 
 
