@@ -41,6 +41,8 @@ class FakeStore:
     def get(self, digest: str) -> Artifact:
         return self.artifacts[digest]
 
+    intact = get
+
 
 @dataclass
 class Records:

@@ -39,6 +39,8 @@ class Store:
     def __init__(self, root: Path) -> None:
         """Open the store at `root`, made if missing; sweeps work of processes that are gone."""
         self.root = root
+        self._proven: dict[str, tuple[_Stamp, ...]] = {}
+        """Digests whose bytes were hashed by this process, with what the system said of the files then."""
         try:
             for part in ("sha256", "cache", "locks", "tmp"):
                 (root / part).mkdir(parents=True, exist_ok=True)
@@ -122,6 +124,7 @@ class Store:
         if expect is not None and digest != expect:
             raise InvalidModel(f"the files of {expect} are not what they were: they are {digest}; nothing was kept")
         place = self._place(digest)
+        self._make_way(digest)
         if not (place / MANIFEST).is_file():
             (folder / MANIFEST).unlink(missing_ok=True)
             manifest = described | {"digest": digest, "files": files, "parents": list(parents)}
@@ -134,8 +137,11 @@ class Store:
         place = self._place(digest)
         try:
             manifest = json.loads((place / MANIFEST).read_text())
-        except (OSError, json.JSONDecodeError) as error:
+            return self._described(manifest, place)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise NotFound(f"no artifact '{digest}' in {self.root}; build it again") from error
+
+    def _described(self, manifest: Mapping[str, Any], place: Path) -> Artifact:
         return Artifact(
             digest=manifest["digest"],
             path=place,
@@ -149,21 +155,52 @@ class Store:
             parents=tuple(manifest["parents"]),
         )
 
+    def intact(self, digest: str) -> Artifact:
+        """The artifact, to be loaded: its bytes are what they were. Raises NotFound, InvalidModel.
+
+        They are hashed the first time in this process, and again whenever a file's inode, size or times have changed.
+        """
+        artifact = self.get(digest)
+        if self._proven.get(digest) != _stamps(artifact.path):
+            self.check(digest)
+        return artifact
+
     def check(self, digest: str) -> None:
         """Hash the bytes again. Raises InvalidModel when they are not what they were."""
         place = self.get(digest).path
-        described = json.loads((place / MANIFEST).read_text())
-        facts = {key: described[key] for key in ("format", "layout", "task", "engine", "signature", "settings")}
-        found = _digest(_hash_files(place), facts)
+        stamps = _stamps(place)
+        try:
+            described = json.loads((place / MANIFEST).read_text())
+            facts = {key: described[key] for key in ("format", "layout", "task", "engine", "signature", "settings")}
+            found = _digest(_hash_files(place), facts)
+        except (OSError, ValueError, KeyError) as error:
+            self._proven.pop(digest, None)
+            raise InvalidModel(f"the files of artifact {digest} can't be read ({error}); {_AGAIN}") from error
         if found != digest:
-            raise InvalidModel(f"artifact {digest} has changed on disk (now {found}); delete {place} and build it again")
+            self._proven.pop(digest, None)
+            raise InvalidModel(f"artifact {digest} has changed on disk (now {found}); {_AGAIN}")
+        self._proven[digest] = stamps
+
+    def _make_way(self, digest: str) -> None:
+        """Take an artifact that is not what it was out of the place where its bytes are about to be put again."""
+        place = self._place(digest)
+        if not (place / MANIFEST).is_file():
+            return
+        try:
+            self.intact(digest)
+        except (InvalidModel, NotFound):
+            with self.workspace() as trash:
+                try:
+                    place.rename(trash / "changed")
+                except FileNotFoundError:
+                    return  # another process does the same
 
     def cached(self, key: str) -> tuple[Artifact, dict[str, Any]] | None:
-        """What a pass with this key made before, and the facts it reported."""
+        """What a pass with this key made before, and the facts it reported; nothing where its bytes have changed since."""
         try:
             entry = json.loads((self.root / "cache" / f"{_file_name(key)}.json").read_text())
-            return self.get(entry["digest"]), entry["facts"]
-        except (OSError, json.JSONDecodeError, KeyError, NotFound):
+            return self.intact(entry["digest"]), entry["facts"]
+        except (OSError, json.JSONDecodeError, KeyError, NotFound, InvalidModel):
             return None
 
     def remember(self, key: str, artifact: Artifact, facts: Mapping[str, Any]) -> None:
@@ -262,6 +299,24 @@ class Store:
                     owner.release()
         except Timeout:
             return  # another process sweeps, or begins
+
+
+_AGAIN = "build or import the model again, which puts the files right"
+_Stamp = tuple[str, int, int, int, int]
+
+
+def _stamps(place: Path) -> tuple[_Stamp, ...]:
+    """Name, inode, size, mtime and ctime of each file: what changes when bytes are written."""
+    out = []
+    for path in sorted(place.rglob("*")):
+        try:
+            status = path.lstat()
+        except OSError:
+            continue  # it goes away just now: the hash will tell
+        if not path.is_dir():
+            times = (status.st_mtime_ns, status.st_ctime_ns)
+            out.append((path.relative_to(place).as_posix(), status.st_ino, status.st_size, *times))
+    return tuple(out)
 
 
 def _owner_of(folder: Path) -> BaseFileLock:

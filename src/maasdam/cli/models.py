@@ -10,7 +10,7 @@ import typer
 from maasdam.cli.output import emit, reporting, table
 
 app = typer.Typer(
-    rich_markup_mode=None, help="The catalog: list, show, promote, rollback, delete, export, import, card, report."
+    rich_markup_mode=None, help="The catalog: list, show, promote, rollback, delete, check, export, import, card, report."
 )
 
 NAME = typer.Argument(help="NAME, NAME:VERSION or NAME@ALIAS.")
@@ -109,6 +109,28 @@ def delete(name: str = typer.Argument(help="NAME:VERSION, or NAME for all its ve
     with reporting(), Workspace.open() as workspace:
         gone = release.delete(workspace, name)
         emit({"deleted": name, "digests": gone}, as_json, f"deleted {name}, and {len(gone)} artifact(s) nothing else used")
+
+
+@app.command()
+def check(as_json: bool = JSON) -> None:
+    """Read every stored file and say which are not what they were; exit status 1 where there are any.
+
+    Example: maasdam models check
+    """
+    from maasdam.cli.output import progress_bar
+    from maasdam.operations import release
+    from maasdam.operations.workspace import Workspace
+
+    with reporting(), Workspace.open() as workspace:
+        with progress_bar() as progress:
+            found = release.checked(workspace, progress)
+        damaged = found["damaged"]
+        lines = [f"{row['reason']} (it is {', '.join(row['versions']) or 'no version itself'})" for row in damaged]
+        count, size = found["artifacts"], found["bytes"] / 1e6
+        whole = f"{count - len(damaged)} of {count} artifacts are whole, {size:,.1f} MB"
+        emit(found, as_json, "\n".join([*lines, whole]))
+        if damaged:
+            raise typer.Exit(1)
 
 
 @app.command()

@@ -14,7 +14,8 @@ from dataclasses import asdict
 from typing import Any
 
 from maasdam.artifacts.store import Store
-from maasdam.errors import NotFound
+from maasdam.core import Progress, silent
+from maasdam.errors import InvalidModel, NotFound
 from maasdam.operations.address import whereabouts
 from maasdam.operations.builds import builds
 from maasdam.operations.workspace import Workspace
@@ -75,6 +76,24 @@ def delete(workspace: Workspace, name: str) -> list[str]:
             related = {digest for digest, above in ancestors.items() if digest in origins or above & origins}
             gone |= {digest for digest in related - kept if not ancestors[digest] & kept}
         return store.collect(set(store.digests()) - gone)
+
+
+def checked(workspace: Workspace, progress: Progress = silent) -> dict[str, Any]:
+    """Read every stored byte: {"artifacts", "bytes", "damaged": [{"digest", "versions", "reason"}]}."""
+    store = workspace.store
+    versions: dict[str, list[str]] = {}
+    for version in workspace.catalog.versions():
+        versions.setdefault(version.digest, []).append(f"{version.model}:{version.version}")
+    digests = sorted({*versions, *store.digests()})
+    damaged, size = [], 0
+    for number, digest in enumerate(digests):
+        progress("read the stored files", number, len(digests))
+        try:
+            size += store.get(digest).size_bytes
+            store.check(digest)
+        except (InvalidModel, NotFound) as error:
+            damaged.append({"digest": digest, "versions": versions.get(digest, []), "reason": str(error)})
+    return {"artifacts": len(digests), "bytes": size, "damaged": damaged}
 
 
 def status(workspace: Workspace) -> list[dict[str, Any]]:

@@ -120,7 +120,7 @@ def opened(workspace: Workspace, name: str, device: str = "cpu") -> Iterator[Ope
 
     settings = workspace.settings
     version = workspace.catalog.resolve(name)
-    artifact = workspace.store.get(version.digest)
+    artifact = workspace.store.intact(version.digest)
     processor = open_processor(artifact.task, artifact.path, artifact.signature, settings) if artifact.task else None
     engine = open_engine(artifact, device=device, threads=settings.threads)
     try:

@@ -116,7 +116,7 @@ def _check_drift(
     """Leave out candidates that drift much further from what they were made of than the closest one does."""
     _check_fused(running, inputs)
     try:
-        original = context.store.get(source.parents[0])
+        original = context.store.intact(source.parents[0])
     except (IndexError, NotFound):
         return
     comparable = ("onnxruntime",) if context.device == "cuda" else ("openvino", "onnxruntime")

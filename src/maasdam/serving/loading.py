@@ -54,6 +54,10 @@ class Files(Protocol):
         """The artifact; raises NotFound."""
         ...
 
+    def intact(self, digest: str) -> Artifact:
+        """The artifact, whose bytes are what they were; raises NotFound, InvalidModel."""
+        ...
+
 
 class Loader:
     """Opens engines and processors in threads, and warms them up. Call it with a version."""
@@ -99,7 +103,7 @@ class Loader:
     def _open_alone(self, version: Version) -> tuple[Engine, Processor | None]:
         from maasdam import engines, tasks
 
-        artifact = self._store.get(version.digest)
+        artifact = self._store.intact(version.digest)
         engine = (self._open_engine or engines.open_engine)(artifact, threads=self._settings.threads)
         try:
             processor: Processor | None = None
