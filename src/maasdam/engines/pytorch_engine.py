@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact, Signature, Tensors, TensorSpec
@@ -18,6 +19,8 @@ from maasdam.engines.transformers_library import open_module
 from maasdam.errors import InvalidInput, InvalidModel, Unsupported
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from maasdam.core import type_array
 
 NAME = "pytorch"
@@ -74,11 +77,9 @@ def _huggingface(artifact: Artifact, device: str, wrap: Wrap) -> tuple[Function,
 
 
 def _exported(artifact: Artifact, device: str, wrap: Wrap) -> tuple[Function, Signature]:
-    import torch
     from torch.utils import _pytree as pytree
 
-    with weights_only():
-        program = torch.export.load(str(artifact.path / "model.pt2"))
+    program = load_program(artifact.path / "model.pt2")
     user_inputs = [str(name) for name in program.graph_signature.user_inputs]
     user_outputs = [str(name) for name in program.graph_signature.user_outputs]
     values = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
@@ -129,16 +130,30 @@ def _scripted(artifact: Artifact, device: str, wrap: Wrap) -> tuple[Function, Si
     return function, signature
 
 
-@contextmanager
-def weights_only() -> Iterator[None]:
-    """While open, torch unpickles nothing but tensors, whatever its own callers ask for. One thread at a time."""
+def load_program(path: Path) -> ExportedProgram:
+    """The program of a `.pt2` archive. One thread at a time.
+
+    Nothing is unpickled but tensors, whatever torch's own callers ask for; of the example inputs, which serve nobody here,
+    not even those. Raises what torch raises for a damaged archive.
+    """
+    import torch
+    from torch.export.pt2_archive import PT2ArchiveReader
+    from torch.export.pt2_archive.constants import SAMPLE_INPUTS_DIR
+
+    read_bytes = PT2ArchiveReader.read_bytes
+
+    def without_examples(reader: PT2ArchiveReader, name: str) -> bytes:
+        return b"" if name.startswith(SAMPLE_INPUTS_DIR) else read_bytes(reader, name)
+
     key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     with _environment:
         before = os.environ.get(key)
         os.environ[key] = "1"
         try:
-            yield
+            PT2ArchiveReader.read_bytes = without_examples  # type: ignore[method-assign]
+            return torch.export.load(path)
         finally:
+            PT2ArchiveReader.read_bytes = read_bytes  # type: ignore[method-assign]
             if before is None:
                 del os.environ[key]
             else:

@@ -32,6 +32,8 @@ _OPERATOR = re.compile(
     """,
     re.VERBOSE,
 )
+_IN_PYTHONS_WORDS = re.compile(r"(?<=\.)__i?(and|or|xor|lshift|rshift)__(?=\.|$)")
+"""Operators of integers that PyTorch calls as Python does."""
 _FILE_OPERATORS = {"save", "load", "from_file", "_save", "_load", "format", "warn"}
 """Operators under torch.ops.aten that reach files, by their bare names."""
 
@@ -164,7 +166,7 @@ def is_harmless(kind: Kind, text: str) -> bool:
 
 def is_operator(name: str) -> bool:
     """Whether a call target is one of PyTorch's own operators that touch nothing but tensors and numbers."""
-    if not _OPERATOR.fullmatch(name) or "__" in name.replace("__and__", "").replace("__or__", "").replace("__xor__", ""):
+    if not _OPERATOR.fullmatch(name) or "__" in _IN_PYTHONS_WORDS.sub("", name):
         return False
     parts = name.split(".")
     return not (parts[:3] == ["torch", "ops", "aten"] and parts[3] in _FILE_OPERATORS)

@@ -58,6 +58,19 @@ TENSOR_NAMES: frozenset[str] = frozenset(
 )
 """Names ("module name") that only rebuild tensors and plain containers."""
 
+MARK_NAMES: frozenset[str] = frozenset(
+    {
+        "torch._tensor _rebuild_from_type_v2",
+        "torch._utils _rebuild_parameter_with_state",
+        "torch._dynamo.decorators _DimRange",
+        "__builtin__ set",
+    }
+)
+"""What example inputs bear besides, on whose axes torch.export or mark_dynamic left marks: sets of axes, and their ranges.
+
+The first calls what it is given, which must be one of the names that pass.
+"""
+
 SCRIPT_NAMES: frozenset[str] = frozenset(
     f"torch.jit._pickle {name}"
     for name in (

@@ -25,7 +25,7 @@ from maasdam.artifacts.sources.bounds import (
     parse_json,
 )
 from maasdam.artifacts.sources.finding import Reading, Risk
-from maasdam.artifacts.sources.pickles import MAX_PICKLE_BYTES, TENSOR_NAMES, looks_like_pickle, scan
+from maasdam.artifacts.sources.pickles import MARK_NAMES, MAX_PICKLE_BYTES, TENSOR_NAMES, looks_like_pickle, scan
 from maasdam.core import Signature, TensorSpec
 from maasdam.errors import InvalidModel, UnsafeModel, Unsupported
 
@@ -145,13 +145,15 @@ def _refuse_members(members: Mapping[str, str], archive: Archive) -> None:
         if member.startswith(("data/weights/weight_", "data/constants/tensor_")):
             continue  # raw tensors; a pickled one is checked where its config says so
         if member.startswith(("data/sample_inputs/", "data/weights/", "data/constants/")) and last.endswith(".pt"):
-            _check_saved(archive, entry)
+            _check_saved(
+                archive, entry, TENSOR_NAMES | MARK_NAMES if member.startswith("data/sample_inputs/") else TENSOR_NAMES
+            )
             continue
         raise UnsafeModel(f"{archive.path}: {member} is nothing that torch.export.save writes; refused")
 
 
-def _check_saved(archive: Archive, entry: str) -> None:
-    """Raise UnsafeModel unless an entry is what torch.save writes for plain tensors and containers."""
+def _check_saved(archive: Archive, entry: str, allowed: frozenset[str] = TENSOR_NAMES) -> None:
+    """Raise UnsafeModel unless an entry is what torch.save writes for plain tensors and containers: `allowed` names."""
     what = f"{archive.path}: {entry}"
     if archive.sizes[entry] == 0:
         return  # a program that was saved without sample inputs
@@ -169,7 +171,7 @@ def _check_saved(archive: Archive, entry: str) -> None:
                 raise UnsafeModel(f"{what} is TorchScript, which runs when loaded; refused")
             if "data.pkl" not in names:
                 raise InvalidModel(f"{what} holds no data.pkl; save the model again with torch.export.save")
-            beyond = scan(inner.read(names["data.pkl"], MAX_PICKLE_BYTES)).beyond(TENSOR_NAMES)
+            beyond = scan(inner.read(names["data.pkl"], MAX_PICKLE_BYTES)).beyond(allowed)
             if beyond:
                 raise UnsafeModel(
                     f"{what} would run code when loaded: it uses {_listed(beyond)}; refused, do not load this file"

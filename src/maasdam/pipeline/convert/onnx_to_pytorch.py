@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maasdam.core import Artifact, Signature
+from maasdam.engines.pytorch_engine import load_program
 from maasdam.errors import MaasdamError, Unsupported, missing_extra
 from maasdam.pipeline.convert.modules import first_line, name_module, need_signature
 from maasdam.pipeline.convert.operators import interpreter
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 def write(source: Artifact, out: Path) -> Signature:
     """Write `out`/model.pt2 and return its signature. Raises Unsupported listing operators PyTorch has no counterpart for."""
     try:
-        import torch
+        import torch  # noqa: F401
     except ImportError as error:
         raise missing_extra("torch", "pytorch") from error
     from maasdam.pipeline.convert.programs import export_module, save_pt2
@@ -41,7 +42,7 @@ def write(source: Artifact, out: Path) -> Signature:
         raise Unsupported(f"torch.export can't trace the ONNX graph: {first_line(error)}") from error
     save_pt2(program, str(out / "model.pt2"))
     try:
-        program = torch.export.load(out / "model.pt2")
+        program = load_program(out / "model.pt2")
     except RuntimeError as error:  # what torch.export itself wrote
         raise Unsupported(f"PyTorch can't read back the program it wrote of the ONNX graph: {first_line(error)}") from error
     return describe(of_program(program), signature)

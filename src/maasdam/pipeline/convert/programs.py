@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from maasdam.core import Artifact, Signature
-from maasdam.engines.pytorch_engine import weights_only
+from maasdam.engines.pytorch_engine import load_program
 from maasdam.engines.tensors import identifier
 from maasdam.errors import InvalidModel, MaasdamError, Unsupported, missing_extra
 from maasdam.pipeline.convert.modules import (
@@ -169,11 +169,8 @@ def _derive_ranges(program: ExportedProgram) -> None:
 
 def load_pt2(source: Artifact) -> ExportedProgram:
     """The program in model.pt2. Sample inputs and constants are read as plain tensors only. Raises InvalidModel."""
-    import torch
-
     try:
-        with weights_only():
-            return torch.export.load(source.path / "model.pt2")
+        return load_program(source.path / "model.pt2")
     except Exception as error:  # a damaged archive raises anything
         raise InvalidModel(f"torch.export can't load the .pt2 program: {first_line(error)}") from error
 

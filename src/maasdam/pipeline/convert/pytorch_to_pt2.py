@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maasdam.core import Artifact, Signature
+from maasdam.engines.pytorch_engine import load_program
 from maasdam.pipeline.convert.programs import save_pt2, with_program
 from maasdam.pipeline.convert.signatures import describe, of_program
 
@@ -19,7 +20,5 @@ def write(source: Artifact, out: Path) -> Signature:
 
 
 def _save(program: ExportedProgram, wanted: Signature | None, path: Path) -> Signature:
-    import torch
-
     save_pt2(program, str(path))
-    return describe(of_program(torch.export.load(path)), wanted)
+    return describe(of_program(load_program(path)), wanted)
