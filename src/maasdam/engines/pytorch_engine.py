@@ -150,7 +150,7 @@ def load_program(path: Path) -> ExportedProgram:
         before = os.environ.get(key)
         os.environ[key] = "1"
         try:
-            PT2ArchiveReader.read_bytes = without_examples  # type: ignore[method-assign]
+            PT2ArchiveReader.read_bytes = without_examples  # type: ignore[method-assign,assignment]
             return torch.export.load(path)
         finally:
             PT2ArchiveReader.read_bytes = read_bytes  # type: ignore[method-assign]
