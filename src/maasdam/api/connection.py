@@ -1,23 +1,36 @@
-"""uvicorn's HTTP/1.1 connection with what it lacks. Knows sockets and clocks; never routes or bodies' meaning.
+"""uvicorn's HTTP/1.1 connection with what it lacks. Knows sockets, clocks and framing; never routes or bodies' meaning.
 
-Added: headers must come within a time and a size; a client that stops reading its answer is cut off; whoever
-answers a request hears at once that its client went away.
+Added: headers must come within a time, a size and a number; framing that servers read differently is refused; what
+stands beside a chunked body (sizes, extensions, trailers) is bounded and dropped; `Upgrade` is ignored, since this
+service speaks nothing else; a client that stops reading its answer is cut off; whoever answers a request hears at once
+that its client went away.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 HEADER_SECONDS = 10.0
 """A client that has not sent its headers by then is cut off."""
 HEADER_BYTES = 64 * 1024
+HEADER_FIELDS = 128
+TRAILER_FIELDS = 32
+"""Fields after a chunked body. They are dropped: nothing here needs them, and taken as headers they would be a way around."""
+FRAMING_BYTES = 16 * 1024
+"""Of a chunked body, what may come beside 16 bytes a chunk and twice the body's own bytes: extensions, trailers."""
 STALLED_SECONDS = 30.0
 """A client that takes nothing of its answer for so long is cut off."""
 SCOPE_KEY = "maasdam.connection"
+
+NOT_HTTP = (400, "this is not valid HTTP/1.1; send requests that follow RFC 9112")
+
+Refuse = Callable[[MutableMapping[str, Any], int, str], tuple[list[tuple[bytes, bytes]], bytes]]
+"""(scope, status, message) of a request that can't be read -> headers and body of the answer. The scope may lack anything."""
 
 
 class Connection:
@@ -30,14 +43,27 @@ class Connection:
         self.on_close: Callable[[], Any] | None = None
 
 
-class HttpConnection(HttpToolsProtocol):
-    """Give this class to uvicorn as `http`."""
+class Malformed(Exception):
+    """Raised inside the parser to stop it. What is wrong is in `HttpConnection._wrong`: the parser passes on no exception."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+
+class HttpConnection(HttpToolsProtocol):
+    """Give this class to uvicorn as `http`, or a partial of it with `refuse`."""
+
+    def __init__(self, *args: Any, refuse: Refuse | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._refuse_with = refuse or _plainly
         self._connection = Connection()
         self._header_bytes = 0
         self._is_reading_headers = True
+        self._is_in_body = False
+        self._is_replaying = False
+        self._messages = 0
+        self._trailers = 0
+        self._framing = 0
+        """Bytes that came during the body, less what they may be: over FRAMING_BYTES the request is refused."""
+        self._wrong = NOT_HTTP
+        self._is_refused = False
         self._header_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
 
@@ -56,27 +82,87 @@ class HttpConnection(HttpToolsProtocol):
             self._connection.on_close()
 
     def data_received(self, data: bytes) -> None:
-        """Count header bytes; feed the parser."""
+        """Feed the parser; count what is no body."""
+        if self._is_refused:
+            return
+        self._unset_keepalive_if_required()
         if self._is_reading_headers:
             self._header_bytes += len(data)
-        super().data_received(data)
-        if self._is_reading_headers and self._header_bytes > HEADER_BYTES and not self.transport.is_closing():
-            self.send_400_response(f"The headers are larger than {HEADER_BYTES} bytes; send less.")
+        message = self._messages if self._is_in_body else None
+        rest = memoryview(data)
+        try:
+            while True:
+                try:
+                    self.parser.feed_data(rest)
+                    break
+                except httptools.HttpParserUpgrade as upgrade:
+                    rest = rest[upgrade.args[0] :]
+                    self._start_over_without_upgrade()
+            is_same_body = self._is_in_body and message == self._messages
+            self._framing = max(0, self._framing + (len(data) if is_same_body else 0))
+            if self._framing > FRAMING_BYTES:
+                self._fail(400, f"more than {FRAMING_BYTES} bytes of chunk extensions and trailers; send the body alone")
+            if self._is_reading_headers and self._header_bytes > HEADER_BYTES:
+                self._fail(431, f"the headers are larger than {HEADER_BYTES} bytes; send less")
+        except (httptools.HttpParserError, Malformed):
+            self._refuse()
 
     def on_message_begin(self) -> None:
         """A request's first byte."""
+        if self._is_replaying:
+            return
         super().on_message_begin()
         cast(dict[str, Any], self.scope)[SCOPE_KEY] = self._connection
+        self._messages += 1
         self._is_reading_headers = True
         if self._header_timer is None:
             self._start_header_timer()
 
+    def on_url(self, url: bytes) -> None:
+        """A piece of the target."""
+        if not self._is_replaying:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; or after a chunked body a trailer, which is dropped."""
+        if self._is_replaying:
+            return
+        if not self._is_reading_headers:
+            self._trailers += 1
+            if self._trailers > TRAILER_FIELDS:
+                self._fail(400, f"more than {TRAILER_FIELDS} trailers; send none")
+            return
+        if len(self.headers) >= HEADER_FIELDS:
+            self._fail(431, f"more than {HEADER_FIELDS} headers; send fewer")
+        super().on_header(name, value.rstrip(b" \t") if value[-1:] in b" \t" else value)
+
     def on_headers_complete(self) -> None:
         """The headers are here; the body has clocks of its own."""
+        if self._is_replaying:
+            self._is_replaying = False
+            return
+        self._check_framing()
         self._is_reading_headers = False
-        self._header_bytes = 0
+        self._is_in_body = True
+        self._header_bytes = self._trailers = self._framing = 0
         self._stop_timer("_header_timer")
         super().on_headers_complete()
+        self._is_replaying = self.parser.should_upgrade()
+
+    def on_chunk_header(self) -> None:
+        """The size of a chunk came."""
+        self._framing -= 16
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        self._framing -= 3 * len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request's last byte; not of one that asked for an upgrade, whose body is still to be read."""
+        if not self._is_replaying:
+            self._is_in_body = False
+            super().on_message_complete()
 
     def pause_writing(self) -> None:
         """The client is not reading."""
@@ -87,6 +173,62 @@ class HttpConnection(HttpToolsProtocol):
         """The client reads again."""
         super().resume_writing()
         self._stop_timer("_stall_timer")
+
+    def _should_upgrade(self) -> bool:
+        return False
+
+    def _check_framing(self) -> None:
+        """Refuse what a proxy before us may read in another way."""
+        version = self.parser.get_http_version()
+        hosts = 0
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding" and (value.lower() != b"chunked" or version != "1.1"):
+                self._fail(501, "this Transfer-Encoding is not read here; send chunked over HTTP/1.1, or Content-Length")
+            elif name == b"expect" and value.lower() != b"100-continue":
+                self._fail(417, "this expectation is not met here; leave Expect out")
+        if version not in ("1.1", "1.0"):
+            self._fail(505, f"HTTP/{version} is not spoken here; use HTTP/1.1")
+        if hosts > 1 or (hosts == 0 and version == "1.1"):
+            self._fail(400, f"the request has {hosts} Host headers; send one")
+        if self.parser.get_method() == b"CONNECT":
+            self._fail(405, "this service is no proxy; CONNECT is not taken")
+
+    def _fail(self, status: int, message: str) -> None:
+        self._wrong = (status, message)
+        raise Malformed
+
+    def _start_over_without_upgrade(self) -> None:
+        """Go on with a parser that has not seen `Upgrade`: the old one takes the body for another protocol, or for a request."""
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn sets its own
+        kept = [(name, value) for name, value in self.headers if name not in (b"upgrade", b"connection")]
+        if not self.cycle.keep_alive:
+            kept.append((b"connection", b"close"))
+        lines = b"".join(b"%s: %s\r\n" % pair for pair in kept)
+        self.parser.feed_data(b"%s / HTTP/1.1\r\n%s\r\n" % (self.scope["method"].encode(), lines))
+
+    def _refuse(self) -> None:
+        """Answer what is no request, if nothing else is being answered, and close."""
+        self._is_refused = True
+        if self.transport.is_closing():
+            return
+        scope: MutableMapping[str, Any] = cast(Any, self.scope) or {}
+        scope.setdefault("path", getattr(self, "url", b"").partition(b"?")[0].decode("latin-1"))
+        headers, body = self._refuse_with(scope, *self._wrong)
+        cycle = self.cycle
+        is_answering = cycle is not None and not cycle.response_complete
+        if is_answering and not self._is_in_body:  # behind requests that are whole: those are answered first
+            cycle.keep_alive = False
+            self.flow.pause_reading()
+            return
+        if not is_answering or not (cycle.response_started or self.pipeline):
+            lines = b"".join(b"%s: %s\r\n" % pair for pair in headers)
+            self.transport.write(b"".join([STATUS_LINE[self._wrong[0]], lines, b"connection: close\r\n\r\n", body]))
+        if is_answering:
+            cycle.disconnected = True
+        self.transport.close()
 
     def _start_header_timer(self) -> None:
         self._header_timer = self.loop.call_later(HEADER_SECONDS, self._too_slow)
@@ -103,3 +245,8 @@ class HttpConnection(HttpToolsProtocol):
         if timer is not None:
             timer.cancel()
             setattr(self, name, None)
+
+
+def _plainly(scope: MutableMapping[str, Any], status: int, message: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    body = message.encode()
+    return [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))], body
