@@ -33,7 +33,15 @@ class Settings:
     threads: int = 0
     """Engine threads per replica; 0 is every core this process may use."""
     max_body_bytes: int = 64 * 1024 * 1024
-    """Largest HTTP body taken, bytes."""
+    """Largest HTTP body taken, bytes: tensors as binary data, and forms with files. JSON has limits of its own."""
+    max_json_bytes: int = 8 * 1024 * 1024
+    """Largest JSON body, bytes."""
+    max_json_media_bytes: int = 32 * 1024 * 1024
+    """Largest JSON body of a route that takes images or recordings in base64, bytes."""
+    max_json_tensor_bytes: int = 16 * 1024 * 1024
+    """Largest JSON of a tensor request, bytes; what is larger goes as binary data."""
+    max_json_values: int = 200_000
+    """Most values and keys in one JSON body, tensors' numbers apart."""
     max_image_pixels: int = 32_000_000
     """Largest image decoded, pixels (width x height)."""
     max_audio_seconds: float = 600.0
@@ -53,12 +61,23 @@ class Settings:
     grams_co2e_per_kwh: float = 0.0
     """Carbon intensity of the electricity, gCO2e per kWh; 0 is unknown: grams stay null."""
     log_level: str = "info"
-    """debug, info, warning or error."""
+    """debug, info, warning or error. The line of each request is of level info."""
+    log_file: str = "logs/maasdam.log"
+    """Where the service keeps its log besides writing it to stderr; below `home` unless absolute. Empty keeps none."""
+    log_file_bytes: int = 64 * 1024 * 1024
+    """Size at which the log's file is set aside and a new one begun, bytes; 0 lets it grow."""
+    log_files: int = 4
+    """How many log files that were set aside are kept."""
 
     @property
     def resolved_database_url(self) -> str:
         """The SQLAlchemy URL in force."""
         return self.database_url or f"sqlite:///{self.home / 'maasdam.db'}"
+
+    @property
+    def resolved_log_file(self) -> Path | None:
+        """Where the log is kept, None where it is not."""
+        return self.home / self.log_file if self.log_file else None
 
 
 def load(

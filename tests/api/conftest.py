@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +122,10 @@ def run_in_thread(home: Path, settings: Settings, has_keys: bool = True) -> Iter
     service = open_service(made, open_engine=open_engine, open_processor=lambda task, *about: FakeProcessor(task))  # type: ignore[arg-type]
     listener = bound_socket("127.0.0.1", 0)
     port = listener.getsockname()[1]
+    entrance = application(service, made.keys if has_keys else None)
     config = uvicorn.Config(
-        application(service, made.keys if has_keys else None),
-        http=HttpConnection,
+        entrance,
+        http=partial(HttpConnection, refuse=entrance.refuse_unread),  # type: ignore[arg-type]  # called as the class is
         loop="uvloop",
         ws="none",
         log_config=None,

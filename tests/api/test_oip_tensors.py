@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maasdam.api import oip_tensors as wire
-from maasdam.api.body import check_json_depth
+from maasdam.api.json_body import check_json_depth
 from maasdam.errors import CallerError, InvalidInput, InvalidTensor
 
 

@@ -23,7 +23,7 @@ from sqlalchemy.exc import IntegrityError
 
 from maasdam.accounts.prices import Prices
 from maasdam.database.engine import LostConnection
-from maasdam.database.tables import LedgerRow
+from maasdam.database.tables import LedgerRow, ModelRow
 from maasdam.errors import ServiceError, StorageFailure
 
 GROUP = 512
@@ -32,6 +32,9 @@ KEPT = 10_000
 """The newest rows are kept in memory, so many of them, in case the database is lost."""
 UNAVAILABLE = 503
 """What became of a request whose row could not be written: it was not answered."""
+
+NO_MODEL = "(no model)"
+"""What usage calls requests that named no model of the catalog."""
 
 By = Literal["key", "model", "day"]
 
@@ -60,6 +63,8 @@ class Entry:
     grams_co2e: float | None = None
     price: float | None = None
     currency: str | None = None
+    error_code: str | None = None
+    """Why it was refused, where it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +169,13 @@ class Ledger:
             thread.join()
 
     def usage(self, by: By = "model", since: datetime | None = None) -> list[Usage]:
-        """Sums by key (named by its name and id), model (NAME:VERSION) or day (UTC), busiest first (days in order)."""
-        group = {"key": (LedgerRow.key_id, LedgerRow.caller), "model": (LedgerRow.model, LedgerRow.version)}
+        """Sums by key (named by its name and id), model (NAME:VERSION) or day (UTC), busiest first (days in order).
+
+        Requests that named no model of the catalog are one row, NO_MODEL: callers can't make up rows of their own.
+        """
+        is_known = LedgerRow.version.is_not(None) | LedgerRow.model.in_(select(ModelRow.name))
+        model = case((is_known, LedgerRow.model), else_=NO_MODEL)
+        group = {"key": (LedgerRow.key_id, LedgerRow.caller), "model": (model, LedgerRow.version)}
         day = func.substr(_as_text(LedgerRow.at, self._reads), 1, 10)
         columns = (day,) if by == "day" else group[by]
         sums = [getattr(LedgerRow, name) for name in SUMMED]
@@ -193,6 +203,12 @@ class Ledger:
             counts = {"currency": currency, "measured_joules": measured, "unpriced": int(unpriced)}
             out.append(Usage(_name(by, names), requests, int(errors), **counts, **_numbers(known)))
         return sorted(out, key=(lambda u: u.name) if by == "day" else (lambda u: (-u.requests, u.name)))
+
+    def row(self, request_id: str) -> dict[str, Any] | None:
+        """One request's row as column -> value; None where there is none."""
+        with self._reads.connect() as connection:
+            found = connection.execute(select(LedgerRow.__table__).where(LedgerRow.request_id == request_id)).mappings().first()
+        return None if found is None else dict(found)
 
     def _write_all(self) -> None:
         while True:
@@ -263,7 +279,7 @@ class Ledger:
 
 
 COLUMNS = tuple(Entry.__dataclass_fields__)
-WIDTHS = {name: LedgerRow.__table__.c[name].type.length for name in ("caller", "model", "task", "endpoint")}  # type: ignore[attr-defined]  # String
+WIDTHS = {name: LedgerRow.__table__.c[name].type.length for name in ("caller", "model", "task", "endpoint", "error_code")}  # type: ignore[attr-defined]  # String
 
 SUMMED = (
     "items",

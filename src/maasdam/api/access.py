@@ -12,7 +12,7 @@ from maasdam.api.body import Headers, header
 from maasdam.core import ANONYMOUS, Caller
 from maasdam.errors import Forbidden, Unauthenticated
 
-OPEN = frozenset({"/health", "/v2/health/live", "/v2/health/ready"})
+OPEN = frozenset({"/health", "/healthz", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
 """Paths that need no key."""
 
 SCOPES: tuple[tuple[str, str], ...] = (
@@ -23,6 +23,7 @@ SCOPES: tuple[tuple[str, str], ...] = (
     ("/v2", "infer"),
     ("/admin/keys", "admin"),
     ("/admin/usage", "admin"),
+    ("/admin/requests", "admin"),
     ("/admin", "deploy"),
 )
 SEEN_SECONDS = 0.3
@@ -46,20 +47,24 @@ class Gate:
         self._clock = clock
         self._seen: dict[str, tuple[float, Caller]] = {}
 
-    async def admit(self, path: str, headers: Headers) -> Caller:
-        """The caller. Raises Unauthenticated, Forbidden."""
+    async def caller(self, path: str, headers: Headers) -> Caller:
+        """Who calls. Raises Unauthenticated; without keys Forbidden for who is not on this machine."""
         if self._keys is None:
             _check_is_local(headers)
             return ANONYMOUS
         if path in OPEN:
             return ANONYMOUS
-        caller = await self._caller(_secret(headers))
+        return await self._caller(_secret(headers))
+
+    def check(self, path: str, caller: Caller) -> None:
+        """Raise Forbidden where the caller's key lacks the scope that `path` needs."""
+        if self._keys is None or path in OPEN:
+            return
         scope = next((scope for prefix, scope in SCOPES if path.startswith(prefix)), None)
         if scope is not None and scope not in caller.scopes:
             raise Forbidden(
                 f"this key lacks the scope '{scope}'; use one that has it: maasdam keys create NAME --scope {scope}"
             )
-        return caller
 
     async def _caller(self, secret: str) -> Caller:
         now = self._clock()
@@ -93,8 +98,16 @@ def _check_is_local(headers: Headers) -> None:
     """Without keys, a page in the operator's browser must not reach the service by a name of its own."""
     host = (header(headers, b"host") or b"localhost").decode("latin-1")
     origin = header(headers, b"origin")
-    names = [urlsplit(f"//{host}").hostname]
+    names = [_name(f"//{host}")]
     if origin is not None:
-        names.append(urlsplit(origin.decode("latin-1")).hostname)
+        names.append(_name(origin.decode("latin-1")))
     if any(name not in LOOPBACK_NAMES for name in names):
         raise Forbidden("without keys this service answers only to localhost; start it without --no-auth to serve others")
+
+
+def _name(url: str) -> str | None:
+    """The host's name, None where there is none to be read."""
+    try:
+        return urlsplit(url).hostname
+    except ValueError:  # a bracket that is not closed, say
+        return None

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from maasdam.api.errors import without_places
 from maasdam.api.paths import MODELS
+from maasdam.api.routing import JsonRoute
+from maasdam.operations.requests import find_request
 from maasdam.operations.service import Service
 from maasdam.operations.usage import moment
 
@@ -39,7 +41,7 @@ class KeyBody(BaseModel):
 
 def routes(service: Service) -> APIRouter:
     """The router for /admin."""
-    router = APIRouter(prefix="/admin", tags=["Administration"])
+    router = APIRouter(prefix="/admin", tags=["Administration"], route_class=JsonRoute)
     catalog = service.catalog
 
     @router.get("/models")
@@ -77,6 +79,12 @@ def routes(service: Service) -> APIRouter:
         """Sums of the ledger."""
         rows = await asyncio.to_thread(service.ledger.usage, by, moment(since) if since else None)
         return {"by": by, "usage": [_plain(row) for row in rows]}
+
+    @router.get("/requests/{request_id}")
+    async def request(request_id: Annotated[str, Path(description="the X-Request-Id of an answer")]) -> dict[str, Any]:
+        """What became of one request: its row in the ledger, and its lines in the log."""
+        service.requests.flush()
+        return await asyncio.to_thread(find_request, request_id, service.ledger, service.settings)
 
     return router
 

@@ -14,6 +14,7 @@ from fastapi.responses import PlainTextResponse, Response
 from maasdam.api.entrance import REQUEST_ID, caller_of
 from maasdam.api.errors import InvalidField
 from maasdam.api.measured import measured, measured_headers
+from maasdam.api.routing import JsonRoute
 from maasdam.core import AudioPayload, Request, Transcript
 from maasdam.errors import MaasdamError, Unsupported
 from maasdam.operations.infer import Receipt
@@ -25,7 +26,7 @@ ENDPOINT = "/v1/audio/transcriptions"
 
 def routes(service: Service) -> APIRouter:
     """The router for /v1/audio."""
-    router = APIRouter(prefix="/v1/audio", tags=["OpenAI"])
+    router = APIRouter(prefix="/v1/audio", tags=["OpenAI"], route_class=JsonRoute)
 
     @router.post("/transcriptions")
     async def transcriptions(

@@ -200,7 +200,7 @@ class HttpConnection(HttpToolsProtocol):
         raise Malformed
 
     def _start_over_without_upgrade(self) -> None:
-        """Go on with a parser that has not seen `Upgrade`: the old one takes the body for another protocol, or for a request."""
+        """Go on with a parser that has not seen `Upgrade`: the old one takes the body for another protocol or request."""
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn sets its own
         kept = [(name, value) for name, value in self.headers if name not in (b"upgrade", b"connection")]

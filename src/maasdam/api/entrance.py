@@ -2,6 +2,7 @@
 
 connection -> request id -> who calls? -> body within limits? -> the tensor route, or the application
                                                 \\- refused: the door's own error, nothing behind ran
+whatever happened -> one line in the log, one count, and a row where a valid key was refused
 """
 
 from __future__ import annotations
@@ -12,18 +13,23 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import orjson
 from structlog.contextvars import bind_contextvars
 
 from maasdam.api import body as bodies
-from maasdam.api import errors
+from maasdam.api import errors, json_body
 from maasdam.api.access import Gate
 from maasdam.api.body import BodyLimits, Disconnected, Message, Receive
 from maasdam.api.connection import SCOPE_KEY, Connection
+from maasdam.api.errors import REFUSED, Refusal
+from maasdam.api.paths import INFER
 from maasdam.core import Caller
-from maasdam.errors import InvalidInput, NotReady, Overloaded, TooLarge
+from maasdam.errors import NotReady, Overloaded, TooLarge
+from maasdam.operations.requests import note_refusal
+from maasdam.operations.service import Service
+from maasdam.telemetry.requests import Ended
 
 log = logging.getLogger("maasdam.api")
 
@@ -31,22 +37,34 @@ Scope = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-CALLER, REQUEST_ID = "maasdam.caller", "maasdam.request_id"
+CALLER, REQUEST_ID, JSON = "maasdam.caller", "maasdam.request_id", "maasdam.json"
+CLIENT_CLOSED = 499
+LONGEST_NAME = 200
+"""What is kept of a model's name that a caller made up, characters."""
 LINGER_SECONDS = 5.0
 LINGER_BYTES = 1 << 30
 """After a refusal, what a client still sends is thrown away so long, so that it gets to read the refusal."""
+IN_THE_LOOP = 128 * 1024
+"""JSON up to this size is parsed where it came in: a hop to a thread would cost more."""
+READERS = 2
+"""Threads that read larger JSON."""
+PIECE = 64 * 1024
+"""A form is handed on in pieces of this size, others having their turn between two: its parser runs in the event loop."""
 
 
 class Entrance:
     """An ASGI application around another."""
 
-    def __init__(self, inside: App, tensors: App, gate: Gate, limits: BodyLimits, json_depth: int) -> None:
+    def __init__(self, inside: App, tensors: App, gate: Gate, limits: BodyLimits, service: Service) -> None:
         """`tensors` answers POST /v2/models/.../infer below the framework; `inside` everything else."""
         self._inside = inside
         self._tensors = tensors
         self._gate = gate
         self._limits = limits
-        self._json_depth = json_depth
+        self._service = service
+        settings = service.settings
+        self._json = json_body.JsonLimits(settings.max_json_depth, settings.max_json_values)
+        self._readers = ThreadPoolExecutor(READERS, "read")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; lifespan events pass through."""
@@ -56,39 +74,93 @@ class Entrance:
             else:
                 await send({"type": "websocket.close", "code": 1003})
             return
+        if REFUSED in scope:  # by the connection, which could not read on
+            return
+        began = time.perf_counter()
         request_id = new_request_id()
         scope[REQUEST_ID] = request_id
-        reply = _Reply(send, request_id)
+        reply = _Reply(self, scope, send, began)
         connection: Connection | None = scope.get(SCOPE_KEY)
         bind_contextvars(request_id=request_id)  # the context is this request's own: uvicorn starts a task for each
-        if connection is None:
-            await self._answer(scope, receive, reply)
-            return
         task = asyncio.current_task()
         assert task is not None
-        connection.on_close = task.cancel
         try:
+            if connection is None:
+                await self._answer(scope, receive, reply)
+                return
+            connection.on_close = task.cancel
             if not connection.is_closed:
                 await self._answer(scope, receive, reply)
         except asyncio.CancelledError:
-            if not connection.is_closed and not reply.is_started:  # the client waits, but the time to finish is over
+            if connection is not None and not connection.is_closed and not reply.is_started:
+                # the client waits, but the time to finish is over
                 stopping = NotReady("the service is stopping and this took too long to finish; send it again")
                 await self._refuse(stopping, scope, receive, reply)
         finally:
-            connection.on_close = None
+            if connection is not None:
+                connection.on_close = None
+            self._ended(scope, reply.status, began)
+
+    def refuse_unread(self, scope: Scope, status: int, message: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        """Headers and body for a request the connection could not read: see `connection.Refuse`."""
+        is_known = REQUEST_ID in scope  # it is being answered: its line is written when that ends
+        request_id = scope.setdefault(REQUEST_ID, new_request_id())
+        scope[REFUSED] = refused = Refusal(status, message, "malformed_request")
+        data, content_type = errors.body(refused, errors.door(scope["path"]), scope["path"], request_id)
+        if not is_known:
+            self._ended(scope, status, time.perf_counter())
+        length = (b"content-length", b"%d" % len(data))
+        return [(b"content-type", content_type), length, (b"x-request-id", request_id.encode())], data
+
+    async def note_refusal(self, scope: Scope, status: int, began: float) -> None:
+        """Before a refusal is sent: the row of one that a valid key sent, unless inference has written it."""
+        refused: Refusal | None = scope.get(REFUSED)
+        caller: Caller | None = scope.get(CALLER)
+        if refused is None or caller is None or caller.key_id is None or self._service.requests.has_row(scope[REQUEST_ID]):
+            return
+        await note_refusal(
+            self._service.ledger,
+            scope[REQUEST_ID],
+            caller,
+            model=_model(scope) or "",
+            endpoint=_route(scope),
+            status=status,
+            code=refused.code,
+            seconds=time.perf_counter() - began,
+        )
+
+    def _ended(self, scope: Scope, status: int | None, began: float) -> None:
+        refused: Refusal | None = scope.get(REFUSED)
+        caller: Caller | None = scope.get(CALLER)
+        if refused is not None:
+            status = refused.status
+        ended = Ended(
+            scope[REQUEST_ID],
+            _trace(scope.get("headers", ())),
+            scope.get("method", ""),
+            _route(scope),
+            CLIENT_CLOSED if status is None else status,
+            time.perf_counter() - began,
+            None if caller is None else caller.key_id,
+            _model(scope),
+            None if refused is None else refused.code,
+        )
+        self._service.requests.ended(ended)
 
     async def _answer(self, scope: Scope, receive: Receive, reply: _Reply) -> None:
         path: str = scope["path"]
         headers = scope["headers"]
         try:
-            caller = await self._gate.admit(path, headers)
-            scope[CALLER] = caller
-            bodies.check_length(headers, self._limits.body_bytes)
+            scope[CALLER] = caller = await self._gate.caller(path, headers)
+            self._gate.check(path, caller)
             bodies.check_encoding(headers)
             if path.endswith("/infer") and path.startswith("/v2/models/") and scope["method"] == "POST":
                 await self._tensors(scope, receive, reply)
             else:
-                await self._inside(scope, await self._limited(scope, receive), reply)
+                receive = await self._limited(scope, receive)
+                if scope["method"] == "HEAD":  # as GET; the connection leaves the body out
+                    scope = _Shadow(scope, method="GET")
+                await self._inside(scope, receive, reply)
         except Disconnected:
             return
         except (asyncio.CancelledError, GeneratorExit):
@@ -100,37 +172,48 @@ class Entrance:
             self._limits.release(scope)
 
     async def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        """The body, read whole within the limits, to be received again."""
-        if scope["method"] in ("GET", "HEAD", "OPTIONS", "DELETE") and not _has_body(scope["headers"]):
+        """The body, read whole within the limits, to be received again. JSON is parsed, once: see `JSON`."""
+        headers = scope["headers"]
+        if scope["method"] in ("GET", "HEAD", "OPTIONS", "DELETE") and not _has_body(headers):
             return receive
-        data = await self._limits.read(scope, receive)
-        if b"json" in (bodies.header(scope["headers"], b"content-type") or b"json"):
-            bodies.check_json_depth(data, self._json_depth)
-            _check_json(data)
-        is_given = False
+        kind = bodies.header(headers, b"content-type")
+        is_form = kind is not None and bodies.is_form(kind)
+        data = await self._limits.read(scope, receive, None if is_form else self._limits.of_json(scope["path"]))
+        if data and (kind is None or bodies.is_json(kind)):
+            if len(data) <= IN_THE_LOOP:
+                scope[JSON] = json_body.parse(data, self._json)
+            else:
+                loop = asyncio.get_running_loop()
+                scope[JSON] = await loop.run_in_executor(self._readers, json_body.parse, data, self._json)
+        size = PIECE if is_form else max(len(data), 1)
+        place = 0
 
         async def again() -> Message:
-            nonlocal is_given
-            if is_given:
+            nonlocal place
+            if place and place >= len(data):
                 return await receive()
-            is_given = True
-            return {"type": "http.request", "body": data, "more_body": False}
+            if place:
+                await asyncio.sleep(0)
+            start, place = place, place + size
+            return {"type": "http.request", "body": data[start:place], "more_body": place < len(data)}
 
         return again
 
     async def _refuse(self, error: Exception, scope: Scope, receive: Receive, reply: _Reply) -> None:
         self._limits.release(scope)
         refused = errors.refusal(error, reply.request_id)
+        scope[REFUSED] = refused
         if reply.is_started:  # too late for a status: what was sent is cut short, which the client sees
             raise error
         kind = errors.door(scope["path"])
         data, content_type = errors.body(refused, kind, scope["path"], reply.request_id)
         headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(data)), *errors.headers(refused)]
-        is_unread = isinstance(
-            error, TooLarge | Overloaded | errors.BodyTooSlow | errors.WrongContentType
-        ) or refused.status in (401, 403)
+        is_unread = not scope.get(bodies.IS_READ, False) and (
+            isinstance(error, TooLarge | Overloaded | errors.BodyTooSlow | errors.WrongContentType)
+            or refused.status in (401, 403)
+        )
         lingers = is_unread and not isinstance(error, errors.BodyTooSlow)
-        if is_unread:
+        if is_unread or isinstance(error, Overloaded):
             headers.append((b"connection", b"close"))
         await reply({"type": "http.response.start", "status": refused.status, "headers": headers})
         await reply({"type": "http.response.body", "body": data, "more_body": lingers})
@@ -140,24 +223,76 @@ class Entrance:
             await reply({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+class _Shadow(dict[str, Any]):
+    """A scope with another method; what is noted in it is noted in the one behind."""
+
+    def __init__(self, behind: Scope, method: str) -> None:
+        super().__init__(behind, method=method)
+        self._behind = behind
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        self._behind[key] = value
+
+
 class _Reply:
-    """`send` that adds the request id."""
+    """`send` that adds the request id, and sees to a refusal's row before the refusal is sent."""
 
-    __slots__ = ("_send", "is_complete", "is_started", "request_id")
+    __slots__ = ("_began", "_entrance", "_scope", "_send", "is_complete", "is_started", "request_id", "status")
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, entrance: Entrance, scope: Scope, send: Send, began: float) -> None:
+        self._entrance = entrance
+        self._scope = scope
         self._send = send
-        self.request_id = request_id
+        self._began = began
+        self.request_id: str = scope[REQUEST_ID]
+        self.status: int | None = None
         self.is_started = False
         self.is_complete = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.is_started = True
+            self.status = message["status"]
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode())]
+            if message["status"] >= 400:
+                await self._entrance.note_refusal(self._scope, message["status"], self._began)
         elif not message.get("more_body", False):
             self.is_complete = True
         await self._send(message)
+
+
+def _route(scope: Scope) -> str:
+    """The route's pattern; the path where none was found."""
+    route = scope.get("route")
+    if route is not None:
+        return str(getattr(route, "path_format", ""))
+    path: str = scope.get("path", "")
+    found = INFER.fullmatch(path) if CALLER in scope else None
+    if found is None:
+        return path
+    return "/v2/models/{model}/infer" if found[2] is None else "/v2/models/{model}/versions/{version}/infer"
+
+
+def _model(scope: Scope) -> str | None:
+    """The model that a request names, in its body or its path; as the caller wrote it."""
+    asked = scope.get(JSON)
+    if isinstance(asked, dict) and isinstance(asked.get("model"), str):
+        return str(asked["model"])[:LONGEST_NAME]
+    named = scope.get("path_params", {}).get("model")
+    if named is None:
+        found = INFER.fullmatch(scope.get("path", ""))
+        named = None if found is None else found[1]
+    return None if not named else str(named)[:LONGEST_NAME]
+
+
+def _trace(headers: Any) -> str | None:
+    """The trace id of a W3C traceparent: 00-<32 hexadecimal digits>-<16>-<2>."""
+    value = bodies.header(headers, b"traceparent")
+    if value is None or len(value) != 55 or value[2:3] != b"-" or value[35:36] != b"-":
+        return None
+    trace = value[3:35].decode("latin-1")
+    return trace if all(c in "0123456789abcdef" for c in trace) else None
 
 
 _chance = random.Random()  # seeded by the system; asking it for every request would let go of Python's lock
@@ -172,14 +307,6 @@ def caller_of(scope: Scope) -> Caller:
     """Who sent the request in `scope`."""
     caller: Caller = scope[CALLER]
     return caller
-
-
-def _check_json(data: bytes) -> None:
-    """Strict where Python's own parser is not: UTF-8 only, no NaN, no half of a surrogate pair."""
-    try:
-        orjson.loads(data or b"null")
-    except orjson.JSONDecodeError as error:
-        raise InvalidInput(f"the body is not valid JSON: {error}") from None
 
 
 def _has_body(headers: bodies.Headers) -> bool:

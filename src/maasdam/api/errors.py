@@ -1,6 +1,7 @@
 """An error in the words of the door that was knocked at. Knows bodies and status codes; never how an answer is made.
 
     /v1/...            OpenAI              {"error": {"message", "type", "param", "code"}}
+    /v1/images/...     RFC 9457            the same "error" beside its own members, for OpenAI's clients
     /v2/...            Open Inference      {"error": "..."}
     everything else    RFC 9457            application/problem+json
 
@@ -15,7 +16,7 @@ import os
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 
@@ -23,7 +24,11 @@ from maasdam.errors import CallerError, InvalidInput, MaasdamError, NotFound
 
 log = logging.getLogger("maasdam.api")
 
-Door = Literal["openai", "oip", "ours"]
+Door = Literal["openai", "oip", "ours", "images"]
+REFUSED = "maasdam.refused"
+"""Where in a request's scope its refusal is noted."""
+LONGEST = 2000
+"""What is shown of a message that holds what a caller wrote, characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +96,8 @@ def without_places(text: str) -> str:
 
 def door(path: str) -> Door:
     """Whose words a path speaks."""
-    if path.startswith("/v1/") and not path.startswith("/v1/images/"):
-        return "openai"
+    if path == "/v1" or path.startswith("/v1/"):
+        return "images" if path.startswith("/v1/images/") else "openai"
     return "oip" if path == "/v2" or path.startswith("/v2/") else "ours"
 
 
@@ -101,7 +106,7 @@ def refusal(error: BaseException, request_id: str) -> Refusal:
     if isinstance(error, CallerError):
         is_model = isinstance(error, NotFound) and str(error).startswith(("no model", "model "))
         code, param = ("model_not_found", "model") if is_model else (error.code, getattr(error, "param", None))
-        return Refusal(error.http_status, without_places(str(error)), code, param, error.retry_after_seconds)
+        return Refusal(error.http_status, _shown(without_places(str(error))), code, param, error.retry_after_seconds)
     if isinstance(error, MaasdamError) and error.http_status in (503, 504):
         log.warning("request %s: %s: %s", request_id, type(error).__name__, error)
         return Refusal(error.http_status, without_places(str(error)), error.code, None, error.retry_after_seconds)
@@ -116,14 +121,16 @@ def body(refused: Refusal, kind: Door, path: str, request_id: str) -> tuple[byte
         return orjson.dumps({"error": refused.message}), b"application/json"
     if kind == "openai":
         return orjson.dumps({"error": openai_error(refused)}), b"application/json"
-    problem = {
+    problem: dict[str, Any] = {
         "type": f"urn:maasdam:error:{refused.code}",
         "title": HTTPStatus(refused.status).phrase if refused.status in set(HTTPStatus) else "Error",
         "status": refused.status,
         "detail": refused.message,
-        "instance": path,
+        "instance": _text(path),
         "request_id": request_id,
     }
+    if kind == "images":
+        problem["error"] = openai_error(refused)
     return orjson.dumps(problem), b"application/problem+json"
 
 
@@ -148,3 +155,12 @@ def headers(refused: Refusal) -> list[tuple[bytes, bytes]]:
     if refused.status in (429, 503):
         out.append((b"retry-after", str(max(1, round(refused.retry_after_seconds or 1))).encode()))
     return out
+
+
+def _shown(message: str) -> str:
+    """A message that repeats what a caller wrote is cut, and made what UTF-8 can hold."""
+    return _text(message if len(message) <= LONGEST else message[: LONGEST - 1] + "\u2026")
+
+
+def _text(written: str) -> str:
+    return written.encode("utf-8", "replace").decode()

@@ -14,25 +14,28 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from maasdam import __version__
 from maasdam.api import admin, audio, errors, images, oip, openai
 from maasdam.api.access import Authenticates, Gate
-from maasdam.api.body import BodyLimits
+from maasdam.api.body import FORMS, BodyLimits, Limit, is_form, is_json
 from maasdam.api.connection import HttpConnection
 from maasdam.api.docs_page import page
-from maasdam.api.entrance import REQUEST_ID, App, Entrance
-from maasdam.api.errors import InvalidField, MethodNotAllowed, WrongContentType
+from maasdam.api.entrance import REQUEST_ID, Entrance
+from maasdam.api.errors import REFUSED, InvalidField, MethodNotAllowed, WrongContentType
 from maasdam.api.oip_infer import InferRoute
+from maasdam.api.routing import methods_of
 from maasdam.errors import InvalidInput, MaasdamError, NotFound
 from maasdam.operations.service import Service
+from maasdam.settings import Settings
 
 log = logging.getLogger("maasdam.api")
 
@@ -40,11 +43,13 @@ DESCRIPTION = "Trained models as an API. The Open Inference Protocol under /v2, 
 KEEP_ALIVE_SECONDS = 75
 BODIES_HELD = 8
 """As many bodies of the largest size may be in memory at once."""
+_FORM = "multipart/form-data"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def application(service: Service, keys: Authenticates | None) -> App:
+def application(service: Service, keys: Authenticates | None) -> Entrance:
     """The whole ASGI application. `keys` None lets everyone in, from this machine only."""
+    settings = service.settings
     inside = FastAPI(
         title="Maasdam",
         version=__version__,
@@ -54,17 +59,33 @@ def application(service: Service, keys: Authenticates | None) -> App:
         redoc_url=None,
         openapi_url="/openapi.json",
     )
-    for routes in (oip.routes, openai.routes, audio.routes, images.routes, admin.routes):
-        inside.include_router(routes(service))
+    routers = [module.routes(service) for module in (oip, openai, audio, images, admin)]
+    for router in routers:
+        inside.include_router(router)
     _plain_routes(inside, service)
+    inside.state.methods = methods_of([*inside.routes, *(route for router in routers for route in router.routes)])
     inside.add_exception_handler(MaasdamError, _refuse)
     inside.add_exception_handler(Exception, _refuse)
     inside.add_exception_handler(RequestValidationError, _refuse_fields)
     inside.add_exception_handler(HTTPException, _refuse_http)
-    settings = service.settings
-    held = settings.max_body_bytes * BODIES_HELD
-    limits = BodyLimits(settings.max_body_bytes, settings.request_timeout_seconds, held)
-    return Entrance(inside, InferRoute(service, limits), Gate(keys), limits, settings.max_json_depth)
+    limits = body_limits(settings)
+    return Entrance(inside, InferRoute(service, limits), Gate(keys), limits, service)
+
+
+def body_limits(settings: Settings) -> BodyLimits:
+    """What bodies may be, with what to do about one that is larger. No JSON may be larger than any body may."""
+
+    def limit(name: str, instead: str = "") -> Limit:
+        return Limit(min(getattr(settings, name), settings.max_body_bytes), f"send less, {instead}or raise {name}")
+
+    return BodyLimits(
+        any=limit("max_body_bytes"),
+        json=limit("max_json_bytes"),
+        json_media=limit("max_json_media_bytes", "send it as a form with a file, "),
+        json_tensors=limit("max_json_tensor_bytes", "send the tensors as binary data (Inference-Header-Content-Length), "),
+        seconds=settings.request_timeout_seconds,
+        held_bytes=settings.max_body_bytes * BODIES_HELD,
+    )
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -88,9 +109,10 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 def serve(service: Service, keys: Authenticates | None, listener: socket.socket, on_ready: Callable[[], None]) -> None:
     """Run until SIGTERM or SIGINT, then drain. `on_ready` is called once all models are up or have failed."""
+    entrance = application(service, keys)
     config = uvicorn.Config(
-        application(service, keys),
-        http=HttpConnection,
+        entrance,
+        http=partial(HttpConnection, refuse=entrance.refuse_unread),  # type: ignore[arg-type]  # called as the class is
         loop="uvloop",
         ws="none",
         lifespan="on",
@@ -168,6 +190,17 @@ def _plain_routes(app: FastAPI, service: Service) -> None:
         status = "draining" if service.is_draining else "ok" if service.trouble is None else service.trouble
         return {"status": status, "version": __version__, "models": states}
 
+    @app.get("/healthz", tags=["Maasdam"], include_in_schema=False)
+    @app.get("/livez", tags=["Maasdam"], include_in_schema=False)
+    async def live() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", tags=["Maasdam"], include_in_schema=False)
+    async def ready() -> Response:
+        """As /v2/health/ready: 200 once everything deployed is up or has failed, else 503."""
+        return JSONResponse({"ready": service.is_ready}, 200 if service.is_ready else 503)
+
     @app.get("/metrics", tags=["Maasdam"])
     async def metrics() -> Response:
         """Prometheus' text format."""
@@ -182,6 +215,7 @@ def _plain_routes(app: FastAPI, service: Service) -> None:
 async def _refuse(request: Request, error: Exception) -> Response:
     request_id = request.scope[REQUEST_ID]
     refused = errors.refusal(error, request_id)
+    request.scope[REFUSED] = refused
     path = request.scope["path"]
     data, content_type = errors.body(refused, errors.door(path), path, request_id)
     headers = {name.decode(): value.decode() for name, value in errors.headers(refused)}
@@ -193,15 +227,25 @@ async def _refuse_fields(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = [str(part) for part in first.get("loc", ()) if part not in ("body", "query", "path")]
-    if first["type"] == "json_invalid":
-        reason = first.get("ctx", {}).get("error", "")
-        return await _refuse(request, InvalidInput(f"the body is not valid JSON: {reason} at byte {place[-1] if place else 0}"))
-    kind = request.headers.get("content-type", "")
-    if not place and request.method in ("POST", "PUT") and "json" not in kind and "form" not in kind:
-        return await _refuse(request, WrongContentType(f"content type '{kind[:60]}' is not read here; send application/json"))
+    if request.method in ("POST", "PUT") and first.get("loc", ("",))[0] == "body":
+        wrong = _wrong_kind(request)
+        if wrong is not None:
+            return await _refuse(request, wrong)
     where = ".".join(place) or "body"
     message = f"'{where}': {first['msg'][:1].lower()}{first['msg'][1:]}"
     return await _refuse(request, InvalidField(message, where, "invalid_value"))
+
+
+def _wrong_kind(request: Request) -> WrongContentType | None:
+    """The error where a route got a form for JSON, or JSON for a form."""
+    kind = request.headers.get("content-type", "")
+    takes = _FORM if request.scope["path"].startswith(FORMS) else "application/json"
+    if is_json(kind.encode("latin-1")) == (takes != _FORM) or (takes == _FORM and is_form(kind.encode("latin-1"))):
+        return None
+    why = "no content type was sent" if not kind else f"content type '{kind[:60]}' is not read here"
+    if kind.startswith("application/x-www-form-urlencoded"):
+        why += " (curl -d sends it unless told otherwise)"
+    return WrongContentType(f"{why}; send the header 'Content-Type: {takes}'")
 
 
 async def _refuse_http(request: Request, error: Exception) -> Response:
@@ -211,10 +255,14 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         return await _refuse(request, NotFound(f"no route {path[:100]}; GET /docs lists them"))
     if error.status_code == 405:
+        route = getattr(request.scope.get("route"), "path", "")
+        allowed = ", ".join(request.app.state.methods.get(route, ())) or (error.headers or {}).get("Allow", "")
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers={"Allow": allowed})
         response = await _refuse(
-            request, MethodNotAllowed(f"{request.method} is not for {path[:100]}; GET /docs lists what is")
+            request, MethodNotAllowed(f"{request.method[:20]} is not for {path[:100]}; it takes {allowed}")
         )
-        response.headers.update(error.headers or {})
+        response.headers["Allow"] = allowed
         return response
     if error.status_code < 500:
         return await _refuse(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import time
 from typing import Any, cast
 
@@ -13,8 +11,9 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 from starlette.datastructures import UploadFile
 
-from maasdam.api.entrance import REQUEST_ID, caller_of
+from maasdam.api.entrance import JSON, REQUEST_ID, caller_of
 from maasdam.api.errors import InvalidField, WrongContentType
+from maasdam.api.json_body import from_base64
 from maasdam.api.measured import measured
 from maasdam.core import Chunk, Classification, ImagePayload, Request
 from maasdam.errors import InvalidInput
@@ -90,10 +89,7 @@ async def _read(http: HttpRequest) -> tuple[str, bytes, int]:
                 raise InvalidField("the form has no file; send the image as field 'file'", "file")
             return _text(form.get("model")), await file.read(), _top_k(form.get("top_k"))
     if kind == "application/json":
-        try:
-            body = orjson.loads(await http.body())
-        except orjson.JSONDecodeError as error:
-            raise InvalidInput(f"the body is not valid JSON: {error}") from None
+        body = http.scope.get(JSON)
         if not isinstance(body, dict):
             raise InvalidInput('the body is not a JSON object; send {"model": ..., "image": ...}')
         return _text(body.get("model")), _image(body.get("image")), _top_k(body.get("top_k"))
@@ -116,8 +112,8 @@ def _image(image: Any) -> bytes:
     elif image.startswith(("http://", "https://", "file:")):
         raise InvalidField("'image' is an address; this service fetches nothing: send the bytes in base64", "image")
     try:
-        return base64.b64decode(image, validate=True)
-    except (binascii.Error, ValueError):
+        return from_base64(image)
+    except ValueError:
         raise InvalidField("'image' is not valid base64", "image") from None
 
 

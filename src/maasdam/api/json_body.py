@@ -28,14 +28,15 @@ SMALL_BYTES = 4096
 """JSON up to this size can't do harm by its number of values."""
 BASE64_BLOCK = 1 << 20
 
-QUOTE, BACKSLASH = ord('"'), ord("\\")
+PIECE_VALUES = 32 * 1024
+"""Values of a large array that are read or written at once."""
+
+QUOTE, BACKSLASH, OPEN, COMMA = ord('"'), ord("\\"), ord("["), ord(",")
 _STEPS = np.zeros(256, np.int8)
 _STEPS[[ord("["), ord("{")]] = 1
 _STEPS[[ord("]"), ord("}")]] = -1
 _IS_SPECIAL = np.zeros(256, bool)
 _IS_SPECIAL[[*b'[]{},:"\\']] = True
-_COUNTS = np.zeros(256, bool)
-_COUNTS[[*b"[{,:"]] = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +66,48 @@ def parse(data: bytes, limits: JsonLimits) -> Any:
     """
     check(data, limits)
     try:
-        return orjson.loads(data)
+        return loads(data)
     except orjson.JSONDecodeError as error:
         raise InvalidInput(f"the body is not valid JSON: {error}") from None
 
 
+def loads(data: bytes) -> Any:
+    """orjson.loads, for every valid JSON. Raises orjson.JSONDecodeError.
+
+    orjson 3.13.0 takes JSON with two spaces or line ends after its first bracket for indented throughout, sets too
+    little memory aside for it, and says "failed to allocate memory" when an array in it is dense.
+    """
+    if data[1:3].isspace() and data[:1] in (b"{", b"["):
+        data = data[:1] + data[1:].lstrip()
+    return orjson.loads(data)
+
+
 def check(data: bytes, limits: JsonLimits) -> None:
     """Raise what `parse` raises of depth and number, without parsing."""
-    if len(data) <= SMALL_BYTES and data.count(b"[") + data.count(b"{") <= limits.depth:
+    check_json_depth(data, limits.depth)
+    if len(data) > SMALL_BYTES and count(data, b"[{,:", limits.values) > limits.values:
+        raise TooLarge(f"the JSON holds more than {limits.values} values; send less, or raise max_json_values")
+
+
+def check_json_depth(data: bytes, limit: int) -> None:
+    """Raise InvalidInput when JSON nests deeper than `limit`."""
+    if data.count(b"[") + data.count(b"{") <= limit:
         return
-    values = 0
     for marks in scan(data):
-        values += int(np.count_nonzero(_COUNTS[marks.codes]))
-        if marks.depths.size and int(marks.depths.max()) > limits.depth:
-            raise InvalidInput(f"the JSON nests deeper than {limits.depth} levels; send it flatter")
-        if values > limits.values:
-            raise TooLarge(f"the JSON holds more than {limits.values} values; send less, or raise max_json_values")
+        if marks.depths.size and int(marks.depths.max()) > limit:
+            raise InvalidInput(f"the JSON nests deeper than {limit} levels; send it flatter")
+
+
+def count(data: bytes, marks: bytes, enough: int) -> int:
+    """How many of these marks stand outside strings; counting stops somewhere above `enough`."""
+    is_counted = np.zeros(256, bool)
+    is_counted[[*marks]] = True
+    found = 0
+    for block in scan(data):
+        found += int(np.count_nonzero(is_counted[block.codes]))
+        if found > enough:
+            break
+    return found
 
 
 def scan(data: bytes) -> Iterator[Marks]:
@@ -121,7 +148,8 @@ def _escapes(slashes: type_array) -> type_array:
     is_first[1:] = np.diff(slashes) != 1
     numbers = np.arange(slashes.size)
     in_run = numbers - np.maximum.accumulate(np.where(is_first, numbers, 0))
-    return slashes[in_run % 2 == 0]
+    escaping: type_array = slashes[in_run % 2 == 0]
+    return escaping
 
 
 def from_base64(text: bytes | str) -> bytes:
@@ -134,3 +162,48 @@ def from_base64(text: bytes | str) -> bytes:
             raise ValueError("padding before the end")
         pieces.append(binascii.a2b_base64(piece, strict_mode=True))
     return b"".join(pieces)
+
+
+def leaves(raw: bytes) -> tuple[tuple[int, ...], Iterator[list[Any]]]:
+    """The shape of a JSON array of arrays, and its values row by row, a piece at a time.
+
+    `raw` must be valid JSON. Raises ValueError where the nesting is uneven or holds objects; so may the iterator.
+    """
+    blocks = list(scan(raw))
+    places, codes, depths = (np.concatenate([getattr(block, name) for block in blocks]) for name in Marks.__slots__)
+    if not codes.size or codes[0] != OPEN or bool(np.isin(codes, [*b"{}:"]).any()):
+        raise ValueError("no array of arrays of values")
+    shape: list[int] = []
+    lists = 1
+    for depth in range(1, int(depths.max()) + 1):
+        opens = places[(codes == OPEN) & (depths == depth)]
+        if opens.size != lists:
+            raise ValueError("some elements are lists and others are not")
+        commas = places[(codes == COMMA) & (depths == depth)]
+        counts = np.bincount(np.searchsorted(opens, commas) - 1, minlength=lists)
+        if int(counts.min()) != int(counts.max()):
+            raise ValueError("some lists are longer than others")
+        shape.append(int(counts[0]) + 1)
+        lists *= shape[-1]
+    flat = bytearray(raw)
+    np.frombuffer(flat, np.uint8)[places[codes != COMMA]] = ord(" ")
+    if shape[-1] == 1 and not flat.translate(None, b", \t\r\n"):
+        shape[-1] = 0
+        return tuple(shape), iter(())
+    return tuple(shape), _pieces(flat, places[codes == COMMA][PIECE_VALUES - 1 :: PIECE_VALUES])
+
+
+def _pieces(flat: bytearray, ends: type_array) -> Iterator[list[Any]]:
+    start = 0
+    for end in [*map(int, ends), len(flat)]:
+        yield loads(b"".join([b"[", flat[start:end], b"]"]))
+        start = end + 1
+
+
+def numbers(values: type_array) -> Any:
+    """A flat array as orjson writes it into an answer: large ones are written in pieces before."""
+    if values.size <= PIECE_VALUES:
+        return values
+    starts = range(0, values.size, PIECE_VALUES)
+    pieces = [orjson.dumps(values[i : i + PIECE_VALUES], option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for i in starts]
+    return orjson.Fragment(b"[%b]" % b",".join(pieces))

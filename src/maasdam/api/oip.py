@@ -8,15 +8,16 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from maasdam import __version__
-from maasdam.api.errors import without_places
+from maasdam.api.entrance import JSON
+from maasdam.api.errors import WrongContentType, without_places
 from maasdam.api.oip_infer import name_of
 from maasdam.api.oip_tensors import FROM_NUMPY
 from maasdam.api.paths import MODELS
+from maasdam.api.routing import JsonRoute
 from maasdam.core import SPEECH_RECOGNITION, TEXT_GENERATION, TensorSpec, split_name
 from maasdam.errors import InvalidInput, InvalidModel, Unsupported
 from maasdam.operations.service import Service
@@ -63,7 +64,7 @@ INFER_SCHEMA: dict[str, Any] = {
 
 def routes(service: Service) -> APIRouter:
     """The router for /v2, but for infer."""
-    router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+    router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], route_class=JsonRoute)
 
     @router.get("")
     async def server() -> dict[str, Any]:
@@ -138,11 +139,9 @@ def _repository(router: APIRouter, service: Service) -> None:
 
 async def _asked(http: Request) -> dict[str, Any]:
     """The body's JSON; clients of this protocol send it without a content type, or none at all."""
-    data = await http.body()
-    try:
-        asked = orjson.loads(data or b"{}")
-    except orjson.JSONDecodeError as error:
-        raise InvalidInput(f"the body is not valid JSON: {error}") from None
+    if await http.body() and JSON not in http.scope:
+        raise WrongContentType("this content type is not read here; send application/json, or no body")
+    asked = http.scope.get(JSON, {})
     if not isinstance(asked, dict):
         raise InvalidInput("the body is not a JSON object; send {} or nothing")
     return asked

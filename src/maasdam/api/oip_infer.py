@@ -8,16 +8,16 @@ Knows the protocol's JSON and bytes. Refuses to know engines; answers come from 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import orjson
 
 from maasdam.api import body as bodies
+from maasdam.api import json_body
 from maasdam.api import oip_tensors as wire
 from maasdam.api.body import Receive
 from maasdam.api.entrance import REQUEST_ID, Scope, Send, caller_of
@@ -61,8 +61,11 @@ class InferRoute:
         """Answer one inference request. Raises what the entrance turns into the protocol's error."""
         headers = scope["headers"]
         name = name_from(scope["path"])
-        data = await self._limits.read(scope, receive)
-        length = _json_length(headers, len(data))
+        is_binary = bodies.header(headers, JSON_LENGTH) is not None
+        data = await self._limits.read(scope, receive, self._limits.any if is_binary else self._limits.json_tensors)
+        length = _json_length(headers, data)
+        if length > self._limits.json_tensors.most:
+            raise self._limits.json_tensors.error(length)
         if length <= SMALL_BYTES:
             asked = self._read(data, length)
         else:
@@ -122,8 +125,12 @@ class InferRoute:
 
     def _read(self, data: bytes, length: int) -> Asked:
         head = data if length == len(data) else data[:length]
-        bodies.check_json_depth(head, self._service.settings.max_json_depth)
-        request = wire.decode(head)
+        try:
+            json_body.check_json_depth(head, self._service.settings.max_json_depth)
+            request = wire.decode(head)
+        except InvalidInput:
+            _check_not_left_over(data, length)
+            raise
         for name in REFUSED_PARAMETERS:
             if request.parameters.get(name):
                 raise Unsupported(f"parameter '{name}': this service keeps no state between requests")
@@ -163,7 +170,8 @@ def write(request: wire.InferRequest, outputs: dict[str, type_array], receipt: R
             entry["parameters"] = {"binary_data_size": len(raw)}
             tail.append(raw)
         else:
-            entry["data"] = wire.to_json(array)
+            values = wire.to_json(array)
+            entry["data"] = json_body.numbers(values) if isinstance(values, np.ndarray) else values
         described.append(entry)
     answer: dict[str, Any] = {"model_name": receipt.model, "model_version": str(receipt.version), "outputs": described}
     if request.id is not None:
@@ -172,10 +180,27 @@ def write(request: wire.InferRequest, outputs: dict[str, type_array], receipt: R
     return (b"".join([head, *tail]), len(head)) if tail else (head, None)
 
 
-def _json_length(headers: bodies.Headers, size: int) -> int:
+def _check_not_left_over(data: bytes, length: int) -> None:
+    """Raise what is truly wrong where a header of an earlier, binary request came with JSON alone."""
+    if length == len(data) or not data.rstrip().endswith(b"}") or len(data) > wire.LARGE_BYTES:
+        return
+    try:
+        msgspec.json.decode(data, type=msgspec.Raw)
+    except (msgspec.DecodeError, RecursionError):
+        return
+    raise InvalidInput(
+        f"Inference-Header-Content-Length says {length}, but the whole body of {len(data)} bytes is JSON: "
+        "the header is left over from a request with binary data; leave it out"
+    )
+
+
+def _json_length(headers: bodies.Headers, data: bytes) -> int:
     value = bodies.header(headers, JSON_LENGTH)
+    size = len(data)
     if value is None:
         return size
+    if value.isdigit() and len(value) <= 15 and int(value) > size:
+        _check_not_left_over(data, int(value))
     if not value.isdigit() or len(value) > 15 or int(value) > size:
         shown = value[:40].decode("latin-1")
         raise InvalidInput(f"Inference-Header-Content-Length is '{shown}'; send the bytes of JSON, at most the body's {size}")
@@ -204,8 +229,8 @@ def _payloads(request: wire.InferRequest, arrays: dict[str, type_array]) -> Aske
 
 def _from_base64(element: bytes) -> bytes:
     try:
-        return base64.b64decode(element, validate=True)
-    except binascii.Error:
+        return json_body.from_base64(element)
+    except ValueError:
         raise InvalidTensor(f"input '{AUDIO_INPUT}' in JSON must be base64; or send it as binary data") from None
 
 

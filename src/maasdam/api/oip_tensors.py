@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import orjson
 
+from maasdam.api import json_body
 from maasdam.errors import InvalidInput, InvalidTensor
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ SIZES: dict[str, int] = {oip: np.dtype(name).itemsize for oip, name in TO_NUMPY.
 MOST_DIMENSIONS = 32
 MOST_TENSORS = 256
 MOST_ELEMENTS = 1 << 48
+MOST_FIELDS = 20_000
+"""Fields of all objects of one request."""
+LARGE_BYTES = 128 * 1024
+"""JSON over this size is read in pieces, each of which holds Python's lock for a moment only."""
 
 
 ABSENT = msgspec.Raw()
@@ -72,12 +77,32 @@ class InferRequest(msgspec.Struct):
     parameters: dict[str, Any] = {}
 
 
+class _OutlineTensor(msgspec.Struct):
+    """An input whose parts are left as they came."""
+
+    shape: msgspec.Raw = ABSENT
+    parameters: msgspec.Raw = ABSENT
+
+
+class _Outline(msgspec.Struct):
+    """A request whose parts are left as they came: nothing of a caller's choice becomes an object."""
+
+    inputs: list[_OutlineTensor] = []
+    outputs: list[_OutlineTensor] = []
+    parameters: msgspec.Raw = ABSENT
+
+
 _decoder = msgspec.json.Decoder(InferRequest)
+_outline = msgspec.json.Decoder(_Outline)
 
 
 def decode(header: bytes) -> InferRequest:
-    """The request's JSON. Raises InvalidInput naming the field that is wrong."""
+    """The request's JSON, whose depth was checked. Raises InvalidInput naming the field that is wrong."""
     try:
+        if len(header) > LARGE_BYTES:
+            if json_body.count(header, b"{:", MOST_FIELDS) > MOST_FIELDS:
+                raise InvalidInput(f"the request has more than {MOST_FIELDS} fields; only data may be so many")
+            _check_outline(_outline.decode(header))
         request = _decoder.decode(header)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"the request does not follow the Open Inference Protocol: {error}") from None
@@ -90,6 +115,13 @@ def decode(header: bytes) -> InferRequest:
     _check_names("input", [tensor.name for tensor in request.inputs])
     _check_names("output", [wanted.name for wanted in request.outputs or ()])
     return request
+
+
+def _check_outline(outline: _Outline) -> None:
+    """Refuse a large request that is not large by its data: what is not data becomes objects all at once."""
+    parts = [outline.parameters, *(part for one in (*outline.inputs, *outline.outputs) for part in (one.shape, one.parameters))]
+    if any(len(memoryview(part)) > LARGE_BYTES for part in parts):
+        raise InvalidInput(f"a shape or parameters have more than {LARGE_BYTES} bytes; only data may be so large")
 
 
 def read(request: InferRequest, binary: memoryview) -> dict[str, type_array]:
@@ -219,8 +251,10 @@ def _from_json(tensor: Tensor, count: int) -> type_array:
         raise InvalidTensor(f"input '{tensor.name}' has no data; send 'data' or binary data with binary_data_size")
     if count > len(raw):  # each element takes a byte at least
         raise InvalidTensor(f"input '{tensor.name}' has shape {tensor.shape} and far fewer elements in 'data'")
+    if len(raw) > LARGE_BYTES:
+        return _from_large_json(tensor, count, raw)
     try:
-        data = orjson.loads(raw)
+        data = json_body.loads(raw)
     except orjson.JSONDecodeError as error:
         raise InvalidTensor(f"input '{tensor.name}': data is not valid JSON: {error}") from None
     if not isinstance(data, list):
@@ -234,6 +268,20 @@ def _from_json(tensor: Tensor, count: int) -> type_array:
     if array.size != count:
         raise InvalidTensor(f"input '{tensor.name}' has {array.size} elements where shape {tensor.shape} holds {count}")
     return _cast(tensor, array).reshape(tensor.shape)
+
+
+def _from_large_json(tensor: Tensor, count: int, raw: bytes) -> type_array:
+    try:
+        shape, pieces = json_body.leaves(raw)
+        has = math.prod(shape)
+        if has != count:
+            raise InvalidTensor(f"input '{tensor.name}' has {has} elements where shape {tensor.shape} holds {count}")
+        if tensor.datatype == "BYTES":
+            return _texts(tensor, count, [text for piece in pieces for text in piece])
+        arrays = [_cast(tensor, np.array(piece)) for piece in pieces]
+    except (ValueError, OverflowError) as error:  # orjson's too
+        raise InvalidTensor(f"input '{tensor.name}': data can't be read: {error}; nest it evenly or send it flat") from None
+    return np.concatenate(arrays).reshape(tensor.shape) if arrays else _cast(tensor, np.empty(0)).reshape(tensor.shape)
 
 
 def _cast(tensor: Tensor, array: type_array) -> type_array:

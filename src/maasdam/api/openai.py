@@ -22,6 +22,7 @@ from maasdam.api.errors import InvalidField
 from maasdam.api.measured import measured
 from maasdam.api.openai_schema import Body, ChatBody, CompletionBody, check_fields, messages_of
 from maasdam.api.paths import MODELS
+from maasdam.api.routing import JsonRoute
 from maasdam.api.sampling import sampling_from
 from maasdam.core import Chunk, Request, Sampling, TextPayload, TextPiece, Units
 from maasdam.errors import Unsupported
@@ -66,7 +67,7 @@ COMPLETION = Shape(
 
 def routes(service: Service) -> APIRouter:
     """The router for /v1 text routes and models."""
-    router = APIRouter(prefix="/v1", tags=["OpenAI"])
+    router = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=JsonRoute)
 
     @router.get("/models")
     async def models() -> dict[str, Any]:

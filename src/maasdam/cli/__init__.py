@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "status": ("deploy", "status", "What is deployed, and how it does."),
     "keys": ("keys", "app", "API keys: create, list, revoke."),
     "usage": ("usage", "usage", "What was used, by key, model or day."),
+    "requests": ("requests", "requests", "What became of one request: its row and its log lines."),
     "doctor": ("doctor", "doctor", "What works on this machine and what to install."),
 }
 

@@ -44,17 +44,24 @@ def serve(
         from maasdam.accounts.keys import OperatorToo
         from maasdam.api.http import bound_socket, serve
         from maasdam.operations.address import announced
+        from maasdam.operations.requests import log_file
         from maasdam.operations.service import open_service
         from maasdam.operations.workspace import Workspace
         from maasdam.tasks.torchless import without_torch
-        from maasdam.telemetry.logs import configure
+        from maasdam.telemetry.logs import errors_of_libraries, logging_to
 
         without_torch()  # before anything imports transformers; engines that need torch ask for it
         listener = bound_socket(resolved.host, resolved.port)
         address, bound_port = listener.getsockname()[:2]
         url = f"http://[{address}]:{bound_port}" if ":" in address else f"http://{address}:{bound_port}"
-        configure(resolved.log_level)
-        with Workspace.open(resolved, config) as workspace, announced(resolved.home, _reachable(url)) as here:
+        kept = log_file(resolved)
+        between = (kept.path if kept else resolved.home / "logs" / "maasdam.log").with_suffix(".stderr")
+        with (
+            errors_of_libraries(between),
+            logging_to(resolved.log_level, kept),
+            Workspace.open(resolved, config) as workspace,
+            announced(resolved.home, _reachable(url)) as here,
+        ):
             service = open_service(workspace)
             who = "without keys, from this machine only" if no_auth else "with keys (maasdam keys create NAME)"
             typer.echo(f"Maasdam listens on {url}, {who}. Ctrl-C stops it.")

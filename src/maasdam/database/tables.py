@@ -146,6 +146,7 @@ class LedgerRow(Table):
     task: Mapped[str | None] = mapped_column(String(64))
     endpoint: Mapped[str] = mapped_column(String(128))
     status: Mapped[int] = mapped_column(Integer)
+    error_code: Mapped[str | None] = mapped_column(String(64))
     items: Mapped[int] = mapped_column(Integer)
     prompt_tokens: Mapped[int | None] = mapped_column(Integer)
     completion_tokens: Mapped[int | None] = mapped_column(Integer)

@@ -283,9 +283,9 @@ class _Account:
                 raise DeadlineExceeded(TOO_LATE) from None
             await durable.wait(future)  # it is being committed, which waits for nobody
 
-    async def settle(self, status: int) -> None:
+    async def settle(self, status: int, error_code: str) -> None:
         """Write the row of an error, once, and wait until it is durable, but not for long beyond the deadline."""
-        future = self._record(status)
+        future = self._record(status, error_code)
         if future is None:
             return
         deadline = self._request.deadline
@@ -296,17 +296,20 @@ class _Account:
     async def failed(self, error: BaseException) -> BaseException:
         """Write the row of a request that `error` ended; the error to raise."""
         if isinstance(error, GeneratorExit | asyncio.CancelledError):
-            self._record(CLIENT_CLOSED)
+            self._record(CLIENT_CLOSED, "client_closed")
             return error
         shown: BaseException = error
         if isinstance(error, TimeoutError):
             shown = DeadlineExceeded(TOO_LATE)
         elif not isinstance(error, MaasdamError):
             shown = EngineFailure(f"{type(error).__name__}: {error}")
-        await self.settle(shown.http_status if isinstance(shown, MaasdamError) else 500)
+        if isinstance(shown, MaasdamError):
+            await self.settle(shown.http_status, shown.code)
+        else:
+            await self.settle(500, MaasdamError.code)
         return shown
 
-    def _record(self, status: int) -> Future[None] | None:
+    def _record(self, status: int, error_code: str | None = None) -> Future[None] | None:
         if self._is_settled:
             return None
         self._is_settled = True
@@ -324,6 +327,7 @@ class _Account:
             task=receipt.task,
             endpoint=receipt.endpoint,
             status=status,
+            error_code=error_code,
             items=units.items,
             prompt_tokens=units.prompt_tokens,
             completion_tokens=units.completion_tokens,

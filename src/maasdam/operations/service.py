@@ -19,6 +19,7 @@ from maasdam.serving.loading import Files, Loader
 from maasdam.serving.router import Router
 from maasdam.settings import Settings
 from maasdam.telemetry.metrics import Metrics
+from maasdam.telemetry.requests import RequestLog
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine as Database
@@ -79,6 +80,7 @@ class Service:
     ledger: Ledger
     metrics: Metrics
     presence: Presence
+    requests: RequestLog
     builds: Callable[[], list[BuildState]]
     """Builds, running and done; like `catalog`, it blocks."""
     is_draining: bool = False
@@ -112,6 +114,7 @@ class Service:
     async def stop(self) -> None:
         """Let go of every replica."""
         await self.router.stop()
+        self.requests.flush()
         await asyncio.to_thread(self.pool.shutdown)
         await asyncio.to_thread(self.presence.stop)
 
@@ -130,9 +133,10 @@ def open_service(
     router = Router(workspace.catalog, load, drain_seconds=settings.shutdown_grace_seconds)
     limits = Limits(settings.max_tokens, settings.grams_co2e_per_kwh)
     metrics = Metrics()
+    requests = RequestLog(metrics)
     energy = open_meter(settings.watts_per_core)
     presence = Presence(workspace.database, on_back=workspace.ledger.write_again)
-    inference = Inference(router, workspace.ledger, energy, limits, meters=metrics, refuse_if_lost=presence.refuse_if_lost)
+    inference = Inference(router, workspace.ledger, energy, limits, meters=requests, refuse_if_lost=presence.refuse_if_lost)
     return Service(
         settings=settings,
         inference=inference,
@@ -144,5 +148,6 @@ def open_service(
         ledger=workspace.ledger,
         metrics=metrics,
         presence=presence,
+        requests=requests,
         builds=(lambda: builds(workspace.catalog, store)) if isinstance(store, Store) else workspace.catalog.builds,
     )

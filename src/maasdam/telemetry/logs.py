@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
+import faulthandler
+import json
 import logging
+import logging.handlers
+import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, TextIO
 
 import structlog
 from structlog.typing import Processor
 
+from maasdam.errors import StorageFailure
 
-def configure(level: str = "info", stream: TextIO | None = None) -> None:
-    """Send this process's logs, the libraries' too, to `stream` (default stderr) as JSON lines."""
+FOLLOW_SECONDS = 0.2
+LONGEST_LINE = 64 * 1024
+"""Of what a library writes, bytes; what is longer becomes several lines."""
+
+
+REQUESTS = "maasdam.requests"
+"""The logger whose records are finished lines, several in one."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogFile:
+    """Where lines are kept: one file, and older ones beside it as NAME.1 (the newest), NAME.2, ..."""
+
+    path: Path
+    most_bytes: int
+    """Of one file; 0 lets it grow."""
+    older: int
+    """How many older files are kept."""
+
+
+def configure(level: str = "info", stream: TextIO | None = None, file: LogFile | None = None) -> None:
+    """Send this process's logs, the libraries' too, to `stream` (default stderr) and to `file` as JSON lines.
+
+    Raises StorageFailure when the file can't be written.
+    """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -23,22 +55,134 @@ def configure(level: str = "info", stream: TextIO | None = None) -> None:
         structlog.processors.StackInfoRenderer(),
         structlog.processors.format_exc_info,
     ]
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.JSONRenderer()],
-            foreign_pre_chain=shared,
-        )
+    formatter = _Lines(
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.JSONRenderer()],
+        foreign_pre_chain=shared,
     )
+    handlers: list[logging.Handler] = [logging.StreamHandler(stream or sys.stderr)]
+    if file is not None:
+        handlers.append(_open(file))
+    for handler in handlers:
+        handler.setFormatter(formatter)
     root = logging.getLogger()
-    root.handlers = [handler]
+    root.handlers = handlers
     root.setLevel(level.upper())
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # how a fresh database is made is no news
+    logging.captureWarnings(True)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+@contextmanager
+def logging_to(level: str, file: LogFile | None) -> Iterator[None]:
+    """Inside, logs go to stderr and to `file`; see `configure`."""
+    before = logging.getLogger().handlers
+    configure(level, file=file)
+    try:
+        yield
+    finally:
+        root = logging.getLogger()
+        handlers, root.handlers = root.handlers, before
+        for handler in handlers:
+            handler.close()
+
+
+def lines_of(request_id: str, file: LogFile) -> list[dict[str, Any]]:
+    """What the kept files say of one request, oldest first."""
+    wanted = request_id.encode()
+    found = []
+    for path in [*(file.path.with_name(f"{file.path.name}.{i}") for i in range(file.older, 0, -1)), file.path]:
+        try:
+            with path.open("rb") as lines:
+                found += [line for line in lines if wanted in line]
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise StorageFailure(f"can't read the log {path}: {error.strerror}") from error
+    return [line for line in map(_read, found) if line.get("request_id") == request_id]
+
+
+@contextmanager
+def errors_of_libraries(path: Path) -> Iterator[None]:
+    """Inside, what libraries write past Python to file descriptor 2 becomes lines of the log, as JSON.
+
+    It goes through the file at `path`, which is read five times a second: a pipe that nobody empties in time would
+    stop a library that writes while it holds Python's lock, and a crash's last words would be lost with it. What a
+    crash left there is told at the next start. The log itself goes on writing where it wrote before: `sys.stderr` is
+    a copy of that.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    between = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    sys.stderr.flush()
+    behind = os.dup(2)
+    os.dup2(between, 2)
+    before, sys.stderr = sys.stderr, os.fdopen(os.dup(behind), "w", buffering=1, errors="backslashreplace")
+    faulthandler.enable(sys.stderr)
+    is_over = threading.Event()
+    follower = threading.Thread(target=_follow, args=(between, is_over), name="stderr", daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        os.dup2(behind, 2)
+        is_over.set()
+        follower.join()
+        faulthandler.disable()
+        os.close(behind)
+        sys.stderr = before
+
+
+def _follow(file: int, is_over: threading.Event) -> None:
+    log = logging.getLogger("maasdam.libraries")
+    place, rest, is_last = 0, b"", False
+    while not is_last:
+        is_last = is_over.wait(FOLLOW_SECONDS)
+        while read := os.pread(file, LONGEST_LINE, place):
+            place += len(read)
+            *lines, rest = (rest + read).split(b"\n")
+            if len(rest) > LONGEST_LINE or is_last:
+                lines, rest = [*lines, rest], b""
+            for line in lines:
+                if text := line.decode("utf-8", "replace").strip():
+                    log.warning("%s", text)
+        if place:
+            os.ftruncate(file, 0)
+            place = 0
+    os.close(file)
+
+
+class _Lines(structlog.stdlib.ProcessorFormatter):
+    """JSON of a record; records of REQUESTS are lines already."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return str(record.msg) if record.name == REQUESTS else super().format(record)
+
+
+class _Kept(logging.handlers.RotatingFileHandler):
+    """A file that only its owner reads, bounded, with older ones beside it."""
+
+    def _open(self) -> TextIOWrapper:
+        return os.fdopen(os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8")
+
+
+def _open(file: LogFile) -> logging.Handler:
+    try:
+        file.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return _Kept(file.path, maxBytes=file.most_bytes, backupCount=file.older, encoding="utf-8")
+    except OSError as error:
+        raise StorageFailure(f"can't write the log {file.path}: {error.strerror}; set log_file") from error
+
+
+def _read(line: bytes) -> dict[str, Any]:
+    try:
+        read = json.loads(line)
+    except ValueError:
+        return {}  # cut off by a kill
+    return read if isinstance(read, dict) else {}
 
 
 @contextmanager

@@ -20,6 +20,8 @@ class Measured(Protocol):
     """What is counted of a request; None is unmeasured."""
 
     @property
+    def request_id(self) -> str: ...
+    @property
     def model(self) -> str: ...
     @property
     def version(self) -> int | None: ...
@@ -41,7 +43,12 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         made = self.registry
-        self._requests = Counter("maasdam_requests_total", "Requests answered, by HTTP status", (*BY, "status"), registry=made)
+        self._requests = Counter(
+            "maasdam_requests_total", "Requests, answered or refused, by HTTP status", (*BY, "status"), registry=made
+        )
+        self._refusals = Counter(
+            "maasdam_refusals_total", "Requests refused, by the error's code", ("reason", "status"), registry=made
+        )
         self._duration = Histogram(
             "maasdam_request_duration_seconds", "Door to last byte", (*BY, "status"), buckets=SECONDS, registry=made
         )
@@ -68,6 +75,14 @@ class Metrics:
         for counter, amount in amounts:
             if amount is not None:
                 counter.labels(*by).inc(amount)
+
+    def passed(self, status: int) -> None:
+        """One request has ended that reached no model: refused at the door, or about something else."""
+        self._requests.labels("", "", "", str(status)).inc()
+
+    def refused(self, reason: str, status: int) -> None:
+        """One request was refused; it is counted among the others too."""
+        self._refusals.labels(reason, str(status)).inc()
 
     def first_chunk(self, receipt: Measured, seconds: float) -> None:
         """The first piece of a streamed answer left after `seconds`."""
