@@ -171,9 +171,10 @@ class Ledger:
     def usage(self, by: By = "model", since: datetime | None = None) -> list[Usage]:
         """Sums by key (named by its name and id), model (NAME:VERSION) or day (UTC), busiest first (days in order).
 
-        Requests that named no model of the catalog are one row, NO_MODEL: callers can't make up rows of their own.
+        Requests refused for naming no model of the catalog are one row, NO_MODEL: callers can't make up rows of their own.
         """
-        is_known = LedgerRow.version.is_not(None) | LedgerRow.model.in_(select(ModelRow.name))
+        is_theirs = (LedgerRow.status >= 400) & (LedgerRow.status < 500)
+        is_known = LedgerRow.version.is_not(None) | ~is_theirs | LedgerRow.model.in_(select(ModelRow.name))
         model = case((is_known, LedgerRow.model), else_=NO_MODEL)
         group = {"key": (LedgerRow.key_id, LedgerRow.caller), "model": (model, LedgerRow.version)}
         day = func.substr(_as_text(LedgerRow.at, self._reads), 1, 10)

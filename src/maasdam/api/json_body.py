@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import orjson
 
@@ -27,6 +28,8 @@ BLOCK = 128 * 1024
 SMALL_BYTES = 4096
 """JSON up to this size can't do harm by its number of values."""
 BASE64_BLOCK = 1 << 20
+LONGEST_NUMBER = 500
+"""Characters of one number."""
 
 PIECE_VALUES = 32 * 1024
 """Values of a large array that are read or written at once."""
@@ -35,6 +38,9 @@ QUOTE, BACKSLASH, OPEN, COMMA = ord('"'), ord("\\"), ord("["), ord(",")
 _STEPS = np.zeros(256, np.int8)
 _STEPS[[ord("["), ord("{")]] = 1
 _STEPS[[ord("]"), ord("}")]] = -1
+_IS_VALUE = np.zeros(256, bool)
+_IS_VALUE[[*b"[{,:"]] = True
+_TOO_DEEP = "the JSON nests deeper than {} levels; send it flatter"
 _IS_SPECIAL = np.zeros(256, bool)
 _IS_SPECIAL[[*b'[]{},:"\\']] = True
 
@@ -67,26 +73,44 @@ def parse(data: bytes, limits: JsonLimits) -> Any:
     check(data, limits)
     try:
         return loads(data)
-    except orjson.JSONDecodeError as error:
+    except ValueError as error:
         raise InvalidInput(f"the body is not valid JSON: {error}") from None
 
 
-def loads(data: bytes) -> Any:
-    """orjson.loads, for every valid JSON. Raises orjson.JSONDecodeError.
+_decoder = msgspec.json.Decoder()
 
-    orjson 3.13.0 takes JSON with two spaces or line ends after its first bracket for indented throughout, sets too
-    little memory aside for it, and says "failed to allocate memory" when an array in it is dense.
+
+def loads(data: bytes) -> Any:
+    """What valid JSON says. Raises ValueError.
+
+    msgspec, not orjson: orjson 3.13.0 makes floats of whole numbers beyond 64 bits, and of JSON with two spaces or line
+    ends after its first bracket it says "failed to allocate memory" when an array in it is dense.
     """
-    if data[1:3].isspace() and data[:1] in (b"{", b"["):
-        data = data[:1] + data[1:].lstrip()
-    return orjson.loads(data)
+    try:
+        return _decoder.decode(data)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(str(error)) from None
 
 
 def check(data: bytes, limits: JsonLimits) -> None:
-    """Raise what `parse` raises of depth and number, without parsing."""
-    check_json_depth(data, limits.depth)
-    if len(data) > SMALL_BYTES and count(data, b"[{,:", limits.values) > limits.values:
-        raise TooLarge(f"the JSON holds more than {limits.values} values; send less, or raise max_json_values")
+    """Raise what `parse` raises of depth, number and numbers' length, without parsing."""
+    if len(data) <= SMALL_BYTES:
+        check_json_depth(data, limits.depth)
+        return
+    values = before = 0
+    for marks in scan(data):
+        if not marks.places.size:
+            continue
+        if int(marks.depths.max()) > limits.depth:
+            raise InvalidInput(_TOO_DEEP.format(limits.depth))
+        values += int(np.count_nonzero(_IS_VALUE[marks.codes]))
+        if values > limits.values:
+            raise TooLarge(f"the JSON holds more than {limits.values} values; send less, or raise max_json_values")
+        starts = np.concatenate(([before], marks.places[:-1]))
+        for i in np.flatnonzero(marks.places - starts > LONGEST_NUMBER):
+            _check_number(data[starts[i] : marks.places[i]])
+        before = int(marks.places[-1])
+    _check_number(data[before:])
 
 
 def check_json_depth(data: bytes, limit: int) -> None:
@@ -95,7 +119,14 @@ def check_json_depth(data: bytes, limit: int) -> None:
         return
     for marks in scan(data):
         if marks.depths.size and int(marks.depths.max()) > limit:
-            raise InvalidInput(f"the JSON nests deeper than {limit} levels; send it flatter")
+            raise InvalidInput(_TOO_DEEP.format(limit))
+
+
+def _check_number(piece: bytes) -> None:
+    """Refuse an endless number between two marks: to read a whole one takes time with the square of its digits."""
+    value = piece[:1].strip(b"[]{},:") + piece[1:].strip()
+    if len(value) > LONGEST_NUMBER and value[:1] in b"-0123456789":
+        raise InvalidInput(f"the JSON holds a number of more than {LONGEST_NUMBER} characters; send a shorter one")
 
 
 def count(data: bytes, marks: bytes, enough: int) -> int:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-import orjson
 
 from maasdam.api import json_body
 from maasdam.errors import InvalidInput, InvalidTensor
@@ -255,7 +254,7 @@ def _from_json(tensor: Tensor, count: int) -> type_array:
         return _from_large_json(tensor, count, raw)
     try:
         data = json_body.loads(raw)
-    except orjson.JSONDecodeError as error:
+    except ValueError as error:
         raise InvalidTensor(f"input '{tensor.name}': data is not valid JSON: {error}") from None
     if not isinstance(data, list):
         raise InvalidTensor(f"input '{tensor.name}': data is not a list")
@@ -279,7 +278,7 @@ def _from_large_json(tensor: Tensor, count: int, raw: bytes) -> type_array:
         if tensor.datatype == "BYTES":
             return _texts(tensor, count, [text for piece in pieces for text in piece])
         arrays = [_cast(tensor, np.array(piece)) for piece in pieces]
-    except (ValueError, OverflowError) as error:  # orjson's too
+    except (ValueError, OverflowError) as error:
         raise InvalidTensor(f"input '{tensor.name}': data can't be read: {error}; nest it evenly or send it flat") from None
     return np.concatenate(arrays).reshape(tensor.shape) if arrays else _cast(tensor, np.empty(0)).reshape(tensor.shape)
 
