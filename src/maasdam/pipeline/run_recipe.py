@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import TEXT_GENERATION, Artifact, Format, Progress, silent
-from maasdam.errors import InvalidInput, Unsupported
+from maasdam.errors import InvalidInput, InvalidModel, MaasdamError, Unsupported
 from maasdam.pipeline.passes import Pass, PassContext, find_pass
 from maasdam.pipeline.processor import processor_name
 from maasdam.pipeline.recipe import Recipe, Use
@@ -195,17 +195,19 @@ class Build:
         return found
 
     def _each(self, source: Artifact, uses: list[tuple[Format, Use]]) -> list[Artifact]:
-        """The same pass once for each format; one that is not supported is noted unless none is left."""
-        found, failed = [], None
+        """The same pass once for each format; one that can't be had is noted with its reason. Raises where none is left."""
+        found: list[Artifact] = []
+        failed: list[MaasdamError] = []
         for to, use in uses:
             try:
                 found.append(self.apply(use, source))
-            except Unsupported as error:
-                failed = error
+            except MaasdamError as error:
+                if isinstance(error, InvalidInput) and not isinstance(error, InvalidModel):
+                    raise  # the data are the caller's, and no format's fault
+                failed.append(error)
                 self.notes.append(f"{use.use}: not for {to}: {error}")
         if not found:
-            assert failed is not None
-            raise failed
+            raise failed[0] if len(failed) == 1 else Unsupported("; ".join(dict.fromkeys(str(error) for error in failed)))
         return found
 
     def _key(self, found: Pass, settings: Mapping[str, Any], source: Artifact, rivals: tuple[Artifact, ...]) -> str:

@@ -20,13 +20,16 @@ What is for vLLM is a Hugging Face folder of the compressed-tensors format; here
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from maasdam.core import TEXT_GENERATION, Artifact, Format
-from maasdam.errors import Unsupported
+from maasdam.errors import MaasdamError, Unsupported
 from maasdam.pipeline.passes import Pass, PassContext, Produced, Reads, Setting
+
+log = logging.getLogger("maasdam.pipeline")
 
 SCHEMES: dict[str, tuple[Format, ...]] = {
     "static-int8": ("openvino", "onnx"),
@@ -69,7 +72,22 @@ def formats_of(scheme: str, task: str | None) -> tuple[Format, ...]:
 
 
 def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
-    """Quantise `source`. Raises InvalidInput for calibration data that is no good, Unsupported for what does not exist."""
+    """Quantise `source`. Raises InvalidInput for calibration data that is no good, Unsupported for what does not exist
+    and for networks that the format's own tool breaks on: another format's may do it.
+    """
+    try:
+        return _run(source, out, settings, context)
+    except (MaasdamError, MemoryError, OSError):
+        raise
+    except Exception as error:  # the tools raise anything at all on graphs they don't know
+        log.debug("quantisation of %s broke", source.digest, exc_info=True)
+        why = " ".join(str(error).split())[:300] or "no message"
+        raise Unsupported(
+            f"the tool for {settings['scheme']} on {source.format} broke on this network ({type(error).__name__}: {why})"
+        ) from error
+
+
+def _run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
     from maasdam.pipeline.quantize import controlled, onnx_models, openvino_models, pytorch_models, vllm_layouts
 
     scheme = settings["scheme"]
@@ -90,7 +108,11 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
         return pytorch_models.weights(source, out, settings)
     if source.format == "openvino":
         return openvino_models.weights(source, out, settings)
-    return onnx_models.dynamic_int8(source, out) if scheme == "dynamic-int8" else onnx_models.weights(source, out, settings)
+    return (
+        onnx_models.dynamic_int8(source, out, context.work)
+        if scheme == "dynamic-int8"
+        else onnx_models.weights(source, out, settings)
+    )
 
 
 def _reads(settings: Mapping[str, Any]) -> tuple[Reads, ...]:
@@ -109,7 +131,7 @@ def _wants(source: Artifact, settings: Mapping[str, Any]) -> Format | None:
 
 PASS = Pass(
     use="quantize",
-    version=6,
+    version=7,
     settings={
         "scheme": Setting(str, None, choices=tuple(SCHEMES), says="what is quantised, and to what", is_required=True),
         "format": Setting(

@@ -15,7 +15,7 @@ from maasdam.errors import InvalidInput, Unsupported
 from maasdam.pipeline.examples import Inputs, Preparer, calibration_inputs, describe, evaluation_examples
 from maasdam.pipeline.passes import PassContext, Produced
 from maasdam.pipeline.quantize import openvino_saturation, saturation
-from maasdam.pipeline.quantize.openvino_models import is_transformer, open_nncf, quiet, save
+from maasdam.pipeline.quantize.openvino_models import check_is_float, is_transformer, open_nncf, quiet, recurrent, save
 from maasdam.pipeline.quantize.shared import Counted, copy_all_but
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
     path = context.calibrate or context.train
     inputs = calibration_inputs(source, path, settings["samples"])
     model = ov.Core().read_model(source.path / "model.xml")
+    check_is_float(model)
     attends = is_transformer(model)
     with quiet():
         quantized = nncf.quantize_with_accuracy_control(
@@ -52,6 +53,7 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
             preset=nncf.QuantizationPreset.MIXED,  # decision 0015
             fast_bias_correction=settings["fast_bias_correction"],
             model_type=nncf.ModelType.TRANSFORMER if attends else None,
+            ignored_scope=recurrent(nncf, model),
         )
     quantized, narrowed = _narrowed(quantized, model, inputs, metric, settings["max_drop"], context)
     copy_all_but(source.path, out, {"model.xml", "model.bin"})

@@ -13,8 +13,10 @@ from maasdam.core import Artifact
 from maasdam.errors import Unsupported
 from maasdam.pipeline.examples import Inputs
 from maasdam.pipeline.passes import PassContext, Produced
-from maasdam.pipeline.quantize import onnx_saturation, saturation
+from maasdam.pipeline.quantize import onnx_prepared, onnx_saturation, saturation
 from maasdam.pipeline.quantize.shared import Counted, calibration, copy_all_but
+
+log = logging.getLogger("maasdam.pipeline")
 
 PER_BLOCK = 32
 """Weights that share a scale at 8 bits."""
@@ -94,7 +96,11 @@ def tensorrt_int8(source: Artifact, out: Path, settings: Mapping[str, Any], cont
 
 
 def _with_ranges(source: Artifact, out: Path, inputs: list[Inputs], context: PassContext, **choices: Any) -> Path:
-    """Write a QDQ graph with ranges from calibration inputs; where the float graph lies that it was made of."""
+    """Write a QDQ graph with ranges from calibration inputs; where the float graph lies that it was made of.
+
+    What lies behind the last products stays float, and so does what they give: boxes and scores in one tensor have one scale.
+    """
+    import onnx
     from onnxruntime import quantization as ort
 
     clean = _preprocessed(source, context.work)
@@ -108,6 +114,7 @@ def _with_ranges(source: Artifact, out: Path, inputs: list[Inputs], context: Pas
             return next(self._left, None)
 
     copy_all_but(source.path, out, {"model.onnx"} | _external(source.path))
+    behind, last = onnx_prepared.head(onnx.load(clean, load_external_data=False).graph)
     with _hushed():
         ort.quantize_static(
             clean,
@@ -116,8 +123,12 @@ def _with_ranges(source: Artifact, out: Path, inputs: list[Inputs], context: Pas
             quant_format=ort.QuantFormat.QDQ,
             per_channel=True,
             weight_type=ort.QuantType.QInt8,
+            nodes_to_exclude=behind,
             **choices,
         )
+    quantized = onnx.load(out / "model.onnx")
+    onnx_prepared.exact_heads(quantized, behind, last)
+    onnx.save(quantized, out / "model.onnx")
     return clean
 
 
@@ -136,10 +147,7 @@ def _keep_the_rest_float(model: Any) -> None:
         if node.op_type not in PRODUCTS or node.input[1] not in stored:
             for index, name in enumerate(node.input):
                 node.input[index] = exact.get(name, name)
-    for kind in ("DequantizeLinear", "QuantizeLinear"):
-        used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
-        for node in [n for n in graph.node if n.op_type == kind and n.output[0] not in used]:
-            graph.node.remove(node)
+    onnx_prepared.without_idle_roundings(graph)
 
 
 def _without_zeros(model: Any) -> None:
@@ -185,22 +193,26 @@ def _hushed() -> Iterator[None]:
         root.removeHandler(nobody)
 
 
-def dynamic_int8(source: Artifact, out: Path) -> Produced:
+def dynamic_int8(source: Artifact, out: Path, work: Path) -> Produced:
     """Weights of matrix products and embeddings to int8 now, activations while running."""
     import onnx
     from onnxruntime import quantization as ort
 
     copy_all_but(source.path, out, {"model.onnx"} | _external(source.path))
+    large = bool(_external(source.path))
+    float_graph = onnx_prepared.prepared(onnx.load(source.path / "model.onnx"))
+    clean = work / "clean.onnx"
+    onnx.save(float_graph, clean, save_as_external_data=large, location="clean.onnx.data")
     with _hushed():
         ort.quantize_dynamic(
-            source.path / "model.onnx",
+            clean,
             out / "model.onnx",
             op_types_to_quantize=["MatMul", "Gemm", "Gather"],
             per_channel=True,
             weight_type=ort.QuantType.QInt8,
         )
     quantized = onnx.load(out / "model.onnx")
-    narrowed = onnx_saturation.narrow_unseen(quantized, onnx.load(source.path / "model.onnx"))
+    narrowed = onnx_saturation.narrow_unseen(quantized, onnx.load(clean))
     facts = saturation.says(narrowed.count, narrowed.channels)
     onnx.save(quantized, out / "model.onnx")
     facts |= {"method": "ONNX Runtime dynamic int8: matrix products and embeddings; convolutions stay float"}
@@ -213,9 +225,11 @@ def weights(source: Artifact, out: Path, settings: Mapping[str, Any]) -> Produce
 
     scheme = settings["scheme"]
     model = onnx.load(source.path / "model.onnx")
+    onnx_prepared.check_is_float(model)
     if scheme == "fp16":
         model, facts = _half(model), {"method": "weights and arithmetic in float16, inputs and outputs in float32"}
     else:
+        onnx_prepared.gemms_as_products(model)
         bits, block = (8, PER_BLOCK) if scheme == "weights-int8" else (4, settings["group_size"])
         model, count = _in_blocks(model, bits, block)
         facts = {"method": f"{count} matrix products in {bits} bits (MatMulNBits), symmetric in blocks of {block}"}
@@ -249,17 +263,21 @@ def _half(model: Any) -> Any:
 
 
 def _preprocessed(source: Artifact, work: Path) -> Path:
-    """The ONNX file with shapes inferred and batch norms folded; as it is where that fails (external data, unknown shapes)."""
+    """The network as the tools take it, with shapes inferred and batch norms folded where that can be. Raises Unsupported."""
+    import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    path = work / "clean.onnx"
+    path, large = work / "clean.onnx", bool(_external(source.path))
     file = _raised(source.path / "model.onnx", work)
-    if _external(source.path):
-        return file
-    try:
-        quant_pre_process(file, path, skip_symbolic_shape=True)
-    except Exception:  # it is an optimisation, and it raises anything at all on graphs it doesn't know
-        return file
+    onnx_prepared.check_is_float(onnx.load(file, load_external_data=False))
+    if not large:
+        try:
+            quant_pre_process(file, path, skip_symbolic_shape=True)
+            file = path
+        except Exception:  # it is an optimisation, and it raises anything at all on graphs it doesn't know
+            log.debug("the graph is quantised as it is: it could not be made simpler first", exc_info=True)
+    model = onnx_prepared.prepared(onnx.load(file))
+    onnx.save(model, path, save_as_external_data=large, location="clean.onnx.data")
     return path
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact
-from maasdam.errors import missing_extra
+from maasdam.errors import Unsupported, missing_extra
+from maasdam.pipeline.examples import Inputs
 from maasdam.pipeline.passes import PassContext, Produced
 from maasdam.pipeline.quantize import openvino_saturation, saturation
 from maasdam.pipeline.quantize.shared import Counted, calibration, copy_all_but
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import openvino as ov
 
 F16_LARGEST = 65504.0
+RECURRENT = frozenset({"GRUCell", "GRUSequence", "LSTMCell", "LSTMSequence", "RNNCell", "RNNSequence"})
 SMALLEST_GROUP = 8
 """Where the group size does not divide a layer's width, the largest power of two that does, down to this."""
 
@@ -30,8 +32,10 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
 
     inputs, facts = calibration(source, settings, context)
     model = ov.Core().read_model(source.path / "model.xml")
+    check_is_float(model)
+    was_half = as_float32(model)
     attends = is_transformer(model)
-    seen = Counted(inputs, context)
+    seen = Counted([single(tensors, was_half) for tensors in inputs], context)
     with quiet():
         quantized = nncf.quantize(
             model,
@@ -40,10 +44,12 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
             preset=nncf.QuantizationPreset.MIXED,  # decision 0015
             fast_bias_correction=settings["fast_bias_correction"],
             model_type=nncf.ModelType.TRANSFORMER if attends else None,
+            ignored_scope=recurrent(nncf, model),
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.DISABLE),  # decision 0016
         )
-    some = Counted(inputs[: saturation.EXAMPLES], context, saturation.STEP)
+    some = Counted([single(tensors, was_half) for tensors in inputs[: saturation.EXAMPLES]], context, saturation.STEP)
     facts |= saturation.says(*openvino_saturation.narrow(quantized, model, some))
+    quantized = with_halves_at_its_ends(quantized, was_half)
     copy_all_but(source.path, out, {"model.xml", "model.bin"})
     save(quantized, out / "model.xml")
     facts |= {"method": "NNCF post-training quantisation", "model_type": "transformer" if attends else "convolutional"}
@@ -57,6 +63,7 @@ def weights(source: Artifact, out: Path, settings: Mapping[str, Any]) -> Produce
     scheme = settings["scheme"]
     name = "openvino_model" if source.layout == "genai" else "model"
     model = ov.Core().read_model(source.path / f"{name}.xml")
+    check_is_float(model)
     if scheme in ("weights-int8", "weights-int4"):
         model, method = _compressed(model, settings)
     else:
@@ -144,6 +151,71 @@ def save(model: ov.Model, path: Path) -> None:
         if model.has_rt_info([key]):
             del model.rt_info[key]
     ov.save_model(model, path, compress_to_fp16=False)
+
+
+def check_is_float(model: ov.Model) -> None:
+    """Raise Unsupported for a network that is quantised already: rounding it again would lose more and gain nothing."""
+    for node in model.get_ordered_ops():
+        kind = node.get_type_name()
+        small = kind == "Constant" and node.get_output_element_type(0).get_type_name() in ("i4", "u4", "i8", "u8", "nf4")
+        widened = small and any(t.get_node().get_type_name() == "Convert" for t in node.output(0).get_target_inputs())
+        if kind == "FakeQuantize" or (widened and len(node.get_output_shape(0)) > 1):
+            raise Unsupported(
+                f"the network is quantised already (it holds {'weights in 8 bits or fewer' if small else kind}); "
+                "build it with the recipe fp32, or give the float network it was made from"
+            )
+
+
+def as_float32(model: ov.Model) -> frozenset[str]:
+    """Let a network of halves compute in float32, which NNCF's tools take; the names of inputs and outputs that were halves."""
+    import numpy as np
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    half = ov.Type.f16
+    ends = frozenset(
+        port.get_any_name() for port in (*model.inputs, *model.outputs) if port.get_element_type() == half and port.get_names()
+    )
+    if not ends:
+        return ends
+    for node in model.get_ordered_ops():
+        kind = node.get_type_name()
+        if kind == "Parameter" and node.get_output_element_type(0) == half:
+            node.set_element_type(ov.Type.f32)
+        elif kind in ("Constant", "Convert") and node.get_output_element_type(0) == half:
+            wide = ops.constant(np.asarray(node.data).astype(np.float32)) if kind == "Constant" else None
+            wide = wide or ops.convert(node.input_value(0), "f32")
+            wide.set_friendly_name(node.get_friendly_name())
+            for user in list(node.output(0).get_target_inputs()):
+                user.replace_source_output(wide.output(0))
+    model.validate_nodes_and_infer_types()
+    return ends
+
+
+def single(tensors: Inputs, was_half: frozenset[str]) -> Inputs:
+    """Inputs that were halves as float32."""
+    return {name: array.astype("float32") if name in was_half else array for name, array in tensors.items()}
+
+
+def with_halves_at_its_ends(model: ov.Model, was_half: frozenset[str]) -> ov.Model:
+    """The network that takes and gives halves where it did before."""
+    if not was_half:
+        return model
+    from openvino import Type
+    from openvino.preprocess import PrePostProcessor
+
+    ends = PrePostProcessor(model)
+    for port in [p for p in model.inputs if p.get_any_name() in was_half]:
+        ends.input(port.get_any_name()).tensor().set_element_type(Type.f16)
+    for port in [p for p in model.outputs if p.get_any_name() in was_half]:
+        ends.output(port.get_any_name()).tensor().set_element_type(Type.f16)
+    return ends.build()
+
+
+def recurrent(nncf: Any, model: ov.Model) -> Any:
+    """Layers that stay float: OpenVINO compiles no recurrent layer whose weights are computed, as rounded ones are."""
+    kinds = {node.get_type_name() for node in model.get_ordered_ops()}
+    return nncf.IgnoredScope(types=sorted(kinds & RECURRENT), validate=False)
 
 
 def is_transformer(model: ov.Model) -> bool:
