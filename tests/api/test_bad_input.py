@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 from tests.api.conftest import Running, wait_for
+from tests.fakes import FakeProcessor
+
+from maasdam.core import AudioPayload
 
 INFER = "/v2/models/doubles/infer"
 CHAT = "/v1/chat/completions"
@@ -382,3 +387,35 @@ def test_a_fault_of_ours_in_any_door_shows_only_the_request_id(own_service: Runn
         assert answer.status_code == 500 and "secret" not in answer.text
         assert answer.headers["x-request-id"] in sentence(answer)
     del own_service.service.router.copies, own_service.service.router.models  # the class's own again
+
+
+def test_a_model_whose_decoding_hangs_holds_up_no_other(own_service: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each model decodes in threads of its own: twenty recordings that never come to an end are in nobody's way."""
+    gate, begun = threading.Event(), threading.Semaphore(0)
+    prepare = FakeProcessor.prepare
+
+    def hanging(self: FakeProcessor, payload: Any) -> Any:
+        if isinstance(payload, AudioPayload):
+            begun.release()
+            assert gate.wait(30)
+        return prepare(self, payload)
+
+    monkeypatch.setattr(FakeProcessor, "prepare", hanging)
+
+    def transcribe() -> int:
+        with own_service.client() as it:
+            return it.post("/v1/audio/transcriptions", data={"model": "speech"}, files={"file": b"ab"}).status_code
+
+    with ThreadPoolExecutor(20) as pool, own_service.client() as it:
+        asked = [pool.submit(transcribe) for _ in range(20)]
+        for _ in range(4):
+            assert begun.acquire(timeout=10)
+        try:
+            text = it.post("/v1/completions", json={"model": "text", "prompt": "ab", "max_tokens": 2})
+            image = it.post("/v1/images/classifications", data={"model": "images"}, files={"file": b"ab"})
+            large = {"name": "x", "shape": [50_000, 2], "datatype": "FP32", "data": [1.0] * 100_000}
+            tensors = it.post("/v2/models/doubles/infer", json={"inputs": [large]})
+        finally:
+            gate.set()
+        assert (text.status_code, image.status_code, tensors.status_code) == (200, 200, 200)
+        assert {future.result() for future in asked} <= {200, 503, 504}

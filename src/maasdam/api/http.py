@@ -15,6 +15,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -34,6 +35,7 @@ from maasdam.api.errors import REFUSED, InvalidField, MethodNotAllowed, WrongCon
 from maasdam.api.oip_infer import InferRoute
 from maasdam.api.routing import methods_of
 from maasdam.errors import InvalidInput, MaasdamError, NotFound
+from maasdam.operations.leaving import Leaving
 from maasdam.operations.service import Service
 from maasdam.settings import Settings
 
@@ -108,8 +110,12 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 
 def serve(service: Service, keys: Authenticates | None, listener: socket.socket, on_ready: Callable[[], None]) -> None:
-    """Run until SIGTERM or SIGINT, then drain. `on_ready` is called once all models are up or have failed."""
+    """Run until SIGTERM or SIGINT, then drain. `on_ready` is called once all models are up or have failed.
+
+    The process ends within the grace whatever hangs, and at once on a second signal: then this does not return.
+    """
     entrance = application(service, keys)
+    leaving = Leaving(service.settings.shutdown_grace_seconds, service.close_records)
     config = uvicorn.Config(
         entrance,
         http=partial(HttpConnection, refuse=entrance.refuse_unread),  # type: ignore[arg-type]  # called as the class is
@@ -121,20 +127,21 @@ def serve(service: Service, keys: Authenticates | None, listener: socket.socket,
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(service.settings.shutdown_grace_seconds) or 1,
+        timeout_graceful_shutdown=leaving.finish_seconds,  # type: ignore[arg-type]  # asyncio takes any number
     )
     _allow_many_connections()
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its start and stop are told by the command
-    server = _Server(config, service, on_ready)
+    server = _Server(config, service, leaving, on_ready)
     server.run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
     """uvicorn's server, which tells the service that it is stopping, and when it is up."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, on_ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, leaving: Leaving, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._service = service
+        self._leaving = leaving
         self._on_ready: Callable[[], None] | None = on_ready
 
     @contextmanager
@@ -146,6 +153,18 @@ class _Server(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal."""
+        if self.should_exit:
+            self._leaving.at_once()
+        self._leaving.begin()
+        super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's; from now on signals are heard of even where this thread hangs."""
+        self._leaving.watch_signals()
+        await super().startup(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""

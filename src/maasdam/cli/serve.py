@@ -45,6 +45,7 @@ def serve(
         from maasdam.api.http import bound_socket, serve
         from maasdam.operations.address import announced
         from maasdam.operations.requests import log_file
+        from maasdam.operations.leaving import leave
         from maasdam.operations.service import open_service
         from maasdam.operations.workspace import Workspace
         from maasdam.tasks.torchless import without_torch
@@ -67,6 +68,7 @@ def serve(
             typer.echo(f"Maasdam listens on {url}, {who}. Ctrl-C stops it.")
             keys = None if no_auth else OperatorToo(workspace.keys, here.secret)
             serve(service, keys, listener, lambda: _tell(service))
+        leave()
 
 
 def is_loopback(host: str) -> bool:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from maasdam.artifacts.catalog import BuildState, Catalog
     from maasdam.core import Engine, Processor
 
-PREPARE_THREADS = 4
-"""Threads that decode and translate payloads. More would only take turns: much of the work holds Python's lock."""
+WIRE_THREADS = 4
+"""Threads that read and write large tensors. What a model's own files do runs in its replica's."""
 
 
 class Records(Protocol):
@@ -111,11 +111,16 @@ class Service:
         self.presence.start()
         await self.router.start()
 
+    def close_records(self) -> None:
+        """Make durable what is known of the requests so far; blocks."""
+        self.requests.flush()
+        self.ledger.close()
+
     async def stop(self) -> None:
         """Let go of every replica."""
         await self.router.stop()
         self.requests.flush()
-        await asyncio.to_thread(self.pool.shutdown)
+        self.pool.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self.presence.stop)
 
 
@@ -128,8 +133,8 @@ def open_service(
     """Wire a service over an open workspace. The openers default to those of `engines` and `tasks`."""
     settings, store = workspace.settings, workspace.store
     compute = ComputeClock()
-    pool = ThreadPoolExecutor(PREPARE_THREADS, "prepare", compute.exclude_this_thread)
-    load = Loader(workspace.store, settings, pool=pool, compute=compute, open_engine=open_engine, open_processor=open_processor)
+    pool = ThreadPoolExecutor(WIRE_THREADS, "wire", compute.exclude_this_thread)
+    load = Loader(workspace.store, settings, compute=compute, open_engine=open_engine, open_processor=open_processor)
     router = Router(workspace.catalog, load, drain_seconds=settings.shutdown_grace_seconds)
     limits = Limits(settings.max_tokens, settings.grams_co2e_per_kwh)
     metrics = Metrics()

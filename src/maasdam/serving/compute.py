@@ -10,7 +10,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class ComputeClock:
@@ -20,6 +21,8 @@ class ComputeClock:
         """`engine_seconds` tells the engines' CPU-seconds so far; the default measures this process."""
         self._lock = threading.Lock()
         self._others: list[int] = []
+        self._ended_seconds = 0.0
+        """Of threads that were excluded and have ended."""
         self._engine_seconds = engine_seconds or self._measure
         self._open: dict[int, float] = {}
         self._next = 0
@@ -30,6 +33,18 @@ class ComputeClock:
         if sys.platform == "linux":
             with self._lock:
                 self._others.append(time.pthread_getcpuclockid(threading.get_ident()))
+
+    @contextmanager
+    def without_this_thread(self) -> Iterator[None]:
+        """The same for a thread that ends: what it spent stays excluded."""
+        self.exclude_this_thread()
+        try:
+            yield
+        finally:
+            if sys.platform == "linux":
+                with self._lock:
+                    self._others.remove(time.pthread_getcpuclockid(threading.get_ident()))
+                    self._ended_seconds += time.thread_time()
 
     def start(self) -> int:
         """Open a span; give the number to `stop`."""
@@ -60,7 +75,7 @@ class ComputeClock:
                 self._open[span] += share
 
     def _measure(self) -> float:
-        total = time.process_time()
+        total = time.process_time() - self._ended_seconds
         for clock in self._others:
             try:
                 total -= time.clock_gettime(clock)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import logging
 import threading
 import time
 import wave
 from collections.abc import Callable
-from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -35,6 +33,7 @@ from maasdam.core import (
 from maasdam.errors import MaasdamError, Unsupported
 from maasdam.serving.compute import ComputeClock
 from maasdam.serving.replica import Replica, SequenceReplica, TensorReplica
+from maasdam.serving.share import Share, apart
 from maasdam.settings import Settings
 
 if TYPE_CHECKING:
@@ -67,7 +66,6 @@ class Loader:
         store: Files,
         settings: Settings,
         *,
-        pool: Executor,
         compute: ComputeClock,
         open_engine: Callable[..., Engine] | None = None,
         open_processor: Callable[..., Processor] | None = None,
@@ -75,7 +73,6 @@ class Loader:
     ) -> None:
         self._store = store
         self._settings = settings
-        self._pool = pool
         self._compute = compute
         self._open_engine = open_engine
         self._open_processor = open_processor
@@ -85,12 +82,12 @@ class Loader:
     async def __call__(self, version: Version) -> Replica:
         """A replica that has answered at least once. Raises what opening or the first answer raises."""
         began = time.perf_counter()
-        engine, processor = await asyncio.to_thread(self._open, version)
+        engine, processor = await apart("opening", self._open, version)
         replica = self._replica(version, engine, processor)
         try:
             await _warm(replica, processor.task if processor else None)
         except BaseException:
-            await asyncio.to_thread(replica.close)
+            await apart("closing", replica.close)
             raise
         log.info("model %s:%d warmed up in %.2f s", version.model, version.version, time.perf_counter() - began)
         return replica
@@ -116,13 +113,14 @@ class Loader:
         return engine, processor
 
     def _replica(self, version: Version, engine: Engine, processor: Processor | None) -> Replica:
+        share = Share(f"prepare {version.model}:{version.version}", self._compute.without_this_thread)
         if isinstance(engine, TensorEngine):
             told = self._on_batch
             streams = int(self._store.get(version.digest).settings.get("streams", 1))
             return TensorReplica(
                 engine,
                 processor,
-                pool=self._pool,
+                pool=share,
                 compute=self._compute,
                 queue_size=self._settings.queue_size,
                 threads=streams,
@@ -133,7 +131,7 @@ class Loader:
                 f"model {version.model}:{version.version} names no task, and its engine needs one; build it with --task"
             )
         stream: Any = getattr(processor, "stream", None)
-        return SequenceReplica(engine, processor, pool=self._pool, queue_size=self._settings.queue_size, text_stream=stream)
+        return SequenceReplica(engine, processor, pool=share, queue_size=self._settings.queue_size, text_stream=stream)
 
 
 async def _warm(replica: Replica, task: str | None) -> None:

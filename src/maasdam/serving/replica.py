@@ -108,6 +108,8 @@ class TensorReplica:
         self._engine = engine
         self._processor = processor
         self._pool = pool
+        self._queue_size = queue_size
+        self._preparing = 0
         self._checked: Signature = engine.signature
         first_axes = [spec.shape[:1] for spec in (*engine.signature.inputs, *engine.signature.outputs)]
         self._batches = all(axis == (None,) for axis in first_axes)
@@ -153,7 +155,13 @@ class TensorReplica:
             raise InvalidInput("this model has no processor; send raw tensors to /v2/models/NAME/infer")
         _check_kind(self._processor.task, payload)
         loop = asyncio.get_running_loop()
-        prepared, units = await loop.run_in_executor(self._pool, _prepare, self._processor, payload)
+        if self._preparing >= self._queue_size:
+            raise Overloaded(f"{self._preparing} requests are already waiting for this model; try again in a second")
+        self._preparing += 1
+        try:
+            prepared, units = await loop.run_in_executor(self._pool, _prepare, self._processor, payload)
+        finally:
+            self._preparing -= 1
         if len(prepared) == 1:
             rans = [await self._scheduler.run(prepared[0], deadline)]
         else:

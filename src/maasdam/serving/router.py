@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from maasdam.core import Signature, split_name
 from maasdam.errors import MaasdamError, NotFound, NotReady
 from maasdam.serving.replica import Replica
+from maasdam.serving.share import apart
 
 if TYPE_CHECKING:
     from maasdam.artifacts.catalog import Deployment, Version
@@ -323,7 +324,7 @@ class Router:
             waited += 0.02
         for replica in replicas:
             try:
-                await asyncio.to_thread(replica.close)
+                await apart("closing", replica.close)
             except Exception:
                 log.exception("a replica failed to close")
 

@@ -8,13 +8,13 @@ In a chat only the template writes them; what messages say is text, whatever it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import TEXT_GENERATION, Answer, Payload, Tensors, TextPayload, TextPiece, Units
-from maasdam.errors import ContextExceeded, InvalidModel, InvalidPayload
+from maasdam.errors import ContextExceeded, InvalidModel, InvalidPayload, MaasdamError
 from maasdam.tasks.chat_template import ChatTemplate
 from maasdam.tasks.control_tokens import ControlTokens
 from maasdam.tasks.files import opened, read_json
@@ -67,10 +67,8 @@ class TextProcessor:
             return self._chat_ids(payload.messages)
         assert payload.prompt is not None
         self._check_length(payload.prompt)
-        try:
-            ids: list[int] = self.tokenizer(payload.prompt)["input_ids"]
-        except Exception as error:  # lone surrogates, which JSON can carry and UTF-8 can't
-            raise InvalidPayload("the prompt is not valid Unicode text; send UTF-8") from error
+        prompt = payload.prompt
+        ids = _tokenized(lambda: self.tokenizer(prompt)["input_ids"])
         if not ids and self.tokenizer.bos_token_id is not None:
             return [int(self.tokenizer.bos_token_id)]
         return ids
@@ -89,10 +87,8 @@ class TextProcessor:
             why = " ".join(str(error).replace(marked.begin, "").replace(marked.end, "").split())[:200]
             raise InvalidPayload(f"this model's chat template refuses these messages: {why}") from error
         self._check_length(text)
-        try:
-            return list(self._chat.control.ids(text, marked))
-        except (UnicodeError, TypeError) as error:  # lone surrogates
-            raise InvalidPayload("the messages are not valid Unicode text; send UTF-8") from error
+        control = self._chat.control
+        return _tokenized(lambda: control.ids(text, marked))
 
     def _check_length(self, text: str) -> None:
         """Raise ContextExceeded where no tokenizer needs to count: no token is longer than the longest."""
@@ -171,6 +167,21 @@ class _Chat:
         if isinstance(self._template, Exception):
             raise self._template
         return self._template.render(messages, **self._variables)
+
+
+def _tokenized(ids: Callable[[], Sequence[int]]) -> list[int]:
+    """Token ids. Raises InvalidPayload for texts that are none, and for those that the tokenizer gives up on."""
+    try:
+        return list(ids())
+    except MaasdamError:
+        raise
+    except (UnicodeError, TypeError) as error:  # lone surrogates, which JSON can carry and UTF-8 can't
+        raise InvalidPayload("the prompt is not valid Unicode text; send UTF-8") from error
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # which is the tokenizers library's
+            raise
+        why = " ".join(str(error).split())[:200]
+        raise InvalidPayload(f"this model's tokenizer gives up on this text: {why}") from error
 
 
 def _hidden(tokenizer: Any) -> dict[int, str]:
