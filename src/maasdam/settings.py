@@ -55,7 +55,7 @@ class Settings:
     request_timeout_seconds: float = 60.0
     """A request unanswered for so long gets 504."""
     shutdown_grace_seconds: float = 10.0
-    """How long requests in flight may finish after SIGTERM."""
+    """The service has ended so long after SIGTERM, whatever hangs; requests in flight may finish until shortly before."""
     watts_per_core: float = 0.0
     """Power of one busy core in watts, for the energy estimate where no counter is; 0 is no estimate: joules stay null."""
     grams_co2e_per_kwh: float = 0.0
