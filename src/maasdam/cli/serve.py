@@ -44,8 +44,8 @@ def serve(
         from maasdam.accounts.keys import OperatorToo
         from maasdam.api.http import bound_socket, serve
         from maasdam.operations.address import announced
-        from maasdam.operations.requests import log_file
         from maasdam.operations.leaving import leave
+        from maasdam.operations.requests import log_file
         from maasdam.operations.service import open_service
         from maasdam.operations.workspace import Workspace
         from maasdam.tasks.torchless import without_torch
