@@ -16,6 +16,7 @@ from typing import Any
 from maasdam.errors import InvalidInput
 
 FILE = Path("maasdam.toml")
+TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,8 @@ class Settings:
     """Power of one busy core in watts, for the energy estimate where no counter is; 0 is no estimate: joules stay null."""
     grams_co2e_per_kwh: float = 0.0
     """Carbon intensity of the electricity, gCO2e per kWh; 0 is unknown: grams stay null."""
+    public_docs: bool = False
+    """Whether /docs and /openapi.json can be read without a key: they say what the service can do, nothing of its models."""
     log_level: str = "info"
     """debug, info, warning or error. The line of each request is of level info."""
     log_file: str = "logs/maasdam.log"
@@ -125,7 +128,9 @@ def _from_file(path: Path) -> dict[str, Any]:
 
 def _parse(name: str, kind: str, text: str, where: str) -> Any:
     try:
+        if kind == "bool":
+            return TRUTH[text.lower()]
         return {"int": int, "float": float, "Path": Path, "str": str}[kind](text)
-    except ValueError as error:
-        article = "an" if kind[0] in "aei" else "a"
-        raise InvalidInput(f"{where}: setting '{name}' is '{text}'; it takes {article} {kind}") from error
+    except (KeyError, ValueError) as error:
+        takes = "true or false" if kind == "bool" else f"{'an' if kind[0] in 'aei' else 'a'} {kind}"
+        raise InvalidInput(f"{where}: setting '{name}' is '{text}'; it takes {takes}") from error

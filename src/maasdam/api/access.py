@@ -12,8 +12,10 @@ from maasdam.api.body import Headers, header
 from maasdam.core import ANONYMOUS, Caller
 from maasdam.errors import Forbidden, Unauthenticated
 
-OPEN = frozenset({"/health", "/healthz", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
+OPEN = frozenset({"/", "/health", "/healthz", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
 """Paths that need no key."""
+DOCS = frozenset({"/docs", "/openapi.json"})
+"""Paths that need none where the operator says so."""
 
 SCOPES: tuple[tuple[str, str], ...] = (
     # the first prefix that fits decides; a path that none fits needs any valid key
@@ -42,8 +44,11 @@ class Authenticates(Protocol):
 class Gate:
     """Tells who calls, or refuses. With `keys` None everyone is ANONYMOUS, from this machine only."""
 
-    def __init__(self, keys: Authenticates | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, keys: Authenticates | None, clock: Callable[[], float] = time.monotonic, has_public_docs: bool = False
+    ) -> None:
         self._keys = keys
+        self._open = OPEN | DOCS if has_public_docs else OPEN
         self._clock = clock
         self._seen: dict[str, tuple[float, Caller]] = {}
 
@@ -52,13 +57,13 @@ class Gate:
         if self._keys is None:
             _check_is_local(headers)
             return ANONYMOUS
-        if path in OPEN:
+        if path in self._open:
             return ANONYMOUS
         return await self._caller(_secret(headers))
 
     def check(self, path: str, caller: Caller) -> None:
         """Raise Forbidden where the caller's key lacks the scope that `path` needs."""
-        if self._keys is None or path in OPEN:
+        if self._keys is None or path in self._open:
             return
         scope = next((scope for prefix, scope in SCOPES if path.startswith(prefix)), None)
         if scope is not None and scope not in caller.scopes:

@@ -14,6 +14,35 @@ h3{margin:1.5rem 0 .2rem}h3 b{display:inline-block;min-width:4.5rem}summary{curs
 """
 
 
+def welcome(version: str, has_public_docs: bool) -> str:
+    """What a browser sees at "/": what this is, and how to go on."""
+    docs = '<a href="/docs">Every route</a>' if has_public_docs else "<code>/docs</code> lists every route"
+    return _html(
+        f"Maasdam {escape(version)}",
+        "<p>Trained models as an API: OpenAI's under <code>/v1</code>, the Open Inference Protocol under <code>/v2</code>.</p>"
+        f"<p>{docs}. {'' if has_public_docs else KEY_NEEDED}</p>"
+        '<p><a href="/health">/health</a> says how the service does. Keys: <code>maasdam keys create NAME</code>.</p>',
+    )
+
+
+KEY_NEEDED = (
+    "A browser sends no key: read it with <code>curl -H 'Authorization: Bearer KEY' …/docs</code>, or let all read it with "
+    "the setting <code>public_docs = true</code> (<code>MAASDAM_PUBLIC_DOCS=true</code>)."
+)
+
+
+def refused(status: int, message: str) -> str:
+    """What a browser sees of /docs where a key is needed."""
+    return _html(f"{status}: this page needs a key", f"<p>{escape(message)}</p><p>{KEY_NEEDED}</p>")
+
+
+def _html(title: str, body: str) -> str:
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head>'
+        f"<body><h1>{title}</h1>{body}</body></html>"
+    )
+
+
 def page(spec: Mapping[str, Any]) -> str:
     """One page: every route, by tag, with what it takes and what it answers."""
     info = spec["info"]
@@ -24,11 +53,11 @@ def page(spec: Mapping[str, Any]) -> str:
             by_tag.setdefault(tag, []).append(_route(path, method, route, spec))
     parts = [f"<h2>{escape(tag)}</h2>{''.join(routes)}" for tag, routes in by_tag.items()]
     title = f"{escape(info['title'])} {escape(info['version'])}"
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head>'
-        f"<body><h1>{title}</h1><p>{escape(info.get('description', ''))}</p>"
+    return _html(
+        title,
+        f"<p>{escape(info.get('description', ''))}</p>"
         "<p>Send <code>Authorization: Bearer KEY</code> with every request. The same as data: "
-        f'<a href="/openapi.json">/openapi.json</a>.</p>{"".join(parts)}</body></html>'
+        f'<a href="/openapi.json">/openapi.json</a>.</p>{"".join(parts)}',
     )
 
 

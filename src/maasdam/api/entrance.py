@@ -19,8 +19,8 @@ from typing import Any
 from structlog.contextvars import bind_contextvars
 
 from maasdam.api import body as bodies
-from maasdam.api import errors, json_body
-from maasdam.api.access import Gate
+from maasdam.api import docs_page, errors, json_body
+from maasdam.api.access import DOCS, Gate
 from maasdam.api.body import BodyLimits, Disconnected, Message, Receive
 from maasdam.api.connection import SCOPE_KEY, Connection
 from maasdam.api.errors import REFUSED, Refusal
@@ -207,6 +207,8 @@ class Entrance:
             raise error
         kind = errors.door(scope["path"])
         data, content_type = errors.body(refused, kind, scope["path"], reply.request_id)
+        if refused.status in (401, 403) and scope["path"] in DOCS and b"text/html" in _accepted(scope):
+            data, content_type = docs_page.refused(refused.status, refused.message).encode(), b"text/html; charset=utf-8"
         headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(data)), *errors.headers(refused)]
         is_unread = not scope.get(bodies.IS_READ, False) and (
             isinstance(error, TooLarge | Overloaded | errors.BodyTooSlow | errors.WrongContentType)
@@ -221,6 +223,10 @@ class Entrance:
             if bodies.header(scope["headers"], b"expect") is None and _has_body(scope["headers"]):
                 await _throw_away(receive)
             await reply({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _accepted(scope: Scope) -> bytes:
+    return bodies.header(scope["headers"], b"accept") or b""
 
 
 class _Shadow(dict[str, Any]):

@@ -29,7 +29,7 @@ from maasdam.api import admin, audio, errors, images, oip, openai
 from maasdam.api.access import Authenticates, Gate
 from maasdam.api.body import FORMS, BodyLimits, Limit, is_form, is_json
 from maasdam.api.connection import HttpConnection
-from maasdam.api.docs_page import page
+from maasdam.api.docs_page import page, welcome
 from maasdam.api.entrance import REQUEST_ID, Entrance
 from maasdam.api.errors import REFUSED, InvalidField, MethodNotAllowed, WrongContentType
 from maasdam.api.oip_infer import InferRoute
@@ -71,7 +71,7 @@ def application(service: Service, keys: Authenticates | None) -> Entrance:
     inside.add_exception_handler(RequestValidationError, _refuse_fields)
     inside.add_exception_handler(HTTPException, _refuse_http)
     limits = body_limits(settings)
-    return Entrance(inside, InferRoute(service, limits), Gate(keys), limits, service)
+    return Entrance(inside, InferRoute(service, limits), Gate(keys, has_public_docs=settings.public_docs), limits, service)
 
 
 def body_limits(settings: Settings) -> BodyLimits:
@@ -224,6 +224,13 @@ def _plain_routes(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         """Prometheus' text format."""
         return PlainTextResponse(await asyncio.to_thread(service.metrics_text), media_type=METRICS_TYPE)
+
+    @app.get("/", include_in_schema=False)
+    async def root(request: Request) -> Response:
+        """Where to go from here: a page for a browser, JSON for everyone else. Needs no key."""
+        if "text/html" in request.headers.get("accept", ""):
+            return HTMLResponse(welcome(__version__, service.settings.public_docs))
+        return JSONResponse({"name": "maasdam", "version": __version__, "docs": "/docs", "health": "/health"})
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
