@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 LEVELS = [
-    {"core", "errors", "settings"},
+    {"core", "errors", "settings", "children"},
     {"database", "telemetry"},
     {"artifacts", "engines", "tasks", "accounts"},
     {"pipeline", "serving"},

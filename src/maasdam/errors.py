@@ -14,11 +14,13 @@
     │   ├── NotFound           404  NOT_FOUND
     │   ├── Conflict           409  ABORTED               name taken, version deployed
     │   ├── TooLarge           413  RESOURCE_EXHAUSTED
+    │   ├── LimitExceeded      422  RESOURCE_EXHAUSTED    a model's work needs more time or memory than is allowed
     │   ├── VerificationFailed 422  FAILED_PRECONDITION   a report or certificate over its limits
     │   ├── TooManyRequests    429  RESOURCE_EXHAUSTED    quota
     │   └── MissingExtra       501  UNIMPLEMENTED         an optional dependency is not installed
     └── ServiceError           ours; the request id is shown, the message only in the log
         ├── EngineFailure      500  INTERNAL
+        │   └── Crashed        500      the process that ran it is gone
         ├── Overloaded         503  UNAVAILABLE           queue full; retry later
         ├── NotReady           503  UNAVAILABLE           replica loading
         ├── StorageFailure     503  UNAVAILABLE           the disk is full, the database is gone
@@ -135,6 +137,14 @@ class TooLarge(CallerError):
     code = "too_large"
 
 
+class LimitExceeded(CallerError):
+    """What is done with a model takes more time or memory than the settings allow."""
+
+    http_status = 422
+    grpc_status = "RESOURCE_EXHAUSTED"
+    code = "limit_exceeded"
+
+
 class VerificationFailed(CallerError):
     """A report or certificate is over its limits."""
 
@@ -168,6 +178,12 @@ class EngineFailure(ServiceError):
     """An engine broke on a batch."""
 
     code = "engine_failure"
+
+
+class Crashed(EngineFailure):
+    """A process that worked with a model is gone."""
+
+    code = "crashed"
 
 
 class Overloaded(ServiceError):

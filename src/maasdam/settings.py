@@ -57,6 +57,18 @@ class Settings:
     """A request unanswered for so long gets 504."""
     shutdown_grace_seconds: float = 10.0
     """The service has ended so long after SIGTERM, whatever hangs; requests in flight may finish until shortly before."""
+    load_seconds: float = 300.0
+    """A model that has not loaded and answered once by then has failed; the others do not wait for it."""
+    max_answer_bytes: int = 512 * 1024 * 1024
+    """Largest answer of tensors, bytes; where shapes tell, it is refused before the model runs."""
+    inspect_seconds: float = 60.0
+    """Longest that reading what a source says of itself may take; 0 is no limit."""
+    step_seconds: float = 900.0
+    """Longest that a step of `build`, `convert` or `verify` may go on without getting any further; 0 is no limit."""
+    step_cpu_seconds: float = 0.0
+    """The same in seconds of computing, all cores together; 0 is no limit."""
+    step_memory_bytes: int = 0
+    """Memory that such work may take, bytes; 0 is four fifths of what the machine has."""
     watts_per_core: float = 0.0
     """Power of one busy core in watts, for the energy estimate where no counter is; 0 is no estimate: joules stay null."""
     grams_co2e_per_kwh: float = 0.0

@@ -38,6 +38,7 @@ def build(
         from maasdam.core import Format
         from maasdam.operations.build import build as run
         from maasdam.operations.build import document
+        from maasdam.operations.limits import step_limits
         from maasdam.operations.workspace import Workspace
 
         with Workspace.open(settings.load()) as workspace, progress_bar() as progress:
@@ -55,6 +56,7 @@ def build(
                     processor=processor,
                     device=device,
                     trust=trust,
+                    limits=step_limits(workspace.settings),
                     progress=progress,
                 )
             except KeyboardInterrupt:

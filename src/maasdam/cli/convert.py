@@ -33,11 +33,23 @@ def convert(
 
     Example: maasdam convert hf:google/mobilenet_v2_1.0_224 --to onnx -o mobilenet-onnx
     """
+    from maasdam import settings
     from maasdam.operations.convert import convert_model
+    from maasdam.operations.limits import step_limits
 
+    limits = step_limits(settings.load())
     with progress_bar() as progress:
         document = convert_model(
-            source, to, out, processor=processor, data=data, task=task, part=part, trust=trust, progress=progress
+            source,
+            to,
+            out,
+            processor=processor,
+            data=data,
+            task=task,
+            part=part,
+            trust=trust,
+            limits=limits,
+            progress=progress,
         )
     emit(document, as_json, lambda: shown(document))
 

@@ -32,9 +32,14 @@ def inspect(
 
     Example: maasdam inspect hf:google/mobilenet_v2_1.0_224
     """
-    from maasdam.artifacts.sources import look, refuse_blocked
+    from maasdam import settings
+    from maasdam.artifacts.sources import hub, look, refuse_blocked
+    from maasdam.children import run_limited
+    from maasdam.operations.limits import inspect_limits
 
-    inspection = look(source, trust=trust, processor=processor)
+    if source.startswith(hub.PREFIX):
+        hub.fetch(source)
+    inspection = run_limited(look, source, trust=trust, processor=processor, limits=inspect_limits(settings.load()))
     emit(inspection.to_json(), as_json, lambda: shown(inspection), is_styled=True)
     refuse_blocked(inspection)
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maasdam.children import Limits, run_limited
 from maasdam.core import FORMATS, TEXT_GENERATION, Artifact, Format, Progress, TensorPayload, Tensors, silent
 from maasdam.errors import InvalidInput, StorageFailure, Unsupported
 from maasdam.operations.builds import running
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from maasdam.operations.workspace import Workspace
     from maasdam.pipeline.examples import PreparedExamples
     from maasdam.pipeline.run_recipe import Build, Data
+    from maasdam.settings import Settings
 
 DEVICES = ("cpu", "cuda")
 HEARTBEAT_SECONDS = 1.0
@@ -40,21 +43,33 @@ def build(
     processor: Path | None = None,
     device: str = "cpu",
     trust: bool = False,
+    limits: Limits | None = None,
     progress: Progress = silent,
 ) -> Version:
     """Run a recipe on a model, verify the result and register it as the next version of `name`.
 
-    A build that fails its limits is registered with its report and can't be promoted. Raises CallerError before any work
-    for a bad recipe, data of the wrong kind, a device that is not here; nothing is registered then.
+    With `limits` all of it but the registering runs in a process of its own, and ends where it crosses one. A build that
+    fails its limits is registered with its report and can't be promoted. Raises CallerError before any work for a bad
+    recipe, data of the wrong kind, a device that is not here; LimitExceeded, Crashed; nothing is registered then.
     """
     from maasdam.artifacts.names import check_name
+    from maasdam.artifacts.sources import hub
     from maasdam.pipeline.run_recipe import Data
 
     check_name(name)
     _check_flags(to, device)
     paths = Data(_there(data, "--data"), _there(calibrate, "--calibrate"), _there(train, "--train"))
     with running(workspace.catalog, workspace.store, name) as build_id, _told(workspace.catalog, build_id, progress) as tell:
-        return _build(workspace, source, name, task, recipe, to, paths, _there(processor, "--processor"), device, trust, tell)
+        asked = Asked(source, task, recipe, to, paths, _there(processor, "--processor"), device, trust)
+        if limits is None:
+            made = _make(workspace.store.root, workspace.settings, asked, progress=tell)
+        else:
+            if source.startswith(hub.PREFIX):
+                hub.fetch(source)  # however slow the network is: it is no work of the model's
+            made = run_limited(_make, workspace.store.root, workspace.settings, asked, limits=limits, progress=tell)
+        return workspace.catalog.register(
+            name, made.candidate, source=source, recipe=made.recipe, report=made.report, passes=made.passes
+        )
 
 
 def document(version: Version) -> dict[str, Any]:
@@ -73,37 +88,51 @@ def document(version: Version) -> dict[str, Any]:
     }
 
 
-def _build(
-    workspace: Workspace,
-    source: str,
-    name: str,
-    task: str | None,
-    recipe_name: str,
-    to: Format | None,
-    paths: Data,
-    processor: Path | None,
-    device: str,
-    trust: bool,
-    progress: Progress,
-) -> Version:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a build was asked for."""
+
+    source: str
+    task: str | None
+    recipe: str
+    to: Format | None
+    paths: Data
+    processor: Path | None
+    device: str
+    trust: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a build made: what a version is registered from."""
+
+    candidate: Artifact
+    recipe: str
+    report: dict[str, Any]
+    passes: list[dict[str, Any]]
+
+
+def _make(root: Path, settings: Settings, asked: Asked, progress: Progress) -> Made:
+    """All of a build that needs no catalog: it may run in another process."""
     from maasdam.artifacts.sources import ingest
+    from maasdam.artifacts.store import Store
     from maasdam.pipeline.convert.asking import kept
     from maasdam.pipeline.run_recipe import Build
 
-    asked = find_recipe(recipe_name, task)  # a bad recipe is said before a large model is read
+    store, source, trust = Store(root), asked.source, asked.trust
+    wanted = find_recipe(asked.recipe, asked.task)  # a bad recipe is said before a large model is read
     progress("read the source")
-    artifact = ingest(source, workspace.store, task=task, processor=processor, trust=trust)
-    if artifact.task is None and asked.task is not None:  # the source names none: what the recipe is for
-        artifact = ingest(source, workspace.store, task=asked.task, processor=processor, trust=trust)
-    artifact = kept(artifact, workspace.store, _an_example(artifact, paths))
-    recipe = find_recipe(recipe_name, artifact.task)
-    _check_recipe(recipe, artifact, to, paths)
-    examples = _examples(artifact, paths, progress)
-    building = Build(workspace.store, paths, device, workspace.settings.threads, progress)
-    candidate = building.run(recipe, artifact, to)
-    report = _verified(workspace, building, candidate, artifact, examples, recipe, paths)
-    passes = [step.to_json() for step in building.steps]
-    return workspace.catalog.register(name, candidate, source=source, recipe=recipe.name, report=report, passes=passes)
+    artifact = ingest(source, store, task=asked.task, processor=asked.processor, trust=trust)
+    if artifact.task is None and wanted.task is not None:  # the source names none: what the recipe is for
+        artifact = ingest(source, store, task=wanted.task, processor=asked.processor, trust=trust)
+    artifact = kept(artifact, store, _an_example(artifact, asked.paths))
+    recipe = find_recipe(asked.recipe, artifact.task)
+    _check_recipe(recipe, artifact, asked.to, asked.paths)
+    examples = _examples(artifact, asked.paths, progress)
+    building = Build(store, asked.paths, asked.device, settings.threads, progress)
+    candidate = building.run(recipe, artifact, asked.to)
+    report = _verified(settings, building, candidate, artifact, examples, recipe)
+    return Made(candidate, recipe.name, report, [step.to_json() for step in building.steps])
 
 
 def _an_example(artifact: Artifact, paths: Data) -> list[Tensors]:
@@ -116,13 +145,12 @@ def _an_example(artifact: Artifact, paths: Data) -> list[Tensors]:
 
 
 def _verified(
-    workspace: Workspace,
+    settings: Settings,
     building: Build,
     candidate: Artifact,
     source: Artifact,
     examples: PreparedExamples,
     recipe: Recipe,
-    paths: Data,
 ) -> dict[str, Any]:
     from maasdam.accounts.energy import open_meter
     from maasdam.pipeline.conditions import Conditions
@@ -130,9 +158,9 @@ def _verified(
 
     facts = [step.facts for step in building.steps]
     references = building.references(source)
-    meter = open_meter(workspace.settings.watts_per_core)
+    meter = open_meter(settings.watts_per_core)
     conditions = Conditions(
-        threads=workspace.settings.threads,
+        threads=settings.threads,
         device=building.device,
         joules=meter.joules,
         progress=building.progress,

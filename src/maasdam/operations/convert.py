@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from maasdam.children import Limits, run_limited
 from maasdam.core import FORMATS, Artifact, Format, Progress, Tensors, TextPayload, silent
 from maasdam.errors import Conflict, InvalidInput, MaasdamError, StorageFailure
 
@@ -39,6 +40,7 @@ def convert_model(
     task: str | None = None,
     part: str | None = None,
     trust: bool = False,
+    limits: Limits | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Convert `source` (a path or hf:org/name) to the format `to` into the new folder `out`, with its certificate.
@@ -46,7 +48,10 @@ def convert_model(
     `data` adds real inputs to the comparison; `part` takes one network of a model that generates. Returns {"path",
     "format", "layout", "engine", "task", "signature", "digest", "seconds", "certificate"}. Raises Conflict (`out` is in
     use), InvalidInput, Unsupported (no such direction), VerificationFailed (over tolerance); `out` is then as it was.
+    With `limits` the work runs in a process of its own: LimitExceeded, Crashed.
     """
+    from maasdam.artifacts.sources import hub
+
     if part not in (None, "encoder", "decoder"):
         raise InvalidInput(f"--part is '{part}'; it takes: encoder, decoder")
     if part is not None and data is not None:
@@ -60,7 +65,13 @@ def convert_model(
     began = time.perf_counter()
     with _beside(out) as folder:
         try:
-            candidate, certificate = _proven(source, to, folder, processor, data, task, part, trust, progress)
+            asked = (source, to, folder, processor, data, task, part, trust)
+            if limits is None:
+                candidate, certificate = _proven(*asked, progress=progress)
+            else:
+                if source.startswith(hub.PREFIX):
+                    hub.fetch(source)  # however slow the network is: it is no work of the model's
+                candidate, certificate = run_limited(_proven, *asked, limits=limits, progress=progress)
         except StorageFailure as error:  # the working folder is nobody's business
             raise StorageFailure(str(error).replace(str(folder / "store"), str(out.parent))) from error
         _put(candidate.path, out, certificate)

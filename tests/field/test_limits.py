@@ -1,0 +1,118 @@
+"""Work that never ends, takes all memory or crashes is ended, and says which limit it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tests.field import limited_work as work
+
+from maasdam import children
+from maasdam.children import Limits, run_limited
+from maasdam.errors import ContextExceeded, Crashed, LimitExceeded
+
+MEMORY = 1_500_000_000
+PLENTY = Limits(60, None, MEMORY)
+
+
+def test_answers_progress_and_surroundings_cross(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[str, int, int | None]] = []
+    assert run_limited(work.add, 1, b=2, limits=PLENTY) == 3
+    assert run_limited(work.tell, 3, limits=PLENTY, progress=lambda *told: said.append(told)) == 3
+    assert said == [("step", n, 3) for n in range(3)]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MAASDAM_TEST_WORD", "here")
+    mask = os.umask(0o027)
+    try:
+        assert run_limited(work.surroundings, limits=PLENTY) == (str(tmp_path), "here", 0o027)
+    finally:
+        os.umask(mask)
+
+
+def test_errors_keep_their_type_and_bring_their_traceback() -> None:
+    with pytest.raises(ContextExceeded, match="12 tokens") as caught:
+        run_limited(work.raises_ours, limits=PLENTY)
+    assert caught.value.code == "context_length_exceeded" and "raises_ours" in str(caught.value.__cause__)
+    with pytest.raises(KeyError, match="there is none"):
+        run_limited(work.raises_key, limits=PLENTY)
+
+
+@pytest.mark.parametrize(
+    ("function", "limits", "says"),
+    [
+        (work.loops, Limits(0.5, None, MEMORY), "0 s, its limit of time (setting step_seconds)"),
+        (work.native_loop, Limits(0.5, None, MEMORY), "setting step_seconds"),
+        (work.loops, Limits(60, 0.3, MEMORY), "setting step_cpu_seconds"),
+        (work.allocates, PLENTY, "1.5 GB (setting step_memory_bytes)"),
+        (work.loops, Limits(0.5, None, MEMORY, ("inspect_seconds", "", "")), "setting inspect_seconds"),
+    ],
+)
+def test_what_crosses_a_limit_is_ended_and_the_limit_is_named(function, limits: Limits, says: str) -> None:
+    with pytest.raises(LimitExceeded) as caught:
+        run_limited(function, limits=limits)
+    assert says in str(caught.value)
+
+
+def test_resident_memory_is_watched_where_the_system_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "_resident", lambda pid: MEMORY + 1)
+    with pytest.raises(LimitExceeded, match="step_memory_bytes"):
+        run_limited(work.loops, limits=PLENTY)
+
+
+def test_a_crash_names_the_signal_and_the_next_work_is_well() -> None:
+    with pytest.raises(Crashed, match="SIGSEGV"):
+        run_limited(work.segfaults, limits=PLENTY)
+    with pytest.raises(Crashed, match="status 3"):
+        run_limited(work.exits, limits=PLENTY)
+    assert run_limited(work.add, 1, 2, limits=PLENTY) == 3
+
+
+def test_work_that_tells_how_far_it_is_may_take_long() -> None:
+    limits = Limits(2.0, None, MEMORY)
+    assert run_limited(work.tell, 12, 0.25, limits=limits, progress=lambda *told: None) == 12
+
+
+def test_a_good_child_is_used_again_and_an_ended_one_is_not() -> None:
+    first = run_limited(work.pid, limits=PLENTY)
+    assert run_limited(work.pid, limits=PLENTY) == first
+    with pytest.raises(LimitExceeded):
+        run_limited(work.loops, limits=Limits(0.3, None, MEMORY))
+    assert run_limited(work.pid, limits=PLENTY) != first
+
+
+def test_interrupting_ends_the_work_and_what_it_started(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+
+    def alarmed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, alarmed)
+    signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            child = children.Child(Limits(60, None, MEMORY))
+            try:
+                child.call(work.starts_another_and_loops, (str(note),), {}, None)
+            except KeyboardInterrupt:
+                while not note.exists() or not note.read_text():
+                    time.sleep(0.02)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                child.kill()
+                raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    deadline = time.monotonic() + 10
+    while _is_running(int(note.read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
