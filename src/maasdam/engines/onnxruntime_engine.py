@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import tempfile
+import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact, Signature, Tensors, TensorSpec
-from maasdam.engines.tensors import breaking_as, closed, loading_with, must_have
+from maasdam.engines.tensors import LARGE_BYTES, breaking_as, closed, loading_with, must_have
 from maasdam.errors import InvalidInput, Unsupported
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> OnnxRu
         for_tensorrt = device != "cuda" and bool(settings.get("int8", False))
         path = artifact.path / "model.onnx"
         session = _opened(path, settings, providers, _ways(settings, for_tensorrt))
+        reopen = functools.partial(_opened, path, settings, providers, _ways(settings, for_tensorrt), keeps_memory=False)
         wanted = providers[0][0]
         if wanted not in session.get_providers():  # it goes on with the next one where its own libraries don't load
             raise Unsupported(f"{wanted} does not start here: its CUDA libraries are missing or do not fit onnxruntime")
@@ -68,7 +71,7 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> OnnxRu
         signature = artifact.signature or own
         must_have([s.name for s in own.inputs], signature, "inputs")
         must_have([s.name for s in own.outputs], signature, "outputs")
-        return OnnxRuntimeEngine(session, signature, path, for_tensorrt)
+        return OnnxRuntimeEngine(session, signature, path, for_tensorrt, reopen)
 
 
 def _ways(settings: Mapping[str, Any], for_tensorrt: bool) -> tuple[tuple[str, ...], ...]:
@@ -79,7 +82,11 @@ def _ways(settings: Mapping[str, Any], for_tensorrt: bool) -> tuple[tuple[str, .
 
 
 def _opened(
-    path: Path, settings: Mapping[str, Any], providers: list[tuple[str, dict[str, str]]], ways: tuple[tuple[str, ...], ...]
+    path: Path,
+    settings: Mapping[str, Any],
+    providers: list[tuple[str, dict[str, str]]],
+    ways: tuple[tuple[str, ...], ...],
+    keeps_memory: bool = True,
 ) -> Any:
     import onnxruntime as ort
 
@@ -90,6 +97,7 @@ def _opened(
         options.inter_op_num_threads = 1
         options.graph_optimization_level = _graph_level(settings)
         options.log_severity_level = 3
+        options.enable_cpu_mem_arena = keeps_memory
         options.add_session_config_entry("session.intra_op.allow_spinning", spins)
         options.add_session_config_entry("session.inter_op.allow_spinning", spins)
         for switch in switches:
@@ -147,8 +155,20 @@ def signature_of(session: Any) -> Signature:
 class OnnxRuntimeEngine:
     """One session; ONNX Runtime lets several threads run it at once."""
 
-    def __init__(self, session: Any, signature: Signature, path: Path, is_unfused: bool = False) -> None:
+    def __init__(
+        self,
+        session: Any,
+        signature: Signature,
+        path: Path,
+        is_unfused: bool = False,
+        reopen: Callable[[], Any] | None = None,
+    ) -> None:
+        """`reopen` gives another session, which keeps no memory for later: for models whose answers may be of any size."""
         self.signature = signature
+        given = {size for value in session.get_inputs() for size in value.shape if isinstance(size, str)}
+        taken = {size for value in session.get_outputs() for size in value.shape if not isinstance(size, int)}
+        self._reopen = reopen if taken - given else None
+        self._reopening = threading.Lock()
         self._session: Any = session
         self._outputs = [s.name for s in signature.outputs]
         self._path, self._is_unfused = path, is_unfused
@@ -160,7 +180,17 @@ class OnnxRuntimeEngine:
             raise closed(NAME)
         self.signature.check(batch)
         with breaking_as(NAME):
-            return dict(zip(self._outputs, session.run(self._outputs, dict(batch)), strict=True))
+            outputs = dict(zip(self._outputs, session.run(self._outputs, dict(batch)), strict=True))
+        if self._reopen is not None and sum(array.nbytes for array in outputs.values()) > LARGE_BYTES:
+            self._keep_no_memory()
+        return outputs
+
+    def _keep_no_memory(self) -> None:
+        """A session never gives back what it once took: after an answer whose size no shape told, use one that does."""
+        with self._reopening:
+            reopen, self._reopen = self._reopen, None
+            if reopen is not None and self._session is not None:
+                self._session = reopen()
 
     def precisions(self) -> dict[str, int]:
         """Convolutions and matrix products by precision, in the graph as ONNX Runtime optimised it: {"i8": 53, "f32": 1}."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact, Signature, Tensors, TensorSpec
 from maasdam.engines.openvino_library import openvino
-from maasdam.engines.tensors import breaking_as, closed, loading_with, positions
+from maasdam.engines.tensors import LARGE_BYTES, breaking_as, closed, loading_with, positions
 from maasdam.errors import InvalidInput, Unsupported
 
 if TYPE_CHECKING:
@@ -110,6 +110,10 @@ class OpenVinoEngine:
             request = request or compiled.create_infer_request()
             request.infer({i: np.ascontiguousarray(batch[name]) for name, i in self._inputs}, share_inputs=True)
             outputs = {name: _copy(request.get_output_tensor(i)) for name, i in self._outputs}
+            if sum(array.nbytes for array in outputs.values()) > LARGE_BYTES:
+                del request  # it would keep room for such an answer; this way the next answer frees it
+                compiled.release_memory()
+                request = compiled.create_infer_request()
             with self._lock:
                 self._idle.append(request)  # one that broke is dropped
             return outputs

@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from maasdam.core import Artifact, Signature
 from maasdam.errors import EngineFailure, InvalidModel, MaasdamError, MissingExtra
 
+LARGE_BYTES = 256 * 1024 * 1024
+"""After an answer larger than this an engine gives the memory back, where its library can."""
+
 
 @contextmanager
 def breaking_as(engine: str) -> Iterator[None]:

@@ -14,6 +14,7 @@ from maasdam.artifacts.store import Store
 from maasdam.database.presence import Presence
 from maasdam.operations.builds import builds
 from maasdam.operations.infer import Inference, Limits
+from maasdam.serving.attempts import Attempts
 from maasdam.serving.compute import ComputeClock
 from maasdam.serving.loading import Files, Loader
 from maasdam.serving.router import Router
@@ -134,7 +135,14 @@ def open_service(
     settings, store = workspace.settings, workspace.store
     compute = ComputeClock()
     pool = ThreadPoolExecutor(WIRE_THREADS, "wire", compute.exclude_this_thread)
-    load = Loader(workspace.store, settings, compute=compute, open_engine=open_engine, open_processor=open_processor)
+    load = Loader(
+        workspace.store,
+        settings,
+        compute=compute,
+        open_engine=open_engine,
+        open_processor=open_processor,
+        attempts=Attempts(settings.home / "loading", workspace.catalog.deployed_at),
+    )
     router = Router(workspace.catalog, load, drain_seconds=settings.shutdown_grace_seconds)
     limits = Limits(settings.max_tokens, settings.grams_co2e_per_kwh)
     metrics = Metrics()

@@ -7,7 +7,8 @@ import logging
 import threading
 import time
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -30,7 +31,8 @@ from maasdam.core import (
     TensorPayload,
     TextPayload,
 )
-from maasdam.errors import MaasdamError, Unsupported
+from maasdam.errors import LimitExceeded, MaasdamError, NotReady, Unsupported
+from maasdam.serving.attempts import Attempts
 from maasdam.serving.compute import ComputeClock
 from maasdam.serving.replica import Replica, SequenceReplica, TensorReplica
 from maasdam.serving.share import Share, apart
@@ -42,6 +44,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("maasdam.serving")
 
 WARM_RUNS = 3
+PATIENCE_SECONDS = 30.0
+"""So long one model waits for another's turn to end."""
+USE_TRANSFORMERS = ("pytorch", "transformers")
+"""Engines that may import transformers."""
 FREE_AXIS = 8
 """Size given to a dynamic axis, other than the batch, of tensors that nothing is known of."""
 
@@ -70,47 +76,82 @@ class Loader:
         open_engine: Callable[..., Engine] | None = None,
         open_processor: Callable[..., Processor] | None = None,
         on_batch: Callable[[Version, int], None] | None = None,
+        attempts: Attempts | None = None,
     ) -> None:
+        """`attempts` keeps note of what is being loaded, where the service may die of it."""
         self._store = store
         self._settings = settings
         self._compute = compute
         self._open_engine = open_engine
         self._open_processor = open_processor
         self._on_batch = on_batch
-        self._opening = threading.Lock()
+        self._attempts = attempts
+        self._turn = threading.Lock()
 
     async def __call__(self, version: Version) -> Replica:
-        """A replica that has answered at least once. Raises what opening or the first answer raises."""
+        """A replica that has answered at least once. Raises what opening or the first answer raises, LimitExceeded."""
+        if self._attempts is None:
+            return await self._load(version)
+        await asyncio.to_thread(self._attempts.refuse, version.model, version.version)
+        with self._attempts.noted(version.model, version.version):
+            return await self._load(version)
+
+    async def _load(self, version: Version) -> Replica:
         began = time.perf_counter()
-        engine, processor = await apart("opening", self._open, version)
-        replica = self._replica(version, engine, processor)
+        given_up = threading.Event()
         try:
-            await _warm(replica, processor.task if processor else None)
-        except BaseException:
-            await apart("closing", replica.close)
-            raise
+            async with asyncio.timeout(self._settings.load_seconds):
+                engine, processor = await apart("opening", self._open, version, given_up)
+                replica = self._replica(version, engine, processor)
+                try:
+                    await _warm(replica, processor.task if processor else None)
+                except BaseException:
+                    # not waited for: what warms up for ever would never end, and nobody else may wait for that
+                    Share("closing", threads=1, idle_seconds=0.0).submit(replica.close)
+                    raise
+        except TimeoutError:
+            raise LimitExceeded(
+                f"model {version.model}:{version.version} did not load and answer once within "
+                f"{self._settings.load_seconds:,.0f} s (setting load_seconds)"
+            ) from None
+        finally:
+            given_up.set()
         log.info("model %s:%d warmed up in %.2f s", version.model, version.version, time.perf_counter() - began)
         return replica
 
-    def _open(self, version: Version) -> tuple[Engine, Processor | None]:
-        # One at a time: transformers is not safe to import from two threads at once ("cannot import name AutoTokenizer")
-        with self._opening:
-            return self._open_alone(version)
-
-    def _open_alone(self, version: Version) -> tuple[Engine, Processor | None]:
+    def _open(self, version: Version, given_up: threading.Event) -> tuple[Engine, Processor | None]:
         from maasdam import engines, tasks
 
         artifact = self._store.intact(version.digest)
-        engine = (self._open_engine or engines.open_engine)(artifact, threads=self._settings.threads)
+        with self._taking_turns(artifact):
+            engine = (self._open_engine or engines.open_engine)(artifact, threads=self._settings.threads)
+            try:
+                processor: Processor | None = None
+                if artifact.task is not None:
+                    opener = self._open_processor or tasks.open_processor
+                    processor = opener(artifact.task, artifact.path, artifact.signature, self._settings)
+                if given_up.is_set():
+                    raise NotReady("it opened too late: nobody waits for it any more")
+            except BaseException:
+                engine.close()
+                raise
+            return engine, processor
+
+    @contextmanager
+    def _taking_turns(self, artifact: Artifact) -> Iterator[None]:
+        """transformers is not safe to import from two threads at once ("cannot import name AutoTokenizer").
+
+        But nobody waits long: one that opens for ever has done its imports by then.
+        """
+        if artifact.task is None and artifact.engine not in USE_TRANSFORMERS:
+            yield
+            return
+        has_turn = self._turn.acquire(timeout=PATIENCE_SECONDS)
         try:
-            processor: Processor | None = None
-            if artifact.task is not None:
-                opener = self._open_processor or tasks.open_processor
-                processor = opener(artifact.task, artifact.path, artifact.signature, self._settings)
-        except BaseException:
-            engine.close()
-            raise
-        return engine, processor
+            yield
+        finally:
+            if has_turn:
+                self._turn.release()
 
     def _replica(self, version: Version, engine: Engine, processor: Processor | None) -> Replica:
         share = Share(f"prepare {version.model}:{version.version}", self._compute.without_this_thread)
@@ -123,6 +164,7 @@ class Loader:
                 pool=share,
                 compute=self._compute,
                 queue_size=self._settings.queue_size,
+                max_answer_bytes=self._settings.max_answer_bytes,
                 threads=streams,
                 on_batch=(lambda rows: told(version, rows)) if told else None,
             )

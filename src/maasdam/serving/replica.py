@@ -11,10 +11,13 @@ Decoding happens per payload and before batching, so that bad bytes fail only th
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any, Protocol, cast
+
+import numpy as np
 
 from maasdam.core import (
     SPEECH_RECOGNITION,
@@ -31,13 +34,14 @@ from maasdam.core import (
     TensorEngine,
     TensorPayload,
     Tensors,
+    TensorSpec,
     TextPayload,
     TextPiece,
     Tokens,
     Transcript,
     Units,
 )
-from maasdam.errors import ContextExceeded, EngineFailure, InvalidInput, InvalidPayload, MaasdamError, Overloaded
+from maasdam.errors import ContextExceeded, EngineFailure, InvalidInput, InvalidPayload, MaasdamError, Overloaded, TooLarge
 from maasdam.serving.compute import ComputeClock
 from maasdam.serving.scheduler import Ran, Scheduler
 
@@ -100,6 +104,7 @@ class TensorReplica:
         pool: Executor,
         compute: ComputeClock,
         queue_size: int,
+        max_answer_bytes: int = 1 << 62,
         threads: int = 1,
         on_batch: Callable[[int], None] | None = None,
     ) -> None:
@@ -111,6 +116,8 @@ class TensorReplica:
         self._queue_size = queue_size
         self._preparing = 0
         self._checked: Signature = engine.signature
+        self._max_answer_bytes = max_answer_bytes
+        self._bytes_a_row = sum(_bytes_a_row(spec) for spec in engine.signature.outputs)
         first_axes = [spec.shape[:1] for spec in (*engine.signature.inputs, *engine.signature.outputs)]
         self._batches = all(axis == (None,) for axis in first_axes)
         inner = [size for spec in engine.signature.inputs for size in spec.shape[1:]]
@@ -146,9 +153,18 @@ class TensorReplica:
             self._checked.check(tensors)
         else:
             await asyncio.get_running_loop().run_in_executor(self._pool, self._checked.check, tensors)
-        ran = await self._scheduler.run(tensors, deadline)
         items = next(iter(tensors.values())).shape[0] if self._batches else 1
+        self._refuse_large(items * self._bytes_a_row)
+        ran = await self._scheduler.run(tensors, deadline)
+        self._refuse_large(sum(array.nbytes for array in ran.outputs.values()))
         return Chunk(ran.outputs, Units(items=items), True, ran.compute_seconds)
+
+    def _refuse_large(self, size: int) -> None:
+        if size > self._max_answer_bytes:
+            raise TooLarge(
+                f"the answer has at least {size:,} bytes where at most {self._max_answer_bytes:,} are given (setting "
+                "max_answer_bytes); ask for less at once"
+            )
 
     async def _payload(self, payload: Payload, deadline: float | None) -> Chunk:
         if self._processor is None:
@@ -184,6 +200,14 @@ class TensorReplica:
         """End the scheduler, then free the engine."""
         self._scheduler.close()
         self._engine.close()
+
+
+def _bytes_a_row(spec: TensorSpec) -> int:
+    """What one row of an output takes at least, as far as its shape tells: open axes after the first may be empty."""
+    if spec.dtype == "object" or None in spec.shape[1:]:
+        return 0
+    size = 2 if spec.dtype == "bfloat16" else np.dtype(spec.dtype).itemsize
+    return size * math.prod(cast(tuple[int, ...], spec.shape[1:] if spec.shape[:1] == (None,) else spec.shape))
 
 
 class SequenceReplica:

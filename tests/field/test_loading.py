@@ -1,0 +1,197 @@
+"""Loading in a service: what never ends fails alone, what killed the service is not tried again, answers have a size."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from tests.fakes import FakeEngine
+from tests.served import add_mlp, open_home
+
+from maasdam.core import Artifact, Signature, TensorPayload, TensorSpec
+from maasdam.engines import open_engine
+from maasdam.errors import InvalidModel, TooLarge
+from maasdam.operations.service import Service, open_service
+from maasdam.operations.workspace import Workspace
+from maasdam.serving.attempts import Attempts
+from maasdam.serving.compute import ComputeClock
+from maasdam.serving.replica import TensorReplica
+
+
+@pytest.fixture
+def workspace(tmp_path: Path):
+    with open_home(tmp_path) as made:
+        add_mlp(made, "endless", 32)
+        add_mlp(made, "good", 16)
+        yield made
+
+
+async def until(service: Service, condition: Callable[[dict[str, str]], bool]) -> dict[str, Any]:
+    """The copies by model, once their states fulfil the condition."""
+    async with asyncio.timeout(30):
+        while True:
+            copies = {copy.version.model: copy for copy in service.router.copies()}
+            if condition({name: copy.state for name, copy in copies.items()}):
+                return copies
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("where", ["open", "warm"])
+async def test_a_model_that_loads_for_ever_fails_and_no_other_waits_for_it(workspace: Workspace, where: str) -> None:
+    digest = workspace.catalog.resolve("endless").digest
+    gate = threading.Event()
+
+    def opener(artifact: Artifact, **options: Any) -> Any:
+        if artifact.digest != digest:
+            return open_engine(artifact, **options)
+        if where == "open":
+            gate.wait(60)
+        engine = FakeEngine(signature=artifact.signature)
+        engine.gate = gate
+        return engine
+
+    limited = replace(workspace, settings=replace(workspace.settings, load_seconds=2.0))
+    service = open_service(limited, open_engine=opener)
+    await service.start()
+    copies = await until(service, lambda states: states.get("good") == "ready")
+    assert copies["endless"].state == "loading"
+    copies = await until(service, lambda states: states["endless"] == "failed")
+    assert "2 s (setting load_seconds)" in copies["endless"].reason and service.is_ready
+    gate.set()
+    await service.stop()
+
+
+DIES = """
+import asyncio, os, sys
+from tests.served import open_home
+from maasdam.engines import open_engine
+from maasdam.operations.service import open_service
+
+async def main():
+    workspace = open_home(__import__("pathlib").Path(sys.argv[1]))
+    bad = workspace.catalog.resolve("endless").digest
+    def opener(artifact, **options):
+        if artifact.digest == bad:
+            os.abort()
+        return open_engine(artifact, **options)
+    service = open_service(workspace, open_engine=opener)
+    await service.start()
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_what_was_loading_when_the_service_died_is_failed_until_it_is_deployed_again(workspace: Workspace) -> None:
+    home = workspace.settings.home
+    workspace.catalog.undeploy("good")  # the other may not be loading at the same time
+    died = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", DIES, str(home)], capture_output=True, timeout=60)
+    assert died.returncode < 0, died.stderr
+    workspace.catalog.deploy("good")
+    for _ in range(2):  # at each start
+        service = open_service(workspace)
+        await service.start()
+        copies = await until(service, lambda states: states.get("good") == "ready" and states["endless"] != "loading")
+        assert copies["endless"].state == "failed" and "the service died while it loaded endless:1" in copies["endless"].reason
+        await service.stop()
+    workspace.catalog.deploy("endless")
+    service = open_service(workspace)
+    await service.start()
+    await until(service, lambda states: set(states.values()) == {"ready"})
+    await service.stop()
+    assert list((home / "loading").iterdir()) == []
+
+
+def test_a_note_that_a_living_service_holds_is_no_crash(tmp_path: Path) -> None:
+    mine = Attempts(tmp_path / "loading", lambda model: None)
+    with mine.noted("acme/photos", 3):
+        Attempts(tmp_path / "loading", lambda model: None).refuse("acme/photos", 3)
+        (note,) = (tmp_path / "loading").iterdir()
+        left = note.read_bytes()
+    Attempts(tmp_path / "loading", lambda model: None).refuse("acme/photos", 3)
+    note.write_bytes(left)
+    with pytest.raises(InvalidModel, match="died while it loaded acme/photos:3"):
+        Attempts(tmp_path / "loading", lambda model: None).refuse("acme/photos", 3)
+
+
+class Counting(FakeEngine):
+    """Counts its runs, and gives a row of a million numbers for each of its input."""
+
+    signature = Signature((TensorSpec("x", "float32", (None, 2)),), (TensorSpec("y", "float32", (None, 1_000_000)),))
+
+    def __init__(self) -> None:
+        super().__init__(signature=self.signature)
+
+    def run(self, batch: Any) -> dict[str, Any]:
+        self.batches.append(1)
+        return {"y": np.zeros((len(batch["x"]), 1_000_000), np.float32)}
+
+
+async def test_an_answer_too_large_is_refused_before_it_is_made_where_shapes_tell() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    engine = Counting()
+    with ThreadPoolExecutor(1) as pool:
+        replica = TensorReplica(engine, None, pool=pool, compute=ComputeClock(), queue_size=8, max_answer_bytes=10_000_000)
+        chunk = await replica._tensors(TensorPayload({"x": np.zeros((2, 2), np.float32)}), None)
+        assert chunk.value["y"].nbytes == 8_000_000 and len(engine.batches) == 1  # type: ignore[index]
+        with pytest.raises(TooLarge, match="12,000,000"):
+            await replica._tensors(TensorPayload({"x": np.zeros((3, 2), np.float32)}), None)
+        assert len(engine.batches) == 1
+        replica.close()
+
+
+def repeater(folder: Path) -> Artifact:
+    """As often as it is told: only the value of an input says how large the answer is."""
+    graph = helper.make_graph(
+        [helper.make_node("Tile", ["x", "times"], ["y"])],
+        "repeater",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"]),
+            helper.make_tensor_value_info("times", TensorProto.INT64, [1]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["m"])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), folder / "model.onnx")
+    signature = Signature(
+        (TensorSpec("x", "float32", (None,)), TensorSpec("times", "int64", (1,))), (TensorSpec("y", "float32", (None,)),)
+    )
+    return Artifact("sha256:repeater", folder, "onnx", "onnx", None, "onnxruntime", signature, 1)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_memory_comes_back_after_a_large_answer(tmp_path: Path, engine: str) -> None:
+    opened = open_engine(replace(repeater(tmp_path), engine=engine))
+    few, many = ({"x": np.ones(1000, np.float32), "times": np.array([n], np.int64)} for n in (1, 90_000))
+    opened.run(few)
+    before = resident()
+    for _ in range(2):
+        assert opened.run(many)["y"].nbytes == 360_000_000
+        assert opened.run(few)["y"].nbytes == 4000
+    assert resident() - before < 100_000_000
+    opened.close()
+
+
+async def test_an_answer_too_large_that_no_shape_told_is_refused(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        engine: Any = open_engine(repeater(tmp_path))
+        replica = TensorReplica(engine, None, pool=pool, compute=ComputeClock(), queue_size=8, max_answer_bytes=1_000_000)
+        with pytest.raises(TooLarge, match="max_answer_bytes"):
+            await replica._tensors(TensorPayload({"x": np.ones(1000, np.float32), "times": np.array([1000])}), None)
+        replica.close()
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
