@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,13 +132,15 @@ def serving(home: Path, key: str, *flags: str) -> Iterator[Process]:
                 running.kill()
 
 
-def add_starters(workspace: Workspace, starters: Path) -> None:
-    """Register and deploy the starter models as they are, each on its own engine: "images", "text", "speech"."""
+def add_starters(workspace: Workspace, starters: Path, names: Mapping[str, str] | None = None) -> None:
+    """Register, promote and deploy the starter models as they are: "images", "text", "speech", or `names` of those."""
     from maasdam.artifacts.sources import ingest
 
     tasks = {"images": "image-classification", "text": "text-generation", "speech": "automatic-speech-recognition"}
     for name, task in tasks.items():
         artifact = ingest(str(starters / name / "model"), workspace.store, task=task)
         report = {"passed": True, "failures": []}
+        name = (names or {}).get(name, name)
         workspace.catalog.register(name, artifact, source="starter", recipe="none", report=report, passes=[])
+        workspace.catalog.promote(name)
         workspace.catalog.deploy(name)
