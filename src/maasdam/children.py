@@ -15,6 +15,7 @@ file's, is watched. Time is that since the work last said how far it is: long wo
 from __future__ import annotations
 
 import atexit
+import codecs
 import contextlib
 import ctypes
 import importlib
@@ -92,14 +93,19 @@ class Child:
         """Start it and wait until it is ready. Raises ServiceError."""
         self.limits = limits
         self._connection, theirs = multiprocessing.Pipe()
+        said, says = multiprocessing.Pipe(duplex=False)
         context = multiprocessing.get_context("forkserver")
         with _without_main():
             context.set_forkserver_preload([name for name in LIBRARIES if name in sys.modules] + [__name__])
             self._process = context.Process(
-                target=_serve, args=(theirs, limits.memory_bytes), daemon=True, name="maasdam-child"
+                target=_serve, args=(theirs, says, limits.memory_bytes), daemon=True, name="maasdam-child"
             )
             self._process.start()
         theirs.close()
+        says.close()
+        _living.add(self)
+        self._repeating = threading.Thread(target=_repeat, args=(said,), name="child-stderr", daemon=True)
+        self._repeating.start()
         try:
             if not self._connection.poll(READY_SECONDS) or self._connection.recv() != _READY:
                 raise EOFError
@@ -148,6 +154,7 @@ class Child:
                 os.killpg(pid, signal.SIGKILL)
             self._process.kill()
         self._process.join(5)
+        self._repeating.join(1)  # its last words
         self._connection.close()
 
     def _death(self, stage: str) -> MaasdamError:
@@ -259,7 +266,18 @@ _FAILED: _Kind = "failed"
 _NOTHING: _Kind = "nothing"
 
 
-def _serve(connection: Connection, memory_bytes: int | None) -> None:
+def _repeat(said: Connection) -> None:
+    """What libraries in the child print, on this process's stderr: no name of a model's making drives a terminal."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    with contextlib.suppress(OSError, ValueError):  # until the child, and what it started, are gone, or stderr is
+        while data := os.read(said.fileno(), 65536):
+            text = decoder.decode(data)
+            sys.stderr.write("".join(c if c.isprintable() or c in "\n\t" else "" if c == "\r" else "\ufffd" for c in text))
+            sys.stderr.flush()
+    said.close()
+
+
+def _serve(connection: Connection, says: Connection, memory_bytes: int | None) -> None:
     """In the child: do what comes until nothing comes."""
     import resource
 
@@ -267,7 +285,9 @@ def _serve(connection: Connection, memory_bytes: int | None) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)  # the fork server ends when its parent does
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.dup2(2, 1)  # stdout is for the parent's answer alone
+    for standard in (1, 2):  # stdout is for the parent's answer alone
+        os.dup2(says.fileno(), standard)
+    says.close()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if memory_bytes is not None:
         with contextlib.suppress(ValueError, OSError):  # a lower limit is set from outside already

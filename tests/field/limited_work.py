@@ -52,6 +52,11 @@ def grows() -> None:
         kept.append(os.urandom(10_000_000))
 
 
+def prints(text: str) -> None:
+    os.write(1, text.encode("utf-8", "surrogateescape"))
+    os.write(2, text.encode("utf-8", "surrogateescape"))
+
+
 def segfaults() -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 

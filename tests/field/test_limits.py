@@ -116,3 +116,14 @@ def _is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_what_libraries_print_there_can_do_nothing_to_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    run_limited(work.prints, "warning: node '\x1b]0;title\x07\x9bred ä\udcff' is odd\n", limits=PLENTY)
+    deadline = time.monotonic() + 10
+    said = ""
+    while said.count("odd") < 2 and time.monotonic() < deadline:
+        said += capsys.readouterr().err
+        time.sleep(0.01)
+    assert said.count("is odd\n") == 2 and "ä" in said
+    assert all(c.isprintable() or c == "\n" for c in said)
