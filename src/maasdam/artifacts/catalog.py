@@ -16,7 +16,18 @@ from typing import Any
 from sqlalchemy import Engine, delete, false, select, update
 from sqlalchemy.orm import Session
 
-from maasdam.artifacts.names import NAME, PROD, aliases_of, check_alias, check_name, find, no_model, served_by
+from maasdam.artifacts.names import (
+    NAME,
+    PROD,
+    UNVERIFIED,
+    VERIFIED,
+    aliases_of,
+    check_alias,
+    check_name,
+    find,
+    no_model,
+    served_by,
+)
 from maasdam.core import Artifact, split_name
 from maasdam.database.tables import AliasRow, BuildRow, DeploymentRow, ModelRow, RevisionRow, VersionRow
 from maasdam.errors import Conflict, InvalidInput, NotFound, VerificationFailed
@@ -40,6 +51,8 @@ class Version:
     created_at: datetime
     aliases: tuple[str, ...]
     deployed: bool
+    imported: str | None = None
+    """"unverified": it came from elsewhere with the report of whoever made it; "verified": it was verified here since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +98,12 @@ class Catalog:
         recipe: str,
         report: Mapping[str, Any] | None,
         passes: Sequence[Any] = (),
+        is_imported: bool = False,
     ) -> Version:
         """The artifact as the model's next version; a number is never given twice, not even after a deletion.
 
-        Numbers of the report that are no numbers (NaN, infinite) are kept as null. Raises InvalidInput for a bad name,
-        Conflict when the artifact's files were deleted meanwhile.
+        `is_imported` says that the report was made elsewhere. Numbers of the report that are no numbers (NaN, infinite)
+        are kept as null. Raises InvalidInput for a bad name, Conflict when the artifact's files were deleted meanwhile.
         """
         check_name(model)
         with self._change() as session:
@@ -112,6 +126,7 @@ class Catalog:
                 passed=None if report is None else report["passed"],
                 report=None if report is None else _finite(report),
                 passes=_finite(list(passes)),
+                imported=UNVERIFIED if is_imported else None,
                 created_at=datetime.now(UTC),
             )
             session.add(row)
@@ -140,8 +155,19 @@ class Catalog:
             served = {name: served_by(session, name) for name in models}
             return [_version(row, aliases[row.model].get(row.version, ()), row.version in served[row.model]) for row in rows]
 
-    def promote(self, name: str, alias: str = PROD) -> Version:
-        """Let NAME@alias be this version. Raises VerificationFailed when its report failed or there is none."""
+    def verified(self, name: str, report: Mapping[str, Any]) -> Version:
+        """An imported version was verified here: this is its report from now on."""
+        with self._change() as session:
+            row = find(session, name)
+            row.report, row.passed, row.imported = _finite(report), report["passed"], VERIFIED
+            session.flush()
+            return _whole(session, row)
+
+    def promote(self, name: str, alias: str = PROD, trust: bool = False) -> Version:
+        """Let NAME@alias be this version. Raises VerificationFailed when its report failed or there is none.
+
+        One whose report was made elsewhere is refused too until it was verified here; `trust` takes it at its word.
+        """
         check_alias(alias)
         with self._change() as session:
             row = find(session, name)
@@ -151,6 +177,7 @@ class Catalog:
                     f"'{row.model}:{row.version}' can't be promoted: {'; '.join(failures)}. "
                     "Build it with another recipe, or with limits that allow this"
                 )
+            _refuse_unverified(row, trust, "promoted")
             now = session.get(AliasRow, (row.model, alias), with_for_update=True)
             if now is None:
                 now = AliasRow(model=row.model, alias=alias, version=row.version, previous=[], updated_at=datetime.now(UTC))
@@ -212,12 +239,18 @@ class Catalog:
             yield set(session.scalars(select(VersionRow.digest)))
 
     def deploy(
-        self, name: str, replicas: int = 1, traffic: Mapping[Any, float] | None = None, shadow: int | None = None
+        self,
+        name: str,
+        replicas: int = 1,
+        traffic: Mapping[Any, float] | None = None,
+        shadow: int | None = None,
+        trust: bool = False,
     ) -> Deployment:
         """Desired state: NAME follows its alias prod (else the newest that passed), NAME:VERSION stays.
 
         `traffic` is percent by version number, the rest going to the deployed one; `shadow` is a version number.
-        Raises NotFound, InvalidInput, and VerificationFailed for a version whose report failed.
+        Raises NotFound, InvalidInput, and VerificationFailed for a version whose report failed, or came from elsewhere
+        and was not verified here, unless it was promoted or there is `trust`.
         """
         model, version, alias = split_name(name)
         if replicas < 1:
@@ -230,6 +263,8 @@ class Catalog:
             if failed is not None:
                 reasons = "; ".join((failed.report or {}).get("failures", []))
                 raise VerificationFailed(f"'{model}:{failed.version}' failed its verification: {reasons}")
+            for each in wanted:
+                _refuse_unverified(each, trust or bool(aliases_of(session, model).get(each.version)), "deployed")
             row = session.get(DeploymentRow, model, with_for_update=True) or DeploymentRow(model=model)
             row.version = None if version is None and alias is None else wanted[0].version
             row.replicas, row.shadow, row.updated_at = replicas, shadow, datetime.now(UTC)
@@ -309,6 +344,15 @@ class Catalog:
         with Session(self._writes, expire_on_commit=False) as session, session.begin():
             session.execute(update(RevisionRow).where(RevisionRow.id == 1).values(number=RevisionRow.number + 1))
             yield session
+
+
+def _refuse_unverified(row: VersionRow, trust: bool, done: str) -> None:
+    if row.imported == UNVERIFIED and not trust:
+        name = f"{row.model}:{row.version}"
+        raise VerificationFailed(
+            f"'{name}' can't be {done}: it was imported, and its report is as true as whoever made it. "
+            f"Verify it here (maasdam models verify {name}), or pass --trust if you know who made it"
+        )
 
 
 def _build_state(row: BuildRow) -> BuildState:

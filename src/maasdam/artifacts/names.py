@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from maasdam.core import NOT_IN_NAMES, split_name
@@ -14,6 +14,8 @@ from maasdam.errors import InvalidInput, NotFound
 NAME = re.compile(rf"(?=.{{1,96}}\Z)[a-z0-9][a-z0-9._-]*(/(?!({'|'.join(NOT_IN_NAMES)})\Z)[a-z0-9][a-z0-9._-]*)?")
 ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
 PROD = "prod"
+UNVERIFIED, VERIFIED = "unverified", "verified"
+"""A version that came from elsewhere: its report is as true as whoever made it, or was made again here."""
 
 
 def check_name(name: str) -> None:
@@ -51,7 +53,7 @@ def find(session: Session, name: str) -> VersionRow:
     if version is not None:
         row = session.scalars(query.where(VersionRow.version == version)).one_or_none()
     else:
-        passed = query.where(VersionRow.passed.is_(True)).order_by(VersionRow.version.desc()).limit(1)
+        passed = query.where(VersionRow.passed.is_(True), is_known_here()).order_by(VersionRow.version.desc()).limit(1)
         row = session.scalars(passed).one_or_none()
     if row is not None:
         return row
@@ -59,8 +61,13 @@ def find(session: Session, name: str) -> VersionRow:
     if newest is None:
         raise NotFound(no_model(session, model))
     if version is None:
-        raise NotFound(f"no version of '{model}' has passed its verification; name one, such as '{model}:{newest}'")
+        raise NotFound(f"no version of '{model}' has passed its verification here; name one, such as '{model}:{newest}'")
     raise NotFound(f"no version '{model}:{version}'; the newest is {newest}")
+
+
+def is_known_here() -> ColumnElement[bool]:
+    """Whether a version's report was made here: it was built here, or verified again after it came from elsewhere."""
+    return VersionRow.imported.is_(None) | (VersionRow.imported == VERIFIED)
 
 
 def _has(session: Session, model: str) -> bool:

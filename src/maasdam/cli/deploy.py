@@ -17,6 +17,7 @@ def deploy(
     replicas: int = typer.Option(1, "--replicas", min=1, help="Running copies."),
     traffic: list[str] = typer.Option([], "--traffic", help="VERSION=PERCENT of the requests; may be given more than once."),
     shadow: int = typer.Option(None, "--shadow", help="Not yet supported.", hidden=True),
+    trust: bool = typer.Option(False, "--trust", help="Take the report of an imported version at its word."),
     as_json: bool = JSON,
 ) -> None:
     """Bring a model up in the service, now and after every restart.
@@ -29,7 +30,7 @@ def deploy(
     from maasdam.operations.workspace import Workspace
 
     with reporting(), Workspace.open() as workspace:
-        deployment = workspace.catalog.deploy(name, replicas, shares or None)
+        deployment = workspace.catalog.deploy(name, replicas, shares or None, trust=trust)
         what = f"version {deployment.version}" if deployment.version else "its alias prod, else the newest that passed"
         emit(asdict(deployment), as_json, f"{deployment.model} is deployed: {what}, {deployment.replicas} replica(s)")
 

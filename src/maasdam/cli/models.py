@@ -10,7 +10,8 @@ import typer
 from maasdam.cli.output import emit, reporting, table
 
 app = typer.Typer(
-    rich_markup_mode=None, help="The catalog: list, show, promote, rollback, delete, check, export, import, card, report."
+    rich_markup_mode=None,
+    help="The catalog: list, show, promote, rollback, delete, check, export, import, verify, card, report.",
 )
 
 NAME = typer.Argument(help="NAME, NAME:VERSION or NAME@ALIAS.")
@@ -64,16 +65,17 @@ def show(name: str = NAME, as_json: bool = JSON) -> None:
 def promote(
     name: str = NAME,
     alias: str = typer.Option("prod", "--alias", help="The alias that will name this version."),
+    trust: bool = typer.Option(False, "--trust", help="Take the report of an imported version at its word."),
     as_json: bool = JSON,
 ) -> None:
-    """Let NAME@prod be this version; refused when its report failed.
+    """Let NAME@prod be this version; refused when its report failed, or was made elsewhere and not here again.
 
     Example: maasdam models promote photos:2
     """
     from maasdam.operations.workspace import Workspace
 
     with reporting(), Workspace.open() as workspace:
-        version = workspace.catalog.promote(name, alias)
+        version = workspace.catalog.promote(name, alias, trust)
         facts = {"name": version.model, "version": version.version, "alias": alias}
         then = f"\nnext: maasdam deploy {version.model}" if alias == "prod" and not version.deployed else ""
         emit(facts, as_json, f"{version.model}@{alias} is version {version.version}{then}")
@@ -160,7 +162,8 @@ def import_(
 ) -> None:
     """Register a version from a .tar; its files must be what they were when it was written.
 
-    The report comes with it and is as true as whoever made the file.
+    The report comes with it and is as true as whoever made the file: `models verify` makes one here, which `promote` and
+    `deploy` ask for.
 
     Example: maasdam models import photos.tar
     """
@@ -170,7 +173,36 @@ def import_(
     with reporting(), Workspace.open() as workspace:
         version = carry.import_(workspace, path, name, trust=trust)
         facts = {"name": version.model, "version": version.version, "digest": version.digest}
-        emit(facts, as_json, f"registered {version.model}:{version.version}")
+        name = f"{version.model}:{version.version}"
+        emit(facts, as_json, f"registered {name}\n\nnext: maasdam models verify {name}")
+
+
+@app.command()
+def verify(
+    name: str = NAME,
+    data: Path = typer.Option(None, "--data", help="Labelled examples to evaluate on."),
+    as_json: bool = JSON,
+) -> None:
+    """Measure a version again, here, and let that be its report; for what was imported.
+
+    It runs in a process of its own, which ends at the limits of `build`, and may die of the model.
+
+    Example: maasdam models verify photos:1 --data photos/
+    """
+    from maasdam.cli.output import progress_bar
+    from maasdam.operations.limits import step_limits
+    from maasdam.operations.reverify import reverify
+    from maasdam.operations.workspace import Workspace
+
+    with reporting(), Workspace.open() as workspace:
+        with progress_bar() as progress:
+            version = reverify(workspace, name, data=data, limits=step_limits(workspace.settings), progress=progress)
+        failures = (version.report or {}).get("failures", [])
+        named = f"{version.model}:{version.version}"
+        facts = {"name": version.model, "version": version.version, "passed": version.passed, "report": version.report}
+        emit(facts, as_json, f"{named} did not pass: {'; '.join(failures)}" if failures else f"{named} passed")
+        if failures:
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -216,5 +248,7 @@ def _shown(facts: dict[str, Any], card: str) -> str:
     steps = facts["passes"]
     passes = [(step["use"], round(float(step["seconds"]), 1), bool(step["cached"]), step["digest"][:19]) for step in steps]
     parts = [body, "", table(("pass", "seconds", "cached", "digest"), passes) if passes else "no passes", ""]
+    if facts["imported"]:
+        parts += [f"imported, {'and verified here since' if facts['imported'] == 'verified' else 'not verified here'}"]
     parts += [f"aliases: {', '.join(facts['aliases']) or 'none'}   deployed: {'yes' if facts['deployed'] else 'no'}"]
     return "\n".join([*parts, f"files: {facts['path']}"])

@@ -55,6 +55,7 @@ class VersionRow(Table):
     passed: Mapped[bool | None] = mapped_column(Boolean)
     report: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     passes: Mapped[list[Any]] = mapped_column(JSON)
+    imported: Mapped[str | None] = mapped_column(String(16))
     created_at: Mapped[datetime] = mapped_column(UtcTime)
 
 

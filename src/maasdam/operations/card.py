@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from maasdam.artifacts.catalog import Version
+from maasdam.artifacts.names import UNVERIFIED
 from maasdam.operations.pass_tables import pass_tables
 from maasdam.operations.workspace import Workspace
 
@@ -27,7 +28,7 @@ def card(workspace: Workspace, name: str) -> str:
     if not report:
         parts.append("## Measured\n\nNothing: this version was never verified.")
     else:
-        parts += [_verdict(report), _table(report), _details(report)]
+        parts += [_verdict(report, version.imported), _table(report), _details(report)]
     parts += [_passes(version)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -63,8 +64,11 @@ def _origin(version: Version) -> str:
     )
 
 
-def _verdict(report: Mapping[str, Any]) -> str:
+def _verdict(report: Mapping[str, Any], imported: str | None) -> str:
     said = ["## Measured", "", f"Verification **{'passed' if report.get('passed') else 'failed'}**."]
+    if imported is not None:
+        elsewhere = "all that follows was measured elsewhere, by whoever made the file"
+        said[-1] += f" It was imported: {elsewhere if imported == UNVERIFIED else 'it was verified here since'}."
     said += [f"- {_text(failure)}" for failure in report.get("failures") or []]
     return "\n".join(said)
 

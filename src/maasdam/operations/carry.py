@@ -66,8 +66,9 @@ def import_(workspace: Workspace, path: Path, name: str | None = None, *, trust:
     """Register the version in a .tar made by `export`, as the next version of its name (or of `name`).
 
     The files must hash to the digest they were exported with, and must be what any model given to `build` must be:
-    what could run code when loaded is refused; `trust` lifts what it lifts there. The report is taken at its word: it
-    is as true as whoever made the file. Raises NotFound, InvalidModel, UnsafeModel, StorageFailure; nothing is kept then.
+    what could run code when loaded is refused; `trust` lifts what it lifts there. The report is kept as it came: it is
+    as true as whoever made the file, so the version counts as unverified until `reverify` made another. Raises NotFound,
+    InvalidModel, UnsafeModel, StorageFailure; nothing is kept then.
     """
     if not path.is_file():
         raise NotFound(f"no file {path}; make one with: maasdam models export NAME -o {path.name}")
@@ -83,7 +84,7 @@ def import_(workspace: Workspace, path: Path, name: str | None = None, *, trust:
             why = f"{type(error).__name__}: {error}"[:300]
             raise InvalidModel(f"{path} is not an export of Maasdam ({why}); make one with: maasdam models export") from error
     carried = {key: facts[key] for key in ("source", "recipe", "report", "passes")}
-    return workspace.catalog.register(model, artifact, **carried)
+    return workspace.catalog.register(model, artifact, **carried, is_imported=True)
 
 
 class _Member(tarfile.TarInfo):

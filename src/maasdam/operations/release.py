@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from maasdam.artifacts.catalog import Version
+from maasdam.artifacts.names import UNVERIFIED
 from maasdam.artifacts.store import Store
 from maasdam.core import Progress, silent
 from maasdam.errors import InvalidModel, NotFound
@@ -23,18 +25,20 @@ from maasdam.settings import Settings
 
 
 def listed(workspace: Workspace) -> list[dict[str, Any]]:
-    """`models list --json`: one row a version, with its verdict ("passed", "failed", "unverified") and what was measured."""
+    """`models list --json`: one row a version: what was measured, and passed, failed, unverified or imported as its verdict."""
     names = ("name", "version", "task", "format", "engine", "digest", "aliases", "deployed")
     return [
-        {n: getattr(v, "model" if n == "name" else n) for n in names} | _measured(v.passed, v.report or {})
+        {n: getattr(v, "model" if n == "name" else n) for n in names} | _measured(v, v.report or {})
         for v in workspace.catalog.versions()
     ]
 
 
-def _measured(passed: bool | None, report: Mapping[str, Any]) -> dict[str, Any]:
+def _measured(version: Version, report: Mapping[str, Any]) -> dict[str, Any]:
     """Reports may have been made elsewhere: what is not there is None."""
     accuracy, size = (part if isinstance(part := report.get(key), dict) else {} for key in ("accuracy", "size_bytes"))
-    verdict = "unverified" if passed is None else "passed" if passed else "failed"
+    verdict = "unverified" if version.passed is None else "passed" if version.passed else "failed"
+    if version.imported == UNVERIFIED:
+        verdict = "imported"
     return {
         "verdict": verdict,
         "size_bytes": size.get("candidate"),

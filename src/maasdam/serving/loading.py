@@ -9,7 +9,7 @@ import threading
 import time
 import wave
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -47,6 +47,8 @@ log = logging.getLogger("maasdam.serving")
 WARM_RUNS = 3
 PATIENCE_SECONDS = 30.0
 """So long one model waits for another's turn to end."""
+SHORT_PATIENCE_SECONDS = 3.0
+"""The same for a model of tensors, whose engine imports nothing that minds."""
 USE_TRANSFORMERS = ("pytorch", "transformers")
 """Engines that may import transformers."""
 FREE_AXIS = 8
@@ -91,18 +93,17 @@ class Loader:
 
     async def __call__(self, version: Version) -> Replica:
         """A replica that has answered at least once. Raises what opening or the first answer raises, LimitExceeded."""
-        if self._attempts is None:
-            return await self._load(version)
-        await asyncio.to_thread(self._attempts.refuse, version.model, version.version)
-        with self._attempts.noted(version.model, version.version):
-            return await self._load(version)
+        if self._attempts is not None:
+            await asyncio.to_thread(self._attempts.refuse, version.model, version.version)
+        with ExitStack() as note:
+            return await self._load(version, note)
 
-    async def _load(self, version: Version) -> Replica:
+    async def _load(self, version: Version, note: ExitStack) -> Replica:
         began = time.perf_counter()
         given_up = threading.Event()
         try:
             async with asyncio.timeout(self._settings.load_seconds):
-                engine, processor = await apart("opening", self._open, version, given_up)
+                engine, processor = await apart("opening", self._open, version, note, given_up)
                 replica = self._replica(version, engine, processor)
                 try:
                     await _warm(replica, processor.task if processor else None)
@@ -120,11 +121,13 @@ class Loader:
         log.info("model %s:%d warmed up in %.2f s", version.model, version.version, time.perf_counter() - began)
         return replica
 
-    def _open(self, version: Version, given_up: threading.Event) -> tuple[Engine, Processor | None]:
+    def _open(self, version: Version, note: ExitStack, given_up: threading.Event) -> tuple[Engine, Processor | None]:
         from maasdam import engines, tasks
 
         artifact = self._store.intact(version.digest)
         with self._taking_turns(artifact):
+            if self._attempts is not None and not given_up.is_set():
+                note.enter_context(self._attempts.noted(version.model, version.version))
             engine = (self._open_engine or engines.open_engine)(artifact, threads=self._settings.threads)
             try:
                 processor: Processor | None = None
@@ -140,14 +143,14 @@ class Loader:
 
     @contextmanager
     def _taking_turns(self, artifact: Artifact) -> Iterator[None]:
-        """transformers is not safe to import from two threads at once ("cannot import name AutoTokenizer").
+        """One opens at a time, so that a crash is its own; but nobody waits long for one that opens for ever.
 
-        But nobody waits long: one that opens for ever has done its imports by then.
+        transformers is not safe to import from two threads at once ("cannot import name AutoTokenizer"): what may import
+        it waits longer, until that must be over.
         """
-        if artifact.task is None and artifact.engine not in USE_TRANSFORMERS:
-            yield
-            return
-        has_turn = self._turn.acquire(timeout=PATIENCE_SECONDS)
+        imports = artifact.task is not None or artifact.engine in USE_TRANSFORMERS
+        patience = PATIENCE_SECONDS if imports else SHORT_PATIENCE_SECONDS
+        has_turn = self._turn.acquire(timeout=min(patience, self._settings.load_seconds / 4))
         try:
             yield
         finally:
