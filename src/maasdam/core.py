@@ -9,7 +9,7 @@ but `errors`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -84,6 +84,22 @@ class TensorSpec:
             data.get("layout"),
             (float(low_high[0]), float(low_high[1])) if low_high else None,
         )
+
+
+def distinct(outputs: Iterable[str], inputs: Iterable[str]) -> list[str]:
+    """Names of outputs; what is an input's name or an earlier output's gets a number: an LSTM's are lstm, lstm_1, lstm_2.
+
+    Formats where a name stands for one tensor could not hold a model else.
+    """
+    taken, out = set(inputs), []
+    for name in outputs:
+        number, found = 0, name
+        while found in taken:
+            number += 1
+            found = f"{name}_{number}"
+        taken.add(found)
+        out.append(found)
+    return out
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,12 @@ Code that a file brings is not run.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import Signature, TensorSpec
+from maasdam.core import Signature, TensorSpec, distinct
 from maasdam.engines import keras2
 from maasdam.errors import InvalidModel, UnsafeModel, Unsupported, missing_extra
 
@@ -58,16 +57,6 @@ def open_keras(path: Path) -> KerasNetwork:
     return KerasNetwork(model, Signature(inputs, outputs))
 
 
-def unique(names: Iterable[str]) -> list[str]:
-    """Names with those that come again numbered: an LSTM's three outputs are lstm, lstm_1 and lstm_2."""
-    seen: Counter[str] = Counter()
-    out = []
-    for name in names:
-        out.append(f"{name}_{seen[name]}" if seen[name] else name)
-        seen[name] += 1
-    return out
-
-
 def _output_names(model: Any) -> list[str]:
     """The keys where the model answers with a dict, else the layers that the outputs come from.
 
@@ -75,11 +64,11 @@ def _output_names(model: Any) -> list[str]:
     """
     import keras
 
-    named = [tensor.name for tensor in model.inputs]
+    named = []
     for path, tensor in keras.tree.flatten_with_path(_structure(model, "_outputs_struct")):
         keys = [str(part) for part in path]
         named.append(".".join(keys) if any(isinstance(part, str) for part in path) else tensor._keras_history[0].name)
-    return unique(named)[len(model.inputs) :]
+    return distinct(named, (tensor.name for tensor in model.inputs))
 
 
 def _structure(model: Any, which: str) -> Any:

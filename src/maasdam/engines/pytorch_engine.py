@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import Artifact, Signature, Tensors, TensorSpec
+from maasdam.core import Artifact, Signature, Tensors, TensorSpec, distinct
 from maasdam.engines.tensors import breaking_as, closed, loading_with, must_have, positions
 from maasdam.engines.transformers_library import open_module
 from maasdam.errors import InvalidInput, InvalidModel, Unsupported
@@ -86,7 +86,7 @@ def _exported(artifact: Artifact, device: str, wrap: Wrap) -> tuple[Function, Si
     own = Signature(tuple(_spec(n, values[n]) for n in user_inputs), tuple(_spec(n, values[n]) for n in user_outputs))
     signature = artifact.signature or own
     order = positions([s.name for s in signature.inputs], [{n} for n in user_inputs], "inputs")
-    where = _output_positions(signature, user_outputs, program.call_spec.out_spec)
+    where = _output_positions(signature, user_inputs, user_outputs, program.call_spec.out_spec)
     in_spec = program.call_spec.in_spec
     module = wrap(program.module().to(device))
     names = [
@@ -101,11 +101,14 @@ def _exported(artifact: Artifact, device: str, wrap: Wrap) -> tuple[Function, Si
     return function, signature
 
 
-def _output_positions(signature: Signature, graph_names: list[str], out_spec: Any) -> list[int]:
+def _output_positions(signature: Signature, inputs: list[str], graph_names: list[str], out_spec: Any) -> list[int]:
     """Where the signature's outputs are in the flat answer: by the keys it comes in, by graph names, or in order."""
     keys = [str(k) for k in (getattr(out_spec, "context", None) or []) if isinstance(k, str)]
     known = keys if len(keys) == len(graph_names) else graph_names
-    return positions([s.name for s in signature.outputs], [{a, b} for a, b in zip(graph_names, known, strict=True)], "outputs")
+    ports = [{a, b} for a, b in zip(graph_names, known, strict=True)]
+    for port, name in zip(ports, distinct(known, inputs), strict=True):
+        port.add(name)
+    return positions([s.name for s in signature.outputs], ports, "outputs")
 
 
 def _scripted(artifact: Artifact, device: str, wrap: Wrap) -> tuple[Function, Signature]:

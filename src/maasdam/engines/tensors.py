@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from keyword import iskeyword
 
 from maasdam.core import Artifact, Signature
 from maasdam.errors import EngineFailure, InvalidModel, MaasdamError, MissingExtra
@@ -65,6 +66,21 @@ def identifier(name: str) -> str:
     return re.sub(r"\W|^(?=\d)", "_", name)
 
 
+def parameter_names(names: Sequence[str]) -> list[str]:
+    """As torch.export calls a program's inputs of these names: small letters, digits and underscores, no two alike.
+
+    Where names can't be told apart so, or are Python's own words, all are numbered: tensor_0, tensor_1.
+    """
+    plain = [_plain(name) for name in names]
+    if len(set(plain)) == len(plain) and all(p.isidentifier() and not iskeyword(p) and p != "self" for p in plain):
+        return plain
+    return [f"tensor_{i}" for i in range(len(names))]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9_]|^(?=\d)", "_", name.lower())
+
+
 def must_have(names: Iterable[str], wanted: Signature, side: str) -> None:
     """Raise InvalidModel unless the file has every tensor that the signature names on that side ("inputs", "outputs")."""
     has = set(names)
@@ -81,7 +97,7 @@ def positions(names: Sequence[str], available: Sequence[Iterable[str]], side: st
     """
     sets = [set(port) for port in available]
     found: Mapping[str, int] = {name: i for i, port in enumerate(sets) for name in port}
-    for called in (list(names), [identifier(name) for name in names]):
+    for called in (list(names), [identifier(name) for name in names], parameter_names(names)):
         if all(name in found for name in called):
             return [found[name] for name in called]
     if not any(name in found for name in names) and len(names) == len(sets):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maasdam.core import Signature, TensorSpec
+from maasdam.core import Signature, TensorSpec, distinct
 from maasdam.errors import InvalidModel, Unsupported
 
 Shape = tuple[int | None, ...]
@@ -49,10 +49,9 @@ def _functional(inner: Mapping[str, Any], layers: list[dict[str, Any]]) -> Signa
     inputs = [by_name[end.layer] for end in _ends(inner["input_layers"])]
     ends = _ends(inner["output_layers"])
     shapes = [_answer(by_name[end.layer], _asked(by_name[end.layer], end.call)) for end in ends]
-    names = [end.key or end.layer for end in ends]
-    every = [*(layer["config"]["name"] for layer in inputs), *names]
-    if any(shape is None for shape in shapes) or len(set(every)) < len(every):
+    if any(shape is None for shape in shapes):
         return None
+    names = distinct((end.key or end.layer for end in ends), (str(layer["config"]["name"]) for layer in inputs))
     outputs = zip(names, (by_name[end.layer] for end in ends), shapes, strict=True)
     return Signature(
         tuple(_input(layer) for layer in inputs),

@@ -26,7 +26,7 @@ from maasdam.artifacts.sources.bounds import (
 )
 from maasdam.artifacts.sources.finding import Reading, Risk
 from maasdam.artifacts.sources.pickles import MARK_NAMES, MAX_PICKLE_BYTES, TENSOR_NAMES, looks_like_pickle, scan
-from maasdam.core import Signature, TensorSpec
+from maasdam.core import Signature, TensorSpec, distinct
 from maasdam.errors import InvalidModel, UnsafeModel, Unsupported
 
 MAX_CONFIG_JSON_BYTES = 16 * 1024 * 1024
@@ -301,6 +301,7 @@ def _signature(program: Mapping[str, Any], path: Path) -> tuple[Signature, list[
     names = _output_names(module) or nodes
     if len(names) != len(nodes):
         names = nodes
+    names = distinct(names, (spec.name for spec in inputs))
     outputs = [_spec(name, node, tensors) for name, node in zip(names, nodes, strict=True)]
     if not inputs or not outputs:
         raise InvalidModel(f"{path} takes or gives no tensors; export a model that does")

@@ -14,6 +14,7 @@ from maasdam.core import Artifact, Progress, TensorEngine, Tensors, silent
 from maasdam.engines import open_engine
 from maasdam.errors import EngineFailure, Unsupported, VerificationFailed
 from maasdam.pipeline.convert.networks import default_part, parts_of, reference
+from maasdam.pipeline.convert.plain_onnx import drops_ones
 from maasdam.pipeline.convert.precision import tolerance_of
 from maasdam.pipeline.convert.probes import begin, proof_sizes
 from maasdam.pipeline.convert.proof import Certificate, Proof, Tolerance
@@ -69,7 +70,8 @@ def _certify_tensors(
         engine = cast(TensorEngine, open_engine(candidate, settings={"precision": "f32"}))
         try:
             fixed |= check_kept(original.signature, engine.signature)
-            proof = Proof(tolerance, [s.name for s in original.signature.outputs])
+            names = [s.name for s in original.signature.outputs]
+            proof = Proof(tolerance, names, drops_ones=drops_ones(source))
             given = [begin(original.signature, batch) for batch in inputs]
             count = len(seeds) * len(proof_sizes(original.signature)) + len(given)
             for done, (seed, batch, answer) in enumerate(_cases(original, given, seeds, source.path, tolerance)):

@@ -11,7 +11,7 @@ import json
 from typing import TYPE_CHECKING, Any, Literal
 
 from maasdam.core import PAST, Artifact, Signature
-from maasdam.engines.tensors import identifier
+from maasdam.engines.tensors import parameter_names
 from maasdam.engines.transformers_library import architecture_of, open_module, transformers_with_torch
 from maasdam.errors import InvalidModel, MaasdamError, missing_extra
 
@@ -101,7 +101,7 @@ def name_module(model: torch.nn.Module, signature: Signature, *, by_position: bo
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     # torch.export names the graph's inputs after the parameters of forward
     forward: Any = Named.forward
-    forward.__signature__ = inspect.Signature([inspect.Parameter(identifier(n), kind) for n in ("self", *inputs)])
+    forward.__signature__ = inspect.Signature([inspect.Parameter(n, kind) for n in ("self", *parameter_names(inputs))])
     named = Named()
     named.training = False  # not eval(): an exported program inside is in that mode already and refuses to be told
     return named

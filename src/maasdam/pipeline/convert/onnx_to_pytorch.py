@@ -67,6 +67,8 @@ def of_graph(graph: Graph) -> torch.nn.Module:
     framework = interpreter.Framework(TABLE, _tensor, lambda t: list(t.shape), _small)
     learned = learned_names(graph)
 
+    counted = {name for node in graph.walk() if node.operator == "Range" for name in node.inputs}
+
     class OnnxGraph(torch.nn.Module):
         """An ONNX graph; `forward` walks its nodes."""
 
@@ -75,6 +77,10 @@ def of_graph(graph: Graph) -> torch.nn.Module:
             self.fixed: dict[str, Any] = {}
             self.places: dict[str, str] = {}
             for name, array in graph.constants.items():
+                # torch.export can't save tensors without elements, nor count with numbers that are buffers
+                if not array.size or name in counted:
+                    self.fixed[name] = array
+                    continue
                 value = interpreter.small_or_tensor(array, framework)
                 if not isinstance(value, torch.Tensor):
                     self.fixed[name] = value
@@ -128,6 +134,8 @@ def _tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
             return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
         if array.dtype.kind not in "iufbc" or array.dtype.name.startswith("float8"):
             raise Unsupported(f"PyTorch has no tensors of {array.dtype} here")
+        if not array.size:
+            return torch.zeros(array.shape, dtype=torch.from_numpy(array.copy()).dtype)
         return torch.from_numpy(array.copy()).reshape(array.shape)
     parts = [torch.scalar_tensor(v, dtype=torch.int64) for v in array.flat]
     return torch.stack(parts).reshape(array.shape)

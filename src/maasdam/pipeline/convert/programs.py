@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from maasdam.core import Artifact, Signature
 from maasdam.engines.pytorch_engine import load_program
-from maasdam.engines.tensors import identifier
+from maasdam.engines.tensors import parameter_names
 from maasdam.errors import InvalidModel, MaasdamError, Unsupported, missing_extra
 from maasdam.pipeline.convert.modules import (
     Attention,
@@ -39,6 +39,9 @@ REFINEMENTS = 3
 LEAST = (1, 4, 16, None)
 """The shortest sequence that is asked for. Layers that halve or cut it put conditions on shorter ones, and torch.export does
 not always say which; None lets it find a range by itself."""
+
+_ASK_FOR_LONGER = ("Constraints violated", "Expected derived min value")
+"""What torch.export says of axes whose shortest lengths it can't allow."""
 
 
 def with_program(source: Artifact, use: Callable[[ExportedProgram], Out]) -> Out:
@@ -94,8 +97,8 @@ def export_module(module: torch.nn.Module, signature: Signature, folder: Path | 
     for least in LEAST:
         try:
             program = _export(module, examples, _dynamic_axes(signature, least))
-        except torch._dynamo.exc.UserError as error:
-            if least is LEAST[-1] or "Constraints violated" not in str(error):
+        except (torch._dynamo.exc.UserError, AssertionError) as error:
+            if least is LEAST[-1] or not any(words in str(error) for words in _ASK_FOR_LONGER):
                 raise
         else:
             break
@@ -155,7 +158,11 @@ def _dynamic_axes(signature: Signature, least: int | None) -> dict[str, dict[int
             return Dim.AUTO  # the height, where channels are last
         return dims.setdefault(name, Dim(name, min={"past": 0, "batch": 1}.get(name, least or 1)))
 
-    return {identifier(s.name): {i: dim(s.name, i) for i, size in enumerate(s.shape) if size is None} for s in signature.inputs}
+    called = parameter_names([s.name for s in signature.inputs])
+    return {
+        name: {i: dim(s.name, i) for i, size in enumerate(s.shape) if size is None}
+        for name, s in zip(called, signature.inputs, strict=True)
+    }
 
 
 def _derive_ranges(program: ExportedProgram) -> None:

@@ -110,8 +110,10 @@ class Certificate:
 class Proof:
     """Gathers cases, then judges."""
 
-    def __init__(self, tolerance: Tolerance, names: Sequence[str]) -> None:
+    def __init__(self, tolerance: Tolerance, names: Sequence[str], *, drops_ones: bool = False) -> None:
+        """`drops_ones`: the source leaves out whatever axis is one long in a batch (ONNX's Squeeze without axes)."""
         self._tolerance = tolerance
+        self._drops_ones = drops_ones
         self._outputs = {name: OutputProof(name) for name in names}
         self._first: dict[tuple[str, tuple[int, ...]], type_array] = {}
         self._cases: list[dict[str, Any]] = []
@@ -122,6 +124,8 @@ class Proof:
 
         for name, output in self._outputs.items():
             wanted, found = reference[name], candidate[name]
+            if self._drops_ones and [d for d in wanted.shape if d != 1] == [d for d in found.shape if d != 1]:
+                wanted = wanted.reshape(found.shape)
             if wanted.shape != found.shape:
                 raise VerificationFailed(
                     f"output '{name}' has shape {list(found.shape)} where the source gives {list(wanted.shape)}"

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import PAST, Signature, Tensors, TensorSpec
-from maasdam.engines.tensors import identifier
+from maasdam.core import PAST, Signature, Tensors, TensorSpec, distinct
+from maasdam.engines.tensors import identifier, parameter_names
 from maasdam.errors import InvalidModel, Unsupported, VerificationFailed
 
 if TYPE_CHECKING:
@@ -74,34 +74,35 @@ def output_names(program: ExportedProgram) -> list[str]:
     tree = program.call_spec.out_spec
     ends = [n for n in program.graph_signature.user_outputs if isinstance(n, str)]
     keys = getattr(tree, "context", None) if tree is not None and tree.type is dict else None
-    if isinstance(keys, list) and len(keys) == len(ends) and all(isinstance(k, str) for k in keys):
-        return list(keys)
-    return ends
+    is_named = isinstance(keys, list) and len(keys) == len(ends) and all(isinstance(k, str) for k in keys)
+    return distinct(keys if is_named and keys else ends, map(str, program.graph_signature.user_inputs))
 
 
 def describe(produced: Signature, source: Signature | None) -> Signature:
     """`produced` with the layout and value range that the source's tensors of the same names have.
 
-    A name that the format can't hold, and that became an identifier, is the source's again.
+    A name that the format can't hold, and that became another, is the source's again.
     """
     if source is None:
         return produced
-    specs = (*source.inputs, *source.outputs)
-    known = {identifier(s.name): s for s in specs} | {s.name: s for s in specs}
+    known = {identifier(s.name): s for s in source.outputs} | {s.name: s for s in source.outputs}
+    called = parameter_names([s.name for s in source.inputs])
+    asked = dict(zip(called, source.inputs, strict=True))
+    asked |= {identifier(s.name): s for s in source.inputs} | {s.name: s for s in source.inputs}
 
-    def told(spec: TensorSpec) -> TensorSpec:
+    def told(spec: TensorSpec, known: Mapping[str, TensorSpec]) -> TensorSpec:
         same = known.get(spec.name)
         if same is None or len(same.shape) != len(spec.shape):
             return spec
         return TensorSpec(same.name, spec.dtype, spec.shape, same.layout, same.value_range)
 
-    return Signature(tuple(map(told, produced.inputs)), tuple(map(told, produced.outputs)))
+    return Signature(tuple(told(s, asked) for s in produced.inputs), tuple(told(s, known) for s in produced.outputs))
 
 
 def match(wanted: Sequence[TensorSpec], found: Sequence[TensorSpec], what: str) -> dict[str, str]:
     """Found name -> wanted name: by name where the names agree, else in order.
 
-    Raises Unsupported when the numbers or the ranks differ: the converter then lost or added a tensor.
+    Raises Unsupported when the numbers or the ranks of inputs differ: the converter then lost or added a tensor.
     """
     if len(wanted) != len(found):
         listed = ", ".join(s.name for s in found) or "none"
@@ -111,7 +112,7 @@ def match(wanted: Sequence[TensorSpec], found: Sequence[TensorSpec], what: str) 
     if len({w.name for w in pairs.values()}) != len(wanted):
         pairs = {f.name: w for w, f in zip(wanted, found, strict=True)}
     for spec in found:
-        if len(spec.shape) != len(pairs[spec.name].shape):
+        if what == "inputs" and len(spec.shape) != len(pairs[spec.name].shape):
             raise Unsupported(
                 f"{what[:-1]} '{spec.name}' has {len(spec.shape)} axes after conversion and "
                 f"{len(pairs[spec.name].shape)} in the source"
@@ -126,7 +127,8 @@ Fixed = dict[tuple[str, int], int]
 def check_kept(source: Signature, produced: Signature) -> Fixed:
     """Raise VerificationFailed unless names, dtypes of inputs and dynamic axes of the inputs are all kept.
 
-    Returns the axes of outputs that are fixed now: exporters call axes open that the network itself fixes.
+    Returns the axes of outputs that are fixed now: exporters call axes open that the network itself fixes. How many axes an
+    output has is what the source answers with: files are wrong about it, and the answers are compared.
     """
     fixed: Fixed = {}
     for what, wanted, found in (("input", source.inputs, produced.inputs), ("output", source.outputs, produced.outputs)):
@@ -140,6 +142,8 @@ def check_kept(source: Signature, produced: Signature) -> Fixed:
             if what == "input" and now.dtype != spec.dtype:
                 raise VerificationFailed(f"input '{spec.name}' was {spec.dtype} and is now {now.dtype}")
             if len(now.shape) != len(spec.shape):
+                if what == "output":
+                    continue
                 raise VerificationFailed(f"{what} '{spec.name}' had {len(spec.shape)} axes and has {len(now.shape)} now")
             lost = {i: b for i, (a, b) in enumerate(zip(spec.shape, now.shape, strict=True)) if a is None and b is not None}
             if what == "input" and lost:
@@ -218,6 +222,7 @@ def name_openvino(model: ov.Model, wanted: Signature) -> None:
     """Give the model's tensors and ports the names of `wanted`, and the inputs its fixed axes, in place."""
     import openvino as ov
 
+    _part_outputs(model, {s.name for s in wanted.outputs})
     for what, ports, specs in (("inputs", model.inputs, wanted.inputs), ("outputs", model.outputs, wanted.outputs)):
         found = [_loose_spec(port, i, {s.name for s in specs}) for i, port in enumerate(ports)]
         names = match(specs, found, what)
@@ -228,6 +233,24 @@ def name_openvino(model: ov.Model, wanted: Signature) -> None:
             if what == "inputs":
                 port.get_node().set_friendly_name(name)
                 port.get_node().set_partial_shape(ov.PartialShape([-1 if d is None else d for d in by_name[name].shape]))
+    model.validate_nodes_and_infer_types()
+
+
+def _part_outputs(model: ov.Model, wanted: set[str]) -> None:
+    """Outputs that are an input as it came, or one tensor under two names, become tensors of their own, each with its name."""
+    from openvino import opset8
+
+    taken: set[Any] = {(port.get_node().get_friendly_name(), port.get_index()) for port in model.inputs}
+    for result in model.get_results():
+        source = result.input_value(0)
+        key = (source.get_node().get_friendly_name(), source.get_index())
+        if key in taken:
+            names = source.get_names() & wanted
+            own = opset8.convert(source, source.get_element_type().to_string())
+            copy = opset8.reshape(own, opset8.shape_of(own), special_zero=False)
+            copy.output(0).get_tensor().set_names(names)
+            result.input(0).replace_source_output(copy.output(0))
+        taken.add(key)
     model.validate_nodes_and_infer_types()
 
 

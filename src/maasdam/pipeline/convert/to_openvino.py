@@ -15,6 +15,7 @@ from maasdam.errors import MissingExtra, Unsupported
 from maasdam.pipeline.convert import tensorflow_to_onnx
 from maasdam.pipeline.convert.keras_to_savedmodel import export_keras
 from maasdam.pipeline.convert.openvino_file import save
+from maasdam.pipeline.convert.plain_onnx import plain
 
 
 def write(source: Artifact, out: Path) -> Signature:
@@ -23,7 +24,11 @@ def write(source: Artifact, out: Path) -> Signature:
     A TensorFlow model that OpenVINO can't read by itself goes through ONNX.
     """
     if source.layout == "onnx":
-        return _convert(source.path / "model.onnx", source.signature, out)
+        with (
+            tempfile.TemporaryDirectory(dir=out.parent) as work,
+            plain(source.path / "model.onnx", Path(work) / "plain") as file,
+        ):
+            return _convert(file, source.signature, out)
     try:
         if source.layout == "savedmodel":
             return _convert(source.path, source.signature, out)

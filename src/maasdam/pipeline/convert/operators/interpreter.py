@@ -31,12 +31,19 @@ class Framework:
 def run(graph: Graph, framework: Framework, values: Mapping[str, Any]) -> list[Any]:
     """The outputs of `graph`. `values`: the inputs as tensors, and the constants as tensors or small numpy arrays."""
     known: dict[str, Any] = dict(values)
+    wholes: dict[str, shapes.Small] = {}
     uses = Counter(name for node in graph.nodes for name in node.inputs)
     uses.update(graph.outputs)
     for name in _used_inside(graph):
         uses[name] += 1  # never dies: inner graphs read it by name
     for node in graph.nodes:
-        found = _call(node, graph, framework, known)
+        whole = _whole(node, graph, known, wholes)
+        if whole is not None and node.operator == "Cast" and node.attributes["to"] in shapes.INTEGERS:
+            found: tuple[Any, ...] = (whole,)
+        else:
+            found = _call(node, graph, framework, known, wholes)
+            if whole is not None and not isinstance(found[0], np.ndarray):
+                wholes[node.outputs[0]] = whole
         known.update((name, value) for name, value in zip(node.outputs, found, strict=False) if name)
         for name in node.inputs:
             uses[name] -= 1
@@ -50,7 +57,32 @@ def _used_inside(graph: Graph) -> set[str]:
     return {name for g in inner for node in g.walk() for name in node.inputs} | {name for g in inner for name in g.outputs}
 
 
-def _call(node: Node, graph: Graph, framework: Framework, known: dict[str, Any]) -> tuple[Any, ...]:
+def _whole(node: Node, graph: Graph, known: Mapping[str, Any], wholes: Mapping[str, shapes.Small]) -> shapes.Small | None:
+    """The integers that a node's floats are, where they come from a shape (a size cast to float, and what is added to it).
+
+    They are kept beside the tensor, for operators that ask for a size.
+    """
+    if node.operator not in shapes.OF_WHOLES or not node.inputs:
+        return None
+    inputs = []
+    for name in node.inputs:
+        found = wholes.get(name) if name in wholes else known.get(name)
+        if not isinstance(found, np.ndarray):
+            found = shapes.whole_numbers(graph.constants.get(name))
+        if found is None or not shapes.is_small(found):
+            return None
+        inputs.append(found)
+    if node.operator != "Cast" and not any(name in wholes for name in node.inputs):
+        return None
+    try:
+        return shapes.compute_wholes(node.operator, inputs, node.attributes)
+    except shapes.NotHere:
+        return None
+
+
+def _call(
+    node: Node, graph: Graph, framework: Framework, known: dict[str, Any], wholes: Mapping[str, shapes.Small]
+) -> tuple[Any, ...]:
     inputs = [known[name] if name else None for name in node.inputs]
     if node.operator == "Shape":
         dims = inputs[0].shape if isinstance(inputs[0], np.ndarray) else framework.dims(inputs[0])
@@ -71,7 +103,7 @@ def _call(node: Node, graph: Graph, framework: Framework, known: dict[str, Any])
     assert operator is not None, node.operator  # reading the graph made sure
     if any(isinstance(v, list) for v in inputs) and node.operator not in CONTROL:
         raise Unsupported(f"{node.operator} '{node.name}' of a sequence")
-    arguments = [_argument(value, operator, i, node, graph, framework) for i, value in enumerate(inputs)]
+    arguments = [_argument(value, operator, i, node, graph, framework, wholes) for i, value in enumerate(inputs)]
     attributes = dict(node.attributes)
     if any(isinstance(v, Graph) for v in attributes.values()):
         attributes = {name: _inner(v, framework, known) for name, v in attributes.items()}
@@ -90,13 +122,23 @@ def _inner(value: Any, framework: Framework, known: dict[str, Any]) -> Any:
     return lambda *inputs: run(graph, framework, outer | constants | dict(zip(graph.inputs, inputs, strict=True)))
 
 
-def _argument(value: Any, operator: Operator, position: int, node: Node, graph: Graph, framework: Framework) -> Any:
+def _argument(
+    value: Any,
+    operator: Operator,
+    position: int,
+    node: Node,
+    graph: Graph,
+    framework: Framework,
+    wholes: Mapping[str, shapes.Small],
+) -> Any:
     if value is None:
         return None
     if operator.parameter(position) not in operator.shapes:
         return _as_tensor(value, framework)
     if (constant := graph.constants.get(node.inputs[position])) is not None:
         return constant.tolist()  # numbers that are known, though they are no integers (the scales of Resize)
+    if (whole := wholes.get(node.inputs[position])) is not None:
+        return whole.tolist()
     if isinstance(value, np.ndarray):
         return value.tolist()
     try:

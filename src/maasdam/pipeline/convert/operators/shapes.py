@@ -25,6 +25,30 @@ MOST = 4096
 """More numbers than this are data, not a shape."""
 
 
+EXACT = 1 << 24
+"""Below this every integer is a float32 too."""
+INTEGERS = (6, 7)
+"""ONNX's numbers of int32 and int64."""
+FLOATS = (1, 11)
+"""Of float32 and float64, which hold every size there is exactly."""
+_ROUNDINGS = ("Floor", "Ceil", "Round")
+OF_WHOLES = {
+    "Cast",
+    "Add",
+    "Sub",
+    "Mul",
+    "Concat",
+    "Gather",
+    "Identity",
+    "Reshape",
+    "Slice",
+    "Squeeze",
+    "Unsqueeze",
+    *_ROUNDINGS,
+}
+"""Operators that make whole numbers of whole numbers."""
+
+
 class NotHere(Exception):
     """The operator has no meaning on shapes, or needs a number where there is a symbol."""
 
@@ -62,6 +86,24 @@ def compute(operator: str, inputs: Sequence[Small | None], attributes: dict[str,
         return tidy(np.asarray(function(*inputs, **attributes)))
     except (TypeError, ValueError, IndexError) as error:
         raise NotHere from error
+
+
+def whole_numbers(array: NDArray[Any] | None) -> Small | None:
+    """A constant of floats as the integers that they are; None where they are none."""
+    if array is None or array.dtype.kind != "f" or array.ndim > 1 or array.size > MOST:
+        return None
+    if not np.isfinite(array).all() or (array != np.floor(array)).any() or (np.abs(array) >= EXACT).any():
+        return None
+    return array.astype(np.int64)
+
+
+def compute_wholes(operator: str, inputs: Sequence[Small], attributes: dict[str, Any]) -> Small:
+    """As `compute`, of floats that are whole numbers. Raises NotHere."""
+    if operator == "Cast":
+        if attributes["to"] not in (*INTEGERS, *FLOATS):
+            raise NotHere
+        return compute("Identity", inputs, {})
+    return compute("Identity" if operator in _ROUNDINGS else operator, inputs, attributes)
 
 
 def _numbers(values: Small) -> list[int]:

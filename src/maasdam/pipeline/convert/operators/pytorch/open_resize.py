@@ -27,8 +27,8 @@ def resized(x: Tensor, axis: int, target: Any, scale: float | None, how: Samplin
     if how.antialias or how.coordinate_transformation_mode not in KNOWN:
         which = "with antialias" if how.antialias else how.coordinate_transformation_mode
         raise Unsupported(f"Resize {which} of an axis whose size is not fixed; fix the image size of the model")
-    size, count = (torch.scalar_tensor(n, dtype=torch.float64) for n in (x.shape[axis], target))
-    place = _places(torch.arange(target, dtype=torch.float64), size, count, scale, how.coordinate_transformation_mode)
+    size, count = (torch.scalar_tensor(n, dtype=torch.float32) for n in (x.shape[axis], target))
+    place = _places(torch.arange(target, dtype=torch.float32), size, count, scale, how.coordinate_transformation_mode)
     last = x.shape[axis] - 1
     if how.mode == "nearest":
         return x.index_select(axis, _nearest(place, how.nearest_mode).to(torch.int64).clamp(min=0).clamp(max=last))
@@ -49,7 +49,7 @@ def resized(x: Tensor, axis: int, target: Any, scale: float | None, how: Samplin
 
 
 def _places(x: Tensor, size: Tensor, target: Tensor, scale: float | None, mode: str) -> Tensor:
-    factor: Tensor = target / size if scale is None else torch.scalar_tensor(scale, dtype=torch.float64)
+    factor: Tensor = target / size if scale is None else torch.scalar_tensor(scale, dtype=torch.float32)
     if mode == "asymmetric":
         return x / factor
     if mode == "align_corners":

@@ -267,10 +267,11 @@ def constant_of_shape(shape: Any, value: np.ndarray[Any, Any] | None = None) -> 
     return torch.full(shape if isinstance(shape, list) else [shape], one.item(), dtype=one.dtype)
 
 
-@operator("Range", shapes=("limit",))
-def range_(start: Tensor, limit: Any, delta: Tensor, stash_type: int = 1) -> Tensor:
+@operator("Range", shapes=("limit", "delta"))
+def range_(start: Tensor, limit: Any, delta: Any, stash_type: int = 1) -> Tensor:
     """ONNX Range. Its limit is mostly a size: as a symbol it stays tied to the axis it came from."""
-    return torch.arange(start.item(), limit[0] if isinstance(limit, list) else limit, delta.item(), dtype=start.dtype)
+    limit, delta = (v[0] if isinstance(v, list) else v for v in (limit, delta))
+    return torch.arange(start.item(), limit, delta, dtype=start.dtype)
 
 
 @operator("OneHot", shapes=("depth",))

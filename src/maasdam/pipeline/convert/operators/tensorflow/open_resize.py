@@ -28,9 +28,9 @@ def resized(x: Tensor, axis: int, size: Any, target: Any, scale: float | None, h
         which = "with antialias" if how.antialias else how.coordinate_transformation_mode
         raise Unsupported(f"Resize {which} of an axis whose size is not fixed; fix the image size of the model")
     own, count = scalar(size), scalar(target)
-    length = tf.cast(own, tf.float64)
-    index = tf.cast(tf.range(count), tf.float64)
-    place = _places(index, length, tf.cast(count, tf.float64), scale, how.coordinate_transformation_mode)
+    length = tf.cast(own, tf.float32)
+    index = tf.cast(tf.range(count), tf.float32)
+    place = _places(index, length, tf.cast(count, tf.float32), scale, how.coordinate_transformation_mode)
 
     def inside(indices: Tensor) -> Tensor:
         return tf.clip_by_value(tf.cast(indices, tf.int64), tf.constant(0, tf.int64), own - 1)
@@ -61,7 +61,7 @@ def _known(out: Tensor, x: Tensor, axis: int, target: Any) -> Tensor:
 
 
 def _places(x: Tensor, size: Tensor, target: Tensor, scale: float | None, mode: str) -> Tensor:
-    factor = target / size if scale is None else tf.constant(scale, tf.float64)
+    factor = target / size if scale is None else tf.constant(scale, tf.float32)
     if mode == "asymmetric":
         return x / factor
     if mode == "align_corners":

@@ -52,9 +52,10 @@ def transpose(x: Tensor, perm: list[int] | None = None) -> Tensor:
 
 @operator("Squeeze", shapes=("axes",))
 def squeeze(x: Tensor, axes: Any = None) -> Tensor:
-    """ONNX Squeeze."""
-    if axes is None and None in x.shape.as_list():
-        raise Unsupported("Squeeze without axes of a value whose sizes are not fixed")
+    """ONNX Squeeze. Without axes it takes those that are one long whatever the input; an open axis stays."""
+    if axes is None:
+        axes = [i for i, size in enumerate(x.shape.as_list()) if size == 1]
+        return tf.squeeze(x, axes) if axes else x
     return tf.squeeze(x, axes)
 
 
