@@ -28,10 +28,10 @@ from benchmarks.contenders import THREADS, Contender, Way, apply, compare, opene
 from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
 from maasdam.core import Artifact, Format, Sampling, SequenceRequest
+from maasdam.engines.processor import processor_name
 from maasdam.pipeline.examples import PreparedExamples, evaluation_examples
 from maasdam.pipeline.measure import take_turns
 from maasdam.pipeline.passes import find_pass
-from maasdam.pipeline.processor import processor_name
 from maasdam.pipeline.recipe import Use
 from maasdam.pipeline.run_recipe import Build, Data
 from maasdam.pipeline.subjects import TensorSubject

@@ -27,12 +27,12 @@ from benchmarks.node_tests import FRAMEWORKS, Verdict, verdicts
 from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
 from maasdam.core import SPEECH_RECOGNITION, Artifact, Format
+from maasdam.engines.processor import processor_name
 from maasdam.errors import MaasdamError
 from maasdam.pipeline.convert import convert
 from maasdam.pipeline.convert.certificate import certify
 from maasdam.pipeline.convert.networks import Part, take_part
 from maasdam.pipeline.convert.proof import Tolerance
-from maasdam.pipeline.processor import processor_name
 from maasdam.pipeline.run_recipe import installed_version
 
 SEEDS = (0, 1)

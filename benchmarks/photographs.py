@@ -23,10 +23,10 @@ from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
 from maasdam.core import Artifact, Classification
 from maasdam.engines import open_engine
+from maasdam.engines.processor import processor_name
 from maasdam.pipeline.bootstrap import confidence
 from maasdam.pipeline.examples import PreparedExamples, evaluation_examples
 from maasdam.pipeline.measure import take_turns
-from maasdam.pipeline.processor import processor_name
 from maasdam.pipeline.recipe import find_recipe
 from maasdam.pipeline.run_recipe import Build, Data
 from maasdam.pipeline.subjects import BATCH, TensorSubject

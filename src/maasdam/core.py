@@ -56,6 +56,8 @@ class TensorSpec:
     """One named tensor: `dtype` is numpy's name ("float32", "int64", "object" for bytes); None in `shape` is dynamic.
 
     `layout` names the axes where it is known ("NCHW", "NHWC", "NT"); `value_range` is what the model was made for.
+    `rows_of` says what the first axis counts where the inputs' open first axes are different things ("nodes", "edges");
+    `takes_nan`: the model reads NaN as a missing value.
     """
 
     name: str
@@ -63,6 +65,8 @@ class TensorSpec:
     shape: tuple[int | None, ...]
     layout: str | None = None
     value_range: tuple[float, float] | None = None
+    rows_of: str | None = None
+    takes_nan: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; absent facts are left out."""
@@ -71,6 +75,10 @@ class TensorSpec:
             out["layout"] = self.layout
         if self.value_range:
             out["value_range"] = list(self.value_range)
+        if self.rows_of:
+            out["rows_of"] = self.rows_of
+        if self.takes_nan:
+            out["takes_nan"] = True
         return out
 
     @staticmethod
@@ -83,6 +91,8 @@ class TensorSpec:
             tuple(data["shape"]),
             data.get("layout"),
             (float(low_high[0]), float(low_high[1])) if low_high else None,
+            data.get("rows_of"),
+            bool(data.get("takes_nan", False)),
         )
 
 
@@ -122,13 +132,16 @@ class Signature:
         )
 
     def check(self, tensors: Tensors) -> None:
-        """Raise InvalidTensor unless `tensors` has exactly these inputs, of these dtypes and shapes, one batch size, no NaN."""
+        """Raise InvalidTensor unless `tensors` has exactly these inputs, of these dtypes and shapes, with rows of one number.
+
+        NaN is refused where the model does not say that it takes it. An axis may be of size 0, but not all the rows.
+        """
         expected = {s.name: s for s in self.inputs}
         wanted = ", ".join(expected)
         for name in tensors:
             if name not in expected:
                 raise InvalidTensor(f"no input '{name}'; this model takes: {wanted}")
-        batch: int | None = None
+        rows: dict[str | None, int] = {}
         for name, spec in expected.items():
             if name not in tensors:
                 raise InvalidTensor(f"input '{name}' is missing; this model takes: {wanted}")
@@ -140,20 +153,84 @@ class Signature:
             ):
                 want_text = "[" + ", ".join("-1" if d is None else str(d) for d in spec.shape) + "]"
                 raise InvalidTensor(f"input '{name}' has shape {list(array.shape)}; send {want_text} (-1 is any size)")
-            if array.size == 0 and not name.startswith(PAST):
-                raise InvalidTensor(f"input '{name}' is empty: shape {list(array.shape)}; send at least one element")
-            if array.dtype.kind == "f" and bool((array != array).any()):
+            if not spec.takes_nan and array.dtype.kind == "f" and bool((array != array).any()):
                 raise InvalidTensor(f"input '{name}' holds NaN; send finite numbers")
-            if spec.shape and spec.shape[0] is None:
-                if batch is not None and array.shape[0] != batch:
-                    raise InvalidTensor(f"input '{name}' has batch {array.shape[0]}, the others {batch}; send one batch size")
-                batch = array.shape[0]
+            if spec.shape and spec.shape[0] is None and rows.setdefault(spec.rows_of, array.shape[0]) != array.shape[0]:
+                others = rows[spec.rows_of]
+                raise InvalidTensor(f"input '{name}' has batch {array.shape[0]}, the others {others}; send one batch size")
+        if rows and not any(rows.values()):
+            name = next(s.name for s in self.inputs if s.shape and s.shape[0] is None)
+            raise InvalidTensor(f"input '{name}' is empty: shape {list(tensors[name].shape)}; send at least one element")
 
 
 @lru_cache(maxsize=64)
 def _dtype_name(dtype: Any) -> str:
     """numpy works a name out anew each time, which took a tenth of a small request."""
     return str(dtype.name)
+
+
+INDEPENDENT, DEPENDENT, UNKNOWN = "independent", "dependent", "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """Sizes that callers were computed together at: up to `rows` rows, each of the `sizes` of every input's other axes."""
+
+    rows: int
+    sizes: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """Whether a row's answer is the same whatever rows stand beside it: only then callers are computed together.
+
+    `verdict` is "independent", "dependent" or "unknown"; `how` is one sentence on how that was found; `tried` is what an
+    independent one was proven at.
+    """
+
+    verdict: str
+    how: str
+    tried: tuple[Tried, ...] = ()
+
+    @property
+    def is_independent(self) -> bool:
+        """Whether rows of several callers may be one batch."""
+        return self.verdict == INDEPENDENT
+
+    def most_rows(self, tensors: Tensors) -> int:
+        """Rows that a batch with these tensors in it may hold: 1 for sizes outside of what was tried."""
+        if self.verdict != INDEPENDENT:
+            return 1
+        sizes = {name: array.shape[1:] for name, array in tensors.items()}
+        if not any(_covers(sizes, one.sizes) for one in self.tried):
+            return 1
+        return max((one.rows for one in self.tried if _covers(one.sizes, sizes)), default=1)
+
+    def facts(self) -> dict[str, str]:
+        """As reports, `status` and `/admin/models` show it: the verdict, and how it was found."""
+        return {"batching": self.verdict, "batching_how": self.how}
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        tried = [{"rows": one.rows, "sizes": {name: list(sizes) for name, sizes in one.sizes.items()}} for one in self.tried]
+        return {"verdict": self.verdict, "how": self.how, "tried": tried}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Batching:
+        """The inverse of `to_json`."""
+        tried = [Tried(int(one["rows"]), {name: tuple(sizes) for name, sizes in one["sizes"].items()}) for one in data["tried"]]
+        return Batching(str(data["verdict"]), str(data["how"]), tuple(tried))
+
+
+UNTRIED = Batching(UNKNOWN, "not tried on this machine: verification does, and the service when it loads the model")
+
+
+def _covers(large: Mapping[str, tuple[int, ...]], small: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether each size of `large` is at least that of `small`, of the same tensors."""
+    return large.keys() == small.keys() and all(
+        len(large[name]) == len(sizes) and all(a >= b for a, b in zip(large[name], sizes, strict=True))
+        for name, sizes in small.items()
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import asdict, is_dataclass
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from maasdam.api.errors import without_places
 from maasdam.api.paths import MODELS
 from maasdam.api.routing import JsonRoute
+from maasdam.core import UNTRIED, Batching
+from maasdam.errors import NotFound
 from maasdam.operations.requests import find_request
 from maasdam.operations.service import Service
 from maasdam.operations.usage import moment
@@ -48,6 +51,7 @@ def routes(service: Service) -> APIRouter:
     async def models() -> dict[str, Any]:
         """Every version in the catalog, and how those that are deployed do."""
         versions = await asyncio.to_thread(catalog.versions)
+        known = await asyncio.to_thread(_known, service, [version.digest for version in versions])
         states = {copy.name: copy for copy in service.router.copies()}
         rows = []
         for version in versions:
@@ -56,6 +60,7 @@ def routes(service: Service) -> APIRouter:
             row |= {
                 "state": copy.state if copy else None,
                 "reason": without_places(copy.reason) if copy and copy.reason else None,
+                **_found(copy.batching if copy and copy.batching else known[version.digest]),
             }
             rows.append(row)
         return {"models": rows}
@@ -63,7 +68,9 @@ def routes(service: Service) -> APIRouter:
     @router.get(MODELS)
     async def model(model: Annotated[str, MODEL]) -> dict[str, Any]:
         """One version, with its report."""
-        return _plain(await asyncio.to_thread(catalog.resolve, model))
+        version = await asyncio.to_thread(catalog.resolve, model)
+        known = await asyncio.to_thread(_known, service, [version.digest])
+        return _plain(version) | _found(known[version.digest])
 
     @router.get("/builds")
     async def builds() -> dict[str, Any]:
@@ -103,6 +110,7 @@ def _deployments(router: APIRouter, service: Service) -> None:
                     "state": c.state,
                     "reason": _said(c.reason),
                     "replicas": len(c.replicas),
+                    **(_found(c.batching) if c.batching else {}),
                 }
                 for c in copies
             ]
@@ -142,6 +150,22 @@ def _keys(router: APIRouter, service: Service) -> None:
         """Revoke a key; it is refused within a second."""
         await asyncio.to_thread(service.keys.revoke, key)
         return Response(status_code=204)
+
+
+def _found(batching: Batching) -> dict[str, str]:
+    facts = batching.facts()
+    return facts | {"batching_how": without_places(facts["batching_how"])}
+
+
+def _known(service: Service, digests: Iterable[str]) -> dict[str, Batching]:
+    """What was found of artifacts, by digest."""
+    found = {}
+    for digest in set(digests):
+        try:
+            found[digest] = service.batching(digest)
+        except (NotFound, KeyError):  # its files are gone
+            found[digest] = UNTRIED
+    return found
 
 
 def _public(key: Any) -> dict[str, Any]:

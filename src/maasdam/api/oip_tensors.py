@@ -261,7 +261,7 @@ def _from_json(tensor: Tensor, count: int) -> type_array:
     if tensor.datatype == "BYTES":
         return _texts(tensor, count, data)
     try:
-        array = np.array(data)
+        array = _numbers(tensor, data)
     except (ValueError, OverflowError):
         raise InvalidTensor(f"input '{tensor.name}': data is ragged; nest it evenly or send it flat") from None
     if array.size != count:
@@ -277,10 +277,20 @@ def _from_large_json(tensor: Tensor, count: int, raw: bytes) -> type_array:
             raise InvalidTensor(f"input '{tensor.name}' has {has} elements where shape {tensor.shape} holds {count}")
         if tensor.datatype == "BYTES":
             return _texts(tensor, count, [text for piece in pieces for text in piece])
-        arrays = [_cast(tensor, np.array(piece)) for piece in pieces]
+        arrays = [_cast(tensor, _numbers(tensor, piece)) for piece in pieces]
     except (ValueError, OverflowError) as error:
         raise InvalidTensor(f"input '{tensor.name}': data can't be read: {error}; nest it evenly or send it flat") from None
     return np.concatenate(arrays).reshape(tensor.shape) if arrays else _cast(tensor, np.empty(0)).reshape(tensor.shape)
+
+
+def _numbers(tensor: Tensor, data: list[Any]) -> type_array:
+    """What numpy makes of `data`; but whole numbers, some of which are above 2^63, don't become floats."""
+    array = np.array(data)
+    if array.dtype.kind == "f" and tensor.datatype == "UINT64":
+        flat = np.array(data, object).ravel().tolist()
+        if all(type(element) is int and 0 <= element < 1 << 64 for element in flat):
+            return np.array(flat, np.uint64).reshape(array.shape)
+    return array
 
 
 def _cast(tensor: Tensor, array: type_array) -> type_array:

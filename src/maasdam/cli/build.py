@@ -76,6 +76,8 @@ def _shown(version: Version) -> str:
     lines = [f"{version.model}:{version.version}  {version.format} on {version.engine}  {verdict}  {version.digest}", ""]
     lines.append(table(("pass", "seconds", "cached"), [(p["use"], p["seconds"], p["cached"]) for p in version.passes]))
     lines += ["", _measured(report)]
+    if report.get("batching"):
+        lines += ["", f"batching: {report['batching']} ({report['batching_how']})"]
     if report.get("precisions"):
         lines += ["", "operators by precision: " + ", ".join(f"{n} at {kind}" for kind, n in report["precisions"].items())]
     if report.get("calibration"):

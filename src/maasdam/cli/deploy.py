@@ -74,11 +74,14 @@ def status(as_json: bool = JSON) -> None:
         serving = service.pop("serving")
         for row in rows:
             row["serving"] = None if serving is None else serving.get(row["model"], [])
+            for copy in row["serving"] or ():
+                if copy["version"] == row["version"]:
+                    row |= {key: copy[key] for key in ("batching", "batching_how") if key in copy}
         emit({"deployments": rows, "service": service, "builds": builds}, as_json, lambda: _told(rows, service, builds))
 
 
 def _told(rows: list[dict[str, Any]], service: dict[str, Any], builds: list[dict[str, Any]]) -> str:
-    heads = ("model", "version", "follows", "task", "format", "engine", "replicas", "traffic")
+    heads = ("model", "version", "follows", "task", "format", "engine", "batching", "replicas", "traffic")
     cells = [(*(row[head] for head in heads), _states(row["serving"])) for row in rows]
     hint = f" ({service['hint']})" if service["hint"] else ""
     what = table((*heads, "now"), cells) if rows else "Nothing is deployed; see: maasdam deploy"

@@ -14,7 +14,7 @@ from maasdam.cli.output import emit, printable, reporting
 
 if TYPE_CHECKING:
     from maasdam.artifacts.sources import Inspection
-    from maasdam.core import TensorSpec
+    from maasdam.core import Batching, TensorSpec
 
 
 @reporting()
@@ -33,18 +33,21 @@ def inspect(
     Example: maasdam inspect hf:google/mobilenet_v2_1.0_224
     """
     from maasdam import settings
-    from maasdam.artifacts.sources import hub, look, refuse_blocked
+    from maasdam.artifacts.sources import hub, refuse_blocked
     from maasdam.children import run_limited
+    from maasdam.operations.inspected import inspected
     from maasdam.operations.limits import inspect_limits
 
     if source.startswith(hub.PREFIX):
         hub.fetch(source)
-    inspection = run_limited(look, source, trust=trust, processor=processor, limits=inspect_limits(settings.load()))
-    emit(inspection.to_json(), as_json, lambda: shown(inspection), is_styled=True)
+    own = settings.load()
+    limits = inspect_limits(own)
+    inspection, batching = run_limited(inspected, source, own, trust=trust, processor=processor, limits=limits)
+    emit(inspection.to_json() | batching.facts(), as_json, lambda: shown(inspection, batching), is_styled=True)
     refuse_blocked(inspection)
 
 
-def shown(inspection: Inspection) -> str:
+def shown(inspection: Inspection, batching: Batching) -> str:
     """The inspection as a table, as wide as the terminal."""
     import io
 
@@ -55,7 +58,7 @@ def shown(inspection: Inspection) -> str:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in _rows(inspection):
+    for name, value in [*_rows(inspection), ("batching", f"{batching.verdict} ({batching.how})")]:
         table.add_row(name, value if isinstance(value, Text) else Text(printable(str(value))))
     wide = Console()
     console = Console(file=io.StringIO(), force_terminal=wide.is_terminal, width=wide.width if wide.is_terminal else 120)

@@ -100,6 +100,15 @@ def available_threads() -> int:
     return os.cpu_count() or 1
 
 
+def in_force(
+    artifact: Artifact, *, device: str | None = None, threads: int = 0, settings: Mapping[str, Any] | None = None
+) -> tuple[str, dict[str, Any]]:
+    """The device and the settings that `open_engine` opens `artifact` with when it is given the same."""
+    merged = {**artifact.settings, **(settings or {})}
+    asked = (settings or {}).get("threads") or threads or artifact.settings.get("threads") or available_threads()
+    return device or str(merged.get("device") or "cpu"), merged | {"threads": asked}
+
+
 def open_engine(
     artifact: Artifact, *, device: str | None = None, threads: int = 0, settings: Mapping[str, Any] | None = None
 ) -> Engine:
@@ -109,8 +118,7 @@ def open_engine(
     its "threads" (0: the artifact's, else every core).
     Raises Unsupported (no such engine, layout or device), MissingExtra, InvalidModel (the files don't load).
     """
-    merged = {**artifact.settings, **(settings or {})}
-    device = device or str(merged.get("device") or "cpu")
+    device, merged = in_force(artifact, device=device, threads=threads, settings=settings)
     info = ENGINES.get(artifact.engine)
     if info is None:
         raise Unsupported(f"no engine '{artifact.engine}'; the engines are: {', '.join(ENGINES)}")
@@ -119,9 +127,8 @@ def open_engine(
         raise Unsupported(f"engine {info.name} doesn't open layout '{artifact.layout}'; engines that do: {can}")
     if device not in info.devices:
         raise Unsupported(f"engine {info.name} runs on {' or '.join(info.devices)} here, not on '{device}'")
-    asked = (settings or {}).get("threads") or threads or artifact.settings.get("threads") or available_threads()
+    asked = merged["threads"]
     if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
         raise InvalidInput(f"setting 'threads' is {asked!r}; it takes a whole number, at least 1")
-    merged["threads"] = asked
     module = importlib.import_module(f"maasdam.engines.{info.module}")
     return cast(Engine, module.open(artifact, device, merged))

@@ -179,7 +179,7 @@ class OnnxRuntimeEngine:
         if session is None:
             raise closed(NAME)
         self.signature.check(batch)
-        with breaking_as(NAME):
+        with breaking_as(NAME, self.signature, batch):
             outputs = dict(zip(self._outputs, session.run(self._outputs, dict(batch)), strict=True))
         if self._reopen is not None and sum(array.nbytes for array in outputs.values()) > LARGE_BYTES:
             self._keep_no_memory()

@@ -104,11 +104,11 @@ class OpenVinoEngine:
         if compiled is None:
             raise closed(NAME)
         self.signature.check(batch)
-        with breaking_as(NAME):
+        with breaking_as(NAME, self.signature, batch):
             with self._lock:
                 request = self._idle.pop() if self._idle else None
             request = request or compiled.create_infer_request()
-            request.infer({i: np.ascontiguousarray(batch[name]) for name, i in self._inputs}, share_inputs=True)
+            request.infer({i: np.asarray(batch[name], order="C") for name, i in self._inputs}, share_inputs=True)
             outputs = {name: _copy(request.get_output_tensor(i)) for name, i in self._outputs}
             if sum(array.nbytes for array in outputs.values()) > LARGE_BYTES:
                 del request  # it would keep room for such an answer; this way the next answer frees it

@@ -192,9 +192,9 @@ class PyTorchEngine:
             raise closed(NAME)
         self.signature.check(batch)
         half = torch.autocast(self._device, dtype=getattr(torch, self._half)) if self._half else nullcontext()
-        with breaking_as(NAME), torch.inference_mode(), half:
+        with breaking_as(NAME, self.signature, batch), torch.inference_mode(), half:
             # torch takes no negative strides; and it copies, since it would write to arrays that are read-only
-            tensors = {n: torch.tensor(np.ascontiguousarray(array), device=self._device) for n, array in batch.items()}
+            tensors = {n: torch.tensor(np.asarray(array, order="C"), device=self._device) for n, array in batch.items()}
             outputs = function(tensors)
             return {s.name: _as(outputs[s.name], s.dtype).cpu().numpy() for s in self.signature.outputs}
 

@@ -115,7 +115,7 @@ class TensorFlowEngine:
         if function is None:
             raise closed(NAME)
         self.signature.check(batch)
-        with breaking_as(NAME):
+        with breaking_as(NAME, self.signature, batch):
             outputs = function({name: self._tf.constant(array) for name, array in batch.items()})
             return {s.name: outputs[s.name].numpy() for s in self.signature.outputs}
 

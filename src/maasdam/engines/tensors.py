@@ -10,21 +10,31 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from keyword import iskeyword
 
-from maasdam.core import Artifact, Signature
-from maasdam.errors import EngineFailure, InvalidModel, MaasdamError, MissingExtra
+from maasdam.core import Artifact, Signature, Tensors
+from maasdam.errors import EngineFailure, InvalidModel, InvalidTensor, MaasdamError, MissingExtra
 
 LARGE_BYTES = 256 * 1024 * 1024
 """After an answer larger than this an engine gives the memory back, where its library can."""
 
 
 @contextmanager
-def breaking_as(engine: str) -> Iterator[None]:
-    """What an engine's library raises while it runs becomes EngineFailure with the first line of its message."""
+def breaking_as(engine: str, signature: Signature, batch: Tensors) -> Iterator[None]:
+    """What an engine's library raises while it runs becomes EngineFailure with the first line of its message.
+
+    Where the batch has an axis of size 0, or first axes of different sizes, it is the batch that is no good: InvalidTensor.
+    """
     try:
         yield
     except MaasdamError:
         raise
     except Exception as error:
+        empty = next((name for name, array in batch.items() if array.size == 0), None)
+        if empty is not None:
+            raise InvalidTensor(f"this model can't take input '{empty}' empty: {list(batch[empty].shape)}") from error
+        sized = {s.name: batch[s.name].shape for s in signature.inputs if s.shape and s.shape[0] is None}
+        if len({shape[0] for shape in sized.values()}) > 1:
+            sizes = ", ".join(f"{name} {list(shape)}" for name, shape in sized.items())
+            raise InvalidTensor(f"this model can't take inputs of these sizes together: {sizes}") from error
         raise EngineFailure(f"engine {engine} broke on a batch: {first_line(error)}") from error
 
 

@@ -20,6 +20,7 @@ from maasdam.pipeline.recipe import DEFAULT_RECIPE, Recipe, find_recipe
 
 if TYPE_CHECKING:
     from maasdam.artifacts.catalog import Catalog, Version
+    from maasdam.artifacts.store import Store
     from maasdam.operations.workspace import Workspace
     from maasdam.pipeline.examples import PreparedExamples
     from maasdam.pipeline.run_recipe import Build, Data
@@ -131,6 +132,8 @@ def _make(root: Path, settings: Settings, asked: Asked, progress: Progress) -> M
     examples = _examples(artifact, asked.paths, progress)
     building = Build(store, asked.paths, asked.device, settings.threads, progress)
     candidate = building.run(recipe, artifact, asked.to)
+    if recipe.batch is not None:
+        candidate = _with_setting(store, candidate, "batch", recipe.batch)
     report = _verified(settings, building, candidate, artifact, examples, recipe)
     return Made(candidate, recipe.name, report, [step.to_json() for step in building.steps])
 
@@ -153,6 +156,7 @@ def _verified(
     recipe: Recipe,
 ) -> dict[str, Any]:
     from maasdam.accounts.energy import open_meter
+    from maasdam.engines.batching_kept import Findings
     from maasdam.pipeline.conditions import Conditions
     from maasdam.pipeline.verify import verify
 
@@ -168,7 +172,25 @@ def _verified(
         calibration=next((f["calibration"] for f in facts if "calibration" in f), None),
         optimization=next((f["table"] for f in facts if "table" in f), ()),
     )
-    return verify(candidate, references, source, examples, recipe.limits, conditions).to_json()
+    report = verify(candidate, references, source, examples, recipe.limits, conditions)
+    if candidate.signature is not None:
+        threads = int(report.conditions["threads"])
+        Findings(settings.home).keep(candidate, report.batching, device=building.device, threads=threads)
+    return report.to_json()
+
+
+def _with_setting(store: Store, artifact: Artifact, name: str, value: str) -> Artifact:
+    """The same files with one more setting: another artifact."""
+    return store.add(
+        artifact.path,
+        format=artifact.format,
+        layout=artifact.layout,
+        task=artifact.task,
+        engine=artifact.engine,
+        signature=artifact.signature,
+        settings={**artifact.settings, name: value},
+        parents=(artifact.digest, *artifact.parents),
+    )
 
 
 def _check_flags(to: str | None, device: str) -> None:
@@ -223,7 +245,7 @@ def _examples(artifact: Artifact, paths: Data, progress: Progress) -> PreparedEx
     if examples and artifact.task != TEXT_GENERATION:  # texts may be longer than the context: they are cut into pieces
         prepared.prepare_all(Preparer(artifact), progress)
     if paths.calibrate is not None:
-        unlabelled_payloads(artifact.task, paths.calibrate, 1)
+        unlabelled_payloads(artifact.task, paths.calibrate, 1, signature=artifact.signature)
     if paths.train is not None:
         check_disjoint(evaluation_examples(artifact, paths.train), examples)
     return prepared

@@ -115,6 +115,8 @@ def _details(report: Mapping[str, Any]) -> str:
     parity = {key: value for key, value in (_at(report, "parity") or {}).items() if value is not None}
     if parity:
         lines.append("- against the source: " + ", ".join(f"{_text(key)} {_said(value)}" for key, value in parity.items()))
+    if _at(report, "batching"):
+        lines.append(f"- batching: {report['batching']} ({_at(report, 'batching_how')})")
     precisions = _at(report, "precisions")
     if precisions:
         lines.append(

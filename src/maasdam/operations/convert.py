@@ -160,7 +160,7 @@ def _real_inputs(artifact: Artifact, data: Path, progress: Progress) -> list[Ten
 
     prepare = Preparer(artifact)
     inputs: list[Tensors] = []
-    payloads = unlabelled_payloads(artifact.task, data, MAX_REAL_INPUTS)
+    payloads = unlabelled_payloads(artifact.task, data, MAX_REAL_INPUTS, signature=artifact.signature)
     for number, (name, payload) in enumerate(payloads):
         progress("read the data", number, len(payloads))
         if isinstance(payload, TextPayload) and payload.prompt is not None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from maasdam.core import Progress, silent
-from maasdam.pipeline.processor import has_int8, instructions
+from maasdam.engines.processor import has_int8, instructions
 from maasdam.settings import Settings
 
 IMPORT_SECONDS = 120

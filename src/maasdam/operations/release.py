@@ -49,9 +49,11 @@ def _measured(version: Version, report: Mapping[str, Any]) -> dict[str, Any]:
 
 def shown(workspace: Workspace, name: str) -> dict[str, Any]:
     """One version whole: its report, passes, lineage and files."""
+    from maasdam.engines.batching_kept import Findings
+
     version = workspace.catalog.resolve(name)
     artifact = workspace.store.get(version.digest)
-    facts = {
+    facts = Findings(workspace.settings.home).told(artifact, threads=workspace.settings.threads).facts() | {
         "created_at": version.created_at.isoformat(),
         "signature": artifact.signature.to_json() if artifact.signature else None,
         "settings": dict(artifact.settings),
@@ -102,14 +104,18 @@ def checked(workspace: Workspace, progress: Progress = silent) -> dict[str, Any]
 
 def status(workspace: Workspace) -> list[dict[str, Any]]:
     """Desired state with the version each name stands for now (null where it stands for none any more)."""
-    rows = []
+    from maasdam.engines.batching_kept import Findings
+
+    findings, rows = Findings(workspace.settings.home), []
     for deployment in workspace.catalog.deployments():
+        facts: dict[str, Any] = {}
         name = deployment.model if deployment.version is None else f"{deployment.model}:{deployment.version}"
         try:
             version = workspace.catalog.resolve(name)
             facts = {key: getattr(version, key) for key in ("version", "task", "format", "engine")}
+            facts |= findings.told(workspace.store.get(version.digest), threads=workspace.settings.threads).facts()
         except NotFound:
-            facts = dict.fromkeys(("version", "task", "format", "engine"))
+            facts = dict.fromkeys(("version", "task", "format", "engine", "batching", "batching_how")) | facts
         rows.append(asdict(deployment) | facts | {"follows": deployment.version is None})
     return rows
 

@@ -229,6 +229,8 @@ def _detail(version: Version) -> dict[str, Any]:
         "certificates": [_certificate(f["certificate"]) for f in facts if isinstance(f.get("certificate"), Mapping)],
         "energy": _at(report, "energy_joules", "method"),
         "precisions": report.get("precisions"),
+        "batching": report.get("batching"),
+        "batching_how": report.get("batching_how"),
         "calibration": _at(report, "calibration", "says"),
         "parity": {key: value for key, value in _mapping(report, "parity").items() if value is not None},
         "conditions": _mapping(report, "conditions"),

@@ -12,6 +12,7 @@ from maasdam.accounts.energy import open_meter
 from maasdam.accounts.ledger import Ledger
 from maasdam.artifacts.store import Store
 from maasdam.database.presence import Presence
+from maasdam.engines.batching_kept import Findings
 from maasdam.operations.builds import builds
 from maasdam.operations.infer import Inference, Limits
 from maasdam.serving.attempts import Attempts
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from maasdam.accounts.keys import Keys
     from maasdam.artifacts.catalog import BuildState, Catalog
-    from maasdam.core import Engine, Processor
+    from maasdam.core import Batching, Engine, Processor
 
 WIRE_THREADS = 4
 """Threads that read and write large tensors. What a model's own files do runs in its replica's."""
@@ -82,6 +83,8 @@ class Service:
     metrics: Metrics
     presence: Presence
     requests: RequestLog
+    batching: Callable[[str], Batching]
+    """What is known here of the artifact of a digest; it blocks."""
     builds: Callable[[], list[BuildState]]
     """Builds, running and done; like `catalog`, it blocks."""
     is_draining: bool = False
@@ -135,9 +138,11 @@ def open_service(
     settings, store = workspace.settings, workspace.store
     compute = ComputeClock()
     pool = ThreadPoolExecutor(WIRE_THREADS, "wire", compute.exclude_this_thread)
+    findings = Findings(settings.home)
     load = Loader(
-        workspace.store,
+        store,
         settings,
+        findings,
         compute=compute,
         open_engine=open_engine,
         open_processor=open_processor,
@@ -162,5 +167,6 @@ def open_service(
         metrics=metrics,
         presence=presence,
         requests=requests,
+        batching=lambda digest: findings.told(store.get(digest), threads=settings.threads),
         builds=(lambda: builds(workspace.catalog, store)) if isinstance(store, Store) else workspace.catalog.builds,
     )

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from maasdam.core import Progress, silent
+from maasdam.engines.processor import has_int8, processor_name
 from maasdam.pipeline.measure import Joules
-from maasdam.pipeline.processor import has_int8, processor_name
 from maasdam.pipeline.run_recipe import installed_version
 
 LATENCY_SECONDS = 10.0

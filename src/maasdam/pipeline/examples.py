@@ -21,6 +21,7 @@ from maasdam.core import (
     ImagePayload,
     Payload,
     Progress,
+    Signature,
     TensorPayload,
     TextPayload,
 )
@@ -55,14 +56,20 @@ def evaluation_examples(artifact: Artifact, path: Path, limit: int | None = None
 
     if not path.exists():
         raise InvalidInput(f"no data at {path}; --data takes a folder or file of examples")
-    examples = load_examples(artifact.task or "tensors", path, labels=labels_of(artifact.path), limit=limit)
+    examples = load_examples(
+        artifact.task or "tensors", path, labels=labels_of(artifact.path), limit=limit, signature=artifact.signature
+    )
     if not examples:
         raise InvalidInput(f"{path} holds no examples for task '{artifact.task}'")
     return examples
 
 
-def unlabelled_payloads(task: str | None, path: Path, limit: int, seed: int = 0) -> list[tuple[str, Payload]]:
+def unlabelled_payloads(
+    task: str | None, path: Path, limit: int, seed: int = 0, signature: Signature | None = None
+) -> list[tuple[str, Payload]]:
     """Up to `limit` payloads with their names, chosen by `seed`, in a stable order. Labels are never read.
+
+    `signature` tells which raw tensors have no batch.
 
     Raises InvalidInput where the folder holds nothing of the task's kind.
     """
@@ -70,7 +77,9 @@ def unlabelled_payloads(task: str | None, path: Path, limit: int, seed: int = 0)
     if suffixes is None:
         from maasdam.tasks import load_examples
 
-        found: list[tuple[str, Payload]] = [(e.name, e.payload) for e in load_examples(task or "tensors", path)]
+        found: list[tuple[str, Payload]] = [
+            (e.name, e.payload) for e in load_examples(task or "tensors", path, signature=signature)
+        ]
         return _some(found, limit, seed)
     if not path.is_dir():
         raise InvalidInput(f"no folder of examples at {path}")
@@ -92,7 +101,7 @@ def calibration_inputs(source: Artifact, path: Path, limit: int, seed: int = 0) 
     inputs: list[Inputs] = []
     held = 0
     prepare = Preparer(source)
-    for name, payload in unlabelled_payloads(source.task, path, limit, seed):
+    for name, payload in unlabelled_payloads(source.task, path, limit, seed, source.signature):
         for tensors in prepare(name, payload):
             endless = next((n for n, a in tensors.items() if a.dtype.kind == "f" and not np.isfinite(a).all()), None)
             if endless is not None:

@@ -69,6 +69,8 @@ class Recipe:
     task: str | None = None
     passes: tuple[Use, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    batch: str | None = None
+    """"never": requests run one by one, whatever is found of batching."""
 
     @property
     def trains(self) -> tuple[str, ...]:
@@ -138,12 +140,15 @@ def parse_recipe(text: str, name: str, where: str) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput(f"{where} is not TOML: {error}") from error
     for key in data:
-        if key not in ("task", "limits", "pass"):
-            raise InvalidInput(f"{where}: no key '{key}'; a recipe has: task, [limits], [[pass]]")
+        if key not in ("task", "batch", "limits", "pass"):
+            raise InvalidInput(f"{where}: no key '{key}'; a recipe has: task, batch, [limits], [[pass]]")
     task = data.get("task")
     if task is not None and task not in TASKS:
         raise InvalidInput(f"{where}: 'task' is {task!r}; it takes one of: {', '.join(TASKS)}")
-    return Recipe(name, task, _passes(data.get("pass", []), where), _limits(data.get("limits", {}), where))
+    batch = data.get("batch")
+    if batch not in (None, "never"):
+        raise InvalidInput(f"{where}: 'batch' is {batch!r}; it takes \"never\", or leave it out: what is proven is batched")
+    return Recipe(name, task, _passes(data.get("pass", []), where), _limits(data.get("limits", {}), where), batch)
 
 
 def _passes(given: Any, where: str) -> tuple[Use, ...]:

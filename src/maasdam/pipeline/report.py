@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from maasdam.core import UNTRIED, Batching
 from maasdam.pipeline.recipe import Limits
 
 MIN_COSINE_UNSEEN = 0.9
@@ -95,6 +96,8 @@ class Report:
     precisions: Mapping[str, int] = field(default_factory=dict)
     calibration: Mapping[str, Any] | None = None
     optimization: Sequence[Mapping[str, Any]] = ()
+    batching: Batching = UNTRIED
+    """Whether a row's answer is the same whatever stands beside it."""
     samples: tuple[Mapping[str, Any], ...] = ()
     limits: Limits = field(default_factory=Limits)
     conditions: Mapping[str, Any] = field(default_factory=dict)
@@ -148,6 +151,7 @@ class Report:
             "reference": {"engine": r.engine, "digest": r.digest},
             "source": None if self.source is None else _source(self.source),
             "precisions": dict(self.precisions) or None,
+            **self.batching.facts(),
             "calibration": None if self.calibration is None else dict(self.calibration),
             "optimization": [dict(row) for row in self.optimization],
             "conditions": dict(self.conditions),

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import TEXT_GENERATION, Artifact, Format, Progress, silent
+from maasdam.engines.processor import processor_name
 from maasdam.errors import InvalidInput, InvalidModel, MaasdamError, Unsupported
 from maasdam.pipeline.passes import Pass, PassContext, find_pass
-from maasdam.pipeline.processor import processor_name
 from maasdam.pipeline.recipe import Recipe, Use
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from maasdam.core import TEXT_GENERATION, Artifact, Example, Score
+from maasdam.core import TEXT_GENERATION, Artifact, Batching, Example, Score
 from maasdam.errors import EngineFailure, InvalidInput, MaasdamError, Unsupported, VerificationFailed
 from maasdam.pipeline.answers import Answers
 from maasdam.pipeline.conditions import Conditions, circumstances
@@ -28,6 +28,8 @@ from maasdam.pipeline.subjects import Observed, TensorSubject
 
 SOURCE_SECONDS = 45.0
 """How long the source's own engine may take over the examples; it is scored on as many as fit."""
+BATCHING_SECONDS = 5.0
+"""How long larger and larger batches are tried."""
 
 
 def verify(
@@ -48,9 +50,10 @@ def verify(
     if candidate.signature is None and candidate.task != TEXT_GENERATION:
         raise Unsupported(f"a {candidate.engine} model for {candidate.task} can't be verified yet: it decodes by itself")
     if candidate.signature is None:
+        from maasdam.engines.batching_kept import OWN
         from maasdam.pipeline.verify_text import verify_text
 
-        return verify_text(candidate, references, source, prepared, limits, how)
+        return replace(verify_text(candidate, references, source, prepared, limits, how), batching=OWN)
     return _Tensors(candidate, references, source, prepared, how).report(limits)
 
 
@@ -81,6 +84,7 @@ class _Tensors:
             energy = self._energy(subjects)
             answers = self._answer(subjects)
             precisions = self._precisions(subjects["candidate"])
+            batching = self._batching(subjects["candidate"])
         finally:
             for subject in {id(s): s for s in subjects.values()}.values():
                 subject.close()
@@ -91,7 +95,7 @@ class _Tensors:
             )
             for name, s in subjects.items()
         }
-        return self._judged(limits, columns, answers, precisions, threads)
+        return replace(self._judged(limits, columns, answers, precisions, threads), batching=batching)
 
     def _open_all(self, threads: int) -> dict[str, TensorSubject]:
         """The subjects by name; the same files with the same settings are opened once, so that noise tells no difference."""
@@ -172,6 +176,19 @@ class _Tensors:
     def _precisions(self, candidate: TensorSubject) -> dict[str, int]:
         known = getattr(candidate.engine, "precisions", None)
         return dict(known()) if known is not None else {}
+
+    def _batching(self, candidate: TensorSubject) -> Batching:
+        """Tried on the candidate's own examples, where it has some."""
+        from maasdam.engines.batching import find_batching
+        from maasdam.engines.batching_kept import NEVER
+        from maasdam.engines.made_up import integer_ranges
+
+        if self.candidate.settings.get("batch") == "never":
+            return NEVER
+        self.how.progress("batching")
+        examples = candidate.inputs_to_load if len(self.examples) else []
+        ranges = integer_ranges(self.candidate, candidate.engine.signature)
+        return find_batching(candidate.engine, ranges, examples, grows_seconds=BATCHING_SECONDS)
 
     def _memory(self, subjects: Mapping[str, TensorSubject], threads: int) -> dict[str, int | None]:
         found: dict[str, int | None] = {}

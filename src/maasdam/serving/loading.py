@@ -19,8 +19,11 @@ from maasdam.core import (
     IMAGE_CLASSIFICATION,
     SPEECH_RECOGNITION,
     TEXT_GENERATION,
+    UNKNOWN,
+    UNTRIED,
     Artifact,
     AudioPayload,
+    Batching,
     Engine,
     ImagePayload,
     Payload,
@@ -30,6 +33,7 @@ from maasdam.core import (
     Signature,
     TensorEngine,
     TensorPayload,
+    Tensors,
     TextPayload,
 )
 from maasdam.errors import LimitExceeded, MaasdamError, NotReady, Unsupported
@@ -67,13 +71,26 @@ class Files(Protocol):
         ...
 
 
+class Found(Protocol):
+    """What loading needs of what was found of batching before."""
+
+    def get(self, artifact: Artifact, *, device: str | None = None, threads: int = 0) -> Batching | None:
+        """What was found of the artifact as it runs here; None where nothing was."""
+        ...
+
+    def keep(self, artifact: Artifact, found: Batching, *, device: str | None = None, threads: int = 0) -> None:
+        """Keep what was found."""
+        ...
+
+
 class Loader:
-    """Opens engines and processors in threads, and warms them up. Call it with a version."""
+    """Opens engines and processors in threads, tries whether they may be batched, and warms them up. Call it with a version."""
 
     def __init__(
         self,
         store: Files,
         settings: Settings,
+        findings: Found,
         *,
         compute: ComputeClock,
         open_engine: Callable[..., Engine] | None = None,
@@ -84,6 +101,7 @@ class Loader:
         """`attempts` keeps note of what is being loaded, where the service may die of it."""
         self._store = store
         self._settings = settings
+        self._findings = findings
         self._compute = compute
         self._open_engine = open_engine
         self._open_processor = open_processor
@@ -104,7 +122,10 @@ class Loader:
         try:
             async with asyncio.timeout(self._settings.load_seconds):
                 engine, processor = await apart("opening", self._open, version, note, given_up)
-                replica = self._replica(version, engine, processor)
+                batching = UNTRIED
+                if isinstance(engine, TensorEngine):
+                    batching = await self._found(version, engine, processor)
+                replica = self._replica(version, engine, processor, batching)
                 try:
                     await _warm(replica, processor.task if processor else None)
                 except BaseException:
@@ -157,7 +178,33 @@ class Loader:
             if has_turn:
                 self._turn.release()
 
-    def _replica(self, version: Version, engine: Engine, processor: Processor | None) -> Replica:
+    async def _found(self, version: Version, engine: TensorEngine, processor: Processor | None) -> Batching:
+        try:
+            return await apart("trying", self._batching, version, engine, processor)
+        except BaseException:
+            Share("closing", threads=1, idle_seconds=0.0).submit(engine.close)
+            raise
+
+    def _batching(self, version: Version, engine: TensorEngine, processor: Processor | None) -> Batching:
+        """Whether callers may be computed together: as it was found here before, else tried now."""
+        from maasdam.engines.batching import find_batching
+        from maasdam.engines.batching_kept import NEVER
+        from maasdam.engines.made_up import integer_ranges
+
+        artifact = self._store.get(version.digest)
+        if artifact.settings.get("batch") == "never":
+            return NEVER
+        threads = self._settings.threads
+        known = self._findings.get(artifact, threads=threads)
+        if known is not None and known.verdict != UNKNOWN:
+            return known
+        examples = _examples(processor, engine.signature)
+        found = find_batching(engine, integer_ranges(artifact, engine.signature), examples)
+        self._findings.keep(artifact, found, threads=threads)
+        log.info("model %s:%d: batching is %s: %s", version.model, version.version, found.verdict, found.how)
+        return found
+
+    def _replica(self, version: Version, engine: Engine, processor: Processor | None, batching: Batching) -> Replica:
         share = Share(f"prepare {version.model}:{version.version}", self._compute.without_this_thread)
         if isinstance(engine, TensorEngine):
             told = self._on_batch
@@ -170,6 +217,7 @@ class Loader:
                 queue_size=self._settings.queue_size,
                 max_answer_bytes=self._settings.max_answer_bytes,
                 threads=streams,
+                batching=batching,
                 on_batch=(lambda rows: told(version, rows)) if told else None,
             )
         if processor is None:
@@ -178,6 +226,17 @@ class Loader:
             )
         stream: Any = getattr(processor, "stream", None)
         return SequenceReplica(engine, processor, pool=share, queue_size=self._settings.queue_size, text_stream=stream)
+
+
+def _examples(processor: Processor | None, signature: Signature) -> list[Tensors]:
+    """What the processor makes of something plain: rows of the sizes that it really makes."""
+    payload = _payload(processor.task, signature) if processor else None
+    if processor is None or payload is None:
+        return []
+    try:
+        return list(processor.prepare(payload))
+    except MaasdamError:  # the first answer says it
+        return []
 
 
 async def _warm(replica: Replica, task: str | None) -> None:

@@ -21,7 +21,9 @@ import numpy as np
 
 from maasdam.core import (
     SPEECH_RECOGNITION,
+    UNTRIED,
     AudioPayload,
+    Batching,
     Chunk,
     ImagePayload,
     Payload,
@@ -74,6 +76,8 @@ class Replica(Protocol):
     signature: Signature | None
     """None for sequence engines."""
     context_length: int | None
+    batching: Batching | None
+    """Whether callers may be computed together; None where the engine has a way of its own."""
     in_flight: int
     """Requests being answered."""
 
@@ -106,9 +110,12 @@ class TensorReplica:
         queue_size: int,
         max_answer_bytes: int = 1 << 62,
         threads: int = 1,
+        batching: Batching = UNTRIED,
         on_batch: Callable[[int], None] | None = None,
     ) -> None:
+        """`batching`: what was found of this engine; unless it is independent, requests run one by one."""
         self.signature: Signature | None = engine.signature
+        self.batching: Batching | None = batching
         self.in_flight = 0
         self._engine = engine
         self._processor = processor
@@ -126,6 +133,7 @@ class TensorReplica:
             queue_size=queue_size,
             batches=self._batches,
             is_fixed=None not in inner,
+            most_rows=batching.most_rows,
             threads=threads,
             compute=compute,
             on_batch=on_batch,
@@ -153,7 +161,8 @@ class TensorReplica:
             self._checked.check(tensors)
         else:
             await asyncio.get_running_loop().run_in_executor(self._pool, self._checked.check, tensors)
-        items = next(iter(tensors.values())).shape[0] if self._batches else 1
+        counts = {array.shape[0] for array in tensors.values()} if self._batches else {1}
+        items = counts.pop() if len(counts) == 1 else 1  # first axes that differ are of one thing: a graph
         self._refuse_large(items * self._bytes_a_row)
         ran = await self._scheduler.run(tensors, deadline)
         self._refuse_large(sum(array.nbytes for array in ran.outputs.values()))
@@ -214,6 +223,7 @@ class SequenceReplica:
     """A sequence engine: text generation, or speech by an engine that decodes by itself."""
 
     signature: Signature | None = None
+    batching: Batching | None = None
 
     def __init__(
         self,

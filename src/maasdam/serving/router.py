@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from maasdam.core import Signature, split_name
+from maasdam.core import Batching, Signature, split_name
 from maasdam.errors import MaasdamError, NotFound, NotReady
 from maasdam.serving.replica import Replica
 from maasdam.serving.share import apart
@@ -74,6 +74,11 @@ class Copy:
     def signature(self) -> Signature | None:
         """What tensors it takes and gives; None for sequence engines and while loading."""
         return self.replicas[0].signature if self.replicas else None
+
+    @property
+    def batching(self) -> Batching | None:
+        """What was found of it; None for sequence engines and while loading."""
+        return self.replicas[0].batching if self.replicas else None
 
     def pick(self) -> Replica:
         """The replica with the fewest requests in flight."""

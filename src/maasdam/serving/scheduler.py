@@ -5,6 +5,8 @@
 There is no fixed delay: an engine thread that becomes free takes what is queued. A batch that fails is run again
 item by item, so that a bad item fails only its sender. The loop outlives any batch.
 
+Items of several callers are one batch only as far as `most_rows` says that it was proven to leave their answers alone.
+
 A model so small that handing its work to a thread costs more than the work itself runs in the event loop: all items
 that came in one turn of the loop are one batch (measured: half the CPU time a request). Whether it is so small is
 measured while it warms up, and unlearnt when a batch blocks the loop for long.
@@ -39,6 +41,8 @@ TOO_LATE = "the request waited past its deadline; try again when the service is 
 INLINE_SECONDS = 0.0002
 """A model whose batch of one takes less runs in the event loop."""
 MOST_INLINE_ROWS = 256
+MOST_INLINE_ITEMS = 64
+"""Items of one turn of the loop: those that may not be put together run one after the other."""
 TOO_LONG_INLINE_SECONDS = 0.02
 CLOSING = "this model is being taken down; send the request again"
 
@@ -53,11 +57,15 @@ class Ran:
 
 
 class _Item:
-    __slots__ = ("deadline", "future", "number", "rows", "shape", "tensors")
+    __slots__ = ("deadline", "future", "most", "number", "rows", "shape", "tensors")
 
-    def __init__(self, tensors: Tensors, rows: int, shape: Shape, deadline: float | None, future: asyncio.Future[Ran]) -> None:
+    def __init__(
+        self, tensors: Tensors, rows: int, most: int, shape: Shape, deadline: float | None, future: asyncio.Future[Ran]
+    ) -> None:
         self.tensors = tensors
         self.rows = rows
+        self.most = most
+        """Rows that a batch with this item in it may hold."""
         self.shape = shape
         self.deadline = deadline
         self.future = future
@@ -77,6 +85,7 @@ class Scheduler:
         queue_size: int,
         batches: bool = True,
         is_fixed: bool = False,
+        most_rows: Callable[[Tensors], int] = lambda tensors: MOST_INLINE_ROWS,
         threads: int = 1,
         compute: ComputeClock | None = None,
         pace: Pace | None = None,
@@ -85,13 +94,16 @@ class Scheduler:
     ) -> None:
         """`batches`: the first axis of every input and output is the batch; `is_fixed`: no other axis is dynamic.
 
-        `on_batch` is told each batch's rows.
+        `most_rows`: how many rows a batch with these tensors in it may hold, 1 for tensors that run alone. `on_batch` is told
+        each batch's rows.
         """
         self._engine = run
         self._queue_size = queue_size
         self._batches = batches
+        self._most_rows = most_rows
         self._may_run_inline = is_fixed and batches
         self._tick: list[_Item] = []
+        self._tick_rows = 0
         self._compute = compute or ComputeClock()
         self._clock = clock
         self._on_batch = on_batch
@@ -154,8 +166,8 @@ class Scheduler:
 
     def _enqueue(self, tensors: Tensors, deadline: float | None) -> _Item:
         shape = tuple((name, array.dtype.str, array.shape[1:]) for name, array in tensors.items())
-        rows = next(iter(tensors.values())).shape[0] if self._batches else 1
-        item = _Item(tensors, rows, shape, deadline, asyncio.get_running_loop().create_future())
+        rows, most = self._counted(tensors)
+        item = _Item(tensors, rows, most, shape, deadline, asyncio.get_running_loop().create_future())
         with self._ready:
             if self._is_closed:
                 raise NotReady(CLOSING)
@@ -168,26 +180,36 @@ class Scheduler:
             self._ready.notify()
         return item
 
+    def _counted(self, tensors: Tensors) -> tuple[int, int]:
+        """Rows of an item, and how many a batch with it may hold. What has none, or several numbers of them, runs alone."""
+        if not self._batches:
+            return 1, 1
+        counts = {array.shape[0] for array in tensors.values()}
+        rows = next(iter(counts))
+        return max(rows, 1), self._most_rows(tensors) if len(counts) == 1 and rows else 1
+
     def _enqueue_inline(self, tensors: Tensors) -> _Item | None:
         """Into this turn's batch; None when it is full or being taken down: the queue decides then."""
-        rows = next(iter(tensors.values())).shape[0]
+        rows, most = self._counted(tensors)
         loop = asyncio.get_running_loop()
-        if self._is_closed or len(self._tick) + rows > MOST_INLINE_ROWS:
+        if self._is_closed or self._tick_rows + rows > MOST_INLINE_ROWS or len(self._tick) >= MOST_INLINE_ITEMS:
             return None
-        item = _Item(tensors, rows, (), None, loop.create_future())
+        item = _Item(tensors, rows, most, (), None, loop.create_future())
         if not self._tick:
             loop.call_soon(self._run_tick)
         self._tick.append(item)
+        self._tick_rows += rows
         return item
 
     def _run_tick(self) -> None:
         batch = [item for item in self._tick if not item.future.cancelled()]
         self._tick = []
+        self._tick_rows = 0
         if not batch:
             return
         began = time.thread_time()  # not wall time: being preempted is not the model's doing
         try:
-            outcomes = self._run_batch(batch, is_inline=True)
+            outcomes = [outcome for part in _parts(batch) for outcome in self._run_batch(part, is_inline=True)]
         except Exception as error:
             log.exception("a batch broke outside the engine")
             outcomes = [(item, _failure(error)) for item in batch]
@@ -240,8 +262,9 @@ class Scheduler:
         expired: list[_Item] = []
         now = self._clock()
         cap, rows = self.cap, 0
-        while queue and (not batch or rows + queue[0].rows <= cap):
+        while queue and (not batch or rows + queue[0].rows <= min(cap, queue[0].most)):
             item = queue.popleft()
+            cap = min(cap, item.most)
             self._waiting -= 1
             if item.deadline is not None and item.deadline <= now:
                 expired.append(item)
@@ -313,6 +336,20 @@ class Scheduler:
                 loop.call_soon_threadsafe(_settle, [o for o in outcomes if o[0].future.get_loop() is loop])
             except RuntimeError:  # that loop is closed: nobody waits any more
                 continue
+
+
+def _parts(items: list[_Item]) -> list[list[_Item]]:
+    """Items of one shape in batches that none of them makes too large."""
+    parts: list[list[_Item]] = []
+    rows = most = 0
+    for item in items:
+        most = min(most, item.most)
+        if not parts or rows + item.rows > most:
+            parts.append([])
+            rows, most = 0, item.most
+        parts[-1].append(item)
+        rows += item.rows
+    return parts
 
 
 def _settle(outcomes: list[Outcome]) -> None:

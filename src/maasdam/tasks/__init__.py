@@ -50,17 +50,24 @@ def open_processor(task: str, folder: Path, signature: Signature | None, setting
 
 
 def load_examples(
-    task: str, path: Path, *, labels: Mapping[int, str] | None = None, limit: int | None = None, seed: int = 0
+    task: str,
+    path: Path,
+    *,
+    labels: Mapping[int, str] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    signature: Signature | None = None,
 ) -> list[Example]:
     """Evaluation examples from a folder or file in Hugging Face's conventions; "tensors" is .npz of named arrays.
 
     `labels` are the model's (id to name): a label's text must be one of them. With `limit`, so many chosen by `seed`, in
-    their own order. `truth` is the label's id, the transcription, or None where the data has none.
+    their own order. `signature` tells which tensors have no batch: a scalar, a state. `truth` is the label's id, the
+    transcription, or None where the data has none.
     Raises InvalidInput: nothing there, another kind, unknown labels, files missing or outside the folder.
     """
     from maasdam.tasks.examples import read_examples
 
-    return read_examples(task, Path(path), labels=labels, limit=limit, seed=seed)
+    return read_examples(task, Path(path), labels=labels, limit=limit, seed=seed, signature=signature)
 
 
 def score(task: str, answers: Sequence[Answer], examples: Sequence[Example]) -> Score:

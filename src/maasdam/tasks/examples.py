@@ -22,7 +22,9 @@ from maasdam.core import (
     Example,
     ImagePayload,
     Payload,
+    Signature,
     TensorPayload,
+    TensorSpec,
     TextPayload,
 )
 from maasdam.errors import InvalidInput, Unsupported
@@ -46,13 +48,21 @@ METADATA = ("metadata.csv", "metadata.jsonl")
 Row = Mapping[str, Any]
 
 
-def read_examples(task: str, path: Path, *, labels: Mapping[int, str] | None, limit: int | None, seed: int) -> list[Example]:
+def read_examples(
+    task: str,
+    path: Path,
+    *,
+    labels: Mapping[int, str] | None,
+    limit: int | None,
+    seed: int,
+    signature: Signature | None = None,
+) -> list[Example]:
     """See `maasdam.tasks.load_examples`."""
     readers: dict[str, Callable[[Path], list[tuple[str, Any, Any]]]] = {
         IMAGE_CLASSIFICATION: lambda p: _pictures(p, LabelIds(labels)),
         SPEECH_RECOGNITION: _recordings,
         TEXT_GENERATION: _texts,
-        TENSORS: _tensors,
+        TENSORS: lambda p: _tensors(p, signature),
     }
     if task not in readers:
         raise Unsupported(f"no task '{task}'; the tasks are: {', '.join(TASKS)}")
@@ -128,8 +138,8 @@ def _texts(path: Path) -> list[tuple[str, Any, Any]]:
     return [(n, p, t) for n, p, t in out if p.prompt.strip()]
 
 
-def _tensors(path: Path) -> list[tuple[str, Any, Any]]:
-    """Each row of the arrays is one example, with batch 1."""
+def _tensors(path: Path, signature: Signature | None) -> list[tuple[str, Any, Any]]:
+    """Each row of the arrays is one example, with batch 1; see `_examples_of` for what has no rows."""
     import numpy as np
 
     files = [path] if path.is_file() else sorted(path.glob("*.npz"))
@@ -143,14 +153,50 @@ def _tensors(path: Path) -> list[tuple[str, Any, Any]]:
             raise
         except Exception as error:  # zipfile's, zlib's and numpy's own, and MemoryError for a header that lies
             raise InvalidInput(f"{file} is no .npz of named arrays: {error}") from error
-        sizes = {name: array.shape[0] if array.ndim else 0 for name, array in arrays.items()}
-        if not arrays or len(set(sizes.values())) != 1:
-            raise InvalidInput(f"the arrays in {file} have first axes {sizes}; all need the same number of examples")
-        if len(out) + next(iter(sizes.values())) > MAX_EXAMPLES:
+        shapes = {s.name: s for s in signature.inputs} if signature else {}
+        out += [(f"{file.name}:{i}", TensorPayload(t), None) for i, t in enumerate(_examples_of(arrays, shapes, file))]
+        if len(out) > MAX_EXAMPLES:
             raise InvalidInput(f"{path} holds over {MAX_EXAMPLES:,} examples; give a sample of them")
-        for i in range(next(iter(sizes.values()))):
-            out.append((f"{file.name}:{i}", TensorPayload({n: a[i : i + 1] for n, a in arrays.items()}), None))
     return out
+
+
+def _examples_of(arrays: Mapping[str, Any], shapes: Mapping[str, TensorSpec], file: Path) -> list[dict[str, Any]]:
+    """One example a row. An input without a batch has one axis less than its array, or one value for all examples.
+
+    So beside images [100, 3, 32, 32], a scalar is an array of one number, or [100]; a state [1, 64] is an array [1, 64], or
+    [100, 1, 64]. Where the inputs' first axes are different things (nodes and edges) the file is one example.
+    """
+    if not arrays:
+        raise InvalidInput(f"{file} holds no arrays; save them with numpy.savez, by the names of the model's inputs")
+    if shapes and any(spec.rows_of for spec in shapes.values()):
+        known = {name: array for name, array in arrays.items() if name in shapes}
+        if all(array.ndim == len(shapes[name].shape) for name, array in known.items()):
+            return [dict(arrays)]
+    ways = {name: _way(array, shapes.get(name)) for name, array in arrays.items()}
+    sizes = {name: array.shape[0] for name, array in arrays.items() if ways[name] != "shared"}
+    if len(set(sizes.values())) > 1:
+        raise InvalidInput(f"the arrays in {file} have first axes {sizes}; all need the same number of examples")
+    if next(iter(sizes.values()), 1) > MAX_EXAMPLES:
+        raise InvalidInput(f"{file} holds over {MAX_EXAMPLES:,} examples; give a sample of them")
+
+    def one(name: str, i: int) -> Any:
+        array = arrays[name]
+        return array if ways[name] == "shared" else array[i, ...] if ways[name] == "one each" else array[i : i + 1]
+
+    return [{name: one(name, i) for name in arrays} for i in range(next(iter(sizes.values()), 1))]
+
+
+def _way(array: Any, spec: TensorSpec | None) -> str:
+    """What an array is to its examples: "rows" of a batch, "one each" of an input that has no batch, or "shared" by all."""
+    if array.ndim == 0:
+        return "shared"
+    if spec is None or (spec.shape and spec.shape[0] is None):
+        return "one each" if spec is not None and array.ndim == len(spec.shape) + 1 else "rows"
+    if array.ndim == len(spec.shape) + 1:
+        return "one each"
+    if spec.shape[0] == 1 and len(array) != 1:
+        return "rows"  # a batch that is fixed to 1: a row is that batch
+    return "shared" if array.ndim == len(spec.shape) else "rows"
 
 
 def _check_unpacked(file: Path) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from maasdam.artifacts.sources.examine import examine, refuse_blocked
 from maasdam.artifacts.sources.finding import Inspection, Risk
-from maasdam.artifacts.sources.ingest import check_task, ingest
+from maasdam.artifacts.sources.ingest import check_task, ingest, ingested
 
-__all__ = ["Inspection", "Risk", "check_task", "ingest", "inspect", "look", "refuse_blocked"]
+__all__ = ["Inspection", "Risk", "check_task", "examine", "ingest", "ingested", "inspect", "look", "refuse_blocked"]
 
 
 def inspect(source: str, *, trust: bool = False, processor: Path | None = None) -> Inspection:

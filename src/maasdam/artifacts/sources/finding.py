@@ -5,12 +5,12 @@ Knows names and facts. Refuses to know files or how any layout is read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from maasdam.core import Format, Layout, Signature
+from maasdam.core import Format, Layout, Signature, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +97,17 @@ class Inspection:
             "notes": list(self.notes),
             "files": list(self.files),
         }
+
+
+def told_apart(inputs: Sequence[TensorSpec], first_axes: Sequence[str]) -> tuple[TensorSpec, ...]:
+    """`inputs` with what their open first axes count, by the files' own names of these axes, where the names differ.
+
+    Nodes and edges of a graph are of two numbers; rows of one batch go by one name, or by none.
+    """
+    names = {name for spec, name in zip(inputs, first_axes, strict=True) if spec.shape and spec.shape[0] is None}
+    if len(names - {""}) < 2:
+        return tuple(inputs)
+    return tuple(
+        replace(spec, rows_of=name) if name and spec.shape and spec.shape[0] is None else spec
+        for spec, name in zip(inputs, first_axes, strict=True)
+    )

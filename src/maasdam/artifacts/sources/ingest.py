@@ -79,6 +79,12 @@ def ingest(
     return artifact
 
 
+def ingested(examined: Examined, store: Store) -> Artifact | None:
+    """What the files came to when they were ingested with nothing said of their task; None where they were not."""
+    known = store.cached(_key(examined, _choose_task(None, examined.inspection)))
+    return known[0] if known else None
+
+
 def check_task(task: str | None) -> None:
     """Raise Unsupported, naming the tasks there are, when `task` is none of them."""
     if task is not None and task not in TASKS:

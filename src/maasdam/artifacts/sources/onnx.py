@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from maasdam.artifacts.sources.bounds import MAX_AXIS, MAX_RANK, Place, commonest, head
-from maasdam.artifacts.sources.finding import Reading, Risk
+from maasdam.artifacts.sources.finding import Reading, Risk, told_apart
 from maasdam.artifacts.sources.hfconfig import PROCESSOR_FILES
 from maasdam.artifacts.sources.wire import Message, mapped
 from maasdam.core import Signature, TensorSpec
@@ -39,6 +39,16 @@ _BINARY_OPERATORS = {"EPContext"}
 MAX_UNFOLDED_NODES = 2_000_000
 """Nodes once every function of the model's own is written out where it is called, as engines do."""
 _EXTERNAL = 1
+NAN_READERS = {
+    *((domain, "IsNaN") for domain in ("", "ai.onnx")),
+    *(("ai.onnx.ml", name) for name in ("Imputer", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor")),
+}
+"""(domain, operator) of those to which NaN is a missing value."""
+_MOVES = {
+    *("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "Split", "Concat"),
+    *("ArrayFeatureExtractor", "FeatureVectorizer", "Expand", "Pad"),
+}
+_SCALES = {"Sub", "Add", "Mul", "Div"}
 
 
 _Function = tuple[str, str, str]
@@ -78,9 +88,10 @@ def read(place: Place, name: str) -> Reading:
             raise InvalidModel(f"{path} is not an ONNX model (it imports no operator set); export it again")
         weights = _walk(graph, found, str(path))
         _check_functions(model, found, str(path))
-        signature = Signature(
-            tuple(_specs(graph, 11, skip=weights, what=str(path))), tuple(_specs(graph, 12, skip=set(), what=str(path)))
-        )
+        inputs, first_axes = list(_specs(graph, 11, skip=weights, what=str(path))), list(_first_axes(graph, weights))
+        missing = takes_nan(graph, inputs, weights) if found.operators.keys() & NAN_READERS else set()
+        inputs = [replace(spec, takes_nan=True) if spec.name in missing else spec for spec in inputs]
+        signature = Signature(told_apart(inputs, first_axes), tuple(_specs(graph, 12, skip=set(), what=str(path))))
         producer = " ".join(filter(None, (model.text(2), model.text(3))))
     if not signature.outputs:
         raise InvalidModel(f"{path} has no outputs; export it again")
@@ -229,6 +240,36 @@ def _specs(graph: Message, number: int, skip: set[str], what: str) -> Iterator[T
         if shape is None:
             raise Unsupported(f"{what}: '{name}' has no shape, not even its number of axes; export the model with shapes")
         yield TensorSpec(name, _DTYPES.get(tensor.number(1), "object"), tuple(_dimension(dim) for dim in shape.messages(1)))
+
+
+def _first_axes(graph: Message, skip: set[str]) -> Iterator[str]:
+    """The name of each input's first axis; "" where it has none."""
+    for value in graph.messages(11):
+        if value.text(1) in skip:
+            continue
+        kind = value.message(2)
+        tensor = kind.message(1) if kind else None
+        shape = tensor.message(2) if tensor else None
+        yield next((dim.text(2) for dim in shape.messages(1)), "") if shape else ""
+
+
+def takes_nan(graph: Message, inputs: list[TensorSpec], weights: set[str]) -> set[str]:
+    """The inputs of floats whose values reach an operator that reads NaN as a missing value, moved or scaled at most."""
+    floats = {spec.name for spec in inputs if spec.dtype.startswith(("float", "bfloat"))}
+    stands_for = {name: {name} for name in floats}
+    constants = set(weights)
+    found: set[str] = set()
+    for node in graph.messages(1):  # in the order they are computed
+        takes, operator = node.texts(1), node.text(4)
+        known = [name for name in takes if name in stands_for]
+        if operator == "Constant":
+            constants.update(node.texts(2))
+        elif (node.text(7), operator) in NAN_READERS and known:
+            found |= stands_for[known[0]]
+        elif known and (operator in _MOVES or (operator in _SCALES and all(n in stands_for or n in constants for n in takes))):
+            reached = set().union(*(stands_for[name] for name in known))
+            stands_for |= dict.fromkeys(node.texts(2), reached)
+    return found
 
 
 def _dimension(dim: Message) -> int | None:

@@ -10,6 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from maasdam.artifacts.sources.bounds import (
     commonest,
     parse_json,
 )
-from maasdam.artifacts.sources.finding import Reading, Risk
+from maasdam.artifacts.sources.finding import Reading, Risk, told_apart
 from maasdam.artifacts.sources.pickles import MARK_NAMES, MAX_PICKLE_BYTES, TENSOR_NAMES, looks_like_pickle, scan
 from maasdam.core import Signature, TensorSpec, distinct
 from maasdam.errors import InvalidModel, UnsafeModel, Unsupported
@@ -57,6 +58,12 @@ _KINDS: dict[str, calls.Kind] = {
 }
 """The keys of a serialized program whose text loading does more with than keep it."""
 
+_NAN_READERS = {"isnan", "nan_to_num", "nanmean", "nansum", "nanmedian", "nanquantile"}
+"""Operators of torch to which NaN is a missing value."""
+_MOVES = {
+    *("to", "_to_copy", "clone", "view", "reshape", "_unsafe_view", "flatten", "squeeze", "unsqueeze", "permute", "transpose"),
+    *("slice", "select", "index_select", "split", "cat", "expand", "contiguous", "add", "sub", "mul", "div"),
+}
 _PLAIN = {"archive_format", "archive_version", "byteorder", ".data/version", ".data/serialization_id", "version"}
 
 
@@ -305,7 +312,26 @@ def _signature(program: Mapping[str, Any], path: Path) -> tuple[Signature, list[
     outputs = [_spec(name, node, tensors) for name, node in zip(names, nodes, strict=True)]
     if not inputs or not outputs:
         raise InvalidModel(f"{path} takes or gives no tensors; export a model that does")
-    return Signature(tuple(inputs), tuple(outputs)), notes
+    missing = _nan_takers(module["graph"], {spec.name for spec in inputs if spec.dtype.startswith(("float", "bfloat"))})
+    inputs = [replace(spec, takes_nan=True) if spec.name in missing else spec for spec in inputs]
+    first_axes = [str((tensors[spec.name]["sizes"] or [{}])[0].get("as_expr", {}).get("expr_str", "")) for spec in inputs]
+    return Signature(told_apart(inputs, first_axes), tuple(outputs)), notes
+
+
+def _nan_takers(graph: Mapping[str, Any], floats: set[str]) -> set[str]:
+    """The inputs of floats whose values reach an operator that reads NaN as a missing value, moved or scaled at most."""
+    stands_for = {name: {name} for name in floats}
+    found: set[str] = set()
+    for node in graph["nodes"]:
+        operator = str(node["target"]).removeprefix("torch.ops.aten.").partition(".")[0]
+        takes = [one["arg"]["as_tensor"]["name"] for one in node["inputs"] if "as_tensor" in one["arg"]]
+        known = [name for name in takes if name in stands_for]
+        if known and operator in _NAN_READERS:
+            found |= stands_for[known[0]]
+        elif known and operator in _MOVES:
+            made = [end["as_tensor"]["name"] for end in node["outputs"] if "as_tensor" in end]
+            stands_for |= dict.fromkeys(made, stands_for[known[0]])
+    return found
 
 
 def _output_names(module: Mapping[str, Any]) -> list[str]:

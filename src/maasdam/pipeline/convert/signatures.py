@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ def output_names(program: ExportedProgram) -> list[str]:
 
 
 def describe(produced: Signature, source: Signature | None) -> Signature:
-    """`produced` with the layout and value range that the source's tensors of the same names have.
+    """`produced` with the layout, value range and what else no file carries that the source's tensors of the same names have.
 
     A name that the format can't hold, and that became another, is the source's again.
     """
@@ -94,7 +95,7 @@ def describe(produced: Signature, source: Signature | None) -> Signature:
         same = known.get(spec.name)
         if same is None or len(same.shape) != len(spec.shape):
             return spec
-        return TensorSpec(same.name, spec.dtype, spec.shape, same.layout, same.value_range)
+        return replace(same, dtype=spec.dtype, shape=spec.shape)
 
     return Signature(tuple(told(s, asked) for s in produced.inputs), tuple(told(s, known) for s in produced.outputs))
 

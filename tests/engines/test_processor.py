@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from maasdam.pipeline import processor
+from maasdam.engines import processor
 
 MILAN = "processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu sse4_2 avx avx2 vaes\n\nprocessor\t: 1\nflags\t\t: amx_int8\n"
 GRANITE = "model name\t: Intel(R) Xeon(R)\nflags\t\t: avx2 avx512f avx512_vnni amx_bf16 amx_int8\n"
