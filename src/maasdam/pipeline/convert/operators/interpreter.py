@@ -14,6 +14,9 @@ from maasdam.pipeline.convert.operators import sequences, shapes
 from maasdam.pipeline.convert.operators.graph import CONTROL, Graph, Node
 from maasdam.pipeline.convert.operators.table import Operator, Table
 
+DECIDES = "condition"
+"""The parameter that says which inner graph runs, or whether: known before the run, or a tensor of one element."""
+
 
 @dataclass(frozen=True, slots=True)
 class Framework:
@@ -113,13 +116,25 @@ def _call(
     return found if isinstance(found, tuple) else (found,)
 
 
-def _inner(value: Any, framework: Framework, known: dict[str, Any]) -> Any:
+@dataclass(frozen=True, slots=True)
+class Body:
     """An inner graph as a function of its inputs; it sees the values around it."""
+
+    graph: Graph
+    framework: Framework
+    outer: Mapping[str, Any]
+    """What it reads of the values around it, and its own constants, by name."""
+
+    def __call__(self, *inputs: Any) -> list[Any]:
+        return run(self.graph, self.framework, {**self.outer, **dict(zip(self.graph.inputs, inputs, strict=True))})
+
+
+def _inner(value: Any, framework: Framework, known: dict[str, Any]) -> Any:
     if not isinstance(value, Graph):
         return value
-    outer, graph = dict(known), value
-    constants = {name: small_or_tensor(array, framework) for name, array in graph.constants.items()}
-    return lambda *inputs: run(graph, framework, outer | constants | dict(zip(graph.inputs, inputs, strict=True)))
+    read = {name for node in value.walk() for name in node.inputs} | set(value.outputs) | _used_inside(value)
+    constants = {name: small_or_tensor(array, framework) for name, array in value.constants.items()}
+    return Body(value, framework, {name: known[name] for name in read if name in known} | constants)
 
 
 def _argument(
@@ -133,7 +148,8 @@ def _argument(
 ) -> Any:
     if value is None:
         return None
-    if operator.parameter(position) not in operator.shapes:
+    parameter = operator.parameter(position)
+    if parameter not in operator.shapes:
         return _as_tensor(value, framework)
     if (constant := graph.constants.get(node.inputs[position])) is not None:
         return constant.tolist()  # numbers that are known, though they are no integers (the scales of Resize)
@@ -141,10 +157,11 @@ def _argument(
         return whole.tolist()
     if isinstance(value, np.ndarray):
         return value.tolist()
+    if parameter == DECIDES:
+        return value  # a table may have a way for what is not known before the run
     try:
         return framework.small(value)
     except ValueError as error:
-        parameter = operator.parameter(position)
         raise Unsupported(
             f"{node.operator} '{node.name}' takes its {parameter} from data, whose length is not known"
         ) from error

@@ -1,31 +1,97 @@
-"""If, Loop and Scan, where what they decide follows from the model or from shapes: torch.export unrolls them."""
+"""If, Loop and Scan. What they decide on follows from the model or from shapes, and torch.export unrolls them; only an If may
+decide on data: then the program holds both of its branches.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from maasdam.errors import Unsupported
+from maasdam.pipeline.convert.operators.interpreter import Body
 from maasdam.pipeline.convert.operators.pytorch.table import operator
-
-Body = Callable[..., list[Tensor]]
 
 
 @operator("If", shapes=("condition",))
 def if_(condition: Any, then_branch: Body, else_branch: Body) -> tuple[Tensor, ...]:
     """ONNX If."""
-    chosen = condition[0] if isinstance(condition, list) else condition
-    return tuple(then_branch() if chosen else else_branch())
+    condition = _only(condition)
+    if isinstance(condition, Tensor):
+        return _either(condition.reshape(()), then_branch, else_branch)
+    if isinstance(condition, torch.SymBool):  # a length decides
+        try:
+            return _either(condition, then_branch, else_branch)
+        except Unsupported:
+            pass  # branches of other shapes: the program holds one, for the lengths that take it
+    return tuple(then_branch() if condition else else_branch())
+
+
+def _only(value: Any) -> Any:
+    """The one number in a list of lists, however deep ([[False]] is no truth), or in a tensor that is the same in every run.
+
+    A tensor where only the run can tell.
+    """
+    while isinstance(value, list):
+        (value,) = value
+    if isinstance(value, Tensor):
+        known = getattr(value, "constant", None) if torch.compiler.is_compiling() else value
+        return value if known is None else known.item()
+    return value
+
+
+def _either(condition: Tensor | torch.SymBool, *branches: Body) -> tuple[Tensor, ...]:
+    """One of two branches, chosen when the program runs."""
+    from torch._higher_order_ops.cond import cond_op  # torch.cond calls dynamo, which does not follow the walk of a graph
+
+    if any(isinstance(v, list) for b in branches for v in b.outer.values()):
+        raise Unsupported("an If of the model decides on data, and its branches read a sequence")
+    names = sorted({n for b in branches for n, v in b.outer.items() if isinstance(v, Tensor)})
+    given: dict[str, Tensor] = {}
+    places: list[dict[str, str]] = []
+    for branch in branches:  # the two may have constants of one name
+        place = {}
+        for name in names:
+            if isinstance(value := branch.outer.get(name), Tensor):
+                key = next((k for k, v in given.items() if v is value), f"{len(given)}")
+                given[key], place[name] = value, key
+        places.append(place)
+
+    def traced(branch: Body, place: dict[str, str]) -> Any:
+        def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+            known = dict(zip(given, tensors, strict=True))
+            outer = {**branch.outer, **{name: known[key] for name, key in place.items()}}
+            # a branch may not give back what it was given, nor a view of it
+            return tuple(v.clone(memory_format=torch.contiguous_format) for v in replace(branch, outer=outer)())
+
+        return function
+
+    functions = [traced(b, p) for b, p in zip(branches, places, strict=True)]
+    try:
+        found: tuple[Tensor, ...] = tuple(cond_op(condition, *functions, tuple(given.values())))
+    except Unsupported:
+        raise
+    except Exception as error:  # torch raises its own kinds where the branches give other shapes
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise Unsupported(
+            f"an If of the model decides on data, and PyTorch can't hold both of its branches: {said[:300]}"
+        ) from error
+    return found
 
 
 @operator("Loop", shapes=("trips", "condition"))
 def loop(trips: Any, condition: Any, *carried: Tensor, body: Body) -> tuple[Tensor, ...]:
     """ONNX Loop: what is carried, then what each turn gives, stacked."""
-    limit = trips[0] if isinstance(trips, list) else trips
-    goes_on = condition[0] if isinstance(condition, list) else condition
+    limit = _only(trips)
+    goes_on = _only(condition)
+    if isinstance(goes_on, Tensor):
+        raise Unsupported(
+            "a loop of the model goes on for as long as its data say, and torch.export has to know how long: convert to "
+            "another format than pytorch"
+        )
     if isinstance(limit, torch.SymInt):
         raise Unsupported(
             "a loop of the model takes as many turns as an input is long, and torch.export has to know how many: fix that "
@@ -34,7 +100,7 @@ def loop(trips: Any, condition: Any, *carried: Tensor, body: Body) -> tuple[Tens
     values, turn = list(carried), 0
     scanned: list[list[Tensor]] | None = None
     while (limit is None or turn < limit) and (goes_on is None or goes_on):
-        going, *found = body(torch.tensor(turn), torch.tensor(True), *values)
+        going, *found = body(np.array(turn, np.int64), np.array(True), *values)
         values = found[: len(carried)]
         rest = found[len(carried) :]
         scanned = [[] for _ in rest] if scanned is None else scanned
