@@ -96,7 +96,7 @@ def _opened(
         options.intra_op_num_threads = settings["threads"]
         options.inter_op_num_threads = 1
         options.graph_optimization_level = _graph_level(settings)
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what breaks is raised, with the same words
         options.enable_cpu_mem_arena = keeps_memory
         options.add_session_config_entry("session.intra_op.allow_spinning", spins)
         options.add_session_config_entry("session.inter_op.allow_spinning", spins)

@@ -138,10 +138,14 @@ def _certified(
 
 
 def _converted(artifact: Artifact, to: Format, store: Store, convert: Any, progress: Progress) -> Artifact:
+    from maasdam.pipeline.convert.openvino_file import hold_precision
+
     with store.workspace() as work:
         files = work / "files"
         files.mkdir()
         made = convert(artifact, to, files, progress=progress)
+        if made.layout == "ir":  # somebody else may open it, with nothing said
+            hold_precision(files)
         return store.add(
             files,
             format=made.format,

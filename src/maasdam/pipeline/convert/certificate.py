@@ -6,22 +6,38 @@ lost names or fixed axes raise VerificationFailed. Refuses to know how the candi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from maasdam.core import Artifact, Progress, TensorEngine, Tensors, silent
 from maasdam.engines import open_engine
-from maasdam.errors import EngineFailure, Unsupported, VerificationFailed
+from maasdam.errors import EngineFailure, MaasdamError, Unsupported, VerificationFailed
+from maasdam.pipeline.convert.clues import clues_of
+from maasdam.pipeline.convert.conditions import Watch, watch
+from maasdam.pipeline.convert.edges import neighbours
 from maasdam.pipeline.convert.networks import default_part, parts_of, reference
 from maasdam.pipeline.convert.plain_onnx import drops_ones
 from maasdam.pipeline.convert.precision import tolerance_of
 from maasdam.pipeline.convert.probes import begin, proof_sizes
-from maasdam.pipeline.convert.proof import Certificate, Proof, Tolerance
-from maasdam.pipeline.convert.signatures import check_fixed, check_kept
+from maasdam.pipeline.convert.proof import Certificate, Neighbours, Pairs, Proof, Tolerance
+from maasdam.pipeline.convert.questions import Asked, Question, questions
+from maasdam.pipeline.convert.signatures import Fixed, check_fixed, check_kept
 from maasdam.pipeline.convert.trials import trials
 
 SEEDS = (0, 1, 2)
+EXACT = ("constant", "ties")
+"""Kinds of inputs that may lie exactly where an answer turns: at a half, at a bound, at what the graph compares with."""
+LEAST_SECONDS = 5.0
+"""For what random inputs don't reach; as long as those took where they took longer."""
+DEFAULTS: dict[str, Any] = {"precision": "auto", "dynamic_quantization": True}
+"""OpenVINO's own choice, as of somebody who opens the file and says nothing."""
+CHANGE_ANSWERS = ("INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
+"""Of OpenVINO's settings, those that change numbers and not only speed."""
+DEFAULT_BATCHES = 3
+SETTINGS: dict[str, Any] = {"precision": "f32"}
+"""What a candidate is opened with, on engines that choose a precision of their own."""
 
 
 def certify(
@@ -64,26 +80,106 @@ def _certify_tensors(
     tolerance: Tolerance,
     progress: Progress,
 ) -> Certificate:
+    began = time.monotonic()
     original = _reference(source)
     try:
         fixed = check_kept(original.signature, candidate.signature or original.signature)
-        engine = cast(TensorEngine, open_engine(candidate, settings={"precision": "f32"}))
+        engine = cast(TensorEngine, open_engine(candidate, settings=SETTINGS))
         try:
             fixed |= check_kept(original.signature, engine.signature)
             names = [s.name for s in original.signature.outputs]
             proof = Proof(tolerance, names, drops_ones=drops_ones(source))
             given = [begin(original.signature, batch) for batch in inputs]
             count = len(seeds) * len(proof_sizes(original.signature)) + len(given)
+            watched = watch(source)
+            bases: list[Tensors] = []
             for done, (seed, batch, answer) in enumerate(_cases(original, given, seeds, source.path, tolerance)):
                 progress("compare with the source", done, count)
                 check_fixed(fixed, answer)
-                proof.add(seed, batch, answer, _answer(engine, batch))
+                watched.look(batch)
+                steps = _steps(original, batch, is_tied=False)
+                proof.add(seed, batch, answer, _answer(engine, batch), neighbours=steps)
+                bases.append(batch)
             progress("compare with the source", count, count)
+            asked = Asked()
+            seconds = max(LEAST_SECONDS, time.monotonic() - began)
+            facts = _edges(source, original, engine, proof, bases, fixed, watched, asked, seconds, progress)
+            facts |= {"settings": _settings(candidate, engine, bases, tolerance)}
         finally:
             engine.close()
     finally:
         original.close()
-    return proof.certificate(source, candidate, seeds)
+    return proof.certificate(source, candidate, seeds, facts)
+
+
+def _edges(
+    source: Artifact,
+    original: TensorEngine,
+    engine: TensorEngine,
+    proof: Proof,
+    bases: Sequence[Tensors],
+    fixed: Fixed,
+    watched: Watch,
+    asked: Asked,
+    seconds: float,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Compare what random inputs don't reach, and say what of it was not reached."""
+    beyond: list[dict[str, Any]] = []
+    refused: list[str] = []
+    clues = clues_of(source)
+    for number, question in enumerate(
+        questions(
+            original, bases, folder=source.path, clues=clues, watched=watched, done=len(bases), seconds=seconds, asked=asked
+        )
+    ):
+        progress("compare at the edges", number)
+        check_fixed(fixed, question.answer)
+        if question.is_beyond:
+            beyond.append(_beyond(engine, question, proof.tolerance))
+            continue
+        try:
+            found = _answer(engine, question.batch)
+        except VerificationFailed:
+            if not question.may_be_refused:
+                raise
+            refused.append(question.kind)
+            continue
+        steps = _steps(original, question.batch, is_tied=question.is_tied)
+        proof.add(
+            None, question.batch, question.answer, found, kind=question.kind, group=question.group, neighbours=steps,
+            pairs=_pairs(original, engine, question.batch) if question.kind.startswith(EXACT) else None,
+        )  # fmt: skip
+    return {
+        "conditions": watched.to_json(),
+        "integers": {name: count for name, count in asked.rows.items()},
+        "lengths": {"shortest": asked.shortest, "refused_by_the_candidate": refused},
+        "beyond": beyond,
+        "left_out_for_time": list(dict.fromkeys(kind.partition(" ")[0] for kind in asked.left_out)),
+    }
+
+
+def _steps(original: TensorEngine, batch: Tensors, *, is_tied: bool) -> Neighbours:
+    """What the source answers one step of its input's type beside the batch, in the n-th direction."""
+    return lambda n: original.run(neighbours(batch, seed=n, is_tied=is_tied))
+
+
+def _pairs(original: TensorEngine, engine: TensorEngine, batch: Tensors) -> Pairs:
+    def pair(n: int) -> tuple[Tensors, Tensors]:
+        beside = neighbours(batch, seed=n, is_tied=True)
+        return original.run(beside), engine.run(beside)
+
+    return pair
+
+
+def _beyond(engine: TensorEngine, question: Question, tolerance: Tolerance) -> dict[str, Any]:
+    """Does it agree where no conversion has to? It is written down, so that nobody has to find out."""
+    alone = Proof(tolerance, list(question.answer))
+    try:
+        alone.add(None, question.batch, question.answer, engine.run(question.batch), kind=question.kind)
+    except MaasdamError:
+        return {"inputs": question.kind, "agrees": False}
+    return {"inputs": question.kind, "agrees": alone.agrees()}
 
 
 def _answer(candidate: TensorEngine, batch: Tensors) -> Tensors:
@@ -107,3 +203,24 @@ def _cases(
                 "--data, a folder or an .npz file of named arrays"
             ) from error
     yield from ((None, batch, original.run(batch)) for batch in given)
+
+
+def _settings(candidate: Artifact, engine: TensorEngine, bases: Sequence[Tensors], tolerance: Tolerance) -> dict[str, Any]:
+    """What the candidate's engine was told, and whether the file alone gives the same: opened with nothing said, on this
+    processor."""
+    if candidate.layout != "ir":
+        return {"named": {}, "engine_defaults_agree": True}
+    from maasdam.engines.openvino_engine import properties
+
+    told = properties({**SETTINGS, "threads": 1})
+    named = {name: value for name, value in told.items() if name in CHANGE_ANSWERS}
+    plain = cast(TensorEngine, open_engine(candidate, settings=DEFAULTS))
+    try:
+        proof = Proof(tolerance, [s.name for s in engine.signature.outputs])
+        for batch in bases[:DEFAULT_BATCHES]:
+            proof.add(0, batch, engine.run(batch), plain.run(batch), kind="defaults")
+        return {"named": named, "engine_defaults_agree": proof.agrees()}
+    except MaasdamError:
+        return {"named": named, "engine_defaults_agree": False}
+    finally:
+        plain.close()

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 HALVES = ("float16", "bfloat16")
 WHOLE = Tolerance()
-HALF = Tolerance(relative=1e-2, spread=3.0)
+HALF = Tolerance(relative=1e-2, spread=3.0, slices=0.1)
 """A half has 11 bits (bfloat16 8): layers of them differ by 1e-3 of the largest value and more."""
-ROUNDED = Tolerance(relative=2e-2, spread=3.0)
+ROUNDED = Tolerance(relative=2e-2, spread=3.0, slices=0.3)
 """8 bits: one step is 4e-3 of a tensor's range, and a few fall otherwise. A wrong layer is off by 0.1 and more."""
 ROUNDING = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm", "QAttention", "QLinearAdd"}
 """ONNX operators that round to 8 bits."""

@@ -35,6 +35,8 @@ class Sizes:
     """Tokens in the cache of a decoder that has one."""
     multiple: int = 1
     """Of what the sides of images are multiples."""
+    length: int | None = None
+    """Of every open axis but the batch, whatever is natural; a second side is one longer."""
 
 
 EXPORT_SIZES = Sizes(batch=2, stretch=1.3, is_ragged=True)
@@ -127,6 +129,8 @@ def has_cache(signature: Signature) -> bool:
 
 
 def _length(signature: Signature, sizes: Sizes) -> int:
+    if sizes.length is not None:
+        return sizes.length
     natural = next((_NATURAL_LENGTH[s.name] for s in signature.inputs if s.name in _NATURAL_LENGTH), _DEFAULT_LENGTH)
     return max(1, round(natural * sizes.stretch))
 
@@ -143,6 +147,8 @@ def _shape(spec: TensorSpec, sizes: Sizes, length: int, past: int) -> tuple[int,
 
 
 def _side(axis: int, sizes: Sizes) -> int:
+    if sizes.length is not None:
+        return sizes.length + (axis == 3) * (sizes.multiple == 1)
     if sizes.multiple > 1:
         return (round(_DEFAULT_SIDE * sizes.stretch / sizes.multiple) + axis) * sizes.multiple
     return round(_DEFAULT_SIDE * sizes.stretch) + 16 * axis

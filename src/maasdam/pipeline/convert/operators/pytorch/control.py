@@ -47,6 +47,8 @@ def _either(condition: Tensor | torch.SymBool, *branches: Body) -> tuple[Tensor,
     """One of two branches, chosen when the program runs."""
     from torch._higher_order_ops.cond import cond_op  # torch.cond calls dynamo, which does not follow the walk of a graph
 
+    cond: Any = cond_op
+
     if any(isinstance(v, list) for b in branches for v in b.outer.values()):
         raise Unsupported("an If of the model decides on data, and its branches read a sequence")
     names = sorted({n for b in branches for n, v in b.outer.items() if isinstance(v, Tensor)})
@@ -65,13 +67,14 @@ def _either(condition: Tensor | torch.SymBool, *branches: Body) -> tuple[Tensor,
             known = dict(zip(given, tensors, strict=True))
             outer = {**branch.outer, **{name: known[key] for name, key in place.items()}}
             # a branch may not give back what it was given, nor a view of it
-            return tuple(v.clone(memory_format=torch.contiguous_format) for v in replace(branch, outer=outer)())
+            body: Body = replace(branch, outer=outer)
+            return tuple(v.clone(memory_format=torch.contiguous_format) for v in body())
 
         return function
 
     functions = [traced(b, p) for b, p in zip(branches, places, strict=True)]
     try:
-        found: tuple[Tensor, ...] = tuple(cond_op(condition, *functions, tuple(given.values())))
+        found: tuple[Tensor, ...] = tuple(cond(condition, *functions, tuple(given.values())))
     except Unsupported:
         raise
     except Exception as error:  # torch raises its own kinds where the branches give other shapes

@@ -1,0 +1,208 @@
+"""What a certificate sees: each pair differs only where random inputs do not reach, and each right pair is certified."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from maasdam.core import Artifact
+from maasdam.errors import VerificationFailed
+from maasdam.pipeline.convert.certificate import certify
+from maasdam.pipeline.convert.signatures import of_onnx
+
+node = helper.make_node
+RANDOM = np.random.default_rng(0)
+W = RANDOM.normal(size=(8, 8)).astype(np.float32)
+ROWS = RANDOM.normal(size=(257, 4)).astype(np.float32)
+
+
+def value(name: str, shape: list[Any], dtype: int = TensorProto.FLOAT) -> Any:
+    return helper.make_tensor_value_info(name, dtype, shape)
+
+
+def constant(name: str, array: Any) -> Any:
+    return numpy_helper.from_array(np.asarray(array), name)
+
+
+def graph(nodes: list[Any], inputs: list[Any], outputs: list[Any], *weights: Any) -> onnx.ModelProto:
+    body = helper.make_graph(nodes, "g", inputs, outputs, list(weights))
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def artifact(model: onnx.ModelProto, folder: Path) -> Artifact:
+    folder.mkdir()
+    onnx.save(model, folder / "model.onnx")
+    return Artifact(f"sha256:{folder.name}", folder, "onnx", "onnx", None, "onnxruntime", of_onnx(model), 1)
+
+
+def certified(right: onnx.ModelProto, other: onnx.ModelProto, folder: Path, **given: Any) -> dict[str, Any]:
+    return certify(artifact(right, folder / "a"), artifact(other, folder / "b"), **given).to_json()
+
+
+def rows(
+    nodes: list[Any], *weights: Any, names: str = "y", batch: Any = "N", dtype: int = TensorProto.FLOAT
+) -> onnx.ModelProto:
+    """x [N, 8] to outputs of the same shape."""
+    return graph(nodes, [value("x", [batch, 8])], [value(n, [batch, 8], dtype) for n in names], *weights)
+
+
+def branches(limit: float, *, is_whole: bool = True, operator: str = "Greater") -> onnx.ModelProto:
+    """x @ w where the mean of x is over `limit`, else -x; or always -x."""
+    if not is_whole:
+        return rows([node("Neg", ["x"], ["y"])], batch=2)
+    then = helper.make_graph([node("MatMul", ["x", "w"], ["t"])], "then", [], [value("t", [2, 8])])
+    other = helper.make_graph([node("Neg", ["x"], ["e"])], "else", [], [value("e", [2, 8])])
+    nodes = [
+        node("ReduceMean", ["x"], ["m"], keepdims=1),
+        node(operator, ["m", "limit"], ["c"]),
+        node("If", ["c"], ["y"], name="way", then_branch=then, else_branch=other),
+    ]
+    return rows(nodes, constant("w", W), constant("limit", np.float32(limit)), batch=2)
+
+
+def nested(is_whole: bool) -> onnx.ModelProto:
+    """Three turns of a loop, in each an If whose branch holds another."""
+    inner = [
+        helper.make_graph([node("Mul", ["v", "two"], ["p"])], "p", [], [value("p", [2, 8])]),
+        helper.make_graph([node("Exp" if is_whole else "Identity", ["v"], ["q"])], "q", [], [value("q", [2, 8])]),
+    ]
+    then = helper.make_graph(
+        [
+            node("Less", ["m", "far"], ["d"]),
+            node("If", ["d"], ["t"], name="inner", then_branch=inner[0], else_branch=inner[1]),
+        ],
+        "then", [], [value("t", [2, 8])],
+    )  # fmt: skip
+    other = helper.make_graph([node("Neg", ["v"], ["e"])], "else", [], [value("e", [2, 8])])
+    body = helper.make_graph(
+        [
+            node("ReduceMean", ["v"], ["m"], keepdims=0),
+            node("Greater", ["m", "zero"], ["c"]),
+            node("If", ["c"], ["after"], name="outer", then_branch=then, else_branch=other),
+            node("Identity", ["on"], ["still"]),
+        ],
+        "body",
+        [value("i", [], TensorProto.INT64), value("on", [], TensorProto.BOOL), value("v", [2, 8])],
+        [value("still", [], TensorProto.BOOL), value("after", [2, 8])],
+    )
+    weights = [constant(n, np.float32(v)) for n, v in (("two", 2), ("far", 60), ("zero", 0))]
+    weights += [constant("turns", np.int64(3)), constant("true", np.array(True))]
+    return rows([node("Loop", ["turns", "true", "x"], ["y"], body=body)], *weights, batch=2)
+
+
+def last_of_equals() -> onnx.ModelProto:
+    """As `best`, but of equal numbers the last one comes first."""
+    nodes = [
+        node("Slice", ["x", "end", "begin", "axis", "back"], ["r"]),
+        node("TopK", ["r", "k"], ["v", "j"], axis=1),
+        node("Sub", ["seven", "j"], ["i"]),
+    ]
+    weights = [
+        constant(n, np.array([v])) for n, v in (("end", 7), ("begin", -9), ("axis", 1), ("back", -1), ("seven", 7), ("k", 3))
+    ]
+    return graph(nodes, [value("x", ["N", 8])], best().graph.output, *weights)
+
+
+def best() -> onnx.ModelProto:
+    outputs = [value("v", ["N", 3]), value("i", ["N", 3], TensorProto.INT64)]
+    return graph([node("TopK", ["x", "k"], ["v", "i"], axis=1)], [value("x", ["N", 8])], outputs, constant("k", np.array([3])))
+
+
+def embedded(change: int | None = None, kind: int = TensorProto.INT32) -> onnx.ModelProto:
+    table = ROWS.copy()
+    if change is not None:
+        table[change] *= 1.01
+    nodes = [node("Gather", ["table", "ids"], ["y"], axis=0)]
+    return graph(nodes, [value("ids", ["N", 12], kind)], [value("y", ["N", 12, 4])], constant("table", table))
+
+
+def tiny(sign: float) -> onnx.ModelProto:
+    nodes = [node("MatMul", ["x", "w"], ["m"]), node("Mul", ["m", "k"], ["y"])]
+    return rows(nodes, constant("w", np.concatenate([W[:, :6], sign * W[:, 6:]], 1)), constant("k", np.float32(1e-7)))
+
+
+def beside(score: float) -> onnx.ModelProto:
+    """Four boxes of hundreds and four scores of hundredths, in one output."""
+    scale = np.array([300, 300, 300, 300, *(score * 0.01 for _ in range(4))], np.float32)
+    return rows([node("MatMul", ["x", "w"], ["m"]), node("Mul", ["m", "k"], ["y"])], constant("w", W), constant("k", scale))
+
+
+def normal(epsilon: float) -> onnx.ModelProto:
+    weights = constant("s", np.ones(8, np.float32)), constant("b", np.zeros(8, np.float32))
+    return rows([node("LayerNormalization", ["x", "s", "b"], ["y"], epsilon=epsilon)], *weights)
+
+
+def chances(is_safe: bool) -> onnx.ModelProto:
+    if is_safe:
+        return rows([node("Softmax", ["x"], ["y"], axis=-1)])
+    nodes = [node("Exp", ["x"], ["e"]), node("ReduceSum", ["e", "a"], ["s"]), node("Div", ["e", "s"], ["y"])]
+    return rows(nodes, constant("a", np.array([1])))
+
+
+def along(is_cut: bool) -> onnx.ModelProto:
+    """A running sum over an open length, of the first 100 at most where it is cut."""
+    nodes = [node("CumSum", ["x", "one"], ["s"])]
+    if is_cut:
+        nodes = [
+            node("Shape", ["x"], ["n"], start=1, end=2),
+            node("Equal", ["n", "single"], ["alone"]),
+            node("Where", ["alone", "two", "factor"], ["f"]),
+            node("CumSum", ["x", "one"], ["s0"]),
+            node("Mul", ["s0", "f"], ["s"]),
+        ]
+    weights = [constant("one", np.int64(1)), constant("single", np.array([1])), constant("two", np.float32(2))]
+    shape = ["N", "T"]
+    return graph(nodes, [value("x", shape)], [value("s", shape)], *weights, constant("factor", np.float32(1)))
+
+
+def whole(operator: str, dividend: int = 3, **options: int) -> onnx.ModelProto:
+    kind = TensorProto.INT64
+    nodes = [node(operator, ["x", "k"], ["y"], **options)]
+    return graph(nodes, [value("x", ["N", 8], kind)], [value("y", ["N", 8], kind)], constant("k", np.int64(dividend)))
+
+
+def half_up() -> onnx.ModelProto:
+    return rows([node("Add", ["x", "h"], ["z"]), node("Floor", ["z"], ["y"])], constant("h", np.float32(0.5)))
+
+
+def clipped(high: float) -> onnx.ModelProto:
+    return rows([node("Clip", ["x", "l", "h"], ["y"])], constant("l", np.float32(-1)), constant("h", np.float32(high)))
+
+
+def over(operator: str) -> onnx.ModelProto:
+    return rows([node(operator, ["x", "k"], ["y"])], constant("k", np.float32(0.3)), dtype=TensorProto.BOOL)
+
+
+WRONG = {
+    "one branch of two, seldom taken": (branches(40.0), branches(40.0, is_whole=False)),
+    "one branch of two, often taken": (branches(0.02), branches(0.02, is_whole=False)),
+    "a branch in a branch in a loop": (nested(True), nested(False)),
+    "which of equal numbers comes first": (best(), last_of_equals()),
+    "the last row of an embedding": (embedded(), embedded(256)),
+    "an output of 1e-7": (tiny(1), tiny(-1)),
+    "small scores beside large boxes": (beside(1), beside(-1)),
+    "an epsilon, for small inputs": (normal(1e-5), normal(1e-6)),
+    "overflow, for large inputs": (chances(True), chances(False)),
+    "a sequence of one": (along(False), along(True)),
+    "the remainder of negative integers": (whole("Mod"), whole("Mod", fmod=1)),
+    "halves are rounded to even": (rows([node("Round", ["x"], ["y"])]), half_up()),
+    "a clip's bound": (clipped(6), clipped(7)),
+    "a comparison at its boundary": (over("Greater"), over("GreaterOrEqual")),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_difference_that_random_inputs_do_not_show_is_found(name: str, tmp_path: Path) -> None:
+    right, wrong = WRONG[name]
+    with pytest.raises(VerificationFailed):
+        certified(right, wrong, tmp_path)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_same_network_is_certified(name: str, tmp_path: Path) -> None:
+    certified(WRONG[name][0], WRONG[name][0], tmp_path)
