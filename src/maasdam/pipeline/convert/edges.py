@@ -178,9 +178,10 @@ def _sweep(array: type_array, count: int | None) -> type_array:
 
 
 def _any(array: type_array, count: int | None, random: np.random.Generator) -> type_array:
+    import numpy as np
+
     low, high = (0, count) if count is not None else (0 if array.dtype.kind == "u" else -4, 5)
-    drawn: type_array = random.integers(low, high, array.shape)
-    return drawn
+    return np.asarray(random.integers(low, high, array.shape))
 
 
 def _thousands(array: type_array) -> type_array:
@@ -254,7 +255,8 @@ def rows_of(run: Callable[[Tensors], Any], batch: Tensors, signature: Signature)
 def neighbours(batch: Tensors, *, seed: int, is_tied: bool) -> dict[str, type_array]:
     """The batch with every float one step of its type up or down. Equal numbers stay equal where they are `is_tied`.
 
-    A step is that of the input's own size: around zero it would be too small to be seen by anything.
+    A step is that of the input's own size, and no smaller than that of 1: what a network adds to a small input is not small,
+    and is rounded.
     """
     import numpy as np
 
@@ -265,7 +267,7 @@ def neighbours(batch: Tensors, *, seed: int, is_tied: bool) -> dict[str, type_ar
             continue
         finite = array[np.isfinite(array)]
         size = float(np.sqrt(np.mean(np.square(finite.astype(np.float64))))) if finite.size else 1.0
-        at_least = np.spacing(np.asarray(size or 1.0, array.dtype))
+        at_least = np.spacing(np.asarray(max(size, 1.0), array.dtype))
         with np.errstate(all="ignore"):
             step = np.maximum(np.spacing(np.abs(array)), at_least)
         if is_tied:

@@ -22,7 +22,7 @@ LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 400, 512
 """The shortest length that runs is looked for among these, then between two of them."""
 MORE = (1, 2, 3, 4, 5, 7, 8, 13, 15, 16, 17, 31, 33, 63, 65, 127, 129)
 """Beyond the shortest: the next ones, then those around powers of two, where kernels change their ways."""
-BATCHES = (4, 5, 8, 17)
+BATCHES = (4, 8, 17)
 LEAST = 12
 """Inputs for a network whose shapes are fixed, whatever time allows."""
 SEARCH_SECONDS = 5.0
@@ -174,7 +174,8 @@ def _lengths(source: TensorEngine, folder: Path | None, asked: Asked) -> Iterato
             yield Question(f"length {shortest}", batch(Sizes(3, length=shortest)), {}, may_be_refused=True)
     if any(s.shape and s.shape[0] is None for s in signature.inputs):
         for count in BATCHES:
-            sizes = Sizes(count, length=asked.shortest and asked.shortest + 3)
+            is_small = count == max(BATCHES) and asked.shortest is not None
+            sizes = Sizes(count, length=asked.shortest) if is_small else Sizes(count)
             yield Question(f"batch {count}", batch(sizes), {}, may_be_refused=True)
 
 
