@@ -41,15 +41,19 @@ class Tolerance:
         """The largest difference allowed for an output whose largest value is `scale`.
 
         `usual` is its largest value for inputs of a usual size, where these are of another: what an engine adds up on the way
-        is then not smaller than usual, though the answer is.
+        is then not smaller than usual, though the answer is, and answers hang on single roundings.
         """
         if usual is None:
             return self.relative * scale + min(self.absolute, self.slices * scale)
-        return self.relative * scale + max(self.absolute, FLOOR * usual) * max(1.0, scale / usual if usual else 1.0)
+        little = max(self.absolute, FLOOR * usual) * max(1.0, scale / usual if usual else 1.0)
+        return min(UNUSUAL * self.relative, MOST_RELATIVE) * scale + little
 
 
 NEAR_ZERO = 1e-5
 """A sigmoid of float32 is rounded to 1e-7 of 1 by some engines, however near to 0 it is."""
+UNUSUAL = 30.0
+MOST_RELATIVE = 0.1
+"""For inputs a thousand times larger or smaller than usual: what overflows or vanishes there is off by its whole."""
 FLOOR = 1e-6
 """A few steps of float32, of the usual size."""
 STEEP = 16.0
@@ -380,8 +384,8 @@ class Proof:
                 where = "" if name == PLAIN else f", for inputs of size {name}"
                 if name == PLAIN and at.scale < NEAR_ZERO and not output.is_exact:
                     where = (
-                        f"; the source answers with no more than {at.scale:.3g} to random inputs, which may be its rounding: give "
-                        "inputs that it answers something to with --data"
+                        f"; the source answers with no more than {at.scale:.3g} to random inputs, which may be its rounding: "
+                        "give inputs that it answers something to with --data"
                     )
                 return f"output '{output.name}' differs by {at.max_abs_diff:.3g} where {limit:.3g} is allowed{where}"
         at = output.groups.get(PLAIN, Group())
