@@ -258,6 +258,11 @@ class Artifact:
     parents: tuple[str, ...] = ()
     """Digests this one was made from, nearest first."""
 
+    @property
+    def writes_speech(self) -> bool:
+        """Whether its engine hears and writes by itself (Whisper), instead of giving scores that are decoded (CTC)."""
+        return self.task == SPEECH_RECOGNITION and self.signature is None
+
     def with_path(self, path: Path) -> Artifact:
         """The same artifact at another place."""
         return replace(self, path=path)
@@ -301,6 +306,7 @@ class AudioPayload:
     data: bytes
     language: str | None = None
     timestamps: bool = False
+    """Whether the times of single words are asked for; those of segments come anyway where the model gives any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,10 +340,16 @@ class Classification:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What was said; `segments` hold {"start", "end", "text"} in seconds where the model gives times."""
+    """What was said; `segments` hold {"start", "end", "text"} in seconds where the model gives times.
+
+    Where the engine tells more of a segment it holds that too: "words" [{"word", "start", "end"}] where they were asked for,
+    "tokens", "seek" (frames of 10 ms), "temperature", "avg_logprob", "compression_ratio", "no_speech_prob".
+    """
 
     text: str
     segments: tuple[Mapping[str, Any], ...] = ()
+    language: str | None = None
+    """ISO 639-1 ("en"), as asked for or as heard; None where the model tells none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,6 +430,8 @@ class Tokens:
     finish_reason: str | None = None
     segments: tuple[Mapping[str, Any], ...] = ()
     compute_seconds: float | None = None
+    language: str | None = None
+    """What is spoken, where the engine found out or was told."""
 
 
 @runtime_checkable

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, cast
 
 import orjson
@@ -42,13 +42,14 @@ def routes(service: Service) -> APIRouter:
     ) -> Response:
         """Write down what is said in a recording."""
         _check(response_format, prompt, temperature, stream, timestamp_granularities)
-        _check_times(service, model, response_format)
-        payload = AudioPayload(await file.read(), language or None, response_format in ("srt", "vtt", "verbose_json"))
+        times = set(timestamp_granularities or ("segment",))
+        _check_times(service, model, response_format, "word" in times)
+        payload = AudioPayload(await file.read(), language or None, "word" in times)
         deadline = time.monotonic() + service.settings.request_timeout_seconds
         request = Request(http.scope[REQUEST_ID], model, payload, caller_of(http.scope), deadline)
         receipt = Receipt(request.id, model, ENDPOINT)
         return await service.inference.once(
-            request, receipt, lambda chunk: _write(cast(Transcript, chunk.value), response_format, language, receipt)
+            request, receipt, lambda chunk: _write(cast(Transcript, chunk.value), response_format, times, language, receipt)
         )
 
     @router.post("/translations")
@@ -65,26 +66,30 @@ def _check(kind: str, prompt: str | None, temperature: float, stream: bool, gran
     for name, is_asked in (("prompt", bool(prompt)), ("temperature", temperature != 0.0), ("stream", stream)):
         if is_asked:
             raise InvalidField(f"'{name}' is not supported for transcriptions; leave it out", name, "unsupported_parameter")
-    if granularities and any(granularity != "segment" for granularity in granularities):
-        name = "timestamp_granularities"
-        raise InvalidField("only timestamps of segments are given; leave 'word' out", name, "unsupported_parameter")
+    name = "timestamp_granularities"
+    for granularity in granularities or ():
+        if granularity not in ("segment", "word"):
+            raise InvalidField(f"'{name}' holds {granularity!r:.40}; send segment or word", name)
+        if granularity == "word" and kind != "verbose_json":
+            raise InvalidField(f"times of words come with response_format verbose_json, not {kind}", name)
 
 
-def _check_times(service: Service, model: str, kind: str) -> None:
-    """Refuse subtitles of a model that gives no times: tensor engines spell, they don't time."""
-    if kind not in ("srt", "vtt"):
+def _check_times(service: Service, model: str, kind: str, has_words: bool) -> None:
+    """Refuse times of a model that gives none: tensor engines spell, they don't time."""
+    if kind not in ("srt", "vtt") and not has_words:
         return
     try:
         copy = service.router.find(model)
     except MaasdamError:
         return  # inference says it, and the ledger notes it
-    if copy.signature is not None:
-        raise InvalidField(
-            f"this model gives no times, which {kind} needs; ask for json, text or verbose_json", "response_format"
-        )
+    if copy.signature is None:
+        return
+    if has_words:
+        raise InvalidField("this model gives no times; leave 'word' out", "timestamp_granularities")
+    raise InvalidField(f"this model gives no times, which {kind} needs; ask for json, text or verbose_json", "response_format")
 
 
-def _write(transcript: Transcript, kind: str, language: str | None, receipt: Receipt) -> Response:
+def _write(transcript: Transcript, kind: str, times: Collection[str], language: str | None, receipt: Receipt) -> Response:
     seconds = receipt.units.audio_seconds
     headers = {name.decode(): value.decode() for name, value in measured_headers(receipt)}
     if kind == "text":
@@ -94,13 +99,25 @@ def _write(transcript: Transcript, kind: str, language: str | None, receipt: Rec
     usage: dict[str, Any] = {"type": "duration", "seconds": seconds or 0.0, "maasdam": measured(receipt)}
     out: dict[str, Any] = {"text": transcript.text, "usage": usage}
     if kind == "verbose_json":
-        segments = [_segment(i, segment) for i, segment in enumerate(transcript.segments)]
-        out |= {"task": "transcribe", "language": language or "", "duration": seconds or 0.0, "segments": segments}
+        out |= {"task": "transcribe", "language": transcript.language or language or "", "duration": seconds or 0.0}
+        if "segment" in times:
+            out["segments"] = [_segment(i, segment) for i, segment in enumerate(transcript.segments)]
+        if "word" in times:
+            out["words"] = [_word(word) for segment in transcript.segments for word in segment.get("words", ())]
     return Response(orjson.dumps(out), media_type="application/json", headers=headers)
 
 
-def _segment(i: int, segment: Any) -> dict[str, Any]:
-    return {"id": i, "seek": 0, "tokens": [], "start": segment["start"], "end": segment["end"], "text": segment["text"]}
+TOLD = ("seek", "tokens", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob")
+"""What OpenAI's segments hold beside times and text; null where the engine does not tell."""
+
+
+def _segment(i: int, segment: Mapping[str, Any]) -> dict[str, Any]:
+    named = {name: segment[name] for name in ("start", "end", "text")}
+    return {"id": i, **named, **{name: segment.get(name) for name in TOLD}}
+
+
+def _word(word: Mapping[str, Any]) -> dict[str, Any]:
+    return {"word": str(word["word"]).strip(), "start": word["start"], "end": word["end"]}
 
 
 def _subtitles(transcript: Transcript, kind: str) -> str:
@@ -110,7 +127,10 @@ def _subtitles(transcript: Transcript, kind: str) -> str:
         if kind == "srt":
             lines.append(str(i))
         lines.append(f"{_clock(segment['start'], mark)} --> {_clock(segment['end'], mark)}")
-        lines += [str(segment["text"]).strip(), ""]
+        text = " ".join(str(segment["text"]).split())  # an empty line would end the subtitle
+        if kind == "vtt":
+            text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        lines += [text, ""]
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import Artifact, SequenceEngine, SequenceRequest, Tokens
+from maasdam.core import SPEECH_RECOGNITION, Artifact, SequenceEngine, SequenceRequest, Tokens
 from maasdam.engines.compute_share import CpuMeter
 from maasdam.engines.generation import Choice, choose, pick, prompt_of, read_defaults
 from maasdam.engines.mailbox import Job, tokens_of
@@ -41,6 +41,8 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> Sequen
             from maasdam.engines.whisper_engine import open_transformers_whisper
 
             return open_transformers_whisper(artifact.path, device)
+        if artifact.task == SPEECH_RECOGNITION:
+            raise Unsupported(f"{architecture_of(artifact.path)} is no Whisper, the one model of speech that this engine runs")
         return TransformersEngine(open_module(artifact.path).to(device), artifact.path, device)
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from maasdam.core import Artifact, SequenceRequest, Tokens
+from maasdam.core import Artifact, SequenceRequest, Tensors, Tokens
 from maasdam.engines.compute_share import CpuMeter
 from maasdam.engines.mailbox import Job, tokens_of
 from maasdam.engines.tensors import first_line, loading_with
@@ -28,67 +28,117 @@ NAME = "ctranslate2"
 RATE = 16000
 COMPUTE_TYPES = {"f32": "float32", "int8": "int8", "bf16": "bfloat16", "f16": "float16", "auto": "default"}
 
-Transcribe = Callable[["type_array", str | None, bool], Iterator[Mapping[str, Any]]]
-"""waveform [S], language, word times? -> segments {"start", "end", "text", "tokens"[, "words"]}."""
+Segment = Mapping[str, Any]
+"""{"start", "end", "text", "tokens"[, "words", …]}, see `core.Transcript`."""
+
+
+class Writes(Protocol):
+    """A Whisper model as the engine needs it. Used by one thread at a time."""
+
+    end: int
+    """The first token that is no text."""
+
+    def transcribe(self, waveform: type_array, language: str | None, words: bool) -> tuple[str | None, Iterable[Segment]]:
+        """waveform [S] at 16 kHz -> (its language, segments as they come); `words` adds their times. Raises InvalidPayload."""
+        ...
+
+    def log_likelihoods(self, waveform: type_array, tokens: Sequence[int], language: str | None) -> type_array:
+        """How likely each of the `tokens` of text is after those before it, [T] float64, in the first half minute."""
+        ...
 
 
 def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> WhisperEngine:
     """Open a CTranslate2 folder.
 
-    Settings: "threads"; "precision": f32 (default), int8, bf16, f16, auto; "beam_size" (default 1: greedy, as transformers).
-    The same recording always gives the same transcript: nothing is sampled again at higher temperatures.
+    Settings: "threads"; "precision": f32 (default), int8, bf16, f16, auto; what the processor has not is computed in float32;
+    "beam_size" (default 1: greedy, as transformers). The same recording always gives the same transcript: nothing is sampled
+    again at higher temperatures.
     """
     precision = settings.get("precision", "f32")
     if precision not in COMPUTE_TYPES:
         raise InvalidInput(f"setting 'precision' is {precision!r}; it takes one of: {', '.join(COMPUTE_TYPES)}")
     with loading_with(NAME, artifact, "speech"):
-        from faster_whisper import WhisperModel
+        from maasdam.engines.faster_whisper_library import FasterWhisper
 
-        model = WhisperModel(
-            str(artifact.path),
-            device=device,
-            compute_type=COMPUTE_TYPES[precision],
-            cpu_threads=settings["threads"],
-            local_files_only=True,
-        )
-
-    def transcribe(waveform: type_array, language: str | None, words: bool) -> Iterator[Mapping[str, Any]]:
-        if language is not None and language not in model.supported_languages:
-            raise InvalidPayload(
-                f"this model doesn't know the language '{language}'; it knows: {', '.join(model.supported_languages)}"
-            )
-        how = {"beam_size": int(settings.get("beam_size", 1)), "temperature": 0.0, "condition_on_previous_text": False}
-        for s in model.transcribe(waveform, language=language, word_timestamps=words, **how)[0]:
-            segment: dict[str, Any] = {"start": s.start, "end": s.end, "text": s.text, "tokens": tuple(s.tokens)}
-            if words:
-                segment["words"] = [{"word": w.word, "start": w.start, "end": w.end} for w in s.words or ()]
-            yield segment
-
-    return WhisperEngine(transcribe, NAME)
+        kind = COMPUTE_TYPES[precision]
+        model = FasterWhisper(artifact.path, device, kind, settings["threads"], int(settings.get("beam_size", 1)))
+    return WhisperEngine(model, NAME)
 
 
 def open_transformers_whisper(folder: Path, device: str) -> WhisperEngine:
     """Whisper on transformers and torch, with the folder's own feature extractor and tokenizer."""
-    from maasdam.engines.transformers_library import open_module, transformers_with_torch
+    return WhisperEngine(_Transformers(folder, device), "transformers")
 
-    module = open_module(folder).to(device)
-    processor = transformers_with_torch().WhisperProcessor.from_pretrained(str(folder), local_files_only=True)
-    import torch
 
-    def transcribe(waveform: type_array, language: str | None, words: bool) -> Iterator[Mapping[str, Any]]:
+class _Transformers:
+    """As transformers runs it: what its `generate` writes."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        from maasdam.engines.transformers_library import open_module, transformers_with_torch
+
+        self._module = open_module(folder).to(device)
+        self._processor = transformers_with_torch().WhisperProcessor.from_pretrained(str(folder), local_files_only=True)
+        self._device = device
+        self._is_multilingual = bool(getattr(self._module.generation_config, "is_multilingual", False))
+        self.end = int(self._processor.tokenizer.convert_tokens_to_ids("<|endoftext|>"))
+
+    def transcribe(self, waveform: type_array, language: str | None, words: bool) -> tuple[str | None, Iterable[Segment]]:
+        """See `Writes`. Raises InvalidPayload for words, whose times this engine does not give."""
+        import torch
+
+        if words:
+            raise InvalidPayload(
+                "the engine transformers gives no times of words; leave 'word' out, or deploy a build for CTranslate2"
+            )
         # without truncation, transformers walks over recordings of any length by itself
         is_long = len(waveform) > 30 * RATE
         how = {"truncation": False, "padding": "longest", "return_attention_mask": True} if is_long else {}
-        features = processor.feature_extractor(waveform, sampling_rate=RATE, return_tensors="pt", **how)
-        options = {"language": language} if language else {}
+        features = self._features(waveform, **how)
+        language = self._language(features["input_features"], language)
+        options = {"language": language, "task": "transcribe"} if language and self._is_multilingual else {}
         with torch.inference_mode():
-            out = module.generate(**{k: v.to(device) for k, v in features.items()}, return_timestamps=True, **options)
-        parts = processor.tokenizer.decode(out[0], output_offsets=True)["offsets"]
-        for part in parts:
-            start, end = part["timestamp"]
-            yield {"start": start, "end": end, "text": part["text"], "tokens": ()}
+            out = self._module.generate(**features, return_timestamps=True, return_segments=True, **options)
+        return language, [self._segment(found) for found in out["segments"][0]]
 
-    return WhisperEngine(transcribe, "transformers")
+    def log_likelihoods(self, waveform: type_array, tokens: Sequence[int], language: str | None) -> type_array:
+        """See `Writes`."""
+        import numpy as np
+        import torch
+
+        features = self._features(waveform[: 30 * RATE])
+        tokenizer = self._processor.tokenizer
+        names = ["<|startoftranscript|>"]
+        if self._is_multilingual:
+            names += [f"<|{self._language(features['input_features'], language)}|>", "<|transcribe|>"]
+        start = [tokenizer.convert_tokens_to_ids(name) for name in [*names, "<|notimestamps|>"]]
+        ids = torch.tensor([[*start, *tokens]], device=self._device)
+        with torch.inference_mode():
+            logits = self._module(**features, decoder_input_ids=ids).logits[0, len(start) - 1 : -1, : self.end]
+        likely = logits.double().log_softmax(-1)[range(len(tokens)), list(tokens)]
+        return np.asarray(likely.cpu().numpy())
+
+    def _features(self, waveform: type_array, **how: Any) -> dict[str, Any]:
+        found = self._processor.feature_extractor(waveform, sampling_rate=RATE, return_tensors="pt", **how)
+        return {name: tensor.to(self._device) for name, tensor in found.items()}
+
+    def _language(self, features: Any, asked: str | None) -> str | None:
+        if not self._is_multilingual:
+            return "en"
+        known = [name.strip("<|>") for name in self._module.generation_config.lang_to_id]
+        if asked is None:
+            import torch
+
+            with torch.inference_mode():
+                found = self._module.detect_language(input_features=features[..., :3000])
+            return str(self._processor.tokenizer.decode(found[:1])).strip("<|>")
+        if asked not in known:
+            raise InvalidPayload(f"this model doesn't know the language '{asked}'; it knows: {', '.join(sorted(known))}")
+        return asked
+
+    def _segment(self, found: Mapping[str, Any]) -> Segment:
+        tokens = tuple(int(token) for token in found["tokens"])
+        text = self._processor.tokenizer.decode(tokens, skip_special_tokens=True)
+        return {"start": round(float(found["start"]), 3), "end": round(float(found["end"]), 3), "text": text, "tokens": tokens}
 
 
 class WhisperEngine:
@@ -96,8 +146,8 @@ class WhisperEngine:
 
     context_length = 448
 
-    def __init__(self, transcribe: Transcribe, name: str) -> None:
-        self._transcribe: Transcribe | None = transcribe
+    def __init__(self, model: Writes, name: str) -> None:
+        self._model: Writes | None = model
         self._name = name
         self._meter = CpuMeter()
         self._lock = threading.Lock()
@@ -111,9 +161,20 @@ class WhisperEngine:
         """
         return tokens_of(Job(request), self._start)
 
+    def text_tokens(self, ids: Sequence[int]) -> list[int]:
+        """Of an answer's tokens those that are text: no times, no controls."""
+        model = self._model
+        return [] if model is None else [i for i in ids if i < model.end]
+
+    def log_likelihoods(self, inputs: Tensors, tokens: Sequence[int], language: str | None) -> type_array:
+        """For verification: how likely each of the `tokens` of text is in the recording's first half minute, [T] float64."""
+        if self._model is None:
+            raise EngineFailure(f"the {self._name} engine was closed; open the model again")
+        return self._pool.submit(self._model.log_likelihoods, inputs["waveform"][0], tokens, language).result()
+
     def close(self) -> None:
         """End what is in flight with EngineFailure and free the model."""
-        self._transcribe = None
+        self._model = None
         with self._lock:
             for job in self._jobs:
                 job.is_cancelled = True
@@ -122,7 +183,7 @@ class WhisperEngine:
 
     def _start(self, job: Job) -> None:
         self._meter.exclude_this_thread()
-        if self._transcribe is None:
+        if self._model is None:
             raise EngineFailure(f"the {self._name} engine was closed; open the model again")
         with self._lock:
             self._jobs.add(job)
@@ -140,16 +201,19 @@ class WhisperEngine:
                 self._jobs.discard(job)
 
     def _answer(self, job: Job) -> None:
-        transcribe, inputs, deadline = self._transcribe, job.request.inputs, job.request.deadline
-        if transcribe is None or job.is_cancelled:
+        model, inputs, deadline = self._model, job.request.inputs, job.request.deadline
+        if model is None or job.is_cancelled:
             return
         language = str(inputs["language"][0]) if "language" in inputs else None
         before = self._meter.seconds()
-        for segment in transcribe(inputs["waveform"][0], language, "timestamps" in inputs and bool(inputs["timestamps"][0])):
+        has_words = "timestamps" in inputs and bool(inputs["timestamps"][0])
+        language, segments = model.transcribe(inputs["waveform"][0], language, has_words)
+        for segment in segments:
             if job.is_cancelled:
                 return
             if deadline is not None and time.monotonic() > deadline:
                 raise DeadlineExceeded(f"request {job.request.id} was not transcribed in time")
-            shown = {k: v for k, v in segment.items() if k != "tokens"}
+            shown = {**segment, "tokens": list(segment["tokens"])}
             job.give(Tokens(tuple(segment["tokens"]), text=segment["text"], segments=(shown,)))
-        job.give(Tokens((), text="", finish_reason="stop", compute_seconds=self._meter.seconds() - before))
+        spent = self._meter.seconds() - before
+        job.give(Tokens((), text="", finish_reason="stop", compute_seconds=spent, language=language))

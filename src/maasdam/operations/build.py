@@ -225,15 +225,22 @@ def _there(path: Path | None, flag: str) -> Path | None:
 
 def _check_recipe(recipe: Recipe, artifact: Artifact, to: Format | None, paths: Data) -> None:
     """Refuse what can't be run, before any pass."""
-    from maasdam.pipeline.run_recipe import check_data, formats_to_quantize_for
+    from maasdam.pipeline.run_recipe import check_data, check_speech_format, formats_to_quantize_for
 
     if recipe.task and artifact.task and recipe.task != artifact.task:
         raise InvalidInput(f"recipe '{recipe.name}' is for task '{recipe.task}'; this model's is '{artifact.task}'")
     check_data(recipe, paths)
+    if artifact.writes_speech:
+        check_speech_format(to)
     for number, use in enumerate(recipe.passes):
         if use.use == "quantize":
             then = recipe.passes[number + 1] if number + 1 < len(recipe.passes) else None
-            formats_to_quantize_for(use, then, to, artifact.task)
+            formats_to_quantize_for(use, then, to, artifact.task, writes_speech=artifact.writes_speech)
+        if use.use in ("prune", "distill") and artifact.writes_speech:
+            raise Unsupported(
+                f"recipe '{recipe.name}' has the pass '{use.use}', which does not exist for models that hear and write by "
+                "themselves (Whisper); use fp32, bf16, int8-weights or int8-dynamic"
+            )
 
 
 def _examples(artifact: Artifact, paths: Data, progress: Progress) -> PreparedExamples:

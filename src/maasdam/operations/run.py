@@ -99,7 +99,8 @@ class OpenedModel:
     async def _transcribe(self, prepared: list[dict[str, Any]]) -> Transcript:
         found = [tokens for inputs in prepared async for tokens in self._submit(inputs, Sampling())]
         segments = tuple(segment for tokens in found for segment in tokens.segments)
-        return Transcript("".join(tokens.text or "" for tokens in found).strip(), segments)
+        language = next((tokens.language for tokens in found if tokens.language), None)
+        return Transcript("".join(tokens.text or "" for tokens in found).strip(), segments, language)
 
     def _submit(self, inputs: Tensors, sampling: Sampling) -> AsyncIterator[Tokens]:
         return cast(SequenceEngine, self.engine).submit(SequenceRequest("run", inputs, sampling))

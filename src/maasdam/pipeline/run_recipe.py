@@ -91,7 +91,7 @@ class Build:
             if use.use == "optimize":
                 currents = [self._optimize(currents, use, to)]
             elif use.use == "quantize" and use.settings.get("format") == "auto":
-                formats = formats_to_quantize_for(use, then, to, source.task)
+                formats = formats_to_quantize_for(use, then, to, source.task, writes_speech=source.writes_speech)
                 currents = self._each(currents[0], [(f, replace(use, settings={**use.settings, "format": f})) for f in formats])
             else:
                 currents = [self.apply(use, currents[0])]
@@ -105,7 +105,22 @@ class Build:
                 f"no engine here generates text from {to}: build it with --to openvino, or as it is with --to {source.format}; "
                 f"`maasdam convert` writes its decoder, with the cache as tensors, in every format"
             )
+        if source.writes_speech:
+            return self._written(source, to)
         return source if source.format == to else self.apply(Use("convert", {"to": to}), source)
+
+    def _written(self, source: Artifact, to: Format) -> Artifact:
+        """A model that hears and writes by itself as CTranslate2 runs it, the one way there is beside transformers."""
+        from maasdam.pipeline.convert.modules import called, is_whisper
+
+        if source.layout == "ctranslate2" and to == "pytorch":
+            return source
+        check_speech_format(to)
+        if not is_whisper(source):
+            raise Unsupported(
+                f"{called(source)} hears and writes by itself, and no engine here runs it; of such models Whisper is known"
+            )
+        return self.apply(Use("convert", {"to": to}), source)
 
     def apply(self, use: Use, source: Artifact, rivals: tuple[Artifact, ...] = ()) -> Artifact:
         """Run one pass, or take its result from the cache. The source is converted first where the pass wants it."""
@@ -186,6 +201,8 @@ class Build:
             return [source]  # int8 made for one engine is not another engine's int8
         if source.task == TEXT_GENERATION and "openvino" in formats:
             formats = ("openvino",)  # no engine here generates from a plain ONNX graph
+        if source.writes_speech and formats == OPTIMIZED_FORMATS:
+            formats = ("pytorch",)  # CTranslate2's folder counts as such
         found = []
         for to in formats:
             try:
@@ -229,12 +246,14 @@ class Build:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def formats_to_quantize_for(use: Use, then: Use | None, to: Format | None, task: str | None) -> tuple[Format, ...]:
+def formats_to_quantize_for(
+    use: Use, then: Use | None, to: Format | None, task: str | None, *, writes_speech: bool = False
+) -> tuple[Format, ...]:
     """Which formats a quantisation without a format of its own is made for: all that the next pass chooses from."""
     from maasdam.pipeline.quantize import formats_of
 
     scheme = use.settings["scheme"]
-    can = formats_of(scheme, task)
+    can = formats_of(scheme, task, writes_speech=writes_speech)
     if to is not None:
         if to not in can:
             raise Unsupported(f"scheme '{scheme}' does not exist for --to {to}; it does for: {', '.join(can)}")
@@ -242,6 +261,15 @@ def formats_to_quantize_for(use: Use, then: Use | None, to: Format | None, task:
     if then is not None and then.use == "optimize":
         return tuple(f for f in can if f in _formats_of(then.settings.get("engine", "auto"), "cpu")) or can[:1]
     return can[:1]
+
+
+def check_speech_format(to: Format | None) -> None:
+    """Refuse formats that no engine writes down speech from. Raises Unsupported."""
+    if to not in (None, "pytorch"):
+        raise Unsupported(
+            f"no engine here writes down speech from {to}: build it without --to, for CTranslate2; "
+            "`maasdam convert --part encoder` and `--part decoder` write its networks in every format"
+        )
 
 
 def check_data(recipe: Recipe, data: Data) -> None:

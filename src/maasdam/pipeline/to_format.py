@@ -22,5 +22,15 @@ PASS = Pass(
     version=3,
     settings={"to": Setting(str, None, choices=FORMATS, says="the format to convert to", is_required=True)},
     run=run,
-    libraries=("torch", "transformers", "onnx", "onnxscript", "openvino", "tensorflow_cpu", "tf2onnx", "openvino_tokenizers"),
+    libraries=(
+        "torch",
+        "transformers",
+        "onnx",
+        "onnxscript",
+        "openvino",
+        "tensorflow_cpu",
+        "tf2onnx",
+        "openvino_tokenizers",
+        "ctranslate2",
+    ),
 )

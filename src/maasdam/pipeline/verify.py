@@ -47,8 +47,12 @@ def verify(
     """
     how = conditions or Conditions()
     prepared = examples if isinstance(examples, PreparedExamples) else PreparedExamples(examples)
+    if candidate.writes_speech:
+        from maasdam.pipeline.verify_speech import verify_speech
+
+        return verify_speech(candidate, references, source, prepared, limits, how)
     if candidate.signature is None and candidate.task != TEXT_GENERATION:
-        raise Unsupported(f"a {candidate.engine} model for {candidate.task} can't be verified yet: it decodes by itself")
+        raise Unsupported(f"a {candidate.engine} model for {candidate.task} can't be verified: nothing is known of its answers")
     if candidate.signature is None:
         from maasdam.engines.batching_kept import OWN
         from maasdam.pipeline.verify_text import verify_text

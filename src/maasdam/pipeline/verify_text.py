@@ -95,7 +95,7 @@ def verify_text(
     threads = int(candidate.settings.get("threads") or how.threads_used)
     notes: list[str] = []
     artifacts = {"candidate": candidate, "reference": references[0], "source": source}
-    engines = _open_all(artifacts, how, threads, notes)
+    engines = open_all(artifacts, how, threads, notes)
     try:
         context = min(e.context_length for e in engines.values())
         pieces = text_pieces(candidate, examples, context) if len(examples) else made_up_pieces(candidate, context)
@@ -200,7 +200,8 @@ def generate(engine: SequenceEngine, prompts: Sequence[Sequence[int]], tokens: i
     return asyncio.run(every())
 
 
-def _open_all(artifacts: Mapping[str, Artifact], how: Conditions, threads: int, notes: list[str]) -> dict[str, SequenceEngine]:
+def open_all(artifacts: Mapping[str, Artifact], how: Conditions, threads: int, notes: list[str]) -> dict[str, SequenceEngine]:
+    """The engines by name; one artifact under two names is opened once. Raises VerificationFailed; the source may fail."""
     from maasdam.engines import open_engine
 
     opened: dict[str, Any] = {}

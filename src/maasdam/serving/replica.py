@@ -306,6 +306,7 @@ class SequenceReplica:
     async def _transcribe(self, request: Request, prepared: Sequence[Tensors], units: Units) -> AsyncIterator[Chunk]:
         texts: list[str] = []
         segments: list[Mapping[str, Any]] = []
+        language: str | None = None
         compute: float | None = None
         for inputs in prepared:
             tokens_iterator: AsyncIterator[Tokens] = self._engine.submit(
@@ -315,11 +316,12 @@ class SequenceReplica:
                 async for tokens in tokens_iterator:
                     texts.append(tokens.text or "")
                     segments.extend(tokens.segments)
+                    language = tokens.language or language
                     if tokens.compute_seconds is not None:
                         compute = (compute or 0.0) + tokens.compute_seconds
             finally:
                 await cast(Any, tokens_iterator).aclose()
-        yield Chunk(Transcript("".join(texts).strip(), tuple(segments)), units, True, compute)
+        yield Chunk(Transcript("".join(texts).strip(), tuple(segments), language), units, True, compute)
 
     def close(self) -> None:
         """Stop the engine."""

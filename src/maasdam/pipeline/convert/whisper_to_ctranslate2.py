@@ -1,4 +1,4 @@
-"""Hugging Face Whisper -> CTranslate2 folder, weights kept at float32. Knows CTranslate2's converter, nothing of audio."""
+"""Hugging Face Whisper -> CTranslate2 folder, weights at float32 or in fewer bits. Knows CTranslate2's converter, not audio."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ COPIED = ("tokenizer.json", "preprocessor_config.json")
 """What faster-whisper reads beside the model."""
 
 
-def write(source: Artifact, out: Path) -> None:
-    """Write model.bin, config.json and the vocabulary into `out`. A model that generates has no signature of tensors."""
+def write(source: Artifact, out: Path, kept: str | None = None) -> None:
+    """Write model.bin, config.json and the vocabulary into `out`. A model that generates has no signature of tensors.
+
+    `kept` is CTranslate2's word for what weights are kept in ("int8", "bfloat16", "float16"); None is float32.
+    """
     try:
         from ctranslate2.converters import TransformersConverter
     except ImportError as error:
@@ -25,6 +28,6 @@ def write(source: Artifact, out: Path) -> None:
     try:
         with quiet_exporter():
             converter = TransformersConverter(str(source.path), copy_files=list(COPIED), trust_remote_code=False)
-            converter.convert(str(out), force=True)
+            converter.convert(str(out), force=True, quantization=kept)
     except Exception as error:  # the converter raises anything
         raise Unsupported(f"CTranslate2 can't convert this Whisper: {first_line(error)}") from error

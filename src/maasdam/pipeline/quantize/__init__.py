@@ -14,6 +14,8 @@ Knows which scheme exists for which format. Refuses to judge what it made: verif
 | fp8          | -                                     | -                             | language models, for vLLM     |
 | gptq, awq    | -                                     | -                             | Llama-like models, for vLLM   |
 
+Whisper goes to CTranslate2 (pytorch): weights-int8 and dynamic-int8 keep the same bytes, computed in float or int8; bf16, fp16.
+
 tensorrt-int8 is the graph TensorRT takes as it stands (explicit quantisation); on a processor ONNX Runtime computes the same.
 What is for vLLM is a Hugging Face folder of the compressed-tensors format; here transformers runs it, as floats.
 """
@@ -54,14 +56,28 @@ FOR_TEXT: dict[str, tuple[Format, ...]] = {
     "awq": ("pytorch",),
 }
 """The same for text generation, which runs on OpenVINO GenAI or as it is: no engine here generates from a plain ONNX graph."""
+FOR_WHISPER: dict[str, tuple[Format, ...]] = {
+    scheme: ("pytorch",) for scheme in ("weights-int8", "dynamic-int8", "bf16", "fp16")
+}
+"""The same for models that hear and write by themselves, which run on CTranslate2."""
 VLLM_SCHEMES = ("fp8", "gptq", "awq")
 """Those of vllm_layouts."""
 STATIC = ("static-int8", "tensorrt-int8")
 """Those that quantise activations too, with ranges from calibration data."""
 
 
-def formats_of(scheme: str, task: str | None) -> tuple[Format, ...]:
-    """The formats a scheme exists for. Raises Unsupported where it is none for this task, naming what is."""
+def formats_of(scheme: str, task: str | None, *, writes_speech: bool = False) -> tuple[Format, ...]:
+    """The formats a scheme exists for. Raises Unsupported where it is none for this task, naming what is.
+
+    `writes_speech`: the model hears and writes by itself (Whisper).
+    """
+    if writes_speech:
+        if scheme not in FOR_WHISPER:
+            raise Unsupported(
+                f"scheme '{scheme}' does not exist for models that hear and write by themselves (Whisper): CTranslate2, which "
+                f"runs them, has {', '.join(FOR_WHISPER)} (recipes int8-weights, int8-dynamic, bf16)"
+            )
+        return FOR_WHISPER[scheme]
     if task == TEXT_GENERATION:
         if scheme not in FOR_TEXT:
             raise Unsupported(f"scheme '{scheme}' does not exist for {task}; use weights-int8 or weights-int4")
@@ -88,13 +104,15 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
 
 
 def _run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
-    from maasdam.pipeline.quantize import controlled, onnx_models, openvino_models, pytorch_models, vllm_layouts
+    from maasdam.pipeline.quantize import controlled, onnx_models, openvino_models, pytorch_models, speech_models, vllm_layouts
 
     scheme = settings["scheme"]
-    if source.format not in formats_of(scheme, source.task):
+    if source.format not in formats_of(scheme, source.task, writes_speech=source.writes_speech):
         raise Unsupported(f"scheme '{scheme}' does not exist for {source.format} artifacts")
     if settings["max_drop"] is not None and (scheme, source.format) != ("static-int8", "openvino"):
         raise Unsupported(f"max_drop is for static-int8 on openvino; this is {scheme} on {source.format}: leave it out")
+    if source.writes_speech:
+        return speech_models.weights(source, out, scheme)
     if scheme == "static-int8":
         if settings["max_drop"] is not None:
             return controlled.static_int8(source, out, settings, context)
@@ -125,7 +143,7 @@ def _reads(settings: Mapping[str, Any]) -> tuple[Reads, ...]:
 
 def _wants(source: Artifact, settings: Mapping[str, Any]) -> Format | None:
     chosen: Format | None = None if settings["format"] == "auto" else settings["format"]
-    formats = formats_of(settings["scheme"], source.task)
+    formats = formats_of(settings["scheme"], source.task, writes_speech=source.writes_speech)
     return chosen or (source.format if source.format in formats else formats[0])
 
 
@@ -159,7 +177,7 @@ PASS = Pass(
         ),
     },
     run=run,
-    libraries=("nncf", "openvino", "onnxruntime", "onnx", "torch", "transformers", "compressed-tensors"),
+    libraries=("ctranslate2", "nncf", "openvino", "onnxruntime", "onnx", "torch", "transformers", "compressed-tensors"),
     reads=_reads,
     wants=_wants,
 )

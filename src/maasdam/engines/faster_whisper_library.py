@@ -1,0 +1,114 @@
+"""Whisper in CTranslate2, driven by faster-whisper, hearing what the model's own feature extractor hears.
+
+Knows faster-whisper, and where it and transformers part. Refuses to know artifacts, requests and settings.
+
+faster-whisper fills a half minute up with zeros *after* the logarithm and the normalisation, where a zero is a loud noise;
+OpenAI's code and transformers fill the sound up with silence *before* it, and the model was trained so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ctranslate2
+import numpy as np
+from faster_whisper import WhisperModel
+from faster_whisper.feature_extractor import FeatureExtractor
+from faster_whisper.tokenizer import Tokenizer
+
+from maasdam.errors import InvalidPayload
+
+if TYPE_CHECKING:
+    from maasdam.core import type_array
+
+QUIET = -1.5
+"""What silence of digital zeros is after normalisation, in a recording of nothing else: (log10(1e-10) + 4) / 4."""
+RANGE = 2.0
+"""What is quieter than the loudest by more is raised to that: 8 / 4."""
+
+
+class FasterWhisper:
+    """One opened model. Used by one thread at a time. See `whisper_engine.Writes`."""
+
+    def __init__(self, folder: Path, device: str, compute_type: str, threads: int, beam_size: int) -> None:
+        can = ctranslate2.get_supported_compute_types(device)
+        kind = compute_type if compute_type in (*can, "default") else "float32"
+        self._model = _Model(str(folder), device=device, compute_type=kind, cpu_threads=threads, local_files_only=True)
+        extractor = self._model.feature_extractor
+        self._model.feature_extractor = _Features(extractor)
+        self.end = int(self._model.hf_tokenizer.token_to_id("<|endoftext|>"))
+        config = json.loads((folder / "config.json").read_text())
+        self._how = {
+            "beam_size": beam_size,
+            "temperature": 0.0,
+            "condition_on_previous_text": False,
+            "suppress_tokens": list(config.get("suppress_ids") or []),  # the model's own, not faster-whisper's guess
+        }
+
+    def transcribe(
+        self, waveform: type_array, language: str | None, words: bool
+    ) -> tuple[str | None, Iterable[Mapping[str, Any]]]:
+        """See `whisper_engine.Writes`."""
+        known = self._model.supported_languages
+        if language is not None and language not in known:
+            raise InvalidPayload(f"this model doesn't know the language '{language}'; it knows: {', '.join(known)}")
+        segments, found = self._model.transcribe(waveform, language=language, word_timestamps=words, **self._how)
+        return str(found.language), self._segments(segments, words)
+
+    def log_likelihoods(self, waveform: type_array, tokens: Sequence[int], language: str | None) -> type_array:
+        """See `whisper_engine.Writes`."""
+        model = self._model
+        features = model.feature_extractor(waveform[: model.feature_extractor.n_samples])[:, :-1]
+        room = model.feature_extractor.nb_max_frames - features.shape[1]
+        encoded = model.encode(np.pad(features, [(0, 0), (0, max(0, room))]))
+        if model.model.is_multilingual and language is None:
+            language = model.model.detect_language(encoded)[0][0][0].strip("<|>")
+        tokenizer = Tokenizer(model.hf_tokenizer, model.model.is_multilingual, task="transcribe", language=language or "en")
+        found = model.model.align(encoded, tokenizer.sot_sequence, [list(tokens)], features.shape[1])[0]
+        likely: type_array = np.log(np.maximum(np.asarray(found.text_token_probs, np.float64), 1e-30))
+        return likely
+
+    @staticmethod
+    def _segments(segments: Iterable[Any], words: bool) -> Iterator[Mapping[str, Any]]:
+        for s in segments:  # its numbers are numpy's
+            segment: dict[str, Any] = {"start": _at(s.start), "end": _at(s.end), "text": s.text}
+            if words:
+                timed = s.words or ()
+                segment["words"] = [{"word": w.word, "start": _at(w.start), "end": _at(w.end)} for w in timed]
+            segment |= {"tokens": tuple(int(token) for token in s.tokens), "seek": int(s.seek)}
+            for name in ("temperature", "avg_logprob", "compression_ratio", "no_speech_prob"):
+                segment[name] = float(getattr(s, name))
+            yield segment
+
+
+def _at(seconds: Any) -> float:
+    """A time as a plain number, to the millisecond: sums of hundredths leave 23.240000000000002."""
+    return round(float(seconds), 3)
+
+
+class _Features(FeatureExtractor):  # type: ignore[misc]  # it ships no types
+    """Log-mel features [mels, frames] of the sound followed by half a minute of silence, of which one frame is kept."""
+
+    silence = QUIET
+    """What a frame of the silence after the last recording holds."""
+
+    def __init__(self, like: FeatureExtractor) -> None:
+        self.__dict__ |= like.__dict__
+
+    def __call__(self, waveform: type_array, padding: int = 0, chunk_length: int | None = None) -> type_array:
+        """`padding` and `chunk_length` are faster-whisper's; neither changes what is given."""
+        found: type_array = super().__call__(np.pad(waveform, (0, self.n_samples)), padding=0, chunk_length=chunk_length)
+        self.silence = max(QUIET, float(found.max()) - RANGE)
+        return found[:, : len(waveform) // self.hop_length + 1]
+
+
+class _Model(WhisperModel):  # type: ignore[misc]  # it ships no types
+    def encode(self, features: type_array) -> Any:
+        """Encode one half minute; what it was filled up with becomes silence."""
+        features = np.array(features)
+        heard = np.flatnonzero(features.any(axis=-2))
+        features[..., (heard[-1] + 1 if len(heard) else 0) :] = self.feature_extractor.silence
+        return super().encode(features)

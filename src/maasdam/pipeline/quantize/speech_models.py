@@ -1,0 +1,34 @@
+"""Whisper in fewer bits, for CTranslate2. Knows what CTranslate2 keeps weights in and computes with; nothing of audio."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from maasdam.core import Artifact
+from maasdam.errors import Unsupported
+from maasdam.pipeline.convert.companions import copy_companions
+from maasdam.pipeline.convert.modules import called, is_whisper
+from maasdam.pipeline.passes import Produced
+
+KEPT: dict[str, tuple[str, str]] = {
+    "weights-int8": ("int8", "f32"),
+    "dynamic-int8": ("int8", "int8"),
+    "bf16": ("bfloat16", "bf16"),
+    "fp16": ("float16", "f32"),
+}
+"""Scheme -> what CTranslate2 keeps weights in, and the engine's precision: processors have no arithmetic in float16."""
+
+
+def weights(source: Artifact, out: Path, scheme: str) -> Produced:
+    """Write `source`, a Hugging Face Whisper, with its weights in fewer bits. Raises Unsupported for every other model."""
+    from maasdam.pipeline.convert.whisper_to_ctranslate2 import write
+
+    if source.layout != "huggingface" or not is_whisper(source):
+        raise Unsupported(
+            f"{called(source)} ({source.layout}) is not quantised: of models that hear and write by themselves only a Whisper "
+            "in Hugging Face layout is"
+        )
+    kept, precision = KEPT[scheme]
+    write(source, out, kept)
+    copy_companions(source.path, out)
+    return Produced("pytorch", "ctranslate2", "ctranslate2", None, {"precision": precision})

@@ -1,0 +1,343 @@
+"""Measure the build of a model that hears and writes by itself (Whisper): words, and how likely the source's own words are.
+
+Knows transcripts, sequence engines and log-likelihoods. Refuses to choose limits, and to know how an engine decodes.
+
+    source on its own engine (transformers) --its words--> word error rate, and their likelihood by the others --> parity
+    --data's words--> word error rate of candidate, reference and source --limits--> Report
+
+The reference is the source at float32 on CTranslate2. It may be the candidate's own files, so it proves nothing of them: parity
+is against the source on its own engine, and a candidate that is worse than that by more than the recipe allows fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from maasdam.core import (
+    SPEECH_RECOGNITION,
+    Artifact,
+    AudioPayload,
+    Example,
+    Sampling,
+    Score,
+    SequenceEngine,
+    SequenceRequest,
+    Transcript,
+)
+from maasdam.errors import EngineFailure, VerificationFailed
+from maasdam.pipeline.bootstrap import confidence
+from maasdam.pipeline.conditions import Conditions, circumstances
+from maasdam.pipeline.examples import Inputs, PreparedExamples, Preparer
+from maasdam.pipeline.footprint import footprint_bytes
+from maasdam.pipeline.measure import Timing, joules_per_run, take_turns
+from maasdam.pipeline.parity import Parity
+from maasdam.pipeline.recipe import Limits
+from maasdam.pipeline.report import Column, Report, drop_of, finished
+from maasdam.pipeline.verify_text import open_all
+
+if TYPE_CHECKING:
+    from maasdam.core import type_array
+
+RATE = 16_000
+TIMED = 8
+"""Recordings that are timed."""
+MADE_UP_SECONDS = 3.0
+MADE_UP = 4
+SOURCE_SECONDS = 120.0
+"""How long the source's own engine may take over the recordings; it is asked for as many as fit."""
+HALF_MINUTE = 30.0
+MOST_TOKENS = 200
+"""Tokens of one recording whose likelihood is compared: a decoder holds 448 with what comes before them."""
+SAYS = {
+    "latency_of": "the transcript of one recording, greedy",
+    "throughput_of": "seconds of sound a second, one recording after the other",
+    "energy_of": "one second of sound",
+    "parity_of": "log-likelihoods of the words that the source writes on its own engine; agreement: equal transcripts",
+}
+
+
+@dataclass(slots=True)
+class _Heard:
+    """What the subjects made of the recordings, in order; the source perhaps only of the first."""
+
+    transcripts: dict[str, list[Transcript]] = field(default_factory=lambda: {"candidate": [], "reference": [], "source": []})
+    parity: Parity = field(default_factory=Parity)
+    notes: list[str] = field(default_factory=list)
+
+
+def verify_speech(
+    candidate: Artifact,
+    references: Sequence[Artifact],
+    source: Artifact,
+    examples: PreparedExamples,
+    limits: Limits,
+    how: Conditions,
+) -> Report:
+    """Measure a Whisper; without --data its parity, on made-up sound. Raises VerificationFailed where one of them can't run."""
+    if not references:
+        raise VerificationFailed("the uncompressed source does not run on CTranslate2 here: " + "; ".join(how.notes))
+    threads = int(candidate.settings.get("threads") or how.threads_used)
+    artifacts = {"candidate": candidate, "reference": references[0], "source": source}
+    heard = _Heard()
+    engines = open_all(artifacts, how, threads, heard.notes)
+    try:
+        if "source" not in engines:
+            raise VerificationFailed("nothing to prove the build with: " + "; ".join(heard.notes))
+        inputs = _inputs(candidate, examples)
+        _hear(engines, inputs, [e.name for e in examples.examples], heard, how)
+        times, batches, energy, seconds = _timed(engines, inputs, how)
+    finally:
+        for engine in {id(e): e for e in engines.values()}.values():
+            engine.close()
+    memory = _memory([artifacts[name] for name in engines], inputs, threads, how, heard.notes)
+    why_not, scores, told = _scores(heard, examples.examples)
+    columns = {
+        name: _column(
+            artifacts[name], times[name], batches[name], seconds, energy[name], memory, scores.get(name), told.get(name)
+        )
+        for name in engines
+    }
+    has_metric = bool(scores)
+    report = Report(
+        candidate=columns["candidate"],
+        reference=columns["reference"],
+        source=columns["source"],
+        parity=heard.parity.to_json(),
+        metric="wer" if has_metric else None,
+        drop=drop_of("wer", columns["reference"].accuracy, columns["candidate"].accuracy) if has_metric else None,
+        examples=len(examples) if has_metric else 0,
+        unit="audio seconds/s",
+        energy_method=how.energy_method(columns["candidate"].joules),
+        notes=(*how.notes, *heard.notes),
+        confidence=_confidence(scores),
+        why_no_accuracy=why_not,
+        calibration=how.calibration,
+        optimization=how.optimization,
+        samples=_samples(heard, examples.examples),
+        limits=limits,
+        conditions=circumstances(how, threads) | SAYS,
+    )
+    return finished(report, [*heard.parity.problems, *_worse_than_the_source(heard, examples.examples, limits)])
+
+
+def transcribe(engine: SequenceEngine, inputs: Inputs) -> tuple[Transcript, tuple[int, ...]]:
+    """The whole transcript of one prepared recording, and the tokens of its segments within the first half minute."""
+
+    async def written() -> tuple[Transcript, tuple[int, ...]]:
+        request = SequenceRequest("verify", inputs, Sampling())
+        found = [tokens async for tokens in engine.submit(request)]
+        segments = tuple(segment for tokens in found for segment in tokens.segments)
+        language = next((tokens.language for tokens in found if tokens.language), None)
+        ids = [i for tokens in found for s in tokens.segments if s["end"] <= HALF_MINUTE for i in tokens.token_ids]
+        return Transcript("".join(tokens.text or "" for tokens in found).strip(), segments, language), tuple(ids)
+
+    return asyncio.run(written())
+
+
+def _inputs(candidate: Artifact, examples: PreparedExamples) -> list[Inputs]:
+    """One prepared recording an example; made-up sound, seeds 0 up, where there is none."""
+    if len(examples):
+        prepare = Preparer(candidate)
+        return [examples.of(index, prepare)[0] for index in range(len(examples))]
+    size = int(MADE_UP_SECONDS * RATE)
+    draws = [np.random.default_rng(seed).normal(size=(1, size)) for seed in range(MADE_UP)]
+    return [{"waveform": (0.1 * draw).astype(np.float32)} for draw in draws]
+
+
+def _hear(
+    engines: Mapping[str, SequenceEngine], inputs: Sequence[Inputs], names: Sequence[str], heard: _Heard, how: Conditions
+) -> None:
+    """Every recording through the candidate and the reference, and as many as time allows through the source."""
+    source: Any = engines["source"]
+    until = time.monotonic() + SOURCE_SECONDS
+    for index, each in enumerate(inputs):
+        how.progress("transcribe", index, len(inputs))
+        name = names[index] if names else f"made-up sound {index}"
+        seen: dict[int, tuple[Transcript, tuple[int, ...]]] = {}
+        for subject, engine in engines.items():
+            if subject == "source" and time.monotonic() > until and id(engine) not in seen:
+                continue
+            if id(engine) not in seen:
+                try:
+                    seen[id(engine)] = transcribe(engine, each)
+                except EngineFailure as error:
+                    if subject != "candidate":
+                        raise
+                    heard.parity.problems.append(f"the candidate broke on '{name}': {error}")
+                    seen[id(engine)] = Transcript(""), ()
+            heard.transcripts[subject].append(seen[id(engine)][0])
+        if id(source) in seen:
+            _compare(name, engines["candidate"], source, each, seen, heard.parity)
+    how.progress("transcribe", len(inputs), len(inputs))
+    count = len(heard.transcripts["source"])
+    if count < len(inputs):
+        heard.notes.append(f"the source on its own engine was asked for the first {count} recordings, which parity is over")
+
+
+def _compare(
+    name: str,
+    candidate: Any,
+    source: Any,
+    inputs: Inputs,
+    seen: Mapping[int, tuple[Transcript, tuple[int, ...]]],
+    parity: Parity,
+) -> None:
+    """How likely the candidate finds the words that the source wrote; where it wrote none there is nothing to find."""
+    (wanted, ids), (got, _) = seen[id(source)], seen[id(candidate)]
+    tokens = source.text_tokens(ids)[:MOST_TOKENS]
+    if not tokens:
+        parity.examples += 1
+        parity.agreements.append(wanted.text == got.text)
+        return
+    found: list[type_array] = [e.log_likelihoods(inputs, tokens, wanted.language) for e in (source, candidate)]
+    parity.add(name, [{"log_likelihoods": found[0]}], [{"log_likelihoods": found[1]}], wanted.text == got.text)
+
+
+def _scores(heard: _Heard, examples: Sequence[Example]) -> tuple[str | None, dict[str, Score], dict[str, float]]:
+    """(why there is no metric, word error rates against the data, word error rates against the source's words) by name."""
+    from maasdam.tasks import score
+    from maasdam.tasks.scoring import normalised
+
+    told: dict[str, float] = {}
+    words = heard.transcripts["source"]
+    asked = [Example(str(i), AudioPayload(b""), t.text) for i, t in enumerate(words)]
+    if any(normalised(t.text) for t in words):
+        for name in ("candidate", "reference"):
+            told[name] = score(SPEECH_RECOGNITION, heard.transcripts[name][: len(words)], asked).value
+    if not examples:
+        return "no --data was given: the verdict rests on parity with the source alone, on made-up sound", {}, told
+    if any(e.truth is None for e in examples):
+        return "the data has no transcriptions: the verdict rests on parity with the source alone", {}, told
+    scores = {
+        name: score(SPEECH_RECOGNITION, found, examples[: len(found)]) for name, found in heard.transcripts.items() if found
+    }
+    return None, scores, told
+
+
+def _worse_than_the_source(heard: _Heard, examples: Sequence[Example], limits: Limits) -> list[str]:
+    """The problem of a candidate that is worse than the source on its own engine, over the recordings that both heard."""
+    from maasdam.tasks import score
+
+    count = len(heard.transcripts["source"])
+    if limits.max_drop is None or not examples or any(e.truth is None for e in examples[:count]):
+        return []
+    rates = [score(SPEECH_RECOGNITION, heard.transcripts[n][:count], examples[:count]).value for n in ("source", "candidate")]
+    drop = drop_of("wer", *rates)
+    if drop is None or drop <= limits.max_drop + 1e-9:
+        return []
+    return [
+        f"drop against the source on its own engine is {drop:.4g} (word error rate {rates[1]:.4g} after {rates[0]:.4g}); "
+        f"the recipe allows {limits.max_drop:g} at most"
+    ]
+
+
+def _timed(
+    engines: Mapping[str, SequenceEngine], inputs: Sequence[Inputs], how: Conditions
+) -> tuple[dict[str, Timing], dict[str, Timing], dict[str, float | None], float]:
+    """(one recording, all timed ones, joules of the latter, their seconds of sound), by name; one engine is timed once."""
+    chosen = list(inputs[:: max(1, len(inputs) // TIMED)])[:TIMED]
+    once = {str(id(e)): e for e in engines.values()}
+    aside = frozenset(once.keys() - {str(id(e)) for n, e in engines.items() if n != "source"})
+
+    def alone(engine: SequenceEngine) -> Callable[[int], object]:
+        return lambda number: transcribe(engine, chosen[number % len(chosen)])
+
+    def every(engine: SequenceEngine) -> Callable[[int], object]:
+        return lambda number: [transcribe(engine, each) for each in chosen]
+
+    single = take_turns(
+        {k: alone(e) for k, e in once.items()},
+        seconds=how.latency_seconds,
+        rounds=(5, 100),
+        aside=aside,
+        tell=lambda done, total: how.progress("latency", done, total),
+    )
+    several = take_turns(
+        {k: every(e) for k, e in once.items()},
+        seconds=how.throughput_seconds,
+        rounds=(1, 20),
+        aside=aside,
+        tell=lambda done, total: how.progress("throughput", done, total),
+    )
+    energy = {k: joules_per_run(every(e), how.joules) for k, e in once.items()}
+    seconds = sum(each["waveform"].shape[1] for each in chosen) / RATE
+    names = {name: str(id(engine)) for name, engine in engines.items()}
+    return (
+        {name: single[key] for name, key in names.items()},
+        {name: several[key] for name, key in names.items()},
+        {name: energy[key] for name, key in names.items()},
+        seconds,
+    )
+
+
+def _memory(
+    artifacts: Sequence[Artifact], inputs: Sequence[Inputs], threads: int, how: Conditions, notes: list[str]
+) -> dict[str, int | None]:
+    """Bytes by digest; {} where it was switched off, which the notes say."""
+    found: dict[str, int | None] = {}
+    if not how.measures_memory:
+        notes.append("memory was not measured: it was switched off")
+        return found
+    for artifact in artifacts:
+        if artifact.digest not in found:
+            how.progress(f"memory of {artifact.engine}")
+            found[artifact.digest], why = footprint_bytes(artifact, inputs[:5], threads, how.device)
+            notes += [why] if why else []
+    return found
+
+
+def _column(
+    artifact: Artifact,
+    times: Timing,
+    batches: Timing,
+    seconds: float,
+    joules: float | None,
+    memory: Mapping[str, int | None],
+    score: Score | None,
+    told: float | None,
+) -> Column:
+    extra = dict(score.extra) if score else {}
+    if told is not None:
+        extra["wer_against_source"] = told
+    return Column(
+        engine=artifact.engine,
+        digest=artifact.digest,
+        size_bytes=artifact.size_bytes,
+        latency_ms=tuple(round(s * 1000, 3) for s in times.seconds),
+        p50=times.p50 * 1000,
+        p99=times.p99 * 1000,
+        throughput=seconds / batches.p50,
+        joules=None if joules is None else joules / seconds,
+        memory_bytes=memory.get(artifact.digest),
+        accuracy=None if score is None else score.value,
+        examples=None if score is None else score.examples,
+        extra=extra,
+    )
+
+
+def _confidence(scores: Mapping[str, Score]) -> dict[str, Any] | None:
+    if not scores:
+        return None
+    return confidence("wer", scores["reference"].shares, scores["candidate"].shares, over="examples")
+
+
+def _samples(heard: _Heard, examples: Sequence[Example]) -> tuple[dict[str, Any], ...]:
+    """One row per example, for checks from outside."""
+    source = [t.text for t in heard.transcripts["source"]]
+    rows = zip(examples, heard.transcripts["reference"], heard.transcripts["candidate"], strict=False)
+    return tuple(
+        {
+            "name": example.name,
+            "truth": example.truth,
+            "reference": reference.text,
+            "candidate": candidate.text,
+            "source": source[index] if index < len(source) else None,
+        }
+        for index, (example, reference, candidate) in enumerate(rows)
+    )
