@@ -29,7 +29,8 @@ def convert(
     Source and result run on their own engines over the same inputs; where they differ, nothing is written. Names and
     dynamic axes are kept. Writes model.onnx, model.pt2, saved_model.pb or model.xml beside certificate.json. A language
     model becomes its decoder (past_key_values.N.key in, present.N.key out), save for OpenVINO, where it becomes a GenAI
-    folder; Whisper is an encoder and a decoder, each taken with --part.
+    folder; Whisper is an encoder and a decoder, each taken with --part, save for PyTorch, where it becomes a CTranslate2
+    folder.
 
     Example: maasdam convert hf:google/mobilenet_v2_1.0_224 --to onnx -o mobilenet-onnx
     """

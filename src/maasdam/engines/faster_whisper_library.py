@@ -9,6 +9,7 @@ OpenAI's code and transformers fill the sound up with silence *before* it, and t
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from maasdam.errors import InvalidPayload
 if TYPE_CHECKING:
     from maasdam.core import type_array
 
+logging.getLogger("faster_whisper").setLevel(logging.WARNING)  # it tells how long each recording is
 QUIET = -1.5
 """What silence of digital zeros is after normalisation, in a recording of nothing else: (log10(1e-10) + 4) / 4."""
 RANGE = 2.0

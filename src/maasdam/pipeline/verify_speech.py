@@ -123,7 +123,8 @@ def verify_speech(
         limits=limits,
         conditions=circumstances(how, threads) | SAYS,
     )
-    return finished(report, [*heard.parity.problems, *_worse_than_the_source(heard, examples.examples, limits)])
+    worse = _worse_than_the_source(heard, examples.examples, limits, told.get("candidate"))
+    return finished(report, [*heard.parity.problems, *worse])
 
 
 def transcribe(engine: SequenceEngine, inputs: Inputs) -> tuple[Transcript, tuple[int, ...]]:
@@ -211,6 +212,7 @@ def _scores(heard: _Heard, examples: Sequence[Example]) -> tuple[str | None, dic
         for name in ("candidate", "reference"):
             told[name] = score(SPEECH_RECOGNITION, heard.transcripts[name][: len(words)], asked).value
     if not examples:
+        heard.notes += [_differ(heard)] if _differ(heard) else []
         return "no --data was given: the verdict rests on parity with the source alone, on made-up sound", {}, told
     if any(e.truth is None for e in examples):
         return "the data has no transcriptions: the verdict rests on parity with the source alone", {}, told
@@ -220,13 +222,33 @@ def _scores(heard: _Heard, examples: Sequence[Example]) -> tuple[str | None, dic
     return None, scores, told
 
 
-def _worse_than_the_source(heard: _Heard, examples: Sequence[Example], limits: Limits) -> list[str]:
-    """The problem of a candidate that is worse than the source on its own engine, over the recordings that both heard."""
+def _differ(heard: _Heard) -> str:
+    """What to note of transcripts of made-up sound that are not the source's; "" where all are."""
+    pairs = list(zip(heard.transcripts["source"], heard.transcripts["candidate"], strict=False))
+    others = sum(one.text != other.text for one, other in pairs)
+    return (
+        f"{others} of {len(pairs)} made-up sounds are written otherwise than by the source: give recordings with --data"
+        if others
+        else ""
+    )
+
+
+def _worse_than_the_source(heard: _Heard, examples: Sequence[Example], limits: Limits, told: float | None) -> list[str]:
+    """The problem of a candidate that is worse than the source on its own engine, over the recordings that both heard.
+
+    Where nothing says what is right, the source's words are: `told` is the word error rate against them.
+    """
     from maasdam.tasks import score
 
     count = len(heard.transcripts["source"])
-    if limits.max_drop is None or not examples or any(e.truth is None for e in examples[:count]):
-        return []
+    if limits.max_drop is None or not examples:
+        return []  # on made-up sound there is nothing to write; likelihoods tell
+    if any(e.truth is None for e in examples[:count]):
+        if told is None or told <= limits.max_drop + 1e-9:
+            return []
+        return [
+            f"the word error rate against the source's own words is {told:.4g}; the recipe allows {limits.max_drop:g} at most"
+        ]
     rates = [score(SPEECH_RECOGNITION, heard.transcripts[n][:count], examples[:count]).value for n in ("source", "candidate")]
     drop = drop_of("wer", *rates)
     if drop is None or drop <= limits.max_drop + 1e-9:
