@@ -320,8 +320,8 @@ class TestImages:
             assert usage[0]["name"].startswith("clients (") and usage[0]["requests"] > 0
 
 
-def test_sigterm_lets_requests_in_flight_finish(tmp_path: Path, starters: Path) -> None:
-
+def test_sigterm_lets_requests_in_flight_finish(tmp_path: Path, starters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAASDAM_SHUTDOWN_GRACE_SECONDS", "60")  # it is not about speed
     workspace = open_home(tmp_path)
     add_starters(workspace, starters)
     workspace.catalog.undeploy("images")

@@ -13,6 +13,7 @@ from fastapi.responses import PlainTextResponse, Response
 
 from maasdam.api.entrance import REQUEST_ID, caller_of
 from maasdam.api.errors import InvalidField
+from maasdam.api.fields import check_neutral
 from maasdam.api.measured import measured, measured_headers
 from maasdam.api.routing import JsonRoute
 from maasdam.core import AudioPayload, Request, Transcript
@@ -39,8 +40,10 @@ def routes(service: Service) -> APIRouter:
         temperature: Annotated[float, Form()] = 0.0,
         stream: Annotated[bool, Form()] = False,
         timestamp_granularities: Annotated[list[str] | None, Form(alias="timestamp_granularities[]")] = None,
+        chunking_strategy: Annotated[str | None, Form(description="auto: long recordings are cut as is best")] = None,
     ) -> Response:
         """Write down what is said in a recording."""
+        check_neutral({"chunking_strategy": chunking_strategy}, {"chunking_strategy": ("auto", "")})
         _check(response_format, prompt, temperature, stream, timestamp_granularities)
         times = set(timestamp_granularities or ("segment",))
         _check_times(service, model, response_format, "word" in times)

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
@@ -32,6 +32,7 @@ from maasdam.api.connection import HttpConnection
 from maasdam.api.docs_page import page, welcome
 from maasdam.api.entrance import REQUEST_ID, Entrance
 from maasdam.api.errors import REFUSED, InvalidField, MethodNotAllowed, WrongContentType
+from maasdam.api.fields import only_known
 from maasdam.api.oip_infer import InferRoute
 from maasdam.api.routing import methods_of
 from maasdam.errors import InvalidInput, MaasdamError, NotFound
@@ -60,6 +61,7 @@ def application(service: Service, keys: Authenticates | None) -> Entrance:
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        dependencies=[Depends(only_known)],
     )
     routers = [module.routes(service) for module in (oip, openai, audio, images, admin)]
     for router in routers:

@@ -13,6 +13,7 @@ from starlette.datastructures import UploadFile
 
 from maasdam.api.entrance import JSON, REQUEST_ID, caller_of
 from maasdam.api.errors import InvalidField, WrongContentType
+from maasdam.api.fields import check_known
 from maasdam.api.json_body import from_base64
 from maasdam.api.measured import measured
 from maasdam.core import Chunk, Classification, ImagePayload, Request
@@ -22,6 +23,7 @@ from maasdam.operations.service import Service
 
 ENDPOINT = "/v1/images/classifications"
 MOST_LABELS = 1000
+FORM_FIELDS, JSON_FIELDS = ("model", "file", "top_k"), ("model", "image", "top_k")
 SCHEMA: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -87,11 +89,13 @@ async def _read(http: HttpRequest) -> tuple[str, bytes, int]:
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise InvalidField("the form has no file; send the image as field 'file'", "file")
+            check_known(form.keys(), FORM_FIELDS, "form field")
             return _text(form.get("model")), await file.read(), _top_k(form.get("top_k"))
     if kind == "application/json":
         body = http.scope.get(JSON)
         if not isinstance(body, dict):
             raise InvalidInput('the body is not a JSON object; send {"model": ..., "image": ...}')
+        check_known(body, JSON_FIELDS)
         return _text(body.get("model")), _image(body.get("image")), _top_k(body.get("top_k"))
     raise WrongContentType(f"content type '{kind[:60]}' is not read here; send multipart/form-data or application/json")
 

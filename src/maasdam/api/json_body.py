@@ -31,6 +31,8 @@ BASE64_BLOCK = 1 << 20
 LONGEST_NUMBER = 500
 """Characters of one number."""
 
+WORDS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+"""What is no number in JSON, as Protocol Buffers' JSON writes it."""
 PIECE_VALUES = 32 * 1024
 """Values of a large array that are read or written at once."""
 
@@ -234,7 +236,25 @@ def _pieces(flat: bytearray, ends: type_array) -> Iterator[list[Any]]:
 def numbers(values: type_array) -> Any:
     """A flat array as orjson writes it into an answer: large ones are written in pieces before."""
     if values.size <= PIECE_VALUES:
-        return values
+        return _with_words(values)
     starts = range(0, values.size, PIECE_VALUES)
-    pieces = [orjson.dumps(values[i : i + PIECE_VALUES], option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for i in starts]
+    pieces = [orjson.dumps(_with_words(values[i : i + PIECE_VALUES]), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for i in starts]
     return orjson.Fragment(b"[%b]" % b",".join(pieces))
+
+
+def _with_words(values: type_array) -> Any:
+    """JSON has no number that is not finite: those are written as strings, in the words of Protocol Buffers' JSON."""
+    if values.dtype.kind != "f" or bool(np.isfinite(values).all()):
+        return values
+    written: list[Any] = list(values)
+    for i in np.flatnonzero(~np.isfinite(values)):
+        written[i] = "NaN" if np.isnan(values[i]) else "Infinity" if values[i] > 0 else "-Infinity"
+    return written
+
+
+def without_words(values: list[Any]) -> list[Any]:
+    """The same words as numbers, in a list or in lists of lists; other strings stay."""
+    return [
+        WORDS.get(value, value) if isinstance(value, str) else without_words(value) if isinstance(value, list) else value
+        for value in values
+    ]

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from maasdam import __version__
 from maasdam.api.entrance import JSON
 from maasdam.api.errors import WrongContentType, without_places
+from maasdam.api.fields import check_known
 from maasdam.api.oip_infer import name_of
 from maasdam.api.oip_tensors import FROM_NUMPY
 from maasdam.api.paths import MODELS
@@ -112,7 +113,10 @@ def _repository(router: APIRouter, service: Service) -> None:
     @router.post("/repository/index")
     async def index(http: Request) -> list[dict[str, str]]:
         """Every model that is deployed, with its state."""
-        only_ready = (await _asked(http)).get("ready") is True
+        asked = await _asked(http, ("ready",))
+        if not isinstance(asked.get("ready", False), bool):
+            raise InvalidInput(f"'ready' is {asked['ready']!r:.40}; send true for those that are ready, or leave it out")
+        only_ready = asked.get("ready") is True
         rows = [_row(copy) for copy in service.router.copies() if copy.state == "ready" or not only_ready]
         for model, want in service.router.models().items():
             if want.version is None and not only_ready:
@@ -130,26 +134,35 @@ def _repository(router: APIRouter, service: Service) -> None:
         return {}
 
     @router.post("/repository" + MODELS + "/unload")
-    async def unload(model: str) -> dict[str, Any]:
-        """Take a model out of the service; requests in flight finish."""
+    async def unload(model: str, http: Request) -> dict[str, Any]:
+        """Take a model out of the service; requests in flight finish. No model depends on another here."""
+        check_known(_parameters(await _asked(http, ("parameters",))), ("unload_dependents",), "parameter")
         await asyncio.to_thread(service.catalog.undeploy, split_name(model)[0])
         await service.router.follow()
         return {}
 
 
-async def _asked(http: Request) -> dict[str, Any]:
-    """The body's JSON; clients of this protocol send it without a content type, or none at all."""
+async def _asked(http: Request, known: tuple[str, ...]) -> dict[str, Any]:
+    """The body's JSON, of these fields; clients of this protocol send it without a content type, or none at all."""
     if await http.body() and JSON not in http.scope:
         raise WrongContentType("this content type is not read here; send application/json, or no body")
     asked = http.scope.get(JSON, {})
     if not isinstance(asked, dict):
         raise InvalidInput("the body is not a JSON object; send {} or nothing")
+    check_known(asked, known)
     return asked
+
+
+def _parameters(asked: dict[str, Any]) -> dict[str, Any]:
+    parameters = asked.get("parameters")
+    if parameters is not None and not isinstance(parameters, dict):
+        raise InvalidInput("'parameters' is not a JSON object; send {} or leave it out")
+    return parameters or {}
 
 
 async def _refuse_overrides(http: Request) -> None:
     """Refuse a load that brings its own files or configuration: models come from the catalog."""
-    if (await _asked(http)).get("parameters"):
+    if _parameters(await _asked(http, ("parameters",))):
         raise Unsupported("load takes no parameters here; register a version with maasdam build, then load it")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,12 @@ from maasdam.api import json_body
 from maasdam.api import oip_tensors as wire
 from maasdam.api.body import Receive
 from maasdam.api.entrance import REQUEST_ID, Scope, Send, caller_of
+from maasdam.api.errors import InvalidField
+from maasdam.api.fields import check_known, check_neutral, check_query
 from maasdam.api.measured import measured_headers
 from maasdam.api.paths import INFER
-from maasdam.api.sampling import sampling_from
-from maasdam.core import AudioPayload, Chunk, Payload, Request, TensorPayload, TextPayload, TextPiece, Transcript
+from maasdam.api.sampling import NAMES, sampling_from
+from maasdam.core import AudioPayload, Chunk, Payload, Request, TensorPayload, TextPayload, TextPiece, Transcript, split_name
 from maasdam.errors import InvalidInput, InvalidTensor, NotFound, Unsupported
 from maasdam.operations.infer import Receipt
 from maasdam.operations.service import Service
@@ -34,7 +37,11 @@ if TYPE_CHECKING:
     from maasdam.core import type_array
 
 JSON_LENGTH = b"inference-header-content-length"
-REFUSED_PARAMETERS = ("sequence_id", "sequence_start", "sequence_end")
+REQUEST_PARAMETERS = ("timeout", "binary_data_output")
+STATELESS = ("sequence_id", "sequence_start", "sequence_end")
+NO_PRIORITY: Mapping[str, tuple[Any, ...]] = {"priority": (0,)}
+SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
+"""Said to be of another place where they are used; without a region they mean nothing."""
 MOST_PROMPTS = 64
 SMALL_BYTES = 128 * 1024
 """JSON up to this size is read and written in the event loop: a hop to a thread would cost more."""
@@ -61,6 +68,7 @@ class InferRoute:
         """Answer one inference request. Raises what the entrance turns into the protocol's error."""
         headers = scope["headers"]
         name = name_from(scope["path"])
+        check_query(scope.get("query_string", b""))
         is_binary = bodies.header(headers, JSON_LENGTH) is not None
         data = await self._limits.read(scope, receive, self._limits.any if is_binary else self._limits.json_tensors)
         length = _json_length(headers, data)
@@ -87,6 +95,7 @@ class InferRoute:
             timeout = min(timeout, limit / 1e6)
         request = Request(scope[REQUEST_ID], name, asked.payloads[0], caller_of(scope), time.monotonic() + timeout)
         receipt = Receipt(request.id, name, "/v2/infer")
+        _check_name(name, asked.request)
         self._check_outputs(name, asked)
 
         async def written(chunks: list[Chunk]) -> tuple[bytes, int | None]:
@@ -100,7 +109,9 @@ class InferRoute:
 
     def _check_outputs(self, name: str, asked: Asked) -> None:
         """Refuse an output that does not exist before the model runs for nothing."""
-        for wanted in asked.request.outputs or ():
+        for i, wanted in enumerate(asked.request.outputs or ()):
+            check_known(wanted.parameters, ("binary_data", "classification", *SHARED_MEMORY), "parameter", f"outputs[{i}]")
+            _check_truth(wanted.parameters, "binary_data")
             if wanted.parameters.get("classification"):
                 raise Unsupported("the classification extension is not here; POST /v1/images/classifications gives labels")
             if "shared_memory_region" in wanted.parameters:
@@ -131,11 +142,34 @@ class InferRoute:
         except InvalidInput:
             _check_not_left_over(data, length)
             raise
-        for name in REFUSED_PARAMETERS:
+        for name in STATELESS:
             if request.parameters.get(name):
                 raise Unsupported(f"parameter '{name}': this service keeps no state between requests")
+        for i, tensor in enumerate(request.inputs):
+            check_known(tensor.parameters, ("binary_data_size", *SHARED_MEMORY), "parameter", f"inputs[{i}]")
         arrays = wire.read(request, memoryview(data)[length:])
-        return _payloads(request, arrays)
+        asked = _payloads(request, arrays)
+        sampling = NAMES if isinstance(asked.payloads[0], TextPayload) else ()
+        check_known(request.parameters, (*REQUEST_PARAMETERS, *sampling, *STATELESS, *NO_PRIORITY), "parameter")
+        check_neutral(request.parameters, NO_PRIORITY)
+        _check_truth(request.parameters, "binary_data_output")
+        return asked
+
+
+def _check_truth(parameters: Mapping[str, Any], name: str) -> None:
+    if not isinstance(parameters.get(name, False), bool | None):
+        raise InvalidField(f"parameter '{name}' is {parameters[name]!r:.40}; send true or false", name)
+
+
+def _check_name(name: str, request: wire.InferRequest) -> None:
+    """Raise InvalidField where the body names another model than the path."""
+    model, version, _ = split_name(name)
+    for field, said, is_said in (
+        ("model_name", request.model_name, (None, "", model, name)),
+        ("model_version", request.model_version, (None, "", str(version or ""))),
+    ):
+        if said not in is_said:
+            raise InvalidField(f"'{field}' is {said!r:.60} and the path says '{name}'; say the same, or leave it out", field)
 
 
 def name_from(path: str) -> str:

@@ -50,7 +50,7 @@ LARGE_BYTES = 128 * 1024
 ABSENT = msgspec.Raw()
 
 
-class Tensor(msgspec.Struct):
+class Tensor(msgspec.Struct, forbid_unknown_fields=True):
     """One input as the client wrote it. `data` is left as bytes of JSON until the shape is known to be sane."""
 
     name: str
@@ -60,20 +60,23 @@ class Tensor(msgspec.Struct):
     parameters: dict[str, Any] = {}
 
 
-class Wanted(msgspec.Struct):
+class Wanted(msgspec.Struct, forbid_unknown_fields=True):
     """One output that the client asks for."""
 
     name: str
     parameters: dict[str, Any] = {}
 
 
-class InferRequest(msgspec.Struct):
+class InferRequest(msgspec.Struct, forbid_unknown_fields=True):
     """The JSON of an inference request."""
 
     inputs: list[Tensor]
     id: str | None = None
     outputs: list[Wanted] | None = None
     parameters: dict[str, Any] = {}
+    model_name: str | None = None
+    """As the path says it; some clients write both."""
+    model_version: str | None = None
 
 
 class _OutlineTensor(msgspec.Struct):
@@ -177,7 +180,7 @@ def to_bytes(array: type_array) -> bytes:
 
 
 def to_json(array: type_array) -> Any:
-    """The elements, row by row, flat; orjson writes them."""
+    """The elements, row by row, flat; `json_body.numbers` writes them."""
     kind = datatype(array)
     if kind == "BYTES":
         return [element.decode("utf-8", "replace") if isinstance(element, bytes) else str(element) for element in array.ravel()]
@@ -261,7 +264,7 @@ def _from_json(tensor: Tensor, count: int) -> type_array:
     if tensor.datatype == "BYTES":
         return _texts(tensor, count, data)
     try:
-        array = _numbers(tensor, data)
+        array = _numbers(tensor, _as_numbers(tensor, data, raw))
     except (ValueError, OverflowError):
         raise InvalidTensor(f"input '{tensor.name}': data is ragged; nest it evenly or send it flat") from None
     if array.size != count:
@@ -277,7 +280,7 @@ def _from_large_json(tensor: Tensor, count: int, raw: bytes) -> type_array:
             raise InvalidTensor(f"input '{tensor.name}' has {has} elements where shape {tensor.shape} holds {count}")
         if tensor.datatype == "BYTES":
             return _texts(tensor, count, [text for piece in pieces for text in piece])
-        arrays = [_cast(tensor, _numbers(tensor, piece)) for piece in pieces]
+        arrays = [_cast(tensor, _numbers(tensor, _as_numbers(tensor, piece, raw))) for piece in pieces]
     except (ValueError, OverflowError) as error:
         raise InvalidTensor(f"input '{tensor.name}': data can't be read: {error}; nest it evenly or send it flat") from None
     return np.concatenate(arrays).reshape(tensor.shape) if arrays else _cast(tensor, np.empty(0)).reshape(tensor.shape)
@@ -291,6 +294,12 @@ def _numbers(tensor: Tensor, data: list[Any]) -> type_array:
         if all(type(element) is int and 0 <= element < 1 << 64 for element in flat):
             return np.array(flat, np.uint64).reshape(array.shape)
     return array
+
+
+def _as_numbers(tensor: Tensor, data: list[Any], raw: bytes) -> list[Any]:
+    """With "Infinity", "-Infinity" and "NaN" as the numbers that JSON can't say, where the datatype has them."""
+    has_words = b'"' in raw and tensor.datatype.startswith(("FP", "BF"))
+    return json_body.without_words(data) if has_words else data
 
 
 def _cast(tensor: Tensor, array: type_array) -> type_array:
@@ -310,7 +319,7 @@ def _cast(tensor: Tensor, array: type_array) -> type_array:
     if is_float:
         with np.errstate(over="ignore"):
             cast = array.astype(target)
-        if not np.isfinite(cast).all():
+        if bool((np.isinf(cast) & np.isfinite(array)).any()):
             raise InvalidTensor(f"input '{tensor.name}' holds a number too large for {wants}")
         return cast
     if wants != "BOOL":

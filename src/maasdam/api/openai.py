@@ -20,7 +20,7 @@ from maasdam.api import errors
 from maasdam.api.entrance import REQUEST_ID, caller_of
 from maasdam.api.errors import InvalidField
 from maasdam.api.measured import measured
-from maasdam.api.openai_schema import Body, ChatBody, CompletionBody, check_fields, messages_of
+from maasdam.api.openai_schema import Body, ChatBody, CompletionBody, check_fields, has_usage, messages_of
 from maasdam.api.paths import MODELS
 from maasdam.api.routing import JsonRoute
 from maasdam.api.sampling import sampling_from
@@ -110,11 +110,7 @@ async def _answer(
     request = Request(http.scope[REQUEST_ID], body.model, payloads[0], caller_of(http.scope), deadline)
     receipt = Receipt(request.id, body.model, endpoint)
     writer = _Writer(shape, body, receipt)
-    options = body.stream_options or {}
-    if body.stream_options is not None and not body.stream:
-        raise InvalidField("'stream_options' goes with stream: true", "stream_options")
-    if not isinstance(options.get("include_usage", False), bool):
-        raise InvalidField("'stream_options.include_usage' must be true or false", "stream_options")
+    ends_with_usage = has_usage(body)
     if not body.stream:
 
         async def written(chunks: list[Chunk]) -> bytes:
@@ -123,8 +119,7 @@ async def _answer(
         return Response(await service.inference.many(request, payloads, receipt, written), media_type="application/json")
     if len(payloads) > 1:
         raise InvalidField("streaming takes one prompt; send several requests", "prompt")
-    has_usage = bool(options.get("include_usage"))
-    events = service.inference.stream(request, receipt, lambda chunk: writer.event(chunk, has_usage))
+    events = service.inference.stream(request, receipt, lambda chunk: writer.event(chunk, ends_with_usage))
     first = await anext(events)  # an error before the first token still has a status of its own
     return _EventStream(_events(events, first, writer))
 

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from maasdam.api.errors import InvalidField
+from maasdam.api.fields import check_known, check_neutral
 
 IGNORED = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
@@ -36,6 +37,19 @@ MEANINGLESS: Mapping[str, tuple[Any, ...]] = {
     "verbosity": ("medium",),
     "web_search_options": (),
 }
+MESSAGE = ("role", "content", "name")
+PARTLESS: Mapping[str, tuple[Any, ...]] = {
+    # what clients hand back with a message, and that asks for nothing when it is empty
+    "refusal": ("",),
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "tool_calls": ([],),
+    "tool_call_id": (),
+}
+PART = ("type", "text")
+PART_IGNORED: Mapping[str, tuple[Any, ...]] = {"annotations": ([],)}
+STREAM_OPTIONS: Mapping[str, tuple[Any, ...]] = {"include_obfuscation": (False,)}
 ADVICE = {
     "n": "send the request several times",
     "best_of": "send the request several times",
@@ -98,17 +112,40 @@ def messages_of(body: ChatBody) -> tuple[Mapping[str, Any], ...]:
 
 def _message(i: int, message: Mapping[str, Any]) -> Mapping[str, Any]:
     where = f"messages[{i}]"
+    check_known(message, (*MESSAGE, *PARTLESS), where=where)
+    check_neutral(message, PARTLESS, where)
     role = message.get("role")
     if role not in ("system", "developer", "user", "assistant"):
         raise InvalidField(f"{where}: role is {role!r:.40}; send system, developer, user or assistant", f"{where}.role")
     content = message.get("content")
     if isinstance(content, list):
         texts = []
-        for part in content:
+        for j, part in enumerate(content):
             if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
                 raise InvalidField(f"{where}: this model reads text only; send parts of type 'text'", f"{where}.content")
+            check_known(part, (*PART, *PART_IGNORED, "cache_control"), where=f"{where}.content[{j}]")
+            check_neutral(part, PART_IGNORED, f"{where}.content[{j}]")
             texts.append(part["text"])
         content = "".join(texts)
     if not isinstance(content, str):
         raise InvalidField(f"{where}: content is missing; send a string", f"{where}.content")
-    return {"role": "system" if role == "developer" else role, "content": content}
+    name = message.get("name")
+    if name is not None and not isinstance(name, str):
+        raise InvalidField(f"{where}: name is {name!r:.40}; send a string", f"{where}.name")
+    said = {"role": "system" if role == "developer" else role, "content": content}
+    return said if name is None else said | {"name": name}  # the model's template shows it, where it has a place for it
+
+
+def has_usage(body: Body) -> bool:
+    """Whether a stream is to end with what it cost. Raises InvalidField."""
+    options = body.stream_options
+    if options is None:
+        return False
+    if not body.stream:
+        raise InvalidField("'stream_options' goes with stream: true", "stream_options")
+    check_known(options, ("include_usage", *STREAM_OPTIONS), where="stream_options")
+    check_neutral(options, STREAM_OPTIONS, "stream_options")
+    asked = options.get("include_usage")
+    if asked is not None and not isinstance(asked, bool):
+        raise InvalidField("'stream_options.include_usage' must be true or false", "stream_options.include_usage")
+    return bool(asked)

@@ -8,6 +8,11 @@ from typing import Any
 from maasdam.api.errors import InvalidField
 from maasdam.core import Sampling
 
+NAMES = (
+    *("max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "seed", "stop"),
+    *("frequency_penalty", "presence_penalty", "ignore_eos"),
+)
+"""What `sampling_from` reads."""
 MOST_STOPS = 4
 MOST_STOP_CHARACTERS = 200
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 log = logging.getLogger("maasdam.leaving")
 
-RESERVE_SECONDS = 2.0
+RESERVE_SECONDS = 1.0
 """Of the grace, what is kept for cancelling and closing; of a short grace, a quarter."""
 CLOSE_SECONDS = 2.0
 """How long closing the ledger may take when the process is left hard."""

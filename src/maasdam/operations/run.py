@@ -7,6 +7,7 @@ with the same build.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -170,4 +171,13 @@ def to_json(answer: Answer) -> dict[str, Any]:
         return {"text": answer.text, **({"segments": [dict(s) for s in answer.segments]} if answer.segments else {})}
     if isinstance(answer, TextPiece):
         return {"text": answer.text, "token_ids": list(answer.token_ids), "finish_reason": answer.finish_reason}
-    return {"outputs": {name: array.tolist() for name, array in answer.items()}}
+    return {"outputs": {name: _with_words(array.tolist()) for name, array in answer.items()}}
+
+
+def _with_words(value: Any) -> Any:
+    """JSON has no number that is not finite: those are strings, as in the service's answers."""
+    if isinstance(value, list):
+        return [_with_words(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
