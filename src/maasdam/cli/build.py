@@ -119,7 +119,8 @@ def _measured(report: dict[str, Any]) -> str:
     engines = (f"reference ({report['reference']['engine']})", "candidate", f"source ({source.get('engine', '-')})")
     parity = report["parity"]
     lines = [table(("measured", *engines, "gain"), rows), "", f"energy: {energy['method']}"]
-    lines.append("parity: " + ", ".join(f"{k} {v:.5g}" for k, v in parity.items() if isinstance(v, int | float)))
+    numbers = ", ".join(f"{k.replace('_', ' ')} {v:.5g}" for k, v in parity.items() if isinstance(v, int | float))
+    lines.append(f"parity with {parity.get('against', 'the reference')}: {numbers}")
     return "\n".join(lines)
 
 

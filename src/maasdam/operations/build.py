@@ -118,6 +118,7 @@ def _make(root: Path, settings: Settings, asked: Asked, progress: Progress) -> M
     from maasdam.artifacts.sources import ingest
     from maasdam.artifacts.store import Store
     from maasdam.pipeline.convert.asking import kept
+    from maasdam.pipeline.own_engine import on_its_own_engine
     from maasdam.pipeline.run_recipe import Build
 
     store, source, trust = Store(root), asked.source, asked.trust
@@ -128,9 +129,11 @@ def _make(root: Path, settings: Settings, asked: Asked, progress: Progress) -> M
         artifact = ingest(source, store, task=wanted.task, processor=asked.processor, trust=trust)
     artifact = kept(artifact, store, _an_example(artifact, asked.paths))
     recipe = find_recipe(asked.recipe, artifact.task)
+    artifact, moved = on_its_own_engine(artifact, store, asked.device)
     _check_recipe(recipe, artifact, asked.to, asked.paths)
     examples = _examples(artifact, asked.paths, progress)
     building = Build(store, asked.paths, asked.device, settings.threads, progress)
+    building.notes += [moved] if moved else []
     candidate = building.run(recipe, artifact, asked.to)
     if recipe.batch is not None:
         candidate = _with_setting(store, candidate, "batch", recipe.batch)

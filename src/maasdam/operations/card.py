@@ -112,9 +112,12 @@ def _details(report: Mapping[str, Any]) -> str:
         lines.append(f"- drop on the metric (positive is worse): {_said(drop)}{certain}")
     if speedup is not None:
         lines.append(f"- latency of the reference over this version's: {_said(speedup)}")
-    parity = {key: value for key, value in (_at(report, "parity") or {}).items() if value is not None}
+    parity = {key: value for key, value in (_at(report, "parity") or {}).items() if isinstance(value, int | float)}
     if parity:
-        lines.append("- against the source: " + ", ".join(f"{_text(key)} {_said(value)}" for key, value in parity.items()))
+        against = _at(report, "parity", "against") or "the source"
+        lines.append(
+            f"- against {_text(against)}: " + ", ".join(f"{_text(key)} {_said(value)}" for key, value in parity.items())
+        )
     if _at(report, "batching"):
         lines.append(f"- batching: {report['batching']} ({_at(report, 'batching_how')})")
     precisions = _at(report, "precisions")

@@ -14,20 +14,17 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from maasdam.children import Limits, run_limited
-from maasdam.core import FORMATS, Artifact, Format, Progress, Tensors, TextPayload, silent
+from maasdam.core import FORMATS, Artifact, Format, Progress, Tensors, silent
 from maasdam.errors import Conflict, InvalidInput, MaasdamError, StorageFailure
 
 if TYPE_CHECKING:
     from maasdam.artifacts.store import Store
 
 CERTIFICATE = "certificate.json"
-MAX_REAL_INPUTS = 32
-MAX_TEXT_CHARACTERS = 1000
 
 
 def convert_model(
@@ -105,6 +102,7 @@ def _proven(
     from maasdam.pipeline.convert import find_direction
     from maasdam.pipeline.convert.asking import asked
     from maasdam.pipeline.convert.networks import Part, take_part
+    from maasdam.pipeline.examples import real_inputs
 
     store = Store(folder / "store")
     progress("read the source")
@@ -112,7 +110,7 @@ def _proven(
     if part is not None:
         artifact = take_part(artifact, cast(Part, part))
     find_direction(artifact, to)  # a direction that doesn't exist is said before the data are read
-    real = _real_inputs(artifact, data, progress) if data is not None else []
+    real = real_inputs(artifact, data, progress) if data is not None else []
     candidates = asked(artifact, real)
     for number, each in enumerate(candidates, 1):
         try:
@@ -156,21 +154,6 @@ def _converted(artifact: Artifact, to: Format, store: Store, convert: Any, progr
             settings=made.settings,
             parents=(artifact.digest,),
         )
-
-
-def _real_inputs(artifact: Artifact, data: Path, progress: Progress) -> list[Tensors]:
-    """Prepared inputs of up to MAX_REAL_INPUTS examples, chosen without looking at labels."""
-    from maasdam.pipeline.examples import Preparer, unlabelled_payloads
-
-    prepare = Preparer(artifact)
-    inputs: list[Tensors] = []
-    payloads = unlabelled_payloads(artifact.task, data, MAX_REAL_INPUTS, signature=artifact.signature)
-    for number, (name, payload) in enumerate(payloads):
-        progress("read the data", number, len(payloads))
-        if isinstance(payload, TextPayload) and payload.prompt is not None:
-            payload = replace(payload, prompt=payload.prompt[:MAX_TEXT_CHARACTERS])
-        inputs += prepare(name, payload)
-    return inputs
 
 
 def _check_free(out: Path) -> None:

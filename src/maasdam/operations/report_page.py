@@ -17,6 +17,7 @@ from maasdam.errors import InvalidInput, NotFound
 from maasdam.operations.pass_tables import SHOWN, pass_tables
 from maasdam.operations.plots import Point, Spread, scatter, spreads
 from maasdam.operations.workspace import Workspace
+from maasdam.pipeline.fidelity import part_of
 
 LOWER_IS_BETTER = frozenset({"wer", "perplexity"})
 SHARES = frozenset({"top1", "top5"})
@@ -232,7 +233,9 @@ def _detail(version: Version) -> dict[str, Any]:
         "batching": report.get("batching"),
         "batching_how": report.get("batching_how"),
         "calibration": _at(report, "calibration", "says"),
-        "parity": {key: value for key, value in _mapping(report, "parity").items() if value is not None},
+        "parity": {key: n for key, value in _mapping(report, "parity").items() if (n := _number(value)) is not None},
+        "against": str(_at(report, "parity", "against") or "the reference"),
+        "parts": _parts(report),
         "conditions": _mapping(report, "conditions"),
         "has_report": version.report is not None,
     }
@@ -269,6 +272,26 @@ def _checks(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         return list(report["checks"])
     asked = _mapping(report, "limits")
     return [{"limit": key, "what": key, "asked": value, "measured": None, "holds": None} for key, value in asked.items()]
+
+
+def _parts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Outputs and slices with how they came through; none where the report was made elsewhere and tells them otherwise."""
+    try:
+        rows = [(part_of(row), row) for row in _at(report, "parity", "parts") or []]
+        return [
+            {
+                "where": part.where,
+                "measure": part.measure,
+                "value": _number(part.value),
+                "cosine": _number(_at(row, "cosine")),
+                "max_abs_diff": _number(_at(row, "max_abs_diff")),
+                "spread": _number(_at(row, "spread")),
+                "is_constant": part.is_constant,
+            }
+            for part, row in rows
+        ]
+    except (KeyError, TypeError):
+        return []
 
 
 def _pass(step: Any) -> dict[str, Any]:

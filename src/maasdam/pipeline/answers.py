@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from maasdam.core import Example, Score
+from maasdam.core import Answer, Example, Score
 from maasdam.pipeline.bootstrap import confidence
+from maasdam.pipeline.fidelity import Fidelity
 from maasdam.pipeline.parity import Parity
 from maasdam.pipeline.subjects import Observed, agree, shown, truth_shown
 
@@ -23,7 +24,13 @@ class Answers:
     task: str | None
     labels: Mapping[int, str] | None
     parity: Parity = field(default_factory=Parity)
-    observed: dict[str, list[Observed]] = field(default_factory=lambda: {"candidate": [], "reference": [], "source": []})
+    fidelity: Fidelity = field(default_factory=Fidelity)
+    """The candidate's, against the source on its own engine."""
+    beside: Parity = field(default_factory=Parity)
+    """The reference's, against the source on its own engine."""
+    answers: dict[str, list[Answer | None]] = field(default_factory=lambda: {"candidate": [], "reference": [], "source": []})
+    by_source: int = 0
+    """How many examples the source itself answered; the others are held to the reference."""
     scores: dict[str, Score] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     metric: str | None = None
@@ -34,11 +41,16 @@ class Answers:
         """The candidate's engine failed on an example."""
         self.parity.problems.append(f"the candidate broke on '{self._name(index)}': {error}")
 
-    def compare(self, index: int) -> None:
-        """Candidate against reference for the example observed last."""
-        one, other = self.observed["reference"][-1], self.observed["candidate"][-1]
-        if other.outputs:
-            self.parity.add(self._name(index), one.outputs, other.outputs, agree(one, other))
+    def compare(self, index: int, seen: Mapping[str, Observed]) -> None:
+        """One example: the candidate against the source on its own engine, or where that had no time, the reference."""
+        for name, observed in seen.items():
+            self.answers[name].append(observed.answer)
+        truth, candidate = seen.get("source", seen["reference"]), seen["candidate"]
+        self.by_source += "source" in seen
+        self.beside.add(self._name(index), truth.outputs, seen["reference"].outputs, None)
+        if candidate.outputs:
+            self.parity.add(self._name(index), truth.outputs, candidate.outputs, agree(truth, candidate))
+            self.fidelity.add(truth.outputs, candidate.outputs)
 
     def score(self) -> None:
         """The metric of each column, over all examples (the source's over those it was shown)."""
@@ -47,23 +59,29 @@ class Answers:
             return
         if self.task is None:
             self.metric, self.scored = "cosine", len(self.examples)
-            value = self.parity.cosine
-            self.scores = {"reference": Score("cosine", 1.0, self.scored, True, shares=((1.0, 1.0),) * self.scored)}
-            if value is not None:
-                shares = tuple((one, 1.0) for one in self.parity.cosines)
-                self.scores["candidate"] = Score("cosine", value, self.scored, True, shares=shares)
+            self.scores = {name: s for name, p in (("reference", self.beside), ("candidate", self.parity)) if (s := _cosine(p))}
+            if self.by_source:
+                self.scores["source"] = Score("cosine", 1.0, self.by_source, True)
             return
         from maasdam.tasks import score
 
         self.scored = len(self.examples)
-        for name, seen in self.observed.items():
-            answers = [o.answer for o in seen if o.answer is not None]
+        for name, seen in self.answers.items():
+            answers = [answer for answer in seen if answer is not None]
             if not seen or len(answers) != len(seen):
                 continue  # NaN somewhere: the problem is in parity.problems
             self.scores[name] = score(self.task, answers, self.examples[: len(answers)])
             self.metric = self.scores[name].metric
-        if 0 < len(self.observed["source"]) < len(self.examples):
-            self.notes.append(f"the source on its own engine was scored on the first {len(self.observed['source'])} examples")
+
+    def parity_json(self, source: str) -> dict[str, Any]:
+        """How far the candidate's outputs are from those of the source on its own engine, as the report holds it."""
+        rest = len(self.answers["candidate"]) - self.by_source
+        of = f"the source on {source}" if self.by_source else "the reference"
+        found = self.parity.to_json()
+        if found["agreement"] is None:
+            found["agreement"] = self.fidelity.agreement
+        found |= self.fidelity.to_json()
+        return found | {"against": of + (f", the reference for the last {rest}" if self.by_source and rest else "")}
 
     @property
     def confidence(self) -> dict[str, Any] | None:
@@ -77,13 +95,13 @@ class Answers:
         """One row per example, for checks from outside."""
         if not self.examples:
             return ()
-        rows = zip(self.examples, self.observed["reference"], self.observed["candidate"], strict=True)
+        rows = zip(self.examples, self.answers["reference"], self.answers["candidate"], strict=True)
         return tuple(
             {
                 "name": example.name,
                 "truth": truth_shown(example, self.labels),
-                "reference": shown(reference.answer),
-                "candidate": shown(candidate.answer),
+                "reference": shown(reference),
+                "candidate": shown(candidate),
             }
             for example, reference, candidate in rows
         )
@@ -97,3 +115,10 @@ class Answers:
 
     def _name(self, index: int) -> str:
         return self.examples[index].name if self.examples else f"random input {index}"
+
+
+def _cosine(parity: Parity) -> Score | None:
+    value = parity.cosine
+    if value is None:
+        return None
+    return Score("cosine", value, parity.examples, True, shares=tuple((one, 1.0) for one in parity.cosines))

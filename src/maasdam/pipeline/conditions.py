@@ -10,7 +10,7 @@ from typing import Any
 from maasdam.core import Progress, silent
 from maasdam.engines.processor import has_int8, processor_name
 from maasdam.pipeline.measure import Joules
-from maasdam.pipeline.run_recipe import installed_version
+from maasdam.pipeline.sameness import installed_version
 
 LATENCY_SECONDS = 10.0
 THROUGHPUT_SECONDS = 5.0

@@ -9,6 +9,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +25,7 @@ from maasdam.core import (
     Signature,
     TensorPayload,
     TextPayload,
+    silent,
 )
 from maasdam.errors import InvalidInput
 
@@ -36,6 +38,10 @@ AUDIO_SUFFIXES = frozenset(
 )
 KEPT_BYTES = 1 << 30
 """How many bytes of prepared tensors are held at once."""
+
+MAX_REAL_INPUTS = 32
+"""How many examples a conversion is proven on, beside random inputs."""
+MAX_TEXT_CHARACTERS = 1000
 
 Inputs = dict[str, "type_array"]
 T = TypeVar("T")
@@ -110,6 +116,19 @@ def calibration_inputs(source: Artifact, path: Path, limit: int, seed: int = 0) 
             held += sum(a.nbytes for a in tensors.values())
         if held > KEPT_BYTES:
             break
+    return inputs
+
+
+def real_inputs(source: Artifact, path: Path, progress: Progress = silent) -> list[Inputs]:
+    """Prepared inputs of up to MAX_REAL_INPUTS examples, for the source's engine, chosen without looking at labels."""
+    prepare = Preparer(source)
+    inputs: list[Inputs] = []
+    payloads = unlabelled_payloads(source.task, path, MAX_REAL_INPUTS, signature=source.signature)
+    for number, (name, payload) in enumerate(payloads):
+        progress("read the data", number, len(payloads))
+        if isinstance(payload, TextPayload) and payload.prompt is not None:
+            payload = replace(payload, prompt=payload.prompt[:MAX_TEXT_CHARACTERS])
+        inputs += prepare(name, payload)
     return inputs
 
 

@@ -13,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from maasdam.core import Artifact, TensorEngine
-from maasdam.errors import MaasdamError, NotFound, Unsupported
+from maasdam.core import Artifact, TensorEngine, Tensors
+from maasdam.errors import MaasdamError, Unsupported
 from maasdam.pipeline.examples import Inputs, calibration_inputs, made_up_inputs
+from maasdam.pipeline.fidelity import Fidelity
 from maasdam.pipeline.measure import take_turns
 from maasdam.pipeline.parity import cosine, flat
 from maasdam.pipeline.passes import Pass, PassContext, Produced, Setting
@@ -29,10 +30,15 @@ SECONDS = 8.0
 ROUNDS = (12, 200)
 CLEARLY_FASTER = 0.95
 """A way that differs only in settings must take less than this share of the plain way's time to be preferred."""
-DRIFT_FREE = 0.01
-"""1 - cosine that is always allowed; beyond it a candidate may drift three times as far as the closest one."""
+DRIFT_FREE = 0.001
+"""What a candidate may always lose of the spread of any output (`Fidelity.lost`); beyond it a candidate may lose three times as
+much as the closest one."""
+DRIFT_ROUNDED = 0.1
+"""The same where it is rounded to 8 bits, or was asked for in halves."""
 SAME = 1e-4
 """1 - cosine that fused operators may be from the same operators apart."""
+SAME_LOST = 1e-3
+"""What they may lose of the spread of any output."""
 
 
 def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
@@ -72,7 +78,7 @@ def choose(
         running = [c for c in candidates if c.engine is not None]
         if not running:
             raise Unsupported("no engine here runs it: " + "; ".join(str(c.why_not) for c in candidates))
-        _check_drift(running, rivals[0], inputs, context, open_engine)
+        _check_drift(running, settings, inputs, context, open_engine)
         running = [c for c in running if c.why_not is None]
         _time(running, inputs, context)
         if settings["goal"] == "throughput":
@@ -108,32 +114,40 @@ def _open(candidate: Candidate, inputs: list[Inputs], context: PassContext, open
 
 def _check_drift(
     running: list[Candidate],
-    source: Artifact,
+    settings: Mapping[str, Any],
     inputs: Mapping[str, list[Inputs]],
     context: PassContext,
     open_engine: Callable[..., Any],
 ) -> None:
-    """Leave out candidates that drift much further from what they were made of than the closest one does."""
+    """Leave out candidates that drift much further from the network as it was, on its own engine, than the closest one does."""
     _check_fused(running, inputs)
-    try:
-        original = context.store.intact(source.parents[0])
-    except (IndexError, NotFound):
+    wanted = _answers_of_the_original(context, open_engine)
+    if wanted is None:
         return
-    comparable = ("onnxruntime",) if context.device == "cuda" else ("openvino", "onnxruntime")
-    if original.signature is None or original.engine not in comparable:
-        return
-    engine = open_engine(original, device=context.device, threads=context.threads)
+    for candidate in running:
+        candidate.cosine, candidate.lost = _apart(candidate, inputs[candidate.artifact.digest], wanted)
+    closest = min(c.lost for c in running if c.lost is not None)
+    free = DRIFT_ROUNDED if context.is_quantized or settings["precision"] != "f32" else DRIFT_FREE
+    for candidate in running:
+        if candidate.lost is not None and candidate.lost > max(free, 3 * closest) and candidate.why_not is None:
+            candidate.why_not = f"drifts: it loses {candidate.lost:.3g} of what an output tells, the closest {closest:.3g}"
+
+
+def _answers_of_the_original(context: PassContext, open_engine: Callable[..., Any]) -> list[Tensors] | None:
+    """None where it can't be run here: then nothing can be said of drift, and verify will."""
+    original = context.original
+    if original is None or original.signature is None:
+        return None
     try:
-        wanted = [flat([engine.run(tensors)]) for tensors in inputs[source.digest]]
+        engine = open_engine(original, device=context.device, threads=context.threads)
+    except MaasdamError:
+        return None
+    try:
+        return [engine.run(tensors) for tensors in _inputs(original, context)]
+    except MaasdamError:
+        return None
     finally:
         engine.close()
-    for candidate in running:
-        candidate.cosine = _mean_cosine(candidate, inputs[candidate.artifact.digest], wanted)
-    closest = max(c.cosine for c in running if c.cosine is not None)
-    allowed = 1 - max(DRIFT_FREE, 3 * (1 - closest))
-    for candidate in running:
-        if candidate.cosine is not None and candidate.cosine < allowed and candidate.why_not is None:
-            candidate.why_not = f"drifts: cosine {candidate.cosine:.4f} where the closest has {closest:.4f}"
 
 
 def _check_fused(running: Sequence[Candidate], inputs: Mapping[str, list[Inputs]]) -> None:
@@ -145,16 +159,24 @@ def _check_fused(running: Sequence[Candidate], inputs: Mapping[str, list[Inputs]
         if same is None or same.engine is None:
             candidate.why_not = "nothing to compare the fused graph with: the plain one does not run"
             continue
-        candidate.cosine = _mean_cosine(candidate, own, [flat([same.engine.run(tensors)]) for tensors in own])
-        if not candidate.cosine >= 1 - SAME:
-            candidate.why_not = f"fused into another network: cosine {candidate.cosine:.5f} with the graph as it was"
+        candidate.cosine, candidate.lost = _apart(candidate, own, [same.engine.run(tensors) for tensors in own])
+        if not (candidate.cosine >= 1 - SAME and candidate.lost <= SAME_LOST):
+            candidate.why_not = (
+                f"fused into another network: cosine {candidate.cosine:.5f} with the graph as it was, "
+                f"{candidate.lost:.3g} of what an output tells is lost"
+            )
 
 
-def _mean_cosine(candidate: Candidate, inputs: Sequence[Inputs], wanted: Sequence[Any]) -> float:
+def _apart(candidate: Candidate, inputs: Sequence[Inputs], wanted: Sequence[Tensors]) -> tuple[float, float]:
+    """(mean cosine, what the worst output lost): of its answers with those that are wanted."""
     assert candidate.engine is not None
-    got = [flat([candidate.engine.run(tensors)]) for tensors in inputs]
-    values = [cosine(a, b) if a.shape == b.shape else 0.0 for a, b in zip(wanted, got, strict=True)]
-    return sum(values) / len(values)
+    got = [candidate.engine.run(tensors) for tensors in inputs]
+    fidelity = Fidelity()
+    for one, other in zip(wanted, got, strict=True):
+        fidelity.add([one], [other])
+    pairs = [(flat([one]), flat([other])) for one, other in zip(wanted, got, strict=True)]
+    values = [cosine(a, b) if a.shape == b.shape else 0.0 for a, b in pairs]
+    return sum(values) / len(values), fidelity.lost or 0.0
 
 
 def _time(running: list[Candidate], inputs: Mapping[str, list[Inputs]], context: PassContext) -> None:
@@ -218,7 +240,7 @@ def _best(running: list[Candidate], goal: str) -> Candidate:
 
 PASS = Pass(
     use="optimize",
-    version=2,
+    version=3,
     settings={
         "engine": Setting(str, "auto", choices=("auto", "openvino", "onnxruntime", "pytorch"), says="auto: the faster"),
         "precision": Setting(

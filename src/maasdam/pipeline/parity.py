@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maasdam.core import Tensors
+from maasdam.core import Signature, Tensors
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -25,26 +25,53 @@ class Parity:
     agreements: list[bool] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     """What makes a comparison worthless: NaN, other shapes."""
+    signature: Signature | None = None
+    """Of the reference: where it leaves an axis of an output open, that output may be a list whose length the data decide."""
 
     def add(self, name: str, reference: Sequence[Tensors], candidate: Sequence[Tensors], agrees: bool | None) -> None:
         """One example's outputs, reference and candidate in the same order."""
         self.examples += 1
         if agrees is not None:
             self.agreements.append(agrees)
+        reference, candidate = self._without_lists(reference, candidate)
         wanted, got = flat(reference), flat(candidate)
+        if wanted.shape != got.shape:
+            self.problems.append(f"the output for '{name}' has {got.size} numbers where the reference's has {wanted.size}")
+            return
+        is_same = wanted == got  # an infinity that both give (a masked logit) is no difference
+        wanted, got = (np.where(is_same & ~np.isfinite(wanted), 0, a) for a in (wanted, got))
         if not np.isfinite(got).all():
             self.problems.append(f"the candidate's output for '{name}' holds NaN or infinity")
             return
         if not np.isfinite(wanted).all():
             self.problems.append(f"the reference's output for '{name}' holds NaN or infinity")
             return
-        if wanted.shape != got.shape:
-            self.problems.append(f"the output for '{name}' has {got.size} numbers where the reference's has {wanted.size}")
-            return
         if wanted.size:
             difference = float(np.abs(wanted - got).max())
             self.max_abs_diff = difference if self.max_abs_diff is None else max(self.max_abs_diff, difference)
             self.cosines.append(cosine(wanted, got))
+
+    def _without_lists(
+        self, reference: Sequence[Tensors], candidate: Sequence[Tensors]
+    ) -> tuple[Sequence[Tensors], Sequence[Tensors]]:
+        """Both without the outputs that are lists of another length in each: `Fidelity` looks for their rows."""
+        lists = {
+            name
+            for one, other in zip(reference, candidate, strict=False)
+            for name in one.keys() & other.keys()
+            if self._may_be_a_list(name, one[name].shape, other[name].shape)
+        }
+        if not lists:
+            return reference, candidate
+        one, other = ([{n: a for n, a in t.items() if n not in lists} for t in side] for side in (reference, candidate))
+        return one, other
+
+    def _may_be_a_list(self, name: str, one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+        if self.signature is None or one == other or len(one) != len(other):
+            return False
+        shape = next((s.shape for s in self.signature.outputs if s.name == name), ())
+        differ = [i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b]
+        return len(shape) == len(one) and len(differ) == 1 and shape[differ[0]] is None
 
     @property
     def cosine(self) -> float | None:

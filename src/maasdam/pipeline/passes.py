@@ -38,6 +38,10 @@ class PassContext:
     """Labelled training data, disjoint from `data`."""
     rivals: tuple[Artifact, ...] = ()
     """Other artifacts of the same network that the pass may choose instead of its source (for "optimize")."""
+    original: Artifact | None = None
+    """The network before it was quantised, on its own engine: what rivals are held to (for "optimize")."""
+    is_quantized: bool = False
+    """Were the source and its rivals made by quantisation?"""
     device: str = "cpu"
     threads: int = 0
     """Engine threads; 0 is every core this process may use."""

@@ -28,8 +28,10 @@ class Limits:
     """What a build must hold to pass. None is no limit.
 
     `max_drop` is on the task's metric, positive is worse; `min_speedup` and `min_ratio` (size) are against the reference;
-    `min_cosine`, `min_agreement` and `max_abs_diff` are on the outputs against the reference's. `max_drop_upper` is on the
-    upper end of the drop's 95 % interval; where no answer changed that interval has no width, so ask for `min_examples` too.
+    `min_cosine`, `min_agreement` and `max_abs_diff` are on the outputs against those of the source on its own engine, and so is
+    `min_fidelity`, which each output and each unlike slice is held to (see `fidelity`; 0.8 where nothing is said and no labels
+    decide). `max_drop_upper` is on the upper end of the drop's 95 % interval; where no answer changed that interval has no
+    width, so ask for `min_examples` too.
     The others are absolute and of the candidate, so they hold for one machine: MB are 10^6 bytes, joules those of one item.
     """
 
@@ -47,6 +49,7 @@ class Limits:
     max_size_mb: float | None = None
     max_memory_mb: float | None = None
     max_joules: float | None = None
+    min_fidelity: float | None = None
 
     def to_json(self) -> dict[str, float]:
         """Those that are set."""
@@ -88,9 +91,10 @@ LIMITS: dict[str, Setting] = {
     "max_drop": Setting(float, None, says="on the task's metric, positive is worse"),
     "min_speedup": Setting(float, None, low=0, says="median latency of the reference over the candidate's"),
     "min_ratio": Setting(float, None, low=0, says="size of the reference over the candidate's"),
-    "min_cosine": Setting(float, None, low=-1, high=1, says="mean cosine of the outputs with the reference's"),
-    "min_agreement": Setting(float, None, low=0, high=1, says="share of answers equal to the reference's"),
-    "max_abs_diff": Setting(float, None, low=0, says="largest difference of any output from the reference's"),
+    "min_cosine": Setting(float, None, low=-1, high=1, says="mean cosine of the outputs with the source's"),
+    "min_agreement": Setting(float, None, low=0, high=1, says="share of answers equal to the source's"),
+    "min_fidelity": Setting(float, None, high=1, says="1 - residual / variance of each output and each unlike slice"),
+    "max_abs_diff": Setting(float, None, low=0, says="largest difference of any output from the source's"),
     "max_drop_upper": Setting(float, None, says="on the upper end of the drop's 95 % interval"),
     "min_examples": Setting(int, None, low=1, says="how many examples the metric is over"),
     "max_latency_ms": Setting(float, None, low=0, says="median latency of one item"),

@@ -11,10 +11,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from maasdam.core import UNTRIED, Batching
+from maasdam.pipeline.fidelity import Part, part_of
 from maasdam.pipeline.recipe import Limits
 
 MIN_COSINE_UNSEEN = 0.9
 """Held where there is no data to score on and the recipe says nothing of parity: something has to decide."""
+MIN_FIDELITY = 0.8
+"""Held where no labels decide and the recipe says nothing of it; see docs/decisions for what was measured."""
+MOST_FAILURES = 5
+"""Sentences of one kind that a report lists; of the rest it says how many."""
 SLOWER = 0.97
 """A speedup below this is called slower in the notes."""
 BUSY = 1.5
@@ -191,15 +196,27 @@ def drop_of(metric: str, reference: float | None, candidate: float | None) -> fl
 
 def finished(report: Report, problems: Sequence[str]) -> Report:
     """The report with its verdict: broken limits, and what makes a comparison worthless; and notes on what it brought."""
-    failures = [*dict.fromkeys(problems)]
-    if len(failures) > 5:
-        failures = [*failures[:5], f"and {len(failures) - 5} more like it"]
+    failures = _first([*dict.fromkeys(problems)]) + _first(_dead(report))
     if report.parity.get("cosine") is None:
         failures.append("parity could not be measured: no output could be compared")
     if report.why_no_accuracy is None and report.candidate.accuracy is None:
         failures.append("the metric could not be measured: the candidate gave no answer to some examples")
     failures += judge(report.limits, report)
     return replace(report, failures=tuple(failures), notes=tuple(dict.fromkeys([*report.notes, *_notes(report)])))
+
+
+def _first(sentences: list[str]) -> list[str]:
+    more = len(sentences) - MOST_FAILURES
+    return sentences if more <= 0 else [*sentences[:MOST_FAILURES], f"and {more} more like it"]
+
+
+def _dead(report: Report) -> list[str]:
+    """What varied in the source and is a constant now: whatever the limits and the metric say, it no longer answers."""
+    return [
+        f"{part.where} varied by {row.get('spread') or 0.0:.3g} over the examples in the source and became a constant"
+        for row in report.parity.get("parts") or ()
+        if (part := part_of(row)).is_constant
+    ]
 
 
 def _notes(report: Report) -> list[str]:
@@ -212,6 +229,11 @@ def _notes(report: Report) -> list[str]:
         notes.append("this processor has no instructions for int8 (VNNI): int8 is faster on those that have")
     if report.why_no_accuracy:
         notes.append(report.why_no_accuracy)
+    parts = [part_of(row) for row in report.parity.get("parts") or ()]
+    if any(part.measure == "closeness" for part in parts):
+        notes.append("no output varied over the examples: judged by the largest difference alone; give --data that differ")
+    elif left := report.parity.get("without_spread"):
+        notes.append(f"{left} outputs or slices did not vary over the examples: they were left out of the fidelity")
     if report.speedup is not None and report.speedup < SLOWER:
         notes.append(f"slower than the reference: {report.speedup:.2f} times its speed")
     if report.size_ratio < 1:
@@ -227,7 +249,8 @@ def _notes(report: Report) -> list[str]:
 
 def judge(limits: Limits, report: Report) -> tuple[str, ...]:
     """One sentence for each limit that does not hold."""
-    return tuple(c.sentence for c in checks(limits, report) if not c.holds)
+    said = [c.sentence for c in checks(limits, report) if not c.holds]
+    return tuple(_first(said) if len(said) > MOST_FAILURES else said)
 
 
 def checks(limits: Limits, report: Report) -> tuple[Check, ...]:
@@ -256,4 +279,23 @@ def checks(limits: Limits, report: Report) -> tuple[Check, ...]:
         asked = {key: value for key, value in asked.items() if key != "max_drop"} | {
             "min_cosine": asked.get("min_cosine", MIN_COSINE_UNSEEN)
         }
-    return tuple(Check(key, *found[key], asked[key]) for key in found if key in asked)
+    held = [Check(key, *found[key], asked[key]) for key in found if key in asked]
+    return (*held, *_fidelities(report, asked.get("min_fidelity")))
+
+
+def _fidelities(report: Report, asked: float | None) -> list[Check]:
+    """Each part of the outputs that is below what is asked of it, else the one that is nearest to it.
+
+    Where labels decide, the metric does, unless the recipe asks; constants are no limit's matter (`_dead`)."""
+    if asked is None and report.metric not in (None, "cosine"):
+        return []
+    floor = MIN_FIDELITY if asked is None else asked
+    parts = [part_of(row) for row in report.parity.get("parts") or ()]
+    judged = [_fidelity(p, floor) for p in parts if p.value is not None and not p.is_constant]
+    broken = [c for c in judged if not c.holds]
+    nearest = broken or sorted(judged, key=lambda c: (c.measured or 0.0) - c.asked)[:1]
+    return nearest or ([] if asked is None or parts else [Check("min_fidelity", "fidelity", None, asked)])
+
+
+def _fidelity(part: Part, floor: float) -> Check:
+    return Check("min_fidelity", f"{part.measure} of {part.where}", part.value, part.asked(floor))

@@ -11,7 +11,6 @@ So a build that was killed continues after the last pass that finished.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
@@ -23,9 +22,19 @@ from typing import TYPE_CHECKING, Any
 
 from maasdam.core import TEXT_GENERATION, Artifact, Format, Progress, silent
 from maasdam.engines.processor import processor_name
-from maasdam.errors import InvalidInput, InvalidModel, MaasdamError, Unsupported
+from maasdam.errors import (
+    EngineFailure,
+    InvalidInput,
+    InvalidModel,
+    MaasdamError,
+    MissingExtra,
+    Unsupported,
+    VerificationFailed,
+)
 from maasdam.pipeline.passes import Pass, PassContext, find_pass
+from maasdam.pipeline.proven import prove
 from maasdam.pipeline.recipe import Recipe, Use
+from maasdam.pipeline.sameness import content_digest, installed_version
 
 if TYPE_CHECKING:
     from maasdam.artifacts.store import Store
@@ -33,6 +42,10 @@ if TYPE_CHECKING:
 OPTIMIZED_FORMATS: tuple[Format, ...] = ("openvino", "onnx")
 """The formats whose engines are measured against each other."""
 Find = Callable[[str, str], Pass]
+Prove = Callable[..., Mapping[str, Any]]
+"""`proven.prove`."""
+NOT_HAD = (Unsupported, VerificationFailed, InvalidModel, EngineFailure, MissingExtra)
+"""Why a model can't be had in a format: no way leads there, it isn't proven, its file or an engine fails. Others may do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,24 +90,31 @@ class Build:
     threads: int = 0
     progress: Progress = silent
     find: Find = find_pass
+    prove: Prove = prove
     steps: list[Step] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What was left out on the way, and why."""
     quantized: set[str] = field(default_factory=set)
     """Digests of what quantisation made."""
+    plain: Artifact | None = None
+    """The network as it was before it was quantised."""
 
     def run(self, recipe: Recipe, source: Artifact, to: Format | None) -> Artifact:
         """The artifact the recipe makes of `source`, in format `to` where one is named. Raises what a pass raises."""
         currents = [source]
+        self.plain = source
         for number, use in enumerate(recipe.passes):
             then = recipe.passes[number + 1] if number + 1 < len(recipe.passes) else None
             if use.use == "optimize":
                 currents = [self._optimize(currents, use, to)]
             elif use.use == "quantize" and use.settings.get("format") == "auto":
                 formats = formats_to_quantize_for(use, then, to, source.task, writes_speech=source.writes_speech)
-                currents = self._each(currents[0], [(f, replace(use, settings={**use.settings, "format": f})) for f in formats])
+                uses = [(f, replace(use, settings={**use.settings, "format": f})) for f in formats]
+                currents = self._each(currents[0], uses, is_one_enough=then is None or then.use != "optimize")
             else:
                 currents = [self.apply(use, currents[0])]
+            if use.use not in ("quantize", "optimize"):
+                self.plain = currents[0]
         last = currents[0]
         return self.convert(last, to) if to and last.format != to else last
 
@@ -136,6 +156,9 @@ class Build:
                 artifact, facts = self._miss(found, use.settings, source, rivals, key)
             else:
                 artifact, facts = hit
+        if use.use == "convert":  # what `maasdam convert` would refuse goes no further
+            proof = self.prove(source, artifact, self.store, self.data.data or self.data.calibrate, self.progress)
+            facts = {**facts, "certificate": proof}
         step = Step(use.use, use.settings, time.perf_counter() - began, hit is not None, artifact.digest, facts)
         self.steps.append(step)
         if use.use == "quantize":
@@ -144,10 +167,11 @@ class Build:
         return artifact
 
     def references(self, source: Artifact) -> tuple[Artifact, ...]:
-        """The uncompressed source on OpenVINO and on ONNX Runtime, where it can be converted; steps don't count these."""
+        """The uncompressed source on OpenVINO and on ONNX Runtime, where it can be converted and that is proven; steps don't
+        count these."""
         steps, self.steps = self.steps, []
         try:
-            return tuple(self._converted(source, "the reference"))
+            return tuple(self._converted(source, "the reference")[0])
         finally:
             self.steps = steps
 
@@ -162,7 +186,18 @@ class Build:
             work.mkdir()
             d = self.data
             context = PassContext(
-                self.store, work, checkpoints, d.data, d.calibrate, d.train, rivals, self.device, self.threads, self.progress
+                self.store,
+                work,
+                checkpoints,
+                d.data,
+                d.calibrate,
+                d.train,
+                rivals,
+                self.plain,
+                source.digest in self.quantized,
+                self.device,
+                self.threads,
+                self.progress,
             )
             made = found.run(source, out, settings, context)
             artifact = self.store.add(
@@ -184,38 +219,47 @@ class Build:
             return self.convert(currents[0], to)  # as it is on its own engine: there is nothing to choose
         wanted: tuple[Format, ...] = (to,) if to else _formats_of(use.settings.get("engine", "auto"), self.device)
         rivals: list[Artifact] = []
+        failed: MaasdamError | None = None
         for current in currents:
-            rivals += (
-                [current] if current.format in wanted and len(wanted) == 1 else self._converted(current, "optimize", wanted)
-            )
+            if current.format in wanted and len(wanted) == 1:
+                rivals.append(current)
+                continue
+            found, error = self._converted(current, "optimize", wanted)
+            rivals, failed = rivals + found, error or failed
         if not rivals:
-            if to or use.settings.get("engine", "auto") != "auto":
-                raise Unsupported(f"nothing to optimise: {'; '.join(self.notes)}")
+            if failed and (to or use.settings.get("engine", "auto") != "auto"):
+                raise failed
             return currents[0]
         unique = list({r.digest: r for r in rivals}.values())
         return self.apply(use, unique[0], tuple(unique[1:]))
 
-    def _converted(self, source: Artifact, what: str, formats: tuple[Format, ...] = OPTIMIZED_FORMATS) -> list[Artifact]:
-        """`source` in each of `formats` that it can be had in; what can't is noted with its reason."""
+    def _converted(
+        self, source: Artifact, what: str, formats: tuple[Format, ...] = OPTIMIZED_FORMATS
+    ) -> tuple[list[Artifact], MaasdamError | None]:
+        """`source` in each of `formats` that it can be had in, proven, and why not in the last that it can't; that is noted."""
         if source.digest in self.quantized or source.layout in ("genai", "ctranslate2"):
-            return [source]  # int8 made for one engine is not another engine's int8
+            return [source], None  # int8 made for one engine is not another engine's int8
         if source.task == TEXT_GENERATION and "openvino" in formats:
             formats = ("openvino",)  # no engine here generates from a plain ONNX graph
         if source.writes_speech and formats == OPTIMIZED_FORMATS:
             formats = ("pytorch",)  # CTranslate2's folder counts as such
-        found = []
+        found: list[Artifact] = []
+        failed: MaasdamError | None = None
         for to in formats:
             try:
                 found.append(self.convert(source, to))
-            except Unsupported as error:
+            except NOT_HAD as error:
+                failed = error
                 self.notes.append(f"{what}: not on {to}: {error}")
-        return found
+        return found, failed
 
-    def _each(self, source: Artifact, uses: list[tuple[Format, Use]]) -> list[Artifact]:
-        """The same pass once for each format; one that can't be had is noted with its reason. Raises where none is left."""
+    def _each(self, source: Artifact, uses: list[tuple[Format, Use]], *, is_one_enough: bool) -> list[Artifact]:
+        """The same pass once for each format, or until one is made; what can't be had is noted."""
         found: list[Artifact] = []
         failed: list[MaasdamError] = []
         for to, use in uses:
+            if found and is_one_enough:
+                break
             try:
                 found.append(self.apply(use, source))
             except MaasdamError as error:
@@ -242,6 +286,10 @@ class Build:
         if files := found.files(settings):
             facts["files"] = [content_digest(path) for path in files if path.exists()]
         if found.measures:
+            facts |= {
+                "original": self.plain.digest if self.plain else None,
+                "data": None if (path := self.data.data or self.data.calibrate) is None else content_digest(path),
+            }
             facts |= {"processor": processor_name(), "threads": self.threads or len(os.sched_getaffinity(0))}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -249,7 +297,8 @@ class Build:
 def formats_to_quantize_for(
     use: Use, then: Use | None, to: Format | None, task: str | None, *, writes_speech: bool = False
 ) -> tuple[Format, ...]:
-    """Which formats a quantisation without a format of its own is made for: all that the next pass chooses from."""
+    """Which formats a quantisation without a format of its own is made for: all that the next pass chooses from, else the first
+    of these that it can be made for."""
     from maasdam.pipeline.quantize import formats_of
 
     scheme = use.settings["scheme"]
@@ -260,7 +309,7 @@ def formats_to_quantize_for(
         return (to,)
     if then is not None and then.use == "optimize":
         return tuple(f for f in can if f in _formats_of(then.settings.get("engine", "auto"), "cpu")) or can[:1]
-    return can[:1]
+    return can
 
 
 def check_speech_format(to: Format | None) -> None:
@@ -281,24 +330,6 @@ def check_data(recipe: Recipe, data: Data) -> None:
             f"recipe '{recipe.name}' calibrates: name a folder with --calibrate, "
             "or --data to calibrate on an unlabelled sample of it"
         )
-
-
-def content_digest(path: Path, but: tuple[str, ...] = ()) -> str:
-    """sha256 over the names and bytes of a file or of every file in a folder, `but` those of these names."""
-    total = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name not in but) if path.is_dir() else [path]:
-        with file.open("rb") as stream:
-            total.update(f"{file.relative_to(path) if path.is_dir() else file.name}\0".encode())
-            total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()
-
-
-def installed_version(package: str) -> str | None:
-    """The version of an installed package; None where it is absent."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _formats_of(engine: str, device: str) -> tuple[Format, ...]:

@@ -1,4 +1,5 @@
-"""The pass "convert": the same network in another format. Knows which settings it takes; `convert` does the work."""
+"""The pass "convert": the same network in another format. Knows which settings it takes; `convert` does the work, and what
+runs the recipe has the result proven (`proven.prove`), cached or not."""
 
 from __future__ import annotations
 

@@ -2,9 +2,10 @@
 
 Knows which measurement belongs in which column. Refuses to choose limits, and to fill in what it could not measure.
 
-    candidate, references (the source at float32 on ONNX Runtime and on OpenVINO), source on its own engine
+    candidate, references (the source at float32 on ONNX Runtime and on OpenVINO, proven), source on its own engine
+      --a few examples--> references that answer as the source does
       --take turns--> latency, throughput   (the faster reference is the reference)
-      --every example--> answers, metric, parity   --child processes--> memory   --limits--> Report
+      --every example--> answers, metric, parity with the source   --child processes--> memory   --limits--> Report
 """
 
 from __future__ import annotations
@@ -19,15 +20,20 @@ from maasdam.errors import EngineFailure, InvalidInput, MaasdamError, Unsupporte
 from maasdam.pipeline.answers import Answers
 from maasdam.pipeline.conditions import Conditions, circumstances
 from maasdam.pipeline.examples import PreparedExamples, labels_of
+from maasdam.pipeline.fidelity import Fidelity, part_of
 from maasdam.pipeline.footprint import footprint_bytes
 from maasdam.pipeline.measure import Timing, joules_per_run, take_turns
 from maasdam.pipeline.recipe import Limits
 from maasdam.pipeline.report import Column, Report, drop_of, finished
-from maasdam.pipeline.run_recipe import content_digest
+from maasdam.pipeline.sameness import content_digest
 from maasdam.pipeline.subjects import Observed, TensorSubject
 
 SOURCE_SECONDS = 45.0
-"""How long the source's own engine may take over the examples; it is scored on as many as fit."""
+"""How long the source's own engine may take over the examples; it answers as many as fit, and the verdict rests on these."""
+HELD_TO_SOURCE = 16
+"""Examples on which a reference is held to the source before anything is held to the reference."""
+REFERENCE_LOSES = 0.01
+"""What a reference may lose of what an output tells (`Fidelity.lost`): it was proven to 1e-4 on other inputs."""
 BATCHING_SECONDS = 5.0
 """How long larger and larger batches are tried."""
 
@@ -76,6 +82,7 @@ class _Tensors:
         threads = int(self.candidate.settings.get("threads") or self.how.threads_used)
         subjects = self._open_all(threads)
         try:
+            self._settle_references(subjects)
             times = self._latency(subjects)
             faster = min((n for n in subjects if n.startswith("reference")), key=lambda n: times[n].p50)
             for name in [n for n in subjects if n.startswith("reference") and n != faster]:
@@ -126,12 +133,27 @@ class _Tensors:
                 if name == "candidate":
                     raise VerificationFailed(f"the candidate does not run on {artifact.engine}: {error}") from error
                 self.notes.append(f"{name} was not measured: {error}")
-        if not any(n.startswith("reference") for n in subjects):
-            if "source" not in subjects:
-                raise VerificationFailed("neither the reference nor the source runs here: " + "; ".join(self.notes))
-            subjects["reference"] = subjects["source"]
-            self.notes.append(f"the reference is the source on its own engine ({self.source.engine}): it runs on no other here")
         return subjects
+
+    def _settle_references(self, subjects: dict[str, TensorSubject]) -> None:
+        """Leave out references that do not answer as the source does; the source itself is the reference where none is left."""
+        source = subjects.get("source")
+        for name in [n for n in subjects if n.startswith("reference")]:
+            reference = subjects[name]
+            if source is None or reference is source:
+                continue
+            self.how.progress(f"compare the {name} with the source")
+            if told := _differs(source, reference):
+                self.notes.append(f"{name} is none: {told}")
+                _close(subjects.pop(name), subjects)
+        if any(n.startswith("reference") for n in subjects):
+            return
+        if source is None:
+            raise VerificationFailed("neither the reference nor the source runs here: " + "; ".join(self.notes))
+        subjects["reference"] = source
+        self.notes.append(
+            f"the reference is the source on its own engine ({self.source.engine}): it is proven on no other here"
+        )
 
     def _latency(self, subjects: Mapping[str, TensorSubject]) -> dict[str, Timing]:
         return _shared(
@@ -156,25 +178,31 @@ class _Tensors:
         import time
 
         answers = Answers(self.examples.examples, self.candidate.task, labels_of(self.source.path))
+        answers.parity.signature = answers.beside.signature = self.source.signature
         count, source_until = len(subjects["candidate"]), time.monotonic() + SOURCE_SECONDS
         for index in range(count):
             self.how.progress("score", index, count)
-            seen: dict[int, Observed] = {}
-            for name, subject in subjects.items():
-                if name == "source" and time.monotonic() > source_until and id(subject) not in seen:
+            once: dict[int, Observed] = {}
+            seen: dict[str, Observed] = {}
+            for name in [n for n in ("candidate", "reference", "source") if n in subjects]:
+                subject = subjects[name]
+                if name == "source" and time.monotonic() > source_until and id(subject) not in once:
                     continue
                 try:
-                    if id(subject) not in seen:
-                        seen[id(subject)] = subject.observe(index)
+                    if id(subject) not in once:
+                        once[id(subject)] = subject.observe(index)
                 except EngineFailure as error:
                     if name != "candidate":
                         raise
-                    seen[id(subject)] = Observed((), None)
+                    once[id(subject)] = Observed((), None)
                     answers.broke(index, error)
-                answers.observed[name].append(seen[id(subject)])
-            answers.compare(index)
+                seen[name] = once[id(subject)]
+            answers.compare(index, seen)
         self.how.progress("score", count, count)
         answers.score()
+        if 0 < answers.by_source < count:
+            says = f"the source on its own engine answered the first {answers.by_source} of {count} examples in time"
+            self.notes.append(f"{says}; the others are held to the reference")
         return answers
 
     def _precisions(self, candidate: TensorSubject) -> dict[str, int]:
@@ -250,7 +278,7 @@ class _Tensors:
             candidate=candidate,
             reference=reference,
             source=columns.get("source"),
-            parity=answers.parity.to_json(),
+            parity=answers.parity_json(self.source.engine),
             metric=metric,
             drop=drop_of(metric, reference.accuracy, candidate.accuracy) if metric else None,
             examples=answers.scored,
@@ -268,6 +296,21 @@ class _Tensors:
             | {"latency_of": "one example at batch 1, prepared beforehand", "throughput_batch": BATCH_SAYS},
         )
         return finished(report, answers.parity.problems)
+
+
+def _differs(source: TensorSubject, reference: TensorSubject) -> str | None:
+    """How the reference's answers are not the source's, over the first examples; None where they are."""
+    fidelity = Fidelity()
+    for index in range(min(HELD_TO_SOURCE, len(source))):
+        try:
+            fidelity.add(source.observe(index).outputs, reference.observe(index).outputs)
+        except EngineFailure as error:
+            return f"it breaks on an example: {error}"
+    lost = fidelity.lost
+    if lost is None or lost <= REFERENCE_LOSES:
+        return None
+    worst = next((part_of(row).where for row in fidelity.to_json()["parts"]), "an output")
+    return f"{worst} loses {lost:.3g} of what it tells on the source's own engine ({source.artifact.engine})"
 
 
 BATCH_SAYS = "8 examples in one run where the batch is dynamic, else 1"

@@ -33,6 +33,9 @@ class Candidate:
     throughput: float | None = None
     """Items a second, a batch of 8 in each stream; where the goal is throughput."""
     cosine: float | None = None
+    """Mean, with the answers of what it was made of."""
+    lost: float | None = None
+    """Of the spread of its worst output or slice (`Fidelity.lost`)."""
     why_not: str | None = None
 
     @property
@@ -66,6 +69,7 @@ class Candidate:
             "p50_ms": None if self.p50 is None else self.p50 * 1000,
             "items_per_second": self.throughput,
             "cosine": self.cosine,
+            "lost": self.lost,
             "chosen": is_chosen,
             "left_out": self.why_not,
         }

@@ -1,0 +1,502 @@
+"""How much of what an output tells survives: each output, and each of its unlike slices, against its own spread.
+
+Knows arrays, and when a slice tells something. Refuses to know engines, tasks and limits.
+
+    what two models said to the examples --add--> sums at each place of each output --parts--> Part
+
+An output that holds boxes (0 to 640) and scores (0 to 1) is two things: its slices along that axis are grouped by range, and
+no group hides behind another. *Fidelity* is 1 - residual / variance over the examples: 1 is equal, 0 is as good as a
+constant. Outputs that rank (probabilities, class numbers) are judged by how often the top is the same instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from maasdam.core import Tensors
+
+if TYPE_CHECKING:
+    from maasdam.core import type_array
+
+MOST_SLICES = 256
+"""An axis longer than this is positions, not things of different kinds."""
+UNLIKE = 10.0
+"""How many times the ranges of slices differ that are things of different kinds."""
+NOISE = 1e-6
+"""A spread of less than this share of the largest value is how float32 rounds: no spread."""
+BARELY = 0.02
+"""A slice with less than this share of its group's range may be rounded away: 8 bits have steps of 0.004."""
+MUCH = 0.25
+"""A slice with this share of its group's range is judged by itself too."""
+FEW = 16
+"""Numbers that stand alone, up to so many beside each other, are each judged as an output of its own."""
+CONSTANT = 1e-4
+"""Variance below this share of the source's: it no longer varies."""
+TIE = 0.05
+"""A top that the source has within this share of its row's range below its own top is a tie, in which either is right."""
+FOUND = 0.1
+"""A row of a list whose length the data decide (boxes kept by NMS) is found again within this share of each column's range."""
+KEPT_BYTES = 8 << 20
+"""Of each output, in case it is such a list."""
+SHOWN = 24
+"""Parts that a report lists, the worst first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An output, a group of its slices, or one slice, and how it came through."""
+
+    output: str
+    axis: int | None = None
+    slices: tuple[int, ...] = ()
+    """Places along `axis`; none is the whole output."""
+    measure: str = "fidelity"
+    """"agreement" where the output ranks or lists; "closeness", 1 - the largest difference / the largest value, where nothing
+    at all varied."""
+    value: float | None = None
+    """None: it has no spread over the examples, so nothing can be lost; it is left out."""
+    cosine: float | None = None
+    max_abs_diff: float | None = None
+    largest: float | None = None
+    """The source's largest value, whatever its sign."""
+    spread: float | None = None
+    """Standard deviation over the examples, in the output's own unit."""
+    is_constant: bool = False
+    """It varied in the source and no longer does."""
+    is_one_slice: bool = False
+    """One of many slices of a kind: held to half of what is asked of the whole."""
+
+    @property
+    def where(self) -> str:
+        """Which output, and which slices of it."""
+        if self.axis is None:
+            return f"output '{self.output}'"
+        named = "slice" if len(self.slices) == 1 else "slices"
+        return f"output '{self.output}', {named} {_listed(self.slices)} of axis {self.axis}"
+
+    def asked(self, floor: float) -> float:
+        """What is asked of it where `floor` is asked of fidelity: a ranking loses half as much, one of many slices twice."""
+        if self.measure == "agreement":
+            return 1 - (1 - floor) / 2
+        return floor / 2 if self.is_one_slice else floor
+
+    def to_json(self) -> dict[str, Any]:
+        """As the report holds it."""
+        return {
+            "output": self.output,
+            "axis": self.axis,
+            "slices": list(self.slices) or None,
+            "measure": self.measure,
+            "value": self.value,
+            "cosine": self.cosine,
+            "max_abs_diff": self.max_abs_diff,
+            "spread": self.spread,
+            "became_constant": self.is_constant,
+            "one_of_many": self.is_one_slice,
+        }
+
+
+def part_of(row: Mapping[str, Any]) -> Part:
+    """A Part from its JSON."""
+    return Part(
+        output=row["output"],
+        axis=row["axis"],
+        slices=tuple(row["slices"] or ()),
+        measure=row["measure"],
+        value=row["value"],
+        is_constant=row["became_constant"],
+        is_one_slice=row["one_of_many"],
+    )
+
+
+@dataclass(slots=True)
+class Fidelity:
+    """Gathers one run after the other: of a source, and of what is held to it."""
+
+    _outputs: dict[str, _Output] = field(default_factory=dict)
+
+    def add(self, source: Sequence[Tensors], candidate: Sequence[Tensors]) -> None:
+        """One example's runs, both in the same order. Outputs of other names or ranks are not compared: parity says so."""
+        for wanted, got in zip(source, candidate, strict=False):
+            for name in wanted.keys() & got.keys():
+                self._outputs.setdefault(name, _Output(name)).add(np.asarray(wanted[name]), np.asarray(got[name]))
+
+    def parts(self) -> tuple[Part, ...]:
+        """Every part of every output, those without spread included."""
+        return tuple(part for output in self._outputs.values() for part in output.parts())
+
+    @property
+    def agreement(self) -> float | None:
+        """Mean over the outputs that rank, else over those that are one row of numbers; None where there are none."""
+        found = [p.value for p in self.parts() if p.measure == "agreement" and p.value is not None]
+        found = found or [o.same_top / o.one_row for o in self._outputs.values() if o.one_row]
+        return sum(found) / len(found) if found else None
+
+    @property
+    def lost(self) -> float | None:
+        """What the worst part lost, 0 nothing and 1 all of it, each in the measure that is asked of it; None: nothing to judge.
+
+        Infinite where a part became a constant or no number.
+        """
+        judged = self._judged(self.parts())
+        if any(p.is_constant for p in judged) or any(o.is_broken for o in self._outputs.values()):
+            return math.inf
+        return max((0.5 * (1 - (p.value or 0.0)) / (1 - p.asked(0.5)) for p in judged), default=None)
+
+    def _judged(self, parts: Sequence[Part]) -> list[Part]:
+        """Those with spread; where none has any, the outputs by how close they are."""
+        return [p for p in parts if p.value is not None] or [
+            replace(p, measure="closeness", value=1 - p.max_abs_diff / p.largest if p.max_abs_diff and p.largest else 1.0)
+            for p in parts
+            if p.axis is None and p.max_abs_diff is not None and p.largest is not None
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """{"fidelity": the lowest, "parts": the worst first, "without_spread": how many were left out}."""
+        parts = self.parts()
+        judged = self._judged(parts)
+        whole = [p.value for p in judged if p.measure == "fidelity" and not p.is_one_slice and p.value is not None]
+        worst = sorted(judged, key=lambda p: (not p.is_constant, p.is_one_slice, (p.value or 0.0) - p.asked(0.5)))
+        return {
+            "fidelity": min(whole, default=None),
+            "parts": [p.to_json() for p in worst[:SHOWN]],
+            "without_spread": sum(p.value is None for p in parts),
+        }
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Over the examples, at each place of an output: counts, sums, squares and ends of both sides."""
+
+    count: type_array
+    total: type_array
+    squares: type_array
+    low: type_array
+    high: type_array
+    other_total: type_array
+    other_squares: type_array
+    residual: type_array
+    worst: type_array
+
+    @classmethod
+    def of(cls, wanted: type_array, got: type_array) -> _Sums:
+        apart = wanted - got
+        return cls(
+            np.ones(wanted.shape), wanted, wanted**2, wanted, wanted, got, got**2, apart**2, np.abs(apart)
+        )  # fmt: skip
+
+    def __add__(self, more: _Sums) -> _Sums:
+        return _Sums(
+            self.count + more.count,
+            self.total + more.total,
+            self.squares + more.squares,
+            np.minimum(self.low, more.low),
+            np.maximum(self.high, more.high),
+            self.other_total + more.other_total,
+            self.other_squares + more.other_squares,
+            self.residual + more.residual,
+            np.maximum(self.worst, more.worst),
+        )
+
+    def over(self, axes: tuple[int, ...]) -> _Sums:
+        """The places along `axes` taken together, as one place."""
+        if not axes:
+            return self
+        return _Sums(
+            self.count.sum(axes, keepdims=True),
+            self.total.sum(axes, keepdims=True),
+            self.squares.sum(axes, keepdims=True),
+            self.low.min(axes, keepdims=True),
+            self.high.max(axes, keepdims=True),
+            self.other_total.sum(axes, keepdims=True),
+            self.other_squares.sum(axes, keepdims=True),
+            self.residual.sum(axes, keepdims=True),
+            self.worst.max(axes, keepdims=True),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Slices:
+    """What is known of slices along one axis, one entry each: or of the whole output, in one entry."""
+
+    count: type_array
+    variance: type_array
+    """Sum of squares about each place's own mean over the examples."""
+    other_variance: type_array
+    residual: type_array
+    low: type_array
+    range: type_array
+    largest: type_array
+    worst: type_array
+    norms: tuple[type_array, type_array]
+    """Sums of squares of both sides."""
+
+    @property
+    def varies(self) -> type_array:
+        """Which have a spread beyond how float32 rounds."""
+        found: type_array = self.variance > self.count * (NOISE * np.maximum(self.largest, 1e-300)) ** 2
+        return found
+
+    @property
+    def is_share(self) -> type_array:
+        """Which lie between 0 and 1: a probability of nearly nothing is nothing, however it varies."""
+        found: type_array = (self.low >= 0) & (self.low + self.range <= 1)
+        return found
+
+    @property
+    def is_constant(self) -> type_array:
+        """Which varied and no longer do."""
+        found: type_array = self.varies & (self.other_variance <= CONSTANT * self.variance)
+        return found
+
+    def part(self, output: str, at: Sequence[int], axis: int | None = None, *, is_one: bool = False) -> Part:
+        """Those at `at` as one part."""
+        chosen = np.asarray(at)
+        variance, residual = float(self.variance[chosen].sum()), float(self.residual[chosen].sum())
+        ours, theirs = (float(n[chosen].sum()) for n in self.norms)
+        lengths = (ours * theirs) ** 0.5
+        tells = bool(self.varies[chosen].any())
+        return Part(
+            output=output,
+            axis=axis,
+            slices=() if axis is None else tuple(int(i) for i in at),
+            value=1 - residual / variance if tells else None,
+            cosine=(ours + theirs - residual) / 2 / lengths if lengths else None,
+            max_abs_diff=float(self.worst[chosen].max()),
+            largest=float(self.largest[chosen].max()),
+            spread=(variance / float(self.count[chosen].sum())) ** 0.5,
+            is_constant=tells and float(self.other_variance[chosen].sum()) <= CONSTANT * variance,
+            is_one_slice=is_one,
+        )
+
+
+@dataclass(slots=True)
+class _Output:
+    """One output over the examples."""
+
+    name: str
+    sums: _Sums | None = None
+    runs: int = 0
+    open_axes: frozenset[int] = frozenset()
+    """Axes whose length differs between examples: their places are taken together."""
+    is_broken: bool = False
+    """Did the candidate once give another kind of answer, or no number where the source gave one?"""
+    ranks: bool = True
+    """Is every row so far a distribution, or a number of a class?"""
+    rows: int = 0
+    same: float = 0.0
+    one_row: int = 0
+    """Runs in which it was one row of numbers, of which one is the largest."""
+    same_top: float = 0.0
+    list_axis: int | None = None
+    """The axis along which the candidate gave more or fewer rows than the source: a list, whose rows are looked for."""
+    kept: list[tuple[type_array, type_array]] = field(default_factory=list)
+    """Runs of few numbers, in case they turn out to be lists."""
+    kept_bytes: int = 0
+
+    def add(self, wanted: type_array, got: type_array) -> None:
+        if wanted.ndim != got.ndim:
+            self.is_broken = True
+            return
+        if not (wanted.size or got.size):
+            return
+        if wanted.dtype.kind not in "fiub" or got.dtype.kind not in "fiub":
+            return
+        if self.kept_bytes < KEPT_BYTES:
+            self.kept.append((wanted, got))
+            self.kept_bytes += wanted.nbytes + got.nbytes
+        if wanted.shape != got.shape:
+            differ = [i for i, (a, b) in enumerate(zip(wanted.shape, got.shape, strict=True)) if a != b]
+            self.list_axis = differ[0] if self.list_axis is None else self.list_axis
+            return
+        self.runs += 1
+        rows, same = _tops(wanted, got)
+        self.ranks = self.ranks and (rows > 0 or not wanted.any())  # zeros alone may be anything
+        self.rows, self.same = self.rows + rows, self.same + same
+        if wanted.ndim and wanted.size == wanted.shape[-1] > 1 and wanted.dtype.kind == "f" and np.isfinite(got).all():
+            self.one_row, self.same_top = self.one_row + 1, self.same_top + _same_tops(wanted, got, -1)[1]
+        is_same = wanted == got  # infinities that are the same in both have no distance
+        one, other = (np.where(is_same & ~np.isfinite(wanted), 0, a).astype(np.float64) for a in (wanted, got))
+        if np.isfinite(one).all() and np.isfinite(other).all():
+            self._gather(_Sums.of(one, other))
+        else:
+            lost = (np.isnan(other) & ~np.isnan(one)) | (np.isinf(other) & np.isfinite(one))
+            self.is_broken = self.is_broken or bool(lost.any())
+
+    def _gather(self, more: _Sums) -> None:
+        if self.sums is None:
+            self.sums = more
+            return
+        if self.sums.total.ndim != more.total.ndim:
+            self.sums, more = (_flat(s) for s in (self.sums, more))
+        more = more.over(tuple(self.open_axes))
+        differ = {i for i, (a, b) in enumerate(zip(self.sums.total.shape, more.total.shape, strict=True)) if a != b}
+        if differ:
+            self.open_axes |= differ
+            self.sums, more = (s.over(tuple(differ)) for s in (self.sums, more))
+        self.sums += more
+
+    def parts(self) -> Iterator[Part]:
+        if self.list_axis is not None:
+            found = [_found_again(a, b, self.list_axis) for a, b in self.kept]
+            rows, same = (sum(column) for column in zip(*found, strict=True))
+            yield Part(self.name, measure="agreement", value=same / rows if rows else None)
+        elif self.ranks and self.rows:
+            yield self._ranking()
+        elif self.sums is not None:
+            whole = self._slices(None)
+            yield whole.part(self.name, [0])
+            for axis, size in enumerate(self.sums.total.shape):
+                if 2 <= size <= MOST_SLICES:
+                    yield from self._along(axis, whole)
+
+    def _ranking(self) -> Part:
+        if self.sums is None:
+            return Part(self.name, measure="agreement", value=self.same / self.rows)
+        whole = self._slices(None).part(self.name, [0])
+        return replace(whole, measure="agreement", value=self.same / self.rows if whole.value is not None else None)
+
+    def _along(self, axis: int, whole: _Slices) -> Iterator[Part]:
+        """Groups of slices of like range, the slices that matter in each, and those that became constant."""
+        assert self.sums is not None
+        each = self._slices(axis)
+        groups = _groups(each)
+        stands_alone = self.sums.total.size == self.sums.total.shape[axis] <= FEW and not each.is_share.all()
+        ranges = each.range[each.varies]
+        is_unlike = len(ranges) > 1 and float(ranges.max()) >= UNLIKE * float(ranges.min())
+        for group in groups:
+            if len(groups) > 1:
+                yield each.part(self.name, group, axis)
+            most = float(each.range[list(group)].max())
+            for at in group:
+                share = float(each.range[at]) / most
+                if len(group) == 1 and len(groups) > 1:
+                    continue  # told already
+                if is_unlike and stands_alone:
+                    yield each.part(self.name, [at], axis)
+                elif (is_unlike and share >= MUCH) or (each.is_constant[at] and share >= BARELY):
+                    yield each.part(self.name, [at], axis, is_one=True)
+        still = [i for i in range(len(each.range)) if not each.varies[i]]
+        if still and bool(whole.varies[0]):
+            yield each.part(self.name, still, axis)
+
+    def _slices(self, axis: int | None) -> _Slices:
+        assert self.sums is not None
+        rest = tuple(i for i in range(self.sums.total.ndim) if i != axis)
+        s = self.sums if self.runs > 1 else self.sums.over(rest)  # one example varies over its places alone
+        about, other = (q - t**2 / s.count for q, t in ((s.squares, s.total), (s.other_squares, s.other_total)))
+
+        def flat(values: type_array) -> type_array:
+            found: type_array = np.maximum(values, 0).sum(rest).reshape(-1)
+            return found
+
+        low, high = s.low.min(rest).reshape(-1), s.high.max(rest).reshape(-1)
+        return _Slices(
+            count=flat(s.count),
+            variance=flat(about),
+            other_variance=flat(other),
+            residual=flat(s.residual),
+            low=low,
+            range=high - low,
+            largest=np.maximum(np.abs(low), np.abs(high)),
+            worst=s.worst.max(rest).reshape(-1),
+            norms=(flat(s.squares), flat(s.other_squares)),
+        )
+
+
+def _groups(each: _Slices) -> list[tuple[int, ...]]:
+    """The slices that vary, in groups between whose ranges nothing lies within ten times: boxes apart from scores."""
+    order = sorted(np.flatnonzero(each.varies), key=lambda i: -float(each.range[i]))
+    groups: list[list[int]] = []
+    for at in order:
+        if groups and float(each.range[groups[-1][-1]]) < UNLIKE * float(each.range[at]):
+            groups[-1].append(int(at))
+        else:
+            groups.append([int(at)])
+    shares = [g for g in groups if each.is_share[g].all()]
+    most = max((float(each.range[g].max()) for g in shares), default=0.0)
+    rare = [g for g in shares if float(each.range[g].max()) < BARELY * most]  # classes that no example holds
+    return [tuple(sorted(g)) for g in groups if g not in rare]
+
+
+def _flat(sums: _Sums) -> _Sums:
+    whole = sums.over(tuple(range(sums.total.ndim)))
+    return _Sums(*(getattr(whole, name).reshape(-1) for name in _Sums.__slots__))
+
+
+def _tops(wanted: type_array, got: type_array) -> tuple[int, float]:
+    """(rows, rows with the same top) of an output that ranks; (0, 0) of one that does not.
+
+    Distributions rank along the axis over which they sum to one; whole numbers are compared each, but a list of different
+    ones (the classes of a top five) by its first.
+    """
+    if _is_whole(wanted):
+        if wanted.dtype.itemsize == 1 and wanted.dtype.kind != "b":
+            return 0, 0.0  # a number in steps, as int8 graphs give it
+        if wanted.dtype.kind != "b" and wanted.ndim > 1 and wanted.shape[-1] > 1 and _is_list(wanted):
+            wanted, got = wanted[..., :1], got[..., :1]
+        return wanted.size, float((wanted == got).sum())
+    axis = next((a for a in (-1, 1) if -wanted.ndim <= a < wanted.ndim and _is_distribution(wanted, a)), None)
+    if axis is None:
+        return 0, 0.0
+    return _same_tops(wanted, got, axis)
+
+
+def _same_tops(wanted: type_array, got: type_array, axis: int) -> tuple[int, float]:
+    """(rows along `axis`, rows whose largest value is at the same place, or at one that ties with it in the source)."""
+    top, other = (np.expand_dims(a.argmax(axis), axis) for a in (wanted, got))
+    behind = np.take_along_axis(wanted, top, axis) - np.take_along_axis(wanted, other, axis)
+    is_same = (top == other) | (behind < TIE * np.ptp(wanted, axis=axis, keepdims=True))
+    return is_same.size, float(is_same.sum())
+
+
+def _is_whole(values: type_array) -> bool:
+    """Counted or decided: integers, booleans, and the class numbers that some graphs give as floats."""
+    if values.dtype.kind in "iub":
+        return True
+    return bool(values.any() and np.isfinite(values).all() and (values == np.round(values)).all())
+
+
+def _is_distribution(values: type_array, axis: int) -> bool:
+    if values.shape[axis] < 2 or not np.isfinite(values).all() or (values < 0).any():
+        return False
+    return bool(np.abs(values.sum(axis, dtype=np.float64) - 1).max() < 1e-3)
+
+
+def _is_list(values: type_array) -> bool:
+    """Does no row hold a number twice?"""
+    ordered = np.sort(values, axis=-1)
+    return bool((ordered[..., 1:] != ordered[..., :-1]).all())
+
+
+def _found_again(wanted: type_array, got: type_array, axis: int) -> tuple[int, float]:
+    """(rows of both, rows that have a like one on the other side) along `axis`; the axes beside it are equal, else none has."""
+    one, other = (np.moveaxis(a, axis, 0).astype(np.float64) for a in (wanted, got))
+    one, other = (a.reshape(len(a), math.prod(a.shape[1:])) for a in (one, other))
+    if one.shape[1:] != other.shape[1:]:
+        return len(one) + len(other), 0.0
+    near = FOUND * np.maximum(np.ptp(one, axis=0) if len(one) else 0.0, NOISE * np.abs(one).max(initial=1.0))
+    left = list(range(len(other)))
+    matched = 0
+    for row in one:
+        at = next((i for i in left if (np.abs(other[i] - row) <= near).all()), None)
+        if at is not None:
+            left.remove(at)
+            matched += 1
+    return len(one) + len(other), 2.0 * matched
+
+
+def _listed(slices: Sequence[int]) -> str:
+    """0, 1, 2, 5 as "0-2, 5"."""
+    runs: list[list[int]] = []
+    for at in slices:
+        if runs and at == runs[-1][1] + 1:
+            runs[-1][1] = at
+        else:
+            runs.append([at, at])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

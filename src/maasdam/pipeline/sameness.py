@@ -1,0 +1,25 @@
+"""What decides whether two runs are of the same things: digests of files, versions of libraries. Knows no pass, no engine."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from pathlib import Path
+
+
+def content_digest(path: Path, but: tuple[str, ...] = ()) -> str:
+    """sha256 over the names and bytes of a file or of every file in a folder, `but` those of these names."""
+    total = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name not in but) if path.is_dir() else [path]:
+        with file.open("rb") as stream:
+            total.update(f"{file.relative_to(path) if path.is_dir() else file.name}\0".encode())
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed package; None where it is absent."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
