@@ -309,7 +309,7 @@ def formats_to_quantize_for(
         return (to,)
     if then is not None and then.use == "optimize":
         return tuple(f for f in can if f in _formats_of(then.settings.get("engine", "auto"), "cpu")) or can[:1]
-    return can
+    return (can[0], *(f for f in can[1:] if f in OPTIMIZED_FORMATS))
 
 
 def check_speech_format(to: Format | None) -> None:
