@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact, Progress, silent
+from maasdam.engines.processor import processor_name
 from maasdam.errors import Unsupported, VerificationFailed
 from maasdam.pipeline.examples import Inputs, real_inputs
-from maasdam.engines.processor import processor_name
 from maasdam.pipeline.sameness import content_digest, installed_version
 
 if TYPE_CHECKING:
