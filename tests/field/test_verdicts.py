@@ -87,16 +87,6 @@ def one_number(store: Store, slope: float) -> Artifact:
     return _onnx(store, [("Gemm", ["x", "w", "b"], ["y"], {})], {"x": ("n", 4)}, {"y": ("n", 1)}, weights)
 
 
-def tied(store: Store) -> Artifact:
-    """[n, 16] -> the places of the five largest after rounding: mostly ties, which engines break in ways of their own."""
-    nodes: list[Node] = [
-        ("Round", ["x"], ["r"], {}),
-        ("TopK", ["r", "k"], ["values", "places"], {"axis": 1}),
-        ("Cast", ["places"], ["y"], {"to": 1}),
-    ]
-    return _onnx(store, nodes, {"x": ("n", 16)}, {"y": ("n", 5)}, {"k": np.int64([5])})
-
-
 def in_doubles(store: Store) -> Artifact:
     """A convolution of float64, which ONNX Runtime has no kernel for."""
     nodes: list[Node] = [
@@ -300,14 +290,34 @@ def test_the_source_on_its_own_engine_is_what_everything_is_held_to(store: Store
 # Proven, or not there
 
 
-def test_an_engine_that_breaks_ties_its_own_way_is_neither_candidate_nor_reference(store: Store, tmp_path: Path) -> None:
-    source = tied(store)
-    building = Build(store, Data(data=_data(tmp_path / "x.npz", 12, 16)), threads=1)
+def not_on_openvino(source: Artifact, made: Artifact, *rest: Any) -> dict[str, Any]:
+    """A proof that finds OpenVINO wrong, as it was of ties, of int8 and of branches."""
+    if made.engine == "openvino":
+        raise VerificationFailed("the conversion is not faithful: output 'y' differs by 30 where 0.006 is allowed")
+    return prove(source, made, *rest)
+
+
+def test_a_conversion_that_is_refused_is_neither_candidate_nor_reference(store: Store, tmp_path: Path) -> None:
+    source = one_number(store, 1.0)
+    building = Build(store, Data(data=_data(tmp_path / "x.npz", 12, 4)), threads=1, prove=not_on_openvino)
     made = building.run(find_recipe("fp32", None), source, None)
     assert made.engine == "onnxruntime" and [r.engine for r in building.references(source)] == ["onnxruntime"]
     assert any("not on openvino: the conversion is not faithful" in n for n in building.notes)
     with pytest.raises(VerificationFailed, match="not faithful"):
         building.run(find_recipe("fp32", None), source, "openvino")
+
+
+def test_what_one_format_can_not_have_is_quantised_for_the_next(store: Store, tmp_path: Path) -> None:
+    wide = _onnx(
+        store,
+        [("MatMul", ["x", "w"], ["y"], {})],
+        {"x": ("n", 256)},
+        {"y": ("n", 64)},
+        {"w": np.random.default_rng(0).normal(size=(256, 64)).astype(np.float32)},
+    )
+    building = Build(store, threads=1, prove=not_on_openvino)
+    assert building.run(find_recipe("int8-weights", None), wide, None).engine == "onnxruntime"
+    assert any("quantize: not for openvino: the conversion is not faithful" in n for n in building.notes)
 
 
 def test_a_proof_is_paid_once_and_stands_in_the_step(store: Store) -> None:
