@@ -222,6 +222,7 @@ def card(
         text = described(workspace, name)
         if output is not None:
             output.write_text(text)
+            workspace.shared(output)
         emit({"card": text}, as_json, text if output is None else f"wrote {output}")
 
 

@@ -54,6 +54,7 @@ def export(workspace: Workspace, name: str, path: Path) -> Path:
                 for file in sorted(artifact.path.rglob("*")):
                     if file.is_file():
                         tar.add(file, f"artifact/{file.relative_to(artifact.path).as_posix()}", filter=_nameless)
+        workspace.shared(temporary)
         temporary.replace(path)
     except OSError as error:
         raise StorageFailure(f"can't write {path}: {error}") from error

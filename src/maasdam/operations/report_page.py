@@ -62,6 +62,7 @@ def write_report(workspace: Workspace, name: str, output: Path | None) -> dict[s
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_bytes(page)
+        workspace.shared(partial)
         partial.replace(path)  # whole or not at all
     finally:
         partial.unlink(missing_ok=True)
