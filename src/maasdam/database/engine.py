@@ -92,9 +92,10 @@ def say_storage_failed(context: Any) -> None:
     error = context.sqlalchemy_exception
     if error is None or isinstance(error, CODE_ERRORS) or not isinstance(error, sqlalchemy.exc.DBAPIError):
         return
-    url = context.engine.url.render_as_string(hide_password=True)
+    # a connection that is tried before its use has no engine yet
+    url = "" if context.engine is None else f" '{context.engine.url.render_as_string(hide_password=True)}'"
     kind = LostConnection if context.is_disconnect else StorageFailure
-    raise kind(f"the database '{url}' failed: {str(error.orig).strip()}") from error
+    raise kind(f"the database{url} failed: {str(error.orig).strip()}") from error
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:
