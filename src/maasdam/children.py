@@ -97,9 +97,7 @@ class Child:
         context = multiprocessing.get_context("forkserver")
         with _without_main():
             context.set_forkserver_preload([name for name in LIBRARIES if name in sys.modules] + [__name__])
-            self._process = context.Process(
-                target=_serve, args=(theirs, says, limits.memory_bytes), daemon=True, name="maasdam-child"
-            )
+            self._process = context.Process(target=_serve, args=(theirs, says, limits.memory_bytes), name="maasdam-child")
             self._process.start()
         theirs.close()
         says.close()
