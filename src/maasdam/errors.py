@@ -73,8 +73,10 @@ class ContextExceeded(InvalidPayload):
     code = "context_length_exceeded"  # OpenAI's own, which clients look for
 
     def __init__(self, tokens: int | str, context: int) -> None:
-        """The message says both, and what to send."""
-        super().__init__(f"the prompt has {tokens} tokens and this model's context is {context}; send at most {context - 1}")
+        """The message says both, and what to send. It begins as OpenAI's does: clients look for that and cut their prompts."""
+        begins = f"This model's maximum context length is {context} tokens. However, "
+        says = f"the prompt has {tokens} tokens and this model's context is {context}; send at most {context - 1}"
+        super().__init__(begins + says)
 
 
 class InvalidModel(InvalidInput):

@@ -84,7 +84,7 @@ def routes(service: Service) -> APIRouter:
     @router.get("/usage")
     async def usage(by: Literal["key", "model", "day"] = "model", since: str | None = None) -> dict[str, Any]:
         """Sums of the ledger."""
-        rows = await asyncio.to_thread(service.ledger.usage, by, moment(since) if since else None)
+        rows = await asyncio.to_thread(service.ledger.usage, by, None if since is None else moment(since))
         return {"by": by, "usage": [_plain(row) for row in rows]}
 
     @router.get("/requests/{request_id}")
@@ -121,6 +121,7 @@ def _deployments(router: APIRouter, service: Service) -> None:
     async def deploy(model: str, body: DeploymentBody) -> dict[str, Any]:
         """Bring a model up, or change how it is served. Answers at once; GET /admin/deployments tells when it is up."""
         name = model if body.version is None else f"{model}:{body.version}"
+        await asyncio.to_thread(service.catalog.resolve, name)  # NotFound is told before what is wrong with the shares
         deployment = await asyncio.to_thread(service.catalog.deploy, name, replicas=body.replicas, traffic=body.traffic)
         await service.router.follow()
         return _plain(deployment)

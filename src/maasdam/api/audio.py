@@ -43,6 +43,7 @@ def routes(service: Service) -> APIRouter:
         chunking_strategy: Annotated[str | None, Form(description="auto: long recordings are cut as is best")] = None,
     ) -> Response:
         """Write down what is said in a recording."""
+        service.check_model(model)
         check_neutral({"chunking_strategy": chunking_strategy}, {"chunking_strategy": ("auto", "")})
         _check(response_format, prompt, temperature, stream, timestamp_granularities)
         times = set(timestamp_granularities or ("segment",))
@@ -56,8 +57,9 @@ def routes(service: Service) -> APIRouter:
         )
 
     @router.post("/translations")
-    async def translations(http: HttpRequest) -> None:
+    async def translations(file: Annotated[UploadFile, File()], model: Annotated[str, Form()]) -> None:
         """No model of this service translates speech."""
+        service.check_model(model)
         raise Unsupported("no deployed model translates speech; POST /v1/audio/transcriptions writes it in its own language")
 
     return router

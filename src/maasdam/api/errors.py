@@ -106,6 +106,7 @@ def refusal(error: BaseException, request_id: str) -> Refusal:
     if isinstance(error, CallerError):
         is_model = isinstance(error, NotFound) and str(error).startswith(("no model", "model "))
         code, param = ("model_not_found", "model") if is_model else (error.code, getattr(error, "param", None))
+        param = None if param is None else _shown(param)
         return Refusal(error.http_status, _shown(without_places(str(error))), code, param, error.retry_after_seconds)
     if isinstance(error, MaasdamError) and error.http_status in (503, 504):
         log.warning("request %s: %s: %s", request_id, type(error).__name__, error)

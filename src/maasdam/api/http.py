@@ -34,6 +34,7 @@ from maasdam.api.entrance import REQUEST_ID, Entrance
 from maasdam.api.errors import REFUSED, InvalidField, MethodNotAllowed, WrongContentType
 from maasdam.api.fields import only_known
 from maasdam.api.oip_infer import InferRoute
+from maasdam.api.openapi import document
 from maasdam.api.routing import methods_of
 from maasdam.errors import InvalidInput, MaasdamError, NotFound
 from maasdam.operations.leaving import Leaving
@@ -67,6 +68,7 @@ def application(service: Service, keys: Authenticates | None) -> Entrance:
     for router in routers:
         inside.include_router(router)
     _plain_routes(inside, service)
+    inside.openapi = partial(document, inside)  # type: ignore[method-assign]  # as FastAPI's own documents say to
     inside.state.methods = methods_of([*inside.routes, *(route for router in routers for route in router.routes)])
     inside.add_exception_handler(MaasdamError, _refuse)
     inside.add_exception_handler(Exception, _refuse)

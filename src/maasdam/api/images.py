@@ -34,8 +34,8 @@ SCHEMA: dict[str, Any] = {
                     "required": ["file", "model"],
                     "properties": {
                         "file": {"type": "string", "format": "binary"},
-                        "model": {"type": "string"},
-                        "top_k": {"type": "integer", "default": 5},
+                        "model": {"type": "string", "minLength": 1},
+                        "top_k": {"type": "integer", "default": 5, "minimum": 1, "maximum": 1000},
                     },
                 }
             },
@@ -44,9 +44,9 @@ SCHEMA: dict[str, Any] = {
                     "type": "object",
                     "required": ["image", "model"],
                     "properties": {
-                        "image": {"type": "string", "description": "base64 or a data URL"},
-                        "model": {"type": "string"},
-                        "top_k": {"type": "integer", "default": 5},
+                        "image": {"type": "string", "format": "byte", "description": "base64 or a data URL"},
+                        "model": {"type": "string", "minLength": 1},
+                        "top_k": {"type": "integer", "default": 5, "minimum": 1, "maximum": 1000},
                     },
                 }
             },
@@ -62,7 +62,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/classifications", openapi_extra=SCHEMA)
     async def classifications(http: HttpRequest) -> Response:
         """Name what is in an image: the likeliest labels, best first."""
-        model, data, top_k = await _read(http)
+        model, data, top_k = await _read(http, service)
         deadline = time.monotonic() + service.settings.request_timeout_seconds
         request = Request(http.scope[REQUEST_ID], model, ImagePayload(data, top_k), caller_of(http.scope), deadline)
         receipt = Receipt(request.id, model, ENDPOINT)
@@ -81,7 +81,7 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
-async def _read(http: HttpRequest) -> tuple[str, bytes, int]:
+async def _read(http: HttpRequest, service: Service) -> tuple[str, bytes, int]:
     """The model, the image's bytes, and how many labels."""
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
@@ -90,19 +90,20 @@ async def _read(http: HttpRequest) -> tuple[str, bytes, int]:
             if not isinstance(file, UploadFile):
                 raise InvalidField("the form has no file; send the image as field 'file'", "file")
             check_known(form.keys(), FORM_FIELDS, "form field")
-            return _text(form.get("model")), await file.read(), _top_k(form.get("top_k"))
+            return _model(form.get("model"), service), await file.read(), _top_k(form.get("top_k"))
     if kind == "application/json":
         body = http.scope.get(JSON)
         if not isinstance(body, dict):
             raise InvalidInput('the body is not a JSON object; send {"model": ..., "image": ...}')
         check_known(body, JSON_FIELDS)
-        return _text(body.get("model")), _image(body.get("image")), _top_k(body.get("top_k"))
+        return _model(body.get("model"), service), _image(body.get("image")), _top_k(body.get("top_k"))
     raise WrongContentType(f"content type '{kind[:60]}' is not read here; send multipart/form-data or application/json")
 
 
-def _text(model: Any) -> str:
+def _model(model: Any, service: Service) -> str:
     if not isinstance(model, str) or not model:
         raise InvalidField("'model' is missing; name a deployed model (GET /v1/models lists them)", "model")
+    service.check_model(model)
     return model
 
 

@@ -71,13 +71,17 @@ class InferRoute:
         check_query(scope.get("query_string", b""))
         is_binary = bodies.header(headers, JSON_LENGTH) is not None
         data = await self._limits.read(scope, receive, self._limits.any if is_binary else self._limits.json_tensors)
-        length = _json_length(headers, data)
-        if length > self._limits.json_tensors.most:
-            raise self._limits.json_tensors.error(length)
-        if length <= SMALL_BYTES:
-            asked = self._read(data, length)
-        else:
-            asked = await asyncio.get_running_loop().run_in_executor(self._service.pool, self._read, data, length)
+        try:
+            length = _json_length(headers, data)
+            if length > self._limits.json_tensors.most:
+                raise self._limits.json_tensors.error(length)
+            if length <= SMALL_BYTES:
+                asked = self._read(data, length)
+            else:
+                asked = await asyncio.get_running_loop().run_in_executor(self._service.pool, self._read, data, length)
+        except InvalidInput:
+            self._service.check_model(name)
+            raise
         (reply, json_length), receipt = await self._infer(scope, name, asked)
         kind = b"application/json" if json_length is None else b"application/octet-stream"
         out = [(b"content-type", kind), (b"content-length", b"%d" % len(reply)), *measured_headers(receipt)]

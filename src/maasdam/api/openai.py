@@ -20,7 +20,7 @@ from maasdam.api import errors
 from maasdam.api.entrance import REQUEST_ID, caller_of
 from maasdam.api.errors import InvalidField
 from maasdam.api.measured import measured
-from maasdam.api.openai_schema import Body, ChatBody, CompletionBody, check_fields, has_usage, messages_of
+from maasdam.api.openai_schema import Body, ChatBody, CompletionBody, EmbeddingBody, check_fields, has_usage, messages_of
 from maasdam.api.paths import MODELS
 from maasdam.api.routing import JsonRoute
 from maasdam.api.sampling import sampling_from
@@ -83,6 +83,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/chat/completions")
     async def chat(body: ChatBody, http: HttpRequest) -> Response:
         """Answer a conversation; with `stream`, as server-sent events."""
+        service.check_model(body.model)
         check_fields(body)
         sampling = sampling_from(body.model_dump())
         payload = TextPayload(messages=messages_of(body), sampling=sampling)
@@ -91,13 +92,15 @@ def routes(service: Service) -> APIRouter:
     @router.post("/completions")
     async def completions(body: CompletionBody, http: HttpRequest) -> Response:
         """Continue a prompt, or several; with `stream`, one, as server-sent events."""
+        service.check_model(body.model)
         check_fields(body)
-        payloads = _prompts(body.prompt, sampling_from(body.model_dump()))
+        payloads = _prompts(body.prompt, sampling_from(body.model_dump(), least_tokens=0))
         return await _answer(service, http, body, COMPLETION, payloads, "/v1/completions")
 
     @router.post("/embeddings")
-    async def embeddings(body: dict[str, Any]) -> None:
+    async def embeddings(body: EmbeddingBody) -> None:
         """No model of this service makes embeddings."""
+        service.check_model(body.model)
         raise Unsupported("no deployed model makes embeddings; this service does text generation, speech and images")
 
     return router
@@ -180,7 +183,8 @@ class _Writer:
         piece = cast(TextPiece, chunk.value)
         choice = self._choice(0, piece) | self.shape.delta(piece, not self._has_begun)
         self._has_begun = True
-        event = _event(self.envelope(self.shape.stream_object) | {"choices": [choice]})
+        no_usage_yet = {"usage": None} if has_usage else {}
+        event = _event(self.envelope(self.shape.stream_object) | {"choices": [choice]} | no_usage_yet)
         if not chunk.is_last:
             return event
         if has_usage:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from maasdam.api.errors import InvalidField
 from maasdam.api.fields import check_known, check_neutral
@@ -81,7 +81,7 @@ class Body(BaseModel):
 class ChatBody(Body):
     """POST /v1/chat/completions."""
 
-    messages: list[dict[str, Any]]
+    messages: Annotated[list[dict[str, Any]], FailFast()]
     max_completion_tokens: Any = None
 
 
@@ -89,6 +89,13 @@ class CompletionBody(Body):
     """POST /v1/completions."""
 
     prompt: Any = Field(description="a string, a list of strings, token ids, or a list of lists of token ids")
+
+
+class EmbeddingBody(BaseModel):
+    """POST /v1/embeddings."""
+
+    model: str
+    input: Any = Field(description="a string, a list of strings, token ids, or a list of lists of token ids")
 
 
 def check_fields(body: Body) -> None:

@@ -17,13 +17,16 @@ MOST_STOPS = 4
 MOST_STOP_CHARACTERS = 200
 
 
-def sampling_from(fields: Mapping[str, Any]) -> Sampling:
-    """Sampling from OpenAI's field names plus top_k and ignore_eos. Raises InvalidField. Absent and null are unset."""
+def sampling_from(fields: Mapping[str, Any], least_tokens: int = 1) -> Sampling:
+    """Sampling from OpenAI's field names plus top_k and ignore_eos. Raises InvalidField. Absent and null are unset.
+
+    `least_tokens` is 0 for /v1/completions alone, as OpenAI has it: only the prompt is read.
+    """
     limits = [fields.get(name) for name in ("max_completion_tokens", "max_tokens") if fields.get(name) is not None]
     max_tokens = None
     if limits:
         name = "max_completion_tokens" if fields.get("max_completion_tokens") is not None else "max_tokens"
-        max_tokens = _whole(name, limits[0], 1, 1 << 31)
+        max_tokens = _whole(name, limits[0], least_tokens, 1 << 31)
     return Sampling(
         max_tokens=max_tokens,
         temperature=_number(fields, "temperature", 0.0, 2.0),

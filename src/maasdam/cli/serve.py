@@ -49,7 +49,7 @@ def serve(
         from maasdam.operations.service import open_service
         from maasdam.operations.workspace import Workspace
         from maasdam.tasks.torchless import without_torch
-        from maasdam.telemetry.logs import errors_of_libraries, logging_to
+        from maasdam.telemetry.logs import logging_to
 
         without_torch()  # before anything imports transformers; engines that need torch ask for it
         listener = bound_socket(resolved.host, resolved.port)
@@ -58,8 +58,7 @@ def serve(
         kept = log_file(resolved)
         between = (kept.path if kept else resolved.home / "logs" / "maasdam.log").with_suffix(".stderr")
         with (
-            errors_of_libraries(between),
-            logging_to(resolved.log_level, kept),
+            logging_to(resolved.log_level, kept, between),
             Workspace.open(resolved, config) as workspace,
             announced(resolved.home, _reachable(url)) as here,
         ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from maasdam.accounts.ledger import Ledger
 from maasdam.artifacts.store import Store
 from maasdam.database.presence import Presence
 from maasdam.engines.batching_kept import Findings
+from maasdam.errors import NotReady
 from maasdam.operations.builds import builds
 from maasdam.operations.infer import Inference, Limits
 from maasdam.serving.attempts import Attempts
@@ -98,6 +100,11 @@ class Service:
     def trouble(self) -> str | None:
         """Why nothing can be answered now, though models may be up; None: nothing stands in the way."""
         return self.presence.reason
+
+    def check_model(self, name: str) -> None:
+        """Raise NotFound where no such model is deployed: told before anything else that may be wrong with a request."""
+        with contextlib.suppress(NotReady):
+            self.router.find(name)
 
     def metrics_text(self) -> bytes:
         """The metrics as Prometheus reads them."""

@@ -274,6 +274,9 @@ class SequenceReplica:
         self, request: Request, payload: TextPayload, inputs: Tensors, units: Units, max_tokens: int
     ) -> AsyncIterator[Chunk]:
         sampling = self._fit(payload.sampling, inputs["input_ids"].shape[-1], max_tokens)
+        if sampling.max_tokens == 0:
+            yield Chunk(TextPiece("", (), "length"), replace(units, completion_tokens=0), True, None)
+            return
         assert self._text_stream is not None
         stream = self._text_stream(sampling.stop, inputs["input_ids"][0])
         count = 0
@@ -301,7 +304,7 @@ class SequenceReplica:
         room = self._engine.context_length - prompt
         if room < 1:
             raise ContextExceeded(prompt, self._engine.context_length)
-        return replace(sampling, max_tokens=min(sampling.max_tokens or max_tokens, room))
+        return replace(sampling, max_tokens=min(max_tokens if sampling.max_tokens is None else sampling.max_tokens, room))
 
     async def _transcribe(self, request: Request, prepared: Sequence[Tensors], units: Units) -> AsyncIterator[Chunk]:
         texts: list[str] = []

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -61,7 +61,7 @@ def configure(level: str = "info", stream: TextIO | None = None, file: LogFile |
     )
     handlers: list[logging.Handler] = [logging.StreamHandler(stream or sys.stderr)]
     if file is not None:
-        handlers.append(_open(file))
+        handlers.append(_Kept(file.path, maxBytes=file.most_bytes, backupCount=file.older, encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(formatter)
     root = logging.getLogger()
@@ -78,17 +78,64 @@ def configure(level: str = "info", stream: TextIO | None = None, file: LogFile |
 
 
 @contextmanager
-def logging_to(level: str, file: LogFile | None) -> Iterator[None]:
-    """Inside, logs go to stderr and to `file`; see `configure`."""
+def logging_to(level: str, file: LogFile | None, libraries: Path | None = None) -> Iterator[None]:
+    """Inside, logs go to stderr and to `file`; see `configure`.
+
+    What libraries write past Python to file descriptor 2 becomes lines of the log too, as JSON, if `libraries` names a
+    file for it. That file is read five times a second: a pipe that nobody empties in time would stop a library that
+    writes while it holds Python's lock, and a crash's last words would be lost with it. What a crash left there is told
+    at the next start. The log itself goes on writing where it wrote before: `sys.stderr` is a copy of that.
+    """
     before = logging.getLogger().handlers
-    configure(level, file=file)
-    try:
+    with ExitStack() as stack:
+        if libraries is not None:
+            between = _beside_stderr(libraries, stack)
+        stack.callback(_close_handlers, before)
+        configure(level, file=file)
+        if libraries is not None:
+            is_over = threading.Event()
+            follower = threading.Thread(target=_follow, args=(between, is_over), name="stderr", daemon=True)
+            follower.start()
+            stack.callback(follower.join)
+            stack.callback(is_over.set)
         yield
-    finally:
-        root = logging.getLogger()
-        handlers, root.handlers = root.handlers, before
-        for handler in handlers:
+
+
+def _close_handlers(before: list[logging.Handler]) -> None:
+    root = logging.getLogger()
+    handlers, root.handlers = root.handlers, before
+    for handler in handlers:
+        if handler not in before:
             handler.close()
+
+
+def _beside_stderr(path: Path, stack: ExitStack) -> int:
+    """Let file descriptor 2 be the file at `path` and `sys.stderr` what 2 was, until `stack` ends."""
+    between = _own_file(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+    stack.callback(os.close, between)
+    sys.stderr.flush()
+    behind, before = os.dup(2), sys.stderr
+    os.dup2(between, 2)
+    sys.stderr = os.fdopen(os.dup(behind), "w", buffering=1, errors="backslashreplace")
+    faulthandler.enable(sys.stderr)
+
+    def back() -> None:
+        os.dup2(behind, 2)
+        os.close(behind)
+        faulthandler.disable()
+        sys.stderr = before
+
+    stack.callback(back)
+    return between
+
+
+def _own_file(path: Path, how: int) -> int:
+    """A file that only its owner reads. Raises StorageFailure."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.open(path, how, 0o600)
+    except OSError as error:
+        raise StorageFailure(f"can't write the log {path}: {error.strerror}; set log_file") from error
 
 
 def lines_of(request_id: str, file: LogFile) -> list[dict[str, Any]]:
@@ -104,36 +151,6 @@ def lines_of(request_id: str, file: LogFile) -> list[dict[str, Any]]:
         except OSError as error:
             raise StorageFailure(f"can't read the log {path}: {error.strerror}") from error
     return [line for line in map(_read, found) if line.get("request_id") == request_id]
-
-
-@contextmanager
-def errors_of_libraries(path: Path) -> Iterator[None]:
-    """Inside, what libraries write past Python to file descriptor 2 becomes lines of the log, as JSON.
-
-    It goes through the file at `path`, which is read five times a second: a pipe that nobody empties in time would
-    stop a library that writes while it holds Python's lock, and a crash's last words would be lost with it. What a
-    crash left there is told at the next start. The log itself goes on writing where it wrote before: `sys.stderr` is
-    a copy of that.
-    """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    between = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-    sys.stderr.flush()
-    behind = os.dup(2)
-    os.dup2(between, 2)
-    before, sys.stderr = sys.stderr, os.fdopen(os.dup(behind), "w", buffering=1, errors="backslashreplace")
-    faulthandler.enable(sys.stderr)
-    is_over = threading.Event()
-    follower = threading.Thread(target=_follow, args=(between, is_over), name="stderr", daemon=True)
-    follower.start()
-    try:
-        yield
-    finally:
-        os.dup2(behind, 2)
-        is_over.set()
-        follower.join()
-        faulthandler.disable()
-        os.close(behind)
-        sys.stderr = before
 
 
 def _follow(file: int, is_over: threading.Event) -> None:
@@ -152,7 +169,6 @@ def _follow(file: int, is_over: threading.Event) -> None:
         if place:
             os.ftruncate(file, 0)
             place = 0
-    os.close(file)
 
 
 class _Lines(structlog.stdlib.ProcessorFormatter):
@@ -166,15 +182,7 @@ class _Kept(logging.handlers.RotatingFileHandler):
     """A file that only its owner reads, bounded, with older ones beside it."""
 
     def _open(self) -> TextIOWrapper:
-        return os.fdopen(os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", encoding="utf-8")
-
-
-def _open(file: LogFile) -> logging.Handler:
-    try:
-        file.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return _Kept(file.path, maxBytes=file.most_bytes, backupCount=file.older, encoding="utf-8")
-    except OSError as error:
-        raise StorageFailure(f"can't write the log {file.path}: {error.strerror}; set log_file") from error
+        return os.fdopen(_own_file(Path(self.baseFilename), os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a", encoding="utf-8")
 
 
 def _read(line: bytes) -> dict[str, Any]:

@@ -1,0 +1,258 @@
+"""No JSON holds the service up: it is counted before it is parsed, and what is large is read in pieces."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import numpy as np
+import pytest
+from tests.api.conftest import Running, client, fake_service  # noqa: F401  fixtures
+
+from maasdam.api import json_body, oip_tensors
+from maasdam.api.http import body_limits
+from maasdam.api.json_body import JsonLimits
+from maasdam.errors import InvalidInput, InvalidTensor, TooLarge
+from maasdam.settings import Settings, load
+
+LIMITS = JsonLimits(64, 200_000)
+MEGABYTE = 1_000_000
+CHAT, INFER, IMAGES = "/v1/chat/completions", "/v2/models/doubles/infer", "/v1/images/classifications"
+JSON = {"Content-Type": "application/json"}
+
+
+def read_slowly(data: bytes) -> list[tuple[int, int, int]]:
+    """The marks outside strings, byte by byte."""
+    is_inside = is_escaped = False
+    depth = 0
+    out = []
+    for i, code in enumerate(data):
+        if is_escaped:
+            is_escaped = False
+        elif code == ord("\\"):
+            is_escaped = True
+        elif code == ord('"'):
+            is_inside = not is_inside
+        elif not is_inside and code in b"[]{},:":
+            depth += (code in b"[{") - (code in b"]}")
+            out.append((i, code, depth))
+    return out
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 1 << 17])
+def test_the_scan_sees_what_a_reader_byte_by_byte_sees(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(json_body, "BLOCK", block)
+    chance = random.Random(block)
+    for _ in range(400):
+        data = bytes(chance.choice(b'[]{},:"\\\\\\"a') for _ in range(chance.randrange(40)))
+        marks = [mark for m in json_body.scan(data) for mark in zip(m.places, m.codes, m.depths, strict=True)]
+        assert [tuple(map(int, mark)) for mark in marks] == read_slowly(data), data
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"[" * 65 + b'"' + b'\\"' * 20_000, "deeper than 64"),
+        (b"[" * 100_000, "deeper than 64"),
+        (b"[" + b"[]," * 2_600_000 + b"[]]", "200000 values"),
+        (b"{" + b",".join(b'"%d":1' % i for i in range(300_000)) + b"}", "200000 values"),
+        (b"[" + b'"",' * 2_000_000 + b'""]', "200000 values"),
+        (b"[" + b"9" * MEGABYTE + b"]", "more than 500"),
+        (b"[1, -" + b"9" * 5000 + b"]", "more than 500"),
+        (b'["' + b'\\"' * 4_000_000, "valid JSON"),
+        (b'"' * 8_000_000, "valid JSON"),
+        (b"\\" * 8_000_000, "valid JSON"),
+        (b'["\xff' + b"a" * 5000 + b'"]', "valid JSON"),
+        (b'["\\ud800' + b"a" * 5000 + b'"]', "valid JSON"),
+        (b"[1e999," + b"1," * 5000 + b"1]", "valid JSON"),
+        (b"[NaN]", "valid JSON"),
+    ],
+)
+def test_what_would_take_long_is_refused_before_it_is_parsed(data: bytes, says: str) -> None:
+    with pytest.raises((InvalidInput, TooLarge), match=says):
+        json_body.parse(data, LIMITS)
+
+
+def test_what_is_long_and_harmless_is_read() -> None:
+    text = 'hello, world [x] {"a": "\\"}' * 50_000
+    for value in (
+        text,
+        [text] * 3,
+        list(range(90_000)),
+        {"a": [0.1] * 50_000},
+        1 << 70,
+        [10**400],
+        ["9" * 5000],
+        [1, 2] * 3000,
+    ):
+        for indent in (None, 2):  # a reader that guesses from the first line end breaks on dense arrays
+            assert json_body.parse(json.dumps(value, indent=indent).encode(), LIMITS) == value
+    assert json_body.parse(b'{"a":1,"a":2}', LIMITS) == {"a": 2}
+
+
+def others_wait(work: Callable[[], Any]) -> float:
+    """The longest time in seconds that another thread waited for Python's lock while `work` ran, as a share of its time."""
+    gaps, is_over = [0.0], threading.Event()
+
+    def watch() -> None:
+        last = time.perf_counter()
+        while not is_over.is_set():
+            time.sleep(0.0005)
+            now = time.perf_counter()
+            gaps.append(now - last)
+            last = now
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    began = time.perf_counter()
+    work()
+    spent = time.perf_counter() - began
+    is_over.set()
+    watcher.join()
+    return max(gaps) / spent
+
+
+def test_a_large_tensor_lets_others_have_their_turn() -> None:
+    raw = b"[" + b"7," * 2_000_000 + b"7]"
+    assert others_wait(lambda: [np.array(piece) for piece in json_body.leaves(raw)[1]]) < 0.5
+
+
+@pytest.mark.parametrize("pieces", [3, 32 * 1024])
+def test_large_arrays_are_read_as_small_ones(monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
+    monkeypatch.setattr(json_body, "PIECE_VALUES", pieces)
+    monkeypatch.setattr(oip_tensors, "LARGE_BYTES", 0)
+    chance = random.Random(pieces)
+    for kind, values in (
+        ("FP32", [0.5, -3, 1e5]),
+        ("INT64", [-5, 1 << 40]),
+        ("BOOL", [True, False]),
+        ("BYTES", ["a,[b]", '"\\']),
+    ):
+        for _ in range(30):
+            shape = [chance.randrange(1, 5) for _ in range(chance.randrange(1, 4))]
+            flat = [chance.choice(values) for _ in range(int(np.prod(shape)))]
+            nested: Any = flat
+            for size in reversed(shape[1:]):
+                nested = [nested[i : i + size] for i in range(0, len(nested), size)]
+            for data in (flat, nested):
+                tensor = oip_tensors.Tensor(
+                    "x", shape, kind, msgspec.Raw(json.dumps(data, indent=chance.choice([None, 1])).encode())
+                )
+                request = oip_tensors.InferRequest([tensor])
+                (array,) = oip_tensors.read(request, memoryview(b"")).values()
+                expected = [text.encode() for text in flat] if kind == "BYTES" else flat
+                assert array.shape == tuple(shape) and array.ravel().tolist() == expected, (data, array)
+
+
+@pytest.mark.parametrize(
+    "data",
+    ["[[1],2]", "[[1,2],[3]]", "[1,[2]]", "[{}]", "[[1],[]]", "[[],[[1]]]", '["a",1]', "[null,1]", "[1,2,3]", "[[[1]],[2]]"],
+)
+def test_uneven_large_arrays_are_refused(monkeypatch: pytest.MonkeyPatch, data: str) -> None:
+    monkeypatch.setattr(oip_tensors, "LARGE_BYTES", 0)
+    request = oip_tensors.InferRequest([oip_tensors.Tensor("x", [2], "FP32", msgspec.Raw(data.encode()))])
+    with pytest.raises(InvalidTensor):
+        oip_tensors.read(request, memoryview(b""))
+
+
+def test_empty_large_arrays_are_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oip_tensors, "LARGE_BYTES", 0)
+    for data, shape in (("[]", [0]), ("[[],[]]", [2, 0]), ("[ [ ] ]", [1, 0])):
+        request = oip_tensors.InferRequest([oip_tensors.Tensor("x", shape, "INT32", msgspec.Raw(data.encode()))])
+        (array,) = oip_tensors.read(request, memoryview(b"")).values()
+        assert array.shape == tuple(shape)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b'{"inputs":[],"parameters":{' + b",".join(b'"%d":1' % i for i in range(30_000)) + b"}}",
+        b'{"inputs":[{"name":"x","datatype":"FP32","data":[1],"shape":[' + b"1," * 200_000 + b"1]}]}",
+        b'{"inputs":[{"name":"x","datatype":"FP32","data":[1],"shape":[1],"parameters":{"a":[' + b"1," * 200_000 + b"1]}}]}",
+        b'{"inputs":[' + b'{"name":"","datatype":"","shape":[]},' * 50_000 + b'{"name":"","datatype":"","shape":[]}]}',
+        b'{"inputs":[' + b"{}," * 300_000 + b"{}]}",
+    ],
+)
+def test_only_data_of_a_tensor_request_may_be_large(head: bytes) -> None:
+    with pytest.raises(InvalidInput, match=r"20000 fields|only data|Protocol"):
+        oip_tensors.decode(head)
+
+
+def test_answers_are_written_in_pieces_as_they_would_be_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    import orjson
+
+    monkeypatch.setattr(json_body, "PIECE_VALUES", 7)
+    for array in (np.arange(40, dtype=np.int64), np.linspace(0, 1, 20, dtype=np.float32), np.zeros(0, np.float32)):
+        written = orjson.dumps({"data": json_body.numbers(array)}, option=orjson.OPT_SERIALIZE_NUMPY)
+        assert written == orjson.dumps({"data": array}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def test_base64_is_read_in_pieces_as_it_would_be_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    import base64
+
+    monkeypatch.setattr(json_body, "BASE64_BLOCK", 8)
+    for size in range(30):
+        data = bytes(range(size))
+        assert json_body.from_base64(base64.b64encode(data).decode()) == data
+    for wrong in ("QQ==QUJDREVGRw==", "QUJD\nREVG", "QUJ", "Q", "ÄÄÄÄ", "QUJDREVG*UJD"):
+        with pytest.raises(ValueError):
+            json_body.from_base64(wrong)
+
+
+def test_each_kind_of_json_has_its_own_limit_which_is_a_setting() -> None:
+    limits = body_limits(Settings())
+    sizes = (limits.json.most, limits.json_media.most, limits.json_tensors.most, limits.any.most)
+    assert sizes == tuple(megabytes << 20 for megabytes in (8, 32, 16, 64))
+    environ = {f"MAASDAM_MAX_JSON_{name}": "1000" for name in ("BYTES", "MEDIA_BYTES", "TENSOR_BYTES")}
+    limits = body_limits(load(environ=environ | {"MAASDAM_HOME": "/nowhere"}, file=None))
+    assert (limits.json.most, limits.json_media.most, limits.json_tensors.most) == (1000, 1000, 1000)
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from tests.api.conftest import SMALL, run_in_thread
+
+    home = tmp_path_factory.mktemp("strict")
+    small = replace(SMALL, max_json_bytes=1000, max_json_media_bytes=3000, max_json_tensor_bytes=2000, max_json_values=100)
+    yield from run_in_thread(Path(home), replace(small, home=home))
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_body_over_its_limit_is_told_what_to_do(strict: Running, is_chunked: bool) -> None:
+    def post(path: str, size: int, **headers: str) -> httpx.Response:
+        body = b'{"model": "text", "a": "' + b"x" * (size - 26) + b'"}'
+        content = iter([body[:500], body[500:]]) if is_chunked else body
+        with strict.client() as it:
+            return it.post(path, content=content, headers=JSON | headers)
+
+    for path, over, says in ((CHAT, 1001, "max_json_bytes"), (INFER, 2001, "binary data"), (IMAGES, 3001, "as a form")):
+        answer = post(path, over)
+        assert answer.status_code == 413 and says in answer.text, answer.text
+        assert post(path, over - 20).status_code == 400
+    answer = post(INFER, 2600, **{"Inference-Header-Content-Length": "2500"})
+    assert answer.status_code == 413 and "binary data" in answer.text
+    with strict.client() as it:
+        answer = it.post(CHAT, json={"model": "text", "messages": [[]] * 60 + ["x" * 50]}, headers=JSON)
+        assert answer.status_code == 400  # too small for its number of values to matter
+
+
+def test_many_broken_fields_are_told_as_one(client: httpx.Client) -> None:  # noqa: F811
+    answer = client.post(CHAT, json={"model": "text", "messages": [1] * 50_000})
+    assert answer.status_code == 400 and len(answer.content) < 5000
+    answer = client.post(CHAT, json={"model": "text", "messages": [{"role": "user", "content": "a"}], "y" * 100_000: 1})
+    assert answer.status_code == 400 and len(answer.content) < 5000
+
+
+def test_a_header_left_over_from_a_binary_request_is_named(client: httpx.Client) -> None:  # noqa: F811
+    body = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}
+    for length in ("5", "40", "5000"):
+        answer = client.post(INFER, json=body, headers={"Inference-Header-Content-Length": length})
+        assert answer.status_code == 400 and "left over from a request with binary data" in answer.json()["error"]
