@@ -44,9 +44,10 @@ def lines() -> Any:
     logger = logging.getLogger(logs.REQUESTS)
     handler = Lines()
     logger.addHandler(handler)
-    before, logger.level = logger.level, logging.INFO
+    before = logger.level
+    logger.setLevel(logging.INFO)
     yield handler.lines
-    logger.level = before
+    logger.setLevel(before)
     logger.removeHandler(handler)
 
 

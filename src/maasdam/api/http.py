@@ -285,7 +285,7 @@ async def _refuse_http(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         return await _refuse(request, NotFound(f"no route {path[:100]}; GET /docs lists them"))
     if error.status_code == 405:
-        route = getattr(request.scope.get("route"), "path", "")
+        route = getattr(request.scope.get("route"), "path", path)
         allowed = ", ".join(request.app.state.methods.get(route, ())) or (error.headers or {}).get("Allow", "")
         if request.method == "OPTIONS":
             return Response(status_code=204, headers={"Allow": allowed})
