@@ -38,6 +38,9 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 CALLER, REQUEST_ID, JSON = "maasdam.caller", "maasdam.request_id", "maasdam.json"
+ROUTE = "maasdam.route"
+INFER_ROUTE = "/v2/models/{model}/infer"
+INFER_VERSION_ROUTE = "/v2/models/{model}/versions/{version}/infer"
 CLIENT_CLOSED = 499
 LONGEST_NAME = 200
 """What is kept of a model's name that a caller made up, characters."""
@@ -155,6 +158,10 @@ class Entrance:
             self._gate.check(path, caller)
             bodies.check_encoding(headers)
             if path.endswith("/infer") and path.startswith("/v2/models/") and scope["method"] == "POST":
+                found = INFER.fullmatch(path)
+                if found is not None:
+                    scope["path_params"] = {"model": found[1]}
+                    scope[ROUTE] = INFER_ROUTE if found[2] is None else INFER_VERSION_ROUTE
                 await self._tensors(scope, receive, reply)
             else:
                 receive = await self._limited(scope, receive)
@@ -270,14 +277,11 @@ class _Reply:
 
 def _route(scope: Scope) -> str:
     """The route's pattern; the path where none was found."""
-    route = scope.get("route")
-    if route is not None:
-        return str(getattr(route, "path_format", ""))
-    path: str = scope.get("path", "")
-    found = INFER.fullmatch(path) if CALLER in scope else None
-    if found is None:
-        return path
-    return "/v2/models/{model}/infer" if found[2] is None else "/v2/models/{model}/versions/{version}/infer"
+    route: str | None = scope.get(ROUTE)
+    if route is None:
+        found = scope.get("route")
+        route = scope.get("path", "") if found is None else getattr(found, "path_format", "")
+    return route or ""
 
 
 def _model(scope: Scope) -> str | None:
@@ -285,10 +289,8 @@ def _model(scope: Scope) -> str | None:
     asked = scope.get(JSON)
     if isinstance(asked, dict) and isinstance(asked.get("model"), str):
         return str(asked["model"])[:LONGEST_NAME]
-    named = scope.get("path_params", {}).get("model")
-    if named is None:
-        found = INFER.fullmatch(scope.get("path", ""))
-        named = None if found is None else found[1]
+    named = scope.get("path_params")
+    named = named.get("model") if named else None
     return None if not named else str(named)[:LONGEST_NAME]
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from functools import lru_cache
+from typing import NamedTuple
 
 import orjson
 
@@ -24,8 +25,7 @@ LONGEST = 200
 """What is kept of anything a caller wrote, characters."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """What is known of a request at its end. None is unknown."""
 
     request_id: str
@@ -45,13 +45,16 @@ class Ended:
 class RequestLog:
     """The lines and counts of one service. Belongs to one event loop."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, clock: Callable[[], float] = time.time) -> None:
         self._metrics = metrics
+        self._clock = clock
         self._logger = logging.getLogger(REQUESTS)
         self._answered: dict[str, tuple[str, int | None, int]] = {}
         """Requests that inference has counted and that have not ended: model, version, status."""
-        self._lines: list[tuple[float, Ended, int | None]] = []
+        self._lines: list[str] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._second = (0, "")
+        """The newest second that was written, and how."""
 
     def answered(self, receipt: Measured, status: int) -> None:
         """Inference is done with a request, and its row in the ledger is made."""
@@ -69,18 +72,23 @@ class RequestLog:
     def ended(self, ended: Ended) -> None:
         """A request is over: count it, unless inference has, and write its line."""
         answered = self._answered.pop(ended.request_id, None)
-        version = None
+        reason, status, model, version = ended.reason, ended.status, ended.model, None
         if answered is None:
-            self._metrics.passed(ended.status)
-        else:
-            version = answered[1]
-        if ended.reason is not None:
-            self._metrics.refused(ended.reason, ended.status)
+            self._metrics.passed(status)
+        else:  # as inference knows it: the model that was found, and how it ended, unless the caller was told another end
+            model, version = answered[:2]
+            status = answered[2] if reason is None else status
+        if reason is not None:
+            self._metrics.refused(reason, status)
         if not self._logger.isEnabledFor(logging.INFO):
             return
-        if answered is not None:
-            ended = _with(ended, *answered)
-        self._lines.append((time.time(), ended, version))
+        tail = "" if reason is None else f',"reason":{_quoted(reason)}'
+        self._lines.append(
+            f'{{"event":"request","level":"info","logger":"{REQUESTS}","timestamp":"{self._now()}",'
+            f'"request_id":"{ended.request_id}","trace_id":{_quoted(ended.trace_id) if ended.trace_id else "null"},'
+            f'"method":{_quoted(ended.method)},"route":{_quoted(ended.route)},"status":{status},"seconds":{ended.seconds:.6f},'
+            f'"key_id":{_quoted(ended.key_id)},"model":{_quoted(model)},"version":{version or "null"}{tail}}}'
+        )
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(GROUP_SECONDS, self.flush)
 
@@ -91,36 +99,17 @@ class RequestLog:
             self._timer = None
         lines, self._lines = self._lines, []
         if lines:
-            text = b"\n".join([orjson.dumps(_line(*line)) for line in lines]).decode()
-            self._logger.handle(self._logger.makeRecord(REQUESTS, logging.INFO, __file__, 0, text, (), None))
+            self._logger.handle(self._logger.makeRecord(REQUESTS, logging.INFO, __file__, 0, "\n".join(lines), (), None))
+
+    def _now(self) -> str:
+        at = self._clock()
+        second = int(at)
+        if second != self._second[0]:
+            self._second = (second, datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S"))
+        return f"{self._second[1]}.{int((at - second) * 1000):03d}Z"
 
 
-def _with(ended: Ended, model: str, version: int | None, status: int) -> Ended:
-    """As inference knows it: the model that was found, and how it ended, unless that was told to the caller after."""
-    return replace(ended, model=model, status=status if ended.reason is None else ended.status)
-
-
-def _line(at: float, ended: Ended, version: int | None) -> dict[str, Any]:
-    line = {
-        "event": "request",
-        "level": "info",
-        "logger": REQUESTS,
-        "timestamp": datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "request_id": ended.request_id,
-        "trace_id": ended.trace_id,
-        "method": ended.method,
-        "route": _text(ended.route),
-        "status": ended.status,
-        "seconds": round(ended.seconds, 6),
-        "key_id": ended.key_id,
-        "model": None if ended.model is None else _text(ended.model),
-        "version": version,
-    }
-    if ended.reason is not None:
-        line["reason"] = ended.reason
-    return line
-
-
-def _text(written: str) -> str:
-    """What a caller wrote, short, and as UTF-8 can hold it."""
-    return written[:LONGEST].encode("utf-8", "replace").decode()
+@lru_cache(maxsize=4096)
+def _quoted(written: str | None) -> str:
+    """As JSON: what a caller wrote is cut, and made what UTF-8 can hold. Few texts come again and again."""
+    return "null" if written is None else orjson.dumps(written[:LONGEST].encode("utf-8", "replace").decode()).decode()
