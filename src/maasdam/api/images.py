@@ -31,6 +31,7 @@ SCHEMA: dict[str, Any] = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
+                    "additionalProperties": False,
                     "required": ["file", "model"],
                     "properties": {
                         "file": {"type": "string", "format": "binary"},
@@ -42,6 +43,7 @@ SCHEMA: dict[str, Any] = {
             "application/json": {
                 "schema": {
                     "type": "object",
+                    "additionalProperties": False,
                     "required": ["image", "model"],
                     "properties": {
                         "image": {"type": "string", "format": "byte", "description": "base64 or a data URL"},

@@ -121,7 +121,8 @@ SPEECH_FIELDS: dict[str, Schema] = {
     "prompt": {"type": "string", "maxLength": 0},
     "temperature": {"type": "number", "const": 0},
     "stream": {"type": "boolean", "const": False},
-    "timestamp_granularities[]": {"type": "array", "items": {"const": "segment"}},
+    "timestamp_granularities[]": {"type": "array", "items": {"enum": ["segment", "word"]}},
+    "chunking_strategy": {"enum": ["auto"]},
 }
 """What the fields of a form with a recording may hold."""
 TRAFFIC: Schema = {
@@ -146,6 +147,7 @@ def document(app: FastAPI) -> dict[str, Any]:
             _tighten(schemas[name], name)
         for schema in schemas.values():
             if "file" in schema.get("properties", {}):
+                schema["additionalProperties"] = False
                 schema["properties"] |= {name: holds for name, holds in SPEECH_FIELDS.items() if name in schema["properties"]}
         schemas["KeyBody"]["properties"]["name"]["pattern"] = "^[ -~]+$"
         schemas["DeploymentBody"]["properties"]["traffic"]["anyOf"][0] |= TRAFFIC
