@@ -126,6 +126,14 @@ def test_a_lost_file_is_noticed_refused_and_taken_up_again_with_every_answer(wat
         assert plain.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+def test_no_command_makes_an_empty_database_where_one_was_removed(watched: Watched) -> None:
+    watched.file.unlink()
+    watched.presence.look()
+    with pytest.raises(StorageFailure, match="move that back"):
+        open_database(f"sqlite:///{watched.file}")
+    assert not watched.file.exists()
+
+
 def test_an_older_file_in_its_place_is_taken_up_and_what_it_lacks_is_written_again(watched: Watched) -> None:
     older = backup(watched.file)
     assert [watched.record(f"r{n}") for n in range(50)] == [None] * 50

@@ -60,7 +60,9 @@ def _engine(url: str) -> Engine:
         if kind == "sqlite":
             if parsed.database in (None, "", ":memory:"):
                 raise InvalidInput(f"{where}: name a file, as in sqlite:////var/lib/maasdam/maasdam.db; memory can't be shared")
-            Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
+            file = Path(str(parsed.database))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _refuse_to_begin_anew(file)
         if kind == "sqlite":
             return sqlalchemy.create_engine(parsed)
         return sqlalchemy.create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_SECONDS})
@@ -68,6 +70,22 @@ def _engine(url: str) -> Engine:
         raise missing_extra("psycopg", "postgres") from error
     except (SQLAlchemyError, OSError) as error:
         raise InvalidInput(f"{where}: {error}") from error
+
+
+RESCUED = ".rescued-"
+"""Between a database file's name and the seconds: a copy of what was removed under a running service."""
+
+
+def _refuse_to_begin_anew(file: Path) -> None:
+    """A service that lost its database would take up an empty one, made by whichever command came first."""
+    if file.exists():
+        return
+    rescued = sorted(file.parent.glob(f"{file.name}{RESCUED}*"))
+    if rescued:
+        raise StorageFailure(
+            f"the database {file} was removed, and what it held was saved to {rescued[-1]}: move that back, or move it "
+            "elsewhere to begin with an empty one"
+        )
 
 
 def _bring_up_to_date(engine: Engine) -> None:

@@ -29,7 +29,7 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy import Engine, event
 
-from maasdam.database.engine import HEAD, say_storage_failed
+from maasdam.database.engine import HEAD, RESCUED, say_storage_failed
 from maasdam.errors import StorageFailure
 
 log = logging.getLogger("maasdam.database")
@@ -320,7 +320,7 @@ class _File:
 
     def rescue(self, probes: Engine) -> None:
         """A deleted file lives as long as a connection has it open: copy it to a path of its own, while that is so."""
-        place = self.path.with_name(f"{self.path.name}.rescued-{int(time.time())}")
+        place = self.path.with_name(f"{self.path.name}{RESCUED}{int(time.time())}")
         try:
             with probes.connect() as connection, closing(sqlite3.connect(place)) as copy:
                 connection.exec_driver_sql("COMMIT")
