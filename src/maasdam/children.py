@@ -286,6 +286,7 @@ def _serve(connection: Connection, says: Connection, memory_bytes: int | None) -
     for standard in (1, 2):  # stdout is for the parent's answer alone
         os.dup2(says.fileno(), standard)
     says.close()
+    multiprocessing.set_start_method(None, force=True)  # as libraries have it elsewhere: what they share needs no tracker then
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if memory_bytes is not None:
         with contextlib.suppress(ValueError, OSError):  # a lower limit is set from outside already

@@ -80,3 +80,14 @@ def starts_another_and_loops(path: str) -> None:
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     Path(path).write_text(str(other.pid))
     loops()
+
+
+def makes_a_lock() -> str:
+    """As tqdm does; a lock with a name is one that somebody must remember to remove."""
+    import multiprocessing
+
+    kept.append(multiprocessing.RLock())
+    return multiprocessing.get_start_method()
+
+
+kept: list[Any] = []

@@ -83,6 +83,15 @@ def test_a_good_child_is_used_again_and_an_ended_one_is_not() -> None:
     assert run_limited(work.pid, limits=PLENTY) != first
 
 
+def test_libraries_in_a_child_share_as_they_do_elsewhere() -> None:
+    """Else each lock that one of them makes is told at the end of the command as a leak."""
+    import multiprocessing
+    import sys
+
+    assert run_limited(work.makes_a_lock, limits=PLENTY) == multiprocessing.get_context().get_start_method()
+    assert sys.platform != "linux" or multiprocessing.get_context().get_start_method() == "fork"
+
+
 def test_interrupting_ends_the_work_and_what_it_started(tmp_path: Path) -> None:
     note = tmp_path / "pid"
 
