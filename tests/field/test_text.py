@@ -195,6 +195,20 @@ def test_an_ordinary_chat_has_the_ids_that_transformers_gives_it(processor: Text
     assert processor.encode(TextPayload(messages=ORDINARY)) == want
 
 
+@pytest.mark.parametrize(
+    "template", ["{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}", "{{ 'a' * 10 ** 10 }}"]
+)
+def test_a_chat_template_without_end_refuses_the_chat_and_the_model_still_continues_text(
+    source: Artifact, tmp_path: Path, template: str
+) -> None:
+    shutil.copytree(source.path, tmp_path / "model")
+    (tmp_path / "model/chat_template.jinja").write_text(template)
+    processor = TextProcessor(tmp_path / "model")
+    with pytest.raises(InvalidPayload, match="this model's chat template refuses these messages: it "):
+        processor.encode(TextPayload(messages=({"role": "user", "content": "a"},)))
+    assert processor.encode(TextPayload(prompt="a"))
+
+
 def test_half_a_surrogate_pair_is_refused(processor: TextProcessor) -> None:
     with pytest.raises(InvalidPayload, match="Unicode"):
         processor.encode(TextPayload(messages=({"role": "user", "content": "a\ud800"},)))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.fakes import FakeEngine, FakeProcessor, FakeSequenceEngine
+from tests.fakes import FakeEngine, FakeProcessor, FakeSequenceEngine, FakeTextStream
 
 from maasdam.core import (
     ANONYMOUS,
@@ -104,6 +106,28 @@ async def test_text_comes_in_pieces_and_only_the_last_is_last(pool: ThreadPoolEx
     assert [chunk.is_last for chunk in chunks] == [False, False, True]
     assert chunks[-1].units.prompt_tokens == 5 and chunks[-1].units.completion_tokens == 3
     assert chunks[-1].compute_seconds == pytest.approx(0.003)
+
+
+async def test_a_decoder_that_takes_long_leaves_the_event_loop(pool: ThreadPoolExecutor) -> None:
+    """A tokenizer's decoder comes with the model, and may be slow, by malice or by mistake."""
+    where: list[int] = []
+
+    class Slow(FakeTextStream):
+        def feed(self, token_ids: Sequence[int]) -> str:
+            where.append(threading.get_ident())
+            began = time.thread_time()
+            while time.thread_time() - began < 0.03:
+                pass
+            return super().feed(token_ids)
+
+    processor = FakeProcessor("text-generation")
+    replica = SequenceReplica(
+        FakeSequenceEngine(), processor, pool=pool, queue_size=10, text_stream=lambda stop, after: Slow(stop)
+    )
+    payload = TextPayload(prompt="x", sampling=Sampling(max_tokens=4))
+    chunks = await every(replica.answer(request(payload), 8))
+    assert "".join(chunk.value.text for chunk in chunks) == "abcd"  # type: ignore[union-attr]
+    assert where[0] == threading.get_ident() and threading.get_ident() not in where[1:]
 
 
 async def test_a_stop_string_ends_the_generation_in_the_engine_too(pool: ThreadPoolExecutor) -> None:

@@ -11,7 +11,9 @@ Decoding happens per payload and before batching, so that bad bytes fail only th
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -47,8 +49,13 @@ from maasdam.errors import ContextExceeded, EngineFailure, InvalidInput, Invalid
 from maasdam.serving.compute import ComputeClock
 from maasdam.serving.scheduler import Ran, Scheduler
 
+log = logging.getLogger("maasdam.serving")
+
 SMALL_BYTES = 256 * 1024
 """Tensors up to this size are checked in the event loop: a hop to a thread would cost more."""
+
+TOO_LONG_DECODING_SECONDS = 0.02
+"""Of CPU time for the text of one step."""
 
 TEXT_INPUT, TEXT_OUTPUT = "text_input", "text_output"
 AUDIO_INPUT, AUDIO_OUTPUT = "audio", "transcript"
@@ -242,6 +249,7 @@ class SequenceReplica:
         self._pool = pool
         self._queue_size = queue_size
         self._text_stream = text_stream
+        self._decodes_apart = False
 
     @property
     def waiting(self) -> int:
@@ -285,12 +293,12 @@ class SequenceReplica:
         try:
             async for tokens in tokens_iterator:
                 compute = tokens.compute_seconds if tokens.compute_seconds is not None else compute
-                text = stream.feed(tokens.token_ids)
+                text = await self._decoded(lambda: stream.feed(tokens.token_ids))  # noqa: B023 - called at once
                 taken = tokens.token_ids[: stream.taken]
                 count += len(taken)
                 reason = "stop" if stream.is_stopped else tokens.finish_reason
                 if reason is not None and not stream.is_stopped:
-                    text += stream.finish()
+                    text += await self._decoded(stream.finish)
                     reason = "stop" if stream.is_stopped else reason
                 piece = TextPiece(text, taken, reason)
                 yield Chunk(piece, replace(units, completion_tokens=count), reason is not None, compute)
@@ -299,6 +307,17 @@ class SequenceReplica:
         finally:
             await cast(Any, tokens_iterator).aclose()
         raise EngineFailure("the engine ended a generation without saying why")
+
+    async def _decoded(self, call: Callable[[], str]) -> str:
+        """The next text: in the event loop, unless this model's decoder has taken long there. It came with the model."""
+        if self._decodes_apart:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+        began = time.thread_time()
+        text = call()
+        if time.thread_time() - began > TOO_LONG_DECODING_SECONDS:
+            log.warning("a tokenizer's decoder blocked the event loop; this model has threads for it from now on")
+            self._decodes_apart = True
+        return text
 
     def _fit(self, sampling: Sampling, prompt: int, max_tokens: int) -> Sampling:
         room = self._engine.context_length - prompt
