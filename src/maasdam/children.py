@@ -33,6 +33,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -281,7 +282,9 @@ def _serve(connection: Connection, says: Connection, memory_bytes: int | None) -
 
     os.setsid()  # Ctrl-C is the parent's to hear, and what is started here can be ended with it
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)  # the fork server ends when its parent does
+        # The fork server ends with the process that uses it, unless a child still holds the pipe by which it tells
+        os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]  # there is no other way to it
+        ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     for standard in (1, 2):  # stdout is for the parent's answer alone
         os.dup2(says.fileno(), standard)

@@ -73,6 +73,11 @@ def raises_key() -> None:
     raise KeyError("there is none")
 
 
+def notes_and_loops(path: str) -> None:
+    Path(path).write_text(str(os.getpid()))
+    loops()
+
+
 def starts_another_and_loops(path: str) -> None:
     import subprocess
     import sys

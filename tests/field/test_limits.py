@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -86,7 +89,6 @@ def test_a_good_child_is_used_again_and_an_ended_one_is_not() -> None:
 def test_libraries_in_a_child_share_as_they_do_elsewhere() -> None:
     """Else each lock that one of them makes is told at the end of the command as a leak."""
     import multiprocessing
-    import sys
 
     assert run_limited(work.makes_a_lock, limits=PLENTY) == multiprocessing.get_context().get_start_method()
     assert sys.platform != "linux" or multiprocessing.get_context().get_start_method() == "fork"
@@ -114,8 +116,27 @@ def test_interrupting_ends_the_work_and_what_it_started(tmp_path: Path) -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    deadline = time.monotonic() + 10
-    while _is_running(int(note.read_text())):
+    until(lambda: not _is_running(int(note.read_text())))
+
+
+def test_a_child_ends_with_the_process_that_started_it_however_that_ends(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    code = (
+        "import sys; from maasdam.children import Limits, run_limited; from tests.field import limited_work as work; "
+        "run_limited(work.notes_and_loops, sys.argv[1], limits=Limits(60))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(note)])
+    try:
+        until(lambda: note.exists() and note.read_text() != "")
+    finally:
+        parent.kill()
+        parent.wait()
+    until(lambda: not _is_running(int(note.read_text())))
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 

@@ -149,6 +149,8 @@ class Loader:
         with self._taking_turns(artifact):
             if self._attempts is not None and not given_up.is_set():
                 note.enter_context(self._attempts.noted(version.model, version.version))
+                if given_up.is_set():  # in this very moment: nobody else takes the note away
+                    note.close()
             engine = (self._open_engine or engines.open_engine)(artifact, threads=self._settings.threads)
             try:
                 processor: Processor | None = None
