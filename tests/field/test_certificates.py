@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from maasdam.core import Artifact
-from maasdam.errors import VerificationFailed
+from maasdam.errors import Unsupported, VerificationFailed
 from maasdam.pipeline.convert.certificate import certify
 from maasdam.pipeline.convert.signatures import of_onnx
 
@@ -37,7 +38,10 @@ def graph(nodes: list[Any], inputs: list[Any], outputs: list[Any], *weights: Any
 def artifact(model: onnx.ModelProto, folder: Path) -> Artifact:
     folder.mkdir()
     onnx.save(model, folder / "model.onnx")
-    return Artifact(f"sha256:{folder.name}", folder, "onnx", "onnx", None, "onnxruntime", of_onnx(model), 1)
+    signature = of_onnx(model)
+    if any(n.op_type == "IsNaN" for n in model.graph.node):
+        signature = replace(signature, inputs=tuple(replace(s, takes_nan=True) for s in signature.inputs))
+    return Artifact(f"sha256:{folder.name}", folder, "onnx", "onnx", None, "onnxruntime", signature, 1)
 
 
 def certified(right: onnx.ModelProto, other: onnx.ModelProto, folder: Path, **given: Any) -> dict[str, Any]:
@@ -166,6 +170,11 @@ def whole(operator: str, dividend: int = 3, **options: int) -> onnx.ModelProto:
     return graph(nodes, [value("x", ["N", 8], kind)], [value("y", ["N", 8], kind)], constant("k", np.int64(dividend)))
 
 
+def filled(fill: float) -> onnx.ModelProto:
+    nodes = [node("IsNaN", ["x"], ["q"]), node("Where", ["q", "f", "x"], ["z"]), node("MatMul", ["z", "w"], ["y"])]
+    return rows(nodes, constant("f", np.float32(fill)), constant("w", W))
+
+
 def half_up() -> onnx.ModelProto:
     return rows([node("Add", ["x", "h"], ["z"]), node("Floor", ["z"], ["y"])], constant("h", np.float32(0.5)))
 
@@ -190,6 +199,7 @@ WRONG = {
     "overflow, for large inputs": (chances(True), chances(False)),
     "a sequence of one": (along(False), along(True)),
     "the remainder of negative integers": (whole("Mod"), whole("Mod", fmod=1)),
+    "a missing value": (filled(0.5), filled(0.0)),
     "halves are rounded to even": (rows([node("Round", ["x"], ["y"])]), half_up()),
     "a clip's bound": (clipped(6), clipped(7)),
     "a comparison at its boundary": (over("Greater"), over("GreaterOrEqual")),
@@ -206,3 +216,119 @@ def test_a_difference_that_random_inputs_do_not_show_is_found(name: str, tmp_pat
 @pytest.mark.parametrize("name", WRONG)
 def test_the_same_network_is_certified(name: str, tmp_path: Path) -> None:
     certified(WRONG[name][0], WRONG[name][0], tmp_path)
+
+
+def test_a_condition_that_no_input_makes_true_is_listed(tmp_path: Path) -> None:
+    never = branches(-np.inf, operator="Less")
+    found = certified(never, never, tmp_path)["conditions"]
+    assert found == {"count": 1, "are_watched": True, "never_taken": [{"condition": "way", "never": ["true"]}]}
+
+
+def test_fixed_shapes_are_asked_twelve_times_and_an_embedding_for_its_own_rows(tmp_path: Path) -> None:
+    fixed = rows([node("MatMul", ["x", "w"], ["y"])], constant("w", W), batch=1)
+    assert sum(certified(fixed, fixed, tmp_path)["tried"].values()) >= 12
+    (tmp_path / "ids").mkdir()
+    found = certified(embedded(), embedded(), tmp_path / "ids")
+    assert found["integers"] == {"ids": 257}
+
+
+def test_an_open_length_is_asked_from_the_shortest_that_runs(tmp_path: Path) -> None:
+    nodes = [node("Conv", ["x", "w"], ["y"])]
+    kernel = constant("w", RANDOM.normal(size=(2, 1, 5)).astype(np.float32))
+    model = graph(nodes, [value("x", ["N", 1, "T"])], [value("y", ["N", 2, "U"])], kernel)
+    found = certified(model, model, tmp_path)
+    assert found["lengths"] == {"shortest": 5, "refused_by_the_candidate": []}
+    assert {5, 6, 7, 8} <= {case["shapes"]["x"][2] for case in found["cases"]}
+
+
+def test_steep_functions_are_judged_by_what_one_step_of_their_input_moves(tmp_path: Path) -> None:
+    """sin(1e5 x) by two ways that are both right: the product is rounded before the sine, or not."""
+    thousand, hundred = constant("a", np.float32(1000.1)), constant("b", np.float32(100.3))
+    first = rows([node("Mul", ["x", "a"], ["p"]), node("Mul", ["p", "b"], ["q"]), node("Sin", ["q"], ["y"])], thousand, hundred)
+    other = rows([node("Mul", ["x", "b"], ["p"]), node("Mul", ["p", "a"], ["q"]), node("Sin", ["q"], ["y"])], thousand, hundred)
+    (output,) = certified(first, other, tmp_path)["outputs"]
+    assert output["groups"]["1"]["steep"] > 0
+    (tmp_path / "wrong").mkdir()
+    wrong = rows([node("Mul", ["x", "a"], ["p"]), node("Mul", ["p", "b"], ["q"]), node("Cos", ["q"], ["y"])], thousand, hundred)
+    with pytest.raises(VerificationFailed):
+        certified(first, wrong, tmp_path / "wrong")
+
+
+def test_a_source_that_varies_little_asks_for_data(tmp_path: Path) -> None:
+    still = rows([node("Mul", ["x", "k"], ["z"]), node("Add", ["z", "one"], ["y"])], constant("k", np.float32(1e-9)),
+                 constant("one", np.float32(1)))  # fmt: skip
+    with pytest.raises(VerificationFailed, match=r"varies by .* only, so agreement proves nothing: give inputs .* --data"):
+        certified(still, still, tmp_path)
+
+
+@pytest.mark.parametrize("shape", [[], [1], [1, 1], [1, 1, 1]])
+def test_pytorch_holds_both_branches_whatever_the_conditions_shape(shape: list[int], tmp_path: Path) -> None:
+    import torch
+
+    from maasdam.pipeline.convert import onnx_to_pytorch
+
+    model = branches(0.02)
+    condition = model.graph.node[-1]
+    condition.input[0] = "shaped"
+    model.graph.node.insert(2, node("Reshape", ["c", "shape"], ["shaped"]))
+    model.graph.initializer.append(constant("shape", np.array(shape, np.int64)))
+    onnx_to_pytorch.write(artifact(model, tmp_path / "a"), tmp_path)
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    for mean in (1.0, -1.0):
+        x = np.full((2, 8), mean, np.float32)
+        (found,) = program(torch.from_numpy(x)).values()
+        np.testing.assert_allclose(found.detach().numpy(), x @ W if mean > 0 else -x, rtol=1e-5, atol=1e-5)
+
+
+def test_pytorch_refuses_a_loop_that_runs_as_long_as_its_data_say(tmp_path: Path) -> None:
+    from maasdam.pipeline.convert import onnx_to_pytorch
+
+    body = helper.make_graph(
+        [node("Mul", ["v", "two"], ["after"]), node("Identity", ["on"], ["still"])],
+        "body",
+        [value("i", [], TensorProto.INT64), value("on", [1, 1], TensorProto.BOOL), value("v", [2, 8])],
+        [value("still", [1, 1], TensorProto.BOOL), value("after", [2, 8])],
+        [constant("two", np.float32(2))],
+    )
+    nodes = [
+        node("ReduceMean", ["x"], ["m"], keepdims=1),
+        node("Greater", ["m", "zero"], ["c"]),
+        node("Loop", ["turns", "c", "x"], ["y"], body=body),
+    ]
+    model = rows(nodes, constant("zero", np.float32(0)), constant("turns", np.int64(3)), batch=2)
+    with pytest.raises(Unsupported, match="for as long as its data say"):
+        onnx_to_pytorch.write(artifact(model, tmp_path / "a"), tmp_path)
+
+
+def test_openvino_orders_equal_numbers_as_the_source_does(tmp_path: Path) -> None:
+    import openvino as ov
+
+    from maasdam.pipeline.convert import to_openvino
+
+    (tmp_path / "out").mkdir()
+    to_openvino.write(artifact(best(), tmp_path / "a"), tmp_path / "out")
+    compiled = ov.Core().compile_model(tmp_path / "out" / "model.xml", "CPU")
+    found = compiled(np.array([[1, 3, 3, 0, 3, 2, 2, 1]], np.float32))
+    assert found["i"].tolist() == [[1, 2, 4]]
+
+
+def test_an_openvino_file_opened_with_nothing_said_answers_as_it_was_proven(tmp_path: Path) -> None:
+    """A product with a bias, which OpenVINO rounds to bf16 by itself on processors that have it."""
+    import openvino as ov
+
+    from maasdam.operations.convert import convert_model
+
+    layers = [
+        node("MatMul", ["x", "w"], ["m"]),
+        node("Add", ["m", "b"], ["a"]),
+        node("Relu", ["a"], ["r"]),
+        node("MatMul", ["r", "w"], ["y"]),
+    ]
+    model = rows(layers, constant("w", W), constant("b", W[0]))
+    artifact(model, tmp_path / "a")
+    document = convert_model(str(tmp_path / "a" / "model.onnx"), "openvino", tmp_path / "out")
+    assert document["certificate"]["settings"]["engine_defaults_agree"] is True
+    assert document["certificate"]["settings"]["named"]["INFERENCE_PRECISION_HINT"] == "f32"
+    x = RANDOM.normal(size=(5, 8)).astype(np.float32)
+    found = ov.Core().compile_model(tmp_path / "out" / "model.xml")(x)[0]
+    np.testing.assert_allclose(found, np.maximum(x @ W + W[0], 0) @ W, rtol=1e-4, atol=1e-4)

@@ -71,7 +71,44 @@ def shown(document: dict[str, Any]) -> str:
     seconds = certificate["seconds"]
     lines += [
         "",
-        f"compared on {len(certificate['cases'])} batches, {certificate['real_inputs']} of them real; "
+        f"compared on {_count(certificate)} batches, {certificate['real_inputs']} of them real; "
         f"converted in {seconds['convert']:.1f} s, proven in {seconds['certify']:.1f} s",
+        *_notes(certificate),
     ]
     return "\n".join(lines)
+
+
+def _count(certificate: dict[str, Any]) -> int:
+    return sum(certificate["tried"].values()) or len(certificate["cases"])
+
+
+def _notes(certificate: dict[str, Any]) -> list[str]:
+    """What the certificate does not reach, a line each."""
+    lines = []
+    conditions = certificate.get("conditions") or {"never_taken": []}
+    for each in conditions["never_taken"]:
+        how = (
+            "no input was found that makes it"
+            if conditions["are_watched"]
+            else "it can't be watched in this format, so maybe not"
+        )
+        lines.append(f"condition '{each['condition']}': {how} {' or '.join(each['never'])}; --data with such inputs proves it")
+    for output in certificate["outputs"]:
+        for axis, still in output.get("still", {}).items():
+            lines.append(
+                f"output '{output['name']}': {still['count']} of {still['of']} along axis {axis} were the same for every "
+                "input, so nothing is known of them; --data with inputs that they answer to proves them"
+            )
+    if refused := certificate.get("lengths", {}).get("refused_by_the_candidate"):
+        lines.append(f"taken by the source and refused in words by the conversion: {', '.join(refused)}")
+    if apart := [each["inputs"] for each in certificate.get("beyond", []) if not each["agrees"]]:
+        lines.append(f"not the same for {', '.join(apart)}: the certificate does not hold there")
+    if late := certificate.get("left_out_for_time"):
+        lines.append(f"left out for want of time: {', '.join(late)}")
+    settings = certificate.get("settings") or {"engine_defaults_agree": True, "named": {}}
+    if not settings["engine_defaults_agree"]:
+        named = ", ".join(f"{name}={value}" for name, value in settings["named"].items())
+        lines.append(
+            f"holds with {named}: open the file so, since the engine's own choice on this processor computes more coarsely"
+        )
+    return lines

@@ -1,4 +1,4 @@
-"""What a graph tells of the inputs that matter: numbers it compares with, whether it asks for NaN.
+"""What a graph tells of the inputs that matter: numbers it compares with, whether it asks for infinity.
 
 Knows ONNX graphs, whose files say it; of other layouts it knows nothing. Refuses to run anything.
 """
@@ -31,7 +31,6 @@ class Clues:
     floats: tuple[float, ...] = ()
     """What the graph compares with, clips at or adds: first what answers turn at."""
     integers: tuple[int, ...] = ()
-    asks_for_nan: bool = False
     asks_for_infinity: bool = False
 
 
@@ -51,7 +50,7 @@ def clues_of(source: Artifact) -> Clues:
                 integers.setdefault(value)
             else:
                 floats.setdefault(value)
-    return Clues(tuple(floats)[:MOST], tuple(integers)[:MOST], "IsNaN" in operators, "IsInf" in operators)
+    return Clues(tuple(floats)[:MOST], tuple(integers)[:MOST], "IsInf" in operators)
 
 
 def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

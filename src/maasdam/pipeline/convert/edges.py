@@ -142,15 +142,23 @@ def _beyond(
             if wide:
                 what = f"{size:.0e}"
                 yield Edge("extreme", what, made(wide, lambda n, s=size: batch[n].astype(np.float64) * s), what, is_beyond=True)
-        for what, number, asks in (("nan", np.nan, clues.asks_for_nan), ("inf", np.inf, clues.asks_for_infinity)):
-            some = made(free, lambda n, v=number: np.where(np.arange(batch[n].size).reshape(batch[n].shape) % 3, batch[n], v))
-            yield Edge("extreme", what, some, what, is_beyond=not asks)
+        inf = made(free, lambda n: _sprinkled(batch[n], np.inf))
+        yield Edge("extreme", "inf", inf, "inf", is_beyond=not clues.asks_for_infinity)
+    if missing := [n for n in floats if specs[n].takes_nan]:
+        yield Edge("missing", "values", made(missing, lambda n: _sprinkled(batch[n], np.nan)), "nan")
     unbound = [n for n in integers if rows[n] is None and batch[n].size > 1]
     if unbound:
         yield Edge("integers", "thousands", made(unbound, lambda n: _thousands(batch[n])), "1e+03", is_tied=True)
         ends = {n: np.iinfo(batch[n].dtype) for n in unbound}
         for what, pick in (("largest", "max"), ("smallest", "min")):
             yield Edge("extreme", what, made(unbound, lambda n, p=pick: getattr(ends[n], p)), what, is_beyond=True)
+
+
+def _sprinkled(array: type_array, number: float) -> type_array:
+    """Every third number replaced, the first among them."""
+    import numpy as np
+
+    return np.where(np.arange(array.size).reshape(array.shape) % 3, array, number)
 
 
 def _is_free(spec: TensorSpec) -> bool:
