@@ -53,7 +53,8 @@ def certify_whisper(
     if not decoded:
         raise VerificationFailed("the model decoded no token from any input; that proves nothing")
     tokens = {"prompts": len(cases), "compared": decoded, "max_tokens": MAX_TOKENS}
-    return replace(proof.certificate(source, candidate, seeds), tokens=tokens)
+    facts = {"settings": {"named": {"compute_type": "float32"}, "engine_defaults_agree": None}}
+    return replace(proof.certificate(source, candidate, seeds, facts), tokens=tokens)
 
 
 def _random_features(model: Any, seeds: tuple[int, ...]) -> Iterator[tuple[int | None, type_array]]:
