@@ -256,3 +256,10 @@ def test_a_header_left_over_from_a_binary_request_is_named(client: httpx.Client)
     for length in ("5", "40", "5000"):
         answer = client.post(INFER, json=body, headers={"Inference-Header-Content-Length": length})
         assert answer.status_code == 400 and "left over from a request with binary data" in answer.json()["error"]
+
+
+def test_a_form_without_files_is_not_parsed(client: httpx.Client) -> None:  # noqa: F811
+    answer = client.post(
+        "/v1/audio/transcriptions", content=b"&" * 1_000_000, headers={"Content-Type": "application/x-www-form-urlencoded"}
+    )
+    assert answer.status_code == 415 and "multipart/form-data" in answer.text

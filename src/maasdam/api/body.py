@@ -39,10 +39,14 @@ def is_json(kind: bytes) -> bool:
     return main == b"application/json" or (main.startswith(b"application/") and main.endswith(b"+json"))
 
 
-def is_form(kind: bytes) -> bool:
-    """Whether a Content-Type says a form."""
-    main = kind.partition(b";")[0].strip().lower()
-    return main in (b"multipart/form-data", b"application/x-www-form-urlencoded")
+def is_multipart(kind: bytes) -> bool:
+    """Whether a Content-Type says a form that can hold files."""
+    return kind.partition(b";")[0].strip().lower() == b"multipart/form-data"
+
+
+def is_urlencoded(kind: bytes) -> bool:
+    """Whether a Content-Type says a form that can't."""
+    return kind.partition(b";")[0].strip().lower() == b"application/x-www-form-urlencoded"
 
 
 def declared_length(headers: Headers) -> int | None:

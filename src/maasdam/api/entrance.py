@@ -51,7 +51,7 @@ IN_THE_LOOP = 128 * 1024
 """JSON up to this size is parsed where it came in: a hop to a thread would cost more."""
 READERS = 2
 """Threads that read larger JSON."""
-PIECE = 64 * 1024
+PIECE = 16 * 1024
 """A form is handed on in pieces of this size, others having their turn between two: its parser runs in the event loop."""
 
 
@@ -184,7 +184,9 @@ class Entrance:
         if scope["method"] in ("GET", "HEAD", "OPTIONS", "DELETE") and not _has_body(headers):
             return receive
         kind = bodies.header(headers, b"content-type")
-        is_form = kind is not None and bodies.is_form(kind)
+        is_form = kind is not None and bodies.is_multipart(kind)
+        if kind is not None and bodies.is_urlencoded(kind) and scope["path"].startswith(bodies.FORMS):
+            raise errors.WrongContentType("a form without files is not read here; send multipart/form-data")
         data = await self._limits.read(scope, receive, None if is_form else self._limits.of_json(scope["path"]))
         if data and (kind is None or bodies.is_json(kind)):
             if len(data) <= IN_THE_LOOP:

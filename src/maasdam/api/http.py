@@ -27,7 +27,7 @@ from starlette.exceptions import HTTPException
 from maasdam import __version__
 from maasdam.api import admin, audio, errors, images, oip, openai
 from maasdam.api.access import Authenticates, Gate
-from maasdam.api.body import FORMS, BodyLimits, Limit, is_form, is_json
+from maasdam.api.body import FORMS, BodyLimits, Limit, is_json, is_multipart
 from maasdam.api.connection import HttpConnection
 from maasdam.api.docs_page import page, welcome
 from maasdam.api.entrance import REQUEST_ID, Entrance
@@ -270,7 +270,7 @@ def _wrong_kind(request: Request) -> WrongContentType | None:
     """The error where a route got a form for JSON, or JSON for a form."""
     kind = request.headers.get("content-type", "")
     takes = _FORM if request.scope["path"].startswith(FORMS) else "application/json"
-    if is_json(kind.encode("latin-1")) == (takes != _FORM) or (takes == _FORM and is_form(kind.encode("latin-1"))):
+    if is_json(kind.encode("latin-1")) == (takes != _FORM) or (takes == _FORM and is_multipart(kind.encode("latin-1"))):
         return None
     why = "no content type was sent" if not kind else f"content type '{kind[:60]}' is not read here"
     if kind.startswith("application/x-www-form-urlencoded"):

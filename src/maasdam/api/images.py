@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any, cast
 
@@ -98,7 +99,8 @@ async def _read(http: HttpRequest, service: Service) -> tuple[str, bytes, int]:
         if not isinstance(body, dict):
             raise InvalidInput('the body is not a JSON object; send {"model": ..., "image": ...}')
         check_known(body, JSON_FIELDS)
-        return _model(body.get("model"), service), _image(body.get("image")), _top_k(body.get("top_k"))
+        model, top_k = _model(body.get("model"), service), _top_k(body.get("top_k"))
+        return model, await asyncio.to_thread(_image, body.get("image")), top_k
     raise WrongContentType(f"content type '{kind[:60]}' is not read here; send multipart/form-data or application/json")
 
 

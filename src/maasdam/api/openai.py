@@ -85,7 +85,7 @@ def routes(service: Service) -> APIRouter:
         """Answer a conversation; with `stream`, as server-sent events."""
         service.check_model(body.model)
         check_fields(body)
-        sampling = sampling_from(body.model_dump())
+        sampling = sampling_from(vars(body))
         payload = TextPayload(messages=messages_of(body), sampling=sampling)
         return await _answer(service, http, body, CHAT, [payload], "/v1/chat/completions")
 
@@ -94,7 +94,7 @@ def routes(service: Service) -> APIRouter:
         """Continue a prompt, or several; with `stream`, one, as server-sent events."""
         service.check_model(body.model)
         check_fields(body)
-        payloads = _prompts(body.prompt, sampling_from(body.model_dump(), least_tokens=0))
+        payloads = _prompts(body.prompt, sampling_from(vars(body), least_tokens=0))
         return await _answer(service, http, body, COMPLETION, payloads, "/v1/completions")
 
     @router.post("/embeddings")
