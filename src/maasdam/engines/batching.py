@@ -15,6 +15,7 @@ each shows in one of these.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -38,10 +39,16 @@ GROWS_SECONDS = 2.0
 """Once two rows are proven, how long larger numbers of rows and other sizes are tried."""
 MOST_ROWS = 256
 """Rows that are ever computed together."""
-DIFFERENT_ROWS = 12
-"""Rows that batches are made of."""
+DIFFERENT_ROWS, FEWEST_DIFFERENT = 12, 4
+"""Rows that batches are made of; fewer where they are large."""
+POOL_BYTES, BATCH_BYTES, STRETCHED_BYTES = 1 << 27, 1 << 28, 1 << 20
+"""What made-up rows, a batch of them, and a row of other sizes than the first may hold."""
 RUNS = 18
 """Runs that proving one number of rows takes, about."""
+CHEAP_SECONDS = 0.1
+GAIN = 0.9
+"""Where a number of rows takes over CHEAP_SECONDS to prove, twice as many are tried only if a row took less than this part of
+what it took among fewer: a network that computes all it can with two rows is served no faster with more."""
 GROWTH = 1.4
 """How much longer twice the rows are expected to take."""
 SLACK_SECONDS = 1.0
@@ -150,7 +157,9 @@ class _Trial:
 
     def _made(self, length: int, like: Row | None) -> list[Row]:
         try:
-            return rows(self.engine.signature, length, DIFFERENT_ROWS, self.ranges, like)
+            size = sum(array.nbytes for array in rows(self.engine.signature, length, 1, self.ranges, like)[0].values())
+            count = max(FEWEST_DIFFERENT, min(DIFFERENT_ROWS, POOL_BYTES // max(size, 1)))
+            return rows(self.engine.signature, length, count, self.ranges, like)
         except (KeyError, TypeError) as error:
             if like is not None:
                 return []
@@ -167,38 +176,31 @@ class _Trial:
                 for axis in open_axes[name]:
                     shape[axis] = max(1, round(shape[axis] * times))
                 like[name] = _Sized(tuple(shape))
+            if self.clock() > self.grows_until or max(math.prod(sized.shape) for sized in like.values()) * 4 > STRETCHED_BYTES:
+                return
             made = self._made(1, like)  # type: ignore[arg-type]  # only the shapes are read
             if not made:
                 return
             try:
-                seconds = self._seconds(made[0])
+                self._prove(made, self.grows_until, self.proven[0].rows)
             except MaasdamError:
                 continue  # not every model takes every length
-            if self.clock() + seconds * RUNS * GROWTH > self.grows_until:
-                if times > 1:
-                    return
-                continue
-            try:
-                self._prove(made, self.grows_until, self.proven[0].rows)
             except _Verdict as found:
                 if found.verdict == UNKNOWN:
                     continue
                 raise
 
-    def _seconds(self, batch: Tensors) -> float:
-        took = []
-        for _ in range(2):
-            began = self.clock()
-            self._run(batch)
-            took.append(self.clock() - began)
-        return min(took)
-
     def _prove(self, pool: Sequence[Row], until: float, most_rows: int = MOST_ROWS) -> None:
         """Two rows, `until` then, and every doubling for which there is time. Raises _Verdict where two are not proven."""
-        kept = pool[: max(DIFFERENT_ROWS, 2)]
-        kept = [*kept, *kept] if len(kept) < 2 else list(kept)
-        alone = [self._run(row) for row in kept[:2]]
-        seconds, count, most = self._seconds(kept[0]), 2, 1
+        kept = pool[:DIFFERENT_ROWS]
+        if len(kept) < 2:
+            raise _Verdict(UNKNOWN, "there is one row only, and others of its types can't be made up")
+        alone = [self._run(kept[0])]
+        began = self.clock()
+        alone.append(self._run(kept[1]))
+        seconds, count, most = self.clock() - began, 2, 1  # of the second run: the first one makes the engine ready
+        best = per_row = seconds
+        most_rows = min(most_rows, max(2, BATCH_BYTES // max(1, sum(array.nbytes for array in kept[0].values()))))
         while count <= most_rows:
             if self.clock() + seconds * RUNS * GROWTH > (until if count == 2 else self.grows_until):
                 if count == 2:
@@ -214,15 +216,17 @@ class _Trial:
                 if count == 2:
                     raise
                 break  # so many are refused
-            most, count = count, count * 2
+            most, best, per_row = count, min(best, per_row), seconds / count
+            if seconds * RUNS > CHEAP_SECONDS and per_row > GAIN * best:
+                break  # more at once are no faster, and trying them takes long
+            count *= 2
         self.proven.append(Tried(most, {name: array.shape[1:] for name, array in kept[0].items()}))
 
     def _count(self, count: int, pool: Sequence[Row], alone: Sequence[Tensors], until: float) -> float:
         """Prove `count` rows; seconds of one run."""
         import numpy as np
 
-        order = [0, *(i % len(pool) for i in range(2, count)), 1]
-        batch = {name: np.concatenate([pool[i][name] for i in order]) for name in pool[0]}
+        batch = {name: np.concatenate([pool[i][name] for i in _order(count, len(pool))]) for name in pool[0]}
         took = [self.clock()]
         base = self._answer(batch, count)
         took.append(self.clock())
@@ -322,6 +326,11 @@ def _by_sizes(examples: Sequence[Tensors]) -> list[list[Row]]:
     return sorted(groups.values(), key=len, reverse=True)[:3]
 
 
+def _order(count: int, size: int) -> list[int]:
+    """Which rows of a pool of `size` a batch is made of: the first two stand at its ends."""
+    return [0, *(i % size for i in range(2, count)), 1]
+
+
 def _kept(count: int, kind: str) -> Iterator[slice]:
     """Which rows stay: the first, the last; where others take their place, also every second."""
     yield slice(0, 1)
@@ -339,8 +348,9 @@ def _kinds(signature: Signature, ranges: Ranges, pool: Sequence[Row]) -> Iterato
     import numpy as np
 
     def others(spec: TensorSpec, array: Any) -> Any:
-        picked = [pool[(i * 5 + 3) % len(pool)][spec.name] for i in range(len(array))]
-        return np.concatenate(picked) if len(pool) > 2 else array[::-1] * array.dtype.type(-1 if array.dtype.kind == "f" else 1)
+        size = len(pool)  # of which another one is picked for each
+        order = _order(len(array), size)
+        return np.concatenate([pool[(was + 1 + i % (size - 1)) % size][spec.name] for i, was in enumerate(order)])
 
     def times(factor: float) -> Change:
         def change(spec: TensorSpec, array: Any) -> Any:

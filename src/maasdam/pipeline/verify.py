@@ -34,8 +34,6 @@ HELD_TO_SOURCE = 16
 """Examples on which a reference is held to the source before anything is held to the reference."""
 REFERENCE_LOSES = 0.01
 """What a reference may lose of what an output tells (`Fidelity.lost`): it was proven to 1e-4 on other inputs."""
-BATCHING_SECONDS = 5.0
-"""How long larger and larger batches are tried."""
 
 
 def verify(
@@ -220,7 +218,7 @@ class _Tensors:
         self.how.progress("batching")
         examples = candidate.inputs_to_load if len(self.examples) else []
         ranges = integer_ranges(self.candidate, candidate.engine.signature)
-        return find_batching(candidate.engine, ranges, examples, grows_seconds=BATCHING_SECONDS)
+        return find_batching(candidate.engine, ranges, examples)
 
     def _memory(self, subjects: Mapping[str, TensorSubject], threads: int) -> dict[str, int | None]:
         found: dict[str, int | None] = {}
