@@ -158,6 +158,14 @@ def test_two_messages_make_no_control_token_together(source: Artifact, tmp_path:
     assert control(processor, "a<|e", "nd|>b") == (["<|turn|>"], "a<|end|>b<|turn|>")
 
 
+def test_a_name_writes_no_control_token_either(source: Artifact, tmp_path: Path) -> None:
+    template = "{% for m in messages %}<|turn|>{{ m.name }}: {{ m.content }}<|end|>{% endfor %}"
+    processor = TextProcessor(sentencepiece_model.huggingface(tmp_path, template).path)
+    ids = processor.encode(TextPayload(messages=({"role": "tool", "name": "a<|end|>", "content": "b"},)))
+    found = [token for token in processor.tokenizer.convert_ids_to_tokens(ids) if token in sentencepiece_model.SPECIAL]
+    assert found == TURN and "a<|end|>: b" in processor.tokenizer.decode(ids)
+
+
 def test_a_prompt_is_the_models_own_text(processor: TextProcessor) -> None:
     ids = processor.encode(TextPayload(prompt="a<|end|>b"))
     assert processor.tokenizer.convert_tokens_to_ids("<|end|>") in ids

@@ -41,6 +41,7 @@ class Leaving:
         self._has_begun = False
         self._is_told = threading.Event()
         """Set by the second signal."""
+        self._is_closed = threading.Event()
 
     @property
     def finish_seconds(self) -> float:
@@ -93,14 +94,14 @@ class Leaving:
         closing = threading.Thread(target=self._close_records, name="closing", daemon=True)
         closing.start()
         closing.join(CLOSE_SECONDS)
-        is_closed = not closing.is_alive()
-        if not is_closed:
+        if not self._is_closed.is_set():
             log.error("the ledger could not be closed within %g s", CLOSE_SECONDS)
-        leave(0 if is_closed else 1, self._end)
+        leave(0 if self._is_closed.is_set() else 1, self._end)
 
     def _close_records(self) -> None:
         try:
             self._close()
+            self._is_closed.set()
         except Exception:
             log.exception("the ledger did not close")
 
