@@ -135,12 +135,14 @@ class TensorReplica:
         first_axes = [spec.shape[:1] for spec in (*engine.signature.inputs, *engine.signature.outputs)]
         self._batches = all(axis == (None,) for axis in first_axes)
         inner = [size for spec in engine.signature.inputs for size in spec.shape[1:]]
+        is_fixed = None not in inner
+        most = max((one.rows for one in batching.tried), default=1) if batching.is_independent else 1
         self._scheduler = Scheduler(
             engine.run,
             queue_size=queue_size,
             batches=self._batches,
-            is_fixed=None not in inner,
-            most_rows=batching.most_rows,
+            is_fixed=is_fixed,
+            most_rows=(lambda tensors: most) if is_fixed else batching.most_rows,  # a look at the sizes takes microseconds
             threads=threads,
             compute=compute,
             on_batch=on_batch,
