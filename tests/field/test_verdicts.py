@@ -254,6 +254,14 @@ def test_a_masked_logit_is_no_difference_and_a_lost_number_is() -> None:
     assert fidelity.lost == float("inf")
 
 
+def test_class_numbers_have_no_angle() -> None:
+    """58 for 2 in the last place of a top five is no distance of 56; a wrong first place is a wrong answer."""
+    parity = Parity()
+    parity.add("a", [{"y": np.float32([[3, 9, 7, 1, 58]])}], [{"y": np.float32([[3, 9, 7, 1, 2]])}], None)
+    parity.add("b", [{"y": np.float32([[58, 9, 7, 1, 3]])}], [{"y": np.float32([[2, 9, 7, 1, 3]])}], None)
+    assert parity.cosines == [1.0, 0.0]
+
+
 # Verdicts
 
 

@@ -315,11 +315,11 @@ class _Output:
             self.list_axis = differ[0] if self.list_axis is None else self.list_axis
             return
         self.runs += 1
-        rows, same = _tops(wanted, got)
+        rows, same = tops(wanted, got)
         self.ranks = self.ranks and (rows > 0 or not wanted.any())  # zeros alone may be anything
         self.rows, self.same = self.rows + rows, self.same + same
         if wanted.ndim and wanted.size == wanted.shape[-1] > 1 and wanted.dtype.kind == "f" and np.isfinite(got).all():
-            self.one_row, self.same_top = self.one_row + 1, self.same_top + _same_tops(wanted, got, -1)[1]
+            self.one_row, self.same_top = self.one_row + 1, self.same_top + same_tops(wanted, got, -1)[1]
         is_same = wanted == got  # infinities that are the same in both have no distance
         one, other = (np.where(is_same & ~np.isfinite(wanted), 0, a).astype(np.float64) for a in (wanted, got))
         if np.isfinite(one).all() and np.isfinite(other).all():
@@ -429,13 +429,13 @@ def _flat(sums: _Sums) -> _Sums:
     return _Sums(*(getattr(whole, name).reshape(-1) for name in _Sums.__slots__))
 
 
-def _tops(wanted: type_array, got: type_array) -> tuple[int, float]:
+def tops(wanted: type_array, got: type_array) -> tuple[int, float]:
     """(rows, rows with the same top) of an output that ranks; (0, 0) of one that does not.
 
     Distributions rank along the axis over which they sum to one; whole numbers are compared each, but a list of different
     ones (the classes of a top five) by its first.
     """
-    if _is_whole(wanted):
+    if are_whole(wanted, got):
         if wanted.dtype.itemsize == 1 and wanted.dtype.kind != "b":
             return 0, 0.0  # a number in steps, as int8 graphs give it
         if wanted.dtype.kind != "b" and wanted.ndim > 1 and wanted.shape[-1] > 1 and _is_list(wanted):
@@ -444,10 +444,10 @@ def _tops(wanted: type_array, got: type_array) -> tuple[int, float]:
     axis = next((a for a in (-1, 1) if -wanted.ndim <= a < wanted.ndim and _is_distribution(wanted, a)), None)
     if axis is None:
         return 0, 0.0
-    return _same_tops(wanted, got, axis)
+    return same_tops(wanted, got, axis)
 
 
-def _same_tops(wanted: type_array, got: type_array, axis: int) -> tuple[int, float]:
+def same_tops(wanted: type_array, got: type_array, axis: int) -> tuple[int, float]:
     """(rows along `axis`, rows whose largest value is at the same place, or at one that ties with it in the source)."""
     top, other = (np.expand_dims(a.argmax(axis), axis) for a in (wanted, got))
     behind = np.take_along_axis(wanted, top, axis) - np.take_along_axis(wanted, other, axis)
@@ -455,11 +455,12 @@ def _same_tops(wanted: type_array, got: type_array, axis: int) -> tuple[int, flo
     return is_same.size, float(is_same.sum())
 
 
-def _is_whole(values: type_array) -> bool:
-    """Counted or decided: integers, booleans, and the class numbers that some graphs give as floats."""
-    if values.dtype.kind in "iub":
+def are_whole(wanted: type_array, got: type_array) -> bool:
+    """Counted or decided: integers, booleans, and the class numbers that some graphs give as floats, the same on both sides."""
+    if wanted.dtype.kind in "iub":
         return True
-    return bool(values.any() and np.isfinite(values).all() and (values == np.round(values)).all())
+    both = bool(wanted.any()) and np.isfinite(wanted).all() and np.isfinite(got).all()
+    return bool(both and (wanted == np.round(wanted)).all() and (got == np.round(got)).all())
 
 
 def _is_distribution(values: type_array, axis: int) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maasdam.core import Signature, Tensors
+from maasdam.pipeline.fidelity import are_whole, tops
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -49,7 +50,8 @@ class Parity:
         if wanted.size:
             difference = float(np.abs(wanted - got).max())
             self.max_abs_diff = difference if self.max_abs_diff is None else max(self.max_abs_diff, difference)
-            self.cosines.append(cosine(wanted, got))
+            agreement = _agreement(reference, candidate)
+            self.cosines.append(cosine(wanted, got) if agreement is None else agreement)
 
     def _without_lists(
         self, reference: Sequence[Tensors], candidate: Sequence[Tensors]
@@ -75,7 +77,7 @@ class Parity:
 
     @property
     def cosine(self) -> float | None:
-        """Mean over the examples."""
+        """Mean over the examples; of class numbers alone, the share that are equal."""
         return sum(self.cosines) / len(self.cosines) if self.cosines else None
 
     @property
@@ -91,6 +93,16 @@ class Parity:
             "agreement": self.agreement,
             "examples": self.examples,
         }
+
+
+def _agreement(reference: Sequence[Tensors], candidate: Sequence[Tensors]) -> float | None:
+    """Share of equal tops where all that is told are class numbers, between which there is no angle; None for other outputs."""
+    pairs = [(one[name], other[name]) for one, other in zip(reference, candidate, strict=False) for name in one]
+    if not all(one.shape == other.shape and are_whole(one, other) for one, other in pairs):
+        return None
+    found = [tops(one, other) for one, other in pairs]
+    rows = sum(count for count, _ in found)
+    return sum(same for _, same in found) / rows if rows else None
 
 
 def flat(outputs: Sequence[Tensors]) -> type_array:
