@@ -52,6 +52,15 @@ PAST = "past_key_values"
 
 
 @dataclass(frozen=True, slots=True)
+class Axis:
+    """What the file calls an open axis, and the sizes it takes. Axes of one name are of one size."""
+
+    name: str
+    least: int = 1
+    most: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One named tensor: `dtype` is numpy's name ("float32", "int64", "object" for bytes); None in `shape` is dynamic.
 
@@ -67,6 +76,8 @@ class TensorSpec:
     value_range: tuple[float, float] | None = None
     rows_of: str | None = None
     takes_nan: bool = False
+    axes: tuple[Axis | None, ...] = ()
+    """One for each axis, where the file says more of them than that the first is the batch; () where it doesn't."""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; absent facts are left out."""
@@ -79,6 +90,8 @@ class TensorSpec:
             out["rows_of"] = self.rows_of
         if self.takes_nan:
             out["takes_nan"] = True
+        if self.axes:
+            out["axes"] = [None if a is None else [a.name, a.least, a.most] for a in self.axes]
         return out
 
     @staticmethod
@@ -93,6 +106,7 @@ class TensorSpec:
             (float(low_high[0]), float(low_high[1])) if low_high else None,
             data.get("rows_of"),
             bool(data.get("takes_nan", False)),
+            axes=tuple(None if a is None else Axis(*a) for a in data.get("axes", ())),
         )
 
 

@@ -100,7 +100,7 @@ def _proven(
     from maasdam.artifacts.sources import ingest
     from maasdam.artifacts.store import Store
     from maasdam.pipeline.convert import find_direction
-    from maasdam.pipeline.convert.asking import asked
+    from maasdam.pipeline.convert.asking import asked, of_one
     from maasdam.pipeline.convert.networks import Part, take_part
     from maasdam.pipeline.examples import real_inputs
 
@@ -116,8 +116,11 @@ def _proven(
         try:
             return _certified(each, to, store, real, progress)
         except MaasdamError:
-            if number == len(candidates):
-                raise
+            if number < len(candidates):
+                continue
+            if part is None and (single := of_one(each)) is not None:
+                return _certified(single, to, store, real, progress)
+            raise
     raise AssertionError("asked gives at least one")
 
 

@@ -117,4 +117,5 @@ def stacked(tensors: Inputs, engine: TensorEngine) -> Inputs:
     specs = {s.name: s for s in engine.signature.inputs}
     if any(not specs[n].shape or specs[n].shape[0] is not None or len(a) != 1 for n, a in tensors.items()):
         return tensors
-    return {name: cast("type_array", np.repeat(array, BATCH, axis=0)) for name, array in tensors.items()}
+    most = min((s.axes[0].most for s in specs.values() if s.axes and s.axes[0] and s.axes[0].most), default=BATCH)
+    return {name: cast("type_array", np.repeat(array, min(BATCH, most), axis=0)) for name, array in tensors.items()}

@@ -5,12 +5,13 @@ Knows names and facts. Refuses to know files or how any layout is read.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from maasdam.core import Format, Layout, Signature, TensorSpec
+from maasdam.core import PAST, Axis, Format, Layout, Signature, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +112,29 @@ def told_apart(inputs: Sequence[TensorSpec], first_axes: Sequence[str]) -> tuple
         replace(spec, rows_of=name) if name and spec.shape and spec.shape[0] is None else spec
         for spec, name in zip(inputs, first_axes, strict=True)
     )
+
+
+FEWEST = 2
+"""A least size up to this says nothing: torch gives it to axes that it knows nothing of."""
+
+
+def with_axes(inputs: Sequence[TensorSpec], axes: Sequence[Sequence[Axis | None]]) -> tuple[TensorSpec, ...]:
+    """`inputs` with their open axes, where these say more than that the first is a batch and the next a length.
+
+    That is: one name at several places (a state that has the batch second), several at one (nodes and edges), or a range.
+    """
+    by_name: dict[str, set[int]] = defaultdict(set)
+    by_place: dict[int, set[str]] = defaultdict(set)
+    says_sizes = False
+    for spec, found in zip(inputs, axes, strict=True):
+        for number, axis in enumerate(found):
+            if axis is not None:
+                place = number if len(spec.shape) == 4 else min(number, 1)
+                by_name[axis.name].add(place)
+                by_place[place].add(axis.name)
+                says_sizes = says_sizes or axis.least > FEWEST or axis.most is not None
+    several = [len(found) for found in by_name.values()] + [len(found) for found in by_place.values()]
+    tells = says_sizes or max(several, default=0) > 1
+    if not tells or any(spec.name.startswith(PAST) for spec in inputs):
+        return tuple(inputs)
+    return tuple(replace(spec, axes=tuple(found)) if any(found) else spec for spec, found in zip(inputs, axes, strict=True))

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from maasdam.artifacts.sources.bounds import MAX_AXIS, MAX_RANK, Place, commonest, head
-from maasdam.artifacts.sources.finding import Reading, Risk, told_apart
+from maasdam.artifacts.sources.finding import Reading, Risk, told_apart, with_axes
 from maasdam.artifacts.sources.hfconfig import PROCESSOR_FILES
 from maasdam.artifacts.sources.wire import Message, mapped
-from maasdam.core import Signature, TensorSpec
+from maasdam.core import Axis, Signature, TensorSpec
 from maasdam.errors import InvalidModel, UnsafeModel, Unsupported
 
 MAX_ONNX_BYTES = 2**31 - 1
@@ -91,7 +91,8 @@ def read(place: Place, name: str) -> Reading:
         inputs, first_axes = list(_specs(graph, 11, skip=weights, what=str(path))), list(_first_axes(graph, weights))
         missing = takes_nan(graph, inputs, weights) if found.operators.keys() & NAN_READERS else set()
         inputs = [replace(spec, takes_nan=True) if spec.name in missing else spec for spec in inputs]
-        signature = Signature(told_apart(inputs, first_axes), tuple(_specs(graph, 12, skip=set(), what=str(path))))
+        told = with_axes(told_apart(inputs, first_axes), list(_axes(graph, weights)))
+        signature = Signature(told, tuple(_specs(graph, 12, skip=set(), what=str(path))))
         producer = " ".join(filter(None, (model.text(2), model.text(3))))
     if not signature.outputs:
         raise InvalidModel(f"{path} has no outputs; export it again")
@@ -244,13 +245,24 @@ def _specs(graph: Message, number: int, skip: set[str], what: str) -> Iterator[T
 
 def _first_axes(graph: Message, skip: set[str]) -> Iterator[str]:
     """The name of each input's first axis; "" where it has none."""
+    for dims in _dimensions(graph, skip):
+        yield next((dim.text(2) for dim in dims), "")
+
+
+def _axes(graph: Message, skip: set[str]) -> Iterator[list[Axis | None]]:
+    """The open axes of each input that have a name."""
+    for dims in _dimensions(graph, skip):
+        yield [Axis(d.text(2)) if _dimension(d) is None and d.text(2).isidentifier() else None for d in dims]
+
+
+def _dimensions(graph: Message, skip: set[str]) -> Iterator[list[Message]]:
     for value in graph.messages(11):
         if value.text(1) in skip:
             continue
         kind = value.message(2)
         tensor = kind.message(1) if kind else None
         shape = tensor.message(2) if tensor else None
-        yield next((dim.text(2) for dim in shape.messages(1)), "") if shape else ""
+        yield list(shape.messages(1)) if shape else []
 
 
 def takes_nan(graph: Message, inputs: list[TensorSpec], weights: set[str]) -> set[str]:

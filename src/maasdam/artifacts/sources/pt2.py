@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -25,9 +26,9 @@ from maasdam.artifacts.sources.bounds import (
     commonest,
     parse_json,
 )
-from maasdam.artifacts.sources.finding import Reading, Risk, told_apart
+from maasdam.artifacts.sources.finding import Reading, Risk, told_apart, with_axes
 from maasdam.artifacts.sources.pickles import MARK_NAMES, MAX_PICKLE_BYTES, TENSOR_NAMES, looks_like_pickle, scan
-from maasdam.core import Signature, TensorSpec, distinct
+from maasdam.core import Axis, Signature, TensorSpec, distinct
 from maasdam.errors import InvalidModel, UnsafeModel, Unsupported
 
 MAX_CONFIG_JSON_BYTES = 16 * 1024 * 1024
@@ -315,7 +316,9 @@ def _signature(program: Mapping[str, Any], path: Path) -> tuple[Signature, list[
     missing = _nan_takers(module["graph"], {spec.name for spec in inputs if spec.dtype.startswith(("float", "bfloat"))})
     inputs = [replace(spec, takes_nan=True) if spec.name in missing else spec for spec in inputs]
     first_axes = [str((tensors[spec.name]["sizes"] or [{}])[0].get("as_expr", {}).get("expr_str", "")) for spec in inputs]
-    return Signature(told_apart(inputs, first_axes), tuple(outputs)), notes
+    ranges = program.get("range_constraints") or {}
+    axes = [[_axis(size, ranges) for size in tensors[spec.name]["sizes"]] for spec in inputs]
+    return Signature(with_axes(told_apart(inputs, first_axes), axes), tuple(outputs)), notes
 
 
 def _nan_takers(graph: Mapping[str, Any], floats: set[str]) -> set[str]:
@@ -332,6 +335,19 @@ def _nan_takers(graph: Mapping[str, Any], floats: set[str]) -> set[str]:
             made = [end["as_tensor"]["name"] for end in node["outputs"] if "as_tensor" in end]
             stands_for |= dict.fromkeys(made, stands_for[known[0]])
     return found
+
+
+_SYMBOL_OF_A_SIZE = re.compile(r"(?:Symbol\(')?(\w+)(?:'.*\))?", re.ASCII)
+
+
+def _axis(size: Mapping[str, Any], ranges: Mapping[str, Any]) -> Axis | None:
+    """An open axis by its symbol, with the range that the program declares; None where it is fixed or computed of others."""
+    found = _SYMBOL_OF_A_SIZE.fullmatch(str(size.get("as_expr", {}).get("expr_str", "")))
+    if found is None:
+        return None
+    declared = ranges.get(found[1]) or {}
+    least, most = declared.get("min_val"), declared.get("max_val")
+    return Axis(found[1], max(1, int(least or 1)), most if isinstance(most, int) and most < MAX_AXIS else None)
 
 
 def _output_names(module: Mapping[str, Any]) -> list[str]:

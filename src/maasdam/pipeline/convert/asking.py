@@ -8,13 +8,14 @@ from __future__ import annotations
 import inspect
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from maasdam.core import Artifact, Signature, Tensors, TensorSpec
-from maasdam.errors import InvalidModel, Unsupported
+from maasdam.core import Artifact, Signature, TensorEngine, Tensors, TensorSpec
+from maasdam.errors import EngineFailure, InvalidModel, InvalidTensor, Unsupported
 from maasdam.pipeline.convert.modules import called, first_line, load_transformers
 from maasdam.pipeline.convert.networks import parts_of
 from maasdam.pipeline.convert.probes import Sizes, accepted
@@ -52,12 +53,50 @@ def asked(source: Artifact, given: Sequence[Tensors] = ()) -> tuple[Artifact, ..
     return (source,)
 
 
+def of_one(source: Artifact) -> Artifact | None:
+    """The artifact with its open first axes fixed at one, where it runs on a batch of one and on no batch of two; else None.
+
+    Exporters open the batch of networks whose state is that of one row.
+    """
+    from maasdam.engines import open_engine
+
+    signature = source.signature
+    if signature is None or not any(s.shape and s.shape[0] is None for s in signature.inputs):
+        return None
+    engine = cast(TensorEngine, open_engine(source))
+    try:
+        with suppress(EngineFailure, InvalidTensor):
+            accepted(engine.run, signature, ASKED[0], seed=0, folder=source.path)
+            return None
+        single = Signature(tuple(_of_one(s) for s in signature.inputs), signature.outputs)
+        with suppress(EngineFailure, InvalidTensor):
+            _, answer = accepted(engine.run, single, Sizes(1), seed=0, folder=source.path)
+            outputs = tuple(_of_one(s) if answer[s.name].shape[:1] == (1,) else s for s in signature.outputs)
+            return replace(source, signature=Signature(single.inputs, outputs))
+        return None
+    finally:
+        engine.close()
+
+
+def _of_one(spec: TensorSpec) -> TensorSpec:
+    is_open = bool(spec.shape) and spec.shape[0] is None
+    return replace(spec, shape=(1, *spec.shape[1:]), axes=()) if is_open else spec
+
+
+def _has_a_state(signature: Signature) -> bool:
+    """Is there something of a fixed size beside a batch?"""
+    opens = [None in s.shape for s in signature.inputs]
+    return any(opens) and not all(opens)
+
+
 def kept(source: Artifact, store: Store, given: Sequence[Tensors] = ()) -> Artifact:
     """`source` with the most open signature that asking finds, as an artifact of the store; itself where it has one.
 
-    Raises as `asked`.
+    What has something of a fixed size beside a batch is tried, since that batch may be one in truth. Raises as `asked`.
     """
     found = asked(source, given)[0]
+    if found.signature is not None and _has_a_state(found.signature):
+        found = of_one(found) or found
     if found.signature == source.signature:
         return source
     with store.workspace() as work:

@@ -7,7 +7,7 @@ differing contrast, since plain noise looks the same to a trained network and wo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -37,6 +37,8 @@ class Sizes:
     """Of what the sides of images are multiples."""
     length: int | None = None
     """Of every open axis but the batch, whatever is natural; a second side is one longer."""
+    is_apart: bool = False
+    """Have first axes of different names different sizes?"""
 
 
 EXPORT_SIZES = Sizes(batch=2, stretch=1.3, is_ragged=True)
@@ -51,6 +53,8 @@ _DEFAULT_SIDE = 64
 _DEFAULT_VOCABULARY = 2
 _OTHERS: tuple[tuple[float, int], ...] = ((1, 32), (0.5, 1), (0.25, 1), (0.1, 1), (2.5, 32), (4, 1))
 """Stretch and multiple of sizes to fall back on."""
+_LONGER: tuple[tuple[float, int], ...] = ((16, 1), (64, 1), (256, 1))
+"""Of sequences alone: layers with wide windows want hundreds or thousands of samples."""
 
 
 def probe(signature: Signature, sizes: Sizes, *, seed: int, folder: Path | None = None) -> dict[str, type_array]:
@@ -61,9 +65,10 @@ def probe(signature: Signature, sizes: Sizes, *, seed: int, folder: Path | None 
     length = _length(signature, sizes)
     past = sizes.past if has_cache(signature) else 0
     vocabulary = _vocabulary(folder)
+    named = _named_sizes(signature, sizes, length, past)
     out = {}
     for spec in signature.inputs:
-        shape = _shape(spec, sizes, length, past)
+        shape = _shape(spec, sizes, length, past, named)
         if "mask" in spec.name:
             out[spec.name] = _mask(shape, sizes, spec.dtype)
         elif spec.dtype.startswith(("int", "uint")):
@@ -96,9 +101,12 @@ def accepted(
 
 
 def _attempts(signature: Signature, sizes: Sizes) -> Iterator[Sizes]:
+    if len(_first_names(signature)) > 1:
+        yield replace(sizes, is_apart=True)
     yield sizes
     if not has_cache(signature) and any(None in s.shape[1:] for s in signature.inputs):
-        for stretch, multiple in _OTHERS:
+        others = _OTHERS if any(len(s.shape) == 4 for s in signature.inputs) else (*_OTHERS, *_LONGER)
+        for stretch, multiple in others:
             yield replace(sizes, stretch=sizes.stretch * stretch, multiple=multiple)
 
 
@@ -135,7 +143,30 @@ def _length(signature: Signature, sizes: Sizes) -> int:
     return max(1, round(natural * sizes.stretch))
 
 
-def _shape(spec: TensorSpec, sizes: Sizes, length: int, past: int) -> tuple[int, ...]:
+def _first_names(signature: Signature) -> list[str]:
+    """What the first axes of the inputs are called, each name once."""
+    return list(dict.fromkeys(s.axes[0].name for s in signature.inputs if s.axes and s.axes[0] is not None))
+
+
+def _named_sizes(signature: Signature, sizes: Sizes, length: int, past: int) -> dict[str, int]:
+    """The size of each named axis: that of the first place where it stands, within the range it takes."""
+    found: dict[str, int] = {}
+    firsts = _first_names(signature)
+    for spec in signature.inputs:
+        plain = _shape(spec, sizes, length, past, {})
+        for place, axis in enumerate(spec.axes):
+            if axis is None or axis.name in found:
+                continue
+            size = plain[place]
+            if axis.name in firsts:
+                # counted things that others point at are at least two, and one more of each kind
+                size = sizes.batch + (1 + firsts.index(axis.name)) * (sizes.is_apart and len(firsts) > 1)
+            size = max(size, axis.least)
+            found[axis.name] = size if axis.most is None else min(size, axis.most)
+    return found
+
+
+def _shape(spec: TensorSpec, sizes: Sizes, length: int, past: int, named: Mapping[str, int]) -> tuple[int, ...]:
     is_cache = spec.name.startswith(PAST)
     is_image = len(spec.shape) == 4 and not is_cache
     whole = past + length if "mask" in spec.name else past if is_cache else length
@@ -143,6 +174,7 @@ def _shape(spec: TensorSpec, sizes: Sizes, length: int, past: int) -> tuple[int,
     for axis, size in enumerate(spec.shape):
         if size is None and axis:
             free[axis] = _side(axis, sizes) if is_image else whole
+    free |= {i: named[a.name] for i, a in enumerate(spec.axes) if a is not None and a.name in named}
     return tuple(free[i] if size is None else size for i, size in enumerate(spec.shape))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from maasdam.core import Artifact, Signature
+from maasdam.core import Artifact, Signature, TensorSpec
 from maasdam.engines.pytorch_engine import load_program
 from maasdam.engines.tensors import parameter_names
 from maasdam.errors import InvalidModel, MaasdamError, Unsupported, missing_extra
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 Out = TypeVar("Out")
+FEWEST = 2
+"""A least size up to this is torch's own, and no wish of the model's."""
 REFINEMENTS = 3
 """How often torch.export may correct the ranges of the dynamic axes."""
 LEAST = (1, 4, 16, None)
@@ -138,7 +140,7 @@ def _export(module: torch.nn.Module, examples: tuple[Any, ...], axes: Any) -> Ex
 
 
 def _dynamic_axes(signature: Signature, least: int | None) -> dict[str, dict[int, Any]]:
-    """Axes by input name: one Dim for the batch and one for the sequence, shared by all inputs.
+    """Axes by input name: one Dim for the batch and one for the sequence, shared by all inputs, or those the file names.
 
     Height and width get ranges of torch's own finding: strides put conditions on them that a plain Dim can't meet. Where it
     fixes one, the certificate sees a lost axis.
@@ -149,18 +151,23 @@ def _dynamic_axes(signature: Signature, least: int | None) -> dict[str, dict[int
 
     is_cached = has_cache(signature)
     images = {s.name for s in signature.inputs if len(s.shape) == 4 and not is_cached}
+    batches = {s.axes[0].name for s in signature.inputs if s.axes and s.axes[0] is not None}
 
-    def dim(tensor: str, axis: int) -> Any:
-        name = axis_name(tensor, axis)
-        if is_cached and tensor == "attention_mask" and axis == 1:
+    def dim(spec: TensorSpec, axis: int) -> Any:
+        name = axis_name(spec.name, axis)
+        if is_cached and spec.name == "attention_mask" and axis == 1:
             return Dim.DYNAMIC  # the past and the sequence together
-        if (axis == 1 and (tensor in images or least is None)) or (axis > 1 and name != "past"):
+        told = spec.axes[axis] if spec.axes else None
+        if told is not None and (least is not None or told.name in batches):
+            shortest = told.least if told.least > FEWEST or told.name in batches else max(told.least, least or 1)
+            return dims.setdefault(f"of {told.name}", Dim(f"{told.name}_", min=shortest, max=told.most))
+        if (axis == 1 and (spec.name in images or least is None)) or (axis > 1 and name != "past"):
             return Dim.AUTO  # the height, where channels are last
         return dims.setdefault(name, Dim(name, min={"past": 0, "batch": 1}.get(name, least or 1)))
 
     called = parameter_names([s.name for s in signature.inputs])
     return {
-        name: {i: dim(s.name, i) for i, size in enumerate(s.shape) if size is None}
+        name: {i: dim(s, i) for i, size in enumerate(s.shape) if size is None}
         for name, s in zip(called, signature.inputs, strict=True)
     }
 
