@@ -88,3 +88,21 @@ def test_different_first_axes_are_tried_at_different_sizes_and_long_inputs_are_f
 
     wave = Signature((TensorSpec("wave", "float32", (None, None)),), ())
     assert accepted(wants_512, wave, Sizes(2), seed=0, folder=None)[1] >= 512
+
+
+def test_data_of_a_fixed_batch_and_of_a_state_beside_a_batch_are_split_into_examples(tmp_path: Path) -> None:
+    from maasdam.tasks.examples import read_examples
+
+    def shapes(signature: Signature, **arrays: Any) -> list[dict[str, tuple[int, ...]]]:
+        np.savez(tmp_path / "d.npz", **{name: np.zeros(shape, np.float32) for name, shape in arrays.items()})
+        found = read_examples("tensors", tmp_path / "d.npz", labels=None, limit=None, seed=0, signature=signature)
+        return [{name: array.shape for name, array in e.payload.tensors.items()} for e in found]  # type: ignore[union-attr]
+
+    four = Signature((TensorSpec("x", "float32", (4, 2)),), ())
+    assert shapes(four, x=(8, 2)) == [{"x": (4, 2)}] * 2 and shapes(four, x=(4, 2)) == [{"x": (4, 2)}]
+    n = Axis("N")
+    states = Signature(
+        (TensorSpec("x", "float32", (None, 5), axes=(n, None)), TensorSpec("h", "float32", (1, None, 3), axes=(None, n, None))),
+        (),
+    )
+    assert shapes(states, x=(6, 5), h=(1, 6, 3)) == [{"x": (1, 5), "h": (1, 1, 3)}] * 6

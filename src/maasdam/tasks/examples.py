@@ -10,6 +10,7 @@ import json
 import random
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -172,22 +173,43 @@ def _examples_of(arrays: Mapping[str, Any], shapes: Mapping[str, TensorSpec], fi
         known = {name: array for name, array in arrays.items() if name in shapes}
         if all(array.ndim == len(shapes[name].shape) for name, array in known.items()):
             return [dict(arrays)]
-    ways = {name: _way(array, shapes.get(name)) for name, array in arrays.items()}
-    sizes = {name: array.shape[0] for name, array in arrays.items() if ways[name] != "shared"}
+    rows = _batch_axis(shapes)
+    ways = {name: _way(array, shapes.get(name), rows) for name, array in arrays.items()}
+    sizes = {name: _count(array, ways[name]) for name, array in arrays.items() if ways[name] != "shared"}
     if len(set(sizes.values())) > 1:
         raise InvalidInput(f"the arrays in {file} have first axes {sizes}; all need the same number of examples")
     if next(iter(sizes.values()), 1) > MAX_EXAMPLES:
         raise InvalidInput(f"{file} holds over {MAX_EXAMPLES:,} examples; give a sample of them")
 
     def one(name: str, i: int) -> Any:
-        array = arrays[name]
-        return array if ways[name] == "shared" else array[i, ...] if ways[name] == "one each" else array[i : i + 1]
+        array, way = arrays[name], ways[name]
+        if isinstance(way, Along):
+            return array[(slice(None),) * way.axis + (slice(i * way.rows, (i + 1) * way.rows),)]
+        return array if way == "shared" else array[i, ...] if way == "one each" else array[i : i + 1]
 
     return [{name: one(name, i) for name in arrays} for i in range(next(iter(sizes.values()), 1))]
 
 
-def _way(array: Any, spec: TensorSpec | None) -> str:
-    """What an array is to its examples: "rows" of a batch, "one each" of an input that has no batch, or "shared" by all."""
+@dataclass(frozen=True, slots=True)
+class Along:
+    """Examples of so many rows each, along an axis."""
+
+    axis: int
+    rows: int
+
+
+def _batch_axis(shapes: Mapping[str, TensorSpec]) -> str | None:
+    """What the file calls its batch, where it stands second in a state."""
+    return next((s.axes[0].name for s in shapes.values() if s.axes and s.axes[0] is not None), None)
+
+
+def _count(array: Any, way: str | Along) -> int:
+    return int(array.shape[way.axis] // way.rows if isinstance(way, Along) else array.shape[0])
+
+
+def _way(array: Any, spec: TensorSpec | None, batch: str | None) -> str | Along:
+    """What an array is to its examples: "rows" of a batch, "one each" of an input that has no batch, "shared" by all, or so
+    many rows each: of an input whose batch is fixed, or stands at another place."""
     if array.ndim == 0:
         return "shared"
     if spec is None or (spec.shape and spec.shape[0] is None):
@@ -196,7 +218,13 @@ def _way(array: Any, spec: TensorSpec | None) -> str:
         return "one each"
     if spec.shape[0] == 1 and len(array) != 1:
         return "rows"  # a batch that is fixed to 1: a row is that batch
-    return "shared" if array.ndim == len(spec.shape) else "rows"
+    if array.ndim == len(spec.shape):
+        place = next((i for i, axis in enumerate(spec.axes) if axis is not None and axis.name == batch), 0)
+        if place:
+            return Along(place, 1)
+        fixed = spec.shape[0] or 1
+        return Along(0, fixed) if len(array) > fixed and len(array) % fixed == 0 else "shared"
+    return "rows"
 
 
 def _check_unpacked(file: Path) -> None:
