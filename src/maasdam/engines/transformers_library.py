@@ -17,6 +17,9 @@ from maasdam.engines.compressed_weights import COMPRESSED_TENSORS, open_compress
 from maasdam.errors import InvalidModel, Unsupported
 
 _importing = threading.Lock()
+_loading = threading.Lock()
+"""transformers loads with torch's and its own functions replaced, for the whole process: of two loads at once the one that
+ends first puts back what the other had replaced, and tied weights stay untied for good."""
 
 
 def transformers_with_torch() -> Any:
@@ -80,14 +83,15 @@ def open_module(folder: Path, dtype: str = "float32") -> Any:
         del config.quantization_config
         where = {"pretrained_model_name_or_path": None, "config": config, "state_dict": weights}
     try:
-        module, info = loader.from_pretrained(
-            **where,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=getattr(torch, dtype),
-            output_loading_info=True,
-        )
+        with _loading:
+            module, info = loader.from_pretrained(
+                **where,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=getattr(torch, dtype),
+                output_loading_info=True,
+            )
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
