@@ -131,5 +131,9 @@ def test_the_document_says_who_needs_a_key_and_which_codes_come(client: httpx.Cl
             assert method != "post" or {"413", "415"} <= codes
     chat = spec["paths"]["/v1/chat/completions"]["post"]["responses"]
     assert set(chat["200"]["content"]) == {"application/json", "text/event-stream"}
+    infer = spec["paths"]["/v2/models/{model}/infer"]["post"]
+    assert {one["in"] for one in infer["parameters"]} == {"path"} and "application/octet-stream" in infer["responses"]["200"][
+        "content"
+    ]
     body = spec["components"]["schemas"]["ChatBody"]
     assert body["additionalProperties"] is False and body["properties"]["temperature"]["anyOf"][0]["maximum"] == 2

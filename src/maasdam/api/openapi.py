@@ -188,6 +188,7 @@ def _complete(path: str, method: str, operation: Schema) -> None:
         responses[success]["content"] |= MORE_ANSWERS[path]
     elif path.endswith("/infer"):
         responses[success]["content"] |= BINARY
+        operation["parameters"] = [one for one in operation["parameters"] if one["in"] == "path"]  # it reads no query
     door = errors.door(path)
     kind = "application/json" if door in ("openai", "oip") else "application/problem+json"
     schema = {"$ref": f"#/components/schemas/Error-{'ours' if door == 'images' else door}"}
