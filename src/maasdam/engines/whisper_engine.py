@@ -79,7 +79,8 @@ class _Transformers:
         self._module = open_module(folder).to(device)
         self._processor = transformers_with_torch().WhisperProcessor.from_pretrained(str(folder), local_files_only=True)
         self._device = device
-        self._is_multilingual = bool(getattr(self._module.generation_config, "is_multilingual", False))
+        told = self._module.generation_config
+        self._is_multilingual = bool(getattr(told, "is_multilingual", hasattr(told, "lang_to_id")))
         self.end = int(self._processor.tokenizer.convert_tokens_to_ids("<|endoftext|>"))
 
     def transcribe(self, waveform: type_array, language: str | None, words: bool) -> tuple[str | None, Iterable[Segment]]:
