@@ -52,6 +52,13 @@ def int8(store: Store, source: Artifact, reference: Artifact) -> Artifact:
     return Build(store).run(find_recipe("int8", source.task), source, None)
 
 
+def test_float32_on_another_engine_holds_what_the_recipe_fp32_asks(source: Artifact, reference: Artifact) -> None:
+    limits = find_recipe("fp32", source.task).limits
+    report: dict[str, Any] = verify(reference, (reference,), source, EXAMPLES, limits, QUICK).to_json()
+    assert report["passed"], report["failures"]
+    assert report["parity"]["fidelity"] > 0.999
+
+
 def test_the_report_of_int8_weights_is_true(source: Artifact, reference: Artifact, int8: Artifact) -> None:
     report: dict[str, Any] = verify(int8, (reference,), source, EXAMPLES, Limits(max_drop=0.5), QUICK).to_json()
     assert report["passed"], report["failures"]

@@ -34,6 +34,7 @@ from maasdam.errors import EngineFailure, VerificationFailed
 from maasdam.pipeline.bootstrap import confidence
 from maasdam.pipeline.conditions import Conditions, circumstances
 from maasdam.pipeline.examples import Inputs, PreparedExamples, Preparer
+from maasdam.pipeline.fidelity import of_tokens
 from maasdam.pipeline.footprint import footprint_bytes
 from maasdam.pipeline.measure import Timing, joules_per_run, take_turns
 from maasdam.pipeline.parity import Parity
@@ -69,6 +70,8 @@ class _Heard:
     transcripts: dict[str, list[Transcript]] = field(default_factory=lambda: {"candidate": [], "reference": [], "source": []})
     parity: Parity = field(default_factory=Parity)
     notes: list[str] = field(default_factory=list)
+    likely: list[tuple[type_array, type_array]] = field(default_factory=list)
+    """Log-likelihoods of the source's tokens, the source's own and the candidate's, a recording each."""
 
 
 def verify_speech(
@@ -108,7 +111,7 @@ def verify_speech(
         candidate=columns["candidate"],
         reference=columns["reference"],
         source=columns["source"],
-        parity=heard.parity.to_json(),
+        parity=heard.parity.to_json() | of_tokens(*_sides(heard.likely)).to_json(),
         metric="wer" if has_metric else None,
         drop=drop_of("wer", columns["reference"].accuracy, columns["candidate"].accuracy) if has_metric else None,
         examples=len(examples) if has_metric else 0,
@@ -174,7 +177,7 @@ def _hear(
                     seen[id(engine)] = Transcript(""), ()
             heard.transcripts[subject].append(seen[id(engine)][0])
         if id(source) in seen:
-            _compare(name, engines["candidate"], source, each, seen, heard.parity)
+            _compare(name, engines["candidate"], source, each, seen, heard)
     how.progress("transcribe", len(inputs), len(inputs))
     count = len(heard.transcripts["source"])
     if count < len(inputs):
@@ -187,17 +190,22 @@ def _compare(
     source: Any,
     inputs: Inputs,
     seen: Mapping[int, tuple[Transcript, tuple[int, ...]]],
-    parity: Parity,
+    heard: _Heard,
 ) -> None:
     """How likely the candidate finds the words that the source wrote; where it wrote none there is nothing to find."""
     (wanted, ids), (got, _) = seen[id(source)], seen[id(candidate)]
     tokens = source.text_tokens(ids)[:MOST_TOKENS]
     if not tokens:
-        parity.examples += 1
-        parity.agreements.append(wanted.text == got.text)
+        heard.parity.examples += 1
+        heard.parity.agreements.append(wanted.text == got.text)
         return
     found: list[type_array] = [e.log_likelihoods(inputs, tokens, wanted.language) for e in (source, candidate)]
-    parity.add(name, [{"log_likelihoods": found[0]}], [{"log_likelihoods": found[1]}], wanted.text == got.text)
+    heard.likely.append((found[0], found[1]))
+    heard.parity.add(name, [{"log_likelihoods": found[0]}], [{"log_likelihoods": found[1]}], wanted.text == got.text)
+
+
+def _sides(pairs: Sequence[tuple[type_array, type_array]]) -> tuple[list[type_array], list[type_array]]:
+    return [one for one, _ in pairs], [other for _, other in pairs]
 
 
 def _scores(heard: _Heard, examples: Sequence[Example]) -> tuple[str | None, dict[str, Score], dict[str, float]]:

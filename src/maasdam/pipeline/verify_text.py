@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -22,11 +22,15 @@ from maasdam.errors import InvalidInput, MaasdamError, VerificationFailed
 from maasdam.pipeline.bootstrap import confidence
 from maasdam.pipeline.conditions import Conditions, circumstances
 from maasdam.pipeline.examples import Inputs, PreparedExamples, Preparer
+from maasdam.pipeline.fidelity import of_tokens
 from maasdam.pipeline.footprint import footprint_bytes
 from maasdam.pipeline.measure import Timing, joules_per_run, take_turns
 from maasdam.pipeline.parity import Parity
 from maasdam.pipeline.recipe import Limits
 from maasdam.pipeline.report import Column, Report, drop_of, finished
+
+if TYPE_CHECKING:
+    from maasdam.core import type_array
 
 PIECE_CHARACTERS = 2000
 PIECES = 100
@@ -105,6 +109,8 @@ def verify_text(
             engine.close()
     scores = {name: _score(artifacts[name], pieces, threads, how, notes, is_needed=name != "source") for name in engines}
     parity = _parity(pieces, scores, written)
+    asked = limits.min_fidelity is not None  # else the metric decides, or cosine on made-up tokens
+    fidelity = of_tokens(_truth(scores), scores["candidate"].values).to_json() if asked else {}
     memory = _memory([artifacts[name] for name in engines], prompts, threads, how, notes)
     columns = {
         name: _column(
@@ -117,7 +123,7 @@ def verify_text(
         candidate=columns["candidate"],
         reference=columns["reference"],
         source=columns.get("source"),
-        parity=parity.to_json(),
+        parity=parity.to_json() | fidelity,
         metric="perplexity" if has_metric else None,
         drop=drop_of("perplexity", columns["reference"].accuracy, columns["candidate"].accuracy) if has_metric else None,
         examples=len(pieces) if has_metric else 0,
@@ -287,14 +293,18 @@ def _score(
 
 def _parity(pieces: Sequence[Piece], scores: Mapping[str, Scores], written: Mapping[str, Sequence[tuple[int, ...]]]) -> Parity:
     parity = Parity()
-    own = scores["source"].values if "source" in scores else []
-    truth = [*own, *scores["reference"].values[len(own) :]]  # where the source itself had no time, the reference is proven
-    for piece, wanted, got in zip(pieces, truth, scores["candidate"].values, strict=True):
+    for piece, wanted, got in zip(pieces, _truth(scores), scores["candidate"].values, strict=True):
         parity.add(piece.name, [{"log_likelihoods": wanted}], [{"log_likelihoods": got}], None)
     for wanted_ids, got_ids in zip(written["reference"], written["candidate"], strict=True):
         parity.agreements += [a == b for a, b in zip(wanted_ids, got_ids, strict=False)]
         parity.agreements += [False] * abs(len(wanted_ids) - len(got_ids))
     return parity
+
+
+def _truth(scores: Mapping[str, Scores]) -> list[type_array]:
+    """The source's own log-likelihoods, a piece each; where the source had no time, those of the reference, which is proven."""
+    own = scores["source"].values if "source" in scores else []
+    return [*own, *scores["reference"].values[len(own) :]]
 
 
 def _confidence(scores: Mapping[str, Scores]) -> dict[str, Any] | None:
