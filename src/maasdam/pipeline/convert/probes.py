@@ -36,7 +36,7 @@ class Sizes:
     multiple: int = 1
     """Of what the sides of images are multiples."""
     length: int | None = None
-    """Of every open axis but the batch, whatever is natural; a second side is one longer."""
+    """Of every open axis but the batch, whatever is natural."""
     is_apart: bool = False
     """Have first axes of different names different sizes?"""
 
@@ -180,7 +180,7 @@ def _shape(spec: TensorSpec, sizes: Sizes, length: int, past: int, named: Mappin
 
 def _side(axis: int, sizes: Sizes) -> int:
     if sizes.length is not None:
-        return sizes.length + (axis == 3) * (sizes.multiple == 1)
+        return sizes.length
     if sizes.multiple > 1:
         return (round(_DEFAULT_SIDE * sizes.stretch / sizes.multiple) + axis) * sizes.multiple
     return round(_DEFAULT_SIDE * sizes.stretch) + 16 * axis

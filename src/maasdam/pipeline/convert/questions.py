@@ -22,6 +22,8 @@ LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 400, 512
 """The shortest length that runs is looked for among these, then between two of them."""
 MORE = (1, 2, 3, 4, 5, 7, 8, 13, 15, 16, 17, 31, 33, 63, 65, 127, 129)
 """Beyond the shortest: the next ones, then those around powers of two, where kernels change their ways."""
+LARGER, LEAST_NUMBERS = 4, 2**17
+"""A length that is tried has no more numbers than so many times the largest random batch, or than that many."""
 BATCHES = (4, 8, 17)
 LEAST = 12
 """Inputs for a network whose shapes are fixed, whatever time allows."""
@@ -88,7 +90,7 @@ def questions(
             asked.refused += 1
             return None
 
-    planned = _planned(source, small, wide, folder, clues, watched, asked, clock)
+    planned = _planned(source, small, wide, folder, clues, watched, asked, clock, until)
     for question in planned:
         if clock() > until and not (is_fixed and number < LEAST):
             asked.left_out.append(question.kind)
@@ -129,13 +131,15 @@ def _planned(
     watched: Watch,
     asked: Asked,
     clock: Clock,
+    until: float,
 ) -> Iterator[Question]:
     signature = source.signature
     whole = list(edges(small, signature, asked.rows, clues, seed=0))
     told = [e for e in whole if not e.is_beyond]
     for edge in told[: len(told) // 2]:
         yield Question(f"{edge.kind} {edge.what}", edge.batch, {}, edge.group, edge.is_tied)
-    yield from _lengths(source, folder, asked)
+    most = max(LARGER * max(_numbers(small), _numbers(wide)), LEAST_NUMBERS)
+    yield from _lengths(source, folder, asked, most, lambda: clock() > until)
     yield from _branches(source, small, clues, watched, clock)
     for edge in told[len(told) // 2 :]:
         yield Question(f"{edge.kind} {edge.what}", edge.batch, {}, edge.group, edge.is_tied)
@@ -148,7 +152,13 @@ def _planned(
                 yield Question(f"{edge.kind} {edge.what}", edge.batch, {}, edge.group, edge.is_tied)
 
 
-def _lengths(source: TensorEngine, folder: Path | None, asked: Asked) -> Iterator[Question]:
+def _numbers(batch: Tensors) -> int:
+    return sum(array.size for array in batch.values())
+
+
+def _lengths(
+    source: TensorEngine, folder: Path | None, asked: Asked, most: int, is_late: Callable[[], bool]
+) -> Iterator[Question]:
     """From the shortest that runs. Decoders with a cache are asked for theirs by the sizes they are proven at."""
     signature = source.signature
     if has_cache(signature):
@@ -157,9 +167,14 @@ def _lengths(source: TensorEngine, folder: Path | None, asked: Asked) -> Iterato
     def batch(sizes: Sizes) -> dict[str, Any]:
         return _in_rows(probe(signature, sizes, seed=5, folder=folder), asked.rows, sizes)
 
-    def runs(length: int) -> bool:
+    def runs(length: int) -> bool | None:
+        if is_late():
+            return None
+        tried = batch(Sizes(1, length=length))
+        if _numbers(tried) > most:  # two sides of thousands would fill the memory, to find out nothing
+            return None
         try:
-            source.run(batch(Sizes(1, length=length)))
+            source.run(tried)
         except Exception:
             return False
         return True
@@ -170,13 +185,16 @@ def _lengths(source: TensorEngine, folder: Path | None, asked: Asked) -> Iterato
         if shortest is not None:
             for more in (0, *MORE):
                 length = shortest + more
+                if _numbers(batch(Sizes(1, length=length))) > most:
+                    break
                 yield Question(f"length {length}", batch(Sizes(1, length=length)), {}, may_be_refused=True)
             yield Question(f"length {shortest}", batch(Sizes(3, length=shortest)), {}, may_be_refused=True)
     if any(s.shape and s.shape[0] is None for s in signature.inputs):
         for count in BATCHES:
             is_small = count == max(BATCHES) and asked.shortest is not None
-            sizes = Sizes(count, length=asked.shortest) if is_small else Sizes(count)
-            yield Question(f"batch {count}", batch(sizes), {}, may_be_refused=True)
+            several = batch(Sizes(count, length=asked.shortest) if is_small else Sizes(count))
+            if _numbers(several) <= most:
+                yield Question(f"batch {count}", several, {}, may_be_refused=True)
 
 
 def _in_rows(batch: dict[str, Any], rows: Mapping[str, int | None], sizes: Sizes) -> dict[str, Any]:
@@ -190,10 +208,13 @@ def _in_rows(batch: dict[str, Any], rows: Mapping[str, int | None], sizes: Sizes
     return batch
 
 
-def _shortest(runs: Callable[[int], bool]) -> int | None:
+def _shortest(runs: Callable[[int], bool | None]) -> int | None:
     before = 0
     for length in LENGTHS:
-        if runs(length):
+        does = runs(length)
+        if does is None:
+            return None
+        if does:
             low, high = before, length
             while high - low > 1:
                 middle = (low + high) // 2
