@@ -99,7 +99,11 @@ def _run_tf2onnx(saved_model: Path) -> Any:
             output_names=outputs,
             tensors_to_rename=names,
             initialized_tables=tables,
-            custom_op_handlers={"Erfc": (_erfc, [])},
+            custom_op_handlers={
+                "Erfc": (_erfc, []),
+                "SparseSoftmaxCrossEntropyWithLogits": (_cross_entropy, []),
+                "SoftmaxCrossEntropyWithLogits": (_cross_entropy, []),
+            },
         )
     _spread_scalars(onnx_graph)
     return optimize_graph(onnx_graph, catch_errors=False).make_model(SIGNATURE)
@@ -129,6 +133,26 @@ def _erfc(graph: Any, node: Any, name: str, args: Any) -> None:
     erf = graph.make_node("Erf", [value], shapes=[shape], dtypes=[dtype])
     one = graph.make_const(utils.make_name("one"), np.array(1, utils.map_onnx_to_numpy_type(dtype)))
     graph.make_node("Sub", [one.output[0], erf.output[0]], outputs=outputs, name=name, shapes=[shape], dtypes=[dtype])
+
+
+def _cross_entropy(graph: Any, node: Any, name: str, args: Any) -> None:
+    """TensorFlow's losses over logits. tf2onnx takes the logarithm of a softmax, which is infinite from logits of 100 on."""
+    import numpy as np
+    from tf2onnx import utils
+
+    shape, dtype, outputs = graph.get_shape(node.output[0]), graph.get_dtype(node.output[0]), list(node.output)
+    is_sparse, (logits, labels) = node.type.startswith("Sparse"), node.input
+    graph.remove_node(node.name)
+    last = graph.make_const(utils.make_name("last"), np.array([-1], np.int64)).output[0]
+    logarithm = graph.make_node("LogSoftmax", [logits], attr={"axis": -1}, dtypes=[dtype]).output[0]
+    if is_sparse:
+        places = graph.make_node("Unsqueeze", [labels, last]).output[0]
+        chosen = graph.make_node("GatherElements", [logarithm, places], attr={"axis": -1}, dtypes=[dtype]).output[0]
+        total = graph.make_node("Squeeze", [chosen, last], dtypes=[dtype]).output[0]
+    else:
+        chosen = graph.make_node("Mul", [logarithm, labels], dtypes=[dtype]).output[0]
+        total = graph.make_node("ReduceSum", [chosen, last], attr={"keepdims": 0}, dtypes=[dtype]).output[0]
+    graph.make_node("Neg", [total], outputs=outputs[:1], name=name, shapes=[shape], dtypes=[dtype])
 
 
 @contextlib.contextmanager
