@@ -25,8 +25,12 @@ from maasdam.pipeline.run_recipe import Build, Data
 from maasdam.pipeline.verify import verify
 
 QUICK = Conditions(threads=1, latency_seconds=0.0, throughput_seconds=0.0, measures_memory=False)
-RANDOM = np.random.default_rng(0)
 Node = tuple[str, list[str], list[str], dict[str, Any]]
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    return np.random.default_rng(0)
 
 
 @pytest.fixture
@@ -125,8 +129,8 @@ def _noisy(values: Any, share: float, seed: int = 9) -> Any:
     return values + np.random.default_rng(seed).normal(size=values.shape) * share
 
 
-def test_dead_scores_are_seen_beside_boxes_that_are_right() -> None:
-    boxes, scores = RANDOM.uniform(0, 640, (12, 1, 4, 50)), RANDOM.uniform(0, 1, (12, 1, 8, 50)) ** 8
+def test_dead_scores_are_seen_beside_boxes_that_are_right(random: np.random.Generator) -> None:
+    boxes, scores = random.uniform(0, 640, (12, 1, 4, 50)), random.uniform(0, 1, (12, 1, 8, 50)) ** 8
     whole = np.concatenate([boxes, scores], 2)
     dead = np.concatenate([boxes + 1, 0 * scores], 2)
     fidelity, wrong = _judged(lambda i: whole[i], lambda i: dead[i])
@@ -135,17 +139,17 @@ def test_dead_scores_are_seen_beside_boxes_that_are_right() -> None:
     assert not any("slices 0-3" in p.where for p in wrong)
 
 
-def test_scores_that_are_wrong_but_move_are_named_as_a_group() -> None:
-    boxes, scores = RANDOM.uniform(0, 640, (12, 1, 50, 4)), RANDOM.uniform(0, 1, (12, 1, 50, 8)) ** 8
+def test_scores_that_are_wrong_but_move_are_named_as_a_group(random: np.random.Generator) -> None:
+    boxes, scores = random.uniform(0, 640, (12, 1, 50, 4)), random.uniform(0, 1, (12, 1, 50, 8)) ** 8
     whole = np.concatenate([boxes, scores], 3)
     mixed = np.concatenate([boxes, scores[::-1]], 3)
     _, wrong = _judged(lambda i: whole[i], lambda i: mixed[i])
     assert "output 'y', slices 4-11 of axis 2" in {p.where for p in wrong}
 
 
-def test_a_good_detector_of_classes_that_never_come_is_not_failed() -> None:
+def test_a_good_detector_of_classes_that_never_come_is_not_failed(random: np.random.Generator) -> None:
     """Sixty classes of eighty never rise above a thousandth: 8 bits round them away, and nothing is lost."""
-    boxes, scores = RANDOM.uniform(0, 640, (12, 1, 4, 50)), RANDOM.uniform(0, 1, (12, 1, 80, 50)) ** 8
+    boxes, scores = random.uniform(0, 640, (12, 1, 4, 50)), random.uniform(0, 1, (12, 1, 80, 50)) ** 8
     scores[:, :, 20:] *= 1e-3
     whole = np.concatenate([boxes, scores], 2)
     steps = np.concatenate([np.round(boxes), np.round(scores * 255) / 255], 2)
@@ -153,18 +157,18 @@ def test_a_good_detector_of_classes_that_never_come_is_not_failed() -> None:
     assert wrong == [] and fidelity.to_json()["fidelity"] > 0.99
 
 
-def test_rows_of_a_heatmap_are_no_things_of_different_kinds() -> None:
+def test_rows_of_a_heatmap_are_no_things_of_different_kinds(random: np.random.Generator) -> None:
     """The peak is kept; rows far from it hold next to nothing and follow the noise."""
     at = np.linspace(-3, 3, 40)
-    peaks = [np.exp(-((at[:, None] - x) ** 2 + (at[None] - y) ** 2) * 4)[None, None] for x, y in RANDOM.normal(size=(12, 2))]
+    peaks = [np.exp(-((at[:, None] - x) ** 2 + (at[None] - y) ** 2) * 4)[None, None] for x, y in random.normal(size=(12, 2))]
     _, wrong = _judged(lambda i: peaks[i], lambda i: np.clip(_noisy(peaks[i], 0.01, i), 0, 1))
     assert wrong == []
     _, moved = _judged(lambda i: peaks[i], lambda i: np.roll(peaks[i], 15, axis=3))
     assert moved[0].where == "output 'y'"
 
 
-def test_one_number_is_judged_by_how_it_varies() -> None:
-    values = 50 + RANDOM.normal(size=(12, 1, 1))
+def test_one_number_is_judged_by_how_it_varies(random: np.random.Generator) -> None:
+    values = 50 + random.normal(size=(12, 1, 1))
     parity = Parity()
     for i in range(12):
         parity.add(str(i), [{"y": values[i]}], [{"y": np.full((1, 1), 50.0)}], None)
@@ -174,15 +178,26 @@ def test_one_number_is_judged_by_how_it_varies() -> None:
     assert _judged(lambda i: values[i], lambda i: _noisy(values[i], 0.1, i))[1] == []
 
 
-def test_numbers_of_unlike_ranges_beside_each_other_are_each_judged() -> None:
-    values = RANDOM.normal(size=(12, 1, 3)) * [1000, 30, 1]
+def test_one_slice_that_fails_is_not_hidden_behind_many_outputs_that_hold(random: np.random.Generator) -> None:
+    fidelity = Fidelity()
+    likely = random.uniform(0, 1, (12, 1, 20, 30)) ** 8 * np.linspace(1, 0.05, 20)[None, None, :, None]
+    states = random.normal(size=(12, 1, 4))
+    for i in range(12):
+        one = {f"state{n}": states[i] for n in range(30)} | {"y": likely[i]}
+        other = dict(one) | {"y": np.concatenate([likely[i, :, :5], likely[-i, :, 5:6], likely[i, :, 6:]], 1)}
+        fidelity.add([one], [other])
+    assert fidelity.to_json()["parts"][0]["slices"] == [5] or fidelity.to_json()["parts"][1]["slices"] == [5]
+
+
+def test_numbers_of_unlike_ranges_beside_each_other_are_each_judged(random: np.random.Generator) -> None:
+    values = random.normal(size=(12, 1, 3)) * [1000, 30, 1]
     other = values.copy()
     other[:, :, 2] = other[::-1, :, 2]
     assert {p.where for p in _judged(lambda i: values[i], lambda i: other[i])[1]} == {"output 'y', slice 2 of axis 1"}
 
 
-def test_rankings_are_judged_by_the_top_and_ties_are_no_disagreement() -> None:
-    logits = RANDOM.normal(size=(40, 1, 10)) * 3
+def test_rankings_are_judged_by_the_top_and_ties_are_no_disagreement(random: np.random.Generator) -> None:
+    logits = random.normal(size=(40, 1, 10)) * 3
     likely = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     rest = likely.copy()
     rest[:4] = np.roll(rest[:4], 1, axis=-1)
@@ -194,18 +209,18 @@ def test_rankings_are_judged_by_the_top_and_ties_are_no_disagreement() -> None:
     assert _judged(lambda i: even[0] if i else even[0][:, ::-1], lambda i: even[1] if i else even[1][:, ::-1])[0].agreement == 1
 
 
-def test_class_numbers_are_compared_one_by_one_and_a_top_five_by_its_first() -> None:
-    maps = RANDOM.integers(0, 3, (12, 1, 9, 9))
+def test_class_numbers_are_compared_one_by_one_and_a_top_five_by_its_first(random: np.random.Generator) -> None:
+    maps = random.integers(0, 3, (12, 1, 9, 9))
     assert _judged(lambda i: maps[i], lambda i: maps[i] * (i % 2))[1][0].measure == "agreement"
-    tops = np.stack([RANDOM.permutation(100)[:5] for _ in range(12)])[:, None]
+    tops = np.stack([random.permutation(100)[:5] for _ in range(12)])[:, None]
     later = tops[:, :, [0, 2, 1, 4, 3]]
     for kind in (np.int64, np.float32):  # some graphs give class numbers as floats
         assert _judged(lambda i, k=kind: tops[i].astype(k), lambda i, k=kind: later[i].astype(k))[1] == []
         assert _judged(lambda i, k=kind: tops[i].astype(k), lambda i, k=kind: later[i, :, ::-1].astype(k))[1] != []
 
 
-def test_lists_whose_length_the_data_decide_are_compared_row_by_row() -> None:
-    rows = [RANDOM.uniform(0, 100, (2 + i % 4, 6)) for i in range(12)]
+def test_lists_whose_length_the_data_decide_are_compared_row_by_row(random: np.random.Generator) -> None:
+    rows = [random.uniform(0, 100, (2 + i % 4, 6)) for i in range(12)]
     signature = Signature((), (TensorSpec("y", "float32", (None, 6)),))
     one_less = [r[1:] if i == 3 else _noisy(r, 0.5, i) for i, r in enumerate(rows)]
     fidelity, wrong = _judged(lambda i: rows[i], lambda i: one_less[i])
@@ -218,29 +233,29 @@ def test_lists_whose_length_the_data_decide_are_compared_row_by_row() -> None:
     assert "numbers where the reference's has" in parity.problems[0]
 
 
-def test_answers_as_long_as_their_inputs_are_judged_together() -> None:
-    texts = [RANDOM.normal(size=(1, 3 + i, 4)) for i in range(12)]
+def test_answers_as_long_as_their_inputs_are_judged_together(random: np.random.Generator) -> None:
+    texts = [random.normal(size=(1, 3 + i, 4)) for i in range(12)]
     assert _judged(lambda i: texts[i], lambda i: _noisy(texts[i], 0.1, i))[1] == []
     assert _judged(lambda i: texts[i], lambda i: texts[i][:, ::-1])[1] != []
 
 
-def test_a_batch_axis_that_is_not_the_first_changes_nothing() -> None:
-    values = RANDOM.normal(size=(12, 5, 1, 3)) * [1000, 30, 1]
+def test_a_batch_axis_that_is_not_the_first_changes_nothing(random: np.random.Generator) -> None:
+    values = random.normal(size=(12, 5, 1, 3)) * [1000, 30, 1]
     other = values.copy()
     other[..., 2] = 0
     assert _judged(lambda i: values[i], lambda i: other[i])[0].lost == float("inf")
 
 
-def test_what_does_not_vary_is_left_out_and_counted() -> None:
-    values = np.concatenate([np.full((12, 1, 2), 7.0), RANDOM.normal(size=(12, 1, 4))], 2)
+def test_what_does_not_vary_is_left_out_and_counted(random: np.random.Generator) -> None:
+    values = np.concatenate([np.full((12, 1, 2), 7.0), random.normal(size=(12, 1, 4))], 2)
     found = _judged(lambda i: values[i], lambda i: values[i] + [0.1, 0, 0, 0, 0, 0])[0].to_json()
     assert found["without_spread"] == 1 and found["fidelity"] > 0.99
     still = _judged(lambda i: np.full((1, 2), 7.0), lambda i: np.full((1, 2), 7.1))[0].to_json()
     assert still["parts"][0]["measure"] == "closeness" and still["parts"][0]["value"] == pytest.approx(1 - 0.1 / 7)
 
 
-def test_outputs_near_zero_are_judged_as_others_are() -> None:
-    values = RANDOM.normal(size=(12, 1, 4)) * 1e-7
+def test_outputs_near_zero_are_judged_as_others_are(random: np.random.Generator) -> None:
+    values = random.normal(size=(12, 1, 4)) * 1e-7
     assert _judged(lambda i: values[i], lambda i: values[::-1][i])[1] != []
     assert _judged(lambda i: values[i], lambda i: values[i] * 1.05)[1] == []
 

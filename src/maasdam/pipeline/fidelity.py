@@ -146,7 +146,7 @@ class Fidelity:
         judged = self._judged(self.parts())
         if any(p.is_constant for p in judged) or any(o.is_broken for o in self._outputs.values()):
             return math.inf
-        return max((0.5 * (1 - (p.value or 0.0)) / (1 - p.asked(0.5)) for p in judged), default=None)
+        return max((_lost(p) for p in judged), default=None)
 
     def _judged(self, parts: Sequence[Part]) -> list[Part]:
         """Those with spread; where none has any, the outputs by how close they are."""
@@ -161,7 +161,7 @@ class Fidelity:
         parts = self.parts()
         judged = self._judged(parts)
         whole = [p.value for p in judged if p.measure == "fidelity" and not p.is_one_slice and p.value is not None]
-        worst = sorted(judged, key=lambda p: (not p.is_constant, p.is_one_slice, (p.value or 0.0) - p.asked(0.5)))
+        worst = sorted(judged, key=lambda p: (not p.is_constant, -_lost(p)))
         return {
             "fidelity": min(whole, default=None),
             "parts": [p.to_json() for p in worst[:SHOWN]],
@@ -352,7 +352,8 @@ class _Output:
 
     def parts(self) -> Iterator[Part]:
         if self.list_axis is not None:
-            found = [_found_again(a, b, self.list_axis) for a, b in self.kept]
+            pairs = [(_as_rows(a, self.list_axis), _as_rows(b, self.list_axis)) for a, b in self.kept]
+            found = [_found_again(one, other, _near([one for one, _ in pairs])) for one, other in pairs]
             rows, same = (sum(column) for column in zip(*found, strict=True))
             yield Part(self.name, measure="agreement", value=same / rows if rows else None)
         elif self.ranks and self.rows:
@@ -416,6 +417,11 @@ class _Output:
             worst=s.worst.max(rest).reshape(-1),
             norms=(flat(s.squares), flat(s.other_squares)),
         )
+
+
+def _lost(part: Part) -> float:
+    """What it lost in the measure that is asked of it: 1 - value of a whole output, twice that of a ranking."""
+    return 0.5 * (1 - (part.value or 0.0)) / (1 - part.asked(0.5))
 
 
 def _groups(each: _Slices) -> list[tuple[int, ...]]:
@@ -484,21 +490,34 @@ def _is_list(values: type_array) -> bool:
     return bool((ordered[..., 1:] != ordered[..., :-1]).all())
 
 
-def _found_again(wanted: type_array, got: type_array, axis: int) -> tuple[int, float]:
-    """(rows of both, rows that have a like one on the other side) along `axis`; the axes beside it are equal, else none has."""
-    one, other = (np.moveaxis(a, axis, 0).astype(np.float64) for a in (wanted, got))
-    one, other = (a.reshape(len(a), math.prod(a.shape[1:])) for a in (one, other))
-    if one.shape[1:] != other.shape[1:]:
-        return len(one) + len(other), 0.0
-    near = FOUND * np.maximum(np.ptp(one, axis=0) if len(one) else 0.0, NOISE * np.abs(one).max(initial=1.0))
-    left = list(range(len(other)))
+def _as_rows(values: type_array, axis: int) -> type_array:
+    """[rows along `axis`, all beside it]."""
+    moved = np.moveaxis(values, axis, 0).astype(np.float64)
+    return moved.reshape(len(moved), math.prod(moved.shape[1:]))
+
+
+def _near(lists: Sequence[type_array]) -> type_array:
+    """How far a row may lie, in each column: a share of what that column spans over all the examples."""
+    width = max(rows.shape[1] for rows in lists)
+    every = np.concatenate([rows for rows in lists if rows.shape[1] == width])
+    found: type_array = (
+        FOUND * np.ptp(every, axis=0) + NOISE * np.abs(every).max(initial=1.0) if len(every) else np.zeros(width)
+    )
+    return found
+
+
+def _found_again(wanted: type_array, got: type_array, near: type_array) -> tuple[int, float]:
+    """(rows of both, rows that have a like one on the other side); none has where they have other columns."""
+    if wanted.shape[1:] != got.shape[1:] or wanted.shape[1:] != near.shape:
+        return len(wanted) + len(got), 0.0
+    left = list(range(len(got)))
     matched = 0
-    for row in one:
-        at = next((i for i in left if (np.abs(other[i] - row) <= near).all()), None)
+    for row in wanted:
+        at = next((i for i in left if (np.abs(got[i] - row) <= near).all()), None)
         if at is not None:
             left.remove(at)
             matched += 1
-    return len(one) + len(other), 2.0 * matched
+    return len(wanted) + len(got), 2.0 * matched
 
 
 def _listed(slices: Sequence[int]) -> str:

@@ -7,6 +7,7 @@ Knows how to compare. Refuses to know labels, and which ways there are: that is 
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -130,7 +131,8 @@ def _check_drift(
     free = DRIFT_ROUNDED if context.is_quantized or settings["precision"] != "f32" else DRIFT_FREE
     for candidate in running:
         if candidate.lost is not None and candidate.lost > max(free, 3 * closest) and candidate.why_not is None:
-            candidate.why_not = f"drifts: it loses {candidate.lost:.3g} of what an output tells, the closest {closest:.3g}"
+            lost = "all" if math.isinf(candidate.lost) else f"{candidate.lost:.3g}"
+            candidate.why_not = f"drifts: it loses {lost} of what an output tells, the closest {closest:.3g}"
 
 
 def _answers_of_the_original(context: PassContext, open_engine: Callable[..., Any]) -> list[Tensors] | None:

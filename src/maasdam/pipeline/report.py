@@ -290,7 +290,7 @@ def _fidelities(report: Report, asked: float | None) -> list[Check]:
     if asked is None and report.metric not in (None, "cosine"):
         return []
     floor = MIN_FIDELITY if asked is None else asked
-    parts = [part_of(row) for row in report.parity.get("parts") or ()]
+    parts = sorted((part_of(row) for row in report.parity.get("parts") or ()), key=lambda p: p.is_one_slice)
     judged = [_fidelity(p, floor) for p in parts if p.value is not None and not p.is_constant]
     broken = [c for c in judged if not c.holds]
     nearest = broken or sorted(judged, key=lambda c: (c.measured or 0.0) - c.asked)[:1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ class Candidate:
     cosine: float | None = None
     """Mean, with the answers of what it was made of."""
     lost: float | None = None
-    """Of the spread of its worst output or slice (`Fidelity.lost`)."""
+    """Of the spread of its worst output or slice (`Fidelity.lost`); infinite, and null in the table, where one died."""
     why_not: str | None = None
 
     @property
@@ -69,7 +70,7 @@ class Candidate:
             "p50_ms": None if self.p50 is None else self.p50 * 1000,
             "items_per_second": self.throughput,
             "cosine": self.cosine,
-            "lost": self.lost,
+            "lost": self.lost if self.lost is not None and math.isfinite(self.lost) else None,
             "chosen": is_chosen,
             "left_out": self.why_not,
         }
