@@ -140,6 +140,16 @@ def test_a_faster_engine_that_drifted_is_left_out_with_the_reason(store: Store, 
     assert table[1].why_not is not None and table[1].why_not.startswith("drifts: it loses")
 
 
+def test_a_faster_engine_that_verify_would_fail_is_left_out_where_another_would_pass(store: Store, tmp_path: Path) -> None:
+    original = _artifact(store, "onnxruntime")
+    close, far = _artifact(store, "openvino", (original.digest,)), _artifact(store, "onnxruntime far", (original.digest,))
+    engines = Engines(onnxruntime=(0.0, 0.0), openvino=(0.004, 0.35), **{"onnxruntime far": (0.0, 0.55)})
+    context = replace(_context(store, tmp_path), original=original, is_quantized=True)
+    best, table = choose([close, far], SETTINGS, context, engines)
+    assert best.artifact.engine == "openvino" and table[0].lost is not None and table[1].lost is not None
+    assert table[0].lost < 0.2 < table[1].lost < 3 * table[0].lost
+
+
 def test_an_engine_that_does_not_run_is_left_out_with_the_reason(store: Store, tmp_path: Path) -> None:
     rivals = [_artifact(store, "openvino"), _artifact(store, "onnxruntime")]
     best, table = choose(rivals, SETTINGS, _context(store, tmp_path), Engines(onnxruntime=(0.0, 0.0)))

@@ -21,6 +21,7 @@ from maasdam.pipeline.fidelity import Fidelity
 from maasdam.pipeline.measure import take_turns
 from maasdam.pipeline.parity import cosine, flat
 from maasdam.pipeline.passes import Pass, PassContext, Produced, Setting
+from maasdam.pipeline.report import MIN_FIDELITY
 from maasdam.pipeline.subjects import stacked
 from maasdam.pipeline.ways import Candidate, ways
 
@@ -129,8 +130,11 @@ def _check_drift(
         candidate.cosine, candidate.lost = _apart(candidate, inputs[candidate.artifact.digest], wanted)
     closest = min(c.lost for c in running if c.lost is not None)
     free = DRIFT_ROUNDED if context.is_quantized or settings["precision"] != "f32" else DRIFT_FREE
+    allowed = max(free, 3 * closest)
+    if closest <= 1 - MIN_FIDELITY:  # there is one that verify would pass: what it would fail is not faster, but wrong
+        allowed = min(allowed, 1 - MIN_FIDELITY)
     for candidate in running:
-        if candidate.lost is not None and candidate.lost > max(free, 3 * closest) and candidate.why_not is None:
+        if candidate.lost is not None and candidate.lost > allowed and candidate.why_not is None:
             lost = "all" if math.isinf(candidate.lost) else f"{candidate.lost:.3g}"
             candidate.why_not = f"drifts: it loses {lost} of what an output tells, the closest {closest:.3g}"
 
