@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -191,6 +194,37 @@ async def test_an_answer_too_large_that_no_shape_told_is_refused(tmp_path: Path)
         with pytest.raises(TooLarge, match="max_answer_bytes"):
             await replica._tensors(TensorPayload({"x": np.ones(1000, np.float32), "times": np.array([1000])}), None)
         replica.close()
+
+
+async def test_nobody_keeps_an_answer_that_was_refused() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    class Large(Counting):
+        def run(self, batch: Any) -> dict[str, Any]:
+            made = np.zeros(1_000_000, np.float32)
+            self.made = weakref.ref(made)
+            return {"y": made}
+
+    engine = Large()
+    engine.signature = Signature(engine.signature.inputs, (TensorSpec("y", "float32", (None,)),))
+    gc.disable()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            replica = TensorReplica(engine, None, pool=pool, compute=ComputeClock(), queue_size=8, max_answer_bytes=1_000_000)
+            with pytest.raises(TooLarge) as caught:
+                await replica._tensors(TensorPayload({"x": np.zeros((2, 2), np.float32)}), None)
+            assert await asyncio.to_thread(becomes, lambda: engine.made() is None)  # its thread is about to let it go
+            assert caught.value.http_status == 413
+            replica.close()
+    finally:
+        gc.enable()
+
+
+def becomes(condition: Callable[[], bool], seconds: float = 20) -> bool:
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.01)
+    return condition()
 
 
 def resident() -> int:

@@ -108,7 +108,8 @@ class OpenVinoEngine:
             with self._lock:
                 request = self._idle.pop() if self._idle else None
             request = request or compiled.create_infer_request()
-            request.infer({i: np.asarray(batch[name], order="C") for name, i in self._inputs}, share_inputs=True)
+            inputs = {i: np.asarray(batch[name], order="C") for name, i in self._inputs}
+            request.infer(inputs, share_inputs=True, share_outputs=True)  # else each output is copied twice
             outputs = {name: _copy(request.get_output_tensor(i)) for name, i in self._outputs}
             if sum(array.nbytes for array in outputs.values()) > LARGE_BYTES:
                 del request  # it would keep room for such an answer; this way the next answer frees it

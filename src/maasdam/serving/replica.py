@@ -174,7 +174,10 @@ class TensorReplica:
         items = counts.pop() if len(counts) == 1 else 1  # first axes that differ are of one thing: a graph
         self._refuse_large(items * self._bytes_a_row)
         ran = await self._scheduler.run(tensors, deadline)
-        self._refuse_large(sum(array.nbytes for array in ran.outputs.values()))
+        size = sum(array.nbytes for array in ran.outputs.values())
+        if size > self._max_answer_bytes:
+            del ran  # or the error's traceback would keep it
+            self._refuse_large(size)
         return Chunk(ran.outputs, Units(items=items), True, ran.compute_seconds)
 
     def _refuse_large(self, size: int) -> None:

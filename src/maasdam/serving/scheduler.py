@@ -240,6 +240,7 @@ class Scheduler:
                     log.exception("a batch broke outside the engine")
                     outcomes = [(item, _failure(error)) for item in batch]
                 self._deliver(outcomes)
+                del batch, expired, outcomes  # a thread that waits for more keeps nobody's answer
             elif not expired:
                 return
 
