@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,20 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.fakes import DOUBLES, FakeEngine
 from tests.served import open_home, serving
 
+from maasdam.artifacts.catalog import Version
 from maasdam.core import ANONYMOUS, Artifact, Batching, Request, Signature, TensorEngine, TensorPayload, TensorSpec, Tried
 from maasdam.engines import open_engine
 from maasdam.engines.batching import find_batching
 from maasdam.engines.batching_kept import Findings
 from maasdam.engines.made_up import integer_ranges
+from maasdam.errors import InvalidInput
+from maasdam.pipeline.recipe import parse_recipe
 from maasdam.serving.compute import ComputeClock
+from maasdam.serving.loading import Loader
 from maasdam.serving.pace import Pace
 from maasdam.serving.replica import TensorReplica
 from maasdam.serving.scheduler import Scheduler
+from maasdam.settings import Settings
 
 random = np.random.default_rng(3)
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -408,6 +414,49 @@ def test_a_finding_is_kept_for_one_digest_its_settings_and_this_processor(
         assert findings.get(other, threads=2) is None
     monkeypatch.setattr("maasdam.engines.batching_kept.processor_name", lambda: "another")
     assert findings.get(one, threads=2) is None
+
+
+class Shelf:
+    """A store of one artifact."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+
+    def get(self, digest: str) -> Artifact:
+        return self.artifact
+
+    intact = get
+
+
+async def loaded(one: Artifact, home: Path) -> tuple[Batching | None, int]:
+    """What a replica of `one` goes by, and how often the engine ran until it was ready."""
+    engine = FakeEngine()
+    at = datetime.now(UTC)
+    version = Version("m", 1, one.digest, None, "onnx", "fake", "x", "x", True, None, [], at, (), True)
+    settings = Settings(home=home)
+    load = Loader(Shelf(one), settings, Findings(home), compute=ComputeClock(), open_engine=lambda *about, **options: engine)
+    replica = await load(version)
+    ran = len(engine.batches)
+    await asyncio.to_thread(replica.close)
+    return replica.batching, ran
+
+
+async def test_what_was_found_is_not_tried_again_and_never_is_not_tried(tmp_path: Path) -> None:
+    one = Artifact("sha256:" + "1" * 64, tmp_path, "onnx", "onnx", None, "fake", DOUBLES, 1)
+    first, ran = await loaded(one, tmp_path)
+    again, ran_again = await loaded(one, tmp_path)
+    never, ran_never = await loaded(replace(one, settings={"batch": "never"}), tmp_path)
+    assert first is not None and first.verdict == "independent" and again == first
+    assert ran > 10 and ran_again == ran_never == 3, "three to warm up"
+    assert never is not None and never.verdict == "unknown" and "never" in never.how
+    assert Findings(tmp_path).told(replace(one, settings={"batch": "never"})) == never
+
+
+def test_a_recipe_may_say_never() -> None:
+    assert parse_recipe('batch = "never"', "r", "r").batch == "never"
+    assert parse_recipe("", "r", "r").batch is None
+    with pytest.raises(InvalidInput, match="'batch' is 'always'"):
+        parse_recipe('batch = "always"', "r", "r")
 
 
 @pytest.fixture(scope="module")
