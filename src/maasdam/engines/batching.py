@@ -105,9 +105,10 @@ def find_batching(
         log.warning("batching could not be tried", exc_info=error)
         return Batching(UNKNOWN, f"it could not be tried: {error}")
     most = max(one.rows for one in trial.proven)
+    counts = "2" if most == 2 else f"2 to {most}"
     return Batching(
         INDEPENDENT,
-        f"in batches of 2 to {most} {trial.what}, a row's answer was the same, bit for bit, whatever stood beside it: "
+        f"in batches of {counts} {trial.what}, a row's answer was the same, bit for bit, whatever stood beside it: "
         f"{', '.join(trial.taken)}",
         tuple(trial.proven),
     )
