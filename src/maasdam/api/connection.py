@@ -132,9 +132,10 @@ class HttpConnection(HttpToolsProtocol):
             if self._trailers > TRAILER_FIELDS:
                 self._fail(400, f"more than {TRAILER_FIELDS} trailers; send none")
             return
-        if len(self.headers) >= HEADER_FIELDS:
+        headers = self.headers
+        if len(headers) >= HEADER_FIELDS:
             self._fail(431, f"more than {HEADER_FIELDS} headers; send fewer")
-        super().on_header(name, value.rstrip(b" \t") if value[-1:] in b" \t" else value)
+        headers.append((name.lower(), value if value[-1:] not in b" \t" else value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         """The headers are here; the body has clocks of its own."""
@@ -186,8 +187,10 @@ class HttpConnection(HttpToolsProtocol):
                 hosts += 1
             elif name == b"transfer-encoding" and (value.lower() != b"chunked" or version != "1.1"):
                 self._fail(501, "this Transfer-Encoding is not read here; send chunked over HTTP/1.1, or Content-Length")
-            elif name == b"expect" and value.lower() != b"100-continue":
-                self._fail(417, "this expectation is not met here; leave Expect out")
+            elif name == b"expect":
+                if value.lower() != b"100-continue":
+                    self._fail(417, "this expectation is not met here; leave Expect out")
+                self.expect_100_continue = True
         if version not in ("1.1", "1.0"):
             self._fail(505, f"HTTP/{version} is not spoken here; use HTTP/1.1")
         if hosts > 1 or (hosts == 0 and version == "1.1"):
