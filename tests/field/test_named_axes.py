@@ -106,3 +106,20 @@ def test_data_of_a_fixed_batch_and_of_a_state_beside_a_batch_are_split_into_exam
         (),
     )
     assert shapes(states, x=(6, 5), h=(1, 6, 3)) == [{"x": (1, 5), "h": (1, 1, 3)}] * 6
+
+
+def test_made_up_inputs_are_as_long_as_the_model_s_layers_want(tmp_path: Path) -> None:
+    from maasdam.core import Artifact
+    from maasdam.pipeline.examples import made_up_inputs
+
+    nodes = [node("Unsqueeze", ["x", "one"], ["u"]), node("Conv", ["u", "w"], ["y"])]
+    made = onnx.helper.make_graph(
+        nodes, "g", [onnx.helper.make_tensor_value_info("x", FLOAT, ["N", "T"])],
+        [onnx.helper.make_tensor_value_info("y", FLOAT, ["N", 2, None])],
+        [onnx.numpy_helper.from_array(a, n) for n, a in {"one": np.array([1]), "w": np.ones((2, 1, 300), np.float32)}.items()],
+    )  # fmt: skip
+    source = tmp_path / "model.onnx"
+    onnx.save(onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), source)
+    signature = inspect(str(source)).signature
+    artifact = Artifact("sha256:x", tmp_path, "onnx", "onnx", None, "onnxruntime", signature, 1)
+    assert all(made["x"].shape[1] >= 300 for made in made_up_inputs(artifact))

@@ -50,7 +50,7 @@ def test_the_same_sample_is_drawn_each_time(tmp_path: Path) -> None:
 
 def test_data_of_another_kind_is_refused(store: Store, tmp_path: Path) -> None:
     folder = write_photographs(tmp_path / "p", 3)
-    with pytest.raises(InvalidInput, match="no file for task 'automatic-speech-recognition'; it takes: flac"):
+    with pytest.raises(InvalidInput, match="no file for task 'automatic-speech-recognition'; it takes: aac"):
         unlabelled_payloads(SPEECH_RECOGNITION, folder, 3)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidInput, match="no examples"):

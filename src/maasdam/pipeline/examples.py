@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from maasdam.core import (
     IMAGE_CLASSIFICATION,
@@ -23,14 +23,16 @@ from maasdam.core import (
     Payload,
     Progress,
     Signature,
+    TensorEngine,
     TensorPayload,
     TextPayload,
     silent,
 )
-from maasdam.errors import InvalidInput
+from maasdam.errors import EngineFailure, InvalidInput
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
+    from maasdam.pipeline.convert.probes import Sizes
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 AUDIO_SUFFIXES = frozenset(
@@ -206,10 +208,32 @@ class PreparedExamples:
 
 def made_up_inputs(artifact: Artifact, count: int = 8) -> list[Inputs]:
     """Random inputs of batch 1, seeds 0 to count - 1, for where no data is given. Raises Unsupported for strings."""
-    from maasdam.pipeline.convert.probes import Sizes, probe
+    from maasdam.pipeline.convert.probes import probe
 
     assert artifact.signature is not None
-    return [probe(artifact.signature, Sizes(1), seed=seed, folder=artifact.path) for seed in range(count)]
+    sizes = _sizes_taken(artifact, artifact.signature)
+    return [probe(artifact.signature, sizes, seed=seed, folder=artifact.path) for seed in range(count)]
+
+
+def _sizes_taken(artifact: Artifact, signature: Signature) -> Sizes:
+    """Sizes that the model answers something to: where nothing tells a length, the usual one may be too short."""
+    from maasdam.engines import open_engine
+    from maasdam.pipeline.convert.probes import Sizes, has_unknown_lengths, taken
+
+    if not has_unknown_lengths(signature):
+        return Sizes(1)
+    engine = cast(TensorEngine, open_engine(artifact))
+
+    def run(batch: Inputs) -> None:
+        if not all(array.size for array in engine.run(batch).values()):
+            raise EngineFailure("an answer without elements")
+
+    try:
+        return taken(run, signature, Sizes(1), seed=0, folder=artifact.path)[0]
+    except (EngineFailure, InvalidInput):
+        return Sizes(1)  # whoever runs it says why it doesn't
+    finally:
+        engine.close()
 
 
 def check_disjoint(train: Sequence[Example], data: Sequence[Example]) -> None:

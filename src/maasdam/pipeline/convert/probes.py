@@ -89,15 +89,29 @@ def accepted(
 
     Raises what the first one raised where none is taken.
     """
+    _, batch, answer = taken(run, signature, sizes, seed=seed, folder=folder)
+    return batch, answer
+
+
+def taken(
+    run: Callable[[dict[str, type_array]], Answer], signature: Signature, sizes: Sizes, *, seed: int, folder: Path | None
+) -> tuple[Sizes, dict[str, type_array], Answer]:
+    """As `accepted`, with the sizes that were taken."""
     first: Exception | None = None
     for each in _attempts(signature, sizes):
         batch = probe(signature, each, seed=seed, folder=folder)
         try:
-            return batch, run(batch)
+            return each, batch, run(batch)
         except Exception as error:  # each framework has its own words for a size that does not fit
             first = first or error
     assert first is not None  # there is always a first attempt
     raise first
+
+
+def has_unknown_lengths(signature: Signature) -> bool:
+    """Is there an open axis of which nothing tells how long it usually is?"""
+    known = any(s.name in _NATURAL_LENGTH for s in signature.inputs) or has_cache(signature)
+    return not known and any(None in s.shape[1:] and len(s.shape) != 4 for s in signature.inputs)
 
 
 def _attempts(signature: Signature, sizes: Sizes) -> Iterator[Sizes]:
