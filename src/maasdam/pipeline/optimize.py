@@ -246,7 +246,7 @@ def _best(running: list[Candidate], goal: str) -> Candidate:
 
 PASS = Pass(
     use="optimize",
-    version=3,
+    version=4,
     settings={
         "engine": Setting(str, "auto", choices=("auto", "openvino", "onnxruntime", "pytorch"), says="auto: the faster"),
         "precision": Setting(
