@@ -236,6 +236,9 @@ class Batching:
         return Batching(str(data["verdict"]), str(data["how"]), tuple(tried))
 
 
+OF_ITS_ENGINE = Batching(
+    UNKNOWN, "nothing to try: its engine is given one request after another and puts them together by itself"
+)
 UNTRIED = Batching(UNKNOWN, "not tried on this machine: verification does, and the service when it loads the model")
 
 

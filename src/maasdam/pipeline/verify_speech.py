@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maasdam.core import (
+    OF_ITS_ENGINE,
     SPEECH_RECOGNITION,
     Artifact,
     AudioPayload,
@@ -108,6 +109,7 @@ def verify_speech(
     }
     has_metric = bool(scores)
     report = Report(
+        batching=OF_ITS_ENGINE,
         candidate=columns["candidate"],
         reference=columns["reference"],
         source=columns["source"],

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from maasdam.core import Artifact, Sampling, SequenceEngine, SequenceRequest, TextPayload
+from maasdam.core import OF_ITS_ENGINE, Artifact, Sampling, SequenceEngine, SequenceRequest, TextPayload
 from maasdam.errors import InvalidInput, MaasdamError, VerificationFailed
 from maasdam.pipeline.bootstrap import confidence
 from maasdam.pipeline.conditions import Conditions, circumstances
@@ -120,6 +120,7 @@ def verify_text(
     }
     has_metric = len(examples) > 0
     report = Report(
+        batching=OF_ITS_ENGINE,
         candidate=columns["candidate"],
         reference=columns["reference"],
         source=columns.get("source"),
