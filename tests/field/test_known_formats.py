@@ -123,3 +123,9 @@ def test_a_sentence_transformers_folder_is_recognised(tmp_path: Path, under: str
     inspection = inspect(str(tmp_path))
     assert (inspection.layout, inspection.architecture) == ("huggingface", "BertModel")
     assert any("sentence-transformers" in note and "pooling" in note for note in inspection.notes)
+
+
+@pytest.mark.parametrize("name", ["model.pb", "model.params", "model.engine", "model", "model.index"])
+def test_onnx_is_onnx_whatever_it_is_called(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(hostile.onnx_model())
+    assert inspect(str(tmp_path / name)).layout == "onnx"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,23 @@ def colliding_names(path: Path) -> tuple[int, ...]:
     return (1, 32)
 
 
+def weights_among_the_inputs(path: Path) -> tuple[int, ...]:
+    """As exporters of the first versions wrote them, with a weight named as the tools name theirs and a bias of no name."""
+    nodes = [
+        helper.make_node("Gemm", ["x", "fc1_weight", "fc1_bias"], ["fc1"], transB=1),
+        helper.make_node("Relu", ["fc1"], ["r"]),
+        helper.make_node("Gemm", ["r", "w", ""], ["y"], alpha=2.0),
+    ]
+    weights = {"fc1_weight": _array(16, 32), "fc1_bias": _array(16, scale=1), "w": _array(16, 4)}
+    _save(path, nodes, weights, ["n", 32], ["n", 4])
+    model = onnx.load(path)
+    model.graph.input.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, list(value.shape)) for name, value in weights.items()
+    )
+    onnx.save(model, path)
+    return (1, 32)
+
+
 def boxes_beside_scores(path: Path) -> tuple[int, ...]:
     """Boxes of hundreds and scores below one in one tensor: one scale of 8 bits holds no score."""
     nodes = [
@@ -138,6 +156,7 @@ GRAPHS = (
     recurrent,
     in_halves,
     colliding_names,
+    weights_among_the_inputs,
     boxes_beside_scores,
 )
 
@@ -177,9 +196,9 @@ def test_each_is_the_same_network_in_eight_bits(tmp_path: Path, make: Callable[[
     data = _folder(tmp_path / "data", shape, np.float16 if make is in_halves else np.float32)
     wanted = _answers(source, data)
     schemes = [("static-int8", "onnx"), ("dynamic-int8", "onnx")]
-    if make is not gemm_with_alpha_and_beta:  # whose activations NNCF cuts off: it takes the mean of the examples' extremes
+    if make not in (gemm_with_alpha_and_beta, weights_among_the_inputs):  # NNCF cuts their activations off: it takes means
         schemes.append(("static-int8", "openvino"))
-    if make is gemm_with_alpha_and_beta or make is bias_of_two_axes:
+    if make in (gemm_with_alpha_and_beta, bias_of_two_axes, weights_among_the_inputs):
         schemes.append(("weights-int8", "onnx"))
     for scheme, to in schemes:
         assert _explained(wanted, _answers(_quantized(source, store, data, scheme, to), data)) > 0.9, (scheme, to)
@@ -214,3 +233,18 @@ def test_a_tool_that_breaks_ends_no_build_that_another_can_do(tmp_path: Path, mo
     assert any("not for onnx" in note and "IndexError: list index out of range" in note for note in build.notes)
     with pytest.raises(MaasdamError, match="static-int8 on onnx broke on this network"):
         Build(store, data, threads=1).run(parse_recipe(text, "r", "r"), source, "onnx")
+
+
+def test_missing_values_ruin_ranges_and_nothing_else(tmp_path: Path) -> None:
+    from maasdam.core import Signature, TensorSpec
+    from maasdam.errors import InvalidInput
+    from maasdam.pipeline.examples import calibration_inputs
+
+    bias_of_two_axes(tmp_path / "model.onnx")
+    source = ingest(str(tmp_path / "model.onnx"), Store(tmp_path / "artifacts"))
+    taking = Signature((TensorSpec("x", "float32", (None, 32), takes_nan=True),), source.signature.outputs)
+    source = replace(source, signature=taking)
+    np.savez(tmp_path / "rows.npz", x=np.full((1, 32), np.nan, np.float32))
+    assert np.isnan(calibration_inputs(source, tmp_path / "rows.npz", 1, gives_ranges=False)[0]["x"]).all()
+    with pytest.raises(InvalidInput, match="calibrate on finite numbers"):
+        calibration_inputs(source, tmp_path / "rows.npz", 1)

@@ -127,9 +127,9 @@ def _make(root: Path, settings: Settings, asked: Asked, progress: Progress) -> M
     artifact = ingest(source, store, task=asked.task, processor=asked.processor, trust=trust)
     if artifact.task is None and wanted.task is not None:  # the source names none: what the recipe is for
         artifact = ingest(source, store, task=wanted.task, processor=asked.processor, trust=trust)
+    artifact, moved = on_its_own_engine(artifact, store, asked.device)  # before it is asked anything
     artifact = kept(artifact, store, _an_example(artifact, asked.paths))
     recipe = find_recipe(asked.recipe, artifact.task)
-    artifact, moved = on_its_own_engine(artifact, store, asked.device)
     _check_recipe(recipe, artifact, asked.to, asked.paths)
     examples = _examples(artifact, asked.paths, progress)
     building = Build(store, asked.paths, asked.device, settings.threads, progress)

@@ -99,10 +99,11 @@ def unlabelled_payloads(
     return [(str(f.relative_to(path)), kind(f.read_bytes())) for f in _some(files, limit, seed)]
 
 
-def calibration_inputs(source: Artifact, path: Path, limit: int, seed: int = 0) -> list[Inputs]:
+def calibration_inputs(source: Artifact, path: Path, limit: int, seed: int = 0, *, gives_ranges: bool = True) -> list[Inputs]:
     """Up to `limit` prepared inputs (batch 1) for the tensor engine of `source`, `KEPT_BYTES` at most.
 
-    Raises InvalidInput naming the file where one can't be prepared or holds NaN or infinity, which would ruin every range.
+    Raises InvalidInput naming the file where one can't be prepared or, where ranges are taken from them, holds NaN or infinity,
+    which would ruin every one.
     """
     import numpy as np
 
@@ -112,7 +113,7 @@ def calibration_inputs(source: Artifact, path: Path, limit: int, seed: int = 0) 
     for name, payload in unlabelled_payloads(source.task, path, limit, seed, source.signature):
         for tensors in prepare(name, payload):
             endless = next((n for n, a in tensors.items() if a.dtype.kind == "f" and not np.isfinite(a).all()), None)
-            if endless is not None:
+            if endless is not None and gives_ranges:
                 raise InvalidInput(f"example '{name}': input '{endless}' holds NaN or infinity; calibrate on finite numbers")
             inputs.append(tensors)
             held += sum(a.nbytes for a in tensors.values())

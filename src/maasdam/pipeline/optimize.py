@@ -95,7 +95,7 @@ def choose(
 def _inputs(artifact: Artifact, context: PassContext) -> list[Inputs]:
     path = context.data or context.calibrate
     if path is not None:
-        return calibration_inputs(artifact, path, INPUTS)
+        return calibration_inputs(artifact, path, INPUTS, gives_ranges=False)
     return made_up_inputs(artifact, INPUTS)
 
 

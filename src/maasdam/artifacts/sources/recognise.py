@@ -15,7 +15,7 @@ from maasdam.artifacts.sources.hdf5 import HDF5_MAGIC
 from maasdam.artifacts.sources.onnx import is_onnx
 from maasdam.artifacts.sources.pickles import looks_like_pickle
 from maasdam.artifacts.sources.torchscript import is_torchscript, refuse_pickle
-from maasdam.artifacts.sources.unread import unread_file, unread_folder
+from maasdam.artifacts.sources.unread import unread_content, unread_file, unread_folder
 from maasdam.core import Layout
 from maasdam.errors import InvalidModel, Unsupported
 
@@ -126,11 +126,13 @@ def _of_file(path: Path) -> Layout:
         raise Unsupported(f"{path} {_LEGACY_H5}")
     if looks_like_pickle(start):
         refuse_pickle(path, start=start)
-    if path.suffix != ".onnx" and (known := unread_file(path, start)) is not None:
+    if (known := unread_content(start)) is not None:
         raise Unsupported(f"{path} is {known}")
     suffix = path.suffix.lower()
     if suffix == ".onnx" or is_onnx(start):
         return "onnx"
+    if (known := unread_file(path, start)) is not None:
+        raise Unsupported(f"{path} is {known}")
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") and (suffix == ".xml" or b"<net" in start):
         return "ir"
     if suffix == ".safetensors" or (

@@ -88,11 +88,15 @@ _MODELS = (".onnx", ".pt2", ".keras", ".safetensors", "saved_model.pb", ".xml", 
 """How the names of models end, read here or not."""
 
 
+def unread_content(start: bytes) -> str | None:
+    """What a file is by its first bytes, whatever it is called; None where they tell nothing."""
+    return next((what for place, magic, what in _MAGIC if start[place : place + len(magic)] == magic), None)
+
+
 def unread_file(path: Path, start: bytes) -> str | None:
     """What a file is that begins with `start` (some hundred bytes) and is not read here; None where it is not known."""
-    for place, magic, what in _MAGIC:
-        if start[place : place + len(magic)] == magic:
-            return what
+    if (known := unread_content(start)) is not None:
+        return known
     suffix = path.suffix.lower()
     if suffix in _SUFFIXES:
         return _SUFFIXES[suffix]

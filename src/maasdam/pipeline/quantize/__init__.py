@@ -149,7 +149,7 @@ def _wants(source: Artifact, settings: Mapping[str, Any]) -> Format | None:
 
 PASS = Pass(
     use="quantize",
-    version=7,
+    version=8,
     settings={
         "scheme": Setting(str, None, choices=tuple(SCHEMES), says="what is quantised, and to what", is_required=True),
         "format": Setting(

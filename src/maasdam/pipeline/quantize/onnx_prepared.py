@@ -38,6 +38,7 @@ def prepared(model: Any) -> Any:
     Raises Unsupported for a graph that is quantised already.
     """
     check_is_float(model)
+    _own_weights(model.graph)
     _as_float32(model)
     _name_anew(model)
     constants = {t.name: t for t in model.graph.initializer}
@@ -63,6 +64,8 @@ def check_is_float(model: Any) -> None:
 
 def gemms_as_products(model: Any) -> None:
     """Every Gemm with constant weights as a MatMul and an Add, for tools that know no other product."""
+    _own_weights(model.graph)
+    _name_anew(model)
     constants = {t.name: t for t in model.graph.initializer}
     for node in [n for n in model.graph.node if n.op_type == "Gemm"]:
         _as_product(model.graph, node, constants)
@@ -153,6 +156,7 @@ def _as_product(graph: Any, gemm: Any, constants: Mapping[str, Any]) -> None:
     gemm.input[1] = made
     del gemm.attribute[:]
     if not bias:
+        del gemm.input[2:]
         return
     if beta != 1:
         scaled = np.asarray(numpy_helper.to_array(constants[bias])) * beta
@@ -184,6 +188,14 @@ def _added(graph: Any, node: Any, bias: str) -> None:
     node.output[0] = f"{out}_product"
     del node.input[2]
     graph.node.insert(place + 1, helper.make_node("Add", [node.output[0], bias], [out], name=f"{out}_bias"))
+
+
+def _own_weights(graph: Any) -> None:
+    """Take the weights out of the inputs: graphs of the first versions list them there, as what a caller may replace."""
+    stored = {t.name for t in graph.initializer}
+    kept = [info for info in graph.input if info.name not in stored]
+    del graph.input[:]
+    graph.input.extend(kept)
 
 
 def _without_unused(graph: Any) -> None:
