@@ -116,6 +116,8 @@ def _file(outer: bytes, inner: bytes, chunks: list[tuple[bytes, bytes | memoryvi
 def _chunks(data: bytes, start: int, kind: _Kind) -> Iterator[tuple[bytes, memoryview]]:
     """Each chunk's name and bytes, in the file's order; what is cut off behind the sound is left out."""
     view, position, large = memoryview(data), start, 0
+    ends_in_chunks = False
+    """Found once for all: what is chunks to the last byte is so from each later chunk on too."""
     for _ in range(MOST_CHUNKS):
         head = _head(data, position, kind)
         if head is None:
@@ -124,8 +126,10 @@ def _chunks(data: bytes, start: int, kind: _Kind) -> Iterator[tuple[bytes, memor
         body, there = position + kind.header, len(data) - position - kind.header
         if name == kind.sound:
             size = large if size == 0xFFFF_FFFF and 0 < large < ENDLESS_64 else size
-            if size >= kind.endless or (size == 0 and not _is_chunks(data, body, kind)):
-                size = there
+            if size == 0:
+                ends_in_chunks = ends_in_chunks or _is_chunks(data, _next(data, body, kind), kind)
+            if size >= kind.endless or (size == 0 and not ends_in_chunks):
+                size = there  # all that follows: no chunk comes after it
             elif size > there + SLACK_BYTES:
                 raise InvalidPayload(
                     f"the {kind.called} header promises {size:,} bytes of sound and {there:,} follow; send the whole file"
@@ -159,7 +163,7 @@ def _next(data: bytes, end: int, kind: _Kind) -> int:
 
 
 def _is_chunks(data: bytes, position: int, kind: _Kind) -> bool:
-    """Whether what follows is chunks to the last byte, so that a sound of size 0 is meant so."""
+    """Whether what stands from a place on is chunks to the last byte, so that a sound of size 0 is meant so."""
     for _ in range(MOST_CHUNKS):
         if position >= len(data):
             return True

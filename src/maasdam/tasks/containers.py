@@ -29,6 +29,7 @@ MOST_PACKET_BYTES = 4 << 20
 MOST_BOXES = 100_000
 HOLDING = frozenset({b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"})
 """Boxes of MP4 that hold boxes."""
+PLAIN = frozenset({b"sowt", b"twos", b"lpcm", b"ipcm", b"fpcm", b"in24", b"in32", b"fl32", b"fl64", b"ulaw", b"alaw", b"raw "})
 SEGMENT = b"\x18\x53\x80\x67"
 
 
@@ -112,27 +113,24 @@ def _decode(file: Any, called: str, heard: Heard) -> None:
 
 def _check_boxes(data: bytes) -> None:
     """Raise InvalidPayload for tables of more samples than a recording has, for what is compressed, and for boxes cut off."""
+    is_plain = False
+    """Whether the track's samples are plain numbers, of which FFmpeg keeps chunks and not samples."""
     for count, (name, body, end) in enumerate(_boxes(data, 0, len(data))):
         entries = 0
+        if name == b"trak":
+            is_plain = False
+        elif name == b"stsd":
+            is_plain = data[body + 12 : body + 16] in PLAIN
         if name == b"cmov" or count > MOST_BOXES:
             raise InvalidPayload("the MP4 file's tables are compressed or too many; send another")
         if name == b"stsz" and end - body >= 12:
             size, entries = struct.unpack_from(">II", data, body + 4)
             if size and entries * size <= len(data):
-                entries = min(entries, MOST_PACKETS) if _is_plain(data, body) else entries
+                entries = min(entries, MOST_PACKETS) if is_plain else entries
         elif name in (b"trun", b"stz2", b"stts", b"ctts", b"stsc") and end - body >= 8:
             entries = struct.unpack_from(">I", data, body + (8 if name == b"stz2" else 4))[0]
         if entries > MOST_PACKETS:
             raise InvalidPayload(f"the MP4 file's tables promise {entries:,} packets; that is no recording")
-
-
-def _is_plain(data: bytes, sizes_at: int) -> bool:
-    """Whether the track's samples are plain numbers, of which FFmpeg keeps chunks and not samples."""
-    described = data.rfind(b"stsd", 0, sizes_at)
-    return described >= 0 and data[described + 16 : described + 20] in PLAIN
-
-
-PLAIN = frozenset({b"sowt", b"twos", b"lpcm", b"ipcm", b"fpcm", b"in24", b"in32", b"fl32", b"fl64", b"ulaw", b"alaw", b"raw "})
 
 
 def _boxes(data: bytes, start: int, end: int, depth: int = 0) -> Iterator[tuple[bytes, int, int]]:
