@@ -11,7 +11,7 @@ from tests.served import add_mlp, open_home
 from tests.service import maasdam
 
 from maasdam.core import Artifact
-from maasdam.errors import NotFound, VerificationFailed
+from maasdam.errors import InvalidInput, NotFound, VerificationFailed
 from maasdam.operations import carry, reverify
 from maasdam.operations.card import card
 from maasdam.operations.release import listed
@@ -72,6 +72,33 @@ def test_a_metric_worse_than_what_the_report_claims_fails() -> None:
     assert reverify._compared(report(0.60), {})["passed"], "nothing was claimed"
 
 
+def test_what_was_built_here_keeps_its_report(workspace: Workspace) -> None:
+    mlp = workspace.store.get(workspace.catalog.resolve("mlp:1").digest)
+    failed = {"passed": False, "failures": ["worse than its source"]}
+    workspace.catalog.register("mlp", mlp, source="x", recipe="x", report=failed)
+    with pytest.raises(InvalidInput, match=r"built here.*maasdam build"):
+        reverify.reverify(workspace, "mlp:2")
+    with pytest.raises(InvalidInput, match="built here"):
+        workspace.catalog.verified("mlp:2", {"passed": True, "failures": []})
+    assert workspace.catalog.resolve("mlp:2").report == failed
+    with pytest.raises(VerificationFailed, match="worse than its source"):
+        workspace.catalog.promote("mlp:2")
+
+
+@pytest.mark.parametrize("failures", [["worse than its source"], None])
+def test_what_failed_where_it_was_made_fails_however_often_it_is_verified(workspace: Workspace, failures: list | None) -> None:
+    mlp = workspace.store.get(workspace.catalog.resolve("mlp:1").digest)
+    report = {"passed": False, "failures": failures, "accuracy": {"metric": "top1", "candidate": 0.9}}
+    workspace.catalog.register("mlp", mlp, source="x", recipe="x", report=report, is_imported=True)
+    for _ in range(2):
+        version = reverify.reverify(workspace, "mlp:2")
+        assert version.passed is False and len(version.report["failures"]) == 1
+        assert "failed where it was made" in version.report["failures"][0]
+        assert reverify._claimed(version) == report, "a worse metric here is no claim"
+    with pytest.raises(VerificationFailed, match="worse than its source" if failures else "does not say why"):
+        workspace.catalog.promote("mlp:2", trust=True)
+
+
 def test_a_model_that_kills_its_engine_kills_the_verification_alone(tmp_path: Path) -> None:
     """A pad of 2^33 elements, whose address OpenVINO can't hold."""
     with open_home(tmp_path) as workspace:
@@ -83,7 +110,9 @@ def test_a_model_that_kills_its_engine_kills_the_verification_alone(tmp_path: Pa
     said = maasdam(tmp_path, "models", "verify", "bad:1", expect=1)
     assert "crashed with SIG" in said or "step_memory_bytes" in said
     assert maasdam(tmp_path, "models", "promote", "bad:1", expect=1)
-    assert maasdam(tmp_path, "models", "verify", "mlp:1")["passed"] is True
+    with open_home(tmp_path) as workspace:
+        workspace.catalog.register("good", mlp, source="x", recipe="x", report={"passed": True}, is_imported=True)
+    assert maasdam(tmp_path, "models", "verify", "good:1")["passed"] is True
 
 
 def as_crashing(workspace: Workspace, like: Artifact) -> Artifact:

@@ -134,14 +134,62 @@ def test_no_command_makes_an_empty_database_where_one_was_removed(watched: Watch
     assert not watched.file.exists()
 
 
+def test_no_command_makes_an_empty_database_where_one_was_moved_away(watched: Watched) -> None:
+    assert watched.record("before") is None
+    put_back = move_away(watched.file)
+    watched.presence.look()
+    for _ in range(2):
+        with pytest.raises(StorageFailure, match="put it back"):
+            open_database(f"sqlite:///{watched.file}")
+        assert not watched.file.exists()
+        watched.presence.look()
+    put_back()
+    watched.presence.look()
+    assert watched.presence.reason is None and watched.rows() == {"before": 200}
+    assert not watched.file.with_name("maasdam.db.removed").exists()
+    open_database(f"sqlite:///{watched.file}").dispose()
+
+
+def test_what_is_put_back_after_the_service_ended_is_opened_and_forgets_the_loss(watched: Watched) -> None:
+    put_back = move_away(watched.file)
+    watched.presence.look()
+    put_back()
+    open_database(f"sqlite:///{watched.file}").dispose()
+    assert not watched.file.with_name("maasdam.db.removed").exists()
+
+
+@pytest.mark.parametrize("was_seen", [False, True])
+def test_a_new_and_empty_database_is_not_taken_up(watched: Watched, sqlite_template: Path, was_seen: bool) -> None:
+    assert watched.record("before") is None
+    put_back = move_away(watched.file)
+    if was_seen:
+        watched.presence.look()
+    shutil.copyfile(sqlite_template, watched.file)
+    for _ in range(2):
+        watched.presence.look()
+        assert watched.presence.reason is not None
+    put_back()
+    watched.presence.look()
+    assert watched.presence.reason is None and watched.rows() == {"before": 200}
+
+
+def test_an_empty_database_that_is_put_back_is_taken_up(watched: Watched) -> None:
+    mend = remove_and_put_back_what_was_rescued(watched.file)
+    watched.presence.look()
+    mend()
+    watched.presence.look()
+    assert watched.presence.reason is None
+
+
 def test_an_older_file_in_its_place_is_taken_up_and_what_it_lacks_is_written_again(watched: Watched) -> None:
+    assert watched.record("oldest") is None
     older = backup(watched.file)
     assert [watched.record(f"r{n}") for n in range(50)] == [None] * 50
     older.rename(watched.file)
     assert isinstance(watched.record("early"), StorageFailure)
     watched.presence.look()
     assert watched.presence.reason is None and watched.record("later") is None
-    assert watched.rows() == {f"r{n}": 200 for n in range(50)} | {"early": 503, "later": 200}
+    assert watched.rows() == {"oldest": 200} | {f"r{n}": 200 for n in range(50)} | {"early": 503, "later": 200}
 
 
 def test_an_older_copy_written_into_the_file_is_noticed(watched: Watched) -> None:

@@ -156,9 +156,11 @@ class Catalog:
             return [_version(row, aliases[row.model].get(row.version, ()), row.version in served[row.model]) for row in rows]
 
     def verified(self, name: str, report: Mapping[str, Any]) -> Version:
-        """An imported version was verified here: this is its report from now on."""
+        """An imported version was verified here: this is its report from now on. Raises InvalidInput for one built here."""
         with self._change() as session:
             row = find(session, name)
+            if row.imported is None:
+                raise built_here(row.model, row.version)
             row.report, row.passed, row.imported = _finite(report), report["passed"], VERIFIED
             session.flush()
             return _whole(session, row)
@@ -367,6 +369,14 @@ def _shares(traffic: Mapping[Any, float] | None) -> dict[int, float]:
     if not all(0 < share <= 100 for share in shares.values()) or sum(shares.values()) > 100:
         raise InvalidInput(f"traffic shares are percent, more than 0 and at most 100 in sum; these are {shares}")
     return shares
+
+
+def built_here(model: str, version: int) -> InvalidInput:
+    """Why a version that was not imported is not verified again."""
+    return InvalidInput(
+        f"'{model}:{version}' was built here, so its report is of what it was made from; verified again it would be compared "
+        f"with itself. To measure it anew build it again: maasdam build; see: maasdam models show {model}:{version}"
+    )
 
 
 def _finite(value: Any) -> Any:

@@ -185,6 +185,9 @@ def verify(
 ) -> None:
     """Measure a version again, here, and let that be its report; for what was imported.
 
+    A version that was built here is refused: its report says more.
+    What failed where it was made fails here too.
+
     It runs in a process of its own, which ends at the limits of `build`, and may die of the model.
 
     Example: maasdam models verify photos:1 --data photos/

@@ -76,15 +76,27 @@ RESCUED = ".rescued-"
 """Between a database file's name and the seconds: a copy of what was removed under a running service."""
 
 
+def marker_of(file: Path) -> Path:
+    """What a service leaves where its database was, and nothing of it could be saved: it was moved away, say."""
+    return file.with_name(f"{file.name}.removed")
+
+
 def _refuse_to_begin_anew(file: Path) -> None:
-    """A service that lost its database would take up an empty one, made by whichever command came first."""
+    """Whichever command came first would make an empty one where a service lost its database."""
+    marker = marker_of(file)
     if file.exists():
+        marker.unlink(missing_ok=True)
         return
     rescued = sorted(file.parent.glob(f"{file.name}{RESCUED}*"))
     if rescued:
         raise StorageFailure(
             f"the database {file} was removed, and what it held was saved to {rescued[-1]}: move that back, or move it "
             "elsewhere to begin with an empty one"
+        )
+    if marker.exists():
+        raise StorageFailure(
+            f"the database {file} was moved away or removed under a running service: put it back; or stop the service and "
+            f"delete {marker} to begin with an empty one"
         )
 
 

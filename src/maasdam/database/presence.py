@@ -29,7 +29,8 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy import Engine, event
 
-from maasdam.database.engine import HEAD, RESCUED, say_storage_failed
+from maasdam.database.engine import HEAD, RESCUED, marker_of, say_storage_failed
+from maasdam.database.tables import Table
 from maasdam.errors import StorageFailure
 
 log = logging.getLogger("maasdam.database")
@@ -207,9 +208,12 @@ class Presence:
         if reason == OVERWRITTEN:
             file.set_log_aside()  # else the last connection to close would write it into whatever is there now
         else:
+            if reason == REMOVED:
+                file.mark()
+            file.held_rows = file.holds_rows(self._probes)
             file.finish_log(self._probes)
-            if file.is_deleted():
-                file.rescue(self._probes)
+            if file.is_deleted() and file.rescue(self._probes):
+                marker_of(file.path).unlink(missing_ok=True)  # the copy stands for it
         file.is_let_go = True
         return reason
 
@@ -222,6 +226,8 @@ class Presence:
         if not file.path.is_file():
             return reason
         damage = _damage(file.path)
+        if damage is None and file.held_rows and not file.is_in_place() and _is_empty(file.path):
+            damage = "it is new and empty; put back what was there, or start the service anew to begin with this one"
         if damage is not None:
             if damage != file.complaint:
                 log.error("what lies at the database's place can't be used: %s", damage)
@@ -231,6 +237,7 @@ class Presence:
             connection.execute("PRAGMA journal_mode=WAL")
         file.close()
         self._file = _File(file.path)
+        marker_of(file.path).unlink(missing_ok=True)
         with self._probes.connect() as connection:
             connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).scalar()
         return FULL if _is_full(file.path.parent) else None
@@ -243,6 +250,8 @@ class _File:
         self.path = path
         self.is_let_go = False
         self.complaint: str | None = None
+        self.held_rows = True
+        """Whether anything was kept in it, as far as is known."""
         self._handle = os.open(path, os.O_RDONLY)
         status = os.fstat(self._handle)
         self._identity = (status.st_dev, status.st_ino)
@@ -318,7 +327,18 @@ class _File:
                     aside.chmod(0o600)
                 os.truncate(log_file, 0)
 
-    def rescue(self, probes: Engine) -> None:
+    def mark(self) -> None:
+        """Let no command make an empty database where this one was."""
+        with contextlib.suppress(OSError):
+            marker_of(self.path).touch(0o600)
+
+    def holds_rows(self, probes: Engine) -> bool:
+        """Whether it has rows, by the connections that still lead to it; True where they don't say."""
+        with contextlib.suppress(Exception), probes.connect() as connection:
+            return any(connection.exec_driver_sql(question).scalar() for question in _ANY_ROWS)
+        return True
+
+    def rescue(self, probes: Engine) -> bool:
         """A deleted file lives as long as a connection has it open: copy it to a path of its own, while that is so."""
         place = self.path.with_name(f"{self.path.name}{RESCUED}{int(time.time())}")
         try:
@@ -330,6 +350,9 @@ class _File:
             log.error("what the removed database held was saved to %s; to go on with it, move it back to %s", place, self.path)
         except Exception:
             log.exception("the removed database could not be saved")
+            place.unlink(missing_ok=True)  # half a copy is none
+            return False
+        return True
 
     def close(self) -> None:
         """Let go of the descriptors; only after the connections."""
@@ -351,6 +374,17 @@ def _damage(path: Path) -> str | None:
     if found is None or found[0] != HEAD:
         return f"its schema is {found and found[0]}, this service needs {HEAD}; any maasdam command brings an older one up"
     return None
+
+
+_ANY_ROWS = [
+    f"SELECT EXISTS (SELECT 1 FROM {table.name})" for table in Table.metadata.sorted_tables if table.name != "revision"
+]
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a database of our schema is as it was made: no command has written to it."""
+    with closing(sqlite3.connect(path, timeout=_BUSY_SECONDS)) as connection:
+        return not any(connection.execute(question).fetchone()[0] for question in _ANY_ROWS)
 
 
 def _is_full(folder: Path) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maasdam.artifacts.catalog import built_here
+from maasdam.artifacts.names import UNVERIFIED
 from maasdam.children import Limits, run_limited
 from maasdam.core import Progress, silent
 from maasdam.errors import InvalidInput
@@ -29,16 +31,18 @@ def reverify(
 ) -> Version:
     """Measure NAME:VERSION here and let that be its report. Its files, engine and answers are tried; with `data` its metric.
 
-    With `limits` the work runs in a process of its own. A metric worse than the version's former report claims is a
-    failure in the new one. Raises NotFound, InvalidModel (changed or broken files), VerificationFailed (it does not run),
-    LimitExceeded, Crashed; the version is as it was then.
+    With `limits` the work runs in a process of its own. What failed where it was made, and a metric worse than the report
+    that came with it claims, are failures in the new one. Raises NotFound, InvalidInput (it was built here), InvalidModel
+    (changed or broken files), VerificationFailed (it does not run), LimitExceeded, Crashed; the version is as it was then.
     """
     version = workspace.catalog.resolve(name)
+    if version.imported is None:
+        raise built_here(version.model, version.version)
     if data is not None and not data.exists():
         raise InvalidInput(f"--data: nothing is at {data}")
     given = (workspace.store.root, workspace.settings, version.digest, data)
     measured = run_limited(_measured, *given, limits=limits, progress=progress) if limits else _measured(*given, progress)
-    return workspace.catalog.verified(f"{version.model}:{version.version}", _compared(measured, version.report or {}))
+    return workspace.catalog.verified(f"{version.model}:{version.version}", _compared(measured, _claimed(version)))
 
 
 def _measured(root: Path, settings: Settings, digest: str, data: Path | None, progress: Progress) -> dict[str, Any]:
@@ -57,16 +61,37 @@ def _measured(root: Path, settings: Settings, digest: str, data: Path | None, pr
     return verify(artifact, (artifact,), artifact, examples, Asked(), how).to_json()
 
 
+def _claimed(version: Version) -> dict[str, Any]:
+    """What the report that came with a version says; one that was made here since has kept it."""
+    report = version.report or {}
+    kept = None if version.imported == UNVERIFIED else report.get("claimed")
+    said = kept if isinstance(kept, dict) else report
+    return {key: said[key] for key in ("passed", "failures", "accuracy") if key in said}
+
+
 def _compared(report: dict[str, Any], claimed: dict[str, Any]) -> dict[str, Any]:
-    """The new report, failed where the metric is worse than the old one says."""
+    """The new report, failed where the old one failed, or says a better metric: alone, a model has nothing to fall short of."""
+    found = [*_failed_before(claimed), *_worse(report, claimed)]
+    report = report | {"claimed": claimed}
+    return report | {"passed": False, "failures": [*report["failures"], *found]} if found else report
+
+
+def _failed_before(claimed: dict[str, Any]) -> list[str]:
+    if claimed.get("passed", True) is True:
+        return []
+    failures = claimed.get("failures")
+    said = "; ".join(map(str, failures)) if isinstance(failures, list) else ""
+    return [f"it failed where it was made: {said or 'its report does not say why'}"]
+
+
+def _worse(report: dict[str, Any], claimed: dict[str, Any]) -> list[str]:
     from maasdam.pipeline.report import drop_of
 
     now, then = (part if isinstance(part := r.get("accuracy"), dict) else {} for r in (report, claimed))
     metric, value, said = now.get("metric"), now.get("candidate"), then.get("candidate")
     if metric is None or metric != then.get("metric") or not isinstance(said, int | float) or value is None:
-        return report
+        return []
     drop = drop_of(metric, float(said), value)
     if drop is None or drop <= MOST_BELOW:
-        return report
-    failure = f"{metric} is {value:.4g} here, and {said:.4g} in the report that came with it"
-    return report | {"passed": False, "failures": [*report["failures"], failure]}
+        return []
+    return [f"{metric} is {value:.4g} here, and {said:.4g} in the report that came with it"]
