@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact, Progress, silent
 from maasdam.engines.processor import processor_name
-from maasdam.errors import Unsupported, VerificationFailed
+from maasdam.errors import EngineFailure, InvalidTensor, Unsupported, VerificationFailed
 from maasdam.pipeline.examples import Inputs, real_inputs
 from maasdam.pipeline.sameness import content_digest, installed_version
 
 if TYPE_CHECKING:
     from maasdam.artifacts.store import Store
 
-VERSION = 1
+VERSION = 2
 """Raised when the same two sides would be proven otherwise: what was found before no longer counts."""
+BROKE = (EngineFailure, InvalidTensor)
+"""An engine broke on a batch: that names no difference, and may be another thing tomorrow."""
 LIBRARIES = ("torch", "transformers", "onnxruntime", "openvino", "openvino_genai", "tensorflow_cpu", "ctranslate2")
 
 
@@ -34,8 +36,8 @@ def prove(
     """The certificate that `made` computes what `source` computes on its own engine, as JSON.
 
     Random inputs come first, as in `maasdam convert`; `data` (examples; their labels are never read) is asked only where
-    those prove nothing. Raises VerificationFailed with the difference or with why nothing could be compared; EngineFailure
-    and MissingExtra where an engine can't run, which is not kept.
+    those prove nothing. Raises VerificationFailed with the difference or with why nothing could be compared (what an engine
+    broke on is not kept: it may have been short of memory); InvalidModel and MissingExtra where an engine can't be opened.
     """
     found = _found(source, made, store, None, progress)
     if "refused" in found and data is not None:
@@ -53,7 +55,8 @@ def _found(source: Artifact, made: Artifact, store: Store, data: Path | None, pr
         if known is not None:
             return known[1]
         found = _tried(source, made, [] if data is None else real_inputs(source, data, progress), progress)
-        store.remember(key, made, found)
+        if not found.pop("may_pass", False):
+            store.remember(key, made, found)
         return found
 
 
@@ -62,8 +65,9 @@ def _tried(source: Artifact, made: Artifact, inputs: Sequence[Inputs], progress:
 
     try:
         return {"certificate": certify(source, made, inputs=inputs, progress=progress).to_json()}
-    except (VerificationFailed, Unsupported) as error:
-        return {"refused": str(error)}
+    except (VerificationFailed, Unsupported, *BROKE) as error:
+        may_pass = isinstance(error, BROKE) or isinstance(error.__cause__, BROKE)
+        return {"refused": str(error), "may_pass": may_pass}
 
 
 def _key(source: Artifact, made: Artifact, data: Path | None) -> str:

@@ -26,6 +26,7 @@ from maasdam.errors import (
     EngineFailure,
     InvalidInput,
     InvalidModel,
+    InvalidTensor,
     MaasdamError,
     MissingExtra,
     Unsupported,
@@ -44,7 +45,7 @@ OPTIMIZED_FORMATS: tuple[Format, ...] = ("openvino", "onnx")
 Find = Callable[[str, str], Pass]
 Prove = Callable[..., Mapping[str, Any]]
 """`proven.prove`."""
-NOT_HAD = (Unsupported, VerificationFailed, InvalidModel, EngineFailure, MissingExtra)
+NOT_HAD = (Unsupported, VerificationFailed, InvalidModel, InvalidTensor, EngineFailure, MissingExtra)
 """Why a model can't be had in a format: no way leads there, it isn't proven, its file or an engine fails. Others may do."""
 
 

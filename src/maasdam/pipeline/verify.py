@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from maasdam.core import TEXT_GENERATION, Artifact, Batching, Example, Score
-from maasdam.errors import EngineFailure, InvalidInput, MaasdamError, Unsupported, VerificationFailed
+from maasdam.errors import EngineFailure, InvalidInput, InvalidTensor, MaasdamError, Unsupported, VerificationFailed
 from maasdam.pipeline.answers import Answers
 from maasdam.pipeline.conditions import Conditions, circumstances
 from maasdam.pipeline.examples import PreparedExamples, labels_of
@@ -302,7 +302,7 @@ def _differs(source: TensorSubject, reference: TensorSubject) -> str | None:
     for index in range(min(HELD_TO_SOURCE, len(source))):
         try:
             fidelity.add(source.observe(index).outputs, reference.observe(index).outputs)
-        except EngineFailure as error:
+        except (EngineFailure, InvalidTensor) as error:
             return f"it breaks on an example: {error}"
     lost = fidelity.lost
     if lost is None or lost <= REFERENCE_LOSES:

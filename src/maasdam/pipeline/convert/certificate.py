@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from maasdam.core import Artifact, Progress, TensorEngine, Tensors, silent
 from maasdam.engines import open_engine
-from maasdam.errors import EngineFailure, MaasdamError, Unsupported, VerificationFailed
+from maasdam.errors import EngineFailure, InvalidTensor, MaasdamError, Unsupported, VerificationFailed
 from maasdam.pipeline.convert.clues import clues_of
 from maasdam.pipeline.convert.conditions import Watch, watch
 from maasdam.pipeline.convert.edges import neighbours
@@ -185,7 +185,7 @@ def _beyond(engine: TensorEngine, question: Question, tolerance: Tolerance) -> d
 def _answer(candidate: TensorEngine, batch: Tensors) -> Tensors:
     try:
         return candidate.run(batch)
-    except EngineFailure as error:
+    except (EngineFailure, InvalidTensor) as error:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in batch.items())
         raise VerificationFailed(f"the converted model breaks where the source answers, on {shapes}: {error}") from error
 
@@ -196,7 +196,7 @@ def _cases(
     """Random batches, then the given ones; the given ones alone where the source takes no random ones."""
     try:
         yield from trials(original, seeds, folder, tolerance)
-    except EngineFailure as error:
+    except (EngineFailure, InvalidTensor) as error:
         if not given:
             raise Unsupported(
                 f"the source itself does not run on random inputs, so nothing can be compared ({error}); give real ones with "

@@ -198,8 +198,7 @@ class Proof:
         asked: list[tuple[Tensors, Tensors]] = []
         for name, output in self._outputs.items():
             wanted, found = reference[name], candidate[name]
-            if self._drops_ones and [d for d in wanted.shape if d != 1] == [d for d in found.shape if d != 1]:
-                wanted = wanted.reshape(found.shape)
+            wanted = self._fitted(wanted, found.shape)
             if wanted.shape != found.shape:
                 if moved is None:
                     moved = [neighbours(n) for n in range(DRAWS)] if neighbours else []
@@ -230,11 +229,13 @@ class Proof:
                     moved = [neighbours(n) for n in range(DRAWS)]
                 at.steep += 1
                 allowed = self._allowed(output, at, slices, values.shape)
-                excused, left_out = _beside(difference, wanted, [m[name] for m in moved], output.is_exact, group == PLAIN)
+                beside = [self._fitted(m[name], wanted.shape) for m in moved]
+                excused, left_out = _beside(difference, wanted, beside, output.is_exact, group == PLAIN)
                 over = (difference > allowed) & (excused <= allowed)
                 if pairs and over.any():
                     asked = asked or [pairs(n) for n in range(DRAWS)]
-                    otherwise = over & _decided_otherwise(wanted, [(s[name], c[name]) for s, c in asked], allowed)
+                    both = [(self._fitted(s[name], wanted.shape), self._fitted(c[name], wanted.shape)) for s, c in asked]
+                    otherwise = over & _decided_otherwise(wanted, both, allowed)
                     if otherwise.sum() > 1 or (otherwise.any() and otherwise.size <= FEW_NUMBERS):
                         excused = np.where(otherwise, difference, excused)
                 difference = excused
@@ -250,6 +251,11 @@ class Proof:
             case: dict[str, Any] = {"seed": seed, "shapes": {name: list(array.shape) for name, array in batch.items()}}
             self._cases.append(case | ({"kind": kind} if kind else {}))
         self._tried[(kind or ("real" if seed is None else "random")).partition(" ")[0]] += 1
+
+    def _fitted(self, array: type_array, shape: tuple[int, ...]) -> type_array:
+        """In `shape`, where only axes of one keep it from that and the source leaves them out."""
+        is_like = self._drops_ones and [d for d in array.shape if d != 1] == [d for d in shape if d != 1]
+        return array.reshape(shape) if is_like else array
 
     def _sum_up(self, output: OutputProof, values: type_array, found: type_array, worst: float, *, is_edge: bool) -> None:
         import numpy as np

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from maasdam.core import PAST, Signature, TensorEngine, Tensors, TensorSpec
-from maasdam.errors import EngineFailure, VerificationFailed
+from maasdam.errors import EngineFailure, InvalidTensor, VerificationFailed
 from maasdam.pipeline.convert.probes import Sizes, accepted, proof_sizes
 from maasdam.pipeline.convert.proof import Proof, Tolerance
 
@@ -23,7 +23,7 @@ RANGES: tuple[tuple[float, float] | None, ...] = (None, (0.0, 1.0), (0.0, 255.0)
 
 
 def trials(source: TensorEngine, seeds: tuple[int, ...], folder: Path | None, tolerance: Tolerance) -> Iterator[Case]:
-    """Cases for every seed and every set of sizes. Raises EngineFailure at once where the source takes none that was tried."""
+    """Cases for every seed and every set of sizes. Raises EngineFailure or InvalidTensor at once where it takes none."""
     signature, tried = _liveliest(source, seeds, folder, tolerance)
 
     def cases() -> Iterator[Case]:
@@ -39,7 +39,7 @@ def _liveliest(
     source: TensorEngine, seeds: tuple[int, ...], folder: Path | None, tolerance: Tolerance
 ) -> tuple[Signature, Tried]:
     """The source's signature with the first range in which all outputs vary, else the one in which most do; and its cases."""
-    failure: EngineFailure | None = None
+    failure: EngineFailure | InvalidTensor | None = None
     found: list[tuple[int, Signature, Tried]] = []
     names = [s.name for s in source.signature.outputs]
     for span in RANGES:
@@ -48,7 +48,7 @@ def _liveliest(
             break  # it has no input whose range could be another
         try:
             tried = _try(source, signature, seeds, folder)
-        except EngineFailure as error:
+        except (EngineFailure, InvalidTensor) as error:
             failure = failure or error
             continue
         lively = _lively(tried, names, tolerance)
