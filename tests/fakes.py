@@ -168,7 +168,7 @@ class FakeLedger:
             future.set_result(None)
         return future
 
-    def restate(self, row: Future[None], status: int) -> bool:
+    def restate(self, row: Future[None], status: int, error_code: str) -> bool:
         return False
 
     def usage(self, by: str, since: Any) -> list[Mapping[str, Any]]:

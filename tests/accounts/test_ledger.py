@@ -16,9 +16,9 @@ from sqlalchemy import Engine, event, select
 
 from maasdam.accounts.ledger import Entry, Ledger
 from maasdam.accounts.prices import Prices
-from maasdam.database.engine import open_database
+from maasdam.database.engine import LostConnection, open_database
 from maasdam.database.tables import LedgerRow
-from maasdam.errors import ServiceError
+from maasdam.errors import ServiceError, StorageFailure
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -154,6 +154,50 @@ def test_a_server_lost_halfway_is_asked_again_and_the_row_is_single(postgres_dat
     ledger.close()
     database.dispose()
     other.dispose()
+
+
+class Failing(Ledger):
+    """Fails as often as is asked for, after it committed or before."""
+
+    failures = 0
+    is_committing = False
+
+    def _insert(self, group) -> None:
+        if self.failures:
+            self.failures -= 1
+            if self.is_committing:
+                super()._insert(group)
+            raise LostConnection("gone")
+        super()._insert(group)
+
+
+@pytest.mark.parametrize("is_committing", [False, True])
+def test_a_short_failure_leaves_what_the_caller_was_told(database: Engine, is_committing: bool) -> None:
+    ledger = Failing(database, Prices({"digits": {"currency": "EUR", "requests": 2.0}}))
+    ledger.record(entry("before")).result(10)
+    ledger.failures, ledger.is_committing = 2, is_committing
+    assert isinstance(ledger.record(entry("refused")).exception(10), StorageFailure)
+    ledger.record(entry("after")).result(10)
+    ledger.close()
+    row = ledger.row("refused")
+    assert row is not None, "nobody else will ask for it to be written"
+    assert (row["status"], row["price"], row["currency"], row["error_code"]) == (503, None, None, "storage_failure")
+    assert [(ledger.row(name) or {})["price"] for name in ("before", "after")] == [2.0, 2.0]
+    assert len(ids(database)) == 3
+
+
+def test_a_second_close_waits_for_the_rows_too(database: Engine) -> None:
+    ledger, may_write = Ledger(database), threading.Event()
+    event.listen(database, "begin", lambda connection: may_write.wait(30))
+    ledger.record(entry("slow"))
+    first = threading.Thread(target=ledger.close)
+    first.start()
+    while not ledger._is_closed:
+        pass
+    threading.Timer(0.2, may_write.set).start()
+    ledger.close()
+    assert may_write.is_set() and ids(database) == ["slow"]
+    first.join()
 
 
 WRITER = """

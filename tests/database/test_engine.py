@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy import Engine, inspect, text
 
-from maasdam.database.engine import HEAD, migrations, open_database
+from maasdam.database.engine import HEAD, _engine, migrations, open_database
 from maasdam.database.tables import Table
 from maasdam.errors import InvalidInput, StorageFailure
 
@@ -103,6 +103,25 @@ def test_a_server_that_is_not_there_is_said_so_without_its_password() -> None:
     with pytest.raises(StorageFailure) as caught:
         open_database("postgresql://someone:hush@127.0.0.1:9/none")
     assert "127.0.0.1" in str(caught.value) and "hush" not in str(caught.value)
+
+
+def test_a_server_whose_packets_are_dropped_is_noticed() -> None:
+    pytest.importorskip("psycopg", reason="PostgreSQL is not installed")
+    asked: list[dict] = []
+
+    def note(_dialect: object, _record: object, _arguments: object, named: dict) -> None:
+        asked.append(dict(named))
+        raise StorageFailure("asked")
+
+    for url in ("postgresql://u@127.0.0.1:9/none", "postgresql://u@127.0.0.1:9/none?keepalives_idle=60"):
+        engine = _engine(url)
+        sqlalchemy.event.listen(engine, "do_connect", note)
+        with pytest.raises(StorageFailure):
+            engine.connect()
+    first, second = asked
+    assert first["keepalives"] == 1 and first["tcp_user_timeout"] <= 10_000
+    assert first["keepalives_idle"] + first["keepalives_interval"] * first["keepalives_count"] <= 15
+    assert second["keepalives_idle"] == "60"
 
 
 def test_trouble_after_opening_is_a_storage_failure_and_a_wrong_row_is_not(database: Engine) -> None:

@@ -291,6 +291,8 @@ async def test_a_deadline_covers_the_wait_for_the_ledger_and_the_row_says_so(wat
         other.execute("ROLLBACK")
     await asyncio.to_thread(watched.ledger.close)
     assert watched.rows() == {"r1": 504}
+    row = watched.ledger.row("r1")
+    assert row is not None and row["error_code"] == "deadline_exceeded"
 
 
 def test_a_service_refuses_and_comes_back(tmp_path: Path) -> None:

@@ -75,6 +75,23 @@ def test_a_folder_that_is_more_than_ours_stays_open(tmp_path: Path, monkeypatch:
         assert open_to_others(tmp_path / "artifacts") == {} and not (tmp_path / "maasdam.db").stat().st_mode & 0o077
 
 
+def test_what_is_not_ours_in_a_home_stays_as_it_is(tmp_path: Path) -> None:
+    theirs = {tmp_path / "letters": 0o775, tmp_path / "letters" / "one.txt": 0o664, tmp_path / "data.csv": 0o644}
+    (tmp_path / "letters").mkdir()
+    for path, mode in theirs.items():
+        path.touch()
+        path.chmod(mode)
+    (tmp_path / "batching").mkdir()
+    for name in ("batching/found.json", "service.json", "maasdam.toml"):
+        (tmp_path / name).touch()
+    (tmp_path / "service.json").write_text("{}")
+    (tmp_path / "logs").symlink_to(tmp_path / "letters")
+    tmp_path.chmod(0o775)
+    open_home(tmp_path).close()
+    assert {path: stat.S_IMODE(path.stat().st_mode) for path in theirs} == theirs
+    assert set(open_to_others(tmp_path)) == {str(tmp_path / "logs"), *map(str, theirs)}, "a link has no mode of its own"
+
+
 def test_the_mask_is_the_callers_again_afterwards(tmp_path: Path) -> None:
     open_home(tmp_path / "home").close()
     assert os.umask(0o022) == 0o022

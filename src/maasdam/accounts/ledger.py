@@ -100,6 +100,8 @@ class _Row(Future[None]):
         self.entry = entry
         self.is_again = is_again
         """Whether what became of the request is known: this is not the first time the row is written."""
+        self.is_restated = False
+        """Whether it may be there already with another status: a commit that nobody heard of, then a refusal."""
         self.is_taken = False
         """Whether a transaction has begun that will write it as it is now."""
         self.set_running_or_notify_cancel()  # who waits may go away (a disconnect); the row is written all the same
@@ -138,13 +140,13 @@ class Ledger:
             self._queue.put(row)  # inside the lock: nothing may queue behind the end that `close` puts
         return row
 
-    def restate(self, row: Future[None], status: int) -> bool:
-        """Let a row that `record` gave have another status; False where it is being written already, or is."""
+    def restate(self, row: Future[None], status: int, error_code: str) -> bool:
+        """Let a row that `record` gave be that of an error; False where it is being written already, or is."""
         assert isinstance(row, _Row)
         with self._lock:
             if row.is_taken or row.done():
                 return False
-            row.entry = replace(row.entry, status=status)
+            row.entry = _refused(row.entry, status, error_code)
             return True
 
     def write_again(self) -> None:
@@ -153,20 +155,27 @@ class Ledger:
         Rows that could not be written are queued too, answered ones as what became of them: 503.
         """
         with self._lock:
-            again = [*self._written, *self._unwritten]
+            again = [_Row(entry, is_again=True) for entry in self._written] + self._late()
             self._written.clear()
-            self._unwritten.clear()
-        for entry in again:
-            self._queued(_Row(entry, is_again=True))
+        for row in again:
+            self._queued(row)
+
+    def _late(self) -> list[_Row]:
+        """The rows that could not be written, to be written now. With the lock."""
+        rows = [_Row(entry, is_again=True) for entry in self._unwritten]
+        for row in rows:
+            row.is_restated = True
+        self._unwritten.clear()
+        return rows
 
     def close(self) -> None:
-        """Write what is queued and stop."""
+        """Write what is queued and stop. Whoever calls it waits for that, not only the first."""
         with self._lock:
-            thread, self._thread, self._is_closed = self._thread, None, True
-            if thread is not None:
+            if self._thread is not None and not self._is_closed:
                 self._queue.put(None)
-        if thread is not None:
-            thread.join()
+            self._is_closed = True
+        if self._thread is not None:
+            self._thread.join()
 
     def usage(self, by: By = "model", since: datetime | None = None) -> list[Usage]:
         """Sums by key (named by its name and id), model (NAME:VERSION) or day (UTC), busiest first (days in order).
@@ -223,38 +232,45 @@ class Ledger:
                     is_last = True
                     break
                 group.append(more)
-            self._write(group)
+            if self._write(group):
+                self._write_late()
             if is_last:
                 return
 
-    def _write(self, group: list[_Row]) -> None:
-        """Write and resolve; the thread outlives whatever goes wrong."""
+    def _write_late(self) -> None:
+        """The database takes rows: so it may take those of a failure that was over before anybody looked."""
+        with self._lock:
+            late = self._late()
+        for start in range(0, len(late), GROUP):
+            self._write(late[start : start + GROUP])
+
+    def _write(self, group: list[_Row]) -> bool:
+        """Write and resolve; the thread outlives whatever goes wrong. False: the database takes no rows now."""
         try:
             self._insert_surely(group)
         except StorageFailure as error:  # full disk, lost or locked database: the same for every row
             with self._lock:
                 for row in group:
                     was_answered = row.is_again or row.entry.status >= 400
-                    self._unwritten.append(row.entry if was_answered else replace(row.entry, status=UNAVAILABLE))
+                    self._unwritten.append(row.entry if was_answered else _refused(row.entry, UNAVAILABLE, error.code))
             for row in group:
                 row.set_exception(StorageFailure(f"the ledger can't be written: {error}"))
+            return False
         except Exception as error:
             if len(group) > 1:  # one bad row must not take its neighbours down
-                for row in group:
-                    self._write([row])
-                return
+                return all([self._write([row]) for row in group])
             (row,) = group
             if isinstance(error, IntegrityError) and row.entry.key_id is not None:
                 # another database was put in place that lacks the key: who called is still told by the name
                 row.entry = replace(row.entry, key_id=None, caller=f"{row.entry.caller} ({row.entry.key_id})")
-                self._write([row])
-                return
+                return self._write([row])
             row.set_exception(ServiceError(f"the ledger can't be written: {error}"))
         else:
             with self._lock:
                 self._written += [row.entry for row in group]
             for row in group:
                 row.set_result(None)
+        return True
 
     def _insert_surely(self, group: list[_Row]) -> None:
         try:
@@ -268,9 +284,14 @@ class Ledger:
             with self._lock:
                 for row in group:
                     row.is_taken = True
-            entries = [_fitting(self._priced(row.entry)) for row in group]
-            rows = [{name: getattr(entry, name) for name in COLUMNS} for entry in entries]
-            connection.execute(dialect.insert(LedgerRow.__table__).on_conflict_do_nothing(), rows)
+            new = dialect.insert(LedgerRow.__table__)
+            told = {name: new.excluded[name] for name in TOLD}
+            is_other = LedgerRow.__table__.c.status != new.excluded.status
+            restating = new.on_conflict_do_update(index_elements=["request_id"], set_=told, where=is_other)
+            for how, is_restated in ((new.on_conflict_do_nothing(), False), (restating, True)):
+                entries = [_fitting(self._priced(row.entry)) for row in group if row.is_restated == is_restated]
+                if entries:
+                    connection.execute(how, [{name: getattr(entry, name) for name in COLUMNS} for entry in entries])
 
     def _priced(self, entry: Entry) -> Entry:
         if entry.price is not None or entry.status >= 400:
@@ -280,6 +301,8 @@ class Ledger:
 
 
 COLUMNS = tuple(Entry.__dataclass_fields__)
+TOLD = ("status", "price", "currency", "error_code")
+"""What an answer that became a refusal changes in its row."""
 WIDTHS = {name: LedgerRow.__table__.c[name].type.length for name in ("caller", "model", "task", "endpoint", "error_code")}  # type: ignore[attr-defined]  # String
 
 SUMMED = (
@@ -293,6 +316,11 @@ SUMMED = (
     "grams_co2e",
     "price",
 )
+
+
+def _refused(entry: Entry, status: int, error_code: str) -> Entry:
+    """The row of an answer that could not be given after all: nobody pays for it."""
+    return replace(entry, status=status, error_code=error_code, price=None, currency=None)
 
 
 def _fitting(entry: Entry) -> Entry:

@@ -17,6 +17,16 @@ BUSY_SECONDS = 30.0
 """How long a writer waits for another."""
 CONNECT_SECONDS = 5
 """How long a server may take to let us in."""
+NOTICED = {
+    "connect_timeout": CONNECT_SECONDS,
+    "keepalives": 1,
+    "keepalives_idle": 5,  # seconds without a word
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,  # milliseconds until what was sent must have arrived
+}
+"""For libpq: where packets are dropped a connection ends within some ten seconds, not after the system's two hours. A URL
+may say other figures."""
 
 
 class LostConnection(StorageFailure):
@@ -65,7 +75,9 @@ def _engine(url: str) -> Engine:
             _refuse_to_begin_anew(file)
         if kind == "sqlite":
             return sqlalchemy.create_engine(parsed)
-        return sqlalchemy.create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_SECONDS})
+        return sqlalchemy.create_engine(
+            parsed, pool_pre_ping=True, connect_args={k: v for k, v in NOTICED.items() if k not in parsed.query}
+        )
     except ImportError as error:
         raise missing_extra("psycopg", "postgres") from error
     except (SQLAlchemyError, OSError) as error:

@@ -57,8 +57,8 @@ class Rows(Protocol):
         """Resolved once the row is durable."""
         ...
 
-    def restate(self, row: Future[None], status: int) -> bool:
-        """Another status for a row that is not being written yet; False where it is too late for that."""
+    def restate(self, row: Future[None], status: int, error_code: str) -> bool:
+        """Another status, an error's, for a row that is not being written yet; False where it is too late for that."""
         ...
 
 
@@ -279,7 +279,7 @@ class _Account:
         try:
             await durable.wait(future, None if deadline is None else deadline - self._inference._clock())
         except TimeoutError:
-            if ledger.restate(future, DeadlineExceeded.http_status):
+            if ledger.restate(future, DeadlineExceeded.http_status, DeadlineExceeded.code):
                 raise DeadlineExceeded(TOO_LATE) from None
             await durable.wait(future)  # it is being committed, which waits for nobody
 

@@ -76,22 +76,39 @@ class Workspace:
         self.close()
 
 
-OURS = ("artifacts", "loading", "logs", "maasdam.db*")
+OURS = (
+    "artifacts",
+    "batching",
+    "loading",
+    "logs",
+    "maasdam.db*",
+    "maasdam.log*",
+    FILE.name,
+    "serve.log",
+    "service.json",
+    ".service.json.*",
+)
+"""What we make in a home; a * is the beginning of what stands beside it."""
 
 
 def _tighten(home: Path) -> None:
-    """Folder and files are their owner's alone, also those of an earlier version; what is somebody else's is left as it is.
+    """What we made in it is its owner's alone, also what an earlier version made; what is somebody else's is left as it is.
 
-    A home that is more than ours (/tmp, the user's own home folder) is left open, and only what we made in it is closed.
+    So is the folder itself, if it is no more than ours: /tmp and the user's own home folder are left open.
     """
-    mode = home.stat().st_mode
-    if mode & stat.S_ISVTX or home in (Path("/"), Path.home()):
-        paths = [path for pattern in OURS for path in home.glob(pattern)]
-        paths += [inner for path in paths if path.is_dir() and path.stat().st_mode & 0o077 for inner in path.rglob("*")]
-    else:
-        paths = [home, *(home.rglob("*") if mode & 0o077 else home.iterdir())]
-    for path in paths:
+    is_shared = bool(home.stat().st_mode & stat.S_ISVTX) or home in (Path("/"), Path.home())
+    paths = [path for pattern in OURS for path in home.glob(pattern)]
+    paths += [inner for path in paths if _is_open_folder(path) for inner in path.rglob("*")]
+    for path in paths if is_shared else [home, *paths]:
         with suppress(OSError):
             is_open = path.lstat().st_mode & 0o077
             if is_open and not path.is_symlink():
                 path.chmod(path.stat().st_mode & 0o700)
+
+
+def _is_open_folder(path: Path) -> bool:
+    try:
+        mode = path.lstat().st_mode
+    except OSError:  # gone since
+        return False
+    return stat.S_ISDIR(mode) and bool(mode & 0o077)
