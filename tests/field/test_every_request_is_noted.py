@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -218,6 +219,45 @@ def test_the_log_is_bounded_and_searched_through_its_older_files(tmp_path: Path)
     assert len(lines_of(older, file)) == 1 and lines_of(f"{0:032x}", file) == []
 
 
+SEVERAL = """
+import logging, sys
+from pathlib import Path
+from maasdam.telemetry.logs import LogFile, logging_to
+with logging_to("info", LogFile(Path(sys.argv[1]), 20_000, 100)):
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for n in range(2000):
+        logging.getLogger("maasdam.test").info("%s %d", sys.argv[2], n)
+"""
+
+
+def test_two_services_that_keep_one_log_lose_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    both = [subprocess.Popen([sys.executable, "-c", SEVERAL, str(path), name], **pipes) for name in "ab"]
+    for one in both:
+        assert one.stdout.readline() == "ready\n"
+    for one in both:
+        one.stdin.write("go\n")
+        one.stdin.flush()
+    for one in both:
+        one.communicate(timeout=60)
+    kept = [*tmp_path.iterdir()]
+    told = [json.loads(line)["event"] for file in kept for line in file.read_text().splitlines()]
+    assert sorted(told) == sorted(f"{name} {n}" for name in "ab" for n in range(2000))
+    older = [file.stat().st_size for file in kept if file != path]
+    assert len(older) > 5 and all(19_000 < size < 21_000 for size in older), "one of them rotates, not each"
+
+
+def test_a_log_that_was_moved_is_begun_anew(tmp_path: Path) -> None:
+    file = LogFile(tmp_path / "a.log", 0, 0)
+    with logging_to("info", file):
+        logging.getLogger("maasdam.test").info("one")
+        file.path.rename(tmp_path / "b.log")
+        logging.getLogger("maasdam.test").info("two")
+    assert [json.loads((tmp_path / name).read_text())["event"] for name in ("a.log", "b.log")] == ["two", "one"]
+
+
 LIBRARY = """
 import os, sys, logging
 from pathlib import Path
@@ -244,7 +284,12 @@ def test_what_libraries_print_is_in_the_log_as_json(tmp_path: Path) -> None:
     assert sum(len(event) for event in told if set(event) == {"x"}) == 300_000 and after == "after"
     assert any("UserWarning: old" in event for event in told)
     run("crash")
+    (left,) = between.parent.iterdir()
+    with left.open("rb") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)  # as if its process were alive
+        assert "terminate called" not in "".join(run()) and b"terminate called" in left.read_bytes()
     assert "terminate called" in "".join(run()), "a crash's last words are told at the next start"
+    assert list(between.parent.iterdir()) == []
 
 
 def test_a_log_that_can_not_be_written_is_one_sentence(tmp_path: Path) -> None:

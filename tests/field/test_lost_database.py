@@ -320,6 +320,14 @@ def test_a_service_refuses_and_comes_back(tmp_path: Path) -> None:
         assert client.post("/v2/models/mlp/infer", json=BODY).status_code == 200
 
 
+def test_a_home_with_spaces_is_told_to_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "big old models"
+    monkeypatch.setenv("MAASDAM_HOME", str(home))
+    assert without_places(f"no artifact in {home}/artifacts or in {home}") == (
+        "no artifact in a file of the service or in a file of the service"
+    )
+
+
 @pytest.mark.parametrize(
     ("said", "shown"),
     [
@@ -330,6 +338,16 @@ def test_a_service_refuses_and_comes_back(tmp_path: Path) -> None:
             "no artifact 'sha256:ab' in a file of the service; build it",
         ),
         ("'/tmp/a b/x.onnx' is bad", "a file of the service is bad"),
+        ("can't open file:///home/me/m.onnx: none", "can't open a file of the service: none"),
+        ("'file:///home/me/a b/m.onnx' is bad", "a file of the service is bad"),
+        ("path:/home/me/z is bad", "path:a file of the service is bad"),
+        ("/home/me/my models/m.onnx is bad", "a file of the service is bad"),
+        ("no /tmp/a b.onnx here.", "no a file of the service here."),
+        ("no file /tmp/x. See /v1/models", "no file a file of the service See /v1/models"),
+        (
+            "see http://127.0.0.1:8080/docs and /v1/models or http://home/x",
+            "see http://127.0.0.1:8080/docs and /v1/models or http://home/x",
+        ),
         ("no route /v1/x; GET /docs lists them", "no route /v1/x; GET /docs lists them"),
     ],
 )

@@ -14,13 +14,17 @@ from __future__ import annotations
 import logging
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 
 from maasdam.errors import CallerError, InvalidInput, MaasdamError, NotFound
+from maasdam.settings import load
 
 log = logging.getLogger("maasdam.api")
 
@@ -85,13 +89,36 @@ def _tops() -> str:
     return "|".join(re.escape(name) for name in sorted(names | {"home", "tmp", "usr", "var"}, key=len, reverse=True))
 
 
+_NAME = r"[^\s'\":;,()]"
+_REST = rf"{_NAME}*(?: (?=[^\s'\":;,()/.]+(?:/|\.\w)){_NAME}+)*"
+"""Of a path, also behind a space: a word with a slash inside, or a dot as in a file's name, is a part of it."""
+_TOP = rf"/(?:{_tops()})/"
 _DATABASE = r"(?:the database )?'?(?:sqlite|postgresql)(?:\+\w+)?:/+[^\s'\"]*'?"
-_PLACES = re.compile(rf"{_DATABASE}|'(?:/(?:{_tops()})/[^']*)'|(?<![\w:/.])/(?:{_tops()})/[^\s'\":;,()]*")
+_PLACES = re.compile(
+    rf"(?P<database>{_DATABASE})|(?P<quote>['\"])(?:file:/*)?{_TOP}[^'\"]*(?P=quote)"
+    rf"|\bfile:/+{_REST}|(?<![\w/.]){_TOP}{_REST}"
+)
 
 
 def without_places(text: str) -> str:
     """The text without paths of this machine's files and without its database's address."""
-    return _PLACES.sub(lambda found: "a file of the service" if found[0].lstrip("'").startswith("/") else "the database", text)
+    for folder in _folders_with_spaces(os.environ.get("MAASDAM_HOME")):
+        text = text.replace(folder, folder.replace(" ", "_"))
+    return _PLACES.sub(lambda found: "the database" if found["database"] else "a file of the service", text)
+
+
+def _home() -> Path:
+    return load().home
+
+
+@cache
+def _folders_with_spaces(_set_home: str | None) -> list[str]:
+    """Where this service keeps its files, as messages write it, if that has spaces: a pattern would take it for two words."""
+    known: set[Path] = set()
+    for where in (_home, Path.home, Path.cwd):
+        with suppress(InvalidInput, OSError, RuntimeError):
+            known |= {where(), where().resolve()}
+    return sorted((str(path) for path in known if " " in str(path)), key=len, reverse=True)
 
 
 def door(path: str) -> Door:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import faulthandler
+import fcntl
 import json
 import logging
 import logging.handlers
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -82,9 +84,10 @@ def logging_to(level: str, file: LogFile | None, libraries: Path | None = None) 
     """Inside, logs go to stderr and to `file`; see `configure`.
 
     What libraries write past Python to file descriptor 2 becomes lines of the log too, as JSON, if `libraries` names a
-    file for it. That file is read five times a second: a pipe that nobody empties in time would stop a library that
-    writes while it holds Python's lock, and a crash's last words would be lost with it. What a crash left there is told
-    at the next start. The log itself goes on writing where it wrote before: `sys.stderr` is a copy of that.
+    file for it: NAME.stderr becomes NAME.PID.*.stderr, as another service may be in the same folder. It is read five times
+    a second: a pipe that nobody empties in time would stop a library that writes while it holds Python's lock, and a
+    crash's last words would be lost with it. What a crash left there is told at the next start. The log itself goes on
+    writing where it wrote before: `sys.stderr` is a copy of that.
     """
     before = logging.getLogger().handlers
     with ExitStack() as stack:
@@ -93,6 +96,7 @@ def logging_to(level: str, file: LogFile | None, libraries: Path | None = None) 
         stack.callback(_close_handlers, before)
         configure(level, file=file)
         if libraries is not None:
+            _tell_what_is_left(libraries)
             is_over = threading.Event()
             follower = threading.Thread(target=_follow, args=(between, is_over), name="stderr", daemon=True)
             follower.start()
@@ -111,7 +115,14 @@ def _close_handlers(before: list[logging.Handler]) -> None:
 
 def _beside_stderr(path: Path, stack: ExitStack) -> int:
     """Let file descriptor 2 be the file at `path` and `sys.stderr` what 2 was, until `stack` ends."""
-    between = _own_file(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        between, name = tempfile.mkstemp(path.suffix, f"{path.stem}.{os.getpid()}.", path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    fcntl.flock(between, fcntl.LOCK_EX)  # until no process writes to it any more: children have it from us
+    fcntl.fcntl(between, fcntl.F_SETFL, os.O_APPEND)
+    stack.callback(Path(name).unlink, missing_ok=True)
     stack.callback(os.close, between)
     sys.stderr.flush()
     behind, before = os.dup(2), sys.stderr
@@ -135,7 +146,11 @@ def _own_file(path: Path, how: int) -> int:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return os.open(path, how, 0o600)
     except OSError as error:
-        raise StorageFailure(f"can't write the log {path}: {error.strerror}; set log_file") from error
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> StorageFailure:
+    return StorageFailure(f"can't write the log {path}: {error.strerror}; set log_file")
 
 
 def lines_of(request_id: str, file: LogFile) -> list[dict[str, Any]]:
@@ -151,6 +166,17 @@ def lines_of(request_id: str, file: LogFile) -> list[dict[str, Any]]:
         except OSError as error:
             raise StorageFailure(f"can't read the log {path}: {error.strerror}") from error
     return [line for line in map(_read, found) if line.get("request_id") == request_id]
+
+
+def _tell_what_is_left(libraries: Path) -> None:
+    """Log and remove what processes left that ended without doing so."""
+    is_over = threading.Event()
+    is_over.set()
+    for path in sorted(libraries.parent.glob(f"{libraries.stem}.*{libraries.suffix}")):
+        with suppress(OSError), path.open("r+b") as left:  # gone since, or somebody writes to it
+            fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _follow(left.fileno(), is_over)
+            path.unlink()
 
 
 def _follow(file: int, is_over: threading.Event) -> None:
@@ -179,7 +205,42 @@ class _Lines(structlog.stdlib.ProcessorFormatter):
 
 
 class _Kept(logging.handlers.RotatingFileHandler):
-    """A file that only its owner reads, bounded, with older ones beside it."""
+    """A file that only its owner reads, bounded, with older ones beside it. Several processes may write to one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._is_in_place():
+            self._open_anew()
+        super().emit(record)
+
+    def doRollover(self) -> None:
+        """Begin a new file, unless another process has."""
+        folder = os.open(Path(self.baseFilename).parent, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            if self._is_in_place():
+                super().doRollover()
+            else:
+                self._open_anew()
+        finally:
+            os.close(folder)
+
+    def _is_in_place(self) -> bool:
+        if self.stream is None:
+            return True
+        try:
+            there = os.stat(self.baseFilename)  # noqa: PTH116  a microsecond less, before every line
+        except OSError:
+            return False
+        return os.path.samestat(there, os.fstat(self.stream.fileno()))
+
+    def _open_anew(self) -> None:
+        """Somebody moved or removed the file. Where none can be opened, go on with what there is."""
+        with suppress(StorageFailure):
+            new = self._open()
+            if self.stream is not None:
+                self.stream.close()
+            self.stream = new
 
     def _open(self) -> TextIOWrapper:
         return os.fdopen(_own_file(Path(self.baseFilename), os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a", encoding="utf-8")
