@@ -13,6 +13,7 @@ from maasdam.artifacts.store import Store
 from maasdam.core import Signature, TensorEngine, TensorSpec
 from maasdam.errors import EngineFailure, InvalidTensor, VerificationFailed
 from maasdam.pipeline.convert import certificate
+from maasdam.pipeline.convert.edges import rows_of
 from maasdam.pipeline.convert.proof import Proof, Tolerance
 from maasdam.pipeline.convert.trials import trials
 from maasdam.pipeline.proven import prove
@@ -94,3 +95,41 @@ def test_an_engine_that_broke_once_is_asked_again(tmp_path: Path, monkeypatch: A
             prove(source, other, store)
     monkeypatch.setattr(certificate, "certify", certify)
     assert prove(source, other, store)["passed"]
+
+
+def _asked(answer: Any, is_late: Any = lambda: False) -> tuple[int | None, list[int]]:
+    """(rows found, every number that was tried) of an integer input of two."""
+    tried: list[int] = []
+
+    def run(batch: Any) -> Any:
+        tried.append(int(batch["n"][0]))
+        return {"y": answer(tried[-1])}
+
+    found = rows_of(run, {"n": np.int64([1, 1])}, Signature((TensorSpec("n", "int64", (2,)),), ()), is_late)
+    return found["n"], tried
+
+
+def test_an_integer_that_is_a_size_is_not_doubled_until_memory_ends() -> None:
+    found, tried = _asked(lambda n: np.broadcast_to(np.float32(0), (n, n)))
+    assert found is None and max(tried) == 2**13  # 256 MB, and no more
+    constant = np.broadcast_to(np.float32(0), (2**25,))
+    found, tried = _asked(lambda n: constant if n < 1000 else 1 / 0)
+    assert found == 1000  # large, whatever the number is
+
+
+def test_the_search_for_rows_ends_with_the_questions() -> None:
+    calls = iter(range(100))
+    found, tried = _asked(lambda n: np.zeros(1), lambda: next(calls) > 3)
+    assert found == 17 and max(tried) == 16
+
+
+def test_only_random_and_real_answers_are_kept_to_compare_with() -> None:
+    proof = Proof(Tolerance(), ["y"])
+    for length in range(1, 9):
+        answers = {"y": np.ones((1, length), np.float32)}
+        proof.add(None, answers, answers, answers, kind=f"length {length}")
+    assert proof._first == {}
+    for seed in range(2):
+        answers = {"y": np.full((1, 4), seed, np.float32)}
+        proof.add(seed, answers, answers, answers)
+    assert [a.dtype.name for a in proof._first.values()] == ["float32"] and proof.lively() == 1

@@ -254,6 +254,63 @@ def test_what_does_not_vary_is_left_out_and_counted(random: np.random.Generator)
     assert still["parts"][0]["measure"] == "closeness" and still["parts"][0]["value"] == pytest.approx(1 - 0.1 / 7)
 
 
+def test_what_was_still_and_turns_into_noise_fails(random: np.random.Generator) -> None:
+    """Scores that are zero in every example, random in the candidate: beside boxes, and as an output of their own."""
+    boxes, noise = random.uniform(0, 640, (12, 1, 4, 50)), random.uniform(0, 1, (12, 1, 8, 50))
+    whole, wild = np.concatenate([boxes, 0 * noise], 2), np.concatenate([boxes + 1e-4, noise], 2)
+    fidelity, wrong = _judged(lambda i: whole[i], lambda i: wild[i])
+    assert "output 'y', slices 4-11 of axis 1" in {p.where for p in wrong} and (fidelity.lost or 0) > 0.1
+    steps = np.concatenate([np.round(boxes), 0.004 * np.round(noise)], 2)
+    assert _judged(lambda i: whole[i], lambda i: steps[i])[1] == []
+    for still in (np.zeros((1, 8)), np.full((1, 8), 0.5), np.zeros((1, 8), np.int64)):
+        fidelity = Fidelity()
+        for i in range(12):
+            wild_too = (random.uniform(0, 9, (1, 8))).astype(still.dtype)
+            fidelity.add([{"boxes": boxes[i], "scores": still}], [{"boxes": boxes[i], "scores": wild_too}])
+        assert [p.output for p in fidelity.parts() if p.value is not None and p.value < p.asked(0.8)] == ["scores"]
+        alone, wrong = _judged(lambda i, s=still: s, lambda i, s=still: s + 5)
+        assert wrong and alone.to_json()["parts"][0]["value"] == 0 and (alone.lost or 0) > 0.1
+    assert _judged(lambda i: np.zeros((1, 8)), lambda i: np.full((1, 8), 1e-7))[0].lost == 0
+
+
+def test_one_example_varies_over_its_places_alone(random: np.random.Generator) -> None:
+    rows = np.repeat(random.normal(size=(1, 5, 1)), 40, 2)  # no row varies, the whole does
+    assert _judged(lambda i: rows, lambda i: rows, 1)[1] == []
+    assert _judged(lambda i: rows, lambda i: rows[:, ::-1], 1)[1] != []
+
+
+def test_an_output_of_another_rank_is_judged_or_a_problem(random: np.random.Generator) -> None:
+    values = random.normal(size=(12, 8))
+    assert _judged(lambda i: values[i], lambda i: values[i][None])[0].lost == 0
+    assert _judged(lambda i: values[i], lambda i: values[-1 - i][None])[1] != []
+    parity = Parity()
+    parity.add("a", [{"y": values[0]}], [{"y": values[0][None]}], None)
+    assert parity.problems == []
+    parity.add("b", [{"y": values[0]}], [{"y": values[0].reshape(2, 4)}], None)
+    assert parity.problems == ["the output 'y' for 'b' has shape [2, 4] where the reference's has [8]"]
+
+
+def test_long_lists_are_compared_by_some_of_their_rows(random: np.random.Generator) -> None:
+    rows = [random.uniform(0, 1e6, (2000 + i, 6)) for i in range(3)]
+    fidelity, wrong = _judged(lambda i: rows[i], lambda i: random.permutation(rows[i])[1:], 3)
+    assert wrong == [] and fidelity.agreement == pytest.approx(1, abs=0.01)
+    assert fidelity.parts() is fidelity.parts()  # paid once
+    half = _judged(lambda i: rows[i], lambda i: rows[i][::2], 3)[0].agreement
+    assert half == pytest.approx(2 / 3, abs=0.05)
+    alike = np.ones((500, 2))
+    assert _judged(lambda i: alike, lambda i: alike[:1], 3)[0].agreement == pytest.approx(2 / 501, abs=0.01)
+
+
+def test_large_outputs_are_summed_over_their_positions(random: np.random.Generator) -> None:
+    values = random.normal(size=(3, 1, 300, 4000)).astype(np.float32)
+    fidelity, wrong = _judged(lambda i: values[i], lambda i: _noisy(values[i], 0.01, i), 3)
+    assert wrong == [] and fidelity._outputs["y"].sums is not None and fidelity._outputs["y"].sums.total.shape == (1, 1, 4000)
+    assert fidelity.parts()[0].value == pytest.approx(1 - 1e-4, abs=1e-5)
+    assert fidelity._outputs["y"].kept == []
+    assert _judged(lambda i: values[i], lambda i: values[-1 - i], 3)[1] != []
+    assert _judged(lambda i: np.float64(i), lambda i: np.float64(i))[0].lost == 0
+
+
 def test_outputs_near_zero_are_judged_as_others_are(random: np.random.Generator) -> None:
     values = random.normal(size=(12, 1, 4)) * 1e-7
     assert _judged(lambda i: values[i], lambda i: values[::-1][i])[1] != []
@@ -267,6 +324,15 @@ def test_a_masked_logit_is_no_difference_and_a_lost_number_is() -> None:
     assert parity.problems == [] and parity.cosine == 1
     fidelity, _ = _judged(lambda i: row * [[i, 1, 1]], lambda i: np.full((1, 3), np.nan))
     assert fidelity.lost == float("inf")
+    missing = np.float32([[1, np.nan, 2]])
+    parity.add("b", [{"y": missing}], [{"y": missing}], None)
+    assert parity.problems == [] and parity.cosines == [1, 1]
+    parity.add("c", [{"y": missing}], [{"y": missing[:, ::-1] * np.nan}], None)
+    parity.add("d", [{"y": missing * np.nan}], [{"y": missing * np.nan}], None)
+    assert "candidate's output for 'c' holds NaN" in parity.problems[0] and "no number" in parity.problems[1]
+    kept = _judged(lambda i: missing * (i + 1), lambda i: missing * (i + 1))[0]
+    assert kept.lost == 0 and kept.to_json()["fidelity"] == 1
+    assert _judged(lambda i: missing * (i + 1), lambda i: missing * (12 - i))[1] != []
 
 
 def test_class_numbers_have_no_angle() -> None:

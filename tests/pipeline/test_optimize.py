@@ -16,11 +16,11 @@ from maasdam.core import Artifact, Signature, TensorSpec
 from maasdam.engines import open_engine
 from maasdam.errors import Unsupported
 from maasdam.pipeline.fuse import fuse
-from maasdam.pipeline.optimize import PASS, choose
+from maasdam.pipeline.optimize import PASS, _check_drift, _inputs, choose
 from maasdam.pipeline.passes import PassContext, Produced
 from maasdam.pipeline.recipe import Recipe, Use
 from maasdam.pipeline.run_recipe import Build, Data
-from maasdam.pipeline.ways import ways
+from maasdam.pipeline.ways import Candidate, ways
 from tests.pipeline.networks import convolutional, write_tensors
 
 SIGNATURE = Signature((TensorSpec("x", "float32", (None, 4)),), (TensorSpec("y", "float32", (None, 4)),))
@@ -138,6 +138,21 @@ def test_a_faster_engine_that_drifted_is_left_out_with_the_reason(store: Store, 
     best, table = choose([close, far], SETTINGS, context, engines)
     assert best.artifact.engine == "openvino"
     assert table[1].why_not is not None and table[1].why_not.startswith("drifts: it loses")
+
+
+def test_a_fused_graph_that_is_another_network_is_nobody_s_measure(store: Store, tmp_path: Path) -> None:
+    """It may lie nearer to the original than all that are the network they were made of."""
+    original = _artifact(store, "onnxruntime")
+    made = _artifact(store, "openvino", (original.digest,))
+    context = replace(_context(store, tmp_path), original=original)
+    inputs = {made.digest: _inputs(made, context)}
+    plain = Candidate(made, 0, "f32", engine=Fake(0.0, 0.1))
+    fused = Candidate(made, 0, "f32", fused={"Gelu": 1}, engine=Fake(0.0, 0.0))
+    _check_drift([plain, fused], SETTINGS, inputs, context, Engines(onnxruntime=(0.0, 0.0)))
+    assert fused.why_not is not None and fused.why_not.startswith("fused into another network") and plain.why_not is None
+    alone = Candidate(made, 0, "f32", fused={"Gelu": 1}, engine=Fake(0.0, 0.0))
+    _check_drift([alone], SETTINGS, inputs, context, Engines(onnxruntime=(0.0, 0.0)))
+    assert alone.why_not is not None and "does not run" in alone.why_not
 
 
 def test_a_faster_engine_that_verify_would_fail_is_left_out_where_another_would_pass(store: Store, tmp_path: Path) -> None:

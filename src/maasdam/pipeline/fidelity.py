@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MOST_SLICES = 256
 """An axis longer than this is positions, not things of different kinds."""
+MOST_PLACES = 2**20
+"""Numbers of an output that are each told apart: of one with more, long axes are taken together."""
 UNLIKE = 10.0
 """How many times the ranges of slices differ that are things of different kinds."""
 NOISE = 1e-6
@@ -39,8 +41,17 @@ CONSTANT = 1e-4
 """Variance below this share of the source's: it no longer varies."""
 TIE = 0.05
 """A top that the source has within this share of its row's range below its own top is a tie, in which either is right."""
+STRAYED = 0.25
+"""What had no spread strays where the candidate is off by more than this share of its size, and by more than `OFF` times as
+much as it is off where the source varies, and by more than `ROUNDED` of the output's largest value."""
+OFF = 10.0
+ROUNDED = 1e-4
+NOTHING = 1e-3
+"""Beside an output that is zero throughout there is no size to compare with: what rounding leaves of a zero."""
 FOUND = 0.1
 """A row of a list whose length the data decide (boxes kept by NMS) is found again within this share of each column's range."""
+MOST_SOUGHT = 300
+"""Rows of a list that are looked for on the other side, evenly chosen."""
 KEPT_BYTES = 8 << 20
 """Of each output, in case it is such a list."""
 SHOWN = 24
@@ -57,7 +68,7 @@ class Part:
     """Places along `axis`; none is the whole output."""
     measure: str = "fidelity"
     """"agreement" where the output ranks or lists; "closeness", 1 - the largest difference / the largest value, where nothing
-    at all varied."""
+    varied in the source: of all outputs where none did, else of what strayed from what it was."""
     value: float | None = None
     """None: it has no spread over the examples, so nothing can be lost; it is left out."""
     cosine: float | None = None
@@ -119,16 +130,21 @@ class Fidelity:
     """Gathers one run after the other: of a source, and of what is held to it."""
 
     _outputs: dict[str, _Output] = field(default_factory=dict)
+    _parts: tuple[Part, ...] | None = None
+    """Of what was added so far."""
 
     def add(self, source: Sequence[Tensors], candidate: Sequence[Tensors]) -> None:
         """One example's runs, both in the same order. Outputs of other names or ranks are not compared: parity says so."""
+        self._parts = None
         for wanted, got in zip(source, candidate, strict=False):
             for name in wanted.keys() & got.keys():
                 self._outputs.setdefault(name, _Output(name)).add(np.asarray(wanted[name]), np.asarray(got[name]))
 
     def parts(self) -> tuple[Part, ...]:
         """Every part of every output, those without spread included."""
-        return tuple(part for output in self._outputs.values() for part in output.parts())
+        if self._parts is None:
+            self._parts = tuple(part for output in self._outputs.values() for part in output.parts())
+        return self._parts
 
     @property
     def agreement(self) -> float | None:
@@ -151,7 +167,7 @@ class Fidelity:
     def _judged(self, parts: Sequence[Part]) -> list[Part]:
         """Those with spread; where none has any, the outputs by how close they are."""
         return [p for p in parts if p.value is not None] or [
-            replace(p, measure="closeness", value=1 - p.max_abs_diff / p.largest if p.max_abs_diff and p.largest else 1.0)
+            replace(p, measure="closeness", value=_closeness(p.max_abs_diff, p.largest))
             for p in parts
             if p.axis is None and p.max_abs_diff is not None and p.largest is not None
         ]
@@ -193,11 +209,28 @@ class _Sums:
     worst: type_array
 
     @classmethod
-    def of(cls, wanted: type_array, got: type_array) -> _Sums:
-        apart = wanted - got
+    def of(cls, wanted: type_array, got: type_array, axes: tuple[int, ...] = ()) -> _Sums:
+        """Of one example, the places along `axes` taken together: one of these after the other, since outputs may be large."""
+        apart = np.asarray(wanted - got)
+
+        def total(values: type_array) -> type_array:
+            found: type_array = values.sum(axes, keepdims=True) if axes else values
+            return found
+
+        low, high = (wanted.min(axes, keepdims=True), wanted.max(axes, keepdims=True)) if axes else (wanted, wanted)
+        residual = total(apart**2)
+        np.abs(apart, out=apart)
         return cls(
-            np.ones(wanted.shape), wanted, wanted**2, wanted, wanted, got, got**2, apart**2, np.abs(apart)
-        )  # fmt: skip
+            count=np.full(low.shape, float(math.prod(wanted.shape[i] for i in axes))),
+            total=total(wanted),
+            squares=total(wanted**2),
+            low=low,
+            high=high,
+            other_total=total(got),
+            other_squares=total(got**2),
+            residual=residual,
+            worst=apart.max(axes, keepdims=True) if axes else apart,
+        )
 
     def __add__(self, more: _Sums) -> _Sums:
         return _Sums(
@@ -309,6 +342,8 @@ class _Output:
     kept_bytes: int = 0
 
     def add(self, wanted: type_array, got: type_array) -> None:
+        if differ_in_ones(wanted.shape, got.shape):
+            got = got.reshape(wanted.shape)
         if wanted.ndim != got.ndim:
             self.is_broken = True
             return
@@ -316,9 +351,10 @@ class _Output:
             return
         if wanted.dtype.kind not in "fiub" or got.dtype.kind not in "fiub":
             return
-        if self.kept_bytes < KEPT_BYTES:
+        size = wanted.nbytes + got.nbytes
+        if self.kept_bytes + size <= KEPT_BYTES or (wanted.shape != got.shape and self.kept_bytes < KEPT_BYTES):
             self.kept.append((wanted, got))
-            self.kept_bytes += wanted.nbytes + got.nbytes
+            self.kept_bytes += size
         if wanted.shape != got.shape:
             differ = [i for i, (a, b) in enumerate(zip(wanted.shape, got.shape, strict=True)) if a != b]
             self.list_axis = differ[0] if self.list_axis is None else self.list_axis
@@ -329,10 +365,11 @@ class _Output:
         self.rows, self.same = self.rows + rows, self.same + same
         if wanted.ndim and wanted.size == wanted.shape[-1] > 1 and wanted.dtype.kind == "f" and np.isfinite(got).all():
             self.one_row, self.same_top = self.one_row + 1, self.same_top + same_tops(wanted, got, -1)[1]
-        is_same = wanted == got  # infinities that are the same in both have no distance
-        one, other = (np.where(is_same & ~np.isfinite(wanted), 0, a).astype(np.float64) for a in (wanted, got))
+        one, other = (a.astype(np.float64) for a in (wanted, got))
+        no_numbers = same_but_no_number(wanted, got)
+        one[no_numbers], other[no_numbers] = 0, 0
         if np.isfinite(one).all() and np.isfinite(other).all():
-            self._gather(_Sums.of(one, other))
+            self._gather(_Sums.of(one, other, _taken_together(one.shape)))
         else:
             lost = (np.isnan(other) & ~np.isnan(one)) | (np.isinf(other) & np.isfinite(one))
             self.is_broken = self.is_broken or bool(lost.any())
@@ -360,7 +397,10 @@ class _Output:
             yield self._ranking()
         elif self.sums is not None:
             whole = self._slices(None)
-            yield whole.part(self.name, [0])
+            part = whole.part(self.name, [0])
+            size = float(whole.largest[0])
+            has_strayed = part.value is None and _closeness(float(whole.worst[0]), size) < 1 - STRAYED
+            yield self._strayed(part, size) if has_strayed else part
             for axis, size in enumerate(self.sums.total.shape):
                 if 2 <= size <= MOST_SLICES:
                     yield from self._along(axis, whole)
@@ -369,7 +409,11 @@ class _Output:
         if self.sums is None:
             return Part(self.name, measure="agreement", value=self.same / self.rows)
         whole = self._slices(None).part(self.name, [0])
-        return replace(whole, measure="agreement", value=self.same / self.rows if whole.value is not None else None)
+        tells = whole.value is not None or _closeness(whole.max_abs_diff or 0.0, whole.largest or 0.0) < 1 - STRAYED
+        return replace(whole, measure="agreement", value=self.same / self.rows if tells else None)
+
+    def _strayed(self, part: Part, size: float) -> Part:
+        return replace(part, measure="closeness", value=_closeness(part.max_abs_diff or 0.0, size))
 
     def _along(self, axis: int, whole: _Slices) -> Iterator[Part]:
         """Groups of slices of like range, the slices that matter in each, and those that became constant."""
@@ -392,8 +436,14 @@ class _Output:
                 elif (is_unlike and share >= MUCH) or (each.is_constant[at] and share >= BARELY):
                     yield each.part(self.name, [at], axis, is_one=True)
         still = [i for i in range(len(each.range)) if not each.varies[i]]
-        if still and bool(whole.varies[0]):
-            yield each.part(self.name, still, axis)
+        if not still or not whole.varies[0]:
+            return
+        near = _near_to_still(each, whole)
+        strayed = [i for i in still if each.worst[i] > near[i]]
+        if strayed:
+            yield self._strayed(each.part(self.name, strayed, axis), float(near[strayed].max()) / STRAYED)
+        if rest := [i for i in still if i not in strayed]:
+            yield each.part(self.name, rest, axis)
 
     def _slices(self, axis: int | None) -> _Slices:
         assert self.sums is not None
@@ -424,6 +474,30 @@ def _lost(part: Part) -> float:
     return 0.5 * (1 - (part.value or 0.0)) / (1 - part.asked(0.5))
 
 
+def _closeness(apart: float, largest: float) -> float:
+    """1 equal, 0 off by all it is. Beside zeros everything that is no rounding is off by all."""
+    if not largest:
+        return 0.0 if apart > NOTHING else 1.0
+    return max(0.0, 1 - apart / largest)
+
+
+def _near_to_still(each: _Slices, whole: _Slices) -> type_array:
+    """How far each slice without spread may be off: by a share of its own size, or as what varies beside it is off.
+
+    A candidate of 8 bits is off everywhere by steps of the output; one that is right where the source varies has no excuse.
+    """
+    beside, at = (each, each.varies) if each.varies.any() else (whole, whole.varies)  # one example varies over its places alone
+    off = (float(beside.residual[at].sum()) / float(beside.count[at].sum())) ** 0.5
+    usual = min(OFF * off, STRAYED * float(beside.range[at].min()))
+    found: type_array = np.maximum(STRAYED * each.largest, max(usual, ROUNDED * float(whole.largest[0])))
+    return found
+
+
+def differ_in_ones(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Are two shapes the same but for axes of one?"""
+    return list(one) != list(other) and [n for n in one if n != 1] == [n for n in other if n != 1]
+
+
 def _groups(each: _Slices) -> list[tuple[int, ...]]:
     """The slices that vary, in groups between whose ranges nothing lies within ten times: boxes apart from scores."""
     order = sorted(np.flatnonzero(each.varies), key=lambda i: -float(each.range[i]))
@@ -437,6 +511,24 @@ def _groups(each: _Slices) -> list[tuple[int, ...]]:
     most = max((float(each.range[g].max()) for g in shares), default=0.0)
     rare = [g for g in shares if float(each.range[g].max()) < BARELY * most]  # classes that no example holds
     return [tuple(sorted(g)) for g in groups if g not in rare]
+
+
+def _taken_together(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Axes of positions that a large output is summed over at once: the last, which may be classes, only where it must be."""
+    if math.prod(shape) <= MOST_PLACES:
+        return ()
+    long = [i for i, size in enumerate(shape) if size > MOST_SLICES]
+    but_last = tuple(i for i in long if i != len(shape) - 1)
+    is_enough = math.prod(size for i, size in enumerate(shape) if i not in but_last) <= MOST_PLACES
+    return but_last if is_enough else tuple(long)
+
+
+def same_but_no_number(one: type_array, other: type_array) -> type_array:
+    """Where both hold the same infinity, or both NaN: no difference, and nothing to measure one with."""
+    if one.dtype.kind != "f" or other.dtype.kind != "f":
+        return np.zeros(one.shape, np.bool_)
+    found: type_array = (np.isinf(one) & (one == other)) | (np.isnan(one) & np.isnan(other))
+    return found
 
 
 def _flat(sums: _Sums) -> _Sums:
@@ -510,14 +602,25 @@ def _found_again(wanted: type_array, got: type_array, near: type_array) -> tuple
     """(rows of both, rows that have a like one on the other side); none has where they have other columns."""
     if wanted.shape[1:] != got.shape[1:] or wanted.shape[1:] != near.shape:
         return len(wanted) + len(got), 0.0
-    left = list(range(len(got)))
+    return len(wanted) + len(got), len(wanted) * _share_of(wanted, got, near) + len(got) * _share_of(got, wanted, near)
+
+
+def _share_of(sought: type_array, among: type_array, near: type_array) -> float:
+    """The share of rows that have a like one on the other side, each its own; of `MOST_SOUGHT` where there are more."""
+    if not len(sought):
+        return 0.0
+    chosen = sought[np.linspace(0, len(sought) - 1, min(len(sought), MOST_SOUGHT)).round().astype(np.int64)]
+    is_free = np.ones(len(among), np.bool_)
     matched = 0
-    for row in wanted:
-        at = next((i for i in left if (np.abs(got[i] - row) <= near).all()), None)
-        if at is not None:
-            left.remove(at)
+    for row in chosen:
+        at = np.flatnonzero(is_free)
+        if len(near):  # few are left by the first column
+            at = at[np.abs(among[at, 0] - row[0]) <= near[0]]
+        at = at[(np.abs(among[at] - row) <= near).all(axis=1)]
+        if len(at):
+            is_free[at[0]] = False
             matched += 1
-    return len(wanted) + len(got), 2.0 * matched
+    return matched / len(chosen)
 
 
 def _listed(slices: Sequence[int]) -> str:

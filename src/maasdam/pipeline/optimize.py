@@ -82,6 +82,8 @@ def choose(
             raise Unsupported("no engine here runs it: " + "; ".join(str(c.why_not) for c in candidates))
         _check_drift(running, settings, inputs, context, open_engine)
         running = [c for c in running if c.why_not is None]
+        if not running:
+            raise Unsupported("no way to run it is the network it was: " + "; ".join(str(c.why_not) for c in candidates))
         _time(running, inputs, context)
         if settings["goal"] == "throughput":
             _fill(running, inputs, context)
@@ -126,9 +128,11 @@ def _check_drift(
     wanted = _answers_of_the_original(context, open_engine)
     if wanted is None:
         return
-    for candidate in running:
+    for candidate in [c for c in running if c.why_not is None]:
         candidate.cosine, candidate.lost = _apart(candidate, inputs[candidate.artifact.digest], wanted)
-    closest = min(c.lost for c in running if c.lost is not None)
+    closest = min((c.lost for c in running if c.lost is not None and c.why_not is None), default=None)
+    if closest is None:
+        return
     free = DRIFT_ROUNDED if context.is_quantized or settings["precision"] != "f32" else DRIFT_FREE
     allowed = max(free, 3 * closest)
     if closest <= 1 - MIN_FIDELITY:  # there is one that verify would pass: what it would fail is not faster, but wrong
@@ -246,7 +250,7 @@ def _best(running: list[Candidate], goal: str) -> Candidate:
 
 PASS = Pass(
     use="optimize",
-    version=4,
+    version=5,
     settings={
         "engine": Setting(str, "auto", choices=("auto", "openvino", "onnxruntime", "pytorch"), says="auto: the faster"),
         "precision": Setting(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maasdam.core import Signature, Tensors
-from maasdam.pipeline.fidelity import are_whole, tops
+from maasdam.pipeline.fidelity import are_whole, differ_in_ones, same_but_no_number, tops
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -34,13 +34,17 @@ class Parity:
         self.examples += 1
         if agrees is not None:
             self.agreements.append(agrees)
+        self.problems += _of_another_rank(name, reference, candidate)
         reference, candidate = self._without_lists(reference, candidate)
         wanted, got = flat(reference), flat(candidate)
         if wanted.shape != got.shape:
             self.problems.append(f"the output for '{name}' has {got.size} numbers where the reference's has {wanted.size}")
             return
-        is_same = wanted == got  # an infinity that both give (a masked logit) is no difference
-        wanted, got = (np.where(is_same & ~np.isfinite(wanted), 0, a) for a in (wanted, got))
+        if wanted.size and not np.isfinite(wanted).any():
+            self.problems.append(f"the reference's output for '{name}' holds NaN or infinity and no number")
+            return
+        same = same_but_no_number(wanted, got)  # an infinity that both give (a masked logit)
+        wanted[same], got[same] = 0, 0
         if not np.isfinite(got).all():
             self.problems.append(f"the candidate's output for '{name}' holds NaN or infinity")
             return
@@ -93,6 +97,16 @@ class Parity:
             "agreement": self.agreement,
             "examples": self.examples,
         }
+
+
+def _of_another_rank(name: str, reference: Sequence[Tensors], candidate: Sequence[Tensors]) -> list[str]:
+    """Outputs whose places can't be told: of more or fewer axes than the reference's, beside axes of one."""
+    return [
+        f"the output '{key}' for '{name}' has shape {list(other[key].shape)} where the reference's has {list(one[key].shape)}"
+        for one, other in zip(reference, candidate, strict=False)
+        for key in one
+        if key in other and one[key].ndim != other[key].ndim and not differ_in_ones(one[key].shape, other[key].shape)
+    ]
 
 
 def _agreement(reference: Sequence[Tensors], candidate: Sequence[Tensors]) -> float | None:

@@ -230,7 +230,7 @@ def _notes(report: Report) -> list[str]:
     if report.why_no_accuracy:
         notes.append(report.why_no_accuracy)
     parts = [part_of(row) for row in report.parity.get("parts") or ()]
-    if any(part.measure == "closeness" for part in parts):
+    if parts and all(part.measure == "closeness" for part in parts):
         notes.append("no output varied over the examples: judged by the largest difference alone; give --data that differ")
     elif left := report.parity.get("without_spread"):
         notes.append(f"{left} outputs or slices did not vary over the examples: they were left out of the fidelity")

@@ -27,6 +27,8 @@ HALVES = tuple(n / 2 for n in range(-6, 7))
 FEW = (0.0, 1.0, 2.0, 3.0)
 MOST_ROWS = 2**20
 """Of the largest vocabulary that is looked for; a model that takes larger numbers computes with them."""
+MOST_BYTES = 64 * 1024 * 1024
+"""Of an answer that grows with an integer: it is a size or a number of repeats, and larger ones would fill the memory."""
 MOST_SINGLE = 64
 """A single integer may be a size or a number of turns: no larger one is tried, save those the graph names."""
 EXTREMES = (1e6, 1e30, 1e-40)
@@ -217,12 +219,18 @@ def _by_item(array: type_array, random: np.random.Generator) -> type_array:
     return np.abs(values) if _is_positive(array) else values
 
 
-def rows_of(run: Callable[[Tensors], Any], batch: Tensors, signature: Signature) -> dict[str, int | None]:
+def rows_of(
+    run: Callable[[Tensors], Tensors], batch: Tensors, signature: Signature, is_late: Callable[[], bool] = lambda: False
+) -> dict[str, int | None]:
     """How many values each integer input takes, from 0: found by asking, since an embedding refuses what it has no row for.
 
-    None where it takes any. Inputs whose numbers mean something else (masks, lengths, positions) are left out.
+    None where it takes any, or is a size. Inputs whose numbers mean something else (masks, lengths, positions) are left out.
+    Once it `is_late` no more is asked: what was taken by then counts.
     """
     import numpy as np
+
+    def is_size(sizes: Sequence[int]) -> bool:
+        return sizes[-1] > MOST_BYTES and sizes[-1] > 2 * min(sizes)
 
     found: dict[str, int | None] = {}
     for spec in signature.inputs:
@@ -234,26 +242,29 @@ def rows_of(run: Callable[[Tensors], Any], batch: Tensors, signature: Signature)
             continue
         info = np.iinfo(spec.dtype)
         most = MOST_ROWS if array.size > 1 else MOST_SINGLE
+        sizes: list[int] = []
+        """Bytes of each answer."""
 
-        def takes(value: int, name: str = spec.name, info: Any = info) -> bool:
+        def takes(value: int, name: str = spec.name, info: Any = info, sizes: list[int] = sizes) -> bool:
             if value > info.max:
                 return False
             try:
-                run({**batch, name: np.full_like(batch[name], value)})
+                answer = run({**batch, name: np.full_like(batch[name], value)})
             except Exception:  # each engine has its own words for a row that is not there
                 return False
+            sizes.append(sum(a.nbytes for a in answer.values()))
             return True
 
         if array.size == 0 or not takes(0) or not takes(1):
             continue  # its numbers mean something that can't be told from here
         good = 1
-        while good < most and takes(good * 2):
+        while good < most and not is_size(sizes) and not is_late() and takes(good * 2):
             good *= 2
-        if good >= most:
+        if good >= most or is_size(sizes):
             found[spec.name] = None
             continue
         low, high = good, min(good * 2, info.max + 1)
-        while high - low > 1:
+        while high - low > 1 and not is_late():
             middle = (low + high) // 2
             low, high = (middle, high) if takes(middle) else (low, middle)
         found[spec.name] = low + 1 if low < info.max else None

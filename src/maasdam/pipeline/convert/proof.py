@@ -222,7 +222,7 @@ class Proof:
             at.cases += 1
             at.scale = max(at.scale, float(np.abs(values).max()))
             if group == PLAIN:
-                self._spread(output, values)
+                self._spread(output, values, wanted.dtype, is_edge=is_edge)
             slices = self._along(name, values) if group == PLAIN and not output.is_exact else []
             if difference.max() > 0 and neighbours and (difference > self._allowed(output, at, slices, values.shape)).any():
                 if moved is None:
@@ -314,14 +314,18 @@ class Proof:
         limits: type_array = self._tolerance.slices * along.scale + FLOOR * at.scale
         return limits
 
-    def _spread(self, output: OutputProof, values: type_array) -> None:
-        """Between the items of a batch, and between batches of one shape."""
+    def _spread(self, output: OutputProof, values: type_array, dtype: Any, *, is_edge: bool) -> None:
+        """Between the items of a batch, and between batches of one shape: with the first random or real one of it, which is
+        kept as the source gave it. Edges come in many shapes, and all of theirs would fill the memory."""
         import numpy as np
 
         if values.ndim and len(values) > 1:
             output.spread = max(output.spread, float(np.ptp(values, axis=0).max()))
-        first = self._first.setdefault((output.name, values.shape), values)
-        output.spread = max(output.spread, float(np.abs(first - values).max()))
+        first = self._first.get((output.name, values.shape))
+        if first is not None:
+            output.spread = max(output.spread, float(np.abs(first - values).max()))
+        elif not is_edge:
+            self._first[output.name, values.shape] = values.astype(dtype)
 
     @property
     def tolerance(self) -> Tolerance:

@@ -79,7 +79,7 @@ def questions(
     signature = source.signature
     small = min(bases, key=lambda b: sum(a.size for a in b.values()))
     wide = max(bases, key=lambda b: max((len(a) for a in b.values() if a.ndim), default=0))
-    asked.rows = rows_of(source.run, small, signature)
+    asked.rows = rows_of(source.run, small, signature, lambda: clock() > until)
     is_fixed = not any(None in s.shape for s in signature.inputs)
     number = done
 
