@@ -9,9 +9,11 @@ but `errors`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -534,6 +536,15 @@ class Progress(Protocol):
 
 def silent(stage: str, done: int = 0, total: int | None = None) -> None:
     """A Progress that says nothing."""
+
+
+def with_words(value: Any) -> Any:
+    """JSON has no number that is not finite: in lists of lists those become strings, in the words of Protocol Buffers' JSON."""
+    if isinstance(value, list):
+        return [with_words(item) for item in value]
+    if isinstance(value, Real) and not isinstance(value, int) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if float(value) > 0 else "-Infinity"
+    return value
 
 
 NOT_IN_NAMES = ("config", "generate", "generate_stream", "infer", "load", "ready", "stats", "trace", "unload", "versions")

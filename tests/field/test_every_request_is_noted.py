@@ -68,6 +68,7 @@ def counts(client: httpx.Client) -> dict[str, float]:
         ({"url": "/v1/chat/completions", "json": CHAT | {"stream": True}}, 200, "/v1/chat/completions", "text", 1, None, True),
         ({"method": "GET", "url": "/v1/models/text"}, 200, "/v1/models/{model}", "text", None, None, False),
         ({"method": "HEAD", "url": "/health"}, 200, "/health", None, None, None, False),
+        ({"method": "HEAD", "url": "/v1/models/text"}, 200, "/v1/models/{model}", "text", None, None, False),
         (
             {"url": "/v1/chat/completions", "json": CHAT | {"temperature": 9}},
             *(400, "/v1/chat/completions", "text", None, "invalid_value", True),

@@ -74,6 +74,27 @@ async def test_a_model_that_loads_for_ever_fails_and_no_other_waits_for_it(works
     await service.stop()
 
 
+async def test_what_failed_to_load_is_tried_again_only_when_it_is_deployed_again(workspace: Workspace) -> None:
+    digest, tries = workspace.catalog.resolve("endless").digest, 0
+
+    def opener(artifact: Artifact, **options: Any) -> Any:
+        nonlocal tries
+        if artifact.digest == digest:
+            tries += 1
+            raise InvalidModel("not today")
+        return open_engine(artifact, **options)
+
+    service = open_service(workspace, open_engine=opener)
+    await service.start()
+    await until(service, lambda states: states == {"endless": "failed", "good": "ready"})
+    workspace.catalog.undeploy("good")
+    workspace.catalog.deploy("good")
+    assert (await service.router.settled("good", 30)).state == "ready" and service.is_ready and tries == 1
+    workspace.catalog.deploy("endless")  # as POST /v2/repository/models/endless/load does
+    assert (await service.router.settled("endless", 30)).state == "failed" and tries == 2
+    await service.stop()
+
+
 DIES = """
 import asyncio, os, sys
 from tests.served import open_home

@@ -136,4 +136,6 @@ def test_the_document_says_who_needs_a_key_and_which_codes_come(client: httpx.Cl
         "content"
     ]
     body = spec["components"]["schemas"]["ChatBody"]
+    message = body["properties"]["messages"]["items"]
+    assert message["properties"]["name"] == {"anyOf": [{"type": "string"}, {"type": "null"}]}
     assert body["additionalProperties"] is False and body["properties"]["temperature"]["anyOf"][0]["maximum"] == 2

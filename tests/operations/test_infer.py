@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import aclosing
@@ -171,7 +172,9 @@ async def test_an_answer_whose_row_can_not_be_written_is_not_given() -> None:
             future.set_exception(ServiceError("the ledger can't be written: disk full"))
             return future
 
-    infer, _ = inference(Says("a", "b"), Full())
+    counted: list[int] = []
+    meters = SimpleNamespace(answered=lambda receipt, status: counted.append(status), first_chunk=lambda *_: None)
+    infer, _ = inference(Says("a", "b"), Full(), meters=meters)
     with pytest.raises(ServiceError, match="disk full"):
         await infer.once(*asked())
     got = []
@@ -179,6 +182,55 @@ async def test_an_answer_whose_row_can_not_be_written_is_not_given() -> None:
         async for chunk in infer.stream(*asked()):
             got.append(chunk.is_last)
     assert got == [False]
+    assert counted == [ServiceError.http_status] * 2, "what was answered, and once each"
+
+
+class Held(FakeLedger):
+    """Rows that are durable once that is said."""
+
+    def __init__(self, is_late: bool = False) -> None:
+        super().__init__()
+        self.row: Future[None] = Future()
+        self.is_late = is_late
+
+    def record(self, entry: Any) -> Future[None]:
+        self.rows.append(entry)
+        return self.row
+
+    def restate(self, row: Future[None], status: int, code: str | None = None) -> bool:
+        return self.is_late
+
+
+async def test_an_answer_is_counted_once_its_row_is_durable_and_as_what_was_answered() -> None:
+    counted: list[int] = []
+    meters = SimpleNamespace(answered=lambda receipt, status: counted.append(status), first_chunk=lambda *_: None)
+
+    def asking(ledger: Held, deadline: float | None = None) -> asyncio.Task[Chunk]:
+        infer, _ = inference(Says("a"), ledger, meters=meters)
+        return asyncio.create_task(infer.once(*asked(deadline)))
+
+    async def recorded(ledger: Held) -> None:
+        async with asyncio.timeout(5):
+            while not ledger.rows:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.001)
+
+    ledger = Held()
+    answer = asking(ledger)
+    await recorded(ledger)
+    assert counted == []
+    ledger.row.set_result(None)
+    await answer
+    assert counted == [200]
+    with pytest.raises(DeadlineExceeded):
+        await asking(Held(is_late=True), time.monotonic() + 0.2)
+    assert counted == [200, 504]
+    gone = Held()
+    leaves = asking(gone)
+    await recorded(gone)
+    leaves.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaves
+    assert counted == [200, 504, 499]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,23 +49,30 @@ class FakeCatalog:
             raise NotFound(f"no version '{name}'")
         number = int(version or self.newest[model])
         aliases = ("prod",) if number == 1 else ()
-        return SimpleNamespace(model=model, version=number, aliases=aliases, task=None, engine="fake")
+        return SimpleNamespace(
+            model=model, version=number, digest=f"sha256:{number}", aliases=aliases, task=None, engine="fake"
+        )
 
     def deploy(self, model: str, version: int | None = None, replicas: int = 1, traffic: Any = None) -> None:
-        self.deployed[model] = SimpleNamespace(model=model, version=version, replicas=replicas, traffic=traffic, shadow=None)
         self.number += 1
+        at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.number)
+        self.deployed[model] = SimpleNamespace(
+            model=model, version=version, replicas=replicas, traffic=traffic, shadow=None, updated_at=at
+        )
 
 
 class Loads:
     """Loads spies; names in `broken` fail, names in `held` wait."""
 
     def __init__(self) -> None:
+        self.tried: list[str] = []
         self.spies: dict[str, list[Spy]] = {}
         self.broken: set[str] = set()
         self.held: dict[str, asyncio.Event] = {}
 
     async def __call__(self, version: Any) -> Spy:
         name = f"{version.model}:{version.version}"
+        self.tried.append(name)
         if name in self.held:
             await self.held[name].wait()
         if name in self.broken:
@@ -119,6 +127,32 @@ async def test_a_model_that_fails_to_load_is_reported_and_takes_nothing_down() -
         load.broken.clear()
         catalog.deploy("bad")
         await until(lambda: router.find("bad").state == "ready")
+
+
+async def test_what_failed_is_tried_again_when_it_is_deployed_again_and_not_before() -> None:
+    catalog, load = FakeCatalog({}, {"bad": 1, "some": 1, "good": 1}), Loads()
+    load.broken.add("bad:1")
+    catalog.deploy("bad")
+    catalog.deploy("some", replicas=1)
+    async with routing(catalog, load) as router:
+        await until(lambda: router.is_ready)
+        load.broken.add("some:1")
+        catalog.deploy("some", replicas=2)  # the second replica fails
+        await until(lambda: load.tried.count("some:1") == 2)
+        for _ in range(3):  # something else changes
+            catalog.deploy("good")
+            await router.follow()
+        await until(lambda: router.is_ready)
+        assert load.tried.count("bad:1") == 1 and load.tried.count("some:1") == 2
+        assert router.find("bad").state == "failed" and router.find("some").state == "ready"
+        for name in ("bad", "some"):
+            catalog.deploy(name, replicas=2)
+            assert (await router.settled(name, 5)).state == ("failed" if name == "bad" else "ready")
+        await until(lambda: (load.tried.count("bad:1"), load.tried.count("some:1")) == (2, 3))
+        load.broken.clear()
+        catalog.deploy("bad")
+        assert (await router.settled("bad", 5)).state == "ready"
+        assert load.tried.count("bad:1") == 3
 
 
 async def test_the_old_version_answers_until_the_new_one_is_ready() -> None:

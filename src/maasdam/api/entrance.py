@@ -38,6 +38,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 CALLER, REQUEST_ID, JSON = "maasdam.caller", "maasdam.request_id", "maasdam.json"
+READING = "maasdam.reading"
+"""The threads that read a large JSON body; not in the scope of a small one, which is read in the event loop."""
 ROUTE = "maasdam.route"
 INFER_ROUTE = "/v2/models/{model}/infer"
 INFER_VERSION_ROUTE = "/v2/models/{model}/versions/{version}/infer"
@@ -67,7 +69,7 @@ class Entrance:
         self._service = service
         settings = service.settings
         self._json = json_body.JsonLimits(settings.max_json_depth, settings.max_json_values)
-        self._readers = ThreadPoolExecutor(READERS, "read")
+        self._readers = ThreadPoolExecutor(READERS, "read", service.compute.exclude_this_thread)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; lifespan events pass through."""
@@ -192,6 +194,7 @@ class Entrance:
             if len(data) <= IN_THE_LOOP:
                 scope[JSON] = json_body.parse(data, self._json)
             else:
+                scope[READING] = self._readers
                 loop = asyncio.get_running_loop()
                 scope[JSON] = await loop.run_in_executor(self._readers, json_body.parse, data, self._json)
         size = PIECE if is_form else max(len(data), 1)
@@ -248,6 +251,11 @@ class _Shadow(dict[str, Any]):
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, value)
         self._behind[key] = value
+
+    def update(self, *others: Any, **named: Any) -> None:
+        """As a dict's: the framework notes the route that it found so."""
+        super().update(*others, **named)
+        self._behind.update(*others, **named)
 
 
 class _Reply:

@@ -36,7 +36,7 @@ from maasdam.api.fields import only_known
 from maasdam.api.oip_infer import InferRoute
 from maasdam.api.openapi import document
 from maasdam.api.routing import methods_of
-from maasdam.errors import InvalidInput, MaasdamError, NotFound
+from maasdam.errors import InvalidInput, MaasdamError, NotFound, Overloaded
 from maasdam.operations.leaving import Leaving
 from maasdam.operations.service import Service
 from maasdam.settings import Settings
@@ -249,6 +249,8 @@ async def _refuse(request: Request, error: Exception) -> Response:
     path = request.scope["path"]
     data, content_type = errors.body(refused, errors.door(path), path, request_id)
     headers = {name.decode(): value.decode() for name, value in errors.headers(refused)}
+    if isinstance(error, Overloaded):
+        headers["connection"] = "close"  # as `Entrance` does: the client's next try may go to another service
     return Response(data, refused.status, headers, media_type=content_type.decode())
 
 

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 import orjson
 
+from maasdam.core import with_words
 from maasdam.errors import InvalidInput, TooLarge
 
 if TYPE_CHECKING:
@@ -236,20 +237,17 @@ def _pieces(flat: bytearray, ends: type_array) -> Iterator[list[Any]]:
 def numbers(values: type_array) -> Any:
     """A flat array as orjson writes it into an answer: large ones are written in pieces before."""
     if values.size <= PIECE_VALUES:
-        return _with_words(values)
+        return _worded(values)
     starts = range(0, values.size, PIECE_VALUES)
-    pieces = [orjson.dumps(_with_words(values[i : i + PIECE_VALUES]), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for i in starts]
+    pieces = [orjson.dumps(_worded(values[i : i + PIECE_VALUES]), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for i in starts]
     return orjson.Fragment(b"[%b]" % b",".join(pieces))
 
 
-def _with_words(values: type_array) -> Any:
-    """JSON has no number that is not finite: those are written as strings, in the words of Protocol Buffers' JSON."""
+def _worded(values: type_array) -> Any:
+    """What orjson writes as it is."""
     if values.dtype.kind != "f" or bool(np.isfinite(values).all()):
         return values
-    written: list[Any] = list(values)
-    for i in np.flatnonzero(~np.isfinite(values)):
-        written[i] = "NaN" if np.isnan(values[i]) else "Infinity" if values[i] > 0 else "-Infinity"
-    return written
+    return with_words(list(values))
 
 
 def without_words(values: list[Any]) -> list[Any]:

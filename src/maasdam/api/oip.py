@@ -25,7 +25,8 @@ from maasdam.operations.service import Service
 from maasdam.serving.replica import AUDIO_INPUT, AUDIO_OUTPUT, TEXT_INPUT, TEXT_OUTPUT
 from maasdam.serving.router import Copy
 
-LOAD_SECONDS = 300.0
+TOLD_SECONDS = 5.0
+"""A load has ended after load_seconds; so much later at most it is known why."""
 STATES = {"ready": "READY", "loading": "LOADING", "failed": "UNAVAILABLE", "stopping": "UNLOADING"}
 """Our states in the model-repository extension's words."""
 INFER_SCHEMA: dict[str, Any] = {
@@ -128,7 +129,7 @@ def _repository(router: APIRouter, service: Service) -> None:
         """Deploy NAME or NAME:VERSION and wait until it answers."""
         await _refuse_overrides(http)
         await asyncio.to_thread(service.catalog.deploy, model)
-        copy = await service.router.settled(split_name(model)[0], LOAD_SECONDS)
+        copy = await service.router.settled(split_name(model)[0], service.settings.load_seconds + TOLD_SECONDS)
         if copy.state == "failed":
             raise InvalidModel(f"model '{copy.name}' failed to load: {copy.reason}")
         return {}

@@ -5,8 +5,10 @@ Knows OpenAI's JSON. Refuses to know engines and tokenizers; answers come from `
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,7 +19,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
 from maasdam.api import errors
-from maasdam.api.entrance import REQUEST_ID, caller_of
+from maasdam.api.entrance import READING, REQUEST_ID, caller_of
 from maasdam.api.errors import InvalidField
 from maasdam.api.measured import measured
 from maasdam.api.openai_schema import Body, ChatBody, CompletionBody, EmbeddingBody, check_fields, has_usage, messages_of
@@ -86,7 +88,12 @@ def routes(service: Service) -> APIRouter:
         service.check_model(body.model)
         check_fields(body)
         sampling = sampling_from(vars(body))
-        payload = TextPayload(messages=messages_of(body), sampling=sampling)
+        readers: Executor | None = http.scope.get(READING)
+        if readers is None:
+            messages = messages_of(body)
+        else:
+            messages = await asyncio.get_running_loop().run_in_executor(readers, messages_of, body)
+        payload = TextPayload(messages=messages, sampling=sampling)
         return await _answer(service, http, body, CHAT, [payload], "/v1/chat/completions")
 
     @router.post("/completions")

@@ -96,6 +96,7 @@ _MESSAGE: Schema = {
                 },
             ]
         },
+        "name": {"anyOf": [{"type": "string"}, {"type": "null"}]},
     },
     "additionalProperties": False,
 }

@@ -64,6 +64,8 @@ class Deployment:
     replicas: int
     traffic: dict[str, float] | None
     shadow: int | None
+    updated_at: datetime
+    """When it was deployed last, or how it is served was changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,4 +399,4 @@ def _version(row: VersionRow, aliases: tuple[str, ...], deployed: bool) -> Versi
 
 
 def _deployment(row: DeploymentRow) -> Deployment:
-    return Deployment(row.model, row.version, row.replicas, row.traffic, row.shadow)
+    return Deployment(row.model, row.version, row.replicas, row.traffic, row.shadow, row.updated_at)

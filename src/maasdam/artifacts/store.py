@@ -269,11 +269,11 @@ class Store:
 
     def _move(self, folder: Path, place: Path) -> None:
         for path in folder.rglob("*"):
-            _sync(path)
-        _sync(folder)
+            sync(path)
+        sync(folder)
         if not place.parent.is_dir():
             place.parent.mkdir(exist_ok=True)
-            _sync(place.parent.parent)
+            sync(place.parent.parent)
         try:
             folder.rename(place)
         except OSError as error:
@@ -282,7 +282,7 @@ class Store:
             if not (place / MANIFEST).is_file():  # not ours: an artifact always has its manifest
                 raise
             shutil.rmtree(folder, ignore_errors=True)  # another process was first with the same content
-        _sync(place.parent)
+        sync(place.parent)
 
     def _sweep(self) -> None:
         """Remove what processes that are gone left behind: the system freed their locks."""
@@ -358,7 +358,8 @@ def _write_durably(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk. Raises OSError."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

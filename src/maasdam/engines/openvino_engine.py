@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact, Signature, Tensors, TensorSpec
@@ -113,7 +114,8 @@ class OpenVinoEngine:
             outputs = {name: _copy(request.get_output_tensor(i)) for name, i in self._outputs}
             if sum(array.nbytes for array in outputs.values()) > LARGE_BYTES:
                 del request  # it would keep room for such an answer; this way the next answer frees it
-                compiled.release_memory()
+                with suppress(RuntimeError):  # another thread's request is in flight: the next large answer frees it
+                    compiled.release_memory()
                 request = compiled.create_infer_request()
             with self._lock:
                 self._idle.append(request)  # one that broke is dropped

@@ -197,27 +197,19 @@ def _sweep(out: Path) -> None:
 
 def _put(made: Path, out: Path, certificate: dict[str, Any]) -> None:
     """Add the certificate and let the folder appear by one rename, its bytes already on disk."""
-    from maasdam.artifacts.store import MANIFEST
+    from maasdam.artifacts.store import MANIFEST, sync
 
     try:
         (made / MANIFEST).unlink()
         (made / CERTIFICATE).write_text(json.dumps(certificate, indent=2) + "\n")
         for path in (made / CERTIFICATE, made):
-            _sync(path)
+            sync(path)
         made.rename(out)  # onto nothing or an empty folder
-        _sync(out.parent)
+        sync(out.parent)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise Conflict(f"{out} was filled by somebody else in the meantime; name a new folder with -o") from error
         raise _disk_error(error, out) from error
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _disk_error(error: OSError, out: Path) -> MaasdamError:

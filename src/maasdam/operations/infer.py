@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -276,12 +276,13 @@ class _Account:
         if future is None:
             return
         durable, ledger = self._inference._durable, self._inference._ledger
-        try:
-            await durable.wait(future, None if deadline is None else deadline - self._inference._clock())
-        except TimeoutError:
-            if ledger.restate(future, DeadlineExceeded.http_status, DeadlineExceeded.code):
-                raise DeadlineExceeded(TOO_LATE) from None
-            await durable.wait(future)  # it is being committed, which waits for nobody
+        with self._counted(200):
+            try:
+                await durable.wait(future, None if deadline is None else deadline - self._inference._clock())
+            except TimeoutError:
+                if ledger.restate(future, DeadlineExceeded.http_status, DeadlineExceeded.code):
+                    raise DeadlineExceeded(TOO_LATE) from None
+                await durable.wait(future)  # it is being committed, which waits for nobody
 
     async def settle(self, status: int, error_code: str) -> None:
         """Write the row of an error, once, and wait until it is durable, but not for long beyond the deadline."""
@@ -290,13 +291,14 @@ class _Account:
             return
         deadline = self._request.deadline
         left = None if deadline is None else max(deadline - self._inference._clock(), LEAST_WAIT_SECONDS)
-        with contextlib.suppress(TimeoutError):  # it stays queued
+        with self._counted(status), contextlib.suppress(TimeoutError):  # it stays queued
             await self._inference._durable.wait(future, left)
 
     async def failed(self, error: BaseException) -> BaseException:
         """Write the row of a request that `error` ended; the error to raise."""
         if isinstance(error, GeneratorExit | asyncio.CancelledError):
-            self._record(CLIENT_CLOSED, "client_closed")
+            if self._record(CLIENT_CLOSED, "client_closed") is not None:
+                self._count(CLIENT_CLOSED)
             return error
         shown: BaseException = error
         if isinstance(error, TimeoutError):
@@ -338,10 +340,27 @@ class _Account:
             energy_method=receipt.energy_method,
             grams_co2e=receipt.grams_co2e,
         )
-        future = inference._ledger.record(entry)
-        if inference._meters:
-            inference._meters.answered(receipt, status)
-        return future
+        return inference._ledger.record(entry)
+
+    @contextlib.contextmanager
+    def _counted(self, status: int) -> Iterator[None]:
+        """Count the request once its row was waited for: as `status`, or as what the waiting raised, which is answered then."""
+        try:
+            yield
+        except MaasdamError as error:
+            self._count(error.http_status)
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            self._count(CLIENT_CLOSED)
+            raise
+        except BaseException:
+            self._count(MaasdamError.http_status)
+            raise
+        self._count(status)
+
+    def _count(self, status: int) -> None:
+        if self._inference._meters:
+            self._inference._meters.answered(self.receipt, status)
 
 
 class _Durable:

@@ -104,15 +104,20 @@ class Service:
 def starters() -> tuple[Starter, ...]:
     """The three starters: of the checkout, else those installed with the package. Raises NotFound where neither is there."""
     given = os.environ.get("MAASDAM_STARTERS")
-    places = [Path(given)] if given else [Path(__file__).resolve().parents[3] / "starters", _installed()]
-    root = next((place for place in places if (place / "images" / "model").is_dir()), None)
-    if root is None:
-        raise NotFound(f"the starter models are not at {places[-1]}; install maasdam again, or set MAASDAM_STARTERS")
+    root = Path(given) if given else Path(__file__).resolve().parents[3] / "starters"
+    if not given and not _holds_models(root):
+        root = _installed()  # a checkout that is not installed is none of the packages that this asks
+    if not _holds_models(root):
+        raise NotFound(f"the starter models are not at {root}; install maasdam again, or set MAASDAM_STARTERS")
     return (
         Starter("digits", root / "images", IMAGE_CLASSIFICATION),
         Starter("bard", root / "text", TEXT_GENERATION),
         Starter("spoken-digits", root / "speech", SPEECH_RECOGNITION),
     )
+
+
+def _holds_models(place: Path) -> bool:
+    return (place / "images" / "model").is_dir()
 
 
 def _installed() -> Path:

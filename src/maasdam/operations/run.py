@@ -7,7 +7,6 @@ with the same build.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from maasdam.core import (
     TextPiece,
     Tokens,
     Transcript,
+    with_words,
 )
 from maasdam.errors import EngineFailure, InvalidInput, NotFound, Unsupported
 
@@ -171,13 +171,4 @@ def to_json(answer: Answer) -> dict[str, Any]:
         return {"text": answer.text, **({"segments": [dict(s) for s in answer.segments]} if answer.segments else {})}
     if isinstance(answer, TextPiece):
         return {"text": answer.text, "token_ids": list(answer.token_ids), "finish_reason": answer.finish_reason}
-    return {"outputs": {name: _with_words(array.tolist()) for name, array in answer.items()}}
-
-
-def _with_words(value: Any) -> Any:
-    """JSON has no number that is not finite: those are strings, as in the service's answers."""
-    if isinstance(value, list):
-        return [_with_words(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
+    return {"outputs": {name: with_words(array.tolist()) for name, array in answer.items()}}

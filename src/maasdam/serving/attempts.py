@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
+from maasdam.artifacts.store import sync
 from maasdam.errors import InvalidModel
 
 DeployedAt = Callable[[str], datetime | None]
@@ -62,7 +63,7 @@ class Attempts:
             os.truncate(handle, 0)
             os.pwrite(handle, json.dumps({"began": datetime.now(UTC).isoformat()}).encode(), 0)
             os.fsync(handle)
-            _sync(self._folder)
+            sync(self._folder)
             yield
         finally:
             path.unlink(missing_ok=True)
@@ -88,13 +89,5 @@ def _left_behind(path: Path) -> datetime | None:
         return datetime.fromtimestamp(os.fstat(handle).st_mtime, UTC)
     else:
         return began
-    finally:
-        os.close(handle)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
     finally:
         os.close(handle)

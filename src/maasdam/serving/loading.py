@@ -98,7 +98,11 @@ class Loader:
         on_batch: Callable[[Version, int], None] | None = None,
         attempts: Attempts | None = None,
     ) -> None:
-        """`attempts` keeps note of what is being loaded, where the service may die of it."""
+        """`attempts` keeps note of what is being loaded, where the service may die of it.
+
+        What loading computes is no request's: its threads are left out of `compute`, also those that hang, and the rest
+        is its own share for as long as it takes.
+        """
         self._store = store
         self._settings = settings
         self._findings = findings
@@ -121,7 +125,8 @@ class Loader:
         given_up = threading.Event()
         try:
             async with asyncio.timeout(self._settings.load_seconds):
-                engine, processor = await apart("opening", self._open, version, note, given_up)
+                opening = apart("opening", self._open, version, note, given_up, around=self._compute.without_this_thread)
+                engine, processor = await opening
                 batching = UNTRIED
                 if isinstance(engine, TensorEngine):
                     batching = await self._found(version, engine, processor)
@@ -147,8 +152,10 @@ class Loader:
 
         artifact = self._store.intact(version.digest)
         with self._taking_turns(artifact):
-            if self._attempts is not None and not given_up.is_set():
-                note.enter_context(self._attempts.noted(version.model, version.version))
+            if not given_up.is_set():
+                note.enter_context(self._compute.spending())  # of threads of the engine's own; this one is left out
+                if self._attempts is not None:
+                    note.enter_context(self._attempts.noted(version.model, version.version))
                 if given_up.is_set():  # in this very moment: nobody else takes the note away
                     note.close()
             engine = (self._open_engine or engines.open_engine)(artifact, threads=self._settings.threads)
@@ -182,7 +189,8 @@ class Loader:
 
     async def _found(self, version: Version, engine: TensorEngine, processor: Processor | None) -> Batching:
         try:
-            return await apart("trying", self._batching, version, engine, processor)
+            trying = apart("trying", self._batching, version, engine, processor, around=self._compute.without_this_thread)
+            return await trying
         except BaseException:
             Share("closing", threads=1, idle_seconds=0.0).submit(engine.close)
             raise

@@ -4,7 +4,8 @@
                                                   -> drain and close what is not wanted any more
 
 A version that is being replaced keeps answering until its successor is ready; one that fails to load is reported
-with its reason and takes nothing else down.
+with its reason and takes nothing else down. It is tried again only once it is deployed again: what hung left a thread
+behind that nobody can end, and another change of the catalog is no reason to leave one more.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from maasdam.core import Batching, Signature, split_name
@@ -47,16 +49,27 @@ class DesiredState(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a copy was loaded for. Another one is a reason to try a copy that failed again."""
+
+    digest: str
+    deployed_at: datetime
+
+
 @dataclass(slots=True, eq=False)
 class Copy:
     """One version and its replicas."""
 
     version: Version
+    asked: Asked
     wanted: int = 1
     """Replicas that should run."""
     state: State = "loading"
     reason: str | None = None
     """Why it failed."""
+    failed: Asked | None = None
+    """What failed to load last: the same is not tried again."""
     replicas: list[Replica] = field(default_factory=list)
     task: asyncio.Task[None] | None = None
 
@@ -93,6 +106,8 @@ class Desired:
     """None: nothing to serve, see `reason`."""
     shares: Mapping[int, float]
     replicas: int
+    deployed_at: datetime
+    """When it was asked for last."""
     reason: str | None = None
 
 
@@ -231,13 +246,15 @@ class Router:
         for model, want in desired.items():
             copies = self._copies.setdefault(model, [])
             for number in want.shares:
+                version = versions[model, number]
+                asked = Asked(version.digest, want.deployed_at)
                 copy = next((c for c in copies if c.version.version == number), None)
                 if copy is not None:
-                    copy.version, copy.wanted = versions[model, number], want.replicas
-                if copy is None or copy.state == "failed":
+                    copy.version, copy.asked, copy.wanted = version, asked, want.replicas
+                if copy is None or (copy.state == "failed" and copy.failed != asked):
                     if copy is not None:
                         copies.remove(copy)
-                    copy = Copy(versions[model, number], want.replicas)
+                    copy = Copy(version, asked, want.replicas)
                     copies.append(copy)
                 self._tend(copy)
         self._tidy()
@@ -259,9 +276,9 @@ class Router:
                     shares[version.version] = float(percent) / 100
                 rest = 1.0 - sum(share for number, share in shares.items() if number != primary.version)
                 shares[primary.version] = max(rest, 0.0)
-                desired[model] = Desired(primary.version, shares, deployment.replicas)
+                desired[model] = Desired(primary.version, shares, deployment.replicas, deployment.updated_at)
             except MaasdamError as error:
-                desired[model] = Desired(None, {}, deployment.replicas, str(error))
+                desired[model] = Desired(None, {}, deployment.replicas, deployment.updated_at, str(error))
         return desired, versions
 
     def _share(self, model: str, copies: list[Copy]) -> Copy | None:
@@ -278,15 +295,17 @@ class Router:
         return ready[-1]
 
     def _tend(self, copy: Copy) -> None:
-        """Have as many replicas as wanted."""
+        """Have as many replicas as wanted, unless just that has failed."""
         while len(copy.replicas) > copy.wanted:
             self._spawn(self._retire([copy.replicas.pop()]))
-        if len(copy.replicas) < copy.wanted and copy.task is None and not self._is_stopping:
+        if len(copy.replicas) < copy.wanted and copy.task is None and copy.failed != copy.asked and not self._is_stopping:
             copy.task = asyncio.create_task(self._bring_up(copy))
 
     async def _bring_up(self, copy: Copy) -> None:
+        asked = copy.asked
         try:
             while len(copy.replicas) < copy.wanted and not copy.is_unwanted:
+                asked = copy.asked
                 replica = await self._load(copy.version)
                 if copy.is_unwanted:
                     self._spawn(self._retire([replica]))
@@ -301,6 +320,7 @@ class Router:
             if not copy.replicas:
                 copy.state = "failed"
             copy.reason = f"{type(error).__name__}: {error}"
+            copy.failed = asked
         finally:
             copy.task = None
             self._changed.set()

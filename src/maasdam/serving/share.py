@@ -83,6 +83,12 @@ class Share(Executor):
             return None
 
 
-async def apart(name: str, call: Callable[..., Result], *args: Any) -> Result:
-    """Await `call(*args)` in a thread of its own: what may hang must not take a thread that others wait for."""
-    return await asyncio.get_running_loop().run_in_executor(Share(name, threads=1, idle_seconds=0.0), lambda: call(*args))
+async def apart(
+    name: str,
+    call: Callable[..., Result],
+    *args: Any,
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Result:
+    """Await `call(*args)` in a thread of its own, inside `around`: what may hang must take no thread that others wait for."""
+    share = Share(name, around, threads=1, idle_seconds=0.0)
+    return await asyncio.get_running_loop().run_in_executor(share, lambda: call(*args))
