@@ -101,7 +101,7 @@ def test_calibration_pictures_that_are_none(
         ("another name", "no input 'picture'; this model takes: image"),
         ("another shape", "input 'image' has shape [1, 3, 8, 8]; send [-1, 3, 16, 16]"),
         ("another kind", "input 'image' is int64; send float32"),
-        ("no arrays", "needs"),
+        ("no arrays", "holds no arrays; save them with numpy.savez"),
         ("not an archive", "is no .npz of named arrays"),
     ],
 )

@@ -248,7 +248,7 @@ def test_a_recurrent_network_keeps_its_open_lengths(kind: str, tmp_path: Path) -
     source = ingest(str(tmp_path / "onnx" / "model.onnx"), Store(tmp_path / "store"))
     for to in WAYS:
         proof = certify(source, converted(source, to, tmp_path / to), seeds=(0,))
-        assert len({tuple(case["shapes"]["features"]) for case in proof.cases}) == 3
+        assert len({tuple(case["shapes"]["features"]) for case in proof.cases}) >= 3  # more as time allows
 
 
 def network_of(folder: Path, nodes: list[Any], x: list[Any], y: list[Any], **weights: Any) -> Artifact:
@@ -280,7 +280,7 @@ def test_a_recurrent_layer_goes_to_pytorch_with_its_sequence_open(kind: str, gat
     assert candidate.signature is not None
     assert candidate.signature.inputs[0].shape == (None, None, 4)
     lengths = {case["shapes"]["x"][0] for case in certify(source, candidate, seeds=(0,)).cases}
-    assert len(lengths) == 3
+    assert len(lengths) >= 3  # and as many more as time allows
 
 
 @pytest.mark.parametrize("to", WAYS)
