@@ -57,7 +57,6 @@ def status(as_json: bool = JSON) -> None:
     """
     with reporting():
         import os
-        from datetime import datetime
 
         from maasdam import settings
         from maasdam.operations import release
@@ -66,10 +65,7 @@ def status(as_json: bool = JSON) -> None:
         resolved = settings.load()
         with Workspace.open(resolved) as workspace:
             rows = release.status(workspace)
-            builds = [
-                {key: value.isoformat() if isinstance(value, datetime) else value for key, value in row.items()}
-                for row in release.unfinished(workspace)
-            ]
+            builds = release.unfinished(workspace)
         service = release.running(resolved, os.environ.get("MAASDAM_API_KEY"))
         serving = service.pop("serving")
         for row in rows:

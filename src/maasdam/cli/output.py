@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -47,9 +48,9 @@ _set_aside: list[TextIO] = []
 def emit(document: Mapping[str, Any], as_json: bool, text: str | Callable[[], str], is_styled: bool = False) -> None:
     """Print the answer on stdout: `document` as one JSON document, else `text` (or what it returns).
 
-    Numbers JSON can't hold (NaN, infinities) become null; paths become strings. What files name something can do nothing to
-    a terminal: characters that are no text are replaced, or escaped in JSON, save where `is_styled` says that the text holds
-    colours of ours and was looked at already.
+    Numbers JSON can't hold (NaN, infinities) become null; paths and times become strings. What files name something can do
+    nothing to a terminal: characters that are no text are replaced, or escaped in JSON, save where `is_styled` says that the
+    text holds colours of ours and was looked at already.
     """
     out = _set_aside[0] if _set_aside else sys.stdout
     encoding = out.encoding or "utf-8"
@@ -223,6 +224,8 @@ def _plain(value: Any) -> Any:
         return [_plain(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if isinstance(value, datetime):
+        return value.isoformat()
     return str(value) if isinstance(value, Path) else value
 
 
