@@ -133,6 +133,8 @@ def test_a_request_is_one_line_one_count_and_perhaps_a_row(
         assert {code: more for code, more in grown.items() if more} == {str(status): 1}
         refusals = f'maasdam_refusals_total{{reason="{reason}",status="{status}"}} 1.0'
         assert (refusals in chief.get("/metrics").text) == (reason is not None)
+        if has_row:
+            wait_for(lambda: bool(own_service.rows(request_id)))  # a refusal waits for its row no longer than a second
         rows = own_service.rows(request_id)
         assert [row.status for row in rows] == ([status] if has_row else [])
         if has_row and status >= 400:
