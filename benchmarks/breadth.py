@@ -26,11 +26,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.breadth_models import FAMILIES, Maker
+from maasdam.convert.proof.precision import HALF, ROUNDED, WHOLE
 from maasdam.core import Format
 from maasdam.engines.processor import processor_name
 from maasdam.errors import MaasdamError
 from maasdam.operations.convert import convert_model
-from maasdam.pipeline.convert.precision import HALF, ROUNDED, WHOLE
 from maasdam.pipeline.run_recipe import installed_version
 
 START = "<!-- measured: python -m benchmarks.breadth --write docs/breadth.md -->"

@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contenders import THREADS, Contender, Way, apply, compare, opened, print_table, versions
-from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
 from maasdam.core import Artifact, Format, Sampling, SequenceRequest
 from maasdam.engines.processor import processor_name
@@ -35,6 +34,7 @@ from maasdam.pipeline.passes import find_pass
 from maasdam.pipeline.recipe import Use
 from maasdam.pipeline.run_recipe import Build, Data
 from maasdam.pipeline.subjects import TensorSubject
+from maasdam.sources import ingest
 from maasdam.tasks import score
 
 TOKENS = 128

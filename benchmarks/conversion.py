@@ -24,16 +24,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.node_tests import FRAMEWORKS, Verdict, verdicts
-from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
+from maasdam.convert import convert
+from maasdam.convert.networks import Part, take_part
+from maasdam.convert.proof.certificate import certify
+from maasdam.convert.proof.differences import Tolerance
 from maasdam.core import SPEECH_RECOGNITION, Artifact, Format
 from maasdam.engines.processor import processor_name
 from maasdam.errors import MaasdamError
-from maasdam.pipeline.convert import convert
-from maasdam.pipeline.convert.certificate import certify
-from maasdam.pipeline.convert.networks import Part, take_part
-from maasdam.pipeline.convert.proof import Tolerance
 from maasdam.pipeline.run_recipe import installed_version
+from maasdam.sources import ingest
 
 SEEDS = (0, 1)
 OPERATORS = "## Operators"
@@ -238,7 +238,7 @@ def _transformer(kind: str, config: str, **sizes: Any) -> Callable[[Path], Artif
 
 def _tiny(name: str) -> Callable[[Path], Artifact]:
     def make(work: Path) -> Artifact:
-        from tests.pipeline.convert import tiny
+        from tests.convert import tiny
 
         found: Artifact = getattr(tiny, name)(work / "model")
         return found
@@ -248,7 +248,7 @@ def _tiny(name: str) -> Callable[[Path], Artifact]:
 
 def _language(kind: str, **sizes: Any) -> Callable[[Path], Artifact]:
     def make(work: Path) -> Artifact:
-        from tests.pipeline.convert import tiny
+        from tests.convert import tiny
 
         return tiny.language_model(work / "model", kind, initializer_range=0.06, **sizes)
 

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from maasdam.pipeline.convert.operators import interpreter, narrow, sequences
-from maasdam.pipeline.convert.operators.graph import Graph, of_model
+from maasdam.convert.operators import interpreter, narrow, sequences
+from maasdam.convert.operators.graph import Graph, of_model
 
 Arrays = Sequence[Any]
 """numpy arrays, lists of them, None."""
@@ -133,8 +133,8 @@ def _pytorch() -> tuple[Any, Run]:
     import ml_dtypes
     import torch
 
-    from maasdam.pipeline.convert.onnx_to_pytorch import _tensor, of_graph
-    from maasdam.pipeline.convert.operators.pytorch import TABLE
+    from maasdam.convert.directions.onnx_to_pytorch import _tensor, of_graph
+    from maasdam.convert.operators.pytorch import TABLE
 
     def numbers(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
         return tensor.float().numpy().astype(ml_dtypes.bfloat16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
@@ -151,8 +151,8 @@ def _tensorflow() -> tuple[Any, Run]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
-    from maasdam.pipeline.convert.operators.tensorflow import TABLE
-    from maasdam.pipeline.convert.operators.tensorflow.sizes import dims, small, tensor
+    from maasdam.convert.operators.tensorflow import TABLE
+    from maasdam.convert.operators.tensorflow.sizes import dims, small, tensor
 
     framework = interpreter.Framework(TABLE, tensor, dims, small)
 

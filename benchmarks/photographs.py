@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.contenders import THREADS, Contender, print_table, versions
-from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
 from maasdam.core import Artifact, Classification
 from maasdam.engines import open_engine
@@ -30,6 +29,7 @@ from maasdam.pipeline.measure import take_turns
 from maasdam.pipeline.recipe import find_recipe
 from maasdam.pipeline.run_recipe import Build, Data
 from maasdam.pipeline.subjects import BATCH, TensorSubject
+from maasdam.sources import ingest
 
 TASK = "image-classification"
 TARGET = ">= 2.5; size >= 3.4"

@@ -149,11 +149,11 @@ def _pictures(source: Path, processor: Path | None, folder: Path, seed: int) -> 
 
 
 def _answers(source: Path, processor: Path | None, folder: Path, work: Path) -> Iterator[tuple[str, int]]:
-    from maasdam.artifacts.sources import ingest
     from maasdam.artifacts.store import Store
     from maasdam.core import ImagePayload
     from maasdam.engines import open_engine
     from maasdam.pipeline.examples import Preparer
+    from maasdam.sources import ingest
 
     artifact = ingest(str(source), Store(work / "asked"), task="image-classification", processor=processor)
     prepare, engine = Preparer(artifact), open_engine(artifact, threads=2)

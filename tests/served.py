@@ -134,7 +134,7 @@ def serving(home: Path, key: str, *flags: str) -> Iterator[Process]:
 
 def add_starters(workspace: Workspace, starters: Path, names: Mapping[str, str] | None = None) -> None:
     """Register, promote and deploy the starter models as they are: "images", "text", "speech", or `names` of those."""
-    from maasdam.artifacts.sources import ingest
+    from maasdam.sources import ingest
 
     tasks = {"images": "image-classification", "text": "text-generation", "speech": "automatic-speech-recognition"}
     for name, task in tasks.items():

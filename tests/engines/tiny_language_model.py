@@ -52,7 +52,7 @@ def huggingface(folder: Path) -> Artifact:
 
 def genai(source: Artifact, folder: Path) -> Artifact:
     """The same model for OpenVINO GenAI."""
-    from maasdam.pipeline.convert import convert
+    from maasdam.convert import convert
 
     made = convert(source, "openvino", folder)
     return Artifact("sha256:genai", folder, made.format, made.layout, "text-generation", made.engine, None, 1)

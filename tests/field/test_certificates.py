@@ -11,10 +11,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from maasdam.convert.proof.certificate import certify
+from maasdam.convert.signatures import of_onnx
 from maasdam.core import Artifact
 from maasdam.errors import Unsupported, VerificationFailed
-from maasdam.pipeline.convert.certificate import certify
-from maasdam.pipeline.convert.signatures import of_onnx
 
 node = helper.make_node
 RANDOM = np.random.default_rng(0)
@@ -265,7 +265,7 @@ def test_a_source_that_varies_little_asks_for_data(tmp_path: Path) -> None:
 def test_pytorch_holds_both_branches_whatever_the_conditions_shape(shape: list[int], tmp_path: Path) -> None:
     import torch
 
-    from maasdam.pipeline.convert import onnx_to_pytorch
+    from maasdam.convert.directions import onnx_to_pytorch
 
     model = branches(0.02)
     condition = model.graph.node[-1]
@@ -281,7 +281,7 @@ def test_pytorch_holds_both_branches_whatever_the_conditions_shape(shape: list[i
 
 
 def test_pytorch_refuses_a_loop_that_runs_as_long_as_its_data_say(tmp_path: Path) -> None:
-    from maasdam.pipeline.convert import onnx_to_pytorch
+    from maasdam.convert.directions import onnx_to_pytorch
 
     body = helper.make_graph(
         [node("Mul", ["v", "two"], ["after"]), node("Identity", ["on"], ["still"])],
@@ -303,7 +303,7 @@ def test_pytorch_refuses_a_loop_that_runs_as_long_as_its_data_say(tmp_path: Path
 def test_openvino_orders_equal_numbers_as_the_source_does(tmp_path: Path) -> None:
     import openvino as ov
 
-    from maasdam.pipeline.convert import to_openvino
+    from maasdam.convert.directions import to_openvino
 
     (tmp_path / "out").mkdir()
     to_openvino.write(artifact(best(), tmp_path / "a"), tmp_path / "out")

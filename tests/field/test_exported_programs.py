@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maasdam.artifacts.sources import inspect
 from maasdam.core import Artifact
 from maasdam.engines import open_engine
 from maasdam.errors import UnsafeModel
+from maasdam.sources import inspect
 
 torch = pytest.importorskip("torch")
 
@@ -90,7 +90,7 @@ def test_what_is_called_under_a_mark_is_refused_and_never_loaded(tmp_path: Path,
 
 
 def test_what_else_has_two_underscores_is_no_operator() -> None:
-    from maasdam.artifacts.sources.calls import is_operator
+    from maasdam.sources.calls import is_operator
 
     assert is_operator("torch.ops.aten.__rshift__.Scalar") and is_operator("torch.ops.aten.__ilshift__.Tensor")
     for name in ("torch.ops.aten.__class__.x", "torch.ops.aten.add.__globals__", "torch.ops.aten.__rshift__.__class__"):

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maasdam.artifacts.sources import inspect
+from maasdam.convert.asking import asked
+from maasdam.convert.proof.precision import HALF, WHOLE, tolerance_of
 from maasdam.core import Artifact, Format
 from maasdam.engines import open_engine
 from maasdam.engines.keras2 import translated
 from maasdam.engines.keras_library import open_keras
 from maasdam.errors import UnsafeModel
 from maasdam.operations.convert import convert_model
-from maasdam.pipeline.convert.asking import asked
-from maasdam.pipeline.convert.precision import HALF, WHOLE, tolerance_of
+from maasdam.sources import inspect
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

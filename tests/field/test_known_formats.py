@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from tests import hostile
 
-from maasdam.artifacts.sources import inspect
 from maasdam.errors import MaasdamError, Unsupported
+from maasdam.sources import inspect
 
 
 def _zip(path: Path) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maasdam.artifacts.sources import inspect
+from maasdam.convert.probes import Sizes, accepted, probe
 from maasdam.core import Axis, Signature, TensorSpec
 from maasdam.operations.convert import convert_model
-from maasdam.pipeline.convert.probes import Sizes, accepted, probe
+from maasdam.sources import inspect
 
 onnx = pytest.importorskip("onnx")
 node, FLOAT = onnx.helper.make_node, onnx.TensorProto.FLOAT
@@ -52,7 +52,7 @@ def test_a_batch_that_is_one_in_truth_is_fixed_at_one(tmp_path: Path) -> None:
 
 
 def test_what_files_say_by_places_alone_is_not_repeated() -> None:
-    from maasdam.artifacts.sources.finding import with_axes
+    from maasdam.sources.finding import with_axes
 
     ids = [TensorSpec(n, "int64", (None, None)) for n in ("input_ids", "attention_mask")]
     assert with_axes(ids, [[Axis("batch"), Axis("sequence")]] * 2) == tuple(ids)

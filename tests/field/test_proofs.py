@@ -10,12 +10,12 @@ import pytest
 from tests.field.test_verdicts import one_number
 
 from maasdam.artifacts.store import Store
+from maasdam.convert.proof import certificate
+from maasdam.convert.proof.differences import Proof, Tolerance
+from maasdam.convert.proof.edges import rows_of
+from maasdam.convert.proof.trials import trials
 from maasdam.core import Signature, TensorEngine, TensorSpec
 from maasdam.errors import EngineFailure, InvalidTensor, VerificationFailed
-from maasdam.pipeline.convert import certificate
-from maasdam.pipeline.convert.edges import rows_of
-from maasdam.pipeline.convert.proof import Proof, Tolerance
-from maasdam.pipeline.convert.trials import trials
 from maasdam.pipeline.proven import prove
 from maasdam.pipeline.run_recipe import NOT_HAD
 

@@ -12,13 +12,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
 from maasdam.core import Artifact
 from maasdam.engines import open_engine
 from maasdam.errors import MaasdamError, Unsupported
 from maasdam.pipeline.recipe import parse_recipe
 from maasdam.pipeline.run_recipe import Build, Data
+from maasdam.sources import ingest
 
 rng = np.random.default_rng(5)
 ROWS = 12

@@ -15,14 +15,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from maasdam.api import oip_tensors as wire
-from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
+from maasdam.convert.signatures import describe
 from maasdam.core import ANONYMOUS, Artifact, Request, Signature, TensorEngine, TensorPayload, TensorSpec
 from maasdam.engines import open_engine
 from maasdam.errors import InvalidInput, InvalidTensor
-from maasdam.pipeline.convert.signatures import describe
 from maasdam.serving.compute import ComputeClock
 from maasdam.serving.replica import TensorReplica
+from maasdam.sources import ingest
 from maasdam.tasks import load_examples
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64

@@ -36,7 +36,7 @@ def replica(
 ) -> Iterator[SequenceReplica]:
     artifact = source
     if request.param == "openvino-genai":
-        from maasdam.pipeline.convert import convert
+        from maasdam.convert import convert
 
         folder = tmp_path_factory.mktemp("genai")
         made = convert(source, "openvino", folder)

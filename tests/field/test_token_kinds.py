@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maasdam.artifacts.sources.huggingface import text_inputs
+from maasdam.convert.asking import asked
 from maasdam.core import Artifact, Signature
 from maasdam.engines import open_engine
 from maasdam.operations.convert import convert_model
-from maasdam.pipeline.convert.asking import asked
+from maasdam.sources.huggingface import text_inputs
 
 TABLE = "bert.embeddings.token_type_embeddings.weight"
 """BERT's name of it."""

@@ -27,7 +27,6 @@ from tests.engines import tiny_whisper
 from maasdam import settings
 from maasdam.api.connection import HttpConnection
 from maasdam.api.http import application, bound_socket
-from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
 from maasdam.core import Artifact, AudioPayload, Example
 from maasdam.database.tables import LedgerRow
@@ -40,6 +39,7 @@ from maasdam.pipeline.examples import PreparedExamples
 from maasdam.pipeline.recipe import Limits, find_recipe
 from maasdam.pipeline.run_recipe import Build, Data
 from maasdam.pipeline.verify import verify
+from maasdam.sources import ingest
 
 RATE = 16_000
 QUICK = Conditions(threads=1, latency_seconds=0.0, throughput_seconds=0.0, measures_memory=False)

@@ -160,10 +160,10 @@ def test_accuracy_control_without_training_data_is_refused_before_any_work(
 
 def test_labels_of_calibration_data_are_never_read(workspace: Workspace, model: Path, tmp_path: Path) -> None:
     """Wrong labels make no difference: the same artifact comes out, byte for byte."""
-    from maasdam.artifacts.sources import ingest
     from maasdam.pipeline.passes import find_pass
     from maasdam.pipeline.recipe import Use
     from maasdam.pipeline.run_recipe import Build, Data
+    from maasdam.sources import ingest
 
     source = ingest(str(model), workspace.store, task="image-classification", processor=model.parent)
     right = write_photographs(tmp_path / "right", 6)

@@ -56,7 +56,7 @@ def test_real_inputs_are_compared_too(source: Path, tmp_path: Path) -> None:
 
 def test_what_is_not_faithful_writes_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The converter is made to spoil one weight; the certificate must see it."""
-    from maasdam.pipeline.convert import to_openvino
+    from maasdam.convert.directions import to_openvino
 
     def spoiled(artifact: Any, out: Path) -> Any:
         import onnx

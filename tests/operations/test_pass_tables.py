@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from tests.pipeline.networks import write_photographs, write_vit
 
-from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
 from maasdam.operations.pass_tables import pass_tables
 from maasdam.pipeline.passes import find_pass
 from maasdam.pipeline.recipe import Use
 from maasdam.pipeline.run_recipe import Build, Data
+from maasdam.sources import ingest
 
 
 def _step(build: Build, source: Any, use: str, **settings: Any) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
 from maasdam.core import Artifact
 from maasdam.engines import open_engine
@@ -18,6 +17,7 @@ from maasdam.pipeline.parity import cosine, flat
 from maasdam.pipeline.passes import find_pass
 from maasdam.pipeline.recipe import Use
 from maasdam.pipeline.run_recipe import Build, Data
+from maasdam.sources import ingest
 from tests.pipeline.networks import SIDE, convolutional, write_resnet, write_tensors
 
 

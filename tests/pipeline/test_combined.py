@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
 from maasdam.core import Artifact
 from maasdam.engines import open_engine
 from maasdam.pipeline.recipe import parse_recipe
 from maasdam.pipeline.run_recipe import Build, Data
+from maasdam.sources import ingest
 from tests.pipeline.networks import SIDE, write_photographs, write_resnet, write_vit
 
 pytest.importorskip("torch")

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from maasdam.artifacts.produced import Produced
 from maasdam.artifacts.store import Store
 from maasdam.core import Artifact, Signature, TensorSpec
 from maasdam.engines import open_engine
 from maasdam.errors import Unsupported
 from maasdam.pipeline.fuse import fuse
 from maasdam.pipeline.optimize import PASS, _check_drift, _inputs, choose
-from maasdam.pipeline.passes import PassContext, Produced
+from maasdam.pipeline.passes import PassContext
 from maasdam.pipeline.recipe import Recipe, Use
 from maasdam.pipeline.run_recipe import Build, Data
 from maasdam.pipeline.ways import Candidate, ways

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
+from maasdam.convert.probes import Sizes, probe
 from maasdam.core import IMAGE_CLASSIFICATION, TEXT_GENERATION, Artifact, silent
 from maasdam.engines import open_engine
 from maasdam.errors import InvalidInput, Unsupported
-from maasdam.pipeline.convert.probes import Sizes, probe
 from maasdam.pipeline.passes import find_pass
 from maasdam.pipeline.prune import prune_magnitude
 from maasdam.pipeline.prune.magnitude import parse_pattern
 from maasdam.pipeline.recipe import Use
 from maasdam.pipeline.run_recipe import Build, Data
 from maasdam.pipeline.training import Plan, labels_loss, loss_of, train, training_samples
+from maasdam.sources import ingest
 from tests.engines import networks, tiny_language_model
 from tests.pipeline.networks import SIDE, write_photographs, write_resnet, write_vit
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
 from maasdam.core import TEXT_GENERATION, Artifact
 from maasdam.engines import open_engine
@@ -19,6 +18,7 @@ from maasdam.pipeline.passes import find_pass
 from maasdam.pipeline.quantize import formats_of
 from maasdam.pipeline.recipe import Use
 from maasdam.pipeline.run_recipe import Build, Data
+from maasdam.sources import ingest
 from tests.engines import tiny_language_model
 from tests.pipeline.networks import convolutional, write_photographs, write_resnet, write_tensors
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from maasdam.artifacts.produced import Produced
 from maasdam.artifacts.store import Store
 from maasdam.core import TEXT_GENERATION, Artifact, Format, Signature, TensorSpec
 from maasdam.errors import InvalidInput, Unsupported
-from maasdam.pipeline.passes import Pass, PassContext, Produced, find_pass
+from maasdam.pipeline.passes import Pass, PassContext, find_pass
 from maasdam.pipeline.recipe import Recipe, Use, parse_recipe
 from maasdam.pipeline.run_recipe import Build, Data, check_data, formats_to_quantize_for
 from maasdam.pipeline.sameness import content_digest

@@ -118,7 +118,7 @@ def _network(
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    from maasdam.artifacts.sources import ingest
+    from maasdam.sources import ingest
 
     graph = helper.make_graph(
         [helper.make_node(kind, ins, [out], **attributes) for kind, ins, out, attributes in nodes],
@@ -205,8 +205,8 @@ def test_an_int8_graph_that_others_made_is_computed_without_cutting_off(tmp_path
     import onnxruntime as ort
     from onnxruntime import quantization
 
-    from maasdam.artifacts.sources import ingest
     from maasdam.engines import open_engine
+    from maasdam.sources import ingest
 
     store = Store(tmp_path / "store")
     source, data = _bright(store, tmp_path / "model")
@@ -357,8 +357,8 @@ def test_products_that_share_a_zero_point_are_opened(how: str, tmp_path: Path) -
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    from maasdam.artifacts.sources import ingest
     from maasdam.engines import open_engine
+    from maasdam.sources import ingest
 
     node = helper.make_node
     first, second = RANDOM.integers(-127, 127, (2, 8, 8)).astype(np.int8)
@@ -400,8 +400,8 @@ def test_products_that_share_a_zero_point_are_opened(how: str, tmp_path: Path) -
 def test_graphs_of_old_operator_sets_are_raised_first(tmp_path: Path) -> None:
     import onnx
 
-    from maasdam.artifacts.sources import ingest
     from maasdam.engines import open_engine
+    from maasdam.sources import ingest
 
     store = Store(tmp_path / "store")
     newer, data = _bright(store, tmp_path / "model")

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
 from maasdam.core import Artifact, silent
 from maasdam.engines import open_engine
@@ -34,6 +33,7 @@ from maasdam.pipeline.training import (
     train,
     training_samples,
 )
+from maasdam.sources import ingest
 from tests.engines import tiny_language_model
 from tests.pipeline.networks import COLOURS, SIDE, write_photographs, write_resnet
 from tests.tasks.test_speech import WORDS, encoded, tone, word_model

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
 from maasdam.core import Artifact, Example, TextPayload
 from maasdam.engines import open_engine
@@ -22,6 +21,7 @@ from maasdam.pipeline.recipe import Limits, find_recipe
 from maasdam.pipeline.run_recipe import Build
 from maasdam.pipeline.verify import verify
 from maasdam.pipeline.verify_text import PIECE_CHARACTERS, Piece, Scores, generate, text_pieces
+from maasdam.sources import ingest
 from tests.engines.tiny_language_model import CONTEXT, huggingface
 
 QUICK = Conditions(threads=1, latency_seconds=0.0, throughput_seconds=0.0, measures_memory=False)

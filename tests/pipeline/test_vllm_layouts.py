@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maasdam.artifacts.sources import ingest
 from maasdam.artifacts.store import Store
 from maasdam.core import TEXT_GENERATION, Artifact
 from maasdam.engines import open_engine
@@ -20,7 +19,8 @@ from maasdam.pipeline.passes import find_pass
 from maasdam.pipeline.recipe import Use
 from maasdam.pipeline.run_recipe import Build, Data
 from maasdam.pipeline.verify_text import generate
-from tests.pipeline.convert import tiny
+from maasdam.sources import ingest
+from tests.convert import tiny
 
 TEXT = "The quick brown fox jumps over the lazy dog; pack my box with five dozen liquor jugs. "
 

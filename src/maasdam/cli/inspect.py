@@ -13,8 +13,8 @@ import typer
 from maasdam.cli.output import emit, printable, reporting
 
 if TYPE_CHECKING:
-    from maasdam.artifacts.sources import Inspection
     from maasdam.core import Batching, TensorSpec
+    from maasdam.sources import Inspection
 
 
 @reporting()
@@ -33,10 +33,10 @@ def inspect(
     Example: maasdam inspect hf:google/mobilenet_v2_1.0_224
     """
     from maasdam import settings
-    from maasdam.artifacts.sources import hub, refuse_blocked
     from maasdam.children import run_limited
     from maasdam.operations.inspected import inspected
     from maasdam.operations.limits import inspect_limits
+    from maasdam.sources import hub, refuse_blocked
 
     if source.startswith(hub.PREFIX):
         hub.fetch(source)

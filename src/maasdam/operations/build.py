@@ -54,8 +54,8 @@ def build(
     recipe, data of the wrong kind, a device that is not here; LimitExceeded, Crashed; nothing is registered then.
     """
     from maasdam.artifacts.names import check_name
-    from maasdam.artifacts.sources import hub
     from maasdam.pipeline.run_recipe import Data
+    from maasdam.sources import hub
 
     check_name(name)
     _check_flags(to, device)
@@ -115,11 +115,11 @@ class Made:
 
 def _make(root: Path, settings: Settings, asked: Asked, progress: Progress) -> Made:
     """All of a build that needs no catalog: it may run in another process."""
-    from maasdam.artifacts.sources import ingest
     from maasdam.artifacts.store import Store
-    from maasdam.pipeline.convert.asking import kept
+    from maasdam.convert.asking import kept
     from maasdam.pipeline.own_engine import on_its_own_engine
     from maasdam.pipeline.run_recipe import Build
+    from maasdam.sources import ingest
 
     store, source, trust = Store(root), asked.source, asked.trust
     wanted = find_recipe(asked.recipe, asked.task)  # a bad recipe is said before a large model is read

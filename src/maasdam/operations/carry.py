@@ -161,7 +161,7 @@ def _kept(workspace: Workspace, folder: Path, described: Mapping[str, Any], dige
 
 def _refuse_unsafe(folder: Path, layout: str, trust: bool) -> None:
     """What `build` would refuse to take is refused here too."""
-    from maasdam.artifacts.sources import inspect
+    from maasdam.sources import inspect
 
     if layout == "ctranslate2":
         return  # not a layout that sources know: a table of numbers and a vocabulary, read by CTranslate2 without pickles

@@ -47,7 +47,7 @@ def convert_model(
     use), InvalidInput, Unsupported (no such direction), VerificationFailed (over tolerance); `out` is then as it was.
     With `limits` the work runs in a process of its own: LimitExceeded, Crashed.
     """
-    from maasdam.artifacts.sources import hub
+    from maasdam.sources import hub
 
     if part not in (None, "encoder", "decoder"):
         raise InvalidInput(f"--part is '{part}'; it takes: encoder, decoder")
@@ -97,12 +97,12 @@ def _proven(
     trust: bool,
     progress: Progress,
 ) -> tuple[Artifact, dict[str, Any]]:
-    from maasdam.artifacts.sources import ingest
     from maasdam.artifacts.store import Store
-    from maasdam.pipeline.convert import find_direction
-    from maasdam.pipeline.convert.asking import asked, of_one
-    from maasdam.pipeline.convert.networks import Part, take_part
+    from maasdam.convert import find_direction
+    from maasdam.convert.asking import asked, of_one
+    from maasdam.convert.networks import Part, take_part
     from maasdam.pipeline.examples import real_inputs
+    from maasdam.sources import ingest
 
     store = Store(folder / "store")
     progress("read the source")
@@ -127,8 +127,8 @@ def _proven(
 def _certified(
     artifact: Artifact, to: Format, store: Store, real: Sequence[Tensors], progress: Progress
 ) -> tuple[Artifact, dict[str, Any]]:
-    from maasdam.pipeline.convert import convert
-    from maasdam.pipeline.convert.certificate import certify
+    from maasdam.convert import convert
+    from maasdam.convert.proof.certificate import certify
 
     began = time.perf_counter()
     candidate = _converted(artifact, to, store, convert, progress)
@@ -139,7 +139,7 @@ def _certified(
 
 
 def _converted(artifact: Artifact, to: Format, store: Store, convert: Any, progress: Progress) -> Artifact:
-    from maasdam.pipeline.convert.openvino_file import hold_precision
+    from maasdam.convert.directions.openvino_file import hold_precision
 
     with store.workspace() as work:
         files = work / "files"

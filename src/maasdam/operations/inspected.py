@@ -13,10 +13,10 @@ from maasdam.errors import MaasdamError
 from maasdam.settings import Settings
 
 if TYPE_CHECKING:
-    from maasdam.artifacts.sources import Inspection
     from maasdam.artifacts.store import Store
     from maasdam.core import Artifact
     from maasdam.engines.batching_kept import Findings
+    from maasdam.sources import Inspection
 
 
 def inspected(
@@ -26,10 +26,10 @@ def inspected(
 
     Raises NotFound, InvalidModel, Unsupported.
     """
-    from maasdam.artifacts.sources import examine, ingested
     from maasdam.artifacts.store import Store
     from maasdam.engines.batching import why_never
     from maasdam.engines.batching_kept import OWN, Findings
+    from maasdam.sources import examine, ingested
 
     examined = examine(source, trust=trust, processor=processor)
     signature = examined.inspection.signature

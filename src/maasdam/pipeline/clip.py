@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maasdam.artifacts.produced import Produced
 from maasdam.core import Artifact, Format
 from maasdam.errors import Unsupported
-from maasdam.pipeline.passes import Pass, PassContext, Produced, Setting
+from maasdam.pipeline.passes import Pass, PassContext, Setting
 
 if TYPE_CHECKING:
     import numpy as np

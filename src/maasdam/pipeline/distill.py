@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maasdam.artifacts.produced import Produced
+from maasdam.convert.directions.companions import copy_companions
 from maasdam.core import IMAGE_CLASSIFICATION, TEXT_GENERATION, Artifact, Signature
 from maasdam.errors import InvalidInput, Unsupported
-from maasdam.pipeline.convert.companions import copy_companions
 from maasdam.pipeline.examples import labels_of
-from maasdam.pipeline.passes import Pass, PassContext, Produced, Reads, Setting
+from maasdam.pipeline.passes import Pass, PassContext, Reads, Setting
 from maasdam.pipeline.prune import open_to_cut
 from maasdam.pipeline.prune.layers import parameters_of, read_config
 from maasdam.pipeline.training import (

@@ -31,8 +31,8 @@ from maasdam.core import (
 from maasdam.errors import EngineFailure, InvalidInput
 
 if TYPE_CHECKING:
+    from maasdam.convert.probes import Sizes
     from maasdam.core import type_array
-    from maasdam.pipeline.convert.probes import Sizes
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 AUDIO_SUFFIXES = frozenset(
@@ -209,7 +209,7 @@ class PreparedExamples:
 
 def made_up_inputs(artifact: Artifact, count: int = 8) -> list[Inputs]:
     """Random inputs of batch 1, seeds 0 to count - 1, for where no data is given. Raises Unsupported for strings."""
-    from maasdam.pipeline.convert.probes import probe
+    from maasdam.convert.probes import probe
 
     assert artifact.signature is not None
     sizes = _sizes_taken(artifact, artifact.signature)
@@ -218,8 +218,8 @@ def made_up_inputs(artifact: Artifact, count: int = 8) -> list[Inputs]:
 
 def _sizes_taken(artifact: Artifact, signature: Signature) -> Sizes:
     """Sizes that the model answers something to: where nothing tells a length, the usual one may be too short."""
+    from maasdam.convert.probes import Sizes, has_unknown_lengths, taken
     from maasdam.engines import open_engine
-    from maasdam.pipeline.convert.probes import Sizes, has_unknown_lengths, taken
 
     if not has_unknown_lengths(signature):
         return Sizes(1)

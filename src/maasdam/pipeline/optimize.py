@@ -14,13 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from maasdam.artifacts.produced import Produced
 from maasdam.core import Artifact, TensorEngine, Tensors
 from maasdam.errors import MaasdamError, Unsupported
 from maasdam.pipeline.examples import Inputs, calibration_inputs, made_up_inputs
 from maasdam.pipeline.fidelity import Fidelity
 from maasdam.pipeline.measure import take_turns
 from maasdam.pipeline.parity import cosine, flat
-from maasdam.pipeline.passes import Pass, PassContext, Produced, Setting
+from maasdam.pipeline.passes import Pass, PassContext, Setting
 from maasdam.pipeline.report import MIN_FIDELITY
 from maasdam.pipeline.subjects import stacked
 from maasdam.pipeline.ways import Candidate, ways

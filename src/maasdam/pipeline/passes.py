@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from maasdam.core import Artifact, Format, Layout, Progress, Signature, silent
+from maasdam.artifacts.produced import Produced
+from maasdam.core import Artifact, Format, Progress, silent
 from maasdam.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -46,18 +47,6 @@ class PassContext:
     threads: int = 0
     """Engine threads; 0 is every core this process may use."""
     progress: Progress = silent
-
-
-@dataclass(frozen=True, slots=True)
-class Produced:
-    """What a pass wrote into `out`. `facts` is JSON: what was measured or chosen on the way, for the report."""
-
-    format: Format
-    layout: Layout
-    engine: str
-    signature: Signature | None
-    settings: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ def _found(source: Artifact, made: Artifact, store: Store, data: Path | None, pr
 
 
 def _tried(source: Artifact, made: Artifact, inputs: Sequence[Inputs], progress: Progress) -> dict[str, Any]:
-    from maasdam.pipeline.convert.certificate import certify
+    from maasdam.convert.proof.certificate import certify
 
     try:
         return {"certificate": certify(source, made, inputs=inputs, progress=progress).to_json()}

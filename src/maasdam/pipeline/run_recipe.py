@@ -132,7 +132,7 @@ class Build:
 
     def _written(self, source: Artifact, to: Format) -> Artifact:
         """A model that hears and writes by itself as CTranslate2 runs it, the one way there is beside transformers."""
-        from maasdam.pipeline.convert.modules import called, is_whisper
+        from maasdam.convert.modules import called, is_whisper
 
         if source.layout == "ctranslate2" and to == "pytorch":
             return source

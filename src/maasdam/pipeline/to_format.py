@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from maasdam.artifacts.produced import Produced
 from maasdam.core import FORMATS, Artifact
-from maasdam.pipeline.passes import Pass, PassContext, Produced, Setting
+from maasdam.pipeline.passes import Pass, PassContext, Setting
 
 
 def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
     """Write `source` in the format settings["to"] into `out`. Raises Unsupported where no way leads there."""
-    from maasdam.pipeline.convert import convert
+    from maasdam.convert import convert
 
     return convert(source, settings["to"], out, progress=context.progress)
 

@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maasdam.artifacts.produced import Produced
 from maasdam.core import Artifact
 from maasdam.errors import InvalidInput, Unsupported
-from maasdam.pipeline.passes import Pass, PassContext, Produced, Reads, Setting
+from maasdam.pipeline.passes import Pass, PassContext, Reads, Setting
 from maasdam.pipeline.prune.layers import feed_forwards, read_config
 from maasdam.pipeline.prune.magnitude import ANY, prune_magnitude
 from maasdam.pipeline.prune.save import save
@@ -68,8 +69,8 @@ def open_to_cut(source: Artifact) -> torch.nn.Module:
         module: torch.nn.Module = open_module(source.path)
         return module
     if source.layout == "pt2":
-        from maasdam.pipeline.convert.modules import need_signature
-        from maasdam.pipeline.convert.programs import load_pt2
+        from maasdam.convert.modules import need_signature
+        from maasdam.convert.programs import load_pt2
         from maasdam.pipeline.prune.lift import lift
 
         return lift(load_pt2(source), need_signature(source))

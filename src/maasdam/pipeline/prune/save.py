@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maasdam.artifacts.produced import Produced
+from maasdam.convert.directions.companions import copy_companions
 from maasdam.core import Artifact
 from maasdam.errors import Unsupported
-from maasdam.pipeline.convert.companions import copy_companions
-from maasdam.pipeline.passes import Produced
 from maasdam.pipeline.prune.layers import attentions, head_size
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ def save(model: torch.nn.Module, source: Artifact, out: Path, facts: dict[str, A
         return Produced("pytorch", "huggingface", source.engine, source.signature, dict(source.settings), facts)
     if source.signature is None:
         raise Unsupported("the config of this language model has no words for the pruned widths; use method = 'magnitude'")
-    from maasdam.pipeline.convert.modules import name_module
-    from maasdam.pipeline.convert.programs import export_module, save_pt2
+    from maasdam.convert.modules import name_module
+    from maasdam.convert.programs import export_module, save_pt2
 
     program = export_module(name_module(model, source.signature), source.signature, source.path)
     save_pt2(program, str(out / "model.pt2"))

@@ -27,9 +27,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from maasdam.artifacts.produced import Produced
 from maasdam.core import TEXT_GENERATION, Artifact, Format
 from maasdam.errors import MaasdamError, Unsupported
-from maasdam.pipeline.passes import Pass, PassContext, Produced, Reads, Setting
+from maasdam.pipeline.passes import Pass, PassContext, Reads, Setting
 
 log = logging.getLogger("maasdam.pipeline")
 

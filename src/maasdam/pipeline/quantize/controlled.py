@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maasdam.artifacts.produced import Produced
 from maasdam.core import IMAGE_CLASSIFICATION, SPEECH_RECOGNITION, Answer, Artifact, Example
 from maasdam.engines.openvino_library import openvino
 from maasdam.errors import InvalidInput, Unsupported
 from maasdam.pipeline.examples import Inputs, Preparer, calibration_inputs, describe, evaluation_examples
-from maasdam.pipeline.passes import PassContext, Produced
+from maasdam.pipeline.passes import PassContext
 from maasdam.pipeline.quantize import openvino_saturation, saturation
 from maasdam.pipeline.quantize.openvino_models import check_is_float, is_transformer, open_nncf, quiet, recurrent, save
 from maasdam.pipeline.quantize.shared import Counted, copy_all_but

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from maasdam.artifacts.produced import Produced
 from maasdam.core import Artifact
 from maasdam.errors import Unsupported
 from maasdam.pipeline.examples import Inputs
-from maasdam.pipeline.passes import PassContext, Produced
+from maasdam.pipeline.passes import PassContext
 from maasdam.pipeline.quantize import onnx_prepared, onnx_saturation, saturation
 from maasdam.pipeline.quantize.shared import Counted, calibration, copy_all_but
 

@@ -9,10 +9,11 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maasdam.artifacts.produced import Produced
 from maasdam.core import Artifact
 from maasdam.errors import Unsupported, missing_extra
 from maasdam.pipeline.examples import Inputs
-from maasdam.pipeline.passes import PassContext, Produced
+from maasdam.pipeline.passes import PassContext
 from maasdam.pipeline.quantize import openvino_saturation, saturation
 from maasdam.pipeline.quantize.shared import Counted, calibration, copy_all_but
 

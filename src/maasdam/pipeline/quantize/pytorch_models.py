@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maasdam.artifacts.produced import Produced
+from maasdam.convert.directions.companions import copy_companions
 from maasdam.core import Artifact
 from maasdam.errors import Unsupported
-from maasdam.pipeline.convert.companions import copy_companions
-from maasdam.pipeline.passes import Produced
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +30,8 @@ def weights(source: Artifact, out: Path, settings: Mapping[str, Any]) -> Produce
     scheme = settings["scheme"]
     if scheme in ("bf16", "fp16"):
         return _sixteen_bits(source, out, scheme)
-    from maasdam.pipeline.convert.modules import name_module, need_signature
-    from maasdam.pipeline.convert.programs import export_module, save_pt2
+    from maasdam.convert.modules import name_module, need_signature
+    from maasdam.convert.programs import export_module, save_pt2
     from maasdam.pipeline.prune import open_to_cut
 
     signature = need_signature(source)

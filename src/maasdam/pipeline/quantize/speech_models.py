@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from maasdam.artifacts.produced import Produced
+from maasdam.convert.directions.companions import copy_companions
+from maasdam.convert.modules import called, is_whisper
 from maasdam.core import Artifact
 from maasdam.errors import Unsupported
-from maasdam.pipeline.convert.companions import copy_companions
-from maasdam.pipeline.convert.modules import called, is_whisper
-from maasdam.pipeline.passes import Produced
 
 KEPT: dict[str, tuple[str, str]] = {
     "weights-int8": ("int8", "f32"),
@@ -21,7 +21,7 @@ KEPT: dict[str, tuple[str, str]] = {
 
 def weights(source: Artifact, out: Path, scheme: str) -> Produced:
     """Write `source`, a Hugging Face Whisper, with its weights in fewer bits. Raises Unsupported for every other model."""
-    from maasdam.pipeline.convert.whisper_to_ctranslate2 import write
+    from maasdam.convert.directions.whisper_to_ctranslate2 import write
 
     if source.layout != "huggingface" or not is_whisper(source):
         raise Unsupported(

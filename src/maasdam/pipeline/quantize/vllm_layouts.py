@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maasdam.artifacts.produced import Produced
+from maasdam.convert.directions.companions import copy_companions
 from maasdam.core import TEXT_GENERATION, Artifact
 from maasdam.errors import InvalidInput, Unsupported
-from maasdam.pipeline.convert.companions import copy_companions
-from maasdam.pipeline.passes import PassContext, Produced
+from maasdam.pipeline.passes import PassContext
 from maasdam.pipeline.quantize.shared import calibration_texts
 
 if TYPE_CHECKING:

@@ -1,0 +1,145 @@
+"""ONNX -> PyTorch: the graph as a module with real parameters, then an exported program (.pt2).
+
+Knows modules, parameters and names. The operators are in `operators/pytorch`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from maasdam.convert.modules import first_line, name_module, need_signature
+from maasdam.convert.operators import interpreter
+from maasdam.convert.operators.graph import Graph, read
+from maasdam.convert.operators.weights import learned_names
+from maasdam.core import Artifact, Signature
+from maasdam.engines.pytorch_engine import load_program
+from maasdam.errors import MaasdamError, Unsupported, missing_extra
+
+if TYPE_CHECKING:
+    import torch
+
+
+def write(source: Artifact, out: Path) -> Signature:
+    """Write `out`/model.pt2 and return its signature. Raises Unsupported listing operators PyTorch has no counterpart for."""
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise missing_extra("torch", "pytorch") from error
+    from maasdam.convert.programs import export_module, save_pt2
+    from maasdam.convert.signatures import describe, of_program
+
+    signature = need_signature(source)
+    module = load(source.path / "model.onnx")
+    try:
+        program = export_module(name_module(module, signature, by_position=True), signature, source.path)
+    except MaasdamError:
+        raise
+    except Exception as error:  # torch.export raises anything
+        raise Unsupported(f"torch.export can't trace the ONNX graph: {first_line(error)}") from error
+    save_pt2(program, str(out / "model.pt2"))
+    try:
+        program = load_program(out / "model.pt2")
+    except RuntimeError as error:  # what torch.export itself wrote
+        raise Unsupported(f"PyTorch can't read back the program it wrote of the ONNX graph: {first_line(error)}") from error
+    return describe(of_program(program), signature)
+
+
+def load(path: Path) -> torch.nn.Module:
+    """The ONNX file as a module: positional tensors in, a tuple of tensors out, its weights `nn.Parameter`s.
+
+    Parameters keep the names they have in the file, as far as PyTorch allows. Raises InvalidModel, Unsupported.
+    """
+    from maasdam.convert.operators.pytorch import TABLE
+
+    return of_graph(read(path, TABLE))
+
+
+def of_graph(graph: Graph) -> torch.nn.Module:
+    """As `load`, of a graph that was read for the PyTorch table."""
+    import torch
+
+    from maasdam.convert.operators.pytorch import TABLE
+
+    framework = interpreter.Framework(TABLE, _tensor, lambda t: list(t.shape), _small)
+    learned = learned_names(graph)
+
+    counted = {name for node in graph.walk() if node.operator == "Range" for name in node.inputs}
+
+    class OnnxGraph(torch.nn.Module):
+        """An ONNX graph; `forward` walks its nodes."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fixed: dict[str, Any] = {}
+            self.places: dict[str, str] = {}
+            for name, array in graph.constants.items():
+                # torch.export can't save tensors without elements, nor count with numbers that are buffers
+                if not array.size or name in counted:
+                    self.fixed[name] = array
+                    continue
+                value = interpreter.small_or_tensor(array, framework)
+                if not isinstance(value, torch.Tensor):
+                    self.fixed[name] = value
+                    continue
+                self.places[name] = _put(self, name, value, name in learned)
+
+        def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            values: dict[str, Any] = dict(self.fixed)
+            for name, place in self.places.items():
+                owner, _, leaf = place.rpartition(".")
+                values[name] = getattr(self.get_submodule(owner), leaf)
+            values.update(zip(graph.inputs, inputs, strict=True))
+            return tuple(interpreter.run(graph, framework, values))
+
+    return OnnxGraph().eval()
+
+
+def _put(root: torch.nn.Module, name: str, value: torch.Tensor, is_learned: bool) -> str:
+    """Store a tensor under its dotted name in nested modules; returns where."""
+    import torch
+
+    parts = [re.sub(r"\W", "_", part) or "_" for part in name.strip("/.").replace("/", ".").replace("::", ".").split(".")]
+    owner = root
+    for part in parts[:-1]:
+        child = owner._modules.get(part)
+        if child is None:
+            child = torch.nn.Module()
+            _add(owner, part, child)
+        owner = child
+    leaf = parts[-1]
+    while hasattr(owner, leaf):
+        leaf += "_"
+    if is_learned and value.is_floating_point():
+        owner.register_parameter(leaf, torch.nn.Parameter(value))
+    else:
+        owner.register_buffer(leaf, value)
+    return ".".join([*parts[:-1], leaf])
+
+
+def _add(owner: torch.nn.Module, part: str, child: torch.nn.Module) -> None:
+    if hasattr(owner, part):
+        raise Unsupported(f"two weights of the model are called '{part}', one of them inside the other")
+    owner.add_module(part, child)
+
+
+def _tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
+    import torch
+
+    if array.dtype != object:
+        if array.dtype.name == "bfloat16":
+            return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
+        if array.dtype.kind not in "iufbc" or array.dtype.name.startswith("float8"):
+            raise Unsupported(f"PyTorch has no tensors of {array.dtype} here")
+        if not array.size:
+            return torch.zeros(array.shape, dtype=torch.from_numpy(array.copy()).dtype)
+        return torch.from_numpy(array.copy()).reshape(array.shape)
+    parts = [torch.scalar_tensor(v, dtype=torch.int64) for v in array.flat]
+    return torch.stack(parts).reshape(array.shape)
+
+
+def _small(tensor: torch.Tensor) -> Any:
+    return tensor.tolist()

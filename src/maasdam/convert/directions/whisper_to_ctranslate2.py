@@ -1,0 +1,33 @@
+"""Hugging Face Whisper -> CTranslate2 folder, weights at float32 or in fewer bits. Knows CTranslate2's converter, not audio."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from maasdam.convert.directions.pytorch_to_onnx import quiet_exporter
+from maasdam.convert.modules import first_line
+from maasdam.core import Artifact
+from maasdam.errors import InvalidModel, Unsupported, missing_extra
+
+COPIED = ("tokenizer.json", "preprocessor_config.json")
+"""What faster-whisper reads beside the model."""
+
+
+def write(source: Artifact, out: Path, kept: str | None = None) -> None:
+    """Write model.bin, config.json and the vocabulary into `out`. A model that generates has no signature of tensors.
+
+    `kept` is CTranslate2's word for what weights are kept in ("int8", "bfloat16", "float16"); None is float32.
+    """
+    try:
+        from ctranslate2.converters import TransformersConverter
+    except ImportError as error:
+        raise missing_extra("ctranslate2", "speech") from error
+    missing = [name for name in COPIED if not (source.path / name).is_file()]
+    if missing:
+        raise InvalidModel(f"the folder lacks {' and '.join(missing)}; Whisper needs its tokenizer and its feature extractor")
+    try:
+        with quiet_exporter():
+            converter = TransformersConverter(str(source.path), copy_files=list(COPIED), trust_remote_code=False)
+            converter.convert(str(out), force=True, quantization=kept)
+    except Exception as error:  # the converter raises anything
+        raise Unsupported(f"CTranslate2 can't convert this Whisper: {first_line(error)}") from error

@@ -1,0 +1,178 @@
+"""Walk a graph's nodes, calling a framework's table. Knows values and when they die; never a framework's functions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from maasdam.convert.operators import sequences, shapes
+from maasdam.convert.operators.graph import CONTROL, Graph, Node
+from maasdam.convert.operators.table import Operator, Table
+from maasdam.errors import Unsupported
+
+DECIDES = "condition"
+"""The parameter that says which inner graph runs, or whether: known before the run, or a tensor of one element."""
+
+
+@dataclass(frozen=True, slots=True)
+class Framework:
+    """What the walk has to know of a framework, beside its operators."""
+
+    table: Table
+    tensor: Callable[[np.ndarray[Any, Any]], Any]
+    """A tensor of a numpy array; one of dtype object holds integers some of which are symbols."""
+    dims: Callable[[Any], list[Any]]
+    """The sizes of a tensor's axes: numbers where known, else symbols."""
+    small: Callable[[Any], list[Any]]
+    """The integers in a tensor of at most one axis, as numbers or symbols. Raises ValueError where they can't be had."""
+
+
+def run(graph: Graph, framework: Framework, values: Mapping[str, Any]) -> list[Any]:
+    """The outputs of `graph`. `values`: the inputs as tensors, and the constants as tensors or small numpy arrays."""
+    known: dict[str, Any] = dict(values)
+    wholes: dict[str, shapes.Small] = {}
+    uses = Counter(name for node in graph.nodes for name in node.inputs)
+    uses.update(graph.outputs)
+    for name in _used_inside(graph):
+        uses[name] += 1  # never dies: inner graphs read it by name
+    for node in graph.nodes:
+        whole = _whole(node, graph, known, wholes)
+        if whole is not None and node.operator == "Cast" and node.attributes["to"] in shapes.INTEGERS:
+            found: tuple[Any, ...] = (whole,)
+        else:
+            found = _call(node, graph, framework, known, wholes)
+            if whole is not None and not isinstance(found[0], np.ndarray):
+                wholes[node.outputs[0]] = whole
+        known.update((name, value) for name, value in zip(node.outputs, found, strict=False) if name)
+        for name in node.inputs:
+            uses[name] -= 1
+            if not uses[name]:
+                known.pop(name, None)
+    return [_as_tensor(known[name], framework) for name in graph.outputs]
+
+
+def _used_inside(graph: Graph) -> set[str]:
+    inner = [v for node in graph.nodes for v in node.attributes.values() if isinstance(v, Graph)]
+    return {name for g in inner for node in g.walk() for name in node.inputs} | {name for g in inner for name in g.outputs}
+
+
+def _whole(node: Node, graph: Graph, known: Mapping[str, Any], wholes: Mapping[str, shapes.Small]) -> shapes.Small | None:
+    """The integers that a node's floats are, where they come from a shape (a size cast to float, and what is added to it).
+
+    They are kept beside the tensor, for operators that ask for a size.
+    """
+    if node.operator not in shapes.OF_WHOLES or not node.inputs:
+        return None
+    inputs = []
+    for name in node.inputs:
+        found = wholes.get(name) if name in wholes else known.get(name)
+        if not isinstance(found, np.ndarray):
+            found = shapes.whole_numbers(graph.constants.get(name))
+        if found is None or not shapes.is_small(found):
+            return None
+        inputs.append(found)
+    if node.operator != "Cast" and not any(name in wholes for name in node.inputs):
+        return None
+    try:
+        return shapes.compute_wholes(node.operator, inputs, node.attributes)
+    except shapes.NotHere:
+        return None
+
+
+def _call(
+    node: Node, graph: Graph, framework: Framework, known: dict[str, Any], wholes: Mapping[str, shapes.Small]
+) -> tuple[Any, ...]:
+    inputs = [known[name] if name else None for name in node.inputs]
+    if node.operator == "Shape":
+        dims = inputs[0].shape if isinstance(inputs[0], np.ndarray) else framework.dims(inputs[0])
+        return (shapes.of_dims(dims[node.attributes.get("start", 0) : node.attributes.get("end")]),)
+    if node.operator == "Size":
+        dims = list(inputs[0].shape) if isinstance(inputs[0], np.ndarray) else framework.dims(inputs[0])
+        return (shapes.compute("ReduceProd", [shapes.of_dims(dims)], {"keepdims": 0}),)
+    if node.operator in sequences.OPERATORS:
+        return (sequences.call(node.operator, inputs, node.attributes, framework),)
+    if node.operator == "Identity" and (inputs[0] is None or isinstance(inputs[0], list)):
+        return (inputs[0],)
+    if inputs and all(v is None or shapes.is_small(v) for v in inputs):
+        try:
+            return (shapes.compute(node.operator, inputs, node.attributes),)
+        except shapes.NotHere:
+            pass  # on tensors then
+    operator = framework.table.find(node.operator, graph.version)
+    assert operator is not None, node.operator  # reading the graph made sure
+    if any(isinstance(v, list) for v in inputs) and node.operator not in CONTROL:
+        raise Unsupported(f"{node.operator} '{node.name}' of a sequence")
+    arguments = [_argument(value, operator, i, node, graph, framework, wholes) for i, value in enumerate(inputs)]
+    attributes = dict(node.attributes)
+    if any(isinstance(v, Graph) for v in attributes.values()):
+        attributes = {name: _inner(v, framework, known) for name, v in attributes.items()}
+    if "outputs" in operator.parameters:
+        attributes["outputs"] = len(node.outputs)
+    found = operator.function(*arguments, **attributes)
+    return found if isinstance(found, tuple) else (found,)
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """An inner graph as a function of its inputs; it sees the values around it."""
+
+    graph: Graph
+    framework: Framework
+    outer: Mapping[str, Any]
+    """What it reads of the values around it, and its own constants, by name."""
+
+    def __call__(self, *inputs: Any) -> list[Any]:
+        return run(self.graph, self.framework, {**self.outer, **dict(zip(self.graph.inputs, inputs, strict=True))})
+
+
+def _inner(value: Any, framework: Framework, known: dict[str, Any]) -> Any:
+    if not isinstance(value, Graph):
+        return value
+    read = {name for node in value.walk() for name in node.inputs} | set(value.outputs) | _used_inside(value)
+    constants = {name: small_or_tensor(array, framework) for name, array in value.constants.items()}
+    return Body(value, framework, {name: known[name] for name in read if name in known} | constants)
+
+
+def _argument(
+    value: Any,
+    operator: Operator,
+    position: int,
+    node: Node,
+    graph: Graph,
+    framework: Framework,
+    wholes: Mapping[str, shapes.Small],
+) -> Any:
+    if value is None:
+        return None
+    parameter = operator.parameter(position)
+    if parameter not in operator.shapes:
+        return _as_tensor(value, framework)
+    if (constant := graph.constants.get(node.inputs[position])) is not None:
+        return constant.tolist()  # numbers that are known, though they are no integers (the scales of Resize)
+    if (whole := wholes.get(node.inputs[position])) is not None:
+        return whole.tolist()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if parameter == DECIDES:
+        return value  # a table may have a way for what is not known before the run
+    try:
+        return framework.small(value)
+    except ValueError as error:
+        raise Unsupported(
+            f"{node.operator} '{node.name}' takes its {parameter} from data, whose length is not known"
+        ) from error
+
+
+def _as_tensor(value: Any, framework: Framework) -> Any:
+    if isinstance(value, list):
+        return [_as_tensor(each, framework) for each in value]
+    return framework.tensor(value) if isinstance(value, np.ndarray) else value
+
+
+def small_or_tensor(array: np.ndarray[Any, Any], framework: Framework) -> Any:
+    """A constant as the walk wants it: integers that may belong to a shape as they are, anything else as a tensor."""
+    return array if shapes.is_small(array) and array.dtype.kind in "iub" else framework.tensor(array)

@@ -1,0 +1,226 @@
+"""Proof that a candidate computes what its source computes: both opened on their own engines, on the same inputs.
+
+Knows which way of comparing fits a layout. Fails closed: a difference over the tolerance, an output that never varies, NaN,
+lost names or fixed axes raise VerificationFailed. Refuses to know how the candidate was made.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from maasdam.convert.directions.plain_onnx import drops_ones
+from maasdam.convert.networks import default_part, parts_of, reference
+from maasdam.convert.probes import begin, proof_sizes
+from maasdam.convert.proof.clues import clues_of
+from maasdam.convert.proof.conditions import Watch, watch
+from maasdam.convert.proof.differences import Certificate, Neighbours, Pairs, Proof, Tolerance
+from maasdam.convert.proof.edges import neighbours
+from maasdam.convert.proof.precision import tolerance_of
+from maasdam.convert.proof.questions import Asked, Question, questions
+from maasdam.convert.proof.trials import trials
+from maasdam.convert.signatures import Fixed, check_fixed, check_kept
+from maasdam.core import Artifact, Progress, TensorEngine, Tensors, silent
+from maasdam.engines import open_engine
+from maasdam.errors import EngineFailure, InvalidTensor, MaasdamError, Unsupported, VerificationFailed
+
+SEEDS = (0, 1, 2)
+EXACT = ("constant", "ties")
+"""Kinds of inputs that may lie exactly where an answer turns: at a half, at a bound, at what the graph compares with."""
+LEAST_SECONDS = 5.0
+"""For what random inputs don't reach; as long as those took where they took longer."""
+DEFAULTS: dict[str, Any] = {"precision": "auto", "dynamic_quantization": True}
+"""OpenVINO's own choice, as of somebody who opens the file and says nothing."""
+CHANGE_ANSWERS = ("INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
+"""Of OpenVINO's settings, those that change numbers and not only speed."""
+DEFAULT_BATCHES = 3
+SETTINGS: dict[str, Any] = {"precision": "f32"}
+"""What a candidate is opened with, on engines that choose a precision of their own."""
+
+
+def certify(
+    source: Artifact,
+    candidate: Artifact,
+    *,
+    seeds: tuple[int, ...] = SEEDS,
+    inputs: Iterable[Tensors] | None = None,
+    tolerance: Tolerance | None = None,
+    progress: Progress = silent,
+) -> Certificate:
+    """Compare `candidate` with `source` over random inputs of several seeds, batches and lengths, and over real `inputs`.
+
+    `inputs` are prepared for the source's engine ("input_ids" [1, T] for a language model). Raises VerificationFailed
+    saying which output differs and by how much; EngineFailure and MissingExtra when an engine can't run.
+    """
+    tolerance = tolerance or tolerance_of(source)
+    if candidate.layout == "genai":
+        from maasdam.convert.proof.certificate_language import certify_language
+
+        return certify_language(source, candidate, seeds, inputs or (), tolerance, progress)
+    if candidate.layout == "ctranslate2":
+        from maasdam.convert.proof.certificate_whisper import certify_whisper
+
+        return certify_whisper(source, candidate, seeds, inputs or (), tolerance, progress)
+    return _certify_tensors(default_part(source), candidate, seeds, inputs or (), tolerance, progress)
+
+
+def _reference(source: Artifact) -> TensorEngine:
+    if parts_of(source):
+        return reference(source)
+    return cast(TensorEngine, open_engine(source))
+
+
+def _certify_tensors(
+    source: Artifact,
+    candidate: Artifact,
+    seeds: tuple[int, ...],
+    inputs: Iterable[Tensors],
+    tolerance: Tolerance,
+    progress: Progress,
+) -> Certificate:
+    began = time.monotonic()
+    original = _reference(source)
+    try:
+        fixed = check_kept(original.signature, candidate.signature or original.signature)
+        engine = cast(TensorEngine, open_engine(candidate, settings=SETTINGS))
+        try:
+            fixed |= check_kept(original.signature, engine.signature)
+            names = [s.name for s in original.signature.outputs]
+            proof = Proof(tolerance, names, drops_ones=drops_ones(source))
+            given = [begin(original.signature, batch) for batch in inputs]
+            count = len(seeds) * len(proof_sizes(original.signature)) + len(given)
+            watched = watch(source)
+            bases: list[Tensors] = []
+            for done, (seed, batch, answer) in enumerate(_cases(original, given, seeds, source.path, tolerance)):
+                progress("compare with the source", done, count)
+                check_fixed(fixed, answer)
+                watched.look(batch)
+                steps = _steps(original, batch, is_tied=False)
+                proof.add(seed, batch, answer, _answer(engine, batch), neighbours=steps)
+                bases.append(batch)
+            progress("compare with the source", count, count)
+            asked = Asked()
+            seconds = max(LEAST_SECONDS, time.monotonic() - began)
+            facts = _edges(source, original, engine, proof, bases, fixed, watched, asked, seconds, progress)
+            facts |= {"settings": _settings(candidate, engine, bases, tolerance)}
+        finally:
+            engine.close()
+    finally:
+        original.close()
+    return proof.certificate(source, candidate, seeds, facts)
+
+
+def _edges(
+    source: Artifact,
+    original: TensorEngine,
+    engine: TensorEngine,
+    proof: Proof,
+    bases: Sequence[Tensors],
+    fixed: Fixed,
+    watched: Watch,
+    asked: Asked,
+    seconds: float,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Compare what random inputs don't reach, and say what of it was not reached."""
+    beyond: list[dict[str, Any]] = []
+    refused: list[str] = []
+    clues = clues_of(source)
+    for number, question in enumerate(
+        questions(
+            original, bases, folder=source.path, clues=clues, watched=watched, done=len(bases), seconds=seconds, asked=asked
+        )
+    ):
+        progress("compare at the edges", number)
+        check_fixed(fixed, question.answer)
+        if question.is_beyond:
+            beyond.append(_beyond(engine, question, proof.tolerance))
+            continue
+        try:
+            found = _answer(engine, question.batch)
+        except VerificationFailed:
+            if not question.may_be_refused:
+                raise
+            refused.append(question.kind)
+            continue
+        steps = _steps(original, question.batch, is_tied=question.is_tied)
+        proof.add(
+            None, question.batch, question.answer, found, kind=question.kind, group=question.group, neighbours=steps,
+            pairs=_pairs(original, engine, question.batch) if question.kind.startswith(EXACT) else None,
+        )  # fmt: skip
+    return {
+        "conditions": watched.to_json(),
+        "integers": {name: count for name, count in asked.rows.items()},
+        "lengths": {"shortest": asked.shortest, "refused_by_the_candidate": refused},
+        "beyond": beyond,
+        "left_out_for_time": list(dict.fromkeys(kind.partition(" ")[0] for kind in asked.left_out)),
+    }
+
+
+def _steps(original: TensorEngine, batch: Tensors, *, is_tied: bool) -> Neighbours:
+    """What the source answers one step of its input's type beside the batch, in the n-th direction."""
+    return lambda n: original.run(neighbours(batch, seed=n, is_tied=is_tied))
+
+
+def _pairs(original: TensorEngine, engine: TensorEngine, batch: Tensors) -> Pairs:
+    def pair(n: int) -> tuple[Tensors, Tensors]:
+        beside = neighbours(batch, seed=n, is_tied=True)
+        return original.run(beside), engine.run(beside)
+
+    return pair
+
+
+def _beyond(engine: TensorEngine, question: Question, tolerance: Tolerance) -> dict[str, Any]:
+    """Does it agree where no conversion has to? It is written down, so that nobody has to find out."""
+    alone = Proof(tolerance, list(question.answer))
+    try:
+        alone.add(None, question.batch, question.answer, engine.run(question.batch), kind=question.kind)
+    except MaasdamError:
+        return {"inputs": question.kind, "agrees": False}
+    return {"inputs": question.kind, "agrees": alone.agrees()}
+
+
+def _answer(candidate: TensorEngine, batch: Tensors) -> Tensors:
+    try:
+        return candidate.run(batch)
+    except (EngineFailure, InvalidTensor) as error:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in batch.items())
+        raise VerificationFailed(f"the converted model breaks where the source answers, on {shapes}: {error}") from error
+
+
+def _cases(
+    original: TensorEngine, given: Sequence[Tensors], seeds: tuple[int, ...], folder: Path, tolerance: Tolerance
+) -> Iterator[tuple[int | None, Tensors, Tensors]]:
+    """Random batches, then the given ones; the given ones alone where the source takes no random ones."""
+    try:
+        yield from trials(original, seeds, folder, tolerance)
+    except (EngineFailure, InvalidTensor) as error:
+        if not given:
+            raise Unsupported(
+                f"the source itself does not run on random inputs, so nothing can be compared ({error}); give real ones with "
+                "--data, a folder or an .npz file of named arrays"
+            ) from error
+    yield from ((None, batch, original.run(batch)) for batch in given)
+
+
+def _settings(candidate: Artifact, engine: TensorEngine, bases: Sequence[Tensors], tolerance: Tolerance) -> dict[str, Any]:
+    """What the candidate's engine was told, and whether the file alone gives the same: opened with nothing said, on this
+    processor."""
+    if candidate.layout != "ir":
+        return {"named": {}, "engine_defaults_agree": True}
+    from maasdam.engines.openvino_engine import properties
+
+    told = properties({**SETTINGS, "threads": 1})
+    named = {name: value for name, value in told.items() if name in CHANGE_ANSWERS}
+    plain = cast(TensorEngine, open_engine(candidate, settings=DEFAULTS))
+    try:
+        proof = Proof(tolerance, [s.name for s in engine.signature.outputs])
+        for batch in bases[:DEFAULT_BATCHES]:
+            proof.add(0, batch, engine.run(batch), plain.run(batch), kind="defaults")
+        return {"named": named, "engine_defaults_agree": proof.agrees()}
+    except MaasdamError:
+        return {"named": named, "engine_defaults_agree": False}
+    finally:
+        plain.close()

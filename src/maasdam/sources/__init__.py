@@ -1,0 +1,33 @@
+"""Models as the world keeps them: what a source is, and bringing it into the store.
+
+    inspect(source) -> Inspection                     metadata only, bounded, no code of the model's
+    ingest(source, store) -> Artifact                 the same checks, then copied in canonical names
+
+Knows the layouts others save models in, and that their files may be hostile. Refuses to load or run a model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from maasdam.sources.examine import examine, refuse_blocked
+from maasdam.sources.finding import Inspection, Risk
+from maasdam.sources.ingest import check_task, ingest, ingested
+
+__all__ = ["Inspection", "Risk", "check_task", "examine", "ingest", "ingested", "inspect", "look", "refuse_blocked"]
+
+
+def inspect(source: str, *, trust: bool = False, processor: Path | None = None) -> Inspection:
+    """Say what `source` (a path or hf:org/name[@revision]) is, without running any of it.
+
+    `trust` lifts the risks that can be lifted; `processor` is a Hugging Face folder with the processor files that the
+    source lacks. Raises NotFound, InvalidModel (broken), UnsafeModel (would run code), Unsupported (known, not read).
+    """
+    inspection = look(source, trust=trust, processor=processor)
+    refuse_blocked(inspection)
+    return inspection
+
+
+def look(source: str, *, trust: bool = False, processor: Path | None = None) -> Inspection:
+    """Like `inspect`, but blocked risks are listed in the answer rather than raised."""
+    return examine(source, trust=trust, processor=processor).inspection

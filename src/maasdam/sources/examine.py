@@ -1,0 +1,135 @@
+"""From a source to an Inspection: fetch, recognise, describe, read.
+
+Knows the readers, one a layout. Refuses to load a model, and to copy anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from maasdam.errors import InvalidInput, InvalidModel, UnsafeModel
+from maasdam.sources import hub, huggingface, ir, keras, onnx, pt2, savedmodel, torchscript
+from maasdam.sources.bounds import Place, opened
+from maasdam.sources.finding import Inspection, Reading, Risk
+from maasdam.sources.hfconfig import Description, describe, merge
+from maasdam.sources.recognise import Recognised, recognise
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """An inspection with what ingest needs besides: where each file lies now, and the reading itself."""
+
+    inspection: Inspection
+    reading: Reading
+    files: Mapping[str, Path]
+    """Name in the artifact -> where it lies now: model and processor files."""
+
+
+def examine(source: str, *, trust: bool = False, processor: Path | None = None) -> Examined:
+    """Read a source's metadata; risks are listed, not raised, save where nothing else can be said (a bare pickle).
+
+    Raises NotFound, InvalidInput, InvalidModel, UnsafeModel, Unsupported.
+    """
+    path = hub.fetch(source) if source.startswith(hub.PREFIX) else opened(Path(source).expanduser())
+    try:
+        found = recognise(path)
+        own = describe(found.place)
+    except OSError as error:
+        raise _unreadable(error, path) from error
+    if processor is not None:
+        folder = opened(Path(processor).expanduser())
+        if not folder.is_dir():
+            raise InvalidInput(f"--processor {processor} is no folder; give a Hugging Face folder with processor files")
+        given = describe(Place(folder))
+        if not given.files:
+            raise InvalidInput(
+                f"--processor {processor} holds no processor files (preprocessor_config.json, tokenizer.json, config.json)"
+            )
+        own = merge(own, given, keeps_config=found.layout in ("huggingface", "genai"))
+    reading = _read(found, own)
+    files = {**own.files, **reading.files}
+    inspection = Inspection(
+        source=source,
+        path=path,
+        format=reading.format,
+        layout=reading.layout,
+        task=reading.task or own.task,
+        architecture=reading.architecture or own.architecture,
+        signature=reading.signature,
+        parameters=reading.parameters,
+        size_bytes=sum(file.stat().st_size for file in files.values()),
+        precision=reading.precision,
+        labels=reading.labels or own.labels,
+        risks=tuple(_weighed(risk, trust) for risk in (*reading.risks, *_code_risks(found, own))),
+        notes=(*reading.notes, *_notes(found, path)),
+        files=tuple(sorted(files)),
+    )
+    return Examined(inspection, reading, files)
+
+
+def refuse_blocked(inspection: Inspection) -> None:
+    """Raise UnsafeModel when a risk forbids loading, naming every such risk and whether --trust lifts them."""
+    blocked = inspection.blocked
+    if not blocked:
+        return
+    what = "; ".join(risk.what for risk in blocked)
+    way = "pass --trust if you know who made it" if all(risk.liftable for risk in blocked) else "--trust does not lift this"
+    raise UnsafeModel(f"{inspection.path} is refused: {what} ({way})")
+
+
+def _read(found: Recognised, description: Description) -> Reading:
+    """The reading; bytes that break a reader in a way it did not foresee are a broken model, never a crash of ours."""
+    try:
+        return _by_layout(found, description)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise InvalidModel(f"{found.place.path / found.name} is not as its format says ({reason}); export it again") from error
+    except OSError as error:
+        raise _unreadable(error, found.place.path) from error
+
+
+def _unreadable(error: OSError, path: Path) -> InvalidModel:
+    return InvalidModel(f"can't read {error.filename or path}: {error.strerror}; check its name and its permissions")
+
+
+def _by_layout(found: Recognised, description: Description) -> Reading:
+    place, name = found.place, found.name
+    if found.layout == "huggingface":
+        return huggingface.read(place, description)
+    if found.layout == "savedmodel":
+        return savedmodel.read(place)
+    if found.layout == "genai":
+        return ir.read_genai(place, description)
+    readers = {"onnx": onnx.read, "pt2": pt2.read, "torchscript": torchscript.read, "keras": keras.read, "ir": ir.read}
+    return readers[found.layout](place, name)
+
+
+def _weighed(risk: Risk, trust: bool) -> Risk:
+    return replace(risk, severity="warning") if trust and risk.liftable and risk.severity == "blocked" else risk
+
+
+def _code_risks(found: Recognised, description: Description) -> tuple[Risk, ...]:
+    """A repository's own code matters where transformers would build the model; other layouts only mention it."""
+    if found.layout == "huggingface":
+        return description.risks
+    return tuple(
+        Risk("info", "the folder names Python code of its own (auto_map), which is neither needed nor run")
+        for _ in description.risks
+    )
+
+
+def _notes(found: Recognised, path: Path) -> list[str]:
+    notes = []
+    if found.also:
+        notes.append(f"also holds {', '.join(found.also[:5])}, which {'was' if len(found.also) == 1 else 'were'} passed over")
+    folder = path if path.is_dir() else path.parent
+    if found.layout in ("huggingface", "onnx", "ir") and (folder / "modules.json").is_file():
+        notes.append(
+            "a sentence-transformers folder: its encoder is taken, which gives a vector a token; what modules.json adds "
+            "(pooling, normalising, dense layers) is not"
+        )
+    if path.is_file() and found.layout != "savedmodel" and (path.parent / "config.json").is_file():
+        notes.append("a config.json lies beside it: give the folder, or --processor, to use it")
+    return notes

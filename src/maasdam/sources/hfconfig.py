@@ -1,0 +1,220 @@
+"""What a Hugging Face config.json and its neighbours say: task, architecture, labels, processor files, own code.
+
+Knows the names Hugging Face gives files and architectures. Refuses to know weights, and to import transformers
+save for its list of model types, when a repository brings code of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from maasdam.core import IMAGE_CLASSIFICATION, SPEECH_RECOGNITION, TEXT_GENERATION
+from maasdam.errors import InvalidModel
+from maasdam.sources.bounds import MAX_PROCESSOR_FILE_BYTES, Place, read_json_object
+from maasdam.sources.finding import Risk
+
+PROCESSOR_FILES = frozenset(
+    {
+        "config.json",
+        "generation_config.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "image_processor_config.json",
+        "video_preprocessor_config.json",
+        "feature_extractor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenizer.model",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "vocab.txt",
+        "vocabulary.json",
+        "vocabulary.txt",
+        "merges.txt",
+        "normalizer.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "labels.txt",
+    }
+)
+"""Files that describe the processor, flat beside the model. None of them is code."""
+
+LAYER_COUNTS = frozenset(
+    {
+        "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers",
+        "num_encoder_layers", "num_encoder_blocks", "num_stages", "depths", "depth", "num_feat_extract_layers",
+    }
+)  # fmt: skip
+"""Settings of transformers' configurations that count layers, each of which has weights."""
+MOST_LABELS = 1_000_000
+MOST_LAYERS = 10_000
+"""transformers makes a list entry or a name of each as soon as it reads a configuration, whoever asked for what."""
+
+_TASK_BY_SUFFIX: tuple[tuple[str, str], ...] = (
+    ("ForImageClassification", IMAGE_CLASSIFICATION),
+    ("ForImageClassificationWithTeacher", IMAGE_CLASSIFICATION),
+    ("ForCausalLM", TEXT_GENERATION),
+    ("LMHeadModel", TEXT_GENERATION),
+    ("ForCTC", SPEECH_RECOGNITION),
+    ("ForSpeechSeq2Seq", SPEECH_RECOGNITION),
+    ("ForSequenceClassification", "text-classification"),
+    ("ForTokenClassification", "token-classification"),
+    ("ForQuestionAnswering", "question-answering"),
+    ("ForMaskedLM", "fill-mask"),
+    ("ForMultipleChoice", "multiple-choice"),
+    ("ForObjectDetection", "object-detection"),
+    ("ForSemanticSegmentation", "image-segmentation"),
+    ("ForUniversalSegmentation", "image-segmentation"),
+    ("ForDepthEstimation", "depth-estimation"),
+    ("ForAudioClassification", "audio-classification"),
+    ("ForImageTextToText", "image-text-to-text"),
+    ("ForVideoClassification", "video-classification"),
+)
+_TASK_BY_NAME = {
+    "WhisperForConditionalGeneration": SPEECH_RECOGNITION,
+    "MoonshineForConditionalGeneration": SPEECH_RECOGNITION,
+    "Speech2TextForConditionalGeneration": SPEECH_RECOGNITION,
+    "SpeechEncoderDecoderModel": SPEECH_RECOGNITION,
+    "T5ForConditionalGeneration": "text2text-generation",
+    "BartForConditionalGeneration": "text2text-generation",
+    "MarianMTModel": "translation",
+    "CLIPModel": "zero-shot-image-classification",
+}
+
+
+_OF_SOUND = ("conv_kernel", "feature_projection_input_dim", "num_mel_bins")
+"""What config.json has of models that take sound, whatever their class is called."""
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """The processor files of a folder, and what its config.json says."""
+
+    files: Mapping[str, Path] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    preprocessor: Mapping[str, Any] = field(default_factory=dict)
+    risks: tuple[Risk, ...] = ()
+
+    @property
+    def architecture(self) -> str | None:
+        """The first of config.json's `architectures`."""
+        names = self.config.get("architectures")
+        return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+
+    @property
+    def task(self) -> str | None:
+        """Hugging Face's name of the architecture's task."""
+        task = task_of(self.architecture)
+        if task == "text-classification" and any(key in self.config for key in _OF_SOUND):
+            return "audio-classification"  # Wav2Vec2ForSequenceClassification and its kin
+        return task
+
+    @property
+    def labels(self) -> int | None:
+        """How many classes it tells apart; None where nothing says it."""
+        names = self.config.get("id2label")
+        if isinstance(names, dict) and names:
+            return len(names)
+        count = self.config.get("num_labels")
+        return count if isinstance(count, int) and count > 0 else None
+
+
+def describe(place: Place) -> Description:
+    """Read the processor files of a folder. Raises InvalidModel where one is broken or absurdly large."""
+    files: dict[str, Path] = {}
+    for name in place.names():
+        if name in PROCESSOR_FILES and (path := place.file(name)) is not None:
+            if path.stat().st_size > MAX_PROCESSOR_FILE_BYTES:
+                raise InvalidModel(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_PROCESSOR_FILE_BYTES:,} are taken")
+            files[name] = path
+    parsed = {name: read_json_object(path) for name, path in files.items() if name.endswith("config.json")}
+    for name, found in parsed.items():
+        _check_counts(found, files[name])
+    config = parsed.get("config.json", {})
+    preprocessor = dict(parsed.get("preprocessor_config.json", {}))
+    inner = parsed.get("processor_config.json", {})
+    for part in ("image_processor", "feature_extractor"):  # newer processors keep both in one file
+        if isinstance(inner.get(part), dict):
+            preprocessor |= inner[part]
+    return Description(files, config, preprocessor, tuple(_own_code(parsed, config)))
+
+
+def counts_in(config: Mapping[str, Any], keys: frozenset[str]) -> Iterator[tuple[str, int | float]]:
+    """Every number that stands under one of `keys`, alone or in a list, in the configuration or one inside it."""
+    waiting: list[tuple[str, Any]] = [("", dict(config))]
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(str(name), inner) for name, inner in value.items()]
+        elif isinstance(value, list) and key in keys:
+            waiting += [(key, inner) for inner in value]
+        elif key in keys and isinstance(value, int | float):
+            yield key, value
+
+
+def _check_counts(config: Mapping[str, Any], path: Path) -> None:
+    """Raise InvalidModel for counts that would fill the memory when transformers reads them."""
+    for keys, most in ((LAYER_COUNTS, MOST_LAYERS), (frozenset({"num_labels"}), MOST_LABELS)):
+        for key, value in counts_in(config, keys):
+            if value > most:
+                raise InvalidModel(
+                    f"{path} has {key} {value:,}; at most {most:,} are taken: give the config.json made with the model"
+                )
+
+
+def merge(own: Description, other: Description, keeps_config: bool) -> Description:
+    """What `--processor` adds: its files win, since the user named them; `keeps_config` where config.json builds the model."""
+    files = {**own.files, **other.files}
+    config = other.config or own.config
+    if keeps_config and "config.json" in own.files:
+        files["config.json"] = own.files["config.json"]
+        config = own.config
+    return Description(
+        files=files,
+        config=config,
+        preprocessor=other.preprocessor or own.preprocessor,
+        risks=own.risks + tuple(risk for risk in other.risks if risk not in own.risks),
+    )
+
+
+def task_of(architecture: str | None) -> str | None:
+    """The task of a transformers class name, Hugging Face's name for it; None when unknown."""
+    if architecture is None:
+        return None
+    if architecture in _TASK_BY_NAME:
+        return _TASK_BY_NAME[architecture]
+    return next((task for suffix, task in _TASK_BY_SUFFIX if architecture.endswith(suffix)), None)
+
+
+def _own_code(parsed: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]) -> Iterator[Risk]:
+    """The risk of code that the repository brings; never run here, so only liftable where transformers has its own."""
+    asking = sorted(name for name, values in parsed.items() if values.get("auto_map"))
+    if not asking:
+        return
+    kind = config.get("model_type")
+    if isinstance(kind, str) and _is_known(kind):
+        yield Risk(
+            "blocked",
+            f"{', '.join(asking)} names Python code of the repository's own (auto_map). Maasdam never runs it; transformers "
+            f"has an implementation of '{kind}' of its own, and --trust uses that one",
+            liftable=True,
+        )
+    else:
+        yield Risk(
+            "blocked",
+            f"{', '.join(asking)} names Python code of the repository's own (auto_map), without which there is no model. "
+            "Maasdam never runs such code, with --trust neither; export the model to ONNX or .pt2 where you trust it",
+        )
+
+
+def _is_known(model_type: str) -> bool:
+    # the list is there; the module's __all__ leaves it out
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
+
+    return model_type in CONFIG_MAPPING_NAMES

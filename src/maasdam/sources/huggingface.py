@@ -1,0 +1,235 @@
+"""Hugging Face folders: config.json beside safetensors.
+
+Knows how transformers lays models out and what its image, speech and text models take and give. Refuses to import
+torch or transformers' models, and to touch weights that are pickles.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from maasdam.core import IMAGE_CLASSIFICATION, SPEECH_RECOGNITION, TEXT_GENERATION, Signature, TensorSpec
+from maasdam.errors import InvalidModel, Unsupported
+from maasdam.sources.bounds import MAX_CONFIG_BYTES, Place, commonest, read_json_object
+from maasdam.sources.finding import Reading
+from maasdam.sources.hfconfig import LAYER_COUNTS, Description, counts_in
+from maasdam.sources.safetensors import read_header
+
+MAX_SHARDS = 2000
+SHARED_LAYERS = 512
+"""As many layers may have their weights in common (ALBERT)."""
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_KINDS_OF_TOKENS = re.compile(r"(^|\.)(token_type_embeddings(_\d+)?\.weight|seg_embed)$")
+"""Weights with a row for each kind of token: of embeddings (BERT and its kin), of attention (XLNet, Funnel)."""
+_NUMBERED_KINDS = re.compile(r"(^|\.)token_type_embeddings_\d+\.weight$")
+"""A table for each of several columns of kinds (TAPAS)."""
+_TEXT_TASKS = ("text-classification", "token-classification", "fill-mask")
+
+
+def read(place: Place, description: Description) -> Reading:
+    """Read the folder. Raises InvalidModel when config or weights are broken or don't belong together."""
+    if "config.json" not in description.files:
+        raise InvalidModel(
+            f"{place.path} has weights but no config.json, so nothing says what they are; add the model's config.json"
+        )
+    if place.file("adapter_config.json"):
+        raise Unsupported(f"{place.path} is an adapter (PEFT), not a whole model; merge it into its model and save that")
+    files = _weights(place)
+    elements: Counter[str] = Counter()
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in files.values():
+        if path.name.endswith(".json"):
+            continue
+        header = read_header(path)
+        elements += header.elements
+        shapes |= header.shapes
+    if not shapes:
+        raise InvalidModel(f"{place.path} holds no weights: its safetensors are empty; save the model again")
+    if INDEX in files:
+        _check_index(files[INDEX], shapes)
+    _check_layers(description, len(shapes), place)
+    return Reading(
+        format="pytorch",
+        layout="huggingface",
+        files=files,
+        signature=_signature(description, shapes),
+        task=description.task,
+        architecture=description.architecture,
+        parameters=sum(elements.values()),
+        precision=commonest(elements),
+        labels=_labels(description, shapes),
+        notes=tuple(_notes(description, len(files))),
+    )
+
+
+def _weights(place: Place) -> dict[str, Path]:
+    """The safetensors files by name: one, or shards with their index."""
+    if (whole := place.file(WEIGHTS)) is not None:
+        return {WEIGHTS: whole}
+    index = place.need(INDEX, "and no model.safetensors either; save the model with save_pretrained")
+    mapping = read_json_object(index, MAX_CONFIG_BYTES).get("weight_map")
+    if not isinstance(mapping, dict) or not mapping:
+        raise InvalidModel(f"{index} has no weight_map; save the model again")
+    names = {str(name) for name in mapping.values()}
+    if len(names) > MAX_SHARDS:
+        raise InvalidModel(f"{index} names {len(names):,} shards; at most {MAX_SHARDS:,} are taken")
+    files = {INDEX: index}
+    for name in sorted(names):
+        if "/" in name or "\\" in name or not name.endswith(".safetensors"):
+            raise InvalidModel(
+                f"{index} names the shard '{name}', which is no safetensors file beside it; save the model again"
+            )
+        files[name] = place.need(name, "the index names this shard; the download is incomplete: fetch it again")
+    return files
+
+
+def _check_index(index: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    missing = [name for name in read_json_object(index)["weight_map"] if name not in shapes]
+    if missing:
+        raise InvalidModel(f"{index} names {len(missing)} tensors that no shard holds ('{missing[0]}'); fetch the model again")
+
+
+def _check_layers(description: Description, tensors: int, place: Place) -> None:
+    """Raise InvalidModel for more layers than there are weights: transformers builds them all before it looks for those."""
+    for key, value in counts_in(description.config, LAYER_COUNTS):
+        if value > max(tensors, SHARED_LAYERS):
+            raise InvalidModel(
+                f"{place.path}/config.json has {key} {value:,}, and the weights are {tensors:,} tensors; "
+                "give the config.json that belongs to them"
+            )
+
+
+def _labels(description: Description, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    if description.task not in (IMAGE_CLASSIFICATION, *_TEXT_TASKS[:2], "audio-classification"):
+        return None
+    if description.labels:
+        return description.labels
+    for name in ("classifier.weight", "classifier.1.weight", "classifier.out_proj.weight", "score.weight"):
+        if name in shapes:
+            return shapes[name][0]
+    return None
+
+
+def _signature(description: Description, shapes: Mapping[str, tuple[int, ...]]) -> Signature | None:
+    """What the model takes and gives as a tensor engine; None for models that generate, or where config doesn't say."""
+    if description.task == IMAGE_CLASSIFICATION:
+        return _image_signature(description, shapes)
+    if description.task == SPEECH_RECOGNITION and str(description.architecture).endswith("ForCTC"):
+        return _speech_signature(description, shapes)
+    if description.task in _TEXT_TASKS:
+        labels = description.config.get("vocab_size") if description.task == "fill-mask" else _labels(description, shapes)
+        per_token = description.task != "text-classification"
+        return Signature(
+            text_inputs(shapes),
+            (TensorSpec("logits", "float32", (None, None, labels) if per_token else (None, labels)),),
+        )
+    if description.task is None and str(description.architecture).endswith("Model"):
+        return _encoder_signature(description, shapes)
+    return None
+
+
+def _encoder_signature(description: Description, shapes: Mapping[str, tuple[int, ...]]) -> Signature | None:
+    """A text encoder without a head, as BertModel: states per token, and one per text where it has a pooler."""
+    config = description.config
+    words, hidden = shapes.get("embeddings.word_embeddings.weight"), _count(config.get("hidden_size", config.get("dim")))
+    if words is None or hidden is None or config.get("is_decoder") or config.get("is_encoder_decoder"):
+        return None
+    outputs = [TensorSpec("last_hidden_state", "float32", (None, None, hidden))]
+    if any(name.startswith("pooler.") for name in shapes):
+        outputs.append(TensorSpec("pooler_output", "float32", (None, hidden)))
+    return Signature(text_inputs(shapes), tuple(outputs))
+
+
+def text_inputs(shapes: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
+    """What a text encoder takes: words, their mask and, where its weights tell kinds of tokens apart, those kinds.
+
+    transformers takes the first kind for all tokens where it is given none, and then answers a pair of texts as if it were
+    one. Models that know a single kind (RoBERTa) are not asked for it.
+    """
+    words = tuple(TensorSpec(name, "int64", (None, None), layout="NT") for name in ("input_ids", "attention_mask"))
+    tables = [s[0] for name, s in shapes.items() if _KINDS_OF_TOKENS.search(name)]
+    kinds = min(tables, default=1)
+    if kinds < 2:
+        return words
+    columns = sum(_NUMBERED_KINDS.search(name) is not None for name in shapes)
+    shape, layout = ((None, None, columns), None) if columns else ((None, None), "NT")
+    return (*words, TensorSpec("token_type_ids", "int64", shape, layout, value_range=(0, kinds - 1)))
+
+
+def _image_signature(description: Description, shapes: Mapping[str, tuple[int, ...]]) -> Signature:
+    channels = description.config.get("num_channels", 3)
+    height, width = image_size(description)
+    pixels = TensorSpec("pixel_values", "float32", (None, _count(channels), height, width), layout="NCHW")
+    return Signature((pixels,), (TensorSpec("logits", "float32", (None, _labels(description, shapes))),))
+
+
+def image_size(description: Description) -> tuple[int | None, int | None]:
+    """(height, width) in pixels of the images the model sees: as cropped, else as resized, else config's image_size."""
+    pre = description.preprocessor
+    candidates: list[Any] = []
+    if pre.get("do_center_crop", "crop_size" in pre):
+        candidates.append(pre.get("crop_size"))
+    if pre.get("do_resize", True):
+        candidates.append(pre.get("size"))
+    candidates.append(description.config.get("image_size"))
+    for value in candidates:
+        if isinstance(value, dict):
+            if "height" in value and "width" in value:
+                return _count(value["height"]), _count(value["width"])
+            # {"shortest_edge": …} alone does not say the other edge
+        elif isinstance(value, list) and len(value) == 2:
+            return _count(value[0]), _count(value[1])
+        elif _count(value):
+            return _count(value), _count(value)
+    return None, None
+
+
+def _speech_signature(description: Description, shapes: Mapping[str, tuple[int, ...]]) -> Signature:
+    config, pre = description.config, description.preprocessor
+    kind = str(pre.get("feature_extractor_type", ""))
+    vocabulary = config.get("vocab_size") or next(
+        (s[0] for n, s in shapes.items() if n in ("lm_head.weight", "ctc_head.weight")), None
+    )
+    mask = TensorSpec("attention_mask", "int64", (None, None), layout="NT")
+    takes_waves = kind == "Wav2Vec2FeatureExtractor" or "conv_kernel" in config
+    if takes_waves:
+        waves = TensorSpec("input_values", "float32", (None, None), layout="NT")
+        inputs: tuple[TensorSpec, ...] = (waves, mask) if pre.get("return_attention_mask") else (waves,)
+    else:
+        features = config.get("feature_projection_input_dim")
+        if features is None:
+            features = _count(pre.get("num_mel_bins", pre.get("feature_size", 80)))
+            features = features * pre.get("stride", 1) if features else None
+        inputs = (TensorSpec("input_features", "float32", (None, None, _count(features)), layout="NTF"), mask)
+    return Signature(inputs, (TensorSpec("logits", "float32", (None, None, _count(vocabulary)), layout="NTV"),))
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _notes(description: Description, files: int) -> list[str]:
+    notes = []
+    if files > 1:
+        notes.append(f"weights in {files - 1} shards")
+    method = description.config.get("quantization_config")
+    if isinstance(method, dict):
+        notes.append(
+            f"already quantised ({method.get('quant_method', 'method not named')}): its engine needs that method's library"
+        )
+    if (
+        description.task == TEXT_GENERATION
+        and "tokenizer.json" not in description.files
+        and "tokenizer.model" not in description.files
+    ):
+        notes.append("no tokenizer beside it: only token ids can be sent")
+    if description.architecture is None:
+        notes.append("config.json names no architecture: say the task with --task")
+    elif description.task is None:
+        notes.append(f"'{description.architecture}' belongs to no task known here")
+    return notes

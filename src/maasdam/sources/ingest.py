@@ -1,0 +1,138 @@
+"""Bringing a source into the store: checked, then copied, then checked again as copied.
+
+Knows which engine runs a layout as it is, and which tasks are served. Refuses to load a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from maasdam.core import IMAGE_CLASSIFICATION, PAST, TASKS, Artifact, Layout
+from maasdam.errors import InvalidInput, InvalidModel, Unsupported
+from maasdam.sources.examine import Examined, examine, refuse_blocked
+from maasdam.sources.finding import Inspection
+
+if TYPE_CHECKING:
+    from maasdam.artifacts.store import Store
+
+_KEY_VERSION = 2
+"""Part of the cache key: grows when the same files come to be ingested differently."""
+
+_ENGINES: Mapping[Layout, str] = {
+    "huggingface": "pytorch",
+    "pt2": "pytorch",
+    "torchscript": "pytorch",
+    "onnx": "onnxruntime",
+    "savedmodel": "tensorflow",
+    "keras": "tensorflow",
+    "ir": "openvino",
+    "genai": "openvino-genai",
+}
+"""What runs each layout as it is."""
+
+
+def ingest(
+    source: str, store: Store, *, task: str | None = None, processor: Path | None = None, trust: bool = False
+) -> Artifact:
+    """Copy what serving needs of `source` into the store, in canonical names, and return the artifact.
+
+    `task` is needed only where neither the source nor `processor` names an architecture. The same files come to the
+    same artifact, and are copied once. Raises NotFound, InvalidModel, UnsafeModel, Unsupported (no such task), InvalidInput
+    (a task that contradicts the architecture; labels that don't fit).
+    """
+    check_task(task)
+    examined = examine(source, trust=trust, processor=processor)
+    refuse_blocked(examined.inspection)
+    chosen = _choose_task(task, examined.inspection)
+    _check_labels(chosen, examined.inspection)
+    key = _key(examined, chosen)
+    known = store.cached(key)
+    if known is not None:
+        return known[0]
+    with store.workspace() as work:
+        folder = work / "files"
+        folder.mkdir()
+        _copy(examined.files, folder)
+        copied = examine(str(folder), trust=trust)  # what is stored is what was looked at
+        refuse_blocked(copied.inspection)
+        if copied.inspection.layout != examined.inspection.layout or set(copied.files) != set(examined.files):
+            raise InvalidModel(f"{source} changed while it was copied; try again")
+        reading = copied.reading
+        engine = _ENGINES[reading.layout]
+        if reading.layout == "huggingface" and reading.signature is None:
+            engine = "transformers"
+        artifact = store.add(
+            folder,
+            format=reading.format,
+            layout=reading.layout,
+            task=chosen,
+            engine=engine,
+            signature=reading.signature,
+            settings=dict(reading.settings),
+        )
+    store.remember(key, artifact, {"source": source})
+    return artifact
+
+
+def ingested(examined: Examined, store: Store) -> Artifact | None:
+    """What the files came to when they were ingested with nothing said of their task; None where they were not."""
+    known = store.cached(_key(examined, _choose_task(None, examined.inspection)))
+    return known[0] if known else None
+
+
+def check_task(task: str | None) -> None:
+    """Raise Unsupported, naming the tasks there are, when `task` is none of them."""
+    if task is not None and task not in TASKS:
+        raise Unsupported(f"no task '{task}'; the tasks are: {', '.join(TASKS)}")
+
+
+def _choose_task(task: str | None, inspection: Inspection) -> str | None:
+    """The task asked for, else the architecture's where it is served; None is tensors only, as a bare decoder is."""
+    if inspection.signature is not None and any(s.name.startswith(PAST) for s in inspection.signature.inputs):
+        if task is not None:
+            raise Unsupported(
+                f"{inspection.source} is a decoder that takes its cache as tensors, and no engine here does '{task}' with one; "
+                "leave --task out to serve its tensors, or build the Hugging Face model that it came from"
+            )
+        return None
+    if task is None:
+        return inspection.task if inspection.task in TASKS else None
+    if inspection.task is not None and inspection.task != task:
+        raise InvalidInput(
+            f"{inspection.source} is a {inspection.architecture}, made for {inspection.task}, not '{task}'; leave --task out"
+        )
+    return task
+
+
+def _check_labels(task: str | None, inspection: Inspection) -> None:
+    """Labels that don't fit would name the wrong classes."""
+    if task != IMAGE_CLASSIFICATION or inspection.signature is None or inspection.labels is None:
+        return
+    classes = {spec.shape[1] for spec in inspection.signature.outputs if len(spec.shape) == 2 and spec.shape[1] is not None}
+    if classes and inspection.labels not in classes:
+        raise InvalidInput(
+            f"config.json names {inspection.labels} labels, but the model answers with {max(classes)} classes; "
+            "give the --processor folder that belongs to this model"
+        )
+
+
+def _copy(files: Mapping[str, Path], folder: Path) -> None:
+    for name, path in sorted(files.items()):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target, follow_symlinks=False)
+
+
+def _key(examined: Examined, task: str | None) -> str:
+    """Names the files by what the file system says of them: any write changes the change time, which nobody can set."""
+    facts = []
+    for name, path in sorted(examined.files.items()):
+        state = path.stat()
+        facts.append([name, str(path), state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns])
+    text = json.dumps([_KEY_VERSION, task, examined.inspection.layout, facts])
+    return hashlib.sha256(b"ingest" + text.encode()).hexdigest()
