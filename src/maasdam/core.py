@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from numbers import Real
 from pathlib import Path
@@ -281,10 +281,6 @@ class Artifact:
     def writes_speech(self) -> bool:
         """Whether its engine hears and writes by itself (Whisper), instead of giving scores that are decoded (CTC)."""
         return self.task == SPEECH_RECOGNITION and self.signature is None
-
-    def with_path(self, path: Path) -> Artifact:
-        """The same artifact at another place."""
-        return replace(self, path=path)
 
 
 @dataclass(frozen=True, slots=True)

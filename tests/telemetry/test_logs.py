@@ -10,7 +10,7 @@ import logging
 import pytest
 import structlog
 
-from maasdam.telemetry.logs import bind_request, configure
+from maasdam.telemetry.logs import configure
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def lines():
 
 
 def test_ours_and_the_libraries_lines_are_json_with_the_request(lines) -> None:
-    with bind_request("r1"):
+    with structlog.contextvars.bound_contextvars(request_id="r1"):
         structlog.get_logger("maasdam.test").info("answered", status=200)
         logging.getLogger("uvicorn.error").warning("slow %s", "client")
     logging.getLogger("other").error("outside")
@@ -53,7 +53,7 @@ def test_below_the_level_nothing_is_written(lines) -> None:
 
 async def test_requests_at_once_keep_their_own_ids(lines) -> None:
     async def answer(name: str) -> None:
-        with bind_request(name):
+        with structlog.contextvars.bound_contextvars(request_id=name):
             await asyncio.sleep(0)
             structlog.get_logger("maasdam.test").info(name)
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from maasdam.artifacts.produced import Produced
 from maasdam.core import Artifact, Format, Layout, Signature
 from maasdam.errors import InvalidModel, MaasdamError, NotFound, StorageFailure
 
@@ -115,6 +116,14 @@ class Store:
             return self._keep(folder, described, parents, expect)
         except OSError as error:
             raise _disk_error(error, self.root) from error
+
+    def add_as(self, folder: Path, what: Artifact | Produced, task: str | None, *parents: str) -> Artifact:
+        """`add` with the facts of what was made, or of an artifact that was changed."""
+        signature, settings = what.signature, what.settings
+        return self.add(
+            folder, format=what.format, layout=what.layout, task=task, engine=what.engine, signature=signature,
+            settings=settings, parents=parents,
+        )  # fmt: skip
 
     def _keep(self, folder: Path, described: dict[str, Any], parents: tuple[str, ...], expect: str | None) -> Artifact:
         files = _hash_files(folder) if folder.is_dir() else []

@@ -80,13 +80,7 @@ def find_direction(source: Artifact, to: Format) -> Direction:
         return direction
     if source.format == to:
         raise Unsupported(f"the model is {to} ({source.layout}) already; there is nothing to convert")
-    return _or_refuse(None, source, to, "this direction does not exist yet")
-
-
-def _or_refuse(direction: Direction | None, source: Artifact, to: Format, why: str) -> Direction:
-    if direction is None:
-        raise Unsupported(f"can't convert {source.format} ({source.layout}) to {to}: {why}")
-    return direction
+    raise Unsupported(f"can't convert {source.format} ({source.layout}) to {to}: this direction does not exist yet")
 
 
 def convert(source: Artifact, to: Format, out: Path, *, progress: Progress = silent) -> Produced:

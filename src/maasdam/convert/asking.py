@@ -6,7 +6,6 @@ Knows what transformers call their inputs, and what first layers look like. What
 from __future__ import annotations
 
 import inspect
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -99,19 +98,7 @@ def kept(source: Artifact, store: Store, given: Sequence[Tensors] = ()) -> Artif
         found = of_one(found) or found
     if found.signature == source.signature:
         return source
-    with store.workspace() as work:
-        files = work / "files"
-        shutil.copytree(source.path, files)
-        return store.add(
-            files,
-            format=found.format,
-            layout=found.layout,
-            task=found.task,
-            engine=found.engine,
-            signature=found.signature,
-            settings=found.settings,
-            parents=(source.digest,),
-        )
+    return store.add_as(source.path, found, found.task, source.digest)
 
 
 def _of_transformers(source: Artifact) -> Signature:

@@ -7,12 +7,12 @@ that engine is opened.
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from maasdam.core import TEXT_GENERATION, Artifact, Engine, Layout
+from maasdam.engines.processor import available_threads
 from maasdam.errors import InvalidInput, Unsupported
 
 
@@ -91,13 +91,6 @@ def engines_for(layout: str, task: str | None = None) -> tuple[str, ...]:
     if layout == "huggingface" and task == TEXT_GENERATION:
         return ("transformers",)
     return names
-
-
-def available_threads() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def in_force(

@@ -35,7 +35,7 @@ RANGE = 2.0
 class FasterWhisper:
     """One opened model. Used by one thread at a time. See `whisper_engine.Writes`."""
 
-    def __init__(self, folder: Path, device: str, compute_type: str, threads: int, beam_size: int) -> None:
+    def __init__(self, folder: Path, device: str, compute_type: str, threads: int) -> None:
         can = ctranslate2.get_supported_compute_types(device)
         kind = compute_type if compute_type in (*can, "default") else "float32"
         self._model = _Model(str(folder), device=device, compute_type=kind, cpu_threads=threads, local_files_only=True)
@@ -44,7 +44,7 @@ class FasterWhisper:
         self.end = int(self._model.hf_tokenizer.token_to_id("<|endoftext|>"))
         config = json.loads((folder / "config.json").read_text())
         self._how = {
-            "beam_size": beam_size,
+            "beam_size": 1,
             "temperature": 0.0,
             "condition_on_previous_text": False,
             "suppress_tokens": list(config.get("suppress_ids") or []),  # the model's own, not faster-whisper's guess

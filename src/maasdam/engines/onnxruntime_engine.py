@@ -51,12 +51,11 @@ DTYPES = {
 def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> OnnxRuntimeEngine:
     """Open `model.onnx`.
 
-    Settings: "threads" (intra-op); "spin" (default False: spinning burns CPU under load); "graph": how far the graph is
-    rewritten when it is opened, "all" (default), "extended" (no layouts of this processor) or "basic"; "fast_sums" (default
-    False): int8 products may be added in 16 bits where the processor has no VNNI, about a third faster: quantisation sets it
-    where it has narrowed the weights until their sums fit. On device cuda:
-    "provider", "cuda" (default) or "tensorrt", and "precision" "f16" for TensorRT; "int8" (a graph quantised for TensorRT)
-    makes TensorRT the default, with its int8 kernels; on a processor such a graph is computed in float.
+    Settings: "threads" (intra-op); "graph": how far the graph is rewritten when it is opened, "all" (default), "extended" (no
+    layouts of this processor) or "basic"; "fast_sums" (default False): int8 products may be added in 16 bits where the
+    processor has no VNNI, about a third faster: quantisation sets it where it has narrowed the weights until their sums fit.
+    On device cuda: "provider", "cuda" (default) or "tensorrt", and "precision" "f16" for TensorRT; "int8" (a graph quantised
+    for TensorRT) makes TensorRT the default, with its int8 kernels; on a processor such a graph is computed in float.
     """
     with loading_with(NAME, artifact):
         providers = _providers(device, settings)
@@ -90,7 +89,6 @@ def _opened(
 ) -> Any:
     import onnxruntime as ort
 
-    spins = "1" if settings.get("spin", False) else "0"
     for number, switches in enumerate(ways, 1):
         options = ort.SessionOptions()
         options.intra_op_num_threads = settings["threads"]
@@ -98,8 +96,8 @@ def _opened(
         options.graph_optimization_level = _graph_level(settings)
         options.log_severity_level = 4  # what breaks is raised, with the same words
         options.enable_cpu_mem_arena = keeps_memory
-        options.add_session_config_entry("session.intra_op.allow_spinning", spins)
-        options.add_session_config_entry("session.inter_op.allow_spinning", spins)
+        for pool in ("intra_op", "inter_op"):  # spinning burns the CPU of every other model of the service
+            options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
         for switch in switches:
             options.add_session_config_entry(switch, "1")
         try:

@@ -32,7 +32,14 @@ def processor_name() -> str:
     """
     name = _cpuinfo().get("model name") or platform.processor() or platform.machine()
     best = f" ({found[0]})" if (found := instructions()) else ""
-    return f"{name}{best}, {len(os.sched_getaffinity(0))} cores"
+    return f"{name}{best}, {available_threads()} cores"
+
+
+def available_threads() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -50,9 +50,9 @@ class Writes(Protocol):
 def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> WhisperEngine:
     """Open a CTranslate2 folder.
 
-    Settings: "threads"; "precision": f32 (default), int8, bf16, f16, auto; what the processor has not is computed in float32;
-    "beam_size" (default 1: greedy, as transformers). The same recording always gives the same transcript: nothing is sampled
-    again at higher temperatures.
+    Settings: "threads"; "precision": f32 (default), int8, bf16, f16, auto; what the processor has not is computed in float32.
+    Greedy, as transformers: the same recording always gives the same transcript, nothing is sampled again at higher
+    temperatures.
     """
     precision = settings.get("precision", "f32")
     if precision not in COMPUTE_TYPES:
@@ -61,7 +61,7 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> Whispe
         from maasdam.engines.faster_whisper_library import FasterWhisper
 
         kind = COMPUTE_TYPES[precision]
-        model = FasterWhisper(artifact.path, device, kind, settings["threads"], int(settings.get("beam_size", 1)))
+        model = FasterWhisper(artifact.path, device, kind, settings["threads"])
     return WhisperEngine(model, NAME)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ from maasdam.pipeline.recipe import DEFAULT_RECIPE, Recipe, find_recipe
 
 if TYPE_CHECKING:
     from maasdam.artifacts.catalog import Catalog, Version
-    from maasdam.artifacts.store import Store
     from maasdam.operations.workspace import Workspace
     from maasdam.pipeline.examples import PreparedExamples
     from maasdam.pipeline.run_recipe import Build, Data
@@ -136,7 +135,8 @@ def _make(root: Path, settings: Settings, asked: Asked, progress: Progress) -> M
     building.notes += [moved] if moved else []
     candidate = building.run(recipe, artifact, asked.to)
     if recipe.batch is not None:
-        candidate = _with_setting(store, candidate, "batch", recipe.batch)
+        changed = replace(candidate, settings={**candidate.settings, "batch": recipe.batch})
+        candidate = store.add_as(candidate.path, changed, candidate.task, candidate.digest, *candidate.parents)
     report = _verified(settings, building, candidate, artifact, examples, recipe)
     return Made(candidate, recipe.name, report, [step.to_json() for step in building.steps])
 
@@ -180,20 +180,6 @@ def _verified(
         threads = int(report.conditions["threads"])
         Findings(settings.home).keep(candidate, report.batching, device=building.device, threads=threads)
     return report.to_json()
-
-
-def _with_setting(store: Store, artifact: Artifact, name: str, value: str) -> Artifact:
-    """The same files with one more setting: another artifact."""
-    return store.add(
-        artifact.path,
-        format=artifact.format,
-        layout=artifact.layout,
-        task=artifact.task,
-        engine=artifact.engine,
-        signature=artifact.signature,
-        settings={**artifact.settings, name: value},
-        parents=(artifact.digest, *artifact.parents),
-    )
 
 
 def _check_flags(to: str | None, device: str) -> None:

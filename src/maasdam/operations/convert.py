@@ -147,16 +147,7 @@ def _converted(artifact: Artifact, to: Format, store: Store, convert: Any, progr
         made = convert(artifact, to, files, progress=progress)
         if made.layout == "ir":  # somebody else may open it, with nothing said
             hold_precision(files)
-        return store.add(
-            files,
-            format=made.format,
-            layout=made.layout,
-            task=artifact.task,
-            engine=made.engine,
-            signature=made.signature,
-            settings=made.settings,
-            parents=(artifact.digest,),
-        )
+        return store.add_as(files, made, artifact.task, artifact.digest)
 
 
 def _check_free(out: Path) -> None:

@@ -135,7 +135,7 @@ def _version(library: str) -> str | None:
 def _machine() -> dict[str, Any]:
     import psutil
 
-    from maasdam.engines import available_threads
+    from maasdam.engines.processor import available_threads
 
     return {
         "python": platform.python_version(),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maasdam.core import Progress, silent
-from maasdam.engines.processor import has_int8, processor_name
+from maasdam.engines.processor import available_threads, has_int8, processor_name
 from maasdam.pipeline.measure import Joules
 from maasdam.pipeline.sameness import installed_version
 
@@ -35,7 +35,7 @@ class Conditions:
     @property
     def threads_used(self) -> int:
         """Engine threads in force."""
-        return self.threads or len(os.sched_getaffinity(0))
+        return self.threads or available_threads()
 
     def energy_method(self, joules: float | None) -> str:
         """How `joules` were found, or why they were not."""

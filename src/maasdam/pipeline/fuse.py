@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from maasdam.artifacts.store import MANIFEST
 from maasdam.core import Artifact
 
 PATTERNS = {
@@ -85,7 +86,7 @@ def _operators(path: Path) -> Counter[str]:
 def _copy_all_but_the_graph(source: Path, folder: Path) -> None:
     folder.mkdir(parents=True)
     for path in sorted(source.iterdir()):
-        if path.is_file() and path.name != "artifact.json" and not path.name.startswith("model.onnx"):
+        if path.is_file() and path.name != MANIFEST and not path.name.startswith("model.onnx"):
             shutil.copyfile(path, folder / path.name)
 
 

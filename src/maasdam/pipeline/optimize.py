@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from maasdam.artifacts.produced import Produced
+from maasdam.artifacts.store import MANIFEST
 from maasdam.core import Artifact, TensorEngine, Tensors
 from maasdam.errors import MaasdamError, Unsupported
 from maasdam.pipeline.examples import Inputs, calibration_inputs, made_up_inputs
@@ -55,14 +56,10 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
 
         best, candidates = choose(rivals, settings, context, open_engine)
         facts = {"table": [c.to_json(c is best) for c in candidates], "goal": settings["goal"], "what": SAYS}
-    for path in sorted(best.artifact.path.iterdir()):
-        if path.name == "artifact.json":
-            continue
-        if path.is_dir():
-            shutil.copytree(path, out / path.name)
-        else:
-            shutil.copyfile(path, out / path.name)
     chosen = best.artifact
+    shutil.copytree(
+        chosen.path, out, ignore=lambda at, names: {MANIFEST} if Path(at) == chosen.path else (), dirs_exist_ok=True
+    )
     return Produced(chosen.format, chosen.layout, chosen.engine, chosen.signature, best.settings, facts)
 
 

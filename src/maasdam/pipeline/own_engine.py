@@ -6,6 +6,7 @@ opens the model, nobody can say, and what is built of it is held to that one.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact
@@ -26,16 +27,7 @@ def on_its_own_engine(source: Artifact, store: Store, device: str) -> tuple[Arti
     other = OTHER.get(source.layout)
     if other is None or source.signature is None or device != "cpu" or (why := _why_not(source)) is None:
         return source, None
-    moved = store.add(
-        source.path,
-        format=source.format,
-        layout=source.layout,
-        task=source.task,
-        engine=other,
-        signature=source.signature,
-        settings=source.settings,
-        parents=(source.digest,),
-    )
+    moved = store.add_as(source.path, replace(source, engine=other), source.task, source.digest)
     if _why_not(moved) is not None:
         return source, None
     return moved, f"{source.engine} can't open the model, so {other} runs it and is what it is held to: {why}"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import TEXT_GENERATION, Artifact, Format, Progress, silent
-from maasdam.engines.processor import processor_name
+from maasdam.engines.processor import available_threads, processor_name
 from maasdam.errors import (
     EngineFailure,
     InvalidInput,
@@ -201,16 +200,7 @@ class Build:
                 self.progress,
             )
             made = found.run(source, out, settings, context)
-            artifact = self.store.add(
-                out,
-                format=made.format,
-                layout=made.layout,
-                task=source.task,
-                engine=made.engine,
-                signature=made.signature,
-                settings=made.settings,
-                parents=(source.digest, *(r.digest for r in rivals)),
-            )
+            artifact = self.store.add_as(out, made, source.task, source.digest, *(r.digest for r in rivals))
             self.store.remember(key, artifact, made.facts)
         shutil.rmtree(checkpoints, ignore_errors=True)
         return artifact, made.facts
@@ -291,7 +281,7 @@ class Build:
                 "original": self.plain.digest if self.plain else None,
                 "data": None if (path := self.data.data or self.data.calibrate) is None else content_digest(path),
             }
-            facts |= {"processor": processor_name(), "threads": self.threads or len(os.sched_getaffinity(0))}
+            facts |= {"processor": processor_name(), "threads": self.threads or available_threads()}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from maasdam.artifacts.store import MANIFEST
 from maasdam.core import TEXT_GENERATION, Artifact, Batching, Example, Score
 from maasdam.errors import EngineFailure, InvalidInput, InvalidTensor, MaasdamError, Unsupported, VerificationFailed
 from maasdam.pipeline.answers import Answers
@@ -337,7 +338,7 @@ def _shared(
 def _identity(artifact: Artifact) -> str:
     """What decides how an artifact runs here: its files, its engine and its settings, but the threads, which are given."""
     settings = {k: v for k, v in artifact.settings.items() if (k, v) != ("precision", "f32") and k != "threads"}
-    return json.dumps([content_digest(artifact.path, but=("artifact.json",)), artifact.engine, settings], sort_keys=True)
+    return json.dumps([content_digest(artifact.path, but=(MANIFEST,)), artifact.engine, settings], sort_keys=True)
 
 
 def _close(subject: TensorSubject, kept: Mapping[str, TensorSubject]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from maasdam.core import Artifact, TensorEngine
+from maasdam.engines.processor import available_threads
 from maasdam.pipeline.fuse import fuse
 
 PLAIN_PRECISION = "f32"
@@ -63,7 +63,7 @@ class Candidate:
         """One row of the table."""
         return {
             "engine": self.artifact.engine,
-            "threads": self.threads or len(os.sched_getaffinity(0)),
+            "threads": self.threads or available_threads(),
             "precision": self.precision,
             "options": dict(self.options),
             "fused": dict(self.fused) or None,
@@ -79,11 +79,8 @@ class Candidate:
 def ways(rivals: Sequence[Artifact], settings: Mapping[str, Any], device: str, threads: int, work: Path) -> list[Candidate]:
     """Every way of every rival. `threads` 0 is all cores; fused graphs are written into folders below `work`."""
     find = _on_cuda if device == "cuda" else _on_cpu
-    return [
-        c
-        for number, r in enumerate(rivals)
-        for c in find(r, settings, threads or len(os.sched_getaffinity(0)), work / str(number))
-    ]
+    cores = threads or available_threads()
+    return [c for number, r in enumerate(rivals) for c in find(r, settings, cores, work / str(number))]
 
 
 def _on_cpu(artifact: Artifact, settings: Mapping[str, Any], cores: int, work: Path) -> Iterator[Candidate]:

@@ -124,10 +124,6 @@ class Message:
         """Whether the field occurs."""
         return number in self._by_number
 
-    def numbers_present(self) -> frozenset[int]:
-        """The field numbers that occur."""
-        return frozenset(self._by_number)
-
     def map(self, number: int) -> Iterator[tuple[str, Message]]:
         """A map<string, message>: key and message."""
         for entry in self.messages(number):

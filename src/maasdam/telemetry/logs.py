@@ -252,10 +252,3 @@ def _read(line: bytes) -> dict[str, Any]:
     except ValueError:
         return {}  # cut off by a kill
     return read if isinstance(read, dict) else {}
-
-
-@contextmanager
-def bind_request(request_id: str) -> Iterator[None]:
-    """Everything logged inside carries `request_id`."""
-    with structlog.contextvars.bound_contextvars(request_id=request_id):
-        yield

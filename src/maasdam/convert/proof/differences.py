@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from maasdam.artifacts.store import MANIFEST
 from maasdam.convert.proof.edges import PLAIN
 from maasdam.core import Artifact, Tensors
 from maasdam.errors import VerificationFailed
@@ -480,7 +481,7 @@ def _decided_otherwise(wanted: type_array, pairs: Sequence[tuple[type_array, typ
 
 def _file_digests(candidate: Artifact) -> dict[str, str]:
     """What the store's manifest says of the files; empty for an artifact that is in no store."""
-    manifest = candidate.path / "artifact.json"
+    manifest = candidate.path / MANIFEST
     if not manifest.is_file():
         return {}
     return {file["name"]: file["sha256"] for file in json.loads(manifest.read_text())["files"]}

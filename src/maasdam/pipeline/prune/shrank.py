@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maasdam.artifacts.store import MANIFEST
 from maasdam.pipeline.prune.layers import parameters_of
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def counted(model: torch.nn.Module, example: Mapping[str, torch.Tensor]) -> dict
 def weighed(folder: Path) -> dict[str, int]:
     """{"file_bytes", "compressed_bytes"} of all files in `folder`, each compressed by itself with zlib at its default level."""
     plain = packed = 0
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "artifact.json"):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
         packer = zlib.compressobj()
         with path.open("rb") as file:
             while block := file.read(BLOCK):

@@ -157,7 +157,6 @@ PASS = Pass(
             str, "auto", choices=("auto", "openvino", "onnx", "pytorch"), says="auto: what --to and the next pass ask for"
         ),
         "samples": Setting(int, 200, low=1, high=10_000, says="calibration examples (*-int8), pieces of text (gptq, awq)"),
-        "fast_bias_correction": Setting(bool, True, says="false: slower, sometimes closer (static-int8 on OpenVINO)"),
         "max_drop": Setting(
             float,
             None,

@@ -52,7 +52,6 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
             max_drop=settings["max_drop"],
             subset_size=len(inputs),
             preset=nncf.QuantizationPreset.MIXED,  # decision 0015
-            fast_bias_correction=settings["fast_bias_correction"],
             model_type=nncf.ModelType.TRANSFORMER if attends else None,
             ignored_scope=recurrent(nncf, model),
         )

@@ -43,7 +43,6 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
             nncf.Dataset(seen, lambda tensors: tensors),
             subset_size=len(inputs),
             preset=nncf.QuantizationPreset.MIXED,  # decision 0015
-            fast_bias_correction=settings["fast_bias_correction"],
             model_type=nncf.ModelType.TRANSFORMER if attends else None,
             ignored_scope=recurrent(nncf, model),
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.DISABLE),  # decision 0016

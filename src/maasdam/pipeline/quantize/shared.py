@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from maasdam.artifacts.store import MANIFEST
 from maasdam.core import Artifact, TextPayload
 from maasdam.errors import InvalidInput
 from maasdam.pipeline.examples import Inputs, Preparer, calibration_inputs, describe, unlabelled_payloads
@@ -86,5 +87,5 @@ class Counted:
 def copy_all_but(folder: Path, out: Path, names: set[str]) -> None:
     """Copy the files of an artifact, those of these names excepted."""
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name not in names | {"artifact.json"}:
+        if path.is_file() and path.name not in names | {MANIFEST}:
             shutil.copyfile(path, out / path.name)
