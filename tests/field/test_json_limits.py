@@ -263,3 +263,31 @@ def test_a_form_without_files_is_not_parsed(client: httpx.Client) -> None:  # no
         "/v1/audio/transcriptions", content=b"&" * 1_000_000, headers={"Content-Type": "application/x-www-form-urlencoded"}
     )
     assert answer.status_code == 415 and "multipart/form-data" in answer.text
+
+
+@pytest.mark.parametrize("digit", [b"9" * 399, b"1." + b"9" * 397, b" -" + b"7" * 397])
+def test_long_numbers_count_as_the_work_that_they_are(digit: bytes) -> None:
+    def body(times: int) -> bytes:
+        return b"[" + b",".join([digit] * times) + b"]"
+
+    assert len(json_body.parse(body(3000), LIMITS)) == 3000
+    with pytest.raises(TooLarge, match="200000 values"):
+        json_body.parse(body(5000), LIMITS)
+    plain = b"[" + b",".join([b"-0.12345678901234567e-300"[:24]] * 150_000) + b"]"
+    assert len(json_body.parse(plain, LIMITS)) == 150_000  # as machines write them
+
+
+def test_a_piece_of_a_tensor_is_small_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[int] = []
+
+    def loads(data: bytes) -> Any:
+        parsed.append(len(data))
+        return whole(data)
+
+    whole = json_body.loads
+    monkeypatch.setattr(json_body, "loads", loads)
+    values = [b"1." + b"9" * 450] * 10_000
+    pieces = list(json_body.leaves(b"[" + b",".join(values) + b"]")[1])
+    assert sum(map(len, pieces)) == 10_000 and max(parsed) < json_body.PIECE_BYTES + 1000
+    with pytest.raises(InvalidInput, match="more than 500"):
+        json_body.leaves(b"[1,1." + b"9" * 5000 + b",1]")
