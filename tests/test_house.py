@@ -58,3 +58,16 @@ def test_the_help_and_the_nouns_import_no_framework(words: list[str]) -> None:
     result = subprocess.run([sys.executable, *script], capture_output=True, text=True, check=True)
     imported = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines()}
     assert imported & set(HEAVY) == set()
+
+
+def test_errors_of_ours_stand_in_one_file(repository: Path) -> None:
+    from maasdam import errors
+
+    ours = {name for name, kind in vars(errors).items() if isinstance(kind, type)}
+    elsewhere = [
+        f"{path.name}: {node.name}"
+        for path in sorted((repository / "src" / "maasdam").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and path.name != "errors.py" and {ast.unparse(base) for base in node.bases} & ours
+    ]
+    assert elsewhere == []

@@ -3,6 +3,7 @@
     MaasdamError
     ├── CallerError            the caller can fix it; the message is shown              exit 1
     │   ├── InvalidInput       400  INVALID_ARGUMENT
+    │   │   ├── InvalidField   400      a field of a request's body; names it
     │   │   ├── InvalidTensor  400      wrong name, dtype, shape, NaN
     │   │   ├── InvalidPayload 400      not an image, not audio
     │   │   │   └── ContextExceeded         the prompt leaves no room in the model's context
@@ -12,8 +13,12 @@
     │   ├── Unauthenticated    401  UNAUTHENTICATED
     │   ├── Forbidden          403  PERMISSION_DENIED
     │   ├── NotFound           404  NOT_FOUND
+    │   │   └── ModelNotFound  404      of this name
+    │   ├── MethodNotAllowed   405  UNIMPLEMENTED
+    │   ├── BodyTooSlow        408  DEADLINE_EXCEEDED
     │   ├── Conflict           409  ABORTED               name taken, version deployed
     │   ├── TooLarge           413  RESOURCE_EXHAUSTED
+    │   ├── WrongContentType   415  INVALID_ARGUMENT
     │   ├── LimitExceeded      422  RESOURCE_EXHAUSTED    a model's work needs more time or memory than is allowed
     │   ├── VerificationFailed 422  FAILED_PRECONDITION   a report or certificate over its limits
     │   ├── TooManyRequests    429  RESOURCE_EXHAUSTED    quota
@@ -24,6 +29,7 @@
         ├── Overloaded         503  UNAVAILABLE           queue full; retry later
         ├── NotReady           503  UNAVAILABLE           replica loading
         ├── StorageFailure     503  UNAVAILABLE           the disk is full, the database is gone
+        │   └── LostConnection 503      the database's server went away
         └── DeadlineExceeded   504  DEADLINE_EXCEEDED
 
 Where they arise on a request's way:
@@ -49,10 +55,21 @@ class CallerError(MaasdamError):
     http_status = 400
     grpc_status = "INVALID_ARGUMENT"
     code = "invalid_request"
+    param: str | None = None
+    """The field it is about, in the caller's words."""
 
 
 class InvalidInput(CallerError):
     """What was sent is not valid."""
+
+
+class InvalidField(InvalidInput):
+    """A field of a request's body is wrong; `param` names it."""
+
+    def __init__(self, message: str, param: str | None, code: str = "invalid_value") -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
 
 
 class InvalidTensor(InvalidInput):
@@ -123,6 +140,29 @@ class NotFound(CallerError):
     code = "not_found"
 
 
+class ModelNotFound(NotFound):
+    """No model of this name."""
+
+    code = "model_not_found"
+    param = "model"
+
+
+class MethodNotAllowed(CallerError):
+    """The path exists; this method on it does not."""
+
+    http_status = 405
+    grpc_status = "UNIMPLEMENTED"
+    code = "method_not_allowed"
+
+
+class BodyTooSlow(CallerError):
+    """The body did not come in time."""
+
+    http_status = 408
+    grpc_status = "DEADLINE_EXCEEDED"
+    code = "request_timeout"
+
+
 class Conflict(CallerError):
     """It exists already, or is in use."""
 
@@ -137,6 +177,13 @@ class TooLarge(CallerError):
     http_status = 413
     grpc_status = "RESOURCE_EXHAUSTED"
     code = "too_large"
+
+
+class WrongContentType(CallerError):
+    """The body is not of a kind this route reads."""
+
+    http_status = 415
+    code = "unsupported_media_type"
 
 
 class LimitExceeded(CallerError):
@@ -213,6 +260,10 @@ class StorageFailure(ServiceError):
     grpc_status = "UNAVAILABLE"
     code = "storage_failure"
     retry_after_seconds = 5.0
+
+
+class LostConnection(StorageFailure):
+    """The database's server went away; what was under way may have been committed or not."""
 
 
 class DeadlineExceeded(ServiceError):

@@ -16,9 +16,9 @@ from sqlalchemy import Engine, event, select
 
 from maasdam.accounts.ledger import Entry, Ledger
 from maasdam.accounts.prices import Prices
-from maasdam.database.engine import LostConnection, open_database
+from maasdam.database.engine import open_database
 from maasdam.database.tables import LedgerRow
-from maasdam.errors import ServiceError, StorageFailure
+from maasdam.errors import LostConnection, ServiceError, StorageFailure
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

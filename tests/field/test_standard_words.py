@@ -9,6 +9,9 @@ import httpx
 import pytest
 from tests.api.conftest import Running, client, fake_service  # noqa: F401  fixtures
 
+from maasdam.api.errors import refusal
+from maasdam.errors import ModelNotFound, NotFound
+
 CHAT = {"model": "text", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 LONG = {"model": "text", "messages": [{"role": "user", "content": "x" * 100}]}
 
@@ -55,6 +58,15 @@ def test_the_context_error_is_in_the_phrase_that_clients_parse(client: httpx.Cli
     assert (
         error["message"].startswith("This model's maximum context length is 64 tokens. However, ") and "100" in error["message"]
     )
+
+
+def test_an_errors_code_is_its_kind_not_its_wording() -> None:
+    for error, code, param in (
+        (NotFound("no model stands here"), "not_found", None),
+        (ModelNotFound("what is ghost?"), "model_not_found", "model"),
+    ):
+        refused = refusal(error, "id")
+        assert (refused.code, refused.param) == (code, param)
 
 
 def test_curl_without_a_content_type_is_told_so(client: httpx.Client) -> None:  # noqa: F811

@@ -22,9 +22,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from maasdam.accounts.prices import Prices
-from maasdam.database.engine import LostConnection
 from maasdam.database.tables import LedgerRow, ModelRow
-from maasdam.errors import ServiceError, StorageFailure
+from maasdam.errors import LostConnection, ServiceError, StorageFailure
 
 GROUP = 512
 """Rows in one transaction at most."""

@@ -12,12 +12,11 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import PlainTextResponse, Response
 
 from maasdam.api.entrance import REQUEST_ID, caller_of
-from maasdam.api.errors import InvalidField
 from maasdam.api.fields import check_neutral
 from maasdam.api.measured import measured, measured_headers
 from maasdam.api.routing import JsonRoute
 from maasdam.core import AudioPayload, Request, Transcript
-from maasdam.errors import MaasdamError, Unsupported
+from maasdam.errors import InvalidField, MaasdamError, Unsupported
 from maasdam.operations.infer import Receipt
 from maasdam.operations.service import Service
 

@@ -7,8 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from maasdam.api.errors import BodyTooSlow, WrongContentType
-from maasdam.errors import InvalidInput, Overloaded, TooLarge
+from maasdam.errors import BodyTooSlow, InvalidInput, Overloaded, TooLarge, WrongContentType
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

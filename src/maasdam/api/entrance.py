@@ -26,7 +26,7 @@ from maasdam.api.connection import SCOPE_KEY, Connection
 from maasdam.api.errors import REFUSED, Refusal
 from maasdam.api.paths import INFER
 from maasdam.core import Caller
-from maasdam.errors import NotReady, Overloaded, TooLarge
+from maasdam.errors import BodyTooSlow, NotReady, Overloaded, TooLarge, WrongContentType
 from maasdam.operations.requests import note_refusal
 from maasdam.operations.service import Service
 from maasdam.telemetry.requests import Ended
@@ -188,7 +188,7 @@ class Entrance:
         kind = bodies.header(headers, b"content-type")
         is_form = kind is not None and bodies.is_multipart(kind)
         if kind is not None and bodies.is_urlencoded(kind) and scope["path"].startswith(bodies.FORMS):
-            raise errors.WrongContentType("a form without files is not read here; send multipart/form-data")
+            raise WrongContentType("a form without files is not read here; send multipart/form-data")
         data = await self._limits.read(scope, receive, None if is_form else self._limits.of_json(scope["path"]))
         if data and (kind is None or bodies.is_json(kind)):
             if len(data) <= IN_THE_LOOP:
@@ -223,10 +223,9 @@ class Entrance:
             data, content_type = docs_page.refused(refused.status, refused.message).encode(), b"text/html; charset=utf-8"
         headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(data)), *errors.headers(refused)]
         is_unread = not scope.get(bodies.IS_READ, False) and (
-            isinstance(error, TooLarge | Overloaded | errors.BodyTooSlow | errors.WrongContentType)
-            or refused.status in (401, 403)
+            isinstance(error, TooLarge | Overloaded | BodyTooSlow | WrongContentType) or refused.status in (401, 403)
         )
-        lingers = is_unread and not isinstance(error, errors.BodyTooSlow)
+        lingers = is_unread and not isinstance(error, BodyTooSlow)
         if is_unread or isinstance(error, Overloaded):
             headers.append((b"connection", b"close"))
         await reply({"type": "http.response.start", "status": refused.status, "headers": headers})

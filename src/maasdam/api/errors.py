@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import orjson
 
-from maasdam.errors import CallerError, InvalidInput, MaasdamError, NotFound
+from maasdam.errors import CallerError, InvalidInput, MaasdamError
 from maasdam.settings import load
 
 log = logging.getLogger("maasdam.api")
@@ -44,36 +44,6 @@ class Refusal:
     code: str
     param: str | None = None
     retry_after_seconds: float | None = None
-
-
-class InvalidField(InvalidInput):
-    """A field of a request's body is wrong; `param` names it."""
-
-    def __init__(self, message: str, param: str | None, code: str = "invalid_value") -> None:
-        super().__init__(message)
-        self.param = param
-        self.code = code
-
-
-class MethodNotAllowed(CallerError):
-    """The path exists; this method on it does not."""
-
-    http_status = 405
-    code = "method_not_allowed"
-
-
-class WrongContentType(CallerError):
-    """The body is not of a kind this route reads."""
-
-    http_status = 415
-    code = "unsupported_media_type"
-
-
-class BodyTooSlow(CallerError):
-    """The body did not come in time."""
-
-    http_status = 408
-    code = "request_timeout"
 
 
 _OURS = frozenset({"v1", "v2", "admin", "health", "metrics", "docs", "console"})
@@ -131,10 +101,8 @@ def door(path: str) -> Door:
 def refusal(error: BaseException, request_id: str) -> Refusal:
     """What may be shown of an error. Errors of ours are logged here, with the traceback."""
     if isinstance(error, CallerError):
-        is_model = isinstance(error, NotFound) and str(error).startswith(("no model", "model "))
-        code, param = ("model_not_found", "model") if is_model else (error.code, getattr(error, "param", None))
-        param = None if param is None else _shown(param)
-        return Refusal(error.http_status, _shown(without_places(str(error))), code, param, error.retry_after_seconds)
+        param = None if error.param is None else _shown(error.param)
+        return Refusal(error.http_status, _shown(without_places(str(error))), error.code, param, error.retry_after_seconds)
     if isinstance(error, MaasdamError) and error.http_status in (503, 504):
         log.warning("request %s: %s: %s", request_id, type(error).__name__, error)
         return Refusal(error.http_status, without_places(str(error)), error.code, None, error.retry_after_seconds)

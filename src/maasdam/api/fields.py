@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 from fastapi import Request
 from fastapi.routing import APIRoute
 
-from maasdam.api.errors import InvalidField
+from maasdam.errors import InvalidField
 
 UNKNOWN = "unknown_parameter"
 _NONE = "; there are none here"

@@ -31,12 +31,12 @@ from maasdam.api.body import FORMS, BodyLimits, Limit, is_json, is_multipart
 from maasdam.api.connection import HttpConnection
 from maasdam.api.docs_page import page, welcome
 from maasdam.api.entrance import REQUEST_ID, Entrance
-from maasdam.api.errors import REFUSED, InvalidField, MethodNotAllowed, WrongContentType
+from maasdam.api.errors import REFUSED
 from maasdam.api.fields import only_known
 from maasdam.api.oip_infer import InferRoute
 from maasdam.api.openapi import document
 from maasdam.api.routing import methods_of
-from maasdam.errors import InvalidInput, MaasdamError, NotFound, Overloaded
+from maasdam.errors import InvalidField, InvalidInput, MaasdamError, MethodNotAllowed, NotFound, Overloaded, WrongContentType
 from maasdam.operations.leaving import Leaving
 from maasdam.operations.service import Service
 from maasdam.settings import Settings

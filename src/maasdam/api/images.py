@@ -13,12 +13,11 @@ from fastapi.responses import Response
 from starlette.datastructures import UploadFile
 
 from maasdam.api.entrance import JSON, REQUEST_ID, caller_of
-from maasdam.api.errors import InvalidField, WrongContentType
 from maasdam.api.fields import check_known
 from maasdam.api.json_body import from_base64
 from maasdam.api.measured import measured
 from maasdam.core import Chunk, Classification, ImagePayload, Request
-from maasdam.errors import InvalidInput
+from maasdam.errors import InvalidField, InvalidInput, WrongContentType
 from maasdam.operations.infer import Receipt
 from maasdam.operations.service import Service
 

@@ -13,14 +13,14 @@ from fastapi.responses import JSONResponse
 
 from maasdam import __version__
 from maasdam.api.entrance import JSON
-from maasdam.api.errors import WrongContentType, without_places
+from maasdam.api.errors import without_places
 from maasdam.api.fields import check_known
 from maasdam.api.oip_infer import name_of
 from maasdam.api.oip_tensors import FROM_NUMPY
 from maasdam.api.paths import MODELS
 from maasdam.api.routing import JsonRoute
 from maasdam.core import SPEECH_RECOGNITION, TEXT_GENERATION, TensorSpec, split_name
-from maasdam.errors import InvalidInput, InvalidModel, Unsupported
+from maasdam.errors import InvalidInput, InvalidModel, Unsupported, WrongContentType
 from maasdam.operations.service import Service
 from maasdam.serving.replica import AUDIO_INPUT, AUDIO_OUTPUT, TEXT_INPUT, TEXT_OUTPUT
 from maasdam.serving.router import Copy

@@ -22,13 +22,12 @@ from maasdam.api import json_body
 from maasdam.api import oip_tensors as wire
 from maasdam.api.body import Receive
 from maasdam.api.entrance import REQUEST_ID, Scope, Send, caller_of
-from maasdam.api.errors import InvalidField
 from maasdam.api.fields import check_known, check_neutral, check_query
 from maasdam.api.measured import measured_headers
 from maasdam.api.paths import INFER
 from maasdam.api.sampling import NAMES, sampling_from
 from maasdam.core import AudioPayload, Chunk, Payload, Request, TensorPayload, TextPayload, TextPiece, Transcript, split_name
-from maasdam.errors import InvalidInput, InvalidTensor, NotFound, Unsupported
+from maasdam.errors import InvalidField, InvalidInput, InvalidTensor, ModelNotFound, NotFound, Unsupported
 from maasdam.operations.infer import Receipt
 from maasdam.operations.service import Service
 from maasdam.serving.replica import AUDIO_INPUT, AUDIO_OUTPUT, TEXT_INPUT, TEXT_OUTPUT
@@ -189,7 +188,7 @@ def name_of(model: str, version: str | None) -> str:
     if not version:
         return model
     if not (version.isascii() and version.isdigit() and len(version) < 10):
-        raise NotFound(f"model '{model}' has no version '{version[:50]}'; versions are numbers")
+        raise ModelNotFound(f"model '{model}' has no version '{version[:50]}'; versions are numbers")
     return f"{model}:{version}"
 
 

@@ -20,14 +20,13 @@ from fastapi.responses import Response
 
 from maasdam.api import errors
 from maasdam.api.entrance import READING, REQUEST_ID, caller_of
-from maasdam.api.errors import InvalidField
 from maasdam.api.measured import measured
 from maasdam.api.openai_schema import Body, ChatBody, CompletionBody, EmbeddingBody, check_fields, has_usage, messages_of
 from maasdam.api.paths import MODELS
 from maasdam.api.routing import JsonRoute
 from maasdam.api.sampling import sampling_from
 from maasdam.core import Chunk, Request, Sampling, TextPayload, TextPiece, Units
-from maasdam.errors import Unsupported
+from maasdam.errors import InvalidField, Unsupported
 from maasdam.operations.infer import Receipt
 from maasdam.operations.service import Service
 from maasdam.serving.router import Copy

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from maasdam.api.errors import InvalidField
 from maasdam.core import Sampling
+from maasdam.errors import InvalidField
 
 NAMES = (
     *("max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "seed", "stop"),

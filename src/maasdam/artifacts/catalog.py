@@ -151,7 +151,7 @@ class Catalog:
                 query = query.where(VersionRow.model == model if NAME.fullmatch(model) else false())
             rows = session.scalars(query).all()
             if model is not None and not rows:
-                raise NotFound(no_model(session, model))
+                raise no_model(session, model)
             models = {row.model for row in rows}
             aliases = {name: aliases_of(session, name) for name in models}
             served = {name: served_by(session, name) for name in models}
@@ -218,7 +218,7 @@ class Catalog:
             if version is None:
                 rows = list(session.scalars(select(VersionRow).where(VersionRow.model == model)))
                 if not rows:
-                    raise NotFound(no_model(session, model))
+                    raise no_model(session, model)
             else:
                 rows = [find(session, name)]
             if not served_by(session, model).isdisjoint(row.version for row in rows):

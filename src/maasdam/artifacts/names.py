@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from maasdam.core import NOT_IN_NAMES, split_name
 from maasdam.database.tables import AliasRow, DeploymentRow, VersionRow
-from maasdam.errors import InvalidInput, NotFound
+from maasdam.errors import InvalidInput, ModelNotFound, NotFound
 
 NAME = re.compile(rf"(?=.{{1,96}}\Z)[a-z0-9][a-z0-9._-]*(/(?!({'|'.join(NOT_IN_NAMES)})\Z)[a-z0-9][a-z0-9._-]*)?")
 ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
@@ -37,7 +37,7 @@ def find(session: Session, name: str) -> VersionRow:
     """NAME, NAME:3 or NAME@alias; bare NAME is NAME@prod, else the newest that passed. Raises NotFound."""
     model, version, alias = split_name(name)
     if not NAME.fullmatch(model) or not ALIAS.fullmatch(alias or PROD):  # not every database takes any text
-        raise NotFound(no_model(session, name))
+        raise no_model(session, name)
     query = select(VersionRow).where(VersionRow.model == model)
     if alias is None and version is None:
         named = session.get(AliasRow, (model, PROD))
@@ -48,7 +48,7 @@ def find(session: Session, name: str) -> VersionRow:
         if named is None:
             others = session.scalars(select(AliasRow.alias).where(AliasRow.model == model)).all()
             have = f"its aliases are: {', '.join(others)}" if others else "it has no aliases"
-            raise NotFound(f"no alias '{model}@{alias}'; {have}" if _has(session, model) else no_model(session, model))
+            raise NotFound(f"no alias '{model}@{alias}'; {have}") if _has(session, model) else no_model(session, model)
         version = named.version
     if version is not None:
         row = session.scalars(query.where(VersionRow.version == version)).one_or_none()
@@ -59,7 +59,7 @@ def find(session: Session, name: str) -> VersionRow:
         return row
     newest = session.scalar(select(func.max(VersionRow.version)).where(VersionRow.model == model))
     if newest is None:
-        raise NotFound(no_model(session, model))
+        raise no_model(session, model)
     if version is None:
         raise NotFound(f"no version of '{model}' has passed its verification here; name one, such as '{model}:{newest}'")
     raise NotFound(f"no version '{model}:{version}'; the newest is {newest}")
@@ -74,12 +74,12 @@ def _has(session: Session, model: str) -> bool:
     return session.scalar(select(func.count()).select_from(VersionRow).where(VersionRow.model == model)) != 0
 
 
-def no_model(session: Session, model: str) -> str:
-    """The sentence for a name there is no model of: says which there are."""
+def no_model(session: Session, model: str) -> ModelNotFound:
+    """The error for a name there is no model of: says which there are."""
     names = session.scalars(select(VersionRow.model).distinct().order_by(VersionRow.model).limit(20)).all()
     have = f"there are: {', '.join(names)}" if names else "the catalog is empty; begin with: maasdam build"
     shown = "".join(c if c.isprintable() else "\ufffd" for c in model[:200])
-    return f"no model '{shown}'; {have}"
+    return ModelNotFound(f"no model '{shown}'; {have}")
 
 
 def aliases_of(session: Session, model: str) -> dict[int, tuple[str, ...]]:

@@ -9,7 +9,7 @@ import sqlalchemy
 from sqlalchemy import Engine, event
 from sqlalchemy.exc import DataError, IntegrityError, NotSupportedError, ProgrammingError, SQLAlchemyError
 
-from maasdam.errors import InvalidInput, StorageFailure, missing_extra
+from maasdam.errors import InvalidInput, LostConnection, StorageFailure, missing_extra
 
 HEAD = "0003"
 """The newest migration; a test compares it with the migrations' own idea."""
@@ -27,10 +27,6 @@ NOTICED = {
 }
 """For libpq: where packets are dropped a connection ends within some ten seconds, not after the system's two hours. A URL
 may say other figures."""
-
-
-class LostConnection(StorageFailure):
-    """The server went away; what was under way may have been committed or not."""
 
 
 def open_database(url: str) -> Engine:

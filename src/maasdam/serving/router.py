@@ -19,7 +19,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from maasdam.core import Batching, Signature, split_name
-from maasdam.errors import MaasdamError, NotFound, NotReady
+from maasdam.errors import MaasdamError, ModelNotFound, NotReady
 from maasdam.serving.replica import Replica
 from maasdam.serving.share import apart
 
@@ -185,7 +185,7 @@ class Router:
         model, version, alias = split_name(name)
         if model not in self._desired:
             known = ", ".join(sorted(self._desired)) or "none; deploy one with: maasdam deploy NAME"
-            raise NotFound(f"no model '{model}' is deployed; deployed models: {known}")
+            raise ModelNotFound(f"no model '{model}' is deployed; deployed models: {known}")
         copies = self._copies.get(model, [])
         if version is None and alias is None:
             copy = self._share(model, copies) or self.serving(model)
@@ -197,7 +197,7 @@ class Router:
                 return copy
         have = ", ".join(str(c.version.version) for c in copies) or "none"
         asked = f"version {version}" if version is not None else f"alias '{alias}'"
-        raise NotFound(f"model '{model}' does not serve {asked}; versions being served: {have}")
+        raise ModelNotFound(f"model '{model}' does not serve {asked}; versions being served: {have}")
 
     def route(self, name: str) -> tuple[Version, Replica]:
         """A ready replica for NAME, NAME:VERSION or NAME@ALIAS. Raises NotFound, NotReady."""
@@ -216,7 +216,7 @@ class Router:
                 while True:
                     desired = self._desired.get(model)
                     if desired is None:
-                        raise NotFound(f"no model '{model}' is deployed")
+                        raise ModelNotFound(f"no model '{model}' is deployed")
                     copy = next((c for c in self._copies.get(model, []) if c.version.version == desired.version), None)
                     if copy is not None and copy.state in ("ready", "failed"):
                         return copy
