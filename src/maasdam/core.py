@@ -493,12 +493,11 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A metric over examples. `higher_is_better` says which way is good."""
+    """A metric over examples."""
 
     metric: str
     value: float
     examples: int
-    higher_is_better: bool
     extra: Mapping[str, float] = field(default_factory=dict)
     shares: tuple[tuple[float, float], ...] = ()
     """(above, below) of each example: `value` is the sum of the first over the sum of the second. () where it is not."""

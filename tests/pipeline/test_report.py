@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
+from maasdam.core import Batching
 from maasdam.pipeline.recipe import Limits
-from maasdam.pipeline.report import Column, Report, drop_of, finished, judge
+from maasdam.pipeline.report import Column, Report, drop_of, finished, judge, rows
 
 FAST = Column("openvino", "sha256:c", 1000, (1.0,), 1.0, 2.0, 100.0, None, 5, 0.9)
 SLOW = Column("onnxruntime", "sha256:r", 4000, (2.0,), 2.0, 3.0, 50.0, None, 9, 0.91)
@@ -47,6 +49,39 @@ def test_the_report_has_the_promised_shape() -> None:
     assert report["latency_ms"]["speedup"] == 2.0 and report["size_bytes"]["ratio"] == 4.0
     assert report["energy_joules"] == {"reference": None, "candidate": None, "method": "no energy counter"}
     assert report["source"]["engine"] == "pytorch"
+
+
+def test_a_report_comes_back_from_its_json_as_it_was() -> None:
+    whole = replace(
+        REPORT,
+        candidate=replace(FAST, extra={"bits_per_byte": 1.5}),
+        limits=Limits(max_drop=0.005, min_ratio=2),
+        failures=("drop is 0.01; the recipe allows 0.005 at most",),
+        precisions={"i8": 3},
+        calibration={"says": "20 examples"},
+        optimization=({"engine": "openvino", "chosen": True},),
+        batching=Batching("independent", "tried"),
+        samples=({"name": "a.png", "candidate": "7"},),
+        conditions={"threads": 2},
+    ).to_json()
+    assert Report.from_json(json.loads(json.dumps(whole))).to_json() == whole
+
+
+@pytest.mark.parametrize(
+    "kept", [None, 3, [], {"accuracy": 3, "latency_ms": [], "size_bytes": None, "checks": {}, "parity": {"parts": [3]}}]
+)
+def test_of_a_report_of_anything_what_is_no_report_is_left_out(kept: Any) -> None:
+    read = Report.from_json(kept)
+    assert (read.metric, read.speedup, read.size_ratio, read.parts, read.checks) == (None, None, None, (), ())
+    assert all(row.candidate is row.reference is None for row in rows(read))
+
+
+def test_the_rows_say_what_was_measured_in_their_unit_and_what_it_brings() -> None:
+    told = {row.key: (row.what, row.reference, row.candidate, row.gain) for row in rows(REPORT)}
+    assert told["metric"] == ("top1 on 100 examples", 0.91, 0.9, "drop 0.01 (-0.01 to 0.03)")
+    assert told["size"] == ("size, MB", 0.004, 0.001, "4 times smaller")
+    assert told["p50"] == ("latency p50, ms", 2.0, 1.0, "2 times as fast")
+    assert told["joules"] == ("joules per example", None, None, "")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 
 from maasdam.core import AudioPayload, Classification, Example, ImagePayload, Label, Transcript
 from maasdam.errors import InvalidInput, Unsupported
+from maasdam.pipeline.report import METRICS
 from maasdam.tasks import score
 from maasdam.tasks.scoring import edits, normalised
 
@@ -23,7 +24,7 @@ def examples(*truths: object) -> list[Example]:
 def test_top1_counts_the_first_and_top5_the_first_five() -> None:
     answers = [said(1, 2, 3, 4, 5), said(2, 1, 3, 4, 5), said(9, 8, 7, 6, 5), said(0, 1, 2, 3, 4)]
     found = score(IMAGES, answers, examples(1, 1, 1, 0))
-    assert (found.metric, found.value, found.examples, found.higher_is_better) == ("top1", 0.5, 4, True)
+    assert (found.metric, found.value, found.examples, METRICS[found.metric].is_lower_better) == ("top1", 0.5, 4, False)
     assert found.extra == {"top5": 0.75}
     assert score(IMAGES, [said(1, 2)], examples(2)).extra == {}
 
@@ -32,7 +33,7 @@ def test_word_errors_are_over_all_words() -> None:
     answers = [Transcript("three one four"), Transcript("nine nine"), Transcript("")]
     found = score(SPEECH, answers, examples("Three, one four!", "nine", "two two two"))
     # 0 of 3, one inserted of 1, three left out of 3
-    assert (found.metric, found.value, found.higher_is_better) == ("wer", pytest.approx(4 / 7), False)
+    assert (found.metric, found.value, METRICS[found.metric].is_lower_better) == ("wer", pytest.approx(4 / 7), True)
     assert found.extra["sentences_right"] == pytest.approx(1 / 3)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -71,65 +71,28 @@ def build(
 
 
 def _shown(version: Version) -> str:
-    report = version.report or {}
-    verdict = "passed" if report.get("passed") else "FAILED"
-    lines = [f"{version.model}:{version.version}  {version.format} on {version.engine}  {verdict}  {version.digest}", ""]
-    lines.append(table(("pass", "seconds", "cached"), [(p["use"], p["seconds"], p["cached"]) for p in version.passes]))
-    lines += ["", _measured(report)]
-    if report.get("batching"):
-        lines += ["", f"batching: {report['batching']} ({report['batching_how']})"]
-    if report.get("precisions"):
-        lines += ["", "operators by precision: " + ", ".join(f"{n} at {kind}" for kind, n in report["precisions"].items())]
-    if report.get("calibration"):
-        lines += ["calibrated on " + report["calibration"]["says"]]
-    lines += [f"note: {note}" for note in report.get("notes", [])]
-    lines += [f"FAILED: {failure}" for failure in report.get("failures", [])]
-    named = f"{version.model}:{version.version}"
-    then = f"maasdam models promote {named}" if report.get("passed") else f"maasdam models report {named}"
-    lines += ["", f"next: {then}"]
-    return "\n".join(lines)
+    from maasdam.operations.reports import report_of, rows
 
-
-def _measured(report: dict[str, Any]) -> str:
-    """Reference, candidate and source beside each other."""
-    source = report.get("source") or {}
-    accuracy, size, latency = report["accuracy"], report["size_bytes"], report["latency_ms"]
-    throughput, energy, memory = report["throughput"], report["energy_joules"], report["memory_bytes"]
-
-    def three(what: str, cells: dict[str, Any], key: str, better: Any = None) -> tuple[Any, ...]:
-        return what, cells["reference"], cells["candidate"], source.get(key), better
-
-    def times(value: float | None) -> str | None:
-        return None if value is None else f"{value:.2f}x"
-
-    name = accuracy["metric"] or "accuracy"
-    p50 = {k: latency[k]["p50"] for k in ("reference", "candidate")}
-    p99 = {k: latency[k]["p99"] for k in ("reference", "candidate")}
-    own = source.get("latency_ms") or {}
-    megabytes = {k: None if v is None else v / 1e6 for k, v in memory.items()}
-    rows = [
-        three(f"{name} (n={accuracy['examples']})", accuracy, "accuracy", _drop(accuracy)),
-        ("size MB", size["reference"] / 1e6, size["candidate"] / 1e6, _mega(source.get("size_bytes")), times(size["ratio"])),
-        ("latency p50 ms", p50["reference"], p50["candidate"], own.get("p50"), times(latency["speedup"])),
-        ("latency p99 ms", p99["reference"], p99["candidate"], own.get("p99"), None),
-        three(f"throughput {throughput['unit']}", throughput, "throughput"),
-        ("memory MB", megabytes["reference"], megabytes["candidate"], _mega(source.get("memory_bytes")), None),
-        three("joules per item", energy, "energy_joules", None),
+    report = report_of(version)
+    name, verdict = f"{version.model}:{version.version}", "passed" if version.passed else "FAILED"
+    own = report.source.engine if report.source else "-"
+    engines = (f"reference ({report.reference.engine})", "candidate", f"source ({own})")
+    lines = [
+        f"{name}  {version.format} on {version.engine}  {verdict}  {version.digest}",
+        "",
+        table(("pass", "seconds", "cached"), [(p["use"], p["seconds"], p["cached"]) for p in version.passes]),
+        "",
+        table(("measured", *engines, "gain"), [(r.what, r.reference, r.candidate, r.source, r.gain) for r in rows(report)]),
+        "",
+        f"energy: {report.energy_method}",
+        f"parity with {report.against}: "
+        + ", ".join(f"{k.replace('_', ' ')} {v:.5g}" for k, v in report.parity_numbers.items()),
+        "",
+        f"batching: {report.batching.verdict} ({report.batching.how})",
     ]
-    engines = (f"reference ({report['reference']['engine']})", "candidate", f"source ({source.get('engine', '-')})")
-    parity = report["parity"]
-    lines = [table(("measured", *engines, "gain"), rows), "", f"energy: {energy['method']}"]
-    numbers = ", ".join(f"{k.replace('_', ' ')} {v:.5g}" for k, v in parity.items() if isinstance(v, int | float))
-    lines.append(f"parity with {parity.get('against', 'the reference')}: {numbers}")
-    return "\n".join(lines)
-
-
-def _drop(accuracy: dict[str, Any]) -> str | None:
-    if accuracy["drop"] is None:
-        return None
-    interval = (accuracy.get("confidence") or {}).get("drop")
-    return f"drop {accuracy['drop']:+.4f}" + (f" [{interval[0]:+.4f}, {interval[1]:+.4f}]" if interval else "")
-
-
-def _mega(value: float | None) -> float | None:
-    return None if value is None else value / 1e6
+    if report.precisions:
+        lines += ["", "operators by precision: " + ", ".join(f"{n} at {kind}" for kind, n in report.precisions.items())]
+    if report.calibration:
+        lines += [f"calibrated on {report.calibration['says']}"]
+    lines += [f"note: {note}" for note in report.notes] + [f"FAILED: {failure}" for failure in report.failures]
+    return "\n".join([*lines, "", f"next: maasdam models {'promote' if version.passed else 'report'} {name}"])

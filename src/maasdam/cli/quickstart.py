@@ -125,23 +125,25 @@ def _table(versions: Sequence[Version]) -> str:
 
 
 def _row(version: Version) -> list[str]:
-    report = version.report or {}
-    size, accuracy, latency, energy = (report[k] for k in ("size_bytes", "accuracy", "latency_ms", "energy_joules"))
-    speedup, joules = latency["speedup"], energy["candidate"]
-    slower = f" — slower than the reference ({speedup:.2f} times its speed)" if speedup is not None and speedup < 0.97 else ""
+    from maasdam.operations.reports import report_of, rows
+
+    report = report_of(version)
+    cells = {r.key: f"{_number(r.reference)} → {_number(r.candidate)}" for r in rows(report) if r.key != "interval"}
+    slower = next((f" — {note}" for note in report.notes if note.startswith("slower than the reference")), "")
+    joules = report.candidate.joules
     return [
         f"{version.model}:{version.version}",
         version.format,
         version.engine,
-        f"{size['reference'] / 1e6:.2f} → {size['candidate'] / 1e6:.2f} MB",
-        f"{accuracy['metric']} {_number(accuracy['reference'])} → {_number(accuracy['candidate'])} (n={accuracy['examples']})",
-        f"{_number(latency['reference']['p50'])} → {_number(latency['candidate']['p50'])} ms",
-        f"{'not measured' if joules is None else f'{joules:.3g} J'} ({energy['method']})",
-        ("passed" if version.passed else "FAILED: " + "; ".join(report["failures"])) + slower,
+        f"{cells['size']} MB",
+        f"{report.metric} {cells['metric']} (n={report.examples})",
+        f"{cells['p50']} ms",
+        f"{'not measured' if joules is None else f'{joules:.3g} J'} ({report.energy_method})",
+        ("passed" if version.passed else "FAILED: " + "; ".join(report.failures)) + slower,
     ]
 
 
-def _number(value: float | None) -> str:
+def _number(value: Any) -> str:
     return "not measured" if value is None else f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"
 
 

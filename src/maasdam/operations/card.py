@@ -10,39 +10,33 @@ from typing import Any
 from maasdam.artifacts.catalog import Version
 from maasdam.artifacts.names import UNVERIFIED
 from maasdam.operations.pass_tables import pass_tables
+from maasdam.operations.reports import report_of, rows, verdict_of
 from maasdam.operations.workspace import Workspace
-
-METRICS = {
-    "top1": ("accuracy", "Top-1 accuracy"),
-    "wer": ("wer", "Word error rate"),
-    "perplexity": ("perplexity", "Perplexity"),
-}
-"""Our metric -> Hugging Face's type, and its name."""
+from maasdam.pipeline.report import METRICS, Metric, Report
 
 
 def card(workspace: Workspace, name: str) -> str:
     """Markdown with the front matter that Hugging Face reads."""
     version = workspace.catalog.resolve(name)
-    report = version.report or {}
+    report = report_of(version)
     parts = [_front(version, report), f"# {version.model}:{version.version}", _origin(version)]
-    if not report:
+    if version.report is None:
         parts.append("## Measured\n\nNothing: this version was never verified.")
     else:
-        parts += [_verdict(report, version.imported), _table(report), _details(report)]
+        parts += [_verdict(version, report), _table(report), _details(report)]
     parts += [_passes(version)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front(version: Version, report: Mapping[str, Any]) -> str:
+def _front(version: Version, report: Report) -> str:
     lines = ["---", "library_name: maasdam"]
     lines += [f"pipeline_tag: {_quoted(version.task)}"] if version.task else []
     if version.source.startswith("hf:"):
         lines.append(f"base_model: {_quoted(version.source.removeprefix('hf:'))}")
         lines += ["base_model_relation: quantized"] if any(_use(step) == "quantize" for step in version.passes) else []
     lines += ["tags:", *(f"- {_quoted(tag)}" for tag in dict.fromkeys((version.format, version.engine)))]
-    metric, value = _at(report, "accuracy", "metric"), _at(report, "accuracy", "candidate")
-    if metric in METRICS and value is not None and version.task:
-        kind, title = METRICS[metric]
+    metric, value = METRICS.get(report.metric or "", Metric()), report.candidate.accuracy
+    if metric.kind and value is not None and version.task:
         lines += [
             "model-index:",
             f"- name: {_quoted(version.model)}",
@@ -51,7 +45,7 @@ def _front(version: Version, report: Mapping[str, Any]) -> str:
             f"      type: {_quoted(version.task)}",
         ]
         lines += ["    dataset:", "      name: the --data of the build", "      type: private", "    metrics:"]
-        lines += [f"    - type: {kind}", f"      name: {title}", f"      value: {value:.6g}"]
+        lines += [f"    - type: {metric.kind}", f"      name: {metric.title}", f"      value: {value:.6g}"]
     return "\n".join([*lines, "---"])
 
 
@@ -64,33 +58,19 @@ def _origin(version: Version) -> str:
     )
 
 
-def _verdict(report: Mapping[str, Any], imported: str | None) -> str:
-    said = ["## Measured", "", f"Verification **{'passed' if report.get('passed') else 'failed'}**."]
-    if imported is not None:
+def _verdict(version: Version, report: Report) -> str:
+    said = ["## Measured", "", f"Verification **{verdict_of(version)}**."]
+    if version.imported is not None:
         elsewhere = "all that follows was measured elsewhere, by whoever made the file"
-        said[-1] += f" It was imported: {elsewhere if imported == UNVERIFIED else 'it was verified here since'}."
-    said += [f"- {_text(failure)}" for failure in report.get("failures") or []]
+        said[-1] += f" It was imported: {elsewhere if version.imported == UNVERIFIED else 'it was verified here since'}."
+    said += [f"- {_text(failure)}" for failure in report.failures]
     return "\n".join(said)
 
 
-def _table(report: Mapping[str, Any]) -> str:
-    examples = _at(report, "accuracy", "examples")
-    metric = _at(report, "accuracy", "metric")
-    rows = [("", "reference (uncompressed)", "this version")]
-    if metric:
-        rows.append((f"{_said(metric)} on {_said(examples)} examples", *_both(report, "accuracy")))
-        certain = {side: _interval(_at(report, "accuracy", "confidence", side)) for side in ("reference", "candidate")}
-        if all(certain.values()):
-            rows.append(("95 % interval", certain["reference"], certain["candidate"]))
-    rows.append(("size, bytes", *_both(report, "size_bytes")))
-    for point in ("p50", "p99"):
-        reference, candidate = (_said(_at(report, "latency_ms", side, point)) for side in ("reference", "candidate"))
-        rows.append((f"latency {point}, ms", reference, candidate))
-    rows.append((f"throughput, {_text(_at(report, 'throughput', 'unit') or 'per second')}", *_both(report, "throughput")))
-    rows.append(("memory, bytes", *_both(report, "memory_bytes")))
-    rows.append(("joules per example", *_both(report, "energy_joules")))
-    rows.insert(1, ("---", "---", "---"))
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+def _table(report: Report) -> str:
+    cells = [(_text(r.what), _said(r.reference), _said(r.candidate)) for r in rows(report)]
+    lines = [("", "reference (uncompressed)", "this version"), ("---", "---", "---"), *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _passes(version: Version) -> str:
@@ -103,61 +83,32 @@ def _passes(version: Version) -> str:
     return "\n\n".join(["## Compressed", *blocks]) if blocks else ""
 
 
-def _details(report: Mapping[str, Any]) -> str:
-    lines = []
-    drop, speedup = _at(report, "accuracy", "drop"), _at(report, "latency_ms", "speedup")
-    if drop is not None:
-        interval = _interval(_at(report, "accuracy", "confidence", "drop"))
-        certain = f", 95 % interval {interval} ({_how_certain(report)})" if interval else ""
-        lines.append(f"- drop on the metric (positive is worse): {_said(drop)}{certain}")
-    if speedup is not None:
-        lines.append(f"- latency of the reference over this version's: {_said(speedup)}")
-    parity = {key: value for key, value in (_at(report, "parity") or {}).items() if isinstance(value, int | float)}
-    if parity:
-        against = _at(report, "parity", "against") or "the source"
+def _details(report: Report) -> str:
+    lines = [f"- {row.key}: {row.gain}" for row in rows(report) if row.gain]
+    if lines and report.confidence:
+        how = report.confidence
         lines.append(
-            f"- against {_text(against)}: " + ", ".join(f"{_text(key)} {_said(value)}" for key, value in parity.items())
+            f"- intervals: {_text(how.get('method'))}, {_text(how.get('resamples'))} resamples of {_text(how.get('units'))} "
+            f"{_text(how.get('over'))}"
         )
-    if _at(report, "batching"):
-        lines.append(f"- batching: {report['batching']} ({_at(report, 'batching_how')})")
-    precisions = _at(report, "precisions")
-    if precisions:
-        lines.append(
-            "- operators by the precision that ran: " + ", ".join(f"{_text(k)} {_said(v)}" for k, v in precisions.items())
-        )
-    lines.append(f"- energy: {_said(_at(report, 'energy_joules', 'method'))}")
-    conditions = {
-        key: value for key, value in (_at(report, "conditions") or {}).items() if isinstance(value, str | int | float)
-    }
-    if conditions:
+    if report.parity_numbers:
+        lines.append(f"- against {_text(report.against)}: {_listed(report.parity_numbers)}")
+    if report.batching.verdict:
+        lines.append(f"- batching: {_text(report.batching.verdict)} ({_text(report.batching.how)})")
+    if report.precisions:
+        lines.append(f"- operators by the precision that ran: {_listed(report.precisions)}")
+    lines.append(f"- energy: {_said(report.energy_method or None)}")
+    if conditions := {key: value for key, value in report.conditions.items() if isinstance(value, str | int | float)}:
         lines.append("- measured on: " + ", ".join(f"{_text(key)} {_text(value)}" for key, value in conditions.items()))
-    lines += [f"- {_text(note)}" for note in report.get("notes") or []]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"- {_text(note)}" for note in report.notes)])
 
 
-def _interval(ends: Any) -> str:
-    """[low, high] in words; empty where there is none."""
-    return f"{_said(ends[0])} to {_said(ends[1])}" if isinstance(ends, list | tuple) and len(ends) == 2 else ""
-
-
-def _how_certain(report: Mapping[str, Any]) -> str:
-    said = _at(report, "accuracy", "confidence") or {}
-    return f"{said.get('method')}, {said.get('resamples')} resamples of {said.get('units')} {said.get('over')}"
-
-
-def _both(report: Mapping[str, Any], what: str) -> tuple[str, str]:
-    return _said(_at(report, what, "reference")), _said(_at(report, what, "candidate"))
-
-
-def _at(value: Any, *keys: str) -> Any:
-    """What lies at `keys`, or None where the report has no such thing: reports made elsewhere may hold less."""
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
+def _listed(numbers: Mapping[str, Any]) -> str:
+    return ", ".join(f"{_text(key)} {_said(value)}" for key, value in numbers.items())
 
 
 def _use(step: Any) -> str:
-    return str(_at(step, "use") or "?")
+    return str((step.get("use") if isinstance(step, Mapping) else None) or "?")
 
 
 def _said(value: Any) -> str:

@@ -34,6 +34,7 @@ from maasdam.core import (
     silent,
 )
 from maasdam.errors import NotFound, ServiceError
+from maasdam.operations.reports import report_of
 
 if TYPE_CHECKING:
     import httpx
@@ -288,8 +289,7 @@ def _stream(client: httpx.Client, question: dict[str, Any]) -> Iterator[str]:
 
 def _reported(version: Version) -> dict[str, Any]:
     """What the report says this build answered, by sample."""
-    report = version.report or {}
-    return {sample["name"]: sample["candidate"] for sample in report.get("samples", ())}
+    return {sample["name"]: sample["candidate"] for sample in report_of(version).samples}
 
 
 def _metadata(folder: Path) -> list[dict[str, str]]:

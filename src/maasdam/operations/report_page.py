@@ -16,19 +16,11 @@ from maasdam.core import split_name
 from maasdam.errors import InvalidInput, NotFound
 from maasdam.operations.pass_tables import SHOWN, pass_tables
 from maasdam.operations.plots import Point, Spread, scatter, spreads
+from maasdam.operations.reports import report_of, rows, verdict_of
 from maasdam.operations.workspace import Workspace
-from maasdam.pipeline.fidelity import part_of
+from maasdam.pipeline.fidelity import number
+from maasdam.pipeline.report import MEGABYTE, METRICS, Column, Metric, Report, between, ratio
 
-LOWER_IS_BETTER = frozenset({"wer", "perplexity"})
-SHARES = frozenset({"top1", "top5"})
-"""Metrics that end at 1."""
-MEASURED = (
-    ("size", "size_bytes", "MB", 1e-6),
-    ("throughput", "throughput", "", 1.0),
-    ("memory", "memory_bytes", "MB", 1e-6),
-    ("energy per item", "energy_joules", "J", 1.0),
-)
-"""(what, key of the report, unit, factor): what stands in the report as {"reference": …, "candidate": …}."""
 UNMEASURED = "\u2013"
 SPREADS = 12
 """Of how many versions every timed run is drawn, the newest."""
@@ -84,7 +76,7 @@ def render(model: str, versions: Sequence[Version], chosen: Version) -> str:
         plots=_plots(versions, chosen),
         versions=[_summary(v) for v in reversed(versions)],
         details=[_detail(v) for v in first],
-        headline=_headline(chosen),
+        headline=_headline(report_of(chosen)),
     )
 
 
@@ -117,195 +109,78 @@ def _chosen(workspace: Workspace, name: str, versions: Sequence[Version], is_exa
         return versions[-1]  # none passed: the newest says why
 
 
-def _at(value: Any, *keys: str) -> Any:
-    """What lies at `keys`; None where the report has no such thing: reports made elsewhere may hold less."""
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
-def _mapping(value: Any, key: str) -> Mapping[str, Any]:
-    found = _at(value, key)
-    return found if isinstance(found, Mapping) else {}
-
-
-def _number(value: Any) -> float | None:
-    """A finite number, else None: a report from elsewhere may hold anything."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
-
-
-def _interval(value: Any) -> tuple[float, float] | None:
-    if not isinstance(value, list | tuple) or len(value) != 2:
-        return None
-    low, high = _number(value[0]), _number(value[1])
-    return None if low is None or high is None else (low, high)
-
-
-def _between(ends: tuple[float, float] | None) -> str | None:
-    return None if ends is None else f"{said(ends[0])} to {said(ends[1])}"
-
-
-def _headline(version: Version) -> list[tuple[str, str, str]]:
+def _headline(report: Report) -> list[tuple[str, str, str]]:
     """What matters of one version: (what, value, beside it)."""
-    report = version.report or {}
-    metric, drop = _at(report, "accuracy", "metric"), _number(_at(report, "accuracy", "drop"))
-    interval = _between(_interval(_at(report, "accuracy", "confidence", "candidate")))
-    ratio, speedup = _number(_at(report, "size_bytes", "ratio")), _number(_at(report, "latency_ms", "speedup"))
-    size, p50 = _number(_at(report, "size_bytes", "candidate")), _number(_at(report, "latency_ms", "candidate", "p50"))
-    joules = _number(_at(report, "energy_joules", "candidate"))
-    found = [
-        (str(metric or "accuracy"), said(_number(_at(report, "accuracy", "candidate"))), interval and f"95 %: {interval}"),
-        ("drop", said(drop), "positive is worse"),
-        ("size", _with(size and size / 1e6, "MB"), _smaller(ratio)),
-        ("latency p50", _with(p50, "ms"), _with(speedup, "times as fast")),
-        ("energy per item", _with(joules, "J"), "not measured" if joules is None else None),
-    ]
-    return [(what, value, beside or "") for what, value, beside in found]
-
-
-def _with(value: float | None, unit: str) -> str:
-    return UNMEASURED if value is None else f"{said(value)} {unit}"
-
-
-def _smaller(ratio: float | None) -> str:
-    """Reference over candidate, in words that read right both ways."""
-    return _with(1 / ratio, "times larger") if ratio and ratio < 1 else _with(ratio, "times smaller")
+    wanted = ("metric", "size", "p50", "joules")
+    return [(row.what, said(row.candidate), row.gain) for row in rows(report) if row.key in wanted]
 
 
 def _summary(version: Version) -> dict[str, Any]:
     """One row of the table of versions."""
-    report = version.report
+    report = report_of(version)
+    made = report.candidate
     return {
         "version": version.version,
         "aliases": version.aliases,
         "deployed": version.deployed,
-        "verdict": _verdict(version),
+        "verdict": verdict_of(version),
         "recipe": version.recipe,
         "runs_on": f"{version.format} on {version.engine}",
-        "metric": _at(report, "accuracy", "metric"),
-        "accuracy": _number(_at(report, "accuracy", "candidate")),
-        "interval": _between(_interval(_at(report, "accuracy", "confidence", "candidate"))),
-        "megabytes": _scaled(_at(report, "size_bytes", "candidate"), 1e-6),
-        "ratio": _number(_at(report, "size_bytes", "ratio")),
-        "p50": _number(_at(report, "latency_ms", "candidate", "p50")),
-        "p99": _number(_at(report, "latency_ms", "candidate", "p99")),
-        "speedup": _number(_at(report, "latency_ms", "speedup")),
-        "joules": _number(_at(report, "energy_joules", "candidate")),
+        "metric": report.metric,
+        "accuracy": made.accuracy,
+        "interval": between(report.interval("candidate")),
+        "megabytes": ratio(made.size_bytes, MEGABYTE),
+        "ratio": report.size_ratio,
+        "p50": made.p50,
+        "p99": made.p99,
+        "speedup": report.speedup,
+        "joules": made.joules,
         "created": f"{version.created_at:%Y-%m-%d %H:%M}",
     }
 
 
-def _verdict(version: Version) -> str:
-    return "not verified" if version.passed is None else "passed" if version.passed else "failed"
-
-
-def _scaled(value: Any, factor: float) -> float | None:
-    number = _number(value)
-    return None if number is None else number * factor
-
-
 def _detail(version: Version) -> dict[str, Any]:
     """All that is shown of one version."""
-    report = version.report or {}
-    facts = [_at(step, "facts") or {} for step in version.passes]
+    report = report_of(version)
+    facts = [_group(step, "facts") for step in version.passes]
     return {
         "version": version.version,
         "aliases": version.aliases,
-        "verdict": _verdict(version),
+        "verdict": verdict_of(version),
         "digest": version.digest,
         "runs_on": f"{version.format} on {version.engine}",
         "recipe": version.recipe,
         "created": f"{version.created_at:%Y-%m-%d %H:%M} UTC",
         "source": version.source if version.source.startswith("hf:") else Path(version.source).name,
-        "failures": report.get("failures") or [],
-        "notes": report.get("notes") or [],
-        "measured": _measured(report),
-        "engines": [_at(report, "reference", "engine"), version.engine, _at(report, "source", "engine")],
-        "checks": _checks(report),
-        "confidence": _at(report, "accuracy", "confidence"),
+        "report": report,
+        "measured": rows(report),
+        "engines": [report.reference.engine, version.engine, report.source and report.source.engine],
         "passes": [_pass(step) for step in version.passes],
         "pass_tables": pass_tables(version.passes),
-        "table": report.get("optimization") or [],
         "table_says": next((f["what"] for f in facts if "what" in f), ""),
         "certificates": [_certificate(f["certificate"]) for f in facts if isinstance(f.get("certificate"), Mapping)],
-        "energy": _at(report, "energy_joules", "method"),
-        "precisions": report.get("precisions"),
-        "batching": report.get("batching"),
-        "batching_how": report.get("batching_how"),
-        "calibration": _at(report, "calibration", "says"),
-        "parity": {key: n for key, value in _mapping(report, "parity").items() if (n := _number(value)) is not None},
-        "against": str(_at(report, "parity", "against") or "the reference"),
-        "parts": _parts(report),
-        "conditions": _mapping(report, "conditions"),
+        "calibration": (report.calibration or {}).get("says"),
         "has_report": version.report is not None,
     }
 
 
-def _measured(report: Mapping[str, Any]) -> list[tuple[str, Any, Any, Any, str]]:
-    """Rows of (what, reference, this version, source on its own engine, what it brings)."""
-    rows: list[tuple[str, Any, Any, Any, str]] = []
-    accuracy, latency, own = (_mapping(report, key) for key in ("accuracy", "latency_ms", "source"))
-    if accuracy.get("metric"):
-        drop = _with(_number(accuracy.get("drop")), "drop")
-        sides = (_number(accuracy.get("reference")), _number(accuracy.get("candidate")))
-        rows.append((f"{accuracy['metric']} on {accuracy.get('examples')} examples", *sides, own.get("accuracy"), drop))
-        certain = {side: _between(_interval(_at(accuracy, "confidence", side))) for side in ("reference", "candidate", "drop")}
-        if certain["candidate"]:
-            drop = f"drop {certain['drop']}" if certain["drop"] else ""
-            rows.append(("95 % interval", certain["reference"], certain["candidate"], None, drop))
-    for point in ("p50", "p99"):
-        sides = (_number(_at(latency, "reference", point)), _number(_at(latency, "candidate", point)))
-        faster = _with(_number(latency.get("speedup")), "times as fast") if point == "p50" else ""
-        rows.append((f"latency {point}, ms", *sides, _at(own, "latency_ms", point), faster))
-    for what, key, unit, factor in MEASURED:
-        cells = _mapping(report, key)
-        named = f"{what}, {unit or cells.get('unit') or 'per second'}"
-        sides = (_scaled(cells.get("reference"), factor), _scaled(cells.get("candidate"), factor))
-        smaller = _smaller(_number(cells.get("ratio"))) if key == "size_bytes" else ""
-        rows.append((named, *sides, _scaled(own.get(key), factor), smaller))
-    return rows
-
-
-def _checks(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Limits with what was measured; reports of before they were kept name the limits alone."""
-    if "checks" in report:
-        return list(report["checks"])
-    asked = _mapping(report, "limits")
-    return [{"limit": key, "what": key, "asked": value, "measured": None, "holds": None} for key, value in asked.items()]
-
-
-def _parts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Outputs and slices with how they came through; none where the report was made elsewhere and tells them otherwise."""
-    try:
-        rows = [(part_of(row), row) for row in _at(report, "parity", "parts") or []]
-        return [
-            {
-                "where": part.where,
-                "measure": part.measure,
-                "value": _number(part.value),
-                "cosine": _number(_at(row, "cosine")),
-                "max_abs_diff": _number(_at(row, "max_abs_diff")),
-                "spread": _number(_at(row, "spread")),
-                "is_constant": part.is_constant,
-            }
-            for part, row in rows
-        ]
-    except (KeyError, TypeError):
-        return []
+def _group(value: Any, key: str) -> Mapping[str, Any]:
+    """What lies at `key`; passes of a version from elsewhere may hold anything."""
+    found = value.get(key) if isinstance(value, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def _pass(step: Any) -> dict[str, Any]:
-    facts = {key: value for key, value in _mapping(step, "facts").items() if key not in HIDDEN_FACTS}
+    facts = {key: value for key, value in _group(step, "facts").items() if key not in HIDDEN_FACTS}
     facts = {key: value for key, value in facts.items() if key != "says" or not pass_tables([step])}
-    settings = {key: _pathless(value) for key, value in _mapping(step, "settings").items() if value is not None}
+    step = step if isinstance(step, Mapping) else {}
     return {
-        "use": _at(step, "use") or "?",
-        "settings": settings,
-        "seconds": _number(_at(step, "seconds")),
-        "cached": _at(step, "cached"),
+        "use": step.get("use") or "?",
+        "settings": {key: _pathless(value) for key, value in _group(step, "settings").items() if value is not None},
+        "seconds": number(step.get("seconds")),
+        "cached": step.get("cached"),
         "facts": facts,
-        "digest": str(_at(step, "digest") or "")[:19],
+        "digest": str(step.get("digest") or "")[:19],
     }
 
 
@@ -322,18 +197,19 @@ def _certificate(certificate: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plots(versions: Sequence[Version], chosen: Version) -> list[tuple[str, str]]:
     """(title, svg) of each plot that has at least one point."""
-    metric = _at(chosen.report, "accuracy", "metric")
-    better = "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
-    accuracy = f"{metric} ({better})"
+    told = {v.version: report_of(v) for v in (*versions, chosen)}
+    metric = told[chosen.version].metric
+    way = METRICS.get(metric or "", Metric())
+    accuracy = f"{metric} ({way.better})"
     size, latency = "size, MB (smaller is better)", "latency p50, ms (lower is better)"
-    of_metric = [v for v in versions if _at(v.report, "accuracy", "metric") == metric]
+    of_metric = [v for v in versions if told[v.version].metric == metric]
     wanted: tuple[tuple[str, str, list[Point], str, str], ...] = (
         ("size-accuracy", "Size against accuracy", _points(of_metric, chosen, _size, _accuracy), size, accuracy),
         ("latency-accuracy", "Latency against accuracy", _points(of_metric, chosen, _latency, _accuracy), latency, accuracy),
         ("size-latency", "Size against latency", _points(versions, chosen, _size, _latency), size, latency),
     )
     drawn = [
-        (title, scatter(name, points, x, y, y_most=1.0 if y == accuracy and metric in SHARES else None))
+        (title, scatter(name, points, x, y, y_most=way.most if y == accuracy else None))
         for name, title, points, x, y in wanted
         if points
     ]
@@ -341,45 +217,46 @@ def _plots(versions: Sequence[Version], chosen: Version) -> list[tuple[str, str]
     return [*drawn, ("Every timed run", spreads("runs", rows, "latency, ms"))] if rows else drawn
 
 
-Axis = Callable[[Mapping[str, Any], str], float | None]
+Axis = Callable[[Column], float | None]
 
 
-def _size(report: Mapping[str, Any], side: str) -> float | None:
-    return _scaled(_at(report, "size_bytes", side), 1e-6)
+def _size(of: Column) -> float | None:
+    return ratio(of.size_bytes, MEGABYTE)
 
 
-def _latency(report: Mapping[str, Any], side: str) -> float | None:
-    return _number(_at(report, "latency_ms", side, "p50"))
+def _latency(of: Column) -> float | None:
+    return of.p50
 
 
-def _accuracy(report: Mapping[str, Any], side: str) -> float | None:
-    return _number(_at(report, "accuracy", side))
+def _accuracy(of: Column) -> float | None:
+    return of.accuracy
 
 
 def _points(versions: Sequence[Version], chosen: Version, x: Axis, y: Axis) -> list[Point]:
     """Each version that has both numbers, and the reference of the chosen one."""
-    wanted = [(v, "candidate") for v in versions] + [(chosen, "reference")]
     found = []
-    for version, side in wanted:
-        report = version.report or {}
-        at_x, at_y = x(report, side), y(report, side)
+    for version, side, column in _columns(versions, chosen):
+        at_x, at_y = x(column), y(column)
         if at_x is None or at_y is None:
             continue
-        low, high = (_interval(_at(report, "accuracy", "confidence", side)) if y is _accuracy else None) or (None, None)
+        low, high = (report_of(version).interval(side) if y is _accuracy else None) or (None, None)
         is_reference = side == "reference"
         label = "reference" if is_reference else f"v{version.version}"
-        title = f"{label}: {said(at_x)}, {said(at_y)}" + ("" if is_reference else f"; {version.recipe}, {_verdict(version)}")
+        title = f"{label}: {said(at_x)}, {said(at_y)}" + ("" if is_reference else f"; {version.recipe}, {verdict_of(version)}")
         found.append(Point(label, at_x, at_y, low, high, version.passed is not False, is_reference, title))
     return found
 
 
 def _spreads(versions: Sequence[Version], chosen: Version) -> list[Spread]:
     found = []
-    for version, side in [(chosen, "reference"), *((v, "candidate") for v in versions)]:
-        samples = _at(version.report, "latency_ms", "samples", side)
-        values = [n for s in samples if (n := _number(s)) is not None] if isinstance(samples, list) else []
-        if values:
-            is_reference = side == "reference"
-            label = "reference" if is_reference else f"v{version.version}"
-            found.append(Spread(label, tuple(values), version.passed is not False, is_reference))
+    for version, side, column in reversed(_columns(versions[::-1], chosen)):
+        is_reference = side == "reference"
+        label = "reference" if is_reference else f"v{version.version}"
+        if column.latency_ms:
+            found.append(Spread(label, column.latency_ms, version.passed is not False, is_reference))
     return found
+
+
+def _columns(versions: Sequence[Version], chosen: Version) -> list[tuple[Version, str, Column]]:
+    """What is drawn: each version, and the reference of the chosen one."""
+    return [*((v, "candidate", report_of(v).candidate) for v in versions), (chosen, "reference", report_of(chosen).reference)]

@@ -61,7 +61,7 @@ class Answers:
             self.metric, self.scored = "cosine", len(self.examples)
             self.scores = {name: s for name, p in (("reference", self.beside), ("candidate", self.parity)) if (s := _cosine(p))}
             if self.by_source:
-                self.scores["source"] = Score("cosine", 1.0, self.by_source, True)
+                self.scores["source"] = Score("cosine", 1.0, self.by_source)
             return
         from maasdam.tasks import score
 
@@ -121,4 +121,4 @@ def _cosine(parity: Parity) -> Score | None:
     value = parity.cosine
     if value is None:
         return None
-    return Score("cosine", value, parity.examples, True, shares=tuple((one, 1.0) for one in parity.cosines))
+    return Score("cosine", value, parity.examples, shares=tuple((one, 1.0) for one in parity.cosines))

@@ -96,6 +96,22 @@ class Part:
             return 1 - (1 - floor) / 2
         return floor / 2 if self.is_one_slice else floor
 
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Part:
+        """From a report. Raises KeyError or TypeError where it was told otherwise."""
+        return cls(
+            output=row["output"],
+            axis=row["axis"],
+            slices=tuple(row["slices"] or ()),
+            measure=row["measure"],
+            value=number(row["value"]),
+            cosine=number(row.get("cosine")),
+            max_abs_diff=number(row.get("max_abs_diff")),
+            spread=number(row.get("spread")),
+            is_constant=row["became_constant"],
+            is_one_slice=row["one_of_many"],
+        )
+
     def to_json(self) -> dict[str, Any]:
         """As the report holds it."""
         return {
@@ -112,17 +128,10 @@ class Part:
         }
 
 
-def part_of(row: Mapping[str, Any]) -> Part:
-    """A Part from its JSON."""
-    return Part(
-        output=row["output"],
-        axis=row["axis"],
-        slices=tuple(row["slices"] or ()),
-        measure=row["measure"],
-        value=row["value"],
-        is_constant=row["became_constant"],
-        is_one_slice=row["one_of_many"],
-    )
+def number(value: Any) -> float | None:
+    """A finite number, else None: a report from elsewhere may hold anything."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
+    return value if is_number else None
 
 
 @dataclass(slots=True)
@@ -172,16 +181,18 @@ class Fidelity:
             if p.axis is None and p.max_abs_diff is not None and p.largest is not None
         ]
 
+    def worst(self) -> list[Part]:
+        """The parts that are judged, the worst first."""
+        return sorted(self._judged(self.parts()), key=lambda p: (not p.is_constant, -_lost(p)))
+
     def to_json(self) -> dict[str, Any]:
         """{"fidelity": the lowest, "parts": the worst first, "without_spread": how many were left out}."""
-        parts = self.parts()
-        judged = self._judged(parts)
-        whole = [p.value for p in judged if p.measure == "fidelity" and not p.is_one_slice and p.value is not None]
-        worst = sorted(judged, key=lambda p: (not p.is_constant, -_lost(p)))
+        worst = self.worst()
+        whole = [p.value for p in worst if p.measure == "fidelity" and not p.is_one_slice and p.value is not None]
         return {
             "fidelity": min(whole, default=None),
             "parts": [p.to_json() for p in worst[:SHOWN]],
-            "without_spread": sum(p.value is None for p in parts),
+            "without_spread": sum(p.value is None for p in self.parts()),
         }
 
 

@@ -6,12 +6,12 @@ Knows the shape of the report and the limits. Refuses to measure. What was not m
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar, cast
 
 from maasdam.core import UNTRIED, Batching
-from maasdam.pipeline.fidelity import Part, part_of
+from maasdam.pipeline.fidelity import Part, number
 from maasdam.pipeline.recipe import Limits
 
 MIN_COSINE_UNSEEN = 0.9
@@ -25,6 +25,34 @@ SLOWER = 0.97
 BUSY = 1.5
 """Load per core above which the notes say that others were computing too."""
 MEGABYTE = 1e6
+Kept = TypeVar("Kept")
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """How answers are scored, and which way is good."""
+
+    kind: str | None = None
+    """What Hugging Face calls it."""
+    title: str = ""
+    is_lower_better: bool = False
+    is_relative: bool = False
+    """A drop is told as a share of the reference's."""
+    most: float | None = None
+    """Where it ends."""
+
+    @property
+    def better(self) -> str:
+        """Which way is good, in words."""
+        return "lower is better" if self.is_lower_better else "higher is better"
+
+
+METRICS = {
+    "top1": Metric("accuracy", "Top-1 accuracy", most=1.0),
+    "wer": Metric("wer", "Word error rate", is_lower_better=True),
+    "perplexity": Metric("perplexity", "Perplexity", is_lower_better=True, is_relative=True),
+    "cosine": Metric(),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +61,7 @@ class Column:
 
     engine: str
     digest: str
-    size_bytes: int
+    size_bytes: int | None = None
     latency_ms: tuple[float, ...] = ()
     """Every timed run of one example, milliseconds, in order."""
     p50: float | None = None
@@ -59,6 +87,11 @@ class Check:
     asked: float
 
     @property
+    def bound(self) -> str:
+        """Ceiling or floor, in words."""
+        return "at most" if self.limit.startswith("max_") else "at least"
+
+    @property
     def holds(self) -> bool:
         """False for what was not measured, and for NaN."""
         if self.measured is None or self.measured != self.measured:
@@ -71,12 +104,25 @@ class Check:
         """What is, and what was asked."""
         is_known = self.measured is not None and self.measured == self.measured
         said = f"is {self.measured:.4g}" if is_known else "was not measured"
-        asks = f"allows {self.asked:g} at most" if self.limit.startswith("max_") else f"asks for {self.asked:g} at least"
-        return f"{self.what} {said}; the recipe {asks}"
+        asks = "allows" if self.limit.startswith("max_") else "asks for"
+        return f"{self.what} {said}; the recipe {asks} {self.asked:g} {self.bound}"
 
     def to_json(self) -> dict[str, Any]:
         """As the report holds it."""
         return {"limit": self.limit, "what": self.what, "asked": self.asked, "measured": self.measured, "holds": self.holds}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a report for people, in the unit that `what` names; None was not measured."""
+
+    key: str
+    what: str
+    reference: float | str | None
+    candidate: float | str | None
+    source: float | str | None = None
+    gain: str = ""
+    """What the candidate brings beside the reference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +153,8 @@ class Report:
     limits: Limits = field(default_factory=Limits)
     conditions: Mapping[str, Any] = field(default_factory=dict)
     """Processor, threads, device, library versions, and what one latency is the latency of."""
+    stored_checks: tuple[Check, ...] | None = None
+    """Of a report that was read: its limits as they were found then."""
 
     @property
     def passed(self) -> bool:
@@ -114,14 +162,43 @@ class Report:
         return not self.failures
 
     @property
+    def checks(self) -> tuple[Check, ...]:
+        """Each limit with what was measured."""
+        return checks(self.limits, self) if self.stored_checks is None else self.stored_checks
+
+    @property
     def speedup(self) -> float | None:
         """Median latency of the reference over the candidate's."""
         return ratio(self.reference.p50, self.candidate.p50)
 
     @property
-    def size_ratio(self) -> float:
+    def size_ratio(self) -> float | None:
         """Size of the reference over the candidate's."""
-        return self.reference.size_bytes / self.candidate.size_bytes
+        return ratio(self.reference.size_bytes, self.candidate.size_bytes)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Outputs and slices with how they came through, the worst first; none where a report told them otherwise."""
+        try:
+            return tuple(Part.from_json(row) for row in self.parity.get("parts") or ())
+        except (KeyError, TypeError, AttributeError):
+            return ()
+
+    @property
+    def parity_numbers(self) -> dict[str, float]:
+        """How far the outputs are apart, by measure."""
+        return {str(key): n for key, value in self.parity.items() if (n := number(value)) is not None}
+
+    @property
+    def against(self) -> str:
+        """Whose outputs parity is with."""
+        return str(self.parity.get("against") or "the reference")
+
+    def interval(self, of: str) -> tuple[float, float] | None:
+        """The 95 % interval of "reference", "candidate" or "drop"."""
+        ends = (self.confidence or {}).get(of)
+        low, high = (number(end) for end in ends) if isinstance(ends, list | tuple) and len(ends) == 2 else (None, None)
+        return None if low is None or high is None else (low, high)
 
     def to_json(self) -> dict[str, Any]:
         """The report as `build --json` prints it and the catalog keeps it."""
@@ -131,7 +208,7 @@ class Report:
             "failures": list(self.failures),
             "notes": list(self.notes),
             "limits": self.limits.to_json(),
-            "checks": [check.to_json() for check in checks(self.limits, self)],
+            "checks": [check.to_json() for check in self.checks],
             "parity": dict(self.parity),
             "accuracy": {
                 "metric": self.metric,
@@ -163,6 +240,53 @@ class Report:
             "samples": [dict(sample) for sample in self.samples],
         }
 
+    @classmethod
+    def from_json(cls, data: Any) -> Report:
+        """The report that a version keeps. One from elsewhere may hold anything: what is of another kind is left out."""
+
+        def of(kind: type[Kept], *keys: str) -> Kept:
+            return found if isinstance(found := _at(data, *keys), kind) else kind()
+
+        def column(side: str) -> Column:
+            return Column(
+                engine=of(str, side, "engine"),
+                digest=of(str, side, "digest"),
+                size_bytes=_whole(data, "size_bytes", side),
+                latency_ms=tuple(s for s in of(list, "latency_ms", "samples", side) if number(s) is not None),
+                p50=number(_at(data, "latency_ms", side, "p50")),
+                p99=number(_at(data, "latency_ms", side, "p99")),
+                throughput=number(_at(data, "throughput", side)),
+                joules=number(_at(data, "energy_joules", side)),
+                memory_bytes=_whole(data, "memory_bytes", side),
+                accuracy=number(_at(data, "accuracy", side)),
+                extra=of(dict, "accuracy", "beside", side),
+            )
+
+        limits = {f.name: n for f in fields(Limits) if (n := number(_at(data, "limits", f.name))) is not None}
+        return cls(
+            candidate=column("candidate"),
+            reference=column("reference"),
+            source=_source_of(data["source"]) if of(dict, "source") else None,
+            parity=of(dict, "parity"),
+            metric=of(str, "accuracy", "metric") or None,
+            drop=number(_at(data, "accuracy", "drop")),
+            examples=_whole(data, "accuracy", "examples") or 0,
+            unit=of(str, "throughput", "unit") or "per second",
+            energy_method=of(str, "energy_joules", "method"),
+            failures=tuple(of(list, "failures")),
+            notes=tuple(of(list, "notes")),
+            why_no_accuracy=of(str, "accuracy", "why") or None,
+            confidence=of(dict, "accuracy", "confidence") or None,
+            precisions=of(dict, "precisions"),
+            calibration=of(dict, "calibration") or None,
+            optimization=tuple(row for row in of(list, "optimization") if isinstance(row, dict)),
+            batching=Batching(of(str, "batching"), of(str, "batching_how")),
+            samples=tuple(row for row in of(list, "samples") if isinstance(row, dict)),
+            limits=Limits(**cast(Any, limits)),
+            conditions=of(dict, "conditions"),
+            stored_checks=tuple(filter(None, map(_check_of, of(list, "checks")))),
+        )
+
 
 def _source(s: Column) -> dict[str, Any]:
     return {
@@ -178,6 +302,76 @@ def _source(s: Column) -> dict[str, Any]:
     }
 
 
+def _source_of(kept: Mapping[str, Any]) -> Column:
+    return Column(
+        engine=str(kept.get("engine", "-")),
+        digest=str(kept.get("digest", "")),
+        size_bytes=_whole(kept, "size_bytes"),
+        p50=number(_at(kept, "latency_ms", "p50")),
+        p99=number(_at(kept, "latency_ms", "p99")),
+        latency_ms=tuple(_at(kept, "latency_ms", "samples") or ()),
+        throughput=number(kept.get("throughput")),
+        joules=number(kept.get("energy_joules")),
+        memory_bytes=_whole(kept, "memory_bytes"),
+        accuracy=number(kept.get("accuracy")),
+        examples=_whole(kept, "examples"),
+    )
+
+
+def _check_of(kept: Any) -> Check | None:
+    asked = number(_at(kept, "asked"))
+    return None if asked is None else Check(str(kept.get("limit")), str(kept.get("what")), number(kept.get("measured")), asked)
+
+
+def _at(value: Any, *keys: str) -> Any:
+    """What lies at `keys`; None where there is no such thing."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _whole(value: Any, *keys: str) -> int | None:
+    found = number(_at(value, *keys))
+    return None if found is None else int(found)
+
+
+def rows(report: Report) -> tuple[Row, ...]:
+    """What was measured, a line each, as the terminal, the page, the card and quickstart show it."""
+    found = []
+    if report.metric:
+        drop, interval = report.drop, between(report.interval("drop"))
+        gain = "" if drop is None else f"drop {digits(drop)}" + (f" ({interval})" if interval else "")
+        found.append(_row(report, "metric", f"{report.metric} on {report.examples} examples", lambda c: c.accuracy, gain))
+        if certain := between(report.interval("candidate")):
+            found.append(Row("interval", "95 % interval", between(report.interval("reference")), certain))
+    speedup, smaller = report.speedup, report.size_ratio
+    sizes = smaller and (f"{1 / smaller:.3g} times larger" if 0 < smaller < 1 else f"{smaller:.3g} times smaller")
+    return (
+        *found,
+        _row(report, "size", "size, MB", lambda c: ratio(c.size_bytes, MEGABYTE), sizes),
+        _row(report, "p50", "latency p50, ms", lambda c: c.p50, speedup and f"{speedup:.3g} times as fast"),
+        _row(report, "p99", "latency p99, ms", lambda c: c.p99),
+        _row(report, "throughput", f"throughput, {report.unit}", lambda c: c.throughput),
+        _row(report, "memory", "memory, MB", lambda c: ratio(c.memory_bytes, MEGABYTE)),
+        _row(report, "joules", "joules per example", lambda c: c.joules),
+    )
+
+
+def _row(report: Report, key: str, what: str, cell: Callable[[Column], float | None], gain: str | float | None = None) -> Row:
+    source = None if report.source is None else cell(report.source)
+    return Row(key, what, cell(report.reference), cell(report.candidate), source, str(gain or ""))
+
+
+def digits(value: float) -> str:
+    """A number in few digits."""
+    return f"{value:.4g}"
+
+
+def between(ends: tuple[float, float] | None) -> str | None:
+    """An interval in words."""
+    return None if ends is None else f"{digits(ends[0])} to {digits(ends[1])}"
+
+
 def ratio(above: float | None, below: float | None) -> float | None:
     """above / below; None where either is unmeasured or below is 0."""
     return above / below if above is not None and below else None
@@ -187,11 +381,10 @@ def drop_of(metric: str, reference: float | None, candidate: float | None) -> fl
     """How much worse the candidate is: positive is worse, in the way its metric is counted."""
     if reference is None or candidate is None:
         return None
-    if metric == "wer":
-        return candidate - reference
-    if metric == "perplexity":
+    way = METRICS.get(metric, Metric())
+    if way.is_relative:
         return candidate / reference - 1
-    return reference - candidate
+    return candidate - reference if way.is_lower_better else reference - candidate
 
 
 def finished(report: Report, problems: Sequence[str]) -> Report:
@@ -213,9 +406,9 @@ def _first(sentences: list[str]) -> list[str]:
 def _dead(report: Report) -> list[str]:
     """What varied in the source and is a constant now: whatever the limits and the metric say, it no longer answers."""
     return [
-        f"{part.where} varied by {row.get('spread') or 0.0:.3g} over the examples in the source and became a constant"
-        for row in report.parity.get("parts") or ()
-        if (part := part_of(row)).is_constant
+        f"{part.where} varied by {part.spread or 0.0:.3g} over the examples in the source and became a constant"
+        for part in report.parts
+        if part.is_constant
     ]
 
 
@@ -229,16 +422,15 @@ def _notes(report: Report) -> list[str]:
         notes.append("this processor has no instructions for int8 (VNNI): int8 is faster on those that have")
     if report.why_no_accuracy:
         notes.append(report.why_no_accuracy)
-    parts = [part_of(row) for row in report.parity.get("parts") or ()]
-    if parts and all(part.measure == "closeness" for part in parts):
+    if report.parts and all(part.measure == "closeness" for part in report.parts):
         notes.append("no output varied over the examples: judged by the largest difference alone; give --data that differ")
     elif left := report.parity.get("without_spread"):
         notes.append(f"{left} outputs or slices did not vary over the examples: they were left out of the fidelity")
     if report.speedup is not None and report.speedup < SLOWER:
         notes.append(f"slower than the reference: {report.speedup:.2f} times its speed")
-    if report.size_ratio < 1:
+    if report.size_ratio is not None and report.size_ratio < 1:
         notes.append(f"larger than the reference: {1 / report.size_ratio:.2f} times its size")
-    interval = (report.confidence or {}).get("drop")
+    interval = report.interval("drop")
     if report.metric == "top1" and interval and interval[0] == interval[1]:
         notes.append(
             f"not one of the {report.examples} answers changed between right and wrong: "
@@ -257,7 +449,7 @@ def checks(limits: Limits, report: Report) -> tuple[Check, ...]:
     """Each limit that is set, with what was measured. A limit on something unmeasured does not hold, with one exception:
     without --data there is no metric, and parity alone decides."""
     parity, c = report.parity, report.candidate
-    interval = (report.confidence or {}).get("drop")
+    interval = report.interval("drop")
     found: dict[str, tuple[str, float | None]] = {
         "max_drop": ("drop", report.drop),
         "max_drop_upper": ("the upper end of the drop's interval", interval[1] if interval else None),
@@ -270,8 +462,8 @@ def checks(limits: Limits, report: Report) -> tuple[Check, ...]:
         "max_latency_ms": ("latency (p50, ms)", c.p50),
         "max_p99_ms": ("latency (p99, ms)", c.p99),
         "min_throughput": (f"throughput ({report.unit})", c.throughput),
-        "max_size_mb": ("size (MB)", c.size_bytes / MEGABYTE),
-        "max_memory_mb": ("memory (MB)", None if c.memory_bytes is None else c.memory_bytes / MEGABYTE),
+        "max_size_mb": ("size (MB)", ratio(c.size_bytes, MEGABYTE)),
+        "max_memory_mb": ("memory (MB)", ratio(c.memory_bytes, MEGABYTE)),
         "max_joules": ("energy (joules)", c.joules),
     }
     asked = limits.to_json()
@@ -290,7 +482,7 @@ def _fidelities(report: Report, asked: float | None) -> list[Check]:
     if asked is None and report.metric not in (None, "cosine"):
         return []
     floor = MIN_FIDELITY if asked is None else asked
-    parts = sorted((part_of(row) for row in report.parity.get("parts") or ()), key=lambda p: p.is_one_slice)
+    parts = sorted(report.parts, key=lambda p: p.is_one_slice)
     judged = [_fidelity(p, floor) for p in parts if p.value is not None and not p.is_constant]
     broken = [c for c in judged if not c.holds]
     nearest = broken or sorted(judged, key=lambda c: (c.measured or 0.0) - c.asked)[:1]

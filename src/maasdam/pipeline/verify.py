@@ -21,7 +21,7 @@ from maasdam.errors import EngineFailure, InvalidInput, InvalidTensor, MaasdamEr
 from maasdam.pipeline.answers import Answers
 from maasdam.pipeline.conditions import Conditions, circumstances
 from maasdam.pipeline.examples import PreparedExamples, labels_of
-from maasdam.pipeline.fidelity import Fidelity, part_of
+from maasdam.pipeline.fidelity import Fidelity
 from maasdam.pipeline.footprint import footprint_bytes
 from maasdam.pipeline.measure import Timing, joules_per_run, take_turns
 from maasdam.pipeline.recipe import Limits
@@ -308,7 +308,7 @@ def _differs(source: TensorSubject, reference: TensorSubject) -> str | None:
     lost = fidelity.lost
     if lost is None or lost <= REFERENCE_LOSES:
         return None
-    worst = next((part_of(row).where for row in fidelity.to_json()["parts"]), "an output")
+    worst = next((part.where for part in fidelity.worst()), "an output")
     return f"{worst} loses {lost:.3g} of what it tells on the source's own engine ({source.artifact.engine})"
 
 

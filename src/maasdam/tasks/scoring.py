@@ -39,7 +39,7 @@ def _top1(answers: Sequence[Answer], examples: Sequence[Example]) -> Score:
         has_top = has_top and len(ids) == TOP
     count = len(examples)
     value = sum(above for above, _ in right) / count
-    return Score("top1", value, count, True, {"top5": among / count} if has_top else {}, tuple(right))
+    return Score("top1", value, count, {"top5": among / count} if has_top else {}, tuple(right))
 
 
 def _wer(answers: Sequence[Answer], examples: Sequence[Example]) -> Score:
@@ -57,7 +57,7 @@ def _wer(answers: Sequence[Answer], examples: Sequence[Example]) -> Score:
     if words == 0:
         raise InvalidInput("none of the transcriptions has a word in it; word error rate needs some")
     extra = {"cer": wrong / characters, "sentences_right": perfect / len(examples)}
-    return Score("wer", errors / words, len(examples), False, extra, tuple(heard_wrong))
+    return Score("wer", errors / words, len(examples), extra, tuple(heard_wrong))
 
 
 def normalised(text: str) -> str:
