@@ -77,12 +77,13 @@ def _shown(version: Version) -> str:
     name, verdict = f"{version.model}:{version.version}", "passed" if version.passed else "FAILED"
     own = report.source.engine if report.source else "-"
     engines = (f"reference ({report.reference.engine})", "candidate", f"source ({own})")
+    cells = [(r.what, r.reference, r.candidate, r.source, r.gain) for r in rows(report) if r.key != "interval"]
     lines = [
         f"{name}  {version.format} on {version.engine}  {verdict}  {version.digest}",
         "",
         table(("pass", "seconds", "cached"), [(p["use"], p["seconds"], p["cached"]) for p in version.passes]),
         "",
-        table(("measured", *engines, "gain"), [(r.what, r.reference, r.candidate, r.source, r.gain) for r in rows(report)]),
+        table(("measured", *engines, "gain"), cells),
         "",
         f"energy: {report.energy_method}",
         f"parity with {report.against}: "
