@@ -16,7 +16,9 @@ from typing import Any, Literal
 import numpy as np
 
 from maasdam.convert.operators import interpreter, narrow, sequences
-from maasdam.convert.operators.graph import Graph, of_model
+from maasdam.convert.operators.graph import of_model
+from maasdam.convert.operators.nodes import Graph
+from maasdam.convert.operators.table import Framework
 
 Arrays = Sequence[Any]
 """numpy arrays, lists of them, None."""
@@ -154,7 +156,7 @@ def _tensorflow() -> tuple[Any, Run]:
     from maasdam.convert.operators.tensorflow import TABLE
     from maasdam.convert.operators.tensorflow.sizes import dims, small, tensor
 
-    framework = interpreter.Framework(TABLE, tensor, dims, small)
+    framework = Framework(TABLE, tensor, dims, small)
 
     def run(graph: Graph, inputs: Arrays) -> list[Any]:
         """Traced, as in a SavedModel. What must be known while tracing (axes, shapes) is a constant of the graph."""

@@ -71,3 +71,20 @@ def test_errors_of_ours_stand_in_one_file(repository: Path) -> None:
         if isinstance(node, ast.ClassDef) and path.name != "errors.py" and {ast.unparse(base) for base in node.bases} & ours
     ]
     assert elsewhere == []
+
+
+def test_the_operators_import_each_other_in_no_circle(repository: Path) -> None:
+    """What is imported for types alone counts too."""
+    folder = repository / "src" / "maasdam" / "convert" / "operators"
+    files = {".".join(path.relative_to(folder).with_suffix("").parts): path for path in folder.rglob("*.py")}
+    waiting = {}
+    for name, path in files.items():
+        imported = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("maasdam.convert.operators"):
+                room = (node.module or "").split(".")[3:]
+                imported |= {".".join(room)} | {".".join([*room, alias.name]) for alias in node.names}
+        waiting[name] = imported & files.keys()
+    while ready := {name for name, imported in waiting.items() if not imported & waiting.keys()}:
+        waiting = {name: imported for name, imported in waiting.items() if name not in ready}
+    assert waiting == {}

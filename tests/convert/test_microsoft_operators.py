@@ -12,6 +12,7 @@ import pytest
 from maasdam.artifacts.store import Store
 from maasdam.convert.operators import interpreter
 from maasdam.convert.operators.graph import of_model
+from maasdam.convert.operators.table import Framework
 from maasdam.convert.proof.certificate import certify
 from maasdam.core import Format
 from maasdam.engines.onnxruntime_engine import EXACT
@@ -291,7 +292,7 @@ def in_tensorflow(model: Any) -> Any:
     from maasdam.convert.operators.tensorflow import TABLE
     from maasdam.convert.operators.tensorflow.sizes import dims, small, tensor
 
-    graph, framework = of_model(model, TABLE), interpreter.Framework(TABLE, tensor, dims, small)
+    graph, framework = of_model(model, TABLE), Framework(TABLE, tensor, dims, small)
     kinds = {1: tf.float32, 2: tf.uint8, 6: tf.int32, 7: tf.int64, 9: tf.bool}
     tensors = [(v.name, v.type.tensor_type) for v in model.graph.input]
     specs = [tf.TensorSpec([d.dim_value or None for d in t.shape.dim], kinds[t.elem_type]) for _, t in tensors]

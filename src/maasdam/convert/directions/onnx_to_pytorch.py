@@ -13,7 +13,9 @@ import numpy as np
 
 from maasdam.convert.modules import first_line, name_module, need_signature
 from maasdam.convert.operators import interpreter
-from maasdam.convert.operators.graph import Graph, read
+from maasdam.convert.operators.graph import read
+from maasdam.convert.operators.nodes import Graph
+from maasdam.convert.operators.table import Framework
 from maasdam.convert.operators.weights import learned_names
 from maasdam.core import Artifact, Signature
 from maasdam.engines.pytorch_engine import load_program
@@ -64,7 +66,7 @@ def of_graph(graph: Graph) -> torch.nn.Module:
 
     from maasdam.convert.operators.pytorch import TABLE
 
-    framework = interpreter.Framework(TABLE, _tensor, lambda t: list(t.shape), _small)
+    framework = Framework(TABLE, _tensor, lambda t: list(t.shape), _small)
     learned = learned_names(graph)
 
     counted = {name for node in graph.walk() if node.operator == "Range" for name in node.inputs}

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from maasdam.convert.modules import first_line, need_signature
 from maasdam.convert.operators import interpreter, shapes
-from maasdam.convert.operators.graph import Graph, read
+from maasdam.convert.operators.graph import read
+from maasdam.convert.operators.nodes import Graph
+from maasdam.convert.operators.table import Framework
 from maasdam.convert.operators.weights import learned_names
 from maasdam.convert.signatures import describe
 from maasdam.core import Artifact, Signature, TensorSpec
@@ -52,7 +54,7 @@ def of_graph(graph: Graph, signature: Signature) -> tf.Module:
     from maasdam.convert.operators.tensorflow import TABLE
     from maasdam.convert.operators.tensorflow.sizes import dims, small, tensor
 
-    framework = interpreter.Framework(TABLE, tensor, dims, small)
+    framework = Framework(TABLE, tensor, dims, small)
     learned = learned_names(graph)
     module = tf.Module()
     module.weights = {

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from maasdam.convert.operators import sequences, shapes
-from maasdam.convert.operators.graph import CONTROL, Graph, Node
-from maasdam.convert.operators.table import Operator, Table
+from maasdam.convert.operators.nodes import Graph, Node
+from maasdam.convert.operators.table import Framework, Operator
 from maasdam.errors import Unsupported
 
+CONTROL = ("If", "Loop", "Scan")
 DECIDES = "condition"
 """The parameter that says which inner graph runs, or whether: known before the run, or a tensor of one element."""
-
-
-@dataclass(frozen=True, slots=True)
-class Framework:
-    """What the walk has to know of a framework, beside its operators."""
-
-    table: Table
-    tensor: Callable[[np.ndarray[Any, Any]], Any]
-    """A tensor of a numpy array; one of dtype object holds integers some of which are symbols."""
-    dims: Callable[[Any], list[Any]]
-    """The sizes of a tensor's axes: numbers where known, else symbols."""
-    small: Callable[[Any], list[Any]]
-    """The integers in a tensor of at most one axis, as numbers or symbols. Raises ValueError where they can't be had."""
 
 
 def run(graph: Graph, framework: Framework, values: Mapping[str, Any]) -> list[Any]:

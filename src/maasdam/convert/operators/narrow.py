@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from maasdam.convert.operators.graph import Graph, Node
+    from maasdam.convert.operators.nodes import Graph, Node
     from maasdam.core import type_array
 
 

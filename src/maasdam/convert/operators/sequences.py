@@ -14,7 +14,7 @@ import numpy as np
 from maasdam.errors import Unsupported
 
 if TYPE_CHECKING:
-    from maasdam.convert.operators.interpreter import Framework
+    from maasdam.convert.operators.table import Framework
 
 VERSION = 13
 """Of the operator set whose Split, Squeeze, Unsqueeze and Concat are used."""

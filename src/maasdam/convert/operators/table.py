@@ -6,7 +6,10 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Function = Callable[..., Any]
 AnyFunction = TypeVar("AnyFunction", bound=Function)
@@ -78,3 +81,16 @@ class Table:
 
     def __len__(self) -> int:
         return len(self._operators)
+
+
+@dataclass(frozen=True, slots=True)
+class Framework:
+    """What the walk has to know of a framework, beside its operators."""
+
+    table: Table
+    tensor: Callable[[np.ndarray[Any, Any]], Any]
+    """A tensor of a numpy array; one of dtype object holds integers some of which are symbols."""
+    dims: Callable[[Any], list[Any]]
+    """The sizes of a tensor's axes: numbers where known, else symbols."""
+    small: Callable[[Any], list[Any]]
+    """The integers in a tensor of at most one axis, as numbers or symbols. Raises ValueError where they can't be had."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from maasdam.convert.operators.graph import Graph
+from maasdam.convert.operators.nodes import Graph
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
