@@ -57,6 +57,9 @@ class FakeEngine:
             raise RuntimeError("the fake engine was told to fail")
         return {spec.name: first * 2 for spec in self.signature.outputs}
 
+    def precisions(self) -> dict[str, int]:
+        return {}
+
     def close(self) -> None:
         self.is_closed = True
 

@@ -46,9 +46,9 @@ Layout = Literal[
 IMAGE_CLASSIFICATION = "image-classification"
 TEXT_GENERATION = "text-generation"
 SPEECH_RECOGNITION = "automatic-speech-recognition"
-TASKS: tuple[str, ...] = (IMAGE_CLASSIFICATION, TEXT_GENERATION, SPEECH_RECOGNITION)
 
-
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
+"""What config.json may call the most tokens of a text, the first there is."""
 PAST = "past_key_values"
 """How inputs that hold a key-value cache begin (past_key_values.0.key), as Hugging Face has it. An empty cache is a cache."""
 
@@ -459,6 +459,10 @@ class TensorEngine(Protocol):
         """Outputs by name, first axis the batch. Raises EngineFailure (ours) when the engine breaks."""
         ...
 
+    def precisions(self) -> dict[str, int]:
+        """How many operators run at each precision ("f32", "i8"), as far as the engine tells."""
+        ...
+
     def close(self) -> None:
         """Free what it holds."""
         ...
@@ -518,6 +522,31 @@ class Processor(Protocol):
 
     def units(self, payload: Payload, prepared: Sequence[Tensors]) -> Units:
         """What this payload is metered as (for text: prompt tokens)."""
+        ...
+
+
+class TextStream(Protocol):
+    """Token ids to text pieces that never split a character; ends at a stop string."""
+
+    is_stopped: bool
+    taken: int
+    """Of the tokens last fed, how many belong to the answer."""
+
+    def feed(self, token_ids: Sequence[int]) -> str:
+        """The text that is now certain."""
+        ...
+
+    def finish(self) -> str:
+        """What was held back."""
+        ...
+
+
+@runtime_checkable
+class WritingProcessor(Processor, Protocol):
+    """Of a task that writes text by tokens."""
+
+    def stream(self, stop: tuple[str, ...] = (), after: Sequence[int] = ()) -> TextStream:
+        """The text of tokens as they come, up to the first stop string. `after` are the prompt's."""
         ...
 
 

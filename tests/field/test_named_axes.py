@@ -91,11 +91,11 @@ def test_different_first_axes_are_tried_at_different_sizes_and_long_inputs_are_f
 
 
 def test_data_of_a_fixed_batch_and_of_a_state_beside_a_batch_are_split_into_examples(tmp_path: Path) -> None:
-    from maasdam.tasks.examples import read_examples
+    from maasdam.tasks import load_examples
 
     def shapes(signature: Signature, **arrays: Any) -> list[dict[str, tuple[int, ...]]]:
         np.savez(tmp_path / "d.npz", **{name: np.zeros(shape, np.float32) for name, shape in arrays.items()})
-        found = read_examples("tensors", tmp_path / "d.npz", labels=None, limit=None, seed=0, signature=signature)
+        found = load_examples("tensors", tmp_path / "d.npz", signature=signature)
         return [{name: array.shape for name, array in e.payload.tensors.items()} for e in found]  # type: ignore[union-attr]
 
     four = Signature((TensorSpec("x", "float32", (4, 2)),), ())

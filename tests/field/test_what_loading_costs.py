@@ -34,6 +34,9 @@ async def test_threads_that_load_are_left_out_and_the_rest_is_loadings_own(
             note("trying")
             return self._engine.run(batch)
 
+        def precisions(self) -> dict[str, int]:
+            return {}
+
         def close(self) -> None:
             self._engine.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,10 @@ def test_it_says_where_energy_comes_from(quick: None, tmp_path: Path) -> None:
 
 
 def test_a_missing_library_names_the_extra(quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda library: None if library in ("torch", "openvino") else known(library))
+    known = doctor.installed_version
+    monkeypatch.setattr(
+        doctor, "installed_version", lambda library: None if library in ("torch", "openvino") else known(library)
+    )
     found = doctor.examine(Settings(home=tmp_path))
     engines = {e.name: e for e in found.engines}
     assert not engines["pytorch"].works and "pip install 'maasdam[pytorch]'" in str(engines["pytorch"].problem)
@@ -46,7 +49,8 @@ def test_a_missing_library_names_the_extra(quick: None, tmp_path: Path, monkeypa
 
 
 def test_a_library_that_crashes_is_told_apart_from_one_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_PROBES", dict.fromkeys(ENGINES, "import os; os.abort()"))
+    broken = {name: replace(info, probe="import os; os.abort()") for name, info in ENGINES.items()}
+    monkeypatch.setattr(doctor, "ENGINES", broken)
     found = doctor.examine(Settings(home=tmp_path))
     assert all(not e.works and "does not import" in str(e.problem) for e in found.engines)
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from maasdam.core import IMAGE_CLASSIFICATION, SPEECH_RECOGNITION, TASKS, TEXT_GENERATION
+from maasdam.core import IMAGE_CLASSIFICATION, SPEECH_RECOGNITION, TEXT_GENERATION
 from maasdam.errors import InvalidInput
 from maasdam.pipeline.recipe import Limits, built_in_recipes, find_recipe, parse_recipe
+from maasdam.tasks import TASKS
 
 BUILT_IN = {"fp32", "bf16", "int8", "int8-dynamic", "int8-weights", "int4-weights", "pruned", "distilled"}
 

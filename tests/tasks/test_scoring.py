@@ -6,9 +6,8 @@ import pytest
 
 from maasdam.core import AudioPayload, Classification, Example, ImagePayload, Label, Transcript
 from maasdam.errors import InvalidInput, Unsupported
-from maasdam.pipeline.report import METRICS
 from maasdam.tasks import score
-from maasdam.tasks.scoring import edits, normalised
+from maasdam.tasks.scoring import METRICS, edits, normalised
 
 IMAGES, SPEECH = "image-classification", "automatic-speech-recognition"
 

@@ -19,8 +19,8 @@ from maasdam.core import AudioPayload, Signature, TensorSpec, Transcript
 from maasdam.errors import EngineFailure, InvalidModel, InvalidPayload
 from maasdam.settings import Settings
 from maasdam.tasks import open_processor
+from maasdam.tasks.hearing import OVERLAP_SECONDS, WINDOW_SECONDS, windows
 from maasdam.tasks.recordings import decode_audio
-from maasdam.tasks.speech import OVERLAP_SECONDS, WINDOW_SECONDS, windows
 
 TASK = "automatic-speech-recognition"
 RATE = 16_000

@@ -19,11 +19,11 @@ from maasdam.api.oip_infer import name_of
 from maasdam.api.oip_tensors import FROM_NUMPY
 from maasdam.api.paths import MODELS
 from maasdam.api.routing import JsonRoute
-from maasdam.core import SPEECH_RECOGNITION, TEXT_GENERATION, TensorSpec, split_name
+from maasdam.core import TensorSpec, split_name
 from maasdam.errors import InvalidInput, InvalidModel, Unsupported, WrongContentType
 from maasdam.operations.service import Service
-from maasdam.serving.replica import AUDIO_INPUT, AUDIO_OUTPUT, TEXT_INPUT, TEXT_OUTPUT
 from maasdam.serving.router import Copy
+from maasdam.tasks import carried_by
 
 TOLD_SECONDS = 5.0
 """A load has ended after load_seconds; so much later at most it is known why."""
@@ -183,19 +183,18 @@ def _metadata(copy: Copy, served: list[int]) -> dict[str, Any]:
         "versions": [str(number) for number in sorted(served)],
         "platform": f"{version.format}_{version.engine}",
     }
-    one_text = {"datatype": "BYTES", "shape": [-1]}
+    carried = carried_by(version.task)
     if copy.signature is not None:
         out["inputs"] = [_tensor(spec) for spec in copy.signature.inputs]
         out["outputs"] = [_tensor(spec) for spec in copy.signature.outputs]
-    elif version.task == TEXT_GENERATION:
-        out["inputs"], out["outputs"] = [{"name": TEXT_INPUT, **one_text}], [{"name": TEXT_OUTPUT, **one_text}]
-    elif version.task == SPEECH_RECOGNITION:
-        out["inputs"], out["outputs"] = [{"name": AUDIO_INPUT, **one_text}], [{"name": AUDIO_OUTPUT, **one_text}]
+    elif carried is not None:
+        out["inputs"] = [{"name": carried.input, "datatype": "BYTES", "shape": [-1]}]
+        out["outputs"] = [{"name": name, "datatype": datatype, "shape": [-1]} for name, datatype in carried.outputs]
     else:  # still loading
         out["inputs"], out["outputs"] = [], []
     parameters = {"task": version.task or "", "engine": version.engine, "digest": version.digest, "state": copy.state}
-    if copy.signature is not None and version.task == SPEECH_RECOGNITION:
-        parameters["also_takes"] = f"BYTES {AUDIO_INPUT} -> {AUDIO_OUTPUT}"
+    if copy.signature is not None and carried is not None:
+        parameters["also_takes"] = f"BYTES {carried.input} -> {', '.join(name for name, _ in carried.outputs)}"
     return out | {"parameters": parameters}
 
 

@@ -26,11 +26,11 @@ from maasdam.api.fields import check_known, check_neutral, check_query
 from maasdam.api.measured import measured_headers
 from maasdam.api.paths import INFER
 from maasdam.api.sampling import NAMES, sampling_from
-from maasdam.core import AudioPayload, Chunk, Payload, Request, TensorPayload, TextPayload, TextPiece, Transcript, split_name
+from maasdam.core import Chunk, Payload, Request, TensorPayload, TextPayload, split_name
 from maasdam.errors import InvalidField, InvalidInput, InvalidTensor, ModelNotFound, NotFound, Unsupported
 from maasdam.operations.infer import Receipt
 from maasdam.operations.service import Service
-from maasdam.serving.replica import AUDIO_INPUT, AUDIO_OUTPUT, TEXT_INPUT, TEXT_OUTPUT
+from maasdam.tasks import TASKS, carried_by
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -41,6 +41,8 @@ STATELESS = ("sequence_id", "sequence_start", "sequence_end")
 NO_PRIORITY: Mapping[str, tuple[Any, ...]] = {"priority": (0,)}
 SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 """Said to be of another place where they are used; without a region they mean nothing."""
+CARRIED = {task.oip.input: task for task in reversed(TASKS.values()) if task.oip is not None}
+"""Tasks by the BYTES input that carries them. Those that share one take the same payload."""
 MOST_PROMPTS = 64
 SMALL_BYTES = 128 * 1024
 """JSON up to this size is read and written in the event loop: a hop to a thread would cost more."""
@@ -102,7 +104,7 @@ class InferRoute:
         self._check_outputs(name, asked)
 
         async def written(chunks: list[Chunk]) -> tuple[bytes, int | None]:
-            outputs = _outputs(chunks, asked)
+            outputs = _outputs(chunks, asked, receipt.task)
             if sum(array.nbytes for array in outputs.values()) <= SMALL_BYTES:
                 return write(asked.request, outputs, receipt)
             loop = asyncio.get_running_loop()
@@ -122,17 +124,16 @@ class InferRoute:
         if not asked.request.outputs:
             return
         try:
-            signature = self._service.router.find(name).signature
+            copy = self._service.router.find(name)
+            signature, carried = copy.signature, carried_by(copy.version.task)
         except NotFound:
             return  # inference says it, and the ledger notes it
-        if isinstance(asked.payloads[0], TextPayload):
-            have = [TEXT_OUTPUT]
-        elif isinstance(asked.payloads[0], AudioPayload):
-            have = [AUDIO_OUTPUT]
-        elif signature is None:
-            return
+        if not isinstance(asked.payloads[0], TensorPayload):
+            have = [output for output, _ in carried.outputs] if carried else None
         else:
-            have = [spec.name for spec in signature.outputs]
+            have = [spec.name for spec in signature.outputs] if signature else None
+        if have is None:
+            return  # inference says that the model takes something else
         for wanted in asked.request.outputs:
             if wanted.name not in have:
                 raise InvalidTensor(f"no output '{wanted.name}'; this model gives: {', '.join(have)}")
@@ -247,35 +248,36 @@ def _json_length(headers: bodies.Headers, data: bytes) -> int:
 def _payloads(request: wire.InferRequest, arrays: dict[str, type_array]) -> Asked:
     name = next(iter(arrays))
     array = arrays[name]
-    if len(arrays) != 1 or name not in (TEXT_INPUT, AUDIO_INPUT) or request.inputs[0].datatype != "BYTES":
+    if len(arrays) != 1 or name not in CARRIED or request.inputs[0].datatype != "BYTES":
         return Asked(request, (TensorPayload(arrays),), ())
     if not 1 <= array.size <= MOST_PROMPTS:
         raise InvalidTensor(f"input '{name}' has {array.size} elements; send 1 to {MOST_PROMPTS}")
     elements: list[bytes] = list(array.ravel())
-    if name == AUDIO_INPUT:
+    if CARRIED[name].of_file is not None:
         if "binary_data_size" not in request.inputs[0].parameters:
-            elements = [_from_base64(element) for element in elements]
-        return Asked(request, tuple(AudioPayload(element) for element in elements), array.shape)
+            elements = [_from_base64(element, name) for element in elements]
+        return Asked(request, tuple(CARRIED[name].payload(element) for element in elements), array.shape)
     sampling = sampling_from(request.parameters)
     try:
         texts = [element.decode() for element in elements]
     except UnicodeDecodeError:
-        raise InvalidTensor(f"input '{TEXT_INPUT}' is not UTF-8; send text") from None
+        raise InvalidTensor(f"input '{name}' is not UTF-8; send text") from None
     return Asked(request, tuple(TextPayload(prompt=text, sampling=sampling) for text in texts), array.shape)
 
 
-def _from_base64(element: bytes) -> bytes:
+def _from_base64(element: bytes, name: str) -> bytes:
     try:
         return json_body.from_base64(element)
     except ValueError:
-        raise InvalidTensor(f"input '{AUDIO_INPUT}' in JSON must be base64; or send it as binary data") from None
+        raise InvalidTensor(f"input '{name}' in JSON must be base64; or send it as binary data") from None
 
 
-def _outputs(chunks: list[Chunk], asked: Asked) -> dict[str, type_array]:
-    first = chunks[0].value
-    if not isinstance(first, TextPiece | Transcript):
-        return dict(first)  # type: ignore[arg-type]  # a TensorPayload is answered with tensors
-    texts = np.empty(len(chunks), object)
-    for i, chunk in enumerate(chunks):
-        texts[i] = chunk.value.text.encode()  # type: ignore[union-attr]  # all of one kind
-    return {TEXT_OUTPUT if isinstance(first, TextPiece) else AUDIO_OUTPUT: texts.reshape(asked.shape)}
+def _outputs(chunks: list[Chunk], asked: Asked, task: str | None) -> dict[str, type_array]:
+    carried = carried_by(task)
+    if isinstance(asked.payloads[0], TensorPayload) or carried is None:
+        return dict(chunks[0].value)  # type: ignore[arg-type]  # a TensorPayload is answered with tensors
+    columns = zip(*(carried.values(chunk.value) for chunk in chunks), strict=True)
+    return {
+        name: np.array(column, wire.TO_NUMPY.get(datatype, "object")).reshape(asked.shape)
+        for (name, datatype), column in zip(carried.outputs, columns, strict=True)
+    }

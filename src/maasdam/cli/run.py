@@ -61,14 +61,11 @@ def _print_piece(piece: str) -> None:
 
 
 def _print_answer(given: str, answer: Answer) -> None:
-    from maasdam.core import Classification, TextPiece, Transcript
+    from maasdam.core import TextPiece
+    from maasdam.tasks import giving
 
     if isinstance(answer, TextPiece):
         typer.echo()  # the text itself is out already, piece by piece
-    elif isinstance(answer, Classification):
-        typer.echo(f"{given}: " + ", ".join(f"{x.label} ({x.score:.3f})" for x in answer.labels))
-    elif isinstance(answer, Transcript):
-        typer.echo(f"{given}: {answer.text}")
-    else:
-        for name, array in answer.items():
-            typer.echo(f"{given}: {name} {array.dtype.name} {list(array.shape)}\n{array}")
+        return
+    for line in giving(answer).lines(answer):
+        typer.echo(f"{given}: {line}")

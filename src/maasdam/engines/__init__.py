@@ -7,90 +7,82 @@ that engine is opened.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from maasdam.core import TEXT_GENERATION, Artifact, Engine, Layout
+from maasdam.core import Artifact, Engine, Layout
 from maasdam.engines.processor import available_threads
 from maasdam.errors import InvalidInput, Unsupported
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """One engine: the module that has its `open`, the layouts it takes, the libraries it needs."""
+    """One engine: all that is known of it before its library is imported."""
 
     name: str
     module: str
+    """The module of this room that has its `open(artifact, device, settings)`."""
     kind: Literal["tensor", "sequence"]
     layouts: tuple[Layout, ...]
+    """What it opens, what it is best at first."""
     libraries: tuple[str, ...]
     """Import names of what it needs."""
-    extra: str | None
-    """The extra that brings them; None is part of the core."""
     devices: tuple[str, ...]
+    probe: str
+    """Python that imports its libraries and prints the devices they see."""
+    extra: str | None = None
+    """The extra that brings the libraries; None is part of the core."""
+    may_import_transformers: bool = False
 
 
+_TORCH = "import {}; print('cpu', *(['cuda'] if torch.cuda.is_available() else []))"
+_CUDA = ("cpu", "cuda")
+# fmt: off
 ENGINES: dict[str, EngineInfo] = {
     info.name: info
     for info in (
-        EngineInfo("onnxruntime", "onnxruntime_engine", "tensor", ("onnx",), ("onnxruntime",), None, ("cpu", "cuda")),
-        EngineInfo("openvino", "openvino_engine", "tensor", ("ir", "onnx", "savedmodel"), ("openvino",), None, ("cpu", "gpu")),
-        EngineInfo(
-            "pytorch", "pytorch_engine", "tensor", ("huggingface", "pt2", "torchscript"), ("torch",), "pytorch", ("cpu", "cuda")
-        ),
-        EngineInfo(
-            "tensorflow", "tensorflow_engine", "tensor", ("savedmodel", "keras"), ("tensorflow",), "tensorflow", ("cpu", "cuda")
-        ),
-        EngineInfo(
-            "openvino-genai",
-            "genai_engine",
-            "sequence",
-            ("genai",),
-            ("openvino", "openvino_genai", "openvino_tokenizers"),
-            None,
-            ("cpu",),
-        ),
-        EngineInfo(
-            "transformers",
-            "transformers_engine",
-            "sequence",
-            ("huggingface",),
-            ("torch", "transformers"),
-            "pytorch",
-            ("cpu", "cuda"),
-        ),
-        EngineInfo(
-            "ctranslate2",
-            "whisper_engine",
-            "sequence",
-            ("ctranslate2",),
-            ("ctranslate2", "faster_whisper"),
-            "speech",
-            ("cpu", "cuda"),
-        ),
+        EngineInfo("onnxruntime", "onnxruntime_engine", "tensor", ("onnx",), ("onnxruntime",), _CUDA,
+                   "import onnxruntime as o; print(*[p[:-17].lower() for p in o.get_available_providers()])"),
+        EngineInfo("openvino", "openvino_engine", "tensor", ("ir", "onnx", "savedmodel"), ("openvino",), ("cpu", "gpu"),
+                   "import openvino as o; print(*[d.lower() for d in o.Core().available_devices])"),
+        EngineInfo("pytorch", "pytorch_engine", "tensor", ("huggingface", "pt2", "torchscript"), ("torch",), _CUDA,
+                   _TORCH.format("torch"), extra="pytorch", may_import_transformers=True),
+        EngineInfo("tensorflow", "tensorflow_engine", "tensor", ("savedmodel", "keras"), ("tensorflow",), _CUDA,
+                   "import tensorflow as t; print(*[d.device_type.lower() for d in t.config.list_physical_devices()])",
+                   extra="tensorflow"),
+        EngineInfo("openvino-genai", "genai_engine", "sequence", ("genai",),
+                   ("openvino", "openvino_genai", "openvino_tokenizers"), ("cpu",),
+                   "import openvino_genai, openvino_tokenizers; print('cpu')"),
+        EngineInfo("transformers", "transformers_engine", "sequence", ("huggingface",), ("torch", "transformers"), _CUDA,
+                   _TORCH.format("torch, transformers"), extra="pytorch", may_import_transformers=True),
+        EngineInfo("ctranslate2", "whisper_engine", "sequence", ("ctranslate2",), ("ctranslate2", "faster_whisper"), _CUDA,
+                   "import ctranslate2 as c, faster_whisper; print('cpu', *(['cuda'] if c.get_cuda_device_count() else []))",
+                   extra="speech"),
     )
 }
-
-_PREFERRED: dict[str, tuple[str, ...]] = {
-    "huggingface": ("pytorch", "transformers"),
-    "pt2": ("pytorch",),
-    "torchscript": ("pytorch",),
-    "onnx": ("onnxruntime", "openvino"),
-    "savedmodel": ("tensorflow", "openvino"),
-    "keras": ("tensorflow",),
-    "ir": ("openvino",),
-    "genai": ("openvino-genai",),
-    "ctranslate2": ("ctranslate2",),
-}
+# fmt: on
+"""Every engine. Of two that are as good at a layout the first is preferred."""
 
 
-def engines_for(layout: str, task: str | None = None) -> tuple[str, ...]:
-    """The engines that open `layout`, the one that runs it "as it is" first. () for an unknown layout."""
-    names = _PREFERRED.get(layout, ())
-    if layout == "huggingface" and task == TEXT_GENERATION:
-        return ("transformers",)
-    return names
+def engines_for(layout: str, *, has_signature: bool = True) -> tuple[str, ...]:
+    """The engines that open `layout`, the one that runs it "as it is" first. () for an unknown layout.
+
+    Without a signature, which no tensors can be told by, those that take sequences come before the others.
+    """
+    able = [info for info in ENGINES.values() if layout in info.layouts]
+    able.sort(key=lambda info: (not has_signature and info.kind == "tensor", info.layouts.index(cast(Layout, layout))))
+    return tuple(info.name for info in able)
+
+
+def installed_version(library: str) -> str | None:
+    """The version of a library by the name it is imported by; its packages are named after what they run on, too."""
+    for package in (library, f"{library}-gpu", f"{library}-cpu"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(package)
+    return None
 
 
 def in_force(

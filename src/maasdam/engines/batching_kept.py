@@ -6,7 +6,6 @@ Knows files and what a finding depends on. Refuses to know how one is made.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from maasdam.core import UNKNOWN, UNTRIED, Artifact, Batching
-from maasdam.engines import ENGINES, in_force
+from maasdam.engines import ENGINES, in_force, installed_version
 from maasdam.engines.processor import processor_name
 
 NEVER = Batching(UNKNOWN, 'not tried: its settings say batch = "never"')
@@ -65,17 +64,9 @@ def _facts(artifact: Artifact, device: str | None, threads: int) -> dict[str, An
     return {
         "digest": artifact.digest,
         "engine": artifact.engine,
-        "libraries": {name: _installed(name) for name in (info.libraries if info else ())},
+        "libraries": {name: installed_version(name) for name in (info.libraries if info else ())},
         "settings": settings,
         "device": where,
         "processor": processor_name(),
         "trial": TRIAL,
     }
-
-
-def _installed(library: str) -> str | None:
-    """The version of a library by the name it is imported by; its packages are named after what they run on, too."""
-    for package in (library, f"{library}-gpu", f"{library}-cpu"):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(package)
-    return None

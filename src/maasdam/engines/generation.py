@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import Sampling, SequenceRequest
+from maasdam.core import CONTEXT_KEYS, Sampling, SequenceRequest
 from maasdam.errors import ContextExceeded, InvalidInput, InvalidPayload
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 GREEDY_BELOW = 1e-5
 """A temperature this low is greedy: dividing by it would only overflow."""
-
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,7 @@ def read_defaults(folder: Path) -> Defaults:
     config = _read(folder / "config.json")
     config = config.get("text_config") or config
     own = _read(folder / "generation_config.json")
-    context = next((config[k] for k in _CONTEXT_KEYS if isinstance(config.get(k), int)), 2048)
+    context = next((config[k] for k in CONTEXT_KEYS if isinstance(config.get(k), int)), 2048)
     eos = own.get("eos_token_id", config.get("eos_token_id"))
     ids = eos if isinstance(eos, list) else [eos]
     vocabulary = config.get("vocab_size")

@@ -12,7 +12,9 @@ from maasdam.artifacts.names import UNVERIFIED
 from maasdam.operations.pass_tables import pass_tables
 from maasdam.operations.reports import report_of, rows, verdict_of
 from maasdam.operations.workspace import Workspace
-from maasdam.pipeline.report import METRICS, Metric, Report
+from maasdam.pipeline.report import Report
+from maasdam.tasks.scoring import METRICS
+from maasdam.tasks.task import Metric
 
 
 def card(workspace: Workspace, name: str) -> str:

@@ -6,7 +6,6 @@ this process with it.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -19,16 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from maasdam.core import Progress, silent
+from maasdam.engines import ENGINES, installed_version
 from maasdam.engines.processor import has_int8, instructions
 from maasdam.settings import Settings
 
 IMPORT_SECONDS = 120
 LOW_DISK_BYTES = 2 * 2**30
-DISTRIBUTIONS = {
-    "openvino_genai": "openvino-genai",
-    "openvino_tokenizers": "openvino-tokenizers",
-    "faster_whisper": "faster-whisper",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,32 +59,12 @@ def examine(settings: Settings, progress: Progress = silent) -> Findings:
     engines = _engines(progress)
     progress("look at the energy counter, the database and the disk")
     energy, database, disk = _energy(settings), _database(settings), _disk(settings)
-    problems = [f"{e.name}: {e.problem}" for e in engines if e.problem and _is_core(e.name)]
+    problems = [f"{e.name}: {e.problem}" for e in engines if e.problem and ENGINES[e.name].extra is None]
     problems += [str(part["problem"]) for part in (database, disk) if part.get("problem")]
     return Findings(tuple(engines), _machine(), energy, database, disk, tuple(problems))
 
 
-def _is_core(engine: str) -> bool:
-    from maasdam.engines import ENGINES
-
-    return ENGINES[engine].extra is None
-
-
-_PROBES = {
-    "onnxruntime": "import onnxruntime as o; print(*[p[:-17].lower() for p in o.get_available_providers()])",
-    "openvino": "import openvino as o; print(*[d.lower() for d in o.Core().available_devices])",
-    "pytorch": "import torch; print('cpu', *(['cuda'] if torch.cuda.is_available() else []))",
-    "tensorflow": "import tensorflow as t; print(*[d.device_type.lower() for d in t.config.list_physical_devices()])",
-    "openvino-genai": "import openvino_genai, openvino_tokenizers; print('cpu')",
-    "transformers": "import torch, transformers; print('cpu', *(['cuda'] if torch.cuda.is_available() else []))",
-    "ctranslate2": "import ctranslate2 as c, faster_whisper; print('cpu', *(['cuda'] if c.get_cuda_device_count() else []))",
-}
-"""Imports an engine's libraries and prints the devices they see."""
-
-
 def _engines(progress: Progress) -> list[EngineFound]:
-    from maasdam.engines import ENGINES
-
     found: list[EngineFound] = []
     with ThreadPoolExecutor(2) as pool:
         for name, engine in zip(ENGINES, pool.map(_engine, ENGINES), strict=True):
@@ -99,15 +74,13 @@ def _engines(progress: Progress) -> list[EngineFound]:
 
 
 def _engine(name: str) -> EngineFound:
-    from maasdam.engines import ENGINES
-
     info = ENGINES[name]
-    versions = {library: version for library in info.libraries if (version := _version(library))}
+    versions = {library: version for library in info.libraries if (version := installed_version(library))}
     missing = [library for library in info.libraries if library not in versions]
     if missing:
         install = f"pip install 'maasdam[{info.extra}]'" if info.extra else "pip install --force-reinstall maasdam"
         return EngineFound(name, False, info.layouts, versions, problem=f"{', '.join(missing)} not installed; run: {install}")
-    done = _probe(_PROBES[name])
+    done = _probe(info.probe)
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or [f"the import ended with status {done.returncode}"])[-1]
         return EngineFound(name, False, info.layouts, versions, problem=f"installed but does not import: {said[:300]}")
@@ -121,15 +94,6 @@ def _probe(code: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_SECONDS, env=environment)
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 1, "", f"the import took longer than {IMPORT_SECONDS} s")
-
-
-def _version(library: str) -> str | None:
-    for name in (DISTRIBUTIONS.get(library, library), f"{library}-cpu", f"{library}-gpu"):
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
 
 
 def _machine() -> dict[str, Any]:

@@ -19,7 +19,9 @@ from maasdam.operations.plots import Point, Spread, scatter, spreads
 from maasdam.operations.reports import report_of, rows, verdict_of
 from maasdam.operations.workspace import Workspace
 from maasdam.pipeline.fidelity import number
-from maasdam.pipeline.report import MEGABYTE, METRICS, Column, Metric, Report, between, ratio
+from maasdam.pipeline.report import MEGABYTE, Column, Report, between, ratio
+from maasdam.tasks.scoring import METRICS
+from maasdam.tasks.task import Metric
 
 UNMEASURED = "\u2013"
 SPREADS = 12

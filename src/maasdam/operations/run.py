@@ -14,13 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from maasdam.core import (
-    IMAGE_CLASSIFICATION,
-    SPEECH_RECOGNITION,
-    TEXT_GENERATION,
     Answer,
-    AudioPayload,
-    Classification,
-    ImagePayload,
     Payload,
     Sampling,
     SequenceEngine,
@@ -32,9 +26,9 @@ from maasdam.core import (
     TextPiece,
     Tokens,
     Transcript,
-    with_words,
 )
 from maasdam.errors import EngineFailure, InvalidInput, NotFound, Unsupported
+from maasdam.tasks import giving, open_processor, task_of
 
 if TYPE_CHECKING:
     from maasdam.artifacts.catalog import Version
@@ -63,7 +57,7 @@ class OpenedModel:
             if not isinstance(self.engine, TensorEngine):
                 raise Unsupported(f"{self.version.model} takes no raw tensors; it does {self.version.task}")
             return self.engine.run(payload.tensors)
-        if self.processor is None or not isinstance(payload, _KINDS[self.processor.task]):
+        if self.processor is None or type(payload) not in task_of(self.processor.task).payloads:
             raise Unsupported(
                 f"{self.version.model} does {self.version.task or 'raw tensors'}; it can't answer this kind of input"
             )
@@ -107,18 +101,10 @@ class OpenedModel:
         return cast(SequenceEngine, self.engine).submit(SequenceRequest("run", inputs, sampling))
 
 
-_KINDS: dict[str, type] = {
-    IMAGE_CLASSIFICATION: ImagePayload,
-    SPEECH_RECOGNITION: AudioPayload,
-    TEXT_GENERATION: TextPayload,
-}
-
-
 @contextmanager
 def opened(workspace: Workspace, name: str, device: str = "cpu") -> Iterator[OpenedModel]:
     """Open NAME, NAME:3 or NAME@alias; closed at the end. Raises NotFound, MissingExtra, InvalidModel."""
     from maasdam.engines import open_engine
-    from maasdam.tasks import open_processor
 
     settings = workspace.settings
     version = workspace.catalog.resolve(name)
@@ -136,21 +122,17 @@ def payload_of(task: str | None, given: str, *, sampling: Sampling = NEUTRAL, to
 
     Raises NotFound (no such file), InvalidInput (not .npz).
     """
-    if task == TEXT_GENERATION:
+    record = task_of(task)
+    if TextPayload in record.payloads:
         if chats:
             return TextPayload(messages=({"role": "user", "content": given},), sampling=sampling)
         return TextPayload(prompt=given, sampling=sampling)
     path = Path(given)
     if not path.is_file():
-        raise NotFound(f"no file {path}; this model takes {_TAKES.get(task, 'an .npz file of its inputs')}")
-    if path.suffix == ".npz" or task is None:
+        raise NotFound(f"no file {path}; this model takes {record.takes}")
+    if path.suffix == ".npz" or record.of_file is None:
         return TensorPayload(_arrays(path))
-    if task == IMAGE_CLASSIFICATION:
-        return ImagePayload(path.read_bytes(), top_k)
-    return AudioPayload(path.read_bytes())
-
-
-_TAKES: dict[str | None, str] = {IMAGE_CLASSIFICATION: "image files", SPEECH_RECOGNITION: "audio files"}
+    return record.payload(path.read_bytes(), top_k)
 
 
 def _arrays(path: Path) -> dict[str, Any]:
@@ -165,10 +147,4 @@ def _arrays(path: Path) -> dict[str, Any]:
 
 def to_json(answer: Answer) -> dict[str, Any]:
     """An answer as a JSON object."""
-    if isinstance(answer, Classification):
-        return {"labels": [{"label": x.label, "label_id": x.label_id, "score": x.score} for x in answer.labels]}
-    if isinstance(answer, Transcript):
-        return {"text": answer.text, **({"segments": [dict(s) for s in answer.segments]} if answer.segments else {})}
-    if isinstance(answer, TextPiece):
-        return {"text": answer.text, "token_ids": list(answer.token_ids), "finish_reason": answer.finish_reason}
-    return {"outputs": {name: with_words(array.tolist()) for name, array in answer.items()}}
+    return giving(answer).to_json(answer)

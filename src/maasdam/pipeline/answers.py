@@ -13,7 +13,8 @@ from maasdam.core import Answer, Example, Score
 from maasdam.pipeline.bootstrap import confidence
 from maasdam.pipeline.fidelity import Fidelity
 from maasdam.pipeline.parity import Parity
-from maasdam.pipeline.subjects import Observed, agree, shown, truth_shown
+from maasdam.pipeline.subjects import Observed, truth_shown
+from maasdam.tasks import score, task_of
 
 
 @dataclass(slots=True)
@@ -49,7 +50,7 @@ class Answers:
         self.by_source += "source" in seen
         self.beside.add(self._name(index), truth.outputs, seen["reference"].outputs, None)
         if candidate.outputs:
-            self.parity.add(self._name(index), truth.outputs, candidate.outputs, agree(truth, candidate))
+            self.parity.add(self._name(index), truth.outputs, candidate.outputs, self._agree(truth, candidate))
             self.fidelity.add(truth.outputs, candidate.outputs)
 
     def score(self) -> None:
@@ -63,8 +64,6 @@ class Answers:
             if self.by_source:
                 self.scores["source"] = Score("cosine", 1.0, self.by_source)
             return
-        from maasdam.tasks import score
-
         self.scored = len(self.examples)
         for name, seen in self.answers.items():
             answers = [answer for answer in seen if answer is not None]
@@ -95,16 +94,23 @@ class Answers:
         """One row per example, for checks from outside."""
         if not self.examples:
             return ()
+        shown = task_of(self.task).shown
         rows = zip(self.examples, self.answers["reference"], self.answers["candidate"], strict=True)
         return tuple(
             {
                 "name": example.name,
                 "truth": truth_shown(example, self.labels),
-                "reference": shown(reference),
-                "candidate": shown(candidate),
+                "reference": None if reference is None else shown(reference),
+                "candidate": None if candidate is None else shown(candidate),
             }
             for example, reference, candidate in rows
         )
+
+    def _agree(self, one: Observed, other: Observed) -> bool | None:
+        """Whether both answer the same; None for raw tensors, which `Fidelity` judges."""
+        if one.answer is None or other.answer is None:
+            return None
+        return task_of(self.task).same(one.answer, other.answer)
 
     def _why_no_metric(self) -> str | None:
         if not self.examples:

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from maasdam.artifacts.produced import Produced
 from maasdam.convert.directions.companions import copy_companions
-from maasdam.core import IMAGE_CLASSIFICATION, TEXT_GENERATION, Artifact, Signature
+from maasdam.core import IMAGE_CLASSIFICATION, TEXT_GENERATION, Artifact, Classification, Signature
 from maasdam.errors import InvalidInput, Unsupported
-from maasdam.pipeline.examples import labels_of
 from maasdam.pipeline.passes import Pass, PassContext, Reads, Setting
 from maasdam.pipeline.prune import open_to_cut
 from maasdam.pipeline.prune.layers import parameters_of, read_config
@@ -37,6 +36,8 @@ from maasdam.pipeline.training import (
     train,
     training_samples,
 )
+from maasdam.tasks import task_of
+from maasdam.tasks.files import labels_of
 from maasdam.tasks.images import channel_axis
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def _fitted(student: Any, source: Artifact) -> tuple[torch.nn.Module, Signature 
 def _take_labels(student: Any, source: Artifact) -> None:
     """Name the student's classes as its teacher's, where it counts as many: its own config may never have known them."""
     labels = labels_of(source.path)
-    if labels is not None and source.task == IMAGE_CLASSIFICATION and len(labels) == student.config.num_labels:
+    if labels and task_of(source.task).answer is Classification and len(labels) == student.config.num_labels:
         student.config.id2label = labels
         student.config.label2id = {name: number for number, name in labels.items()}
 

@@ -6,16 +6,12 @@ Knows folders and how many bytes may be kept. Refuses to know labels of calibrat
 from __future__ import annotations
 
 import hashlib
-import json
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from maasdam.core import (
-    IMAGE_CLASSIFICATION,
-    SPEECH_RECOGNITION,
     Artifact,
     AudioPayload,
     Example,
@@ -29,15 +25,13 @@ from maasdam.core import (
     silent,
 )
 from maasdam.errors import EngineFailure, InvalidInput
+from maasdam.tasks import load_examples, open_processor, some, task_of
+from maasdam.tasks.files import labels_of
 
 if TYPE_CHECKING:
     from maasdam.convert.probes import Sizes
     from maasdam.core import type_array
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-AUDIO_SUFFIXES = frozenset(
-    {".wav", ".w64", ".aif", ".aiff", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4", ".webm", ".aac"}
-)
 KEPT_BYTES = 1 << 30
 """How many bytes of prepared tensors are held at once."""
 
@@ -46,27 +40,13 @@ MAX_REAL_INPUTS = 32
 MAX_TEXT_CHARACTERS = 1000
 
 Inputs = dict[str, "type_array"]
-T = TypeVar("T")
-
-
-def labels_of(folder: Path) -> dict[int, str] | None:
-    """The label names of a model (config.json's id2label), by id; None where it names none."""
-    try:
-        named = json.loads((folder / "config.json").read_text()).get("id2label")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return {int(i): str(name) for i, name in named.items()} if isinstance(named, dict) and named else None
 
 
 def evaluation_examples(artifact: Artifact, path: Path, limit: int | None = None) -> list[Example]:
     """The labelled examples of --data for this model. Raises InvalidInput: empty, another kind, labels the model has not."""
-    from maasdam.tasks import load_examples
-
     if not path.exists():
         raise InvalidInput(f"no data at {path}; --data takes a folder or file of examples")
-    examples = load_examples(
-        artifact.task or "tensors", path, labels=labels_of(artifact.path), limit=limit, signature=artifact.signature
-    )
+    examples = load_examples(artifact.task, path, labels=labels_of(artifact.path), limit=limit, signature=artifact.signature)
     if not examples:
         raise InvalidInput(f"{path} holds no examples for task '{artifact.task}'")
     return examples
@@ -81,22 +61,17 @@ def unlabelled_payloads(
 
     Raises InvalidInput where the folder holds nothing of the task's kind.
     """
-    suffixes = {IMAGE_CLASSIFICATION: IMAGE_SUFFIXES, SPEECH_RECOGNITION: AUDIO_SUFFIXES}.get(task or "")
-    if suffixes is None:
-        from maasdam.tasks import load_examples
-
-        found: list[tuple[str, Payload]] = [
-            (e.name, e.payload) for e in load_examples(task or "tensors", path, signature=signature)
-        ]
-        return _some(found, limit, seed)
+    record = task_of(task)
+    if not record.suffixes:
+        found = [(e.name, e.payload) for e in load_examples(task, path, signature=signature)]
+        return some(found, limit, seed)
     if not path.is_dir():
         raise InvalidInput(f"no folder of examples at {path}")
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in record.suffixes and p.is_file())
     if not files:
-        kinds = ", ".join(sorted(s[1:] for s in suffixes))
+        kinds = ", ".join(sorted(s[1:] for s in record.suffixes))
         raise InvalidInput(f"{path} holds no file for task '{task}'; it takes: {kinds}")
-    kind = ImagePayload if task == IMAGE_CLASSIFICATION else AudioPayload
-    return [(str(f.relative_to(path)), kind(f.read_bytes())) for f in _some(files, limit, seed)]
+    return [(str(f.relative_to(path)), record.payload(f.read_bytes())) for f in some(files, limit, seed)]
 
 
 def calibration_inputs(source: Artifact, path: Path, limit: int, seed: int = 0, *, gives_ranges: bool = True) -> list[Inputs]:
@@ -139,8 +114,6 @@ class Preparer:
     """Payloads of one artifact's task to its engine's tensors; raw tensors pass through."""
 
     def __init__(self, artifact: Artifact) -> None:
-        from maasdam.tasks import open_processor
-
         self._signature = artifact.signature
         self.processor = open_processor(artifact.task, artifact.path, artifact.signature) if artifact.task else None
 
@@ -273,10 +246,3 @@ def _pieces(payload: Payload) -> Iterator[bytes]:
             array = payload.tensors[name]
             yield f"{name} {array.dtype} {array.shape}".encode()
             yield array.tobytes()
-
-
-def _some(found: list[T], limit: int, seed: int) -> list[T]:
-    """`limit` of them, chosen by `seed`, in their own order."""
-    if len(found) <= limit:
-        return found
-    return [found[i] for i in sorted(random.Random(seed).sample(range(len(found)), limit))]

@@ -14,9 +14,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from maasdam.core import TASKS
 from maasdam.errors import InvalidInput
 from maasdam.pipeline.passes import Setting, find_pass
+from maasdam.tasks import TASKS
 
 DEFAULT_RECIPE = "fp32"
 DEFAULT_MAX_DROP = 0.02

@@ -13,6 +13,8 @@ from typing import Any, TypeVar, cast
 from maasdam.core import UNTRIED, Batching
 from maasdam.pipeline.fidelity import Part, number
 from maasdam.pipeline.recipe import Limits
+from maasdam.tasks.scoring import METRICS
+from maasdam.tasks.task import Metric
 
 MIN_COSINE_UNSEEN = 0.9
 """Held where there is no data to score on and the recipe says nothing of parity: something has to decide."""
@@ -26,33 +28,6 @@ BUSY = 1.5
 """Load per core above which the notes say that others were computing too."""
 MEGABYTE = 1e6
 Kept = TypeVar("Kept")
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """How answers are scored, and which way is good."""
-
-    kind: str | None = None
-    """What Hugging Face calls it."""
-    title: str = ""
-    is_lower_better: bool = False
-    is_relative: bool = False
-    """A drop is told as a share of the reference's."""
-    most: float | None = None
-    """Where it ends."""
-
-    @property
-    def better(self) -> str:
-        """Which way is good, in words."""
-        return "lower is better" if self.is_lower_better else "higher is better"
-
-
-METRICS = {
-    "top1": Metric("accuracy", "Top-1 accuracy", most=1.0),
-    "wer": Metric("wer", "Word error rate", is_lower_better=True),
-    "perplexity": Metric("perplexity", "Perplexity", is_lower_better=True, is_relative=True),
-    "cosine": Metric(),
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from maasdam.core import Answer, Artifact, Classification, Example, TensorEngine, Tensors, Transcript
+from maasdam.core import Answer, Artifact, Example, TensorEngine, Tensors
 from maasdam.pipeline.examples import Inputs, PreparedExamples, Preparer, made_up_inputs
 from maasdam.pipeline.parity import flat
 
@@ -85,24 +85,6 @@ class TensorSubject:
     def _timed_inputs(self) -> list[Sequence[Inputs]]:
         step = max(1, len(self) // TIMED_INPUTS)
         return [self._inputs(index) for index in range(0, len(self), step)][:TIMED_INPUTS]
-
-
-def agree(one: Observed, other: Observed) -> bool | None:
-    """Whether both answer the same: top class or transcript; None for raw tensors, which `Fidelity` judges."""
-    if isinstance(one.answer, Classification) and isinstance(other.answer, Classification):
-        return one.answer.labels[0].label_id == other.answer.labels[0].label_id
-    if isinstance(one.answer, Transcript) and isinstance(other.answer, Transcript):
-        return one.answer.text == other.answer.text
-    return None
-
-
-def shown(answer: Answer | None) -> Any:
-    """An answer as the report's samples hold it: the top label, the transcript; None for raw tensors."""
-    if isinstance(answer, Classification):
-        return answer.labels[0].label
-    if isinstance(answer, Transcript):
-        return answer.text
-    return None
 
 
 def truth_shown(example: Example, labels: Mapping[int, str] | None) -> Any:

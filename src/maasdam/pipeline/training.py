@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import IMAGE_CLASSIFICATION, SPEECH_RECOGNITION, TEXT_GENERATION, Artifact, Example, Progress, TextPayload
+from maasdam.core import Artifact, Example, Progress, TextPayload
 from maasdam.errors import InvalidInput, Unsupported
 from maasdam.pipeline.examples import Inputs, Preparer, evaluation_examples
+from maasdam.tasks import score, task_of
+from maasdam.tasks.classes import SUM_TOLERANCE
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +26,6 @@ HELD_BACK = 10
 WINDOW = 128
 """Tokens of text in one training sample."""
 GRADIENT_NORM = 1.0
-SUM_TOLERANCE = 1e-3
-"""How far from 1 the sum of probabilities may be."""
 LEAST_CHANCE = 1e-12
 """What a probability of 0 counts as, so that it has a logarithm."""
 KEPT_STEPS = 200
@@ -62,12 +62,11 @@ def training_samples(source: Artifact, path: Path, *, needs_labels: bool = True)
 
     Without `needs_labels` some samples, or all, may have no truth.
     """
-    if source.task == TEXT_GENERATION:
-        samples = _windows(source, evaluation_examples(source, path))
-    elif source.task in (IMAGE_CLASSIFICATION, SPEECH_RECOGNITION):
-        samples = _prepared(source, evaluation_examples(source, path), needs_labels)
-    else:
+    loss = task_of(source.task).loss
+    if loss is None:
         raise Unsupported(f"there is no training for task '{source.task}'")
+    examples = evaluation_examples(source, path)
+    samples = _windows(source, examples) if loss == "tokens" else _prepared(source, examples, needs_labels)
     random.Random(0).shuffle(samples)
     held = max(1, len(samples) // HELD_BACK)
     if len(samples) < 2:
@@ -94,7 +93,7 @@ def loss_of(task: str | None, blank: int) -> Loss:
         tokens = torch.tensor(truths)
         return f.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
-    return {IMAGE_CLASSIFICATION: classes, SPEECH_RECOGNITION: ctc, TEXT_GENERATION: next_token}[str(task)]
+    return {"classes": classes, "ctc": ctc, "tokens": next_token}[str(task_of(task).loss)]
 
 
 def labels_loss(own: Loss) -> BatchLoss:
@@ -229,10 +228,8 @@ def accuracy_of(model: torch.nn.Module, samples: Sequence[Sample], source: Artif
     """(metric, value) on held-back samples through the task's own scoring; None for text, which has its loss."""
     import torch
 
-    from maasdam.tasks import score
-
     processor = Preparer(source).processor
-    if source.task == TEXT_GENERATION or processor is None:
+    if processor is None or task_of(source.task).metric.score is None:
         return None
     names = {"logits"} | {spec.name for spec in (source.signature.outputs if source.signature else ())}
     answers, examples = [], []
@@ -249,7 +246,7 @@ def accuracy_of(model: torch.nn.Module, samples: Sequence[Sample], source: Artif
 
 def _prepared(source: Artifact, examples: Sequence[Example], needs_labels: bool) -> list[Sample]:
     prepare = Preparer(source)
-    encode: Callable[[Any], Any] = _ctc_encoder(source) if source.task == SPEECH_RECOGNITION else int
+    encode: Callable[[Any], Any] = _ctc_encoder(source) if task_of(source.task).loss == "ctc" else int
     samples = []
     for example in examples:
         if example.truth is None and needs_labels:

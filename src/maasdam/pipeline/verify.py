@@ -20,7 +20,7 @@ from maasdam.core import TEXT_GENERATION, Artifact, Batching, Example, Score
 from maasdam.errors import EngineFailure, InvalidInput, InvalidTensor, MaasdamError, Unsupported, VerificationFailed
 from maasdam.pipeline.answers import Answers
 from maasdam.pipeline.conditions import Conditions, circumstances
-from maasdam.pipeline.examples import PreparedExamples, labels_of
+from maasdam.pipeline.examples import PreparedExamples
 from maasdam.pipeline.fidelity import Fidelity
 from maasdam.pipeline.footprint import footprint_bytes
 from maasdam.pipeline.measure import Timing, joules_per_run, take_turns
@@ -28,6 +28,7 @@ from maasdam.pipeline.recipe import Limits
 from maasdam.pipeline.report import Column, Report, drop_of, finished
 from maasdam.pipeline.sameness import content_digest
 from maasdam.pipeline.subjects import Observed, TensorSubject
+from maasdam.tasks.files import labels_of
 
 SOURCE_SECONDS = 45.0
 """How long the source's own engine may take over the examples; it answers as many as fit, and the verdict rests on these."""
@@ -93,7 +94,7 @@ class _Tensors:
             batches = self._throughput(subjects)
             energy = self._energy(subjects)
             answers = self._answer(subjects)
-            precisions = self._precisions(subjects["candidate"])
+            precisions = subjects["candidate"].engine.precisions()
             batching = self._batching(subjects["candidate"])
         finally:
             for subject in {id(s): s for s in subjects.values()}.values():
@@ -203,10 +204,6 @@ class _Tensors:
             says = f"the source on its own engine answered the first {answers.by_source} of {count} examples in time"
             self.notes.append(f"{says}; the others are held to the reference")
         return answers
-
-    def _precisions(self, candidate: TensorSubject) -> dict[str, int]:
-        known = getattr(candidate.engine, "precisions", None)
-        return dict(known()) if known is not None else {}
 
     def _batching(self, candidate: TensorSubject) -> Batching:
         """Tried on the candidate's own examples, where it has some."""

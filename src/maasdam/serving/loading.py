@@ -3,45 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 import threading
 import time
-import wave
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Protocol
 
 from maasdam.core import (
     ANONYMOUS,
-    IMAGE_CLASSIFICATION,
-    SPEECH_RECOGNITION,
-    TEXT_GENERATION,
     UNKNOWN,
     UNTRIED,
     Artifact,
-    AudioPayload,
     Batching,
     Engine,
-    ImagePayload,
-    Payload,
     Processor,
     Request,
-    Sampling,
     Signature,
     TensorEngine,
     TensorPayload,
     Tensors,
-    TextPayload,
+    WritingProcessor,
 )
+from maasdam.engines import ENGINES
 from maasdam.errors import LimitExceeded, MaasdamError, NotReady, Unsupported
 from maasdam.serving.attempts import Attempts
 from maasdam.serving.compute import ComputeClock
 from maasdam.serving.replica import Replica, SequenceReplica, TensorReplica
 from maasdam.serving.share import Share, apart
 from maasdam.settings import Settings
+from maasdam.tasks import task_of
 
 if TYPE_CHECKING:
     from maasdam.artifacts.catalog import Version
@@ -53,10 +44,6 @@ PATIENCE_SECONDS = 30.0
 """So long one model waits for another's turn to end."""
 SHORT_PATIENCE_SECONDS = 3.0
 """The same for a model of tensors, whose engine imports nothing that minds."""
-USE_TRANSFORMERS = ("pytorch", "transformers")
-"""Engines that may import transformers."""
-FREE_AXIS = 8
-"""Size given to a dynamic axis, other than the batch, of tensors that nothing is known of."""
 
 
 class Files(Protocol):
@@ -178,7 +165,7 @@ class Loader:
         transformers is not safe to import from two threads at once ("cannot import name AutoTokenizer"): what may import
         it waits longer, until that must be over.
         """
-        imports = artifact.task is not None or artifact.engine in USE_TRANSFORMERS
+        imports = artifact.task is not None or (artifact.engine in ENGINES and ENGINES[artifact.engine].may_import_transformers)
         patience = PATIENCE_SECONDS if imports else SHORT_PATIENCE_SECONDS
         has_turn = self._turn.acquire(timeout=min(patience, self._settings.load_seconds / 4))
         try:
@@ -234,13 +221,13 @@ class Loader:
             raise Unsupported(
                 f"model {version.model}:{version.version} names no task, and its engine needs one; build it with --task"
             )
-        stream: Any = getattr(processor, "stream", None)
+        stream = processor.stream if isinstance(processor, WritingProcessor) else None
         return SequenceReplica(engine, processor, pool=share, queue_size=self._settings.queue_size, text_stream=stream)
 
 
 def _examples(processor: Processor | None, signature: Signature) -> list[Tensors]:
     """What the processor makes of something plain: rows of the sizes that it really makes."""
-    payload = _payload(processor.task, signature) if processor else None
+    payload = task_of(processor.task).warm_up(signature) if processor else None
     if processor is None or payload is None:
         return []
     try:
@@ -250,7 +237,7 @@ def _examples(processor: Processor | None, signature: Signature) -> list[Tensors
 
 
 async def _warm(replica: Replica, task: str | None) -> None:
-    payload = _payload(task, replica.signature)
+    payload = task_of(task).warm_up(replica.signature)
     if payload is None:
         return
     request = Request("warm-up", "warm-up", payload, ANONYMOUS)
@@ -263,40 +250,3 @@ async def _warm(replica: Replica, task: str | None) -> None:
                 raise
             log.info("no warm-up: made-up tensors did not run (%s)", error)  # nothing is known of what they mean
             return
-
-
-def _payload(task: str | None, signature: Signature | None) -> Payload | None:
-    """Something plain of the right kind."""
-    if task == IMAGE_CLASSIFICATION:
-        return ImagePayload(_gray_png())
-    if task == SPEECH_RECOGNITION:
-        return AudioPayload(_quiet_wav())
-    if task == TEXT_GENERATION:
-        return TextPayload(prompt="a", sampling=Sampling(max_tokens=2, temperature=0.0))
-    if signature is None:
-        return None
-    tensors = {}
-    for spec in signature.inputs:
-        shape = [(1 if axis == 0 else FREE_AXIS) if size is None else size for axis, size in enumerate(spec.shape)]
-        if spec.dtype in ("object", "bfloat16"):
-            return None
-        tensors[spec.name] = np.zeros(shape, spec.dtype)
-    return TensorPayload(tensors)
-
-
-def _gray_png() -> bytes:
-    from PIL import Image
-
-    out = io.BytesIO()
-    Image.new("RGB", (64, 64), (127, 127, 127)).save(out, "PNG")
-    return out.getvalue()
-
-
-def _quiet_wav() -> bytes:
-    out = io.BytesIO()
-    with wave.open(out, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(16000)
-        file.writeframes(bytes(2 * 8000))
-    return out.getvalue()

@@ -22,12 +22,9 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from maasdam.core import (
-    SPEECH_RECOGNITION,
     UNTRIED,
-    AudioPayload,
     Batching,
     Chunk,
-    ImagePayload,
     Payload,
     Processor,
     Request,
@@ -41,6 +38,7 @@ from maasdam.core import (
     TensorSpec,
     TextPayload,
     TextPiece,
+    TextStream,
     Tokens,
     Transcript,
     Units,
@@ -48,6 +46,7 @@ from maasdam.core import (
 from maasdam.errors import ContextExceeded, EngineFailure, InvalidInput, InvalidPayload, MaasdamError, Overloaded, TooLarge
 from maasdam.serving.compute import ComputeClock
 from maasdam.serving.scheduler import Ran, Scheduler
+from maasdam.tasks import TASKS, task_of
 
 log = logging.getLogger("maasdam.serving")
 
@@ -56,25 +55,6 @@ SMALL_BYTES = 256 * 1024
 
 TOO_LONG_DECODING_SECONDS = 0.02
 """Of CPU time for the text of one step."""
-
-TEXT_INPUT, TEXT_OUTPUT = "text_input", "text_output"
-AUDIO_INPUT, AUDIO_OUTPUT = "audio", "transcript"
-
-
-class TextStream(Protocol):
-    """Token ids to text pieces that never split a character; ends at a stop string."""
-
-    is_stopped: bool
-    taken: int
-    """Of the tokens last fed, how many belong to the answer."""
-
-    def feed(self, token_ids: Sequence[int]) -> str:
-        """The text that is now certain."""
-        ...
-
-    def finish(self) -> str:
-        """What was held back."""
-        ...
 
 
 class Replica(Protocol):
@@ -365,22 +345,11 @@ def _prepare(processor: Processor, payload: Payload) -> tuple[list[dict[str, Any
         raise InvalidPayload("the payload is too large to decode; send a smaller one") from error
 
 
-KINDS: dict[type, str] = {
-    ImagePayload: "image-classification",
-    AudioPayload: SPEECH_RECOGNITION,
-    TextPayload: "text-generation",
-}
-DOORS = {
-    "image-classification": "POST /v1/images/classifications",
-    SPEECH_RECOGNITION: "POST /v1/audio/transcriptions",
-    "text-generation": "POST /v1/chat/completions or /v1/completions",
-}
-
-
-def _check_kind(task: str, payload: Payload) -> None:
+def _check_kind(name: str, payload: Payload) -> None:
+    task = task_of(name)
+    if type(payload) in task.payloads:
+        return
     if isinstance(payload, TensorPayload):
-        raise InvalidInput(f"this model takes no raw tensors; use {DOORS.get(task, 'its own route')}")
-    wants = KINDS[type(payload)]
-    if wants != task:
-        use = DOORS.get(task, "POST /v2/models/NAME/infer")
-        raise InvalidInput(f"this model does {task}, not {wants}; use {use}")
+        raise InvalidInput(f"this model takes no raw tensors; use {task.door}")
+    given = " or ".join(other.name for other in TASKS.values() if type(payload) in other.payloads)
+    raise InvalidInput(f"this model does {name}, not {given}; use {task.door}")

@@ -12,28 +12,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maasdam.core import IMAGE_CLASSIFICATION, PAST, TASKS, Artifact, Layout
+from maasdam.core import PAST, Artifact, Classification
+from maasdam.engines import engines_for
 from maasdam.errors import InvalidInput, InvalidModel, Unsupported
 from maasdam.sources.examine import Examined, examine, refuse_blocked
 from maasdam.sources.finding import Inspection
+from maasdam.tasks import TASKS, task_of
 
 if TYPE_CHECKING:
     from maasdam.artifacts.store import Store
 
 _KEY_VERSION = 2
 """Part of the cache key: grows when the same files come to be ingested differently."""
-
-_ENGINES: Mapping[Layout, str] = {
-    "huggingface": "pytorch",
-    "pt2": "pytorch",
-    "torchscript": "pytorch",
-    "onnx": "onnxruntime",
-    "savedmodel": "tensorflow",
-    "keras": "tensorflow",
-    "ir": "openvino",
-    "genai": "openvino-genai",
-}
-"""What runs each layout as it is."""
 
 
 def ingest(
@@ -63,15 +53,12 @@ def ingest(
         if copied.inspection.layout != examined.inspection.layout or set(copied.files) != set(examined.files):
             raise InvalidModel(f"{source} changed while it was copied; try again")
         reading = copied.reading
-        engine = _ENGINES[reading.layout]
-        if reading.layout == "huggingface" and reading.signature is None:
-            engine = "transformers"
         artifact = store.add(
             folder,
             format=reading.format,
             layout=reading.layout,
             task=chosen,
-            engine=engine,
+            engine=engines_for(reading.layout, has_signature=reading.signature is not None)[0],
             signature=reading.signature,
             settings=dict(reading.settings),
         )
@@ -87,7 +74,7 @@ def ingested(examined: Examined, store: Store) -> Artifact | None:
 
 def check_task(task: str | None) -> None:
     """Raise Unsupported, naming the tasks there are, when `task` is none of them."""
-    if task is not None and task not in TASKS:
+    if task not in (None, *TASKS):
         raise Unsupported(f"no task '{task}'; the tasks are: {', '.join(TASKS)}")
 
 
@@ -111,7 +98,7 @@ def _choose_task(task: str | None, inspection: Inspection) -> str | None:
 
 def _check_labels(task: str | None, inspection: Inspection) -> None:
     """Labels that don't fit would name the wrong classes."""
-    if task != IMAGE_CLASSIFICATION or inspection.signature is None or inspection.labels is None:
+    if task_of(task).answer is not Classification or inspection.signature is None or inspection.labels is None:
         return
     classes = {spec.shape[1] for spec in inspection.signature.outputs if len(spec.shape) == 2 and spec.shape[1] is not None}
     if classes and inspection.labels not in classes:

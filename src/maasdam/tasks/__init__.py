@@ -9,22 +9,39 @@ and HTTP.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from maasdam.core import (
-    IMAGE_CLASSIFICATION,
-    SPEECH_RECOGNITION,
-    TASKS,
-    TEXT_GENERATION,
-    Answer,
-    Example,
-    Processor,
-    Score,
-    Signature,
-)
-from maasdam.errors import Unsupported
+from maasdam.core import Answer, Example, Processor, Score, Signature
+from maasdam.errors import InvalidInput, Unsupported
 from maasdam.settings import Settings
+from maasdam.tasks import images, raw, speech, text
+from maasdam.tasks.task import Bytes, ExampleData, Task
+
+T = TypeVar("T")
+
+TASKS: dict[str, Task] = {task.name: task for task in (images.TASK, text.TASK, speech.TASK)}
+"""Every task that is served. Raw tensors are no task: a model without one takes nothing else."""
+
+
+def task_of(name: str | None) -> Task:
+    """The record of a task; that of raw tensors for None (or "tensors"). Raises Unsupported, naming the tasks there are."""
+    found = raw.TASK if name in (None, raw.TASK.name) else TASKS.get(str(name))
+    if found is None:
+        raise Unsupported(f"no task '{name}'; the tasks are: {', '.join(TASKS)}")
+    return found
+
+
+def carried_by(name: str | None) -> Bytes | None:
+    """How the Open Inference Protocol carries a task in BYTES; None for raw tensors, and where that is not done."""
+    return TASKS[name].oip if name in TASKS else None
+
+
+def giving(answer: Answer) -> Task:
+    """A task that answers in this kind, by which it is shown; raw tensors where none does."""
+    return next((task for task in TASKS.values() if isinstance(answer, task.answer)), raw.TASK)
 
 
 def open_processor(task: str, folder: Path, signature: Signature | None, settings: Settings | None = None) -> Processor:
@@ -33,24 +50,11 @@ def open_processor(task: str, folder: Path, signature: Signature | None, setting
     `settings` bounds what is decoded (max_image_pixels, max_audio_seconds, max_tokens).
     Raises Unsupported (no such task), InvalidModel (files missing or wrong, or they don't fit the signature).
     """
-    limits = settings or Settings()
-    if task == IMAGE_CLASSIFICATION:
-        from maasdam.tasks.images import ImageClassifier
-
-        return ImageClassifier(folder, signature, limits.max_image_pixels)
-    if task == SPEECH_RECOGNITION:
-        from maasdam.tasks.speech import open_speech
-
-        return open_speech(folder, signature, limits.max_audio_seconds)
-    if task == TEXT_GENERATION:
-        from maasdam.tasks.text import TextProcessor
-
-        return TextProcessor(folder)
-    raise Unsupported(f"no task '{task}'; the tasks are: {', '.join(TASKS)}")
+    return task_of(task).open(folder, signature, settings or Settings())
 
 
 def load_examples(
-    task: str,
+    task: str | None,
     path: Path,
     *,
     labels: Mapping[int, str] | None = None,
@@ -58,16 +62,32 @@ def load_examples(
     seed: int = 0,
     signature: Signature | None = None,
 ) -> list[Example]:
-    """Evaluation examples from a folder or file in Hugging Face's conventions; "tensors" is .npz of named arrays.
+    """Evaluation examples from a folder or file in Hugging Face's conventions; without a task .npz of named arrays.
 
     `labels` are the model's (id to name): a label's text must be one of them. With `limit`, so many chosen by `seed`, in
     their own order. `signature` tells which tensors have no batch: a scalar, a state. `truth` is the label's id, the
     transcription, or None where the data has none.
     Raises InvalidInput: nothing there, another kind, unknown labels, files missing or outside the folder.
     """
-    from maasdam.tasks.examples import read_examples
+    record, path = task_of(task), Path(path)
+    if not path.exists():
+        raise InvalidInput(f"no data at {path}; give a folder or file of examples")
+    if limit is not None and limit < 1:
+        raise InvalidInput(f"the limit is {limit} examples; it takes at least 1")
+    found = record.read_examples(path, ExampleData(labels, signature))
+    if not found:
+        raise InvalidInput(f"{path} holds no examples for {record.name}; see the Hugging Face folder convention")
+    return [
+        Example(name, record.payload(content.read_bytes()) if isinstance(content, Path) else content, truth)
+        for name, content, truth in some(found, limit, seed)
+    ]
 
-    return read_examples(task, Path(path), labels=labels, limit=limit, seed=seed, signature=signature)
+
+def some(found: list[T], limit: int | None, seed: int) -> list[T]:
+    """`limit` of them, chosen by `seed`, in their own order."""
+    if limit is None or len(found) <= limit:
+        return found
+    return [found[i] for i in sorted(random.Random(seed).sample(range(len(found)), limit))]
 
 
 def score(task: str, answers: Sequence[Answer], examples: Sequence[Example]) -> Score:
@@ -75,6 +95,14 @@ def score(task: str, answers: Sequence[Answer], examples: Sequence[Example]) -> 
 
     Raises Unsupported for tasks without one here (text is scored by perplexity, from logits), InvalidInput without truths.
     """
-    from maasdam.tasks.scoring import score_answers
-
-    return score_answers(task, answers, examples)
+    if len(answers) != len(examples):
+        raise InvalidInput(f"{len(answers)} answers to {len(examples)} examples; they go one to one")
+    if not examples:
+        raise InvalidInput("there are no examples to score; give --data that holds some")
+    unlabelled = next((e.name for e in examples if e.truth is None), None)
+    if unlabelled is not None:
+        raise InvalidInput(f"example '{unlabelled}' has no label to score against; add one to metadata.csv")
+    over_answers = task_of(task).metric.score
+    if over_answers is None:
+        raise Unsupported(f"task '{task}' has no metric over answers")
+    return over_answers(answers, examples)

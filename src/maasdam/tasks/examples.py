@@ -7,39 +7,21 @@ from __future__ import annotations
 
 import csv
 import json
-import random
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maasdam.core import (
-    IMAGE_CLASSIFICATION,
-    SPEECH_RECOGNITION,
-    TASKS,
-    TEXT_GENERATION,
-    AudioPayload,
-    Example,
-    ImagePayload,
-    Payload,
-    Signature,
-    TensorPayload,
-    TensorSpec,
-    TextPayload,
-)
-from maasdam.errors import InvalidInput, Unsupported
+from maasdam.core import Signature, TensorPayload, TensorSpec, TextPayload
+from maasdam.errors import InvalidInput
 from maasdam.tasks.labels import LabelIds
+from maasdam.tasks.task import Found
 
-TENSORS = "tensors"
 MAX_EXAMPLES = 1_000_000
 MAX_RATIO = 100
 """Unpacked over packed bytes of an .npz beyond FREE_BYTES."""
 FREE_BYTES = 64 * 1024 * 1024
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-RECORDINGS = (
-    ".wav", ".w64", ".aif", ".aiff", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4", ".webm", ".aac"
-)  # fmt: skip
 TRANSCRIPTION = ("transcription", "text", "sentence")
 """Columns that hold what was said, the first there is."""
 MAX_SHOWN = 200
@@ -49,55 +31,13 @@ METADATA = ("metadata.csv", "metadata.jsonl")
 Row = Mapping[str, Any]
 
 
-def read_examples(
-    task: str,
-    path: Path,
-    *,
-    labels: Mapping[int, str] | None,
-    limit: int | None,
-    seed: int,
-    signature: Signature | None = None,
-) -> list[Example]:
-    """See `maasdam.tasks.load_examples`."""
-    readers: dict[str, Callable[[Path], list[tuple[str, Any, Any]]]] = {
-        IMAGE_CLASSIFICATION: lambda p: _pictures(p, LabelIds(labels)),
-        SPEECH_RECOGNITION: _recordings,
-        TEXT_GENERATION: _texts,
-        TENSORS: lambda p: _tensors(p, signature),
-    }
-    if task not in readers:
-        raise Unsupported(f"no task '{task}'; the tasks are: {', '.join(TASKS)}")
-    if not path.exists():
-        raise InvalidInput(f"no data at {path}; give a folder or file of examples")
-    if limit is not None and limit < 1:
-        raise InvalidInput(f"the limit is {limit} examples; it takes at least 1")
-    found = readers[task](path)
-    if not found:
-        raise InvalidInput(f"{path} holds no examples for {task}; see the Hugging Face folder convention")
-    if limit is not None and limit < len(found):
-        found = [found[i] for i in sorted(random.Random(seed).sample(range(len(found)), limit))]
-    return [Example(name, _payload(content), truth) for name, content, truth in found]
-
-
-def _payload(content: Any) -> Payload:
-    """What a reader found: a payload, or a file that is read only now that it is chosen."""
-    if isinstance(content, Path):
-        data = content.read_bytes()
-        return AudioPayload(data) if content.suffix.lower() in RECORDINGS else ImagePayload(data)
-    payload: Payload = content
-    return payload
-
-
-def _pictures(path: Path, label_ids: LabelIds) -> list[tuple[str, Any, Any]]:
-    rows = _metadata(path)
+def labelled_files(path: Path, suffixes: tuple[str, ...], what: str, labels: Mapping[int, str] | None) -> list[Found]:
+    """Files with the ids of their labels: of metadata.csv, else of class folders, else None."""
+    label_ids = LabelIds(labels)
+    rows = _rows(path, suffixes)
     if rows is not None:
-        where, table = rows
-        return [
-            (r["file_name"], _file(path, r, IMAGES, where, i), label_ids.of_row(r, f"{where.name} row {i}")) for i, r in table
-        ]
-    if not path.is_dir():
-        raise InvalidInput(f"{path} is a file; images come in a folder with metadata.csv, or in a folder of class folders")
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
+        return [(r["file_name"], file, label_ids.of_row(r, where)) for r, file, where in rows]
+    files = _files(path, suffixes, f"{what} come in a folder with metadata.csv, or in a folder of class folders")
     folders = {f.relative_to(path).parts[0] for f in files if len(f.relative_to(path).parts) > 1}
     if len(folders) > 1 and all(len(f.relative_to(path).parts) > 1 for f in files):
         names = label_ids.of_folders(sorted(folders))
@@ -105,24 +45,20 @@ def _pictures(path: Path, label_ids: LabelIds) -> list[tuple[str, Any, Any]]:
     return [(str(f.relative_to(path)), f, None) for f in files]
 
 
-def _recordings(path: Path) -> list[tuple[str, Any, Any]]:
-    rows = _metadata(path)
+def transcribed_files(path: Path, suffixes: tuple[str, ...]) -> list[Found]:
+    """Recordings with what metadata.csv says is said in them, else None."""
+    rows = _rows(path, suffixes)
     if rows is None:
-        if not path.is_dir():
-            raise InvalidInput(f"{path} is a file; recordings come in a folder with metadata.csv")
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in RECORDINGS and p.is_file())
+        files = _files(path, suffixes, "recordings come in a folder with metadata.csv")
         return [(str(f.relative_to(path)), f, None) for f in files]
-    where, table = rows
-    out = []
-    for i, row in table:
-        column = next((c for c in TRANSCRIPTION if row.get(c) is not None), None)
-        out.append((row["file_name"], _file(path, row, RECORDINGS, where, i), None if column is None else str(row[column])))
-    return out
+    said = [next((r[c] for c in TRANSCRIPTION if r.get(c) is not None), None) for r, _, _ in rows]
+    return [(r["file_name"], file, s if s is None else str(s)) for (r, file, _), s in zip(rows, said, strict=True)]
 
 
-def _texts(path: Path) -> list[tuple[str, Any, Any]]:
+def texts(path: Path) -> list[Found]:
+    """Each .txt file, and each line of a .jsonl file, as a prompt."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in (".txt", ".jsonl") and p.is_file())
-    out: list[tuple[str, Any, Any]] = []
+    out: list[tuple[str, TextPayload, Any]] = []
     for file in files:
         name = file.name if path.is_file() else str(file.relative_to(path))
         if file.suffix == ".jsonl":
@@ -136,15 +72,15 @@ def _texts(path: Path) -> list[tuple[str, Any, Any]]:
             out.append((name, TextPayload(prompt=_text(file)), None))
         else:
             raise InvalidInput(f"{file} is no text for this task; give .txt, or .jsonl with 'text'")
-    return [(n, p, t) for n, p, t in out if p.prompt.strip()]
+    return [(n, p, t) for n, p, t in out if p.prompt and p.prompt.strip()]
 
 
-def _tensors(path: Path, signature: Signature | None) -> list[tuple[str, Any, Any]]:
+def tensors(path: Path, signature: Signature | None) -> list[Found]:
     """Each row of the arrays is one example, with batch 1; see `_examples_of` for what has no rows."""
     import numpy as np
 
     files = [path] if path.is_file() else sorted(path.glob("*.npz"))
-    out: list[tuple[str, Any, Any]] = []
+    out: list[Found] = []
     for file in files:
         try:
             _check_unpacked(file)
@@ -237,6 +173,21 @@ def _check_unpacked(file: Path) -> None:
             f"{file} unpacks from {packed:,} to {unpacked:,} bytes, over {MAX_RATIO} times: refused as a zip bomb; "
             "save the arrays with numpy.savez"
         )
+
+
+def _files(path: Path, suffixes: tuple[str, ...], advice: str) -> list[Path]:
+    if not path.is_dir():
+        raise InvalidInput(f"{path} is a file; {advice}")
+    return sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+
+
+def _rows(path: Path, suffixes: tuple[str, ...]) -> list[tuple[Row, Path, str]] | None:
+    """Each row of a folder's metadata, the file it names and where it stands; None where the folder has none."""
+    rows = _metadata(path)
+    if rows is None:
+        return None
+    where, table = rows
+    return [(row, _file(path, row, suffixes, where, i), f"{where.name} row {i}") for i, row in table]
 
 
 def _metadata(path: Path) -> tuple[Path, list[tuple[int, Row]]] | None:

@@ -23,6 +23,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def preprocessor(folder: Path, part: str) -> dict[str, Any]:
+    """preprocessor_config.json, else this part ("image_processor", "feature_extractor") of processor_config.json; else {}."""
+    named = read_json(folder / "preprocessor_config.json") or read_json(folder / "processor_config.json").get(part)
+    return named if isinstance(named, dict) else {}
+
+
 def labels_of(folder: Path) -> dict[int, str]:
     """config.json's id2label with whole numbers as keys; {} where it has none. Raises InvalidModel."""
     named = read_json(folder / "config.json").get("id2label") or {}

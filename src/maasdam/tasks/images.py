@@ -12,27 +12,26 @@ from typing import TYPE_CHECKING, Any
 from maasdam.core import (
     IMAGE_CLASSIFICATION,
     Answer,
-    Classification,
     ImagePayload,
-    Label,
     Payload,
     Signature,
     Tensors,
     TensorSpec,
     Units,
 )
-from maasdam.errors import EngineFailure, InvalidModel, InvalidPayload
-from maasdam.tasks.files import labels_of, opened, read_json
+from maasdam.errors import InvalidModel, InvalidPayload
+from maasdam.tasks.classes import Classes, classification, shape_of
+from maasdam.tasks.examples import labelled_files
+from maasdam.tasks.files import opened, preprocessor
 from maasdam.tasks.pictures import decode_image
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
 
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 CHANNELS = (1, 3)
 MAX_EDGE = 4096
 """Pixels along one side of what a model is given."""
-SUM_TOLERANCE = 1e-3
-"""How far from 1 the sum of a row of probabilities may be."""
 
 
 class ImageClassifier:
@@ -43,13 +42,12 @@ class ImageClassifier:
     def __init__(self, folder: Path, signature: Signature | None, max_pixels: int) -> None:
         if signature is None:
             raise InvalidModel("an image classifier needs a signature: the names and shapes of its tensors")
-        self._labels = labels_of(folder)
+        self._classes = Classes(folder, signature, "picture")
         self._processor = _open(folder)
         self._max_pixels = max_pixels
         self._input = _image_input(signature)
         self._is_channels_last, channels = channel_axis(self._input)
         self._mode = "L" if channels == 1 else "RGB"
-        self._output = _scores_output(signature)
 
     def prepare(self, payload: Payload) -> list[dict[str, type_array]]:
         """One picture -> one input [1, C, H, W] or [1, H, W, C], as the signature has it. Raises InvalidPayload."""
@@ -64,22 +62,15 @@ class ImageClassifier:
         fits = all(want is None or want == got for want, got in zip(self._input.shape[1:], pixels.shape[1:], strict=True))
         if not fits:
             raise InvalidPayload(
-                f"the model takes pictures of shape {_shown(self._input)} and its own processor made {list(pixels.shape)} of a "
-                f"{image.width} x {image.height} one; the size in its preprocessor_config.json does not fit the model"
+                f"the model takes pictures of shape {shape_of(self._input)} and its own processor made {list(pixels.shape)} of "
+                f"a {image.width} x {image.height} one; the size in its preprocessor_config.json does not fit the model"
             )
         return [{self._input.name: pixels}]
 
     def finish(self, outputs: Sequence[Tensors], payload: Payload) -> Answer:
         """Scores or probabilities [1, N] -> the `top_k` best labels. Raises EngineFailure for NaN."""
-        import numpy as np
-
         assert isinstance(payload, ImagePayload)
-        row = np.asarray(outputs[0][self._output], dtype=np.float64).reshape(-1)
-        if not np.isfinite(row).all():
-            raise EngineFailure("the model's scores of this picture are not finite")
-        chances = _probabilities(row)
-        best = np.argsort(-chances, kind="stable")[: max(1, min(payload.top_k, len(chances)))]
-        return Classification(tuple(Label(self._labels.get(int(i), str(int(i))), int(i), float(chances[i])) for i in best))
+        return self._classes.best(outputs, payload.top_k)
 
     def units(self, payload: Payload, prepared: Sequence[Tensors]) -> Units:
         """One picture is one item."""
@@ -109,11 +100,9 @@ def _open(folder: Path) -> Any:
 
 def _check_edges(folder: Path) -> None:
     """Raise InvalidModel for a processor that would blow each picture up to gigabytes."""
-    named = read_json(folder / "preprocessor_config.json") or read_json(folder / "processor_config.json").get(
-        "image_processor", {}
-    )
+    named = preprocessor(folder, "image_processor")
     for key in ("size", "crop_size", "pad_size"):
-        value = named.get(key) if isinstance(named, dict) else None
+        value = named.get(key)
         edges = value if isinstance(value, dict) else {"height": value}
         for edge in (edges.get(name) for name in ("height", "width", "shortest_edge")):
             if isinstance(edge, int | float) and edge > MAX_EDGE:
@@ -127,9 +116,7 @@ def _pillow_class(folder: Path) -> Any:
     """The Pillow class the files name, without looking at the model; None where only transformers' tables know it."""
     import transformers
 
-    named = read_json(folder / "preprocessor_config.json") or read_json(folder / "processor_config.json").get(
-        "image_processor", {}
-    )
+    named = preprocessor(folder, "image_processor")
     name = named.get("image_processor_type") or named.get("feature_extractor_type")
     if not isinstance(name, str):
         return None
@@ -140,7 +127,7 @@ def _pillow_class(folder: Path) -> Any:
 def _image_input(signature: Signature) -> TensorSpec:
     found = [s for s in signature.inputs if len(s.shape) == 4]
     if len(found) != 1 or len(signature.inputs) != 1:
-        has = ", ".join(f"{s.name} {_shown(s)}" for s in signature.inputs)
+        has = ", ".join(f"{s.name} {shape_of(s)}" for s in signature.inputs)
         raise InvalidModel(f"an image classifier takes one tensor of 4 axes; this model takes {has}")
     if not found[0].dtype.startswith("float"):
         raise InvalidModel(f"input '{found[0].name}' is {found[0].dtype}; image processors make floats")
@@ -158,29 +145,27 @@ def channel_axis(spec: TensorSpec) -> tuple[bool, int | None]:
         return True, spec.shape[3]
     if spec.shape[1] is None:
         return False, None  # all dynamic: as Hugging Face has it
-    raise InvalidModel(f"input '{spec.name}' has shape {_shown(spec)}: none of its axes holds 1 or 3 channels")
+    raise InvalidModel(f"input '{spec.name}' has shape {shape_of(spec)}: none of its axes holds 1 or 3 channels")
 
 
-def _scores_output(signature: Signature) -> str:
-    named = [s for s in signature.outputs if s.name == "logits"]
-    flat = [s for s in signature.outputs if len(s.shape) == 2 and s.dtype.startswith("float")]
-    found = named or flat or [s for s in signature.outputs if s.dtype.startswith("float") and set(s.shape[2:]) == {1}]
-    if len(found) != 1:
-        has = ", ".join(f"{s.name} {_shown(s)}" for s in signature.outputs)
-        raise InvalidModel(f"an image classifier gives one output of 2 axes, or one called 'logits'; this model gives {has}")
-    return found[0].name
+def _gray(signature: Signature | None) -> Payload:
+    import io
+
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64), (127, 127, 127)).save(out, "PNG")
+    return ImagePayload(out.getvalue())
 
 
-def _probabilities(row: type_array) -> type_array:
-    """Rows that are none yet go through softmax. float64."""
-    import numpy as np
-
-    if bool((row >= 0).all()) and abs(float(row.sum()) - 1.0) < SUM_TOLERANCE:
-        return row
-    powers = np.exp(row - row.max())
-    chances: type_array = powers / powers.sum()
-    return chances
-
-
-def _shown(spec: TensorSpec) -> str:
-    return "[" + ", ".join("any" if d is None else str(d) for d in spec.shape) + "]"
+TASK = classification(
+    name=IMAGE_CLASSIFICATION,
+    payloads=(ImagePayload,),
+    takes="image files",
+    door="POST /v1/images/classifications",
+    open=lambda folder, signature, settings: ImageClassifier(folder, signature, settings.max_image_pixels),
+    warm_up=_gray,
+    read_examples=lambda path, data: labelled_files(path, IMAGES, "images", data.labels),
+    suffixes=IMAGES,
+    of_file=ImagePayload,
+)

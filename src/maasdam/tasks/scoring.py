@@ -5,34 +5,18 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-from maasdam.core import IMAGE_CLASSIFICATION, SPEECH_RECOGNITION, Answer, Classification, Example, Score, Transcript
-from maasdam.errors import InvalidInput, Unsupported
+from maasdam.core import Classification, Example, Score, Transcript
+from maasdam.errors import InvalidInput
+from maasdam.tasks.task import Metric
 
 TOP = 5
 
 
-def score_answers(task: str, answers: Sequence[Answer], examples: Sequence[Example]) -> Score:
-    """See `maasdam.tasks.score`."""
-    if len(answers) != len(examples):
-        raise InvalidInput(f"{len(answers)} answers to {len(examples)} examples; they go one to one")
-    if not examples:
-        raise InvalidInput("there are no examples to score; give --data that holds some")
-    unlabelled = next((e.name for e in examples if e.truth is None), None)
-    if unlabelled is not None:
-        raise InvalidInput(f"example '{unlabelled}' has no label to score against; add one to metadata.csv")
-    if task == IMAGE_CLASSIFICATION:
-        return _top1(answers, examples)
-    if task == SPEECH_RECOGNITION:
-        return _wer(answers, examples)
-    raise Unsupported(f"task '{task}' has no metric over answers")
-
-
-def _top1(answers: Sequence[Answer], examples: Sequence[Example]) -> Score:
+def _top1(answers: Sequence[Classification], examples: Sequence[Example]) -> Score:
     among = 0
     right: list[tuple[float, float]] = []
     has_top = True
     for answer, example in zip(answers, examples, strict=True):
-        assert isinstance(answer, Classification)
         ids = [label.label_id for label in answer.labels[:TOP]]
         right.append((float(ids[0] == example.truth), 1.0))
         among += example.truth in ids
@@ -42,12 +26,11 @@ def _top1(answers: Sequence[Answer], examples: Sequence[Example]) -> Score:
     return Score("top1", value, count, {"top5": among / count} if has_top else {}, tuple(right))
 
 
-def _wer(answers: Sequence[Answer], examples: Sequence[Example]) -> Score:
+def _wer(answers: Sequence[Transcript], examples: Sequence[Example]) -> Score:
     """Over all words of all recordings, as is usual: long recordings count more than short ones."""
     characters = wrong = perfect = 0
     heard_wrong: list[tuple[float, float]] = []
     for answer, example in zip(answers, examples, strict=True):
-        assert isinstance(answer, Transcript)
         said, heard = normalised(str(example.truth)), normalised(answer.text)
         distance = edits(said.split(), heard.split())
         heard_wrong.append((float(distance), float(len(said.split()))))
@@ -78,3 +61,10 @@ def edits(one: Sequence[str], other: Sequence[str]) -> int:
         for j, b in enumerate(other, 1):
             previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (a != b))
     return row[-1]
+
+
+TOP1 = Metric("top1", "accuracy", "Top-1 accuracy", most=1.0, score=_top1)
+WER = Metric("wer", "wer", "Word error rate", is_lower_better=True, score=_wer)
+PERPLEXITY = Metric("perplexity", "perplexity", "Perplexity", is_lower_better=True, is_relative=True)
+COSINE = Metric("cosine")
+METRICS = {metric.name: metric for metric in (TOP1, WER, PERPLEXITY, COSINE)}

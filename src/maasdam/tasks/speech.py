@@ -1,42 +1,27 @@
 """Speech recognition: recording to features with the model's own extractor, frames to words with its tokenizer.
 
-Knows recordings, CTC and windows. Refuses to know engines and HTTP.
-
-Each recording keeps its own length: nothing is padded, so what else is in a batch can't change a transcript.
+Knows CTC. Refuses to know engines and HTTP.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import (
-    SPEECH_RECOGNITION,
-    Answer,
-    AudioPayload,
-    Payload,
-    Processor,
-    Signature,
-    Tensors,
-    TensorSpec,
-    Transcript,
-    Units,
-)
-from maasdam.errors import EngineFailure, InvalidModel, InvalidPayload
+from maasdam.core import SPEECH_RECOGNITION, Answer, AudioPayload, Payload, Processor, Signature, Tensors, Transcript, Units
+from maasdam.errors import EngineFailure, InvalidModel
+from maasdam.tasks.examples import transcribed_files
 from maasdam.tasks.files import opened, read_json
+from maasdam.tasks.hearing import OVERLAP_SECONDS, RECORDINGS, WINDOW_SECONDS, Hearing, Windows, quiet
 from maasdam.tasks.recordings import decode_audio
+from maasdam.tasks.scoring import WER
+from maasdam.tasks.task import Bytes, Task
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
 
-WINDOW_SECONDS = 30.0
-"""A longer recording is heard in windows of this length: attention over all of it would take memory with its square."""
-OVERLAP_SECONDS = 4.0
-"""What neighbouring windows share; each is trusted to the middle of it."""
 WHISPER_RATE = 16_000
-MOST = {"feature_size": 4096, "num_mel_bins": 4096, "n_fft": 65_536, "sampling_rate": 192_000}
-"""Settings of extractors that tables of their size are made for."""
 
 
 def open_speech(folder: Path, signature: Signature | None, max_seconds: float) -> Processor:
@@ -76,35 +61,19 @@ class WaveformProcessor:
         return Units(audio_seconds=prepared[0]["waveform"].shape[1] / WHISPER_RATE)
 
 
-class Windows(list[dict[str, "type_array"]]):
-    """The inputs of one recording, and how long it was heard: a header may say more than there is."""
-
-    def __init__(self, inputs: Iterable[dict[str, type_array]], seconds: float) -> None:
-        super().__init__(inputs)
-        self.seconds = seconds
-
-
 class CtcProcessor:
     """The processor of one CTC model. Thread-safe."""
 
     task = SPEECH_RECOGNITION
 
     def __init__(self, folder: Path, signature: Signature, max_seconds: float) -> None:
-        self._extractor = opened("feature extractor", folder, lambda: _open_extractor(folder))
+        self._hear = Hearing(folder, signature, max_seconds, "a CTC model")
         self._tokenizer = opened("CTC tokenizer", folder, lambda: _open_tokenizer(folder))
-        self._rate = int(self._extractor.sampling_rate)
-        self._max_seconds = max_seconds
-        self._features, self._mask = _inputs(signature)
         self._output = _frames_output(signature)
 
     def prepare(self, payload: Payload) -> list[dict[str, type_array]]:
-        """One input for each window: features [1, T, F] or samples [1, S], and the mask if the model takes one.
-
-        Raises InvalidPayload.
-        """
-        assert isinstance(payload, AudioPayload)
-        waveform, seconds = decode_audio(payload.data, self._rate, self._max_seconds)
-        return Windows((self._extract(waveform[start:stop]) for start, stop in windows(len(waveform), self._rate)), seconds)
+        """One input for each window, see `Hearing`. Raises InvalidPayload."""
+        return self._hear(payload)
 
     def finish(self, outputs: Sequence[Tensors], payload: Payload) -> Answer:
         """Frames [1, T, V] of each window -> the transcript, by the likeliest path. Raises EngineFailure for NaN."""
@@ -125,55 +94,6 @@ class CtcProcessor:
         assert isinstance(prepared, Windows)
         return Units(audio_seconds=prepared.seconds)
 
-    def _extract(self, waveform: type_array) -> dict[str, type_array]:
-        import numpy as np
-
-        try:
-            found = self._extractor(waveform, sampling_rate=self._rate, return_tensors="np")
-        except Exception as error:
-            raise InvalidPayload("the recording is too short for this model; send a longer one") from error
-        name = next(k for k in ("input_features", "input_values") if k in found)
-        features = np.ascontiguousarray(found[name], dtype=self._features.dtype)
-        if features.ndim != len(self._features.shape):
-            raise InvalidModel(
-                f"the model's extractor makes features of shape {list(features.shape)}; its input '{self._features.name}' "
-                f"has {len(self._features.shape)} axes"
-            )
-        inputs = {self._features.name: features}
-        if self._mask is not None:
-            mask = found.get("attention_mask")
-            mask = np.ones(features.shape[:2]) if mask is None else mask
-            inputs[self._mask.name] = np.ascontiguousarray(mask, dtype=self._mask.dtype)
-        return inputs
-
-
-def windows(samples: int, rate: int) -> list[tuple[int, int]]:
-    """Where to cut: one window for a recording of up to WINDOW_SECONDS, else windows that overlap; the last may be short."""
-    size, overlap = int(WINDOW_SECONDS * rate), int(OVERLAP_SECONDS * rate)
-    if samples <= size:
-        return [(0, samples)]
-    starts = list(range(0, samples - overlap, size - overlap))
-    return [(start, min(start + size, samples)) for start in starts]
-
-
-def _open_extractor(folder: Path) -> Any:
-    import transformers
-
-    named = read_json(folder / "preprocessor_config.json") or read_json(folder / "processor_config.json").get(
-        "feature_extractor", {}
-    )
-    for key, most in MOST.items():
-        if isinstance(named.get(key), int | float) and named[key] > most:
-            raise InvalidModel(f"the model's preprocessor_config.json has {key} {named[key]:,}; at most {most:,} is taken")
-    name = named.get("feature_extractor_type")
-    kind = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
-    if kind is None or not issubclass(kind, transformers.SequenceFeatureExtractor):
-        raise InvalidModel(
-            f"the model's files name no feature extractor that transformers has (they say {name!r}); "
-            "name a Hugging Face folder that has a preprocessor_config.json with --processor"
-        )
-    return kind(**{k: v for k, v in named.items() if k not in ("feature_extractor_type", "processor_class")})
-
 
 def _open_tokenizer(folder: Path) -> Any:
     import transformers
@@ -188,15 +108,6 @@ def _open_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _inputs(signature: Signature) -> tuple[TensorSpec, TensorSpec | None]:
-    floats = [s for s in signature.inputs if s.dtype.startswith("float")]
-    others = [s for s in signature.inputs if not s.dtype.startswith("float")]
-    if len(floats) != 1 or len(others) > 1 or (others and "mask" not in others[0].name):
-        has = ", ".join(f"{s.name} ({s.dtype})" for s in signature.inputs)
-        raise InvalidModel(f"a CTC model takes one tensor of floats and perhaps a mask; this model takes {has}")
-    return floats[0], others[0] if others else None
-
-
 def _frames_output(signature: Signature) -> str:
     found = [s for s in signature.outputs if s.name == "logits"]
     found = found or [s for s in signature.outputs if len(s.shape) == 3 and s.dtype.startswith("float")]
@@ -204,3 +115,27 @@ def _frames_output(signature: Signature) -> str:
         has = ", ".join(s.name for s in signature.outputs)
         raise InvalidModel(f"a CTC model gives one output of 3 axes, or one called 'logits'; this model gives {has}")
     return found[0].name
+
+
+TASK = Task(
+    name=SPEECH_RECOGNITION,
+    payloads=(AudioPayload,),
+    answer=Transcript,
+    takes="audio files",
+    door="POST /v1/audio/transcriptions",
+    open=lambda folder, signature, settings: open_speech(folder, signature, settings.max_audio_seconds),
+    warm_up=quiet,
+    read_examples=lambda path, data: transcribed_files(path, RECORDINGS),
+    metric=WER,
+    same=lambda one, other: one.text == other.text,
+    shown=lambda answer: answer.text,
+    lines=lambda answer: [answer.text],
+    to_json=lambda answer: {
+        "text": answer.text,
+        **({"segments": [dict(s) for s in answer.segments]} if answer.segments else {}),
+    },
+    suffixes=RECORDINGS,
+    of_file=lambda data, top_k: AudioPayload(data),
+    oip=Bytes("audio", (("transcript", "BYTES"),), lambda answer: (answer.text.encode(),)),
+    loss="ctc",
+)

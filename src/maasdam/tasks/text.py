@@ -13,20 +13,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import TEXT_GENERATION, Answer, Payload, Tensors, TextPayload, TextPiece, Units
+from maasdam.core import CONTEXT_KEYS, TEXT_GENERATION, Answer, Payload, Sampling, Tensors, TextPayload, TextPiece, Units
 from maasdam.errors import ContextExceeded, InvalidModel, InvalidPayload, MaasdamError
-from maasdam.tasks.chat_template import ChatTemplate
 from maasdam.tasks.control_tokens import ControlTokens
+from maasdam.tasks.examples import texts
 from maasdam.tasks.files import opened, read_json
+from maasdam.tasks.scoring import PERPLEXITY
+from maasdam.tasks.task import Bytes, Task
 from maasdam.tasks.text_stream import BROKEN, TextStream
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
+    from maasdam.tasks.chat_template import ChatTemplate
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 CONTEXT = 8
 """Tokens of a prompt that a decoder may have to see."""
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 
 
 class TextProcessor:
@@ -38,7 +40,7 @@ class TextProcessor:
         self.tokenizer = opened("tokenizer", folder, lambda: _open_tokenizer(folder))
         config = read_json(folder / "config.json")
         config = config.get("text_config") or config
-        self.context_length: int | None = next((config[k] for k in _CONTEXT_KEYS if isinstance(config.get(k), int)), None)
+        self.context_length: int | None = next((config[k] for k in CONTEXT_KEYS if isinstance(config.get(k), int)), None)
         self._vocabulary = max(len(self.tokenizer), config.get("vocab_size") or 0)
         self._longest = max((len(token) for token in self.tokenizer.get_vocab()), default=1)
         self._hidden = _hidden(self.tokenizer)
@@ -152,6 +154,8 @@ class _Chat:
     """The chat template of one model, and the control tokens it writes."""
 
     def __init__(self, tokenizer: Any) -> None:
+        from maasdam.tasks.chat_template import ChatTemplate
+
         self._variables = tokenizer.special_tokens_map
         self._template: ChatTemplate | Exception
         source = ""
@@ -215,3 +219,26 @@ def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(content, str):
         raise InvalidPayload(f"message {index} has content of type {type(content).__name__}; send a string")
     return {**message, "content": content}
+
+
+TASK = Task(
+    name=TEXT_GENERATION,
+    payloads=(TextPayload,),
+    answer=TextPiece,
+    takes="prompts",
+    door="POST /v1/chat/completions or /v1/completions",
+    open=lambda folder, signature, settings: TextProcessor(folder),
+    warm_up=lambda signature: TextPayload(prompt="a", sampling=Sampling(max_tokens=2, temperature=0.0)),
+    read_examples=lambda path, data: texts(path),
+    metric=PERPLEXITY,
+    same=lambda one, other: one.token_ids == other.token_ids,
+    shown=lambda answer: answer.text,
+    lines=lambda answer: [answer.text],
+    to_json=lambda answer: {
+        "text": answer.text,
+        "token_ids": list(answer.token_ids),
+        "finish_reason": answer.finish_reason,
+    },
+    oip=Bytes("text_input", (("text_output", "BYTES"),), lambda answer: (answer.text.encode(),)),
+    loss="tokens",
+)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.artifacts.produced import Produced
-from maasdam.core import IMAGE_CLASSIFICATION, SPEECH_RECOGNITION, Answer, Artifact, Example
+from maasdam.core import Answer, Artifact, Example
 from maasdam.engines.openvino_library import openvino
 from maasdam.errors import InvalidInput, Unsupported
 from maasdam.pipeline.examples import Inputs, Preparer, calibration_inputs, describe, evaluation_examples
@@ -18,11 +18,10 @@ from maasdam.pipeline.passes import PassContext
 from maasdam.pipeline.quantize import openvino_saturation, saturation
 from maasdam.pipeline.quantize.openvino_models import check_is_float, is_transformer, open_nncf, quiet, recurrent, save
 from maasdam.pipeline.quantize.shared import Counted, copy_all_but
+from maasdam.tasks import TASKS, score, task_of
 
 if TYPE_CHECKING:
     import openvino as ov
-
-TASKS = (IMAGE_CLASSIFICATION, SPEECH_RECOGNITION)
 
 
 def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
@@ -32,8 +31,9 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
     """
     if context.train is None:
         raise InvalidInput("max_drop needs labelled data that is not evaluated on: name it with --train")
-    if source.task not in TASKS:
-        raise Unsupported(f"max_drop is for {' and '.join(TASKS)}; this model's task is {source.task or 'not known'}")
+    if task_of(source.task).metric.score is None:
+        able = " and ".join(task.name for task in TASKS.values() if task.metric.score is not None)
+        raise Unsupported(f"max_drop is for {able}; this model's task is {source.task or 'not known'}")
     nncf = open_nncf()
     import openvino as ov
 
@@ -119,8 +119,6 @@ class _Metric:
 
     def __call__(self, model: Any, examples: Iterable[Example]) -> tuple[float, list[float]]:
         """(the metric, the same of each example alone). NNCF passes a compiled model and what its data set held."""
-        from maasdam.tasks import score
-
         processor = self._prepare.processor
         assert processor is not None  # the task was checked
         answers: list[Answer] = []
@@ -139,4 +137,4 @@ class _Metric:
         return whole, each
 
     def _higher(self, value: float) -> float:
-        return 1 - value if self._task == SPEECH_RECOGNITION else value
+        return 1 - value if task_of(self._task).metric.is_lower_better else value

@@ -1,0 +1,87 @@
+"""Scores to labels: what all classifiers share, whatever they look at. Knows labels, scores and their words; no payload."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from maasdam.core import Classification, Label, Signature, Tensors, TensorSpec
+from maasdam.errors import EngineFailure, InvalidModel
+from maasdam.tasks.files import labels_of
+from maasdam.tasks.scoring import TOP1
+from maasdam.tasks.task import Task
+
+if TYPE_CHECKING:
+    from maasdam.core import type_array
+
+SUM_TOLERANCE = 1e-3
+"""How far from 1 the sum of a row of probabilities may be."""
+
+
+class Classes:
+    """The classes of one model, and which of its outputs has their scores."""
+
+    def __init__(self, folder: Path, signature: Signature, what: str) -> None:
+        """`what` is classified ("picture"). Raises InvalidModel where no output, or more than one, can be the scores."""
+        self._labels = labels_of(folder)
+        self._output = _scores_output(signature)
+        self._what = what
+
+    def best(self, outputs: Sequence[Tensors], top_k: int) -> Classification:
+        """Scores or probabilities [1, N], one or several of one payload -> the `top_k` best labels of their mean.
+
+        Raises EngineFailure for NaN.
+        """
+        import numpy as np
+
+        rows = [np.asarray(tensors[self._output], dtype=np.float64).reshape(-1) for tensors in outputs]
+        if not all(np.isfinite(row).all() for row in rows):
+            raise EngineFailure(f"the model's scores of this {self._what} are not finite")
+        chances = np.mean([_probabilities(row) for row in rows], axis=0)
+        best = np.argsort(-chances, kind="stable")[: max(1, min(top_k, len(chances)))]
+        return Classification(tuple(Label(self._labels.get(int(i), str(int(i))), int(i), float(chances[i])) for i in best))
+
+
+def _scores_output(signature: Signature) -> str:
+    named = [s for s in signature.outputs if s.name == "logits"]
+    flat = [s for s in signature.outputs if len(s.shape) == 2 and s.dtype.startswith("float")]
+    found = named or flat or [s for s in signature.outputs if s.dtype.startswith("float") and set(s.shape[2:]) == {1}]
+    if len(found) != 1:
+        has = ", ".join(f"{s.name} {shape_of(s)}" for s in signature.outputs)
+        raise InvalidModel(f"a classifier gives one output of 2 axes, or one called 'logits'; this model gives {has}")
+    return found[0].name
+
+
+def _probabilities(row: type_array) -> type_array:
+    """Rows that are none yet go through softmax. float64."""
+    import numpy as np
+
+    if bool((row >= 0).all()) and abs(float(row.sum()) - 1.0) < SUM_TOLERANCE:
+        return row
+    powers = np.exp(row - row.max())
+    chances: type_array = powers / powers.sum()
+    return chances
+
+
+def shape_of(spec: TensorSpec) -> str:
+    """A tensor's shape in words."""
+    return "[" + ", ".join("any" if d is None else str(d) for d in spec.shape) + "]"
+
+
+def _lines(answer: Classification) -> list[str]:
+    return [", ".join(f"{x.label} ({x.score:.3f})" for x in answer.labels)]
+
+
+classification = partial(
+    Task,
+    answer=Classification,
+    metric=TOP1,
+    same=lambda one, other: one.labels[0].label_id == other.labels[0].label_id,
+    shown=lambda answer: answer.labels[0].label,
+    lines=_lines,
+    to_json=lambda answer: {"labels": [{"label": x.label, "label_id": x.label_id, "score": x.score} for x in answer.labels]},
+    loss="classes",
+)
+"""A task of telling classes apart, without what is its own: payload, processor, examples, door."""

@@ -1,0 +1,128 @@
+"""A recording to what a model hears: features or samples, by the model's own extractor.
+
+Knows recordings, extractors and windows. Refuses to know what is made of them.
+
+Each recording keeps its own length: nothing is padded that the extractor itself doesn't pad, so what else is in a batch can't
+change an answer.
+"""
+
+from __future__ import annotations
+
+import io
+import wave
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maasdam.core import AudioPayload, Payload, Signature, TensorSpec
+from maasdam.errors import InvalidModel, InvalidPayload
+from maasdam.tasks.files import opened, preprocessor
+from maasdam.tasks.recordings import decode_audio
+
+if TYPE_CHECKING:
+    from maasdam.core import type_array
+
+RECORDINGS = (
+    ".wav", ".w64", ".aif", ".aiff", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4", ".webm", ".aac"
+)  # fmt: skip
+WINDOW_SECONDS = 30.0
+"""A longer recording is heard in windows of this length: attention over all of it would take memory with its square."""
+OVERLAP_SECONDS = 4.0
+"""What neighbouring windows share; each is trusted to the middle of it."""
+MOST = {"feature_size": 4096, "num_mel_bins": 4096, "n_fft": 65_536, "sampling_rate": 192_000}
+"""Settings of extractors that tables of their size are made for."""
+
+
+class Windows(list[dict[str, "type_array"]]):
+    """The inputs of one recording, and how long it was heard: a header may say more than there is."""
+
+    def __init__(self, inputs: Iterable[dict[str, type_array]], seconds: float) -> None:
+        super().__init__(inputs)
+        self.seconds = seconds
+
+
+class Hearing:
+    """The extractor of one model. Thread-safe."""
+
+    def __init__(self, folder: Path, signature: Signature, max_seconds: float, who: str) -> None:
+        """`who` is the kind of model ("a CTC model"). Raises InvalidModel where files or signature are of no such model."""
+        self._extractor = opened("feature extractor", folder, lambda: _open_extractor(folder))
+        self._rate = int(self._extractor.sampling_rate)
+        self._max_seconds = max_seconds
+        self._features, self._mask = _inputs(signature, who)
+
+    def __call__(self, payload: Payload) -> Windows:
+        """One input for each window: features [1, T, F] or samples [1, S], and the mask if the model takes one.
+
+        Raises InvalidPayload.
+        """
+        assert isinstance(payload, AudioPayload)
+        waveform, seconds = decode_audio(payload.data, self._rate, self._max_seconds)
+        return Windows((self._extract(waveform[start:stop]) for start, stop in windows(len(waveform), self._rate)), seconds)
+
+    def _extract(self, waveform: type_array) -> dict[str, type_array]:
+        import numpy as np
+
+        try:
+            found = self._extractor(waveform, sampling_rate=self._rate, return_tensors="np")
+        except Exception as error:
+            raise InvalidPayload("the recording is too short for this model; send a longer one") from error
+        name = next(k for k in ("input_features", "input_values") if k in found)
+        features = np.ascontiguousarray(found[name], dtype=self._features.dtype)
+        if features.ndim != len(self._features.shape):
+            raise InvalidModel(
+                f"the model's extractor makes features of shape {list(features.shape)}; its input '{self._features.name}' "
+                f"has {len(self._features.shape)} axes"
+            )
+        inputs = {self._features.name: features}
+        if self._mask is not None:
+            mask = found.get("attention_mask")
+            mask = np.ones(features.shape[:2]) if mask is None else mask
+            inputs[self._mask.name] = np.ascontiguousarray(mask, dtype=self._mask.dtype)
+        return inputs
+
+
+def windows(samples: int, rate: int) -> list[tuple[int, int]]:
+    """Where to cut: one window for a recording of up to WINDOW_SECONDS, else windows that overlap; the last may be short."""
+    size, overlap = int(WINDOW_SECONDS * rate), int(OVERLAP_SECONDS * rate)
+    if samples <= size:
+        return [(0, samples)]
+    starts = list(range(0, samples - overlap, size - overlap))
+    return [(start, min(start + size, samples)) for start in starts]
+
+
+def _open_extractor(folder: Path) -> Any:
+    import transformers
+
+    named = preprocessor(folder, "feature_extractor")
+    for key, most in MOST.items():
+        if isinstance(named.get(key), int | float) and named[key] > most:
+            raise InvalidModel(f"the model's preprocessor_config.json has {key} {named[key]:,}; at most {most:,} is taken")
+    name = named.get("feature_extractor_type")
+    kind = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
+    if kind is None or not issubclass(kind, transformers.SequenceFeatureExtractor):
+        raise InvalidModel(
+            f"the model's files name no feature extractor that transformers has (they say {name!r}); "
+            "name a Hugging Face folder that has a preprocessor_config.json with --processor"
+        )
+    return kind(**{k: v for k, v in named.items() if k not in ("feature_extractor_type", "processor_class")})
+
+
+def _inputs(signature: Signature, who: str) -> tuple[TensorSpec, TensorSpec | None]:
+    floats = [s for s in signature.inputs if s.dtype.startswith("float")]
+    others = [s for s in signature.inputs if not s.dtype.startswith("float")]
+    if len(floats) != 1 or len(others) > 1 or (others and "mask" not in others[0].name):
+        has = ", ".join(f"{s.name} ({s.dtype})" for s in signature.inputs)
+        raise InvalidModel(f"{who} takes one tensor of floats and perhaps a mask; this model takes {has}")
+    return floats[0], others[0] if others else None
+
+
+def quiet(signature: Signature | None) -> Payload:
+    """Half a second of silence."""
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes(bytes(2 * 8000))
+    return AudioPayload(out.getvalue())
