@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from maasdam.core import Progress, silent
+from maasdam.engines import installed_version
 from maasdam.engines.processor import available_threads, has_int8, processor_name
 from maasdam.pipeline.measure import Joules
-from maasdam.pipeline.sameness import installed_version
 
 LATENCY_SECONDS = 10.0
 THROUGHPUT_SECONDS = 5.0

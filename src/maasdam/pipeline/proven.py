@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact, Progress, silent
+from maasdam.engines import installed_version
 from maasdam.engines.processor import processor_name
 from maasdam.errors import EngineFailure, InvalidTensor, Unsupported, VerificationFailed
 from maasdam.pipeline.examples import Inputs, real_inputs
-from maasdam.pipeline.sameness import content_digest, installed_version
+from maasdam.pipeline.sameness import content_digest
 
 if TYPE_CHECKING:
     from maasdam.artifacts.store import Store

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import TEXT_GENERATION, Artifact, Format, Progress, silent
+from maasdam.engines import installed_version
 from maasdam.engines.processor import available_threads, processor_name
 from maasdam.errors import (
     EngineFailure,
@@ -34,7 +35,7 @@ from maasdam.errors import (
 from maasdam.pipeline.passes import Pass, PassContext, find_pass
 from maasdam.pipeline.proven import prove
 from maasdam.pipeline.recipe import Recipe, Use
-from maasdam.pipeline.sameness import content_digest, installed_version
+from maasdam.pipeline.sameness import content_digest
 
 if TYPE_CHECKING:
     from maasdam.artifacts.store import Store

@@ -1,9 +1,8 @@
-"""What decides whether two runs are of the same things: digests of files, versions of libraries. Knows no pass, no engine."""
+"""What decides whether two runs are of the same things: digests of files. Knows no pass, no engine."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 from pathlib import Path
 
 
@@ -15,11 +14,3 @@ def content_digest(path: Path, but: tuple[str, ...] = ()) -> str:
             total.update(f"{file.relative_to(path) if path.is_dir() else file.name}\0".encode())
             total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()
-
-
-def installed_version(package: str) -> str | None:
-    """The version of an installed package; None where it is absent."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
