@@ -183,7 +183,7 @@ def _open(home: Path) -> Workspace:
 
 async def _measure(workspace: Workspace, names: list[str], rounds: int) -> None:
     service = open_service(workspace)
-    app = application(service, None)
+    app = application(service, has_keys=False)
     await service.start()
     while not service.router.is_ready:  # noqa: ASYNC110  it has no event to wait for
         await asyncio.sleep(0.05)

@@ -122,7 +122,7 @@ def run_in_thread(home: Path, settings: Settings, has_keys: bool = True) -> Iter
     service = open_service(made, open_engine=open_engine, open_processor=lambda task, *about: FakeProcessor(task))  # type: ignore[arg-type]
     listener = bound_socket("127.0.0.1", 0)
     port = listener.getsockname()[1]
-    entrance = application(service, made.keys if has_keys else None)
+    entrance = application(service, has_keys)
     config = uvicorn.Config(
         entrance,
         http=partial(HttpConnection, refuse=entrance.refuse_unread),  # type: ignore[arg-type]  # called as the class is

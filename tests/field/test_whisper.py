@@ -195,7 +195,7 @@ def served(workspace: Workspace) -> Iterator[Served]:
     service = open_service(workspace)
     listener = bound_socket("127.0.0.1", 0)
     config = uvicorn.Config(
-        application(service, workspace.keys), http=HttpConnection, loop="uvloop", ws="none", log_config=None, access_log=False
+        application(service), http=HttpConnection, loop="uvloop", ws="none", log_config=None, access_log=False
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: server.run(sockets=[listener]), daemon=True)

@@ -52,6 +52,8 @@ class Keys:
         self._clock = clock
         self._seen: dict[str, tuple[float, Caller]] = {}
         self._lock = threading.Lock()
+        self.operators_secret: str | None = None
+        """A secret that may do everything and is in no database."""
 
     def create(self, name: str, scopes: Sequence[str] = ("infer",)) -> tuple[Key, str]:
         """A new key and its secret, which is told only here. Raises InvalidInput for unknown scopes."""
@@ -95,42 +97,37 @@ class Keys:
                 self._seen.clear()
             return _key(rows[0])
 
+    def seen(self, secret: str) -> Caller | None:
+        """Who holds this secret, if that was found out within SEEN_SECONDS; reads nothing."""
+        seen = self._seen.get(secret)
+        return seen[1] if seen is not None and seen[0] > self._clock() else None
+
     def authenticate(self, secret: str) -> Caller:
         """Who holds this secret. Raises Unauthenticated for one that is unknown or revoked. May read the database."""
-        code = _hash(secret)
-        now = self._clock()
-        seen = self._seen.get(code)
-        if seen is not None and seen[0] > now:
-            return seen[1]
+        seen, now = self.seen(secret), self._clock()
+        if seen is not None:
+            return seen
+        caller = self._found(secret)
+        with self._lock:
+            if len(self._seen) >= SEEN_AT_MOST:
+                self._seen.clear()
+            self._seen[secret] = (now + SEEN_SECONDS, caller)
+        return caller
+
+    def _found(self, secret: str) -> Caller:
+        own = self.operators_secret
+        if own is not None and hmac.compare_digest(secret.encode("utf-8", "surrogatepass"), own.encode()):
+            return OPERATOR
         shape = SECRET.fullmatch(secret)
         row = None
         if shape is not None:
             with Session(self._reads) as session:
                 row = session.get(KeyRow, shape[1])
-        if row is None or not hmac.compare_digest(row.hash, code):
+        if row is None or not hmac.compare_digest(row.hash, _hash(secret)):
             raise Unauthenticated("this API key is unknown; make one with: maasdam keys create NAME")
         if row.revoked_at is not None:
             raise Unauthenticated(f"the API key '{row.name}' was revoked; make another with: maasdam keys create NAME")
-        caller = Caller(row.id, row.name, frozenset(row.scopes))
-        with self._lock:
-            if len(self._seen) >= SEEN_AT_MOST:
-                self._seen.clear()
-            self._seen[code] = (now + SEEN_SECONDS, caller)
-        return caller
-
-
-@dataclass(frozen=True, slots=True)
-class OperatorToo:
-    """The keys, and one secret more that is the operator's and never in the database."""
-
-    keys: Keys
-    secret: str
-
-    def authenticate(self, secret: str) -> Caller:
-        """As the keys; whoever holds the operator's secret may do everything. Raises Unauthenticated."""
-        if hmac.compare_digest(secret.encode("utf-8", "surrogatepass"), self.secret.encode()):
-            return OPERATOR
-        return self.keys.authenticate(secret)
+        return Caller(row.id, row.name, frozenset(row.scopes))
 
 
 def _hash(secret: str) -> str:

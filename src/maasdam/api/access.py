@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 from maasdam.api.body import Headers, header
@@ -28,60 +25,35 @@ SCOPES: tuple[tuple[str, str], ...] = (
     ("/admin/requests", "admin"),
     ("/admin", "deploy"),
 )
-SEEN_SECONDS = 0.3
-"""A key that was good is taken as good for so long, besides the keys' own half second: a revocation counts within one."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-class Authenticates(Protocol):
-    """What the door needs of the keys. Blocks on the database."""
-
-    def authenticate(self, secret: str) -> Caller:
-        """Who holds this secret; raises Unauthenticated."""
-        ...
-
-
 class Gate:
-    """Tells who calls, or refuses. With `keys` None everyone is ANONYMOUS, from this machine only."""
+    """Tells who calls, or refuses."""
 
-    def __init__(
-        self, keys: Authenticates | None, clock: Callable[[], float] = time.monotonic, has_public_docs: bool = False
-    ) -> None:
-        self._keys = keys
+    def __init__(self, authenticate: Callable[[str], Awaitable[Caller]] | None, has_public_docs: bool = False) -> None:
+        """`authenticate` says who holds a secret, or raises; with None everyone is ANONYMOUS, from this machine only."""
+        self._authenticate = authenticate
         self._open = OPEN | DOCS if has_public_docs else OPEN
-        self._clock = clock
-        self._seen: dict[str, tuple[float, Caller]] = {}
 
     async def caller(self, path: str, headers: Headers) -> Caller:
         """Who calls. Raises Unauthenticated; without keys Forbidden for who is not on this machine."""
-        if self._keys is None:
+        if self._authenticate is None:
             _check_is_local(headers)
             return ANONYMOUS
         if path in self._open:
             return ANONYMOUS
-        return await self._caller(_secret(headers))
+        return await self._authenticate(_secret(headers))
 
     def check(self, path: str, caller: Caller) -> None:
         """Raise Forbidden where the caller's key lacks the scope that `path` needs."""
-        if self._keys is None or path in self._open:
+        if self._authenticate is None or path in self._open:
             return
         scope = next((scope for prefix, scope in SCOPES if path.startswith(prefix)), None)
         if scope is not None and scope not in caller.scopes:
             raise Forbidden(
                 f"this key lacks the scope '{scope}'; use one that has it: maasdam keys create NAME --scope {scope}"
             )
-
-    async def _caller(self, secret: str) -> Caller:
-        now = self._clock()
-        seen = self._seen.get(secret)
-        if seen is not None and seen[0] > now:
-            return seen[1]
-        assert self._keys is not None
-        caller = await asyncio.to_thread(self._keys.authenticate, secret)
-        if len(self._seen) > 10_000:
-            self._seen.clear()
-        self._seen[secret] = (now + SEEN_SECONDS, caller)
-        return caller
 
 
 def _secret(headers: Headers) -> str:

@@ -159,11 +159,10 @@ class Entrance:
             scope[CALLER] = caller = await self._gate.caller(path, headers)
             self._gate.check(path, caller)
             bodies.check_encoding(headers)
-            if path.endswith("/infer") and path.startswith("/v2/models/") and scope["method"] == "POST":
-                found = INFER.fullmatch(path)
-                if found is not None:
-                    scope["path_params"] = {"model": found[1]}
-                    scope[ROUTE] = INFER_ROUTE if found[2] is None else INFER_VERSION_ROUTE
+            found = INFER.fullmatch(path) if scope["method"] == "POST" and path.endswith("/infer") else None
+            if found is not None:
+                scope["path_params"] = found.groupdict()
+                scope[ROUTE] = INFER_ROUTE if found["version"] is None else INFER_VERSION_ROUTE
                 await self._tensors(scope, receive, reply)
             else:
                 receive = await self._limited(scope, receive)

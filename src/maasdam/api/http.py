@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException
 
 from maasdam import __version__
 from maasdam.api import admin, audio, errors, images, oip, openai
-from maasdam.api.access import Authenticates, Gate
+from maasdam.api.access import Gate
 from maasdam.api.body import FORMS, BodyLimits, Limit, is_json, is_multipart
 from maasdam.api.connection import HttpConnection
 from maasdam.api.docs_page import page, welcome
@@ -51,8 +51,8 @@ _FORM = "multipart/form-data"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def application(service: Service, keys: Authenticates | None) -> Entrance:
-    """The whole ASGI application. `keys` None lets everyone in, from this machine only."""
+def application(service: Service, has_keys: bool = True) -> Entrance:
+    """The whole ASGI application. Without keys everyone is let in, from this machine only."""
     settings = service.settings
     inside = FastAPI(
         title="Maasdam",
@@ -75,7 +75,8 @@ def application(service: Service, keys: Authenticates | None) -> Entrance:
     inside.add_exception_handler(RequestValidationError, _refuse_fields)
     inside.add_exception_handler(HTTPException, _refuse_http)
     limits = body_limits(settings)
-    return Entrance(inside, InferRoute(service, limits), Gate(keys, has_public_docs=settings.public_docs), limits, service)
+    gate = Gate(service.authenticate if has_keys else None, settings.public_docs)
+    return Entrance(inside, InferRoute(service, limits), gate, limits, service)
 
 
 def body_limits(settings: Settings) -> BodyLimits:
@@ -113,12 +114,12 @@ def bound_socket(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(service: Service, keys: Authenticates | None, listener: socket.socket, on_ready: Callable[[], None]) -> None:
+def serve(service: Service, has_keys: bool, listener: socket.socket, on_ready: Callable[[], None]) -> None:
     """Run until SIGTERM or SIGINT, then drain. `on_ready` is called once all models are up or have failed.
 
     The process ends within the grace whatever hangs, and at once on a second signal: then this does not return.
     """
-    entrance = application(service, keys)
+    entrance = application(service, has_keys)
     leaving = Leaving(service.settings.shutdown_grace_seconds, service.close_records)
     config = uvicorn.Config(
         entrance,

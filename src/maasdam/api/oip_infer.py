@@ -24,7 +24,6 @@ from maasdam.api.body import Receive
 from maasdam.api.entrance import REQUEST_ID, Scope, Send, caller_of
 from maasdam.api.fields import check_known, check_neutral, check_query
 from maasdam.api.measured import measured_headers
-from maasdam.api.paths import INFER
 from maasdam.api.sampling import NAMES, sampling_from
 from maasdam.core import Chunk, Payload, Request, TensorPayload, TextPayload, split_name
 from maasdam.errors import InvalidField, InvalidInput, InvalidTensor, ModelNotFound, NotFound, Unsupported
@@ -68,7 +67,7 @@ class InferRoute:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one inference request. Raises what the entrance turns into the protocol's error."""
         headers = scope["headers"]
-        name = name_from(scope["path"])
+        name = name_of(**scope["path_params"])
         check_query(scope.get("query_string", b""))
         is_binary = bodies.header(headers, JSON_LENGTH) is not None
         data = await self._limits.read(scope, receive, self._limits.any if is_binary else self._limits.json_tensors)
@@ -174,14 +173,6 @@ def _check_name(name: str, request: wire.InferRequest) -> None:
     ):
         if said not in is_said:
             raise InvalidField(f"'{field}' is {said!r:.60} and the path says '{name}'; say the same, or leave it out", field)
-
-
-def name_from(path: str) -> str:
-    """NAME or NAME:VERSION from the path. Raises NotFound."""
-    found = INFER.fullmatch(path)
-    if found is not None:
-        return name_of(found[1], found[2])
-    raise NotFound(f"no route {path}; infer at /v2/models/NAME/infer or /v2/models/NAME/versions/V/infer")
 
 
 def name_of(model: str, version: str | None) -> str:

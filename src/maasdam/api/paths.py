@@ -14,7 +14,7 @@ from maasdam.core import NOT_IN_NAMES
 MODEL = rf"[^/]+(?:/(?!(?:{'|'.join(NOT_IN_NAMES)})(?:/|$))[^/]+)?"
 MODELS = "/models/{model:model}"
 """A route's path of one model."""
-INFER = re.compile(rf"/v2/models/({MODEL})(?:/versions/([^/]*))?/infer")
+INFER = re.compile(rf"/v2/models/(?P<model>{MODEL})(?:/versions/(?P<version>[^/]*))?/infer")
 
 
 class _Model(StringConvertor):

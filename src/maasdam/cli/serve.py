@@ -41,7 +41,6 @@ def serve(
                 param_hint="--no-auth",
             )
 
-        from maasdam.accounts.keys import OperatorToo
         from maasdam.api.http import bound_socket, serve
         from maasdam.operations.address import announced
         from maasdam.operations.leaving import leave
@@ -62,11 +61,10 @@ def serve(
             Workspace.open(resolved, config) as workspace,
             announced(resolved.home, _reachable(url)) as here,
         ):
-            service = open_service(workspace)
+            service = open_service(workspace, operators_secret=here.secret)
             who = "without keys, from this machine only" if no_auth else "with keys (maasdam keys create NAME)"
             typer.echo(f"Maasdam listens on {url}, {who}. Ctrl-C stops it.")
-            keys = None if no_auth else OperatorToo(workspace.keys, here.secret)
-            serve(service, keys, listener, lambda: _tell(service))
+            serve(service, not no_auth, listener, lambda: _tell(service))
         leave()
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from maasdam.accounts.keys import Keys
     from maasdam.artifacts.catalog import BuildState, Catalog
-    from maasdam.core import Batching, Engine, Processor
+    from maasdam.core import Batching, Caller, Engine, Processor
 
 WIRE_THREADS = 4
 """Threads that read and write large tensors. What a model's own files do runs in its replica's."""
@@ -101,6 +101,11 @@ class Service:
         """Why nothing can be answered now, though models may be up; None: nothing stands in the way."""
         return self.presence.reason
 
+    async def authenticate(self, secret: str) -> Caller:
+        """Who holds an API key's secret. Raises Unauthenticated."""
+        seen = self.keys.seen(secret)
+        return await asyncio.to_thread(self.keys.authenticate, secret) if seen is None else seen
+
     def check_model(self, name: str) -> None:
         """Raise NotFound where no such model is deployed: told before anything else that may be wrong with a request."""
         with contextlib.suppress(NotReady):
@@ -140,9 +145,14 @@ def open_service(
     *,
     open_engine: Callable[..., Engine] | None = None,
     open_processor: Callable[..., Processor] | None = None,
+    operators_secret: str | None = None,
 ) -> Service:
-    """Wire a service over an open workspace. The openers default to those of `engines` and `tasks`."""
+    """Wire a service over an open workspace. The openers default to those of `engines` and `tasks`.
+
+    Whoever has `operators_secret` may do everything here.
+    """
     settings, store = workspace.settings, workspace.store
+    workspace.keys.operators_secret = operators_secret
     compute = ComputeClock()
     pool = ThreadPoolExecutor(WIRE_THREADS, "wire", compute.exclude_this_thread)
     findings = Findings(settings.home)
