@@ -95,4 +95,40 @@ def makes_a_lock() -> str:
     return multiprocessing.get_start_method()
 
 
+def builds(what: str, *args: Any, **named: Any) -> Any:
+    """A build in which ONNX Runtime's quantiser ends the process or takes all memory, or in which opening OpenVINO ends it."""
+    import dataclasses
+
+    import pytest
+
+    from maasdam.operations import build
+    from maasdam.pipeline import optimize, verify
+    from maasdam.pipeline.quantize import onnx_models
+
+    def quantises(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGSEGV) if what == "quantiser" else bytearray(1 << 50)
+
+    def chooses(rivals: Any, settings: Any, context: Any, open_engine: Any) -> Any:
+        def opens(artifact: Any, **how: Any) -> Any:
+            if artifact.engine == "openvino":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return open_engine(artifact, **how)
+
+        return chose(rivals, settings, context, opens)
+
+    def verifies(*given: Any) -> Any:
+        quick = {"latency_seconds": 0.1, "throughput_seconds": 0.1, "measures_memory": False}
+        return verified(*given[:-1], dataclasses.replace(given[-1], **quick))
+
+    chose, verified = optimize.choose, verify.verify
+    with pytest.MonkeyPatch.context() as patch:  # this process may be used again
+        patch.setattr(verify, "verify", verifies)
+        patch.setattr(optimize, "SECONDS", 0.1)
+        if what == "engine":
+            patch.setattr(optimize, "choose", chooses)
+        else:
+            patch.setattr(onnx_models, "static_int8", quantises)
+        return build._make(*args, **named)
+
+
 kept: list[Any] = []

@@ -13,6 +13,7 @@ import pytest
 from maasdam.artifacts.store import Store
 from maasdam.core import Artifact, Signature, TensorSpec
 from maasdam.errors import VerificationFailed
+from maasdam.pipeline.attempts import Attempts
 from maasdam.pipeline.conditions import Conditions
 from maasdam.pipeline.examples import evaluation_examples
 from maasdam.pipeline.fidelity import Fidelity, Part
@@ -443,11 +444,11 @@ def test_real_inputs_prove_what_random_ones_can_not(store: Store, tmp_path: Path
 
 def test_a_model_that_its_engine_can_not_open_is_run_by_the_other(store: Store) -> None:
     source = in_doubles(store)
-    moved, why = on_its_own_engine(source, store, "cpu")
+    moved, why = on_its_own_engine(source, store, "cpu", Attempts())
     assert moved.engine == "openvino" and moved.digest != source.digest and moved.parents == (source.digest,)
     assert why is not None and "onnxruntime can't open the model, so openvino runs it" in why
     fine = one_number(store, 1.0)
-    assert on_its_own_engine(fine, store, "cpu") == (fine, None)
+    assert on_its_own_engine(fine, store, "cpu", Attempts()) == (fine, None)
     building = Build(store, threads=1)
     made = building.run(find_recipe("fp32", None), moved, None)
     assert made.engine == "openvino"

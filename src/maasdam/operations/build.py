@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.children import Limits, run_limited
+from maasdam.children import Limits
 from maasdam.core import FORMATS, TEXT_GENERATION, Artifact, Format, Progress, TensorPayload, Tensors, silent
 from maasdam.errors import InvalidInput, StorageFailure, Unsupported
 from maasdam.operations.builds import running
+from maasdam.pipeline.attempts import Attempts, in_steps
 from maasdam.pipeline.recipe import DEFAULT_RECIPE, Recipe, find_recipe
 
 if TYPE_CHECKING:
@@ -48,9 +49,10 @@ def build(
 ) -> Version:
     """Run a recipe on a model, verify the result and register it as the next version of `name`.
 
-    With `limits` all of it but the registering runs in a process of its own, and ends where it crosses one. A build that
-    fails its limits is registered with its report and can't be promoted. Raises CallerError before any work for a bad
-    recipe, data of the wrong kind, a device that is not here; LimitExceeded, Crashed; nothing is registered then.
+    With `limits` all of it but the registering runs in a process of its own; a step that crosses one or ends that process is
+    left out where the build can do without it. A build that fails its recipe's limits is registered with its report and can't
+    be promoted. Raises CallerError before any work for a bad recipe, data of the wrong kind, a device that is not here;
+    LimitExceeded, Crashed; nothing is registered then.
     """
     from maasdam.artifacts.names import check_name
     from maasdam.pipeline.run_recipe import Data
@@ -62,11 +64,11 @@ def build(
     with running(workspace.catalog, workspace.store, name) as build_id, _told(workspace.catalog, build_id, progress) as tell:
         asked = Asked(source, task, recipe, to, paths, _there(processor, "--processor"), device, trust)
         if limits is None:
-            made = _make(workspace.store.root, workspace.settings, asked, progress=tell)
+            made = _make(workspace.store.root, workspace.settings, asked, Attempts(), progress=tell)
         else:
             if source.startswith(hub.PREFIX):
                 hub.fetch(source)  # however slow the network is: it is no work of the model's
-            made = run_limited(_make, workspace.store.root, workspace.settings, asked, limits=limits, progress=tell)
+            made = in_steps(_make, workspace.store.root, workspace.settings, asked, limits=limits, progress=tell)
         return workspace.catalog.register(
             name, made.candidate, source=source, recipe=made.recipe, report=made.report, passes=made.passes
         )
@@ -112,7 +114,7 @@ class Made:
     passes: list[dict[str, Any]]
 
 
-def _make(root: Path, settings: Settings, asked: Asked, progress: Progress) -> Made:
+def _make(root: Path, settings: Settings, asked: Asked, attempts: Attempts, progress: Progress) -> Made:
     """All of a build that needs no catalog: it may run in another process."""
     from maasdam.artifacts.store import Store
     from maasdam.convert.asking import kept
@@ -126,12 +128,12 @@ def _make(root: Path, settings: Settings, asked: Asked, progress: Progress) -> M
     artifact = ingest(source, store, task=asked.task, processor=asked.processor, trust=trust)
     if artifact.task is None and wanted.task is not None:  # the source names none: what the recipe is for
         artifact = ingest(source, store, task=wanted.task, processor=asked.processor, trust=trust)
-    artifact, moved = on_its_own_engine(artifact, store, asked.device)  # before it is asked anything
+    artifact, moved = on_its_own_engine(artifact, store, asked.device, attempts)  # before it is asked anything
     artifact = kept(artifact, store, _an_example(artifact, asked.paths))
     recipe = find_recipe(asked.recipe, artifact.task)
     _check_recipe(recipe, artifact, asked.to, asked.paths)
     examples = _examples(artifact, asked.paths, progress)
-    building = Build(store, asked.paths, asked.device, settings.threads, progress)
+    building = Build(store, asked.paths, asked.device, settings.threads, progress, attempts=attempts)
     building.notes += [moved] if moved else []
     candidate = building.run(recipe, artifact, asked.to)
     if recipe.batch is not None:
@@ -171,6 +173,7 @@ def _verified(
         device=building.device,
         joules=meter.joules,
         progress=building.progress,
+        attempts=building.attempts,
         notes=tuple(dict.fromkeys(building.notes)),
         calibration=next((f["calibration"] for f in facts if "calibration" in f), None),
         optimization=next((f["table"] for f in facts if "table" in f), ()),

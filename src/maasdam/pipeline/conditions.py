@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from maasdam.core import Progress, silent
 from maasdam.engines import installed_version
 from maasdam.engines.processor import available_threads, has_int8, processor_name
+from maasdam.pipeline.attempts import Attempts
 from maasdam.pipeline.measure import Joules
 
 LATENCY_SECONDS = 10.0
@@ -25,6 +26,7 @@ class Conditions:
     device: str = "cpu"
     joules: Joules = lambda cpu_seconds, seconds: (None, "not measured: no energy meter was given")
     progress: Progress = silent
+    attempts: Attempts = field(default_factory=Attempts)
     notes: tuple[str, ...] = ()
     calibration: Mapping[str, Any] | None = None
     optimization: Sequence[Mapping[str, Any]] = ()

@@ -11,13 +11,14 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from maasdam.artifacts.produced import Produced
 from maasdam.artifacts.store import MANIFEST
 from maasdam.core import Artifact, TensorEngine, Tensors
-from maasdam.errors import MaasdamError, Unsupported
+from maasdam.errors import Crashed, LimitExceeded, MaasdamError, Unsupported
 from maasdam.pipeline.examples import Inputs, calibration_inputs, made_up_inputs
 from maasdam.pipeline.fidelity import Fidelity
 from maasdam.pipeline.measure import take_turns
@@ -72,7 +73,14 @@ def choose(
     """The best candidate and all of them. Raises Unsupported where none runs."""
     candidates = ways(rivals, settings, context.device, context.threads, context.work)
     try:
-        inputs = {rival.digest: _inputs(rival, context) for rival in rivals}
+        inputs: dict[str, list[Inputs]] = {}
+        for rival in rivals:
+            try:
+                with context.attempts.step("inputs", rival.digest):
+                    inputs[rival.digest] = _inputs(rival, context)
+            except (Crashed, LimitExceeded) as error:
+                for candidate in (c for c in candidates if c.artifact is rival):
+                    candidate.why_not = f"does not run: {error}"
         for candidate in [c for c in candidates if c.why_not is None]:
             _open(candidate, inputs[candidate.artifact.digest], context, open_engine)
         running = [c for c in candidates if c.engine is not None]
@@ -102,16 +110,20 @@ def _inputs(artifact: Artifact, context: PassContext) -> list[Inputs]:
 def _open(candidate: Candidate, inputs: list[Inputs], context: PassContext, open_engine: Callable[..., Any]) -> None:
     """Open its engine and run it once; a candidate that can't is left out with the reason."""
     try:
-        engine = open_engine(
-            candidate.artifact, device=context.device, threads=candidate.threads or context.threads, settings=candidate.settings
-        )
-        candidate.engine = engine
-        engine.run(inputs[0])
+        threads, settings = candidate.threads or context.threads, candidate.settings
+        with _trial(candidate, context):
+            engine = open_engine(candidate.artifact, device=context.device, threads=threads, settings=settings)
+            candidate.engine = engine
+            engine.run(inputs[0])
     except MaasdamError as error:
         candidate.why_not = f"does not run: {error}"
         if candidate.engine is not None:
             candidate.engine.close()
             candidate.engine = None
+
+
+def _trial(candidate: Candidate, context: PassContext) -> AbstractContextManager[None]:
+    return context.attempts.step("try", candidate.artifact.digest, repr((candidate.settings, sorted(candidate.fused))))
 
 
 def _check_drift(
@@ -127,7 +139,8 @@ def _check_drift(
     if wanted is None:
         return
     for candidate in [c for c in running if c.why_not is None]:
-        candidate.cosine, candidate.lost = _apart(candidate, inputs[candidate.artifact.digest], wanted)
+        with _trial(candidate, context):
+            candidate.cosine, candidate.lost = _apart(candidate, inputs[candidate.artifact.digest], wanted)
     closest = min((c.lost for c in running if c.lost is not None and c.why_not is None), default=None)
     if closest is None:
         return

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from maasdam.artifacts.produced import Produced
 from maasdam.core import Artifact, Format, Progress, silent
 from maasdam.errors import InvalidInput
+from maasdam.pipeline.attempts import Attempts
 
 if TYPE_CHECKING:
     from maasdam.artifacts.store import Store
@@ -47,6 +48,8 @@ class PassContext:
     threads: int = 0
     """Engine threads; 0 is every core this process may use."""
     progress: Progress = silent
+    attempts: Attempts = field(default_factory=Attempts)
+    """For what of a pass may end the process, and it can do without."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,11 +27,13 @@ from maasdam.errors import (
     InvalidInput,
     InvalidModel,
     InvalidTensor,
+    LimitExceeded,
     MaasdamError,
     MissingExtra,
     Unsupported,
     VerificationFailed,
 )
+from maasdam.pipeline.attempts import Attempts
 from maasdam.pipeline.passes import Pass, PassContext, find_pass
 from maasdam.pipeline.proven import prove
 from maasdam.pipeline.recipe import Recipe, Use
@@ -45,7 +47,7 @@ OPTIMIZED_FORMATS: tuple[Format, ...] = ("openvino", "onnx")
 Find = Callable[[str, str], Pass]
 Prove = Callable[..., Mapping[str, Any]]
 """`proven.prove`."""
-NOT_HAD = (Unsupported, VerificationFailed, InvalidModel, InvalidTensor, EngineFailure, MissingExtra)
+NOT_HAD = (Unsupported, VerificationFailed, InvalidModel, InvalidTensor, EngineFailure, LimitExceeded, MissingExtra)
 """Why a model can't be had in a format: no way leads there, it isn't proven, its file or an engine fails. Others may do."""
 
 
@@ -92,6 +94,7 @@ class Build:
     progress: Progress = silent
     find: Find = find_pass
     prove: Prove = prove
+    attempts: Attempts = field(default_factory=Attempts)
     steps: list[Step] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What was left out on the way, and why."""
@@ -154,11 +157,13 @@ class Build:
         with self.store.lock(key):
             hit = self.store.cached(key)
             if hit is None:
-                artifact, facts = self._miss(found, use.settings, source, rivals, key)
+                with self.attempts.step(key):
+                    artifact, facts = self._miss(found, use.settings, source, rivals, key)
             else:
                 artifact, facts = hit
         if use.use == "convert":  # what `maasdam convert` would refuse goes no further
-            proof = self.prove(source, artifact, self.store, self.data.data or self.data.calibrate, self.progress)
+            with self.attempts.step("proof", source.digest, artifact.digest):
+                proof = self.prove(source, artifact, self.store, self.data.data or self.data.calibrate, self.progress)
             facts = {**facts, "certificate": proof}
         step = Step(use.use, use.settings, time.perf_counter() - began, hit is not None, artifact.digest, facts)
         self.steps.append(step)
@@ -199,6 +204,7 @@ class Build:
                 self.device,
                 self.threads,
                 self.progress,
+                self.attempts,
             )
             made = found.run(source, out, settings, context)
             artifact = self.store.add_as(out, made, source.task, source.digest, *(r.digest for r in rivals))

@@ -16,8 +16,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from maasdam.artifacts.store import MANIFEST
-from maasdam.core import TEXT_GENERATION, Artifact, Batching, Example, Score
-from maasdam.errors import EngineFailure, InvalidInput, InvalidTensor, MaasdamError, Unsupported, VerificationFailed
+from maasdam.core import TEXT_GENERATION, UNKNOWN, Artifact, Batching, Example, Score
+from maasdam.errors import (
+    Crashed,
+    EngineFailure,
+    InvalidInput,
+    InvalidTensor,
+    LimitExceeded,
+    MaasdamError,
+    Unsupported,
+    VerificationFailed,
+)
 from maasdam.pipeline.answers import Answers
 from maasdam.pipeline.conditions import Conditions, circumstances
 from maasdam.pipeline.examples import PreparedExamples
@@ -122,9 +131,10 @@ class _Tensors:
             key = _identity(artifact)
             try:
                 if key not in opened:
-                    engine: Any = open_engine(artifact, device=self.how.device, threads=threads)
-                    subject = TensorSubject(artifact, engine, self.examples)
-                    subject.run_one(0)
+                    with self.how.attempts.step("verify", key):
+                        engine: Any = open_engine(artifact, device=self.how.device, threads=threads)
+                        subject = TensorSubject(artifact, engine, self.examples)
+                        subject.run_one(0)
                     opened[key] = subject
                 subjects[name] = opened[key]
             except InvalidInput:
@@ -143,7 +153,9 @@ class _Tensors:
             if source is None or reference is source:
                 continue
             self.how.progress(f"compare the {name} with the source")
-            if told := _differs(source, reference):
+            with self.how.attempts.step("verify", _identity(reference.artifact)):
+                told = _differs(source, reference)
+            if told:
                 self.notes.append(f"{name} is none: {told}")
                 _close(subjects.pop(name), subjects)
         if any(n.startswith("reference") for n in subjects):
@@ -216,7 +228,11 @@ class _Tensors:
         self.how.progress("batching")
         examples = candidate.inputs_to_load if len(self.examples) else []
         ranges = integer_ranges(self.candidate, candidate.engine.signature)
-        return find_batching(candidate.engine, ranges, examples)
+        try:
+            with self.how.attempts.step("batching", self.candidate.digest):
+                return find_batching(candidate.engine, ranges, examples)
+        except (Crashed, LimitExceeded) as error:
+            return Batching(UNKNOWN, f"trying it ended the process: {error}")
 
     def _memory(self, subjects: Mapping[str, TensorSubject], threads: int) -> dict[str, int | None]:
         found: dict[str, int | None] = {}
