@@ -25,7 +25,8 @@ from typing import Any
 
 from sqlalchemy import event
 
-from maasdam.accounts.ledger import Entry, Ledger
+from maasdam.accounts.ledger import Ledger
+from maasdam.core import Entry
 from maasdam.database.engine import open_database
 
 

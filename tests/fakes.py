@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -15,8 +15,10 @@ from maasdam.core import (
     Answer,
     AudioPayload,
     Classification,
+    Cost,
     ImagePayload,
     Label,
+    Meter,
     Payload,
     SequenceRequest,
     Signature,
@@ -28,6 +30,7 @@ from maasdam.core import (
     Units,
 )
 from maasdam.errors import InvalidPayload
+from maasdam.telemetry.meter import CpuMeter
 
 DOUBLES = Signature((TensorSpec("x", "float32", (None, 2)),), (TensorSpec("y", "float32", (None, 2)),))
 
@@ -76,8 +79,9 @@ class FakeSequenceEngine:
         """Tokens given."""
         self.cancelled: list[str] = []
         self.is_closed = False
+        self.meter: Meter = CpuMeter()
 
-    async def submit(self, request: SequenceRequest) -> AsyncIterator[Tokens]:
+    async def submit(self, request: SequenceRequest) -> AsyncGenerator[Tokens]:
         done = False
         try:
             limit = request.sampling.max_tokens or 8
@@ -87,9 +91,8 @@ class FakeSequenceEngine:
                     raise RuntimeError("the fake engine was told to fail")
                 done = i == limit - 1
                 self.given += 1
-                yield Tokens(
-                    (97 + i % 26,), finish_reason="length" if done else None, compute_seconds=0.001 * (i + 1) if done else None
-                )
+                cost = Cost(0.001 * (i + 1), None, "fake") if done else None
+                yield Tokens((97 + i % 26,), finish_reason="length" if done else None, cost=cost)
         finally:
             if not done:
                 self.cancelled.append(request.id)
@@ -176,10 +179,3 @@ class FakeLedger:
 
     def usage(self, by: str, since: Any) -> list[Mapping[str, Any]]:
         return []
-
-
-class FakeEnergy:
-    """Two watts a core."""
-
-    def joules(self, compute_seconds: float | None, wall: float) -> tuple[float | None, str]:
-        return (None, "not measured") if compute_seconds is None else (compute_seconds * 2, "estimate: fake")

@@ -10,12 +10,13 @@ but `errors`.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from datetime import datetime
+from functools import lru_cache, reduce
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from maasdam.errors import InvalidTensor
 
@@ -389,6 +390,33 @@ class Units:
     audio_seconds: float | None = None
 
 
+class Cost(NamedTuple):
+    """What a piece of work took. A tuple: one is made for each request of a batch, and must cost little itself."""
+
+    cpu_seconds: float
+    """Of the engine."""
+    joules: float | None
+    """None is unmeasured."""
+    method: str
+    """How joules were found, or why they were not."""
+
+    def part(self, share: float) -> Cost:
+        """A share of it, 0 to 1."""
+        return Cost(self.cpu_seconds * share, None if self.joules is None else self.joules * share, self.method)
+
+    def plus(self, other: Cost) -> Cost:
+        """Both. Joules of which a part is unknown are unknown."""
+        is_known = self.joules is not None and other.joules is not None
+        joules = self.joules + other.joules if is_known else None  # type: ignore[operator]  # neither is None then
+        return Cost(self.cpu_seconds + other.cpu_seconds, joules, self.method)
+
+
+def total_cost(costs: Iterable[Cost | None]) -> Cost | None:
+    """The sum of those that are known; None where none is."""
+    known = [cost for cost in costs if cost is not None]
+    return reduce(Cost.plus, known) if known else None
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks. `key_id` is None only where authentication is switched off."""
@@ -409,10 +437,13 @@ class Request:
     id: str
     model: str
     """NAME, NAME:VERSION or NAME@ALIAS as the caller wrote it."""
-    payload: Payload
+    payloads: tuple[Payload, ...]
+    """One, or several of one kind that are answered side by side."""
     caller: Caller
+    endpoint: str = ""
+    """The door's route, as the ledger has it."""
     deadline: float | None = None
-    """Monotonic seconds after which the answer is worthless; None is never."""
+    """Monotonic seconds after which the answer is worthless; None is never. On a wire: the seconds that are left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,8 +453,51 @@ class Chunk:
     value: Answer
     units: Units
     is_last: bool
+    cost: Cost | None = None
+    """What it took so far; on the last chunk, in all."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """What a request was and cost; None is unmeasured. It fills while the request is answered, and is left alone once recorded.
+
+    `seconds` is wall time, `compute_seconds` CPU of the engine; `model` as the caller wrote it where there is no such model.
+    """
+
+    request_id: str
+    at: datetime
+    key_id: str | None
+    caller: str
+    model: str
+    endpoint: str
+    status: int
+    seconds: float
+    version: int | None = None
+    task: str | None = None
+    items: int = 1
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    audio_seconds: float | None = None
     compute_seconds: float | None = None
-    """Engine CPU-seconds attributed to this request, on the last chunk."""
+    joules: float | None = None
+    energy_method: str | None = None
+    grams_co2e: float | None = None
+    price: float | None = None
+    currency: str | None = None
+    error_code: str | None = None
+    """Why it was refused, where it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a replica once it is open."""
+
+    signature: Signature | None = None
+    """None for sequence engines."""
+    context_length: int | None = None
+    task: str | None = None
+    batching: Batching | None = None
+    """Whether callers may be computed together; None where the engine has a way of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -444,9 +518,26 @@ class Tokens:
     text: str | None = None
     finish_reason: str | None = None
     segments: tuple[Mapping[str, Any], ...] = ()
-    compute_seconds: float | None = None
+    cost: Cost | None = None
+    """What the request took so far."""
     language: str | None = None
     """What is spoken, where the engine found out or was told."""
+
+
+class Meter(Protocol):
+    """Tells what work took. Thread-safe."""
+
+    def exclude_this_thread(self) -> None:
+        """Say that the calling thread's CPU time is not an engine's."""
+        ...
+
+    def start(self) -> int:
+        """Open a span."""
+        ...
+
+    def stop(self, span: int) -> Cost:
+        """Close it; what was spent meanwhile, shared with other spans that were open."""
+        ...
 
 
 @runtime_checkable
@@ -473,8 +564,10 @@ class SequenceEngine(Protocol):
     """Continuous batching of its own: text generation, Whisper."""
 
     context_length: int
+    meter: Meter
+    """In whose spans it computes: its own at first, the process's where several engines work side by side."""
 
-    def submit(self, request: SequenceRequest) -> AsyncIterator[Tokens]:
+    def submit(self, request: SequenceRequest) -> AsyncGenerator[Tokens]:
         """Yield tokens as they come; closing the iterator cancels the generation."""
         ...
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, event, select
 
-from maasdam.accounts.ledger import Entry, Ledger
+from maasdam.accounts.ledger import Ledger
 from maasdam.accounts.prices import Prices
+from maasdam.core import Entry
 from maasdam.database.engine import open_database
 from maasdam.database.tables import LedgerRow
 from maasdam.errors import LostConnection, ServiceError, StorageFailure
@@ -203,7 +204,8 @@ def test_a_second_close_waits_for_the_rows_too(database: Engine) -> None:
 WRITER = """
 import sys
 from datetime import UTC, datetime
-from maasdam.accounts.ledger import Entry, Ledger
+from maasdam.core import Entry
+from maasdam.accounts.ledger import Ledger
 from maasdam.database.engine import open_database
 ledger = Ledger(open_database(sys.argv[1]))
 def say(n):

@@ -15,8 +15,8 @@ import pytest
 from tests.served import add_mlp, open_home
 from typer.testing import CliRunner, Result
 
-from maasdam.accounts.ledger import Entry
 from maasdam.cli import command_line
+from maasdam.core import Entry
 from maasdam.operations.usage import moment
 from maasdam.operations.workspace import Workspace
 

@@ -44,7 +44,7 @@ async def test_segments_come_and_the_last_one_ends_it(engine: SequenceEngine) ->
     for tokens in found[:-1]:
         (segment,) = tokens.segments
         assert segment["text"] == tokens.text and 0 <= segment["start"] <= segment["end"]
-    assert found[-1].compute_seconds is not None and found[-1].compute_seconds > 0
+    assert found[-1].cost is not None and found[-1].cost.cpu_seconds > 0
 
 
 async def test_the_same_recording_always_gives_the_same_text(engine: SequenceEngine) -> None:

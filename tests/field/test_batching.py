@@ -28,12 +28,12 @@ from maasdam.engines.batching_kept import Findings
 from maasdam.engines.made_up import integer_ranges
 from maasdam.errors import InvalidInput
 from maasdam.pipeline.recipe import parse_recipe
-from maasdam.serving.compute import ComputeClock
 from maasdam.serving.loading import Loader
 from maasdam.serving.pace import Pace
 from maasdam.serving.replica import TensorReplica
 from maasdam.serving.scheduler import Scheduler
 from maasdam.settings import Settings
+from maasdam.telemetry.meter import CpuMeter
 
 random = np.random.default_rng(3)
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -386,11 +386,11 @@ async def test_a_replica_batches_only_what_was_found_independent() -> None:
     with ThreadPoolExecutor(2) as pool:
         for finding, largest in ((Batching("unknown", "not tried"), 1), (Batching("dependent", "tried"), 1)):
             engine = FakeEngine()
-            replica = TensorReplica(engine, None, pool=pool, compute=ComputeClock(), queue_size=64, batching=finding)
+            replica = TensorReplica(engine, None, pool=pool, meter=CpuMeter(), queue_size=64, batching=finding)
             payloads = [TensorPayload({"x": np.full((1, 2), i, np.float32)}) for i in range(20)]
 
             async def answer(payload: TensorPayload, replica: TensorReplica = replica) -> Any:
-                return [chunk async for chunk in replica.answer(Request("r", "m", payload, ANONYMOUS), 1)]
+                return [chunk async for chunk in replica.answer(Request("r", "m", (payload,), ANONYMOUS))]
 
             await asyncio.gather(*(answer(payload) for payload in payloads))
             assert max(engine.batches) == largest
@@ -434,11 +434,11 @@ async def loaded(one: Artifact, home: Path) -> tuple[Batching | None, int]:
     at = datetime.now(UTC)
     version = Version("m", 1, one.digest, None, "onnx", "fake", "x", "x", True, None, [], at, (), True)
     settings = Settings(home=home)
-    load = Loader(Shelf(one), settings, Findings(home), compute=ComputeClock(), open_engine=lambda *about, **options: engine)
+    load = Loader(Shelf(one), settings, Findings(home), meter=CpuMeter(), open_engine=lambda *about, **options: engine)
     replica = await load(version)
     ran = len(engine.batches)
     await asyncio.to_thread(replica.close)
-    return replica.batching, ran
+    return replica.facts.batching, ran
 
 
 async def test_what_was_found_is_not_tried_again_and_never_is_not_tried(tmp_path: Path) -> None:

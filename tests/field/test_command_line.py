@@ -17,8 +17,8 @@ from onnx import TensorProto, helper
 from tests.served import add_mlp, open_home, serving
 
 from maasdam import settings
-from maasdam.accounts.ledger import Entry
 from maasdam.accounts.prices import Prices
+from maasdam.core import Entry
 from maasdam.errors import InvalidInput
 from maasdam.operations.card import card
 

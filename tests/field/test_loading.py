@@ -21,14 +21,14 @@ from onnx import TensorProto, helper
 from tests.fakes import FakeEngine
 from tests.served import add_mlp, open_home
 
-from maasdam.core import Artifact, Signature, TensorPayload, TensorSpec
+from maasdam.core import ANONYMOUS, Artifact, Request, Signature, TensorPayload, TensorSpec
 from maasdam.engines import open_engine
 from maasdam.errors import InvalidModel, TooLarge
 from maasdam.operations.service import Service, open_service
 from maasdam.operations.workspace import Workspace
 from maasdam.serving.attempts import Attempts
-from maasdam.serving.compute import ComputeClock
 from maasdam.serving.replica import TensorReplica
+from maasdam.telemetry.meter import CpuMeter
 
 
 @pytest.fixture
@@ -166,11 +166,11 @@ async def test_an_answer_too_large_is_refused_before_it_is_made_where_shapes_tel
 
     engine = Counting()
     with ThreadPoolExecutor(1) as pool:
-        replica = TensorReplica(engine, None, pool=pool, compute=ComputeClock(), queue_size=8, max_answer_bytes=10_000_000)
-        chunk = await replica._tensors(TensorPayload({"x": np.zeros((2, 2), np.float32)}), None)
+        replica = TensorReplica(engine, None, pool=pool, meter=CpuMeter(), queue_size=8, max_answer_bytes=10_000_000)
+        chunk = await anext(replica.answer(Request("r", "m", (TensorPayload({"x": np.zeros((2, 2), np.float32)}),), ANONYMOUS)))
         assert chunk.value["y"].nbytes == 8_000_000 and len(engine.batches) == 1  # type: ignore[index]
         with pytest.raises(TooLarge, match="12,000,000"):
-            await replica._tensors(TensorPayload({"x": np.zeros((3, 2), np.float32)}), None)
+            await anext(replica.answer(Request("r", "m", (TensorPayload({"x": np.zeros((3, 2), np.float32)}),), ANONYMOUS)))
         assert len(engine.batches) == 1
         replica.close()
 
@@ -211,9 +211,13 @@ async def test_an_answer_too_large_that_no_shape_told_is_refused(tmp_path: Path)
 
     with ThreadPoolExecutor(1) as pool:
         engine: Any = open_engine(repeater(tmp_path))
-        replica = TensorReplica(engine, None, pool=pool, compute=ComputeClock(), queue_size=8, max_answer_bytes=1_000_000)
+        replica = TensorReplica(engine, None, pool=pool, meter=CpuMeter(), queue_size=8, max_answer_bytes=1_000_000)
         with pytest.raises(TooLarge, match="max_answer_bytes"):
-            await replica._tensors(TensorPayload({"x": np.ones(1000, np.float32), "times": np.array([1000])}), None)
+            await anext(
+                replica.answer(
+                    Request("r", "m", (TensorPayload({"x": np.ones(1000, np.float32), "times": np.array([1000])}),), ANONYMOUS)
+                )
+            )
         replica.close()
 
 
@@ -231,9 +235,9 @@ async def test_nobody_keeps_an_answer_that_was_refused() -> None:
     gc.disable()
     try:
         with ThreadPoolExecutor(1) as pool:
-            replica = TensorReplica(engine, None, pool=pool, compute=ComputeClock(), queue_size=8, max_answer_bytes=1_000_000)
+            replica = TensorReplica(engine, None, pool=pool, meter=CpuMeter(), queue_size=8, max_answer_bytes=1_000_000)
             with pytest.raises(TooLarge) as caught:
-                await replica._tensors(TensorPayload({"x": np.zeros((2, 2), np.float32)}), None)
+                await anext(replica.answer(Request("r", "m", (TensorPayload({"x": np.zeros((2, 2), np.float32)}),), ANONYMOUS)))
             assert await asyncio.to_thread(becomes, lambda: engine.made() is None)  # its thread is about to let it go
             assert caught.value.http_status == 413
             replica.close()

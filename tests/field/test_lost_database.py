@@ -10,21 +10,23 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import event, select
-from tests.fakes import FakeEnergy
-from tests.operations.test_infer import Says, asked
+from tests.operations.test_infer import Says, asked, itself, the_first
 from tests.served import add_mlp, open_home, serving
 
-from maasdam.accounts.ledger import Entry, Ledger
+from maasdam.accounts.ledger import Ledger
 from maasdam.api.errors import refusal, without_places
+from maasdam.core import Entry
 from maasdam.database import presence as presences
 from maasdam.database.engine import open_database
 from maasdam.database.presence import Presence
 from maasdam.database.tables import LedgerRow
 from maasdam.errors import DeadlineExceeded, InvalidModel, StorageFailure
-from maasdam.operations.infer import Inference, Limits
+from maasdam.operations.infer import Inference
+from maasdam.serving.router import Lease
 
 BODY = {"inputs": [{"name": "x", "shape": [1, 8], "datatype": "FP32", "data": [0.5] * 8}]}
 
@@ -276,18 +278,18 @@ def _refuses(*_: object, **__: object) -> None:
 async def test_a_deadline_covers_the_wait_for_the_ledger_and_the_row_says_so(watched: Watched, is_stream: bool) -> None:
     from types import SimpleNamespace
 
-    routes = SimpleNamespace(route=lambda name: (SimpleNamespace(model="bard", version=3, task=None), Says("a", "b")))
-    infer = Inference(routes, watched.ledger, FakeEnergy(), Limits(16, 0.0))  # type: ignore[arg-type]
+    bard: Any = SimpleNamespace(model="bard", version=3, task=None)
+    infer = Inference(SimpleNamespace(lease=lambda name: Lease(bard, Says("a", "b"))), watched.ledger)
     with closing(sqlite3.connect(watched.file, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(DeadlineExceeded):
             async with asyncio.timeout(20):
                 asking = asked(time.monotonic() + 0.2)
                 if is_stream:
-                    async for _ in infer.stream(*asking):
+                    async for _ in infer.stream(asking, itself):
                         pass
                 else:
-                    await infer.once(*asking)
+                    await infer.whole(asking, the_first)
         other.execute("ROLLBACK")
     await asyncio.to_thread(watched.ledger.close)
     assert watched.rows() == {"r1": 504}

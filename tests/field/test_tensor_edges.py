@@ -20,10 +20,10 @@ from maasdam.convert.signatures import describe
 from maasdam.core import ANONYMOUS, Artifact, Request, Signature, TensorEngine, TensorPayload, TensorSpec
 from maasdam.engines import open_engine
 from maasdam.errors import InvalidInput, InvalidTensor
-from maasdam.serving.compute import ComputeClock
 from maasdam.serving.replica import TensorReplica
 from maasdam.sources import ingest
 from maasdam.tasks import load_examples
+from maasdam.telemetry.meter import CpuMeter
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
@@ -90,9 +90,9 @@ def answer(engine: TensorEngine, tensors: dict[str, Any]) -> tuple[Any, int]:
 
     async def ask() -> Any:
         with ThreadPoolExecutor(1) as pool:
-            replica = TensorReplica(engine, None, pool=pool, compute=ComputeClock(), queue_size=4)
+            replica = TensorReplica(engine, None, pool=pool, meter=CpuMeter(), queue_size=4)
             try:
-                return [c async for c in replica.answer(Request("r", "m", TensorPayload(tensors), ANONYMOUS), 1)]
+                return [c async for c in replica.answer(Request("r", "m", (TensorPayload(tensors),), ANONYMOUS))]
             finally:
                 await asyncio.to_thread(replica.close)
 

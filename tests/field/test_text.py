@@ -52,9 +52,9 @@ def replica(
 async def answered(replica: SequenceReplica, **payload: Any) -> tuple[str, str | None, int, int]:
     """The text, why it ended, the tokens that were given and those that are billed."""
     sampling = payload.pop("sampling", Sampling(max_tokens=40, temperature=0.0))
-    request = Request("test", "chain", TextPayload(sampling=sampling, **payload), ANONYMOUS)
+    request = Request("test", "chain", (TextPayload(sampling=sampling, **payload),), ANONYMOUS)
     text, tokens, reason, billed = "", 0, None, None
-    async for chunk in replica.answer(request, 40):
+    async for chunk in replica.answer(request):
         assert isinstance(chunk.value, TextPiece)
         text, tokens, reason = text + chunk.value.text, tokens + len(chunk.value.token_ids), chunk.value.finish_reason
         billed = chunk.units.completion_tokens

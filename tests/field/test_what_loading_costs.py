@@ -13,18 +13,18 @@ from tests.served import add_mlp, open_home
 from maasdam.artifacts.store import Store
 from maasdam.engines import open_engine
 from maasdam.operations.service import open_service
-from maasdam.serving.compute import ComputeClock
+from maasdam.telemetry.meter import CpuMeter
 
 
 async def test_threads_that_load_are_left_out_and_the_rest_is_loadings_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, tuple[bool, int]] = {}
-    clocks: list[ComputeClock] = []
+    clocks: list[CpuMeter] = []
 
     def note(where: str) -> None:
         (clock,) = clocks
-        seen.setdefault(where, (time.pthread_getcpuclockid(threading.get_ident()) in clock._others, len(clock._open)))
+        seen.setdefault(where, (time.pthread_getcpuclockid(threading.get_ident()) in clock._others.values(), len(clock._open)))
 
     class Noting:
         def __init__(self, engine: Any) -> None:
@@ -49,9 +49,9 @@ async def test_threads_that_load_are_left_out_and_the_rest_is_loadings_own(
     with open_home(tmp_path) as workspace:
         add_mlp(workspace, "one", 16)
         service = open_service(workspace, open_engine=opener)
-        clocks.append(service.compute)
+        clocks.append(service.meter)
         await service.start()
         assert (await service.router.settled("one", 60)).state == "ready"
         await service.stop()
     assert seen == {"hashing": (True, 0), "opening": (True, 1), "trying": (True, 1)}
-    assert not service.compute._open, "its share ends with it"
+    assert not service.meter._open, "its share ends with it"

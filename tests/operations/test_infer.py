@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from contextlib import aclosing
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.fakes import FakeEnergy, FakeLedger
+from tests.fakes import FakeLedger
 
-from maasdam.core import ANONYMOUS, Caller, Chunk, Request, TextPayload, TextPiece, Units
+from maasdam.core import ANONYMOUS, Caller, Chunk, Cost, Entry, Facts, Request, TextPayload, TextPiece, Units
 from maasdam.errors import (
     DeadlineExceeded,
     EngineFailure,
@@ -23,22 +24,26 @@ from maasdam.errors import (
     ServiceError,
     TooManyRequests,
 )
-from maasdam.operations.infer import Inference, Limits, Receipt
+from maasdam.operations.infer import Inference
+from maasdam.serving.replica import Cancel, Done, whole
+from maasdam.serving.router import Lease
 
 
 class Says:
     """A replica that says its words, one a chunk; `error` comes instead of the last."""
 
-    signature = None
-    context_length = None
-    in_flight = 0
+    facts = Facts()
     waiting = 0
 
     def __init__(self, *words: str, delay: float = 0.0, error: BaseException | None = None) -> None:
         self.words, self.delay, self.error = words, delay, error
         self.closed = 0
+        self.in_flight = 0
 
-    async def answer(self, request: Request, max_tokens: int) -> AsyncIterator[Chunk]:
+    def submit(self, request: Request, done: Done) -> Cancel:
+        return whole([self.answer(request) for _ in request.payloads], done)
+
+    async def answer(self, request: Request) -> AsyncGenerator[Chunk]:
         try:
             for i, word in enumerate(self.words):
                 await asyncio.sleep(self.delay)
@@ -46,7 +51,8 @@ class Says:
                 if is_last and self.error:
                     raise self.error
                 units = Units(prompt_tokens=5, completion_tokens=i + 1)
-                yield Chunk(TextPiece(word, (i,), "stop" if is_last else None), units, is_last, 0.5 if is_last else None)
+                cost = Cost(0.5, 1.0, "estimate: fake") if is_last else None
+                yield Chunk(TextPiece(word, (i,), "stop" if is_last else None), units, is_last, cost)
         finally:
             self.closed += 1
 
@@ -55,39 +61,49 @@ class Says:
 
 
 def inference(replica: Says | None, ledger: Any = None, **options: Any) -> tuple[Inference, Any]:
-    def route(name: str) -> Any:
+    def lease(name: str) -> Lease:
         if replica is None:
             raise NotFound(f"no model '{name}' is deployed")
-        return SimpleNamespace(model="bard", version=3, task="text-generation"), replica
+        return Lease(SimpleNamespace(model="bard", version=3, task="text-generation"), replica)  # type: ignore[arg-type]
 
     ledger = ledger or FakeLedger()
-    made = Inference(SimpleNamespace(route=route), ledger, FakeEnergy(), Limits(16, 400.0), **options)  # type: ignore[arg-type]
+    made = Inference(SimpleNamespace(lease=lease), ledger, grams_co2e_per_kwh=400.0, **options)
     return made, ledger
 
 
-def itself(chunk: Chunk) -> Chunk:
+def itself(chunk: Chunk, entry: Entry) -> Chunk:
     return chunk
 
 
-async def all_of_them(chunks: list[Chunk]) -> list[Chunk]:
+async def the_first(chunks: list[Chunk], entry: Entry) -> Chunk:
+    return chunks[0]
+
+
+async def all_of_them(chunks: list[Chunk], entry: Entry) -> list[Chunk]:
     return chunks
 
 
-def asked(deadline: float | None = None, caller: Caller = ANONYMOUS) -> tuple[Request, Receipt, Callable[[Chunk], Chunk]]:
-    request = Request("r1", "bard", TextPayload(prompt="x"), caller, deadline)
-    return request, Receipt("r1", "bard", "/v1/completions"), itself
+def asked(deadline: float | None = None, caller: Caller = ANONYMOUS, prompts: str = "x") -> Request:
+    payloads = tuple(TextPayload(prompt=prompt) for prompt in prompts)
+    return Request("r1", "bard", payloads, caller, "/v1/completions", deadline)
 
 
 async def test_an_answer_in_one_piece_is_folded_metered_and_priced() -> None:
     infer, ledger = inference(Says("to ", "be ", "or"))
-    request, receipt, write = asked(caller=Caller("k1", "bob", frozenset({"infer"})))
-    chunk = await infer.once(request, receipt, write)
+    shown: list[tuple[float | None, float]] = []
+
+    async def write(chunks: list[Chunk], entry: Entry) -> Chunk:
+        shown.append((entry.joules, entry.seconds))
+        return chunks[0]
+
+    chunk = await infer.whole(asked(caller=Caller("k1", "bob", frozenset({"infer"}))), write)
     assert chunk.value == TextPiece("to be or", (0, 1, 2), "stop")
     (row,) = ledger.rows
     assert (row.request_id, row.key_id, row.caller, row.model, row.version, row.status) == ("r1", "k1", "bob", "bard", 3, 200)
     assert (row.prompt_tokens, row.completion_tokens, row.compute_seconds, row.joules) == (5, 3, 0.5, 1.0)
     assert row.grams_co2e == pytest.approx(400 / 3.6e6) and row.energy_method == "estimate: fake"
-    assert receipt.joules == 1.0 and receipt.seconds > 0
+    ((joules, seconds),) = shown
+    assert joules == 1.0 and seconds > 0
 
 
 class Slow(FakeLedger):
@@ -111,10 +127,10 @@ async def test_the_last_chunk_waits_for_the_durable_row(is_stream: bool) -> None
 
     async def read() -> None:
         if is_stream:
-            async for chunk in infer.stream(*asked()):
+            async for chunk in infer.stream(asked(), itself):
                 got.append(chunk)
         else:
-            got.append(await infer.once(*asked()))
+            got.append(await infer.whole(asked(), the_first))
 
     task = asyncio.create_task(read())
     await asyncio.sleep(0.05)
@@ -126,23 +142,22 @@ async def test_the_last_chunk_waits_for_the_durable_row(is_stream: bool) -> None
 
 
 async def test_an_answer_that_can_not_be_written_is_an_errors_row_whatever_its_form() -> None:
-    def breaks(chunk: Chunk) -> Chunk:
+    def breaks(chunk: Chunk, entry: Entry) -> Chunk:
         if chunk.is_last:
             raise TypeError("Type is not JSON serializable: numpy.float64")
         return chunk
 
-    async def breaks_too(chunks: list[Chunk]) -> None:
+    async def breaks_too(chunks: list[Chunk], entry: Entry) -> None:
         raise TypeError("Type is not JSON serializable: numpy.float64")
 
     infer, ledger = inference(Says("a", "b"))
-    request, receipt, _ = asked()
     with pytest.raises(EngineFailure, match="not JSON serializable"):
-        await infer.once(request, receipt, breaks)
+        await infer.whole(asked(), breaks_too)
     with pytest.raises(EngineFailure, match="not JSON serializable"):
-        await infer.many(request, [TextPayload(prompt=p) for p in "xyz"], receipt, breaks_too)
+        await infer.whole(asked(prompts="xyz"), breaks_too)
     got = []
     with pytest.raises(EngineFailure, match="not JSON serializable"):
-        async for chunk in infer.stream(request, receipt, breaks):
+        async for chunk in infer.stream(asked(), breaks):
             got.append(chunk)
     assert [chunk.is_last for chunk in got] == [False]
     assert [row.status for row in ledger.rows] == [500, 500, 500]
@@ -151,18 +166,20 @@ async def test_an_answer_that_can_not_be_written_is_an_errors_row_whatever_its_f
 @pytest.mark.parametrize("is_stream", [False, True])
 async def test_what_a_request_cost_is_known_when_its_answer_is_written(is_stream: bool) -> None:
     infer, ledger = inference(Says("a", "b"))
-    request, receipt, _ = asked()
     shown: list[Any] = []
 
-    def write(chunk: Chunk) -> None:
-        shown.append((len(ledger.rows), receipt.joules if chunk.is_last else None))
+    def write(chunk: Chunk, entry: Entry) -> None:
+        shown.append((len(ledger.rows), entry.joules if chunk.is_last else None, entry.seconds))
+
+    async def write_whole(chunks: list[Chunk], entry: Entry) -> None:
+        write(chunks[0], entry)
 
     if is_stream:
-        async for _ in infer.stream(request, receipt, write):
+        async for _ in infer.stream(asked(), write):
             pass
     else:
-        await infer.once(request, receipt, write)
-    assert shown[-1] == (0, 1.0) and receipt.seconds == ledger.rows[0].seconds
+        await infer.whole(asked(), write_whole)
+    assert shown[-1] == (0, 1.0, ledger.rows[0].seconds)
 
 
 async def test_an_answer_whose_row_can_not_be_written_is_not_given() -> None:
@@ -173,13 +190,13 @@ async def test_an_answer_whose_row_can_not_be_written_is_not_given() -> None:
             return future
 
     counted: list[int] = []
-    meters = SimpleNamespace(answered=lambda receipt, status: counted.append(status), first_chunk=lambda *_: None)
+    meters = SimpleNamespace(answered=lambda entry, status: counted.append(status), first_chunk=lambda *_: None)
     infer, _ = inference(Says("a", "b"), Full(), meters=meters)
     with pytest.raises(ServiceError, match="disk full"):
-        await infer.once(*asked())
+        await infer.whole(asked(), the_first)
     got = []
     with pytest.raises(ServiceError, match="disk full"):
-        async for chunk in infer.stream(*asked()):
+        async for chunk in infer.stream(asked(), itself):
             got.append(chunk.is_last)
     assert got == [False]
     assert counted == [ServiceError.http_status] * 2, "what was answered, and once each"
@@ -203,11 +220,11 @@ class Held(FakeLedger):
 
 async def test_an_answer_is_counted_once_its_row_is_durable_and_as_what_was_answered() -> None:
     counted: list[int] = []
-    meters = SimpleNamespace(answered=lambda receipt, status: counted.append(status), first_chunk=lambda *_: None)
+    meters = SimpleNamespace(answered=lambda entry, status: counted.append(status), first_chunk=lambda *_: None)
 
     def asking(ledger: Held, deadline: float | None = None) -> asyncio.Task[Chunk]:
         infer, _ = inference(Says("a"), ledger, meters=meters)
-        return asyncio.create_task(infer.once(*asked(deadline)))
+        return asyncio.create_task(infer.whole(asked(deadline), the_first))
 
     async def recorded(ledger: Held) -> None:
         async with asyncio.timeout(5):
@@ -249,10 +266,10 @@ async def test_an_error_is_one_row_with_its_status(
     infer, ledger = inference(Says("a", "b", error=error))
     with pytest.raises(raised):
         if is_stream:
-            async for _ in infer.stream(*asked()):
+            async for _ in infer.stream(asked(), itself):
                 pass
         else:
-            await infer.once(*asked())
+            await infer.whole(asked(), the_first)
     (row,) = ledger.rows
     assert row.status == status
     if is_stream:
@@ -262,33 +279,32 @@ async def test_an_error_is_one_row_with_its_status(
 async def test_an_unknown_model_and_a_used_up_quota_are_rows_too() -> None:
     infer, ledger = inference(None)
     with pytest.raises(NotFound):
-        await infer.once(*asked())
+        await infer.whole(asked(), the_first)
     assert ledger.rows[0].status == 404 and ledger.rows[0].version is None and ledger.rows[0].items == 0
 
-    def quota(request: Request) -> None:
+    def used_up() -> None:
         raise TooManyRequests("10 requests a minute; wait")
 
-    infer, ledger = inference(Says("a"), quota=quota)
+    infer, ledger = inference(Says("a"), refuse_if_lost=used_up)
     with pytest.raises(TooManyRequests):
-        await infer.once(*asked())
+        await infer.whole(asked(), the_first)
     assert ledger.rows[0].status == 429
 
 
 async def test_a_name_of_any_length_is_cut_for_the_ledger() -> None:
     infer, ledger = inference(None)
-    request, _, write = asked()
     with pytest.raises(NotFound):
-        await infer.once(request, Receipt("r1", "x" * 100_000, "/v1/completions"), write)
+        await infer.whole(replace(asked(), model="x" * 100_000), the_first)
     assert len(ledger.rows[0].model) == 200
 
 
 async def test_a_caller_who_goes_away_is_one_row_499_and_the_replica_hears_of_it() -> None:
     replica = Says("a", "b", "c", delay=0.01)
     infer, ledger = inference(replica)
-    async with aclosing(infer.stream(*asked())) as chunks:  # type: ignore[type-var]
+    async with aclosing(infer.stream(asked(), itself)) as chunks:  # type: ignore[type-var]
         await anext(chunks)
     assert [row.status for row in ledger.rows] == [499] and replica.closed == 1
-    task = asyncio.create_task(infer.once(*asked()))
+    task = asyncio.create_task(infer.whole(asked(), the_first))
     await asyncio.sleep(0.015)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -298,7 +314,7 @@ async def test_a_caller_who_goes_away_is_one_row_499_and_the_replica_hears_of_it
 
 async def test_closing_after_the_last_chunk_adds_no_row() -> None:
     infer, ledger = inference(Says("a"))
-    async with aclosing(infer.stream(*asked())) as chunks:  # type: ignore[type-var]
+    async with aclosing(infer.stream(asked(), itself)) as chunks:  # type: ignore[type-var]
         assert (await anext(chunks)).is_last
     assert [row.status for row in ledger.rows] == [200]
 
@@ -309,19 +325,18 @@ async def test_the_deadline_bounds_a_whole_answer_and_the_first_piece_of_a_strea
     replica = Says("a", "b", "c", delay=0.1)
     infer, ledger = inference(replica)
     with pytest.raises(DeadlineExceeded):
-        await infer.once(*asked(time.monotonic() + 0.15))
+        await infer.whole(asked(time.monotonic() + 0.15), the_first)
     assert ledger.rows[0].status == 504 and replica.closed == 1
-    got = [chunk async for chunk in infer.stream(*asked(time.monotonic() + 0.15))]
+    got = [chunk async for chunk in infer.stream(asked(time.monotonic() + 0.15), itself)]
     assert len(got) == 3
     with pytest.raises(DeadlineExceeded):
-        async for _ in infer.stream(*asked(time.monotonic() + 0.05)):
+        async for _ in infer.stream(asked(time.monotonic() + 0.05), itself):
             pass
 
 
 async def test_several_payloads_are_one_row_with_their_sum() -> None:
     infer, ledger = inference(Says("a", "b"))
-    request, receipt, _ = asked()
-    chunks = await infer.many(request, [TextPayload(prompt=p) for p in "xyz"], receipt, all_of_them)
+    chunks = await infer.whole(asked(prompts="xyz"), all_of_them)
     assert len(chunks) == 3
     (row,) = ledger.rows
     assert (row.items, row.prompt_tokens, row.completion_tokens, row.compute_seconds) == (3, 15, 6, 1.5)
@@ -330,9 +345,8 @@ async def test_several_payloads_are_one_row_with_their_sum() -> None:
 async def test_one_bad_payload_of_several_ends_all_and_is_one_row() -> None:
     replica = Says("a", "b", error=InvalidPayload("no"))
     infer, ledger = inference(replica)
-    request, receipt, _ = asked()
     with pytest.raises(InvalidPayload):
-        await infer.many(request, [TextPayload(prompt=p) for p in "xyz"], receipt, all_of_them)
+        await infer.whole(asked(prompts="xyz"), all_of_them)
     assert [row.status for row in ledger.rows] == [400] and replica.closed == 3
 
 
@@ -347,4 +361,4 @@ async def test_many_rows_that_become_durable_in_a_thread_wake_everyone() -> None
     infer, _ = inference(Says("a"), Threaded())
     for _ in range(20):
         async with asyncio.timeout(10):
-            await asyncio.gather(*(infer.once(*asked()) for _ in range(50)))
+            await asyncio.gather(*(infer.whole(asked(), the_first) for _ in range(50)))

@@ -27,8 +27,8 @@ from maasdam.core import (
     TextPiece,
 )
 from maasdam.errors import EngineFailure, InvalidInput, InvalidPayload, InvalidTensor, Overloaded
-from maasdam.serving.compute import ComputeClock
 from maasdam.serving.replica import SequenceReplica, TensorReplica
+from maasdam.telemetry.meter import CpuMeter
 
 
 @pytest.fixture
@@ -40,16 +40,16 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 def tensor_replica(
     pool: ThreadPoolExecutor, engine: FakeEngine | None = None, task: str = "image-classification"
 ) -> TensorReplica:
-    return TensorReplica(engine or FakeEngine(), FakeProcessor(task), pool=pool, compute=ComputeClock(), queue_size=10)
+    return TensorReplica(engine or FakeEngine(), FakeProcessor(task), pool=pool, meter=CpuMeter(), queue_size=10)
 
 
 def text_replica(pool: ThreadPoolExecutor, engine: FakeSequenceEngine, queue_size: int = 10) -> SequenceReplica:
     processor = FakeProcessor("text-generation")
-    return SequenceReplica(engine, processor, pool=pool, queue_size=queue_size, text_stream=processor.stream)
+    return SequenceReplica(engine, processor, pool=pool, queue_size=queue_size, max_tokens=8, text_stream=processor.stream)
 
 
 def request(payload: Payload) -> Request:
-    return Request("r1", "m", payload, ANONYMOUS)
+    return Request("r1", "m", (payload,), ANONYMOUS)
 
 
 async def every(chunks: AsyncIterator[Chunk]) -> list[Chunk]:
@@ -59,7 +59,7 @@ async def every(chunks: AsyncIterator[Chunk]) -> list[Chunk]:
 async def test_bad_payload_fails_only_its_sender(pool: ThreadPoolExecutor) -> None:
     replica = tensor_replica(pool)
     payloads = [ImagePayload(b"AB"), ImagePayload(b"bad"), ImagePayload(b"CD")]
-    answers = await asyncio.gather(*(every(replica.answer(request(p), 8)) for p in payloads), return_exceptions=True)
+    answers = await asyncio.gather(*(every(replica.answer(request(p))) for p in payloads), return_exceptions=True)
     assert isinstance(answers[1], InvalidPayload)
     for answer, best in ((answers[0], 2 * ord("B")), (answers[2], 2 * ord("D"))):
         assert not isinstance(answer, BaseException)
@@ -83,7 +83,7 @@ async def test_tensors_that_do_not_fit_never_reach_the_engine(pool: ThreadPoolEx
     engine = FakeEngine()
     replica = tensor_replica(pool, engine)
     with pytest.raises(InvalidTensor):
-        await every(replica.answer(request(TensorPayload(tensors)), 8))
+        await every(replica.answer(request(TensorPayload(tensors))))
     assert engine.batches == []
     await asyncio.to_thread(replica.close)
 
@@ -91,21 +91,21 @@ async def test_tensors_that_do_not_fit_never_reach_the_engine(pool: ThreadPoolEx
 async def test_a_payload_of_another_task_is_told_where_to_go(pool: ThreadPoolExecutor) -> None:
     replica = tensor_replica(pool)
     with pytest.raises(InvalidInput, match="/v1/images/classifications"):
-        await every(replica.answer(request(AudioPayload(b"AB")), 8))
+        await every(replica.answer(request(AudioPayload(b"AB"))))
     with pytest.raises(InvalidInput, match="/v1/chat/completions"):
-        await every(text_replica(pool, FakeSequenceEngine()).answer(request(TensorPayload({})), 8))
+        await every(text_replica(pool, FakeSequenceEngine()).answer(request(TensorPayload({}))))
     await asyncio.to_thread(replica.close)
 
 
 async def test_text_comes_in_pieces_and_only_the_last_is_last(pool: ThreadPoolExecutor) -> None:
     payload = TextPayload(prompt="hello", sampling=Sampling(max_tokens=3))
-    chunks = await every(text_replica(pool, FakeSequenceEngine()).answer(request(payload), 8))
+    chunks = await every(text_replica(pool, FakeSequenceEngine()).answer(request(payload)))
     pieces = [chunk.value for chunk in chunks]
     assert all(isinstance(piece, TextPiece) for piece in pieces)
     assert "".join(piece.text for piece in pieces) == "abc"  # type: ignore[union-attr]
     assert [chunk.is_last for chunk in chunks] == [False, False, True]
     assert chunks[-1].units.prompt_tokens == 5 and chunks[-1].units.completion_tokens == 3
-    assert chunks[-1].compute_seconds == pytest.approx(0.003)
+    assert chunks[-1].cost is not None and chunks[-1].cost.cpu_seconds == pytest.approx(0.003)
 
 
 async def test_a_decoder_that_takes_long_leaves_the_event_loop(pool: ThreadPoolExecutor) -> None:
@@ -125,7 +125,7 @@ async def test_a_decoder_that_takes_long_leaves_the_event_loop(pool: ThreadPoolE
         FakeSequenceEngine(), processor, pool=pool, queue_size=10, text_stream=lambda stop, after: Slow(stop)
     )
     payload = TextPayload(prompt="x", sampling=Sampling(max_tokens=4))
-    chunks = await every(replica.answer(request(payload), 8))
+    chunks = await every(replica.answer(request(payload)))
     assert "".join(chunk.value.text for chunk in chunks) == "abcd"  # type: ignore[union-attr]
     assert where[0] == threading.get_ident() and threading.get_ident() not in where[1:]
 
@@ -133,7 +133,7 @@ async def test_a_decoder_that_takes_long_leaves_the_event_loop(pool: ThreadPoolE
 async def test_a_stop_string_ends_the_generation_in_the_engine_too(pool: ThreadPoolExecutor) -> None:
     engine = FakeSequenceEngine()
     payload = TextPayload(prompt="x", sampling=Sampling(max_tokens=20, stop=("c",)))
-    chunks = await every(text_replica(pool, engine).answer(request(payload), 8))
+    chunks = await every(text_replica(pool, engine).answer(request(payload)))
     assert "".join(chunk.value.text for chunk in chunks) == "ab"  # type: ignore[union-attr]
     assert chunks[-1].value.finish_reason == "stop"  # type: ignore[union-attr]
     assert engine.cancelled == ["r1"]
@@ -142,17 +142,17 @@ async def test_a_stop_string_ends_the_generation_in_the_engine_too(pool: ThreadP
 async def test_a_prompt_beyond_the_context_is_refused_and_a_long_answer_is_fitted(pool: ThreadPoolExecutor) -> None:
     replica = text_replica(pool, FakeSequenceEngine())
     with pytest.raises(InvalidPayload, match="context is 64"):
-        await every(replica.answer(request(TextPayload(prompt="x" * 64)), 8))
-    chunks = await every(replica.answer(request(TextPayload(prompt="x" * 60, sampling=Sampling(max_tokens=100))), 8))
+        await every(replica.answer(request(TextPayload(prompt="x" * 64))))
+    chunks = await every(replica.answer(request(TextPayload(prompt="x" * 60, sampling=Sampling(max_tokens=100)))))
     assert len(chunks) == 4 and chunks[-1].value.finish_reason == "length"  # type: ignore[union-attr]
 
 
 async def test_closing_the_answer_cancels_the_generation(pool: ThreadPoolExecutor) -> None:
     engine = FakeSequenceEngine(delay=0.001)
     replica = text_replica(pool, engine)
-    async with aclosing(replica.answer(request(TextPayload(prompt="x")), 50)) as chunks:  # type: ignore[type-var]
+    async with aclosing(replica.answer(request(TextPayload(prompt="x")))) as chunks:  # type: ignore[type-var]
         await anext(chunks)
-        assert replica.in_flight == 1
+        assert engine.cancelled == []
     assert engine.cancelled == ["r1"] and replica.in_flight == 0
 
 
@@ -163,39 +163,15 @@ async def test_an_engine_that_breaks_or_stops_mid_way_is_an_engine_failure(pool:
             yield
 
     with pytest.raises(EngineFailure):
-        await every(text_replica(pool, Silent()).answer(request(TextPayload(prompt="x")), 8))
+        await every(text_replica(pool, Silent()).answer(request(TextPayload(prompt="x"))))
     with pytest.raises(RuntimeError):
-        await every(text_replica(pool, FakeSequenceEngine(fails_after=2)).answer(request(TextPayload(prompt="x")), 8))
+        await every(text_replica(pool, FakeSequenceEngine(fails_after=2)).answer(request(TextPayload(prompt="x"))))
 
 
 async def test_a_full_sequence_replica_answers_at_once(pool: ThreadPoolExecutor) -> None:
     replica = text_replica(pool, FakeSequenceEngine(delay=0.01), queue_size=1)
-    first = asyncio.create_task(every(replica.answer(request(TextPayload(prompt="x")), 8)))
+    first = asyncio.create_task(every(replica.answer(request(TextPayload(prompt="x")))))
     await asyncio.sleep(0.01)
     with pytest.raises(Overloaded):
-        await every(replica.answer(request(TextPayload(prompt="x")), 8))
+        await every(replica.answer(request(TextPayload(prompt="x"))))
     assert len(await first) == 8
-
-
-def test_compute_is_shared_among_open_spans_and_adds_up() -> None:
-    now = 0.0
-    clock = ComputeClock(lambda: now)
-    now = 5.0
-    one = clock.start()
-    now = 6.0
-    two = clock.start()
-    now = 8.0
-    assert clock.stop(one) == pytest.approx(2.0)
-    now = 9.0
-    assert clock.stop(two) == pytest.approx(2.0)
-
-
-def test_compute_counts_this_process_and_leaves_out_threads_that_are_not_engines() -> None:
-    clock = ComputeClock()
-    span = clock.start()
-    sum(i * i for i in range(300_000))
-    assert clock.stop(span) > 0.003
-    clock.exclude_this_thread()
-    span = clock.start()
-    sum(i * i for i in range(300_000))
-    assert clock.stop(span) < 0.003

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from maasdam.core import Facts
 from maasdam.errors import InvalidModel, NotFound, NotReady
 from maasdam.serving.router import Router
 
@@ -19,8 +20,7 @@ from maasdam.serving.router import Router
 class Spy:
     """A replica that counts."""
 
-    signature = None
-    context_length = None
+    facts = Facts()
     waiting = 0
 
     def __init__(self) -> None:
@@ -92,6 +92,13 @@ async def routing(catalog: FakeCatalog, load: Loads, **options: Any) -> AsyncIte
         await router.stop()
 
 
+def leased(router: Router, name: str) -> int:
+    """The version that one request to `name` meets."""
+    lease = router.lease(name)
+    lease.release()
+    return lease.version.version
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not condition():  # noqa: ASYNC110 - the router polls too
@@ -103,12 +110,12 @@ async def test_what_is_deployed_comes_up_and_a_later_deployment_too() -> None:
     catalog.deploy("a")
     async with routing(catalog, load) as router:
         await until(lambda: router.is_ready)
-        assert router.route("a")[0].version == 2
+        assert leased(router, "a") == 2
         with pytest.raises(NotFound, match="deployed models: a"):
-            router.route("b")
+            router.lease("b")
         catalog.deploy("b")
         await until(lambda: "b" in router.models() and router.is_ready)
-        assert router.route("b:1")[0].version == 1
+        assert leased(router, "b:1") == 1
     assert all(spy.is_closed for spies in load.spies.values() for spy in spies)
 
 
@@ -119,9 +126,9 @@ async def test_a_model_that_fails_to_load_is_reported_and_takes_nothing_down() -
     catalog.deploy("good")
     async with routing(catalog, load) as router:
         await until(lambda: router.is_ready)
-        assert router.route("good")[0].version == 1
+        assert leased(router, "good") == 1
         with pytest.raises(NotReady, match="failed to load"):
-            router.route("bad")
+            router.lease("bad")
         copy = router.find("bad")
         assert copy.state == "failed" and copy.reason is not None and "bad:1 is corrupt" in copy.reason
         load.broken.clear()
@@ -164,11 +171,11 @@ async def test_the_old_version_answers_until_the_new_one_is_ready() -> None:
         catalog.newest["a"] = 2
         catalog.number += 1
         await until(lambda: len(list(router.copies())) == 2)
-        assert router.route("a")[0].version == 1
+        assert leased(router, "a") == 1
         old = load.spies["a:1"][0]
         old.in_flight = 1
         load.held["a:2"].set()
-        await until(lambda: router.route("a")[0].version == 2)
+        await until(lambda: leased(router, "a") == 2)
         await asyncio.sleep(0.05)
         assert not old.is_closed, "a request is still in flight"
         old.in_flight = 0
@@ -184,9 +191,9 @@ async def test_the_old_version_stays_when_the_new_one_fails() -> None:
         catalog.newest["a"] = 2
         catalog.number += 1
         await until(lambda: any(c.state == "failed" for c in router.copies()))
-        assert router.route("a")[0].version == 1
+        assert leased(router, "a") == 1
         with pytest.raises(NotReady):
-            router.route("a:2")
+            router.lease("a:2")
 
 
 async def test_undeployed_means_gone() -> None:
@@ -198,7 +205,7 @@ async def test_undeployed_means_gone() -> None:
         catalog.number += 1
         await until(lambda: load.spies["a:1"][0].is_closed)
         with pytest.raises(NotFound):
-            router.route("a")
+            router.lease("a")
 
 
 async def test_aliases_and_versions_are_found_by_name() -> None:
@@ -206,11 +213,11 @@ async def test_aliases_and_versions_are_found_by_name() -> None:
     catalog.deploy("a", version=1)
     async with routing(catalog, load) as router:
         await until(lambda: router.is_ready)
-        assert router.route("a@prod")[0].version == router.route("a:1")[0].version == router.route("a")[0].version == 1
+        assert leased(router, "a@prod") == leased(router, "a:1") == leased(router, "a") == 1
         with pytest.raises(NotFound, match="versions being served: 1"):
-            router.route("a:2")
+            router.lease("a:2")
         with pytest.raises(NotFound, match="alias 'staging'"):
-            router.route("a@staging")
+            router.lease("a@staging")
 
 
 async def test_traffic_is_shared_by_percent() -> None:
@@ -219,8 +226,34 @@ async def test_traffic_is_shared_by_percent() -> None:
     points = iter([i / 100 for i in range(100)])
     async with routing(catalog, load, draw=lambda: next(points)) as router:
         await until(lambda: router.is_ready)
-        got = [router.route("a")[0].version for _ in range(100)]
+        got = [leased(router, "a") for _ in range(100)]
         assert 23 <= got.count(2) <= 27 and got.count(1) + got.count(2) == 100
+
+
+async def test_a_check_and_its_answer_meet_one_version_and_metadata_draws_nothing() -> None:
+    catalog, load = FakeCatalog({}, {"a": 2}), Loads()
+    catalog.deploy("a", version=1, traffic={"2": 50})
+    draws: list[float] = []
+
+    def draw() -> float:
+        draws.append(len(draws) % 10 / 10)
+        return draws[-1]
+
+    async with routing(catalog, load, draw=draw) as router:
+        await until(lambda: router.is_ready)
+        assert {router.find("a").version.version for _ in range(100)} == {1} and not draws
+        leases = [router.lease("a") for _ in range(100)]
+        assert len(draws) == 100, "one draw a request"
+        assert {lease.version.version for lease in leases} == {1, 2}
+        assert all(lease.replica in load.spies[f"a:{lease.version.version}"] for lease in leases)
+        catalog.deploy("a", version=1)
+        await router.follow()
+        (second,) = load.spies["a:2"]
+        await asyncio.sleep(0.1)
+        assert not second.is_closed, "requests hold it"
+        for lease in leases:
+            lease.release()
+        await until(lambda: second.is_closed)
 
 
 async def test_replicas_are_added_and_taken_away() -> None:
@@ -230,11 +263,15 @@ async def test_replicas_are_added_and_taken_away() -> None:
         await until(lambda: len(load.spies.get("a:1", [])) == 2)
         first, second = load.spies["a:1"]
         first.in_flight = 1
-        assert router.route("a")[1] is second
+        lease = router.lease("a")
+        assert lease.replica is second and second.in_flight == 1
+        lease.release()
+        lease.release()
+        assert second.in_flight == 0, "once"
         first.in_flight = 0
         catalog.deploy("a", replicas=1)
         await until(lambda: first.is_closed or second.is_closed)
-        assert router.route("a")
+        assert leased(router, "a") == 1
 
 
 async def test_a_name_that_resolves_to_nothing_is_told_not_hidden() -> None:
@@ -243,7 +280,7 @@ async def test_a_name_that_resolves_to_nothing_is_told_not_hidden() -> None:
     async with routing(catalog, load) as router:
         assert router.models()["ghost"].reason == "no version 'ghost'"
         with pytest.raises(NotReady, match="no version 'ghost'"):
-            router.route("ghost")
+            router.lease("ghost")
 
 
 async def test_a_catalog_that_is_away_for_a_while_changes_nothing() -> None:
@@ -253,7 +290,7 @@ async def test_a_catalog_that_is_away_for_a_while_changes_nothing() -> None:
         await until(lambda: router.is_ready)
         revision, catalog.revision = catalog.revision, lambda: 1 // 0  # type: ignore[method-assign]
         await asyncio.sleep(0.05)
-        assert router.route("a")
+        assert router.lease("a")
         catalog.revision = revision  # type: ignore[method-assign]
         catalog.deploy("b")
         await until(lambda: "b" in router.models() and router.is_ready)

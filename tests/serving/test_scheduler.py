@@ -216,7 +216,7 @@ async def test_a_tiny_model_runs_all_that_came_in_one_turn_as_one_batch() -> Non
         many = await asyncio.gather(*(it.run(row(i, i)) for i in range(50)))
         assert engine.batches == [50]
         assert [ran.outputs["y"].tolist() for ran in many] == [[[2 * i, 2 * i]] for i in range(50)]
-        assert sum(ran.compute_seconds for ran in many) > 0
+        assert sum(ran.cost.cpu_seconds for ran in many) > 0
 
 
 async def test_a_bad_item_fails_only_its_sender_in_the_event_loop_too() -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from maasdam.core import Units
 from maasdam.telemetry.metrics import Metrics
 
 
@@ -15,7 +14,9 @@ class Receipt:
     model: str = "digits"
     version: int | None = 3
     task: str | None = "image-classification"
-    units: Units = field(default_factory=Units)
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    audio_seconds: float | None = None
     seconds: float = 0.02
     compute_seconds: float | None = None
     joules: float | None = None
@@ -47,7 +48,7 @@ def test_what_was_not_measured_is_not_counted_as_nought() -> None:
     metrics = Metrics()
     metrics.answered(Receipt(), 200)
     assert not any(key[0] in ("maasdam_joules_total", "maasdam_tokens_total") for key in values(metrics))
-    metrics.answered(Receipt(joules=2.5, compute_seconds=0.5, units=Units(1, 7, 9)), 200)
+    metrics.answered(Receipt(joules=2.5, compute_seconds=0.5, prompt_tokens=7, completion_tokens=9), 200)
     found = values(metrics)
     assert found["maasdam_joules_total", "model=digits"] == 2.5
     assert found["maasdam_tokens_total", "kind=prompt", "model=digits"] == 7

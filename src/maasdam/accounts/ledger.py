@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Literal
 
 from sqlalchemy import Engine, Text, case, func, select
@@ -22,6 +23,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from maasdam.accounts.prices import Prices
+from maasdam.core import Entry
 from maasdam.database.tables import LedgerRow, ModelRow
 from maasdam.errors import LostConnection, ServiceError, StorageFailure
 
@@ -36,34 +38,6 @@ NO_MODEL = "(no model)"
 """What usage calls requests that named no model of the catalog."""
 
 By = Literal["key", "model", "day"]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One request. None is unmeasured; `seconds` is wall time, `compute_seconds` CPU of the engine."""
-
-    request_id: str
-    at: datetime
-    key_id: str | None
-    caller: str
-    model: str
-    endpoint: str
-    status: int
-    seconds: float
-    version: int | None = None
-    task: str | None = None
-    items: int = 1
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    audio_seconds: float | None = None
-    compute_seconds: float | None = None
-    joules: float | None = None
-    energy_method: str | None = None
-    grams_co2e: float | None = None
-    price: float | None = None
-    currency: str | None = None
-    error_code: str | None = None
-    """Why it was refused, where it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,16 +252,11 @@ class Ledger:
             self._insert(group)  # the server went away, perhaps after it committed: rows that are there stay single
 
     def _insert(self, group: list[_Row]) -> None:
-        dialect: Any = postgresql if self._writes.dialect.name == "postgresql" else sqlite
         with self._writes.begin() as connection:  # may wait for another writer; until then a row can be restated
             with self._lock:
                 for row in group:
                     row.is_taken = True
-            new = dialect.insert(LedgerRow.__table__)
-            told = {name: new.excluded[name] for name in TOLD}
-            is_other = LedgerRow.__table__.c.status != new.excluded.status
-            restating = new.on_conflict_do_update(index_elements=["request_id"], set_=told, where=is_other)
-            for how, is_restated in ((new.on_conflict_do_nothing(), False), (restating, True)):
+            for how, is_restated in zip(_inserts(self._writes.dialect.name), (False, True), strict=True):
                 entries = [_fitting(self._priced(row.entry)) for row in group if row.is_restated == is_restated]
                 if entries:
                     connection.execute(how, [{name: getattr(entry, name) for name in COLUMNS} for entry in entries])
@@ -315,6 +284,15 @@ SUMMED = (
     "grams_co2e",
     "price",
 )
+
+
+@lru_cache
+def _inserts(database: str) -> tuple[Any, Any]:
+    """How rows are written: those that are there stay as they are, or become what was told instead."""
+    new = (postgresql if database == "postgresql" else sqlite).insert(LedgerRow.__table__)
+    told = {name: new.excluded[name] for name in TOLD}
+    is_other = LedgerRow.__table__.c.status != new.excluded.status
+    return new.on_conflict_do_nothing(), new.on_conflict_do_update(index_elements=["request_id"], set_=told, where=is_other)
 
 
 def _refused(entry: Entry, status: int, error_code: str) -> Entry:

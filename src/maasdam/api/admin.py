@@ -60,7 +60,7 @@ def routes(service: Service) -> APIRouter:
             row |= {
                 "state": copy.state if copy else None,
                 "reason": without_places(copy.reason) if copy and copy.reason else None,
-                **_found(copy.batching if copy and copy.batching else known[version.digest]),
+                **_found(copy.facts.batching if copy and copy.facts.batching else known[version.digest]),
             }
             rows.append(row)
         return {"models": rows}
@@ -110,7 +110,7 @@ def _deployments(router: APIRouter, service: Service) -> None:
                     "state": c.state,
                     "reason": _said(c.reason),
                     "replicas": len(c.replicas),
-                    **(_found(c.batching) if c.batching else {}),
+                    **(_found(c.facts.batching) if c.facts.batching else {}),
                 }
                 for c in copies
             ]

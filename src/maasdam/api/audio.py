@@ -11,13 +11,12 @@ from fastapi import APIRouter, File, Form, UploadFile
 from fastapi import Request as HttpRequest
 from fastapi.responses import PlainTextResponse, Response
 
-from maasdam.api.entrance import REQUEST_ID, caller_of
+from maasdam.api.entrance import request_of
 from maasdam.api.fields import check_neutral
 from maasdam.api.measured import measured, measured_headers
 from maasdam.api.routing import JsonRoute
-from maasdam.core import AudioPayload, Request, Transcript
+from maasdam.core import AudioPayload, Chunk, Entry, Transcript
 from maasdam.errors import InvalidField, MaasdamError, Unsupported
-from maasdam.operations.infer import Receipt
 from maasdam.operations.service import Service
 
 FORMATS = ("json", "text", "verbose_json", "srt", "vtt")
@@ -49,11 +48,12 @@ def routes(service: Service) -> APIRouter:
         _check_times(service, model, response_format, "word" in times)
         payload = AudioPayload(await file.read(), language or None, "word" in times)
         deadline = time.monotonic() + service.settings.request_timeout_seconds
-        request = Request(http.scope[REQUEST_ID], model, payload, caller_of(http.scope), deadline)
-        receipt = Receipt(request.id, model, ENDPOINT)
-        return await service.inference.once(
-            request, receipt, lambda chunk: _write(cast(Transcript, chunk.value), response_format, times, language, receipt)
-        )
+        request = request_of(http.scope, model, (payload,), ENDPOINT, deadline)
+
+        async def written(chunks: list[Chunk], entry: Entry) -> Response:
+            return _write(cast(Transcript, chunks[0].value), response_format, times, language, entry)
+
+        return await service.inference.whole(request, written)
 
     @router.post("/translations")
     async def translations(file: Annotated[UploadFile, File()], model: Annotated[str, Form()]) -> None:
@@ -86,21 +86,21 @@ def _check_times(service: Service, model: str, kind: str, has_words: bool) -> No
         copy = service.router.find(model)
     except MaasdamError:
         return  # inference says it, and the ledger notes it
-    if copy.signature is None:
+    if copy.facts.signature is None:
         return
     if has_words:
         raise InvalidField("this model gives no times; leave 'word' out", "timestamp_granularities")
     raise InvalidField(f"this model gives no times, which {kind} needs; ask for json, text or verbose_json", "response_format")
 
 
-def _write(transcript: Transcript, kind: str, times: Collection[str], language: str | None, receipt: Receipt) -> Response:
-    seconds = receipt.units.audio_seconds
-    headers = {name.decode(): value.decode() for name, value in measured_headers(receipt)}
+def _write(transcript: Transcript, kind: str, times: Collection[str], language: str | None, entry: Entry) -> Response:
+    seconds = entry.audio_seconds
+    headers = {name.decode(): value.decode() for name, value in measured_headers(entry)}
     if kind == "text":
         return PlainTextResponse(transcript.text + "\n", headers=headers)
     if kind in ("srt", "vtt"):
         return PlainTextResponse(_subtitles(transcript, kind), headers=headers)
-    usage: dict[str, Any] = {"type": "duration", "seconds": seconds or 0.0, "maasdam": measured(receipt)}
+    usage: dict[str, Any] = {"type": "duration", "seconds": seconds or 0.0, "maasdam": measured(entry)}
     out: dict[str, Any] = {"text": transcript.text, "usage": usage}
     if kind == "verbose_json":
         out |= {"task": "transcribe", "language": transcript.language or language or "", "duration": seconds or 0.0}

@@ -25,7 +25,7 @@ from maasdam.api.body import BodyLimits, Disconnected, Message, Receive
 from maasdam.api.connection import SCOPE_KEY, Connection
 from maasdam.api.errors import REFUSED, Refusal
 from maasdam.api.paths import INFER
-from maasdam.core import Caller
+from maasdam.core import Caller, Payload, Request
 from maasdam.errors import BodyTooSlow, NotReady, Overloaded, TooLarge, WrongContentType
 from maasdam.operations.requests import note_refusal
 from maasdam.operations.service import Service
@@ -69,7 +69,7 @@ class Entrance:
         self._service = service
         settings = service.settings
         self._json = json_body.JsonLimits(settings.max_json_depth, settings.max_json_values)
-        self._readers = ThreadPoolExecutor(READERS, "read", service.compute.exclude_this_thread)
+        self._readers = ThreadPoolExecutor(READERS, "read", service.meter.exclude_this_thread)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; lifespan events pass through."""
@@ -312,6 +312,11 @@ def _trace(headers: Any) -> str | None:
 
 
 _chance = random.Random()  # seeded by the system; asking it for every request would let go of Python's lock
+
+
+def request_of(scope: Scope, model: str, payloads: tuple[Payload, ...], endpoint: str, deadline: float | None) -> Request:
+    """What a door asks of inference."""
+    return Request(scope[REQUEST_ID], model, payloads, caller_of(scope), endpoint, deadline)
 
 
 def new_request_id() -> str:

@@ -12,13 +12,12 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 from starlette.datastructures import UploadFile
 
-from maasdam.api.entrance import JSON, REQUEST_ID, caller_of
+from maasdam.api.entrance import JSON, request_of
 from maasdam.api.fields import check_known
 from maasdam.api.json_body import from_base64
 from maasdam.api.measured import measured
-from maasdam.core import Chunk, Classification, ImagePayload, Request
+from maasdam.core import Chunk, Classification, Entry, ImagePayload
 from maasdam.errors import InvalidField, InvalidInput, WrongContentType
-from maasdam.operations.infer import Receipt
 from maasdam.operations.service import Service
 
 ENDPOINT = "/v1/images/classifications"
@@ -66,19 +65,18 @@ def routes(service: Service) -> APIRouter:
         """Name what is in an image: the likeliest labels, best first."""
         model, data, top_k = await _read(http, service)
         deadline = time.monotonic() + service.settings.request_timeout_seconds
-        request = Request(http.scope[REQUEST_ID], model, ImagePayload(data, top_k), caller_of(http.scope), deadline)
-        receipt = Receipt(request.id, model, ENDPOINT)
+        request = request_of(http.scope, model, (ImagePayload(data, top_k),), ENDPOINT, deadline)
 
-        def written(chunk: Chunk) -> bytes:
-            labels = cast(Classification, chunk.value).labels
+        async def written(chunks: list[Chunk], entry: Entry) -> bytes:
+            labels = cast(Classification, chunks[0].value).labels
             answer = {
                 "model": model,
                 "data": [{"label": label.label, "label_id": label.label_id, "score": label.score} for label in labels],
-                "usage": {"images": receipt.units.items, "maasdam": measured(receipt)},
+                "usage": {"images": entry.items, "maasdam": measured(entry)},
             }
             return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
-        return Response(await service.inference.once(request, receipt, written), media_type="application/json")
+        return Response(await service.inference.whole(request, written), media_type="application/json")
 
     return router
 

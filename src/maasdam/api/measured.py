@@ -1,32 +1,32 @@
-"""What an answer cost, as callers see it. Knows receipts; never how anything was measured."""
+"""What an answer cost, as callers see it. Knows entries; never how anything was measured."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from maasdam.operations.infer import Receipt
+from maasdam.core import Entry
 
 
-def measured(receipt: Receipt) -> dict[str, Any]:
+def measured(entry: Entry) -> dict[str, Any]:
     """The object under "maasdam" in a usage block. null is unmeasured; the method says why or how."""
     return {
-        "model": receipt.model,
-        "version": receipt.version,
-        "seconds": round(receipt.seconds, 6),
-        "compute_seconds": _rounded(receipt.compute_seconds),
-        "joules": _rounded(receipt.joules),
-        "energy_method": receipt.energy_method,
-        "grams_co2e": _rounded(receipt.grams_co2e, 12),
+        "model": entry.model,
+        "version": entry.version,
+        "seconds": round(entry.seconds, 6),
+        "compute_seconds": _rounded(entry.compute_seconds),
+        "joules": _rounded(entry.joules),
+        "energy_method": entry.energy_method,
+        "grams_co2e": _rounded(entry.grams_co2e, 12),
     }
 
 
-def measured_headers(receipt: Receipt) -> list[tuple[bytes, bytes]]:
+def measured_headers(entry: Entry) -> list[tuple[bytes, bytes]]:
     """The same as response headers, for bodies that have no usage block."""
     return [
-        (b"maasdam-compute-seconds", _text(_rounded(receipt.compute_seconds))),
-        (b"maasdam-joules", _text(_rounded(receipt.joules))),
-        (b"maasdam-energy-method", _text(receipt.energy_method)),
-        (b"maasdam-grams-co2e", _text(_rounded(receipt.grams_co2e, 12))),
+        (b"maasdam-compute-seconds", _text(_rounded(entry.compute_seconds))),
+        (b"maasdam-joules", _text(_rounded(entry.joules))),
+        (b"maasdam-energy-method", _text(entry.energy_method)),
+        (b"maasdam-grams-co2e", _text(_rounded(entry.grams_co2e, 12))),
     ]
 
 

@@ -184,16 +184,16 @@ def _metadata(copy: Copy, served: list[int]) -> dict[str, Any]:
         "platform": f"{version.format}_{version.engine}",
     }
     carried = carried_by(version.task)
-    if copy.signature is not None:
-        out["inputs"] = [_tensor(spec) for spec in copy.signature.inputs]
-        out["outputs"] = [_tensor(spec) for spec in copy.signature.outputs]
+    if copy.facts.signature is not None:
+        out["inputs"] = [_tensor(spec) for spec in copy.facts.signature.inputs]
+        out["outputs"] = [_tensor(spec) for spec in copy.facts.signature.outputs]
     elif carried is not None:
         out["inputs"] = [{"name": carried.input, "datatype": "BYTES", "shape": [-1]}]
         out["outputs"] = [{"name": name, "datatype": datatype, "shape": [-1]} for name, datatype in carried.outputs]
     else:  # still loading
         out["inputs"], out["outputs"] = [], []
     parameters = {"task": version.task or "", "engine": version.engine, "digest": version.digest, "state": copy.state}
-    if copy.signature is not None and carried is not None:
+    if copy.facts.signature is not None and carried is not None:
         parameters["also_takes"] = f"BYTES {carried.input} -> {', '.join(name for name, _ in carried.outputs)}"
     return out | {"parameters": parameters}
 

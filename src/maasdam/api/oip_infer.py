@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,13 +22,20 @@ from maasdam.api import body as bodies
 from maasdam.api import json_body
 from maasdam.api import oip_tensors as wire
 from maasdam.api.body import Receive
-from maasdam.api.entrance import REQUEST_ID, Scope, Send, caller_of
+from maasdam.api.entrance import Scope, Send, request_of
 from maasdam.api.fields import check_known, check_neutral, check_query
 from maasdam.api.measured import measured_headers
 from maasdam.api.sampling import NAMES, sampling_from
-from maasdam.core import Chunk, Payload, Request, TensorPayload, TextPayload, split_name
-from maasdam.errors import InvalidField, InvalidInput, InvalidTensor, ModelNotFound, NotFound, Unsupported
-from maasdam.operations.infer import Receipt
+from maasdam.core import (
+    Chunk,
+    Entry,
+    Facts,
+    Payload,
+    TensorPayload,
+    TextPayload,
+    split_name,
+)
+from maasdam.errors import InvalidField, InvalidInput, InvalidTensor, ModelNotFound, Unsupported
 from maasdam.operations.service import Service
 from maasdam.tasks import TASKS, carried_by
 
@@ -82,60 +90,36 @@ class InferRoute:
         except InvalidInput:
             self._service.check_model(name)
             raise
-        (reply, json_length), receipt = await self._infer(scope, name, asked)
+        reply, json_length, measured = await self._infer(scope, name, asked)
         kind = b"application/json" if json_length is None else b"application/octet-stream"
-        out = [(b"content-type", kind), (b"content-length", b"%d" % len(reply)), *measured_headers(receipt)]
+        out = [(b"content-type", kind), (b"content-length", b"%d" % len(reply)), *measured]
         if json_length is not None:
             out.append((JSON_LENGTH, b"%d" % json_length))
         await send({"type": "http.response.start", "status": 200, "headers": out})
         await send({"type": "http.response.body", "body": reply, "more_body": False})
 
-    async def _infer(self, scope: Scope, name: str, asked: Asked) -> tuple[tuple[bytes, int | None], Receipt]:
+    async def _infer(self, scope: Scope, name: str, asked: Asked) -> tuple[bytes, int | None, list[tuple[bytes, bytes]]]:
         timeout = self._service.settings.request_timeout_seconds
         limit = asked.request.parameters.get("timeout")
         if limit is not None:
             if isinstance(limit, bool) or not isinstance(limit, int) or limit <= 0:
                 raise InvalidInput(f"parameter 'timeout' is {limit!r}; send microseconds, a whole number above 0")
             timeout = min(timeout, limit / 1e6)
-        request = Request(scope[REQUEST_ID], name, asked.payloads[0], caller_of(scope), time.monotonic() + timeout)
-        receipt = Receipt(request.id, name, "/v2/infer")
         _check_name(name, asked.request)
-        self._check_outputs(name, asked)
+        _check_wanted(asked.request)
+        request = request_of(scope, name, asked.payloads, "/v2/infer", time.monotonic() + timeout)
 
-        async def written(chunks: list[Chunk]) -> tuple[bytes, int | None]:
-            outputs = _outputs(chunks, asked, receipt.task)
+        async def written(chunks: list[Chunk], entry: Entry) -> tuple[bytes, int | None, list[tuple[bytes, bytes]]]:
+            outputs = _outputs(chunks, asked, entry.task)
             if sum(array.nbytes for array in outputs.values()) <= SMALL_BYTES:
-                return write(asked.request, outputs, receipt)
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._service.pool, write, asked.request, outputs, receipt)
+                reply, json_length = write(asked.request, outputs, entry)
+            else:
+                loop = asyncio.get_running_loop()
+                reply, json_length = await loop.run_in_executor(self._service.pool, write, asked.request, outputs, entry)
+            return reply, json_length, measured_headers(entry)
 
-        return await self._service.inference.many(request, asked.payloads, receipt, written), receipt
-
-    def _check_outputs(self, name: str, asked: Asked) -> None:
-        """Refuse an output that does not exist before the model runs for nothing."""
-        for i, wanted in enumerate(asked.request.outputs or ()):
-            check_known(wanted.parameters, ("binary_data", "classification", *SHARED_MEMORY), "parameter", f"outputs[{i}]")
-            _check_truth(wanted.parameters, "binary_data")
-            if wanted.parameters.get("classification"):
-                raise Unsupported("the classification extension is not here; POST /v1/images/classifications gives labels")
-            if "shared_memory_region" in wanted.parameters:
-                raise Unsupported("shared memory is not read here; ask for JSON or binary data")
-        if not asked.request.outputs:
-            return
-        try:
-            copy = self._service.router.find(name)
-            signature, carried = copy.signature, carried_by(copy.version.task)
-        except NotFound:
-            return  # inference says it, and the ledger notes it
-        if not isinstance(asked.payloads[0], TensorPayload):
-            have = [output for output, _ in carried.outputs] if carried else None
-        else:
-            have = [spec.name for spec in signature.outputs] if signature else None
-        if have is None:
-            return  # inference says that the model takes something else
-        for wanted in asked.request.outputs:
-            if wanted.name not in have:
-                raise InvalidTensor(f"no output '{wanted.name}'; this model gives: {', '.join(have)}")
+        check = partial(_check_outputs, asked) if asked.request.outputs else None
+        return await self._service.inference.whole(request, written, check)
 
     def _read(self, data: bytes, length: int) -> Asked:
         head = data if length == len(data) else data[:length]
@@ -157,6 +141,30 @@ class InferRoute:
         check_neutral(request.parameters, NO_PRIORITY)
         _check_truth(request.parameters, "binary_data_output")
         return asked
+
+
+def _check_wanted(request: wire.InferRequest) -> None:
+    for i, wanted in enumerate(request.outputs or ()):
+        check_known(wanted.parameters, ("binary_data", "classification", *SHARED_MEMORY), "parameter", f"outputs[{i}]")
+        _check_truth(wanted.parameters, "binary_data")
+        if wanted.parameters.get("classification"):
+            raise Unsupported("the classification extension is not here; POST /v1/images/classifications gives labels")
+        if "shared_memory_region" in wanted.parameters:
+            raise Unsupported("shared memory is not read here; ask for JSON or binary data")
+
+
+def _check_outputs(asked: Asked, facts: Facts) -> None:
+    """Refuse an output that does not exist before the model runs for nothing."""
+    carried = carried_by(facts.task)
+    if not isinstance(asked.payloads[0], TensorPayload):
+        have = [output for output, _ in carried.outputs] if carried else None
+    else:
+        have = [spec.name for spec in facts.signature.outputs] if facts.signature else None
+    if have is None:
+        return  # inference says that the model takes something else
+    for wanted in asked.request.outputs or ():
+        if wanted.name not in have:
+            raise InvalidTensor(f"no output '{wanted.name}'; this model gives: {', '.join(have)}")
 
 
 def _check_truth(parameters: Mapping[str, Any], name: str) -> None:
@@ -184,7 +192,7 @@ def name_of(model: str, version: str | None) -> str:
     return f"{model}:{version}"
 
 
-def write(request: wire.InferRequest, outputs: dict[str, type_array], receipt: Receipt) -> tuple[bytes, int | None]:
+def write(request: wire.InferRequest, outputs: dict[str, type_array], entry: Entry) -> tuple[bytes, int | None]:
     """The body, and the length of its JSON where binary data follows."""
     wanted = {output.name: output for output in request.outputs or ()}
     all_binary = request.parameters.get("binary_data_output") is True
@@ -192,17 +200,17 @@ def write(request: wire.InferRequest, outputs: dict[str, type_array], receipt: R
     tail: list[bytes] = []
     for name in wanted or outputs:
         array = outputs[name]
-        entry: dict[str, Any] = {"name": name, "datatype": wire.datatype(array), "shape": list(array.shape)}
+        one: dict[str, Any] = {"name": name, "datatype": wire.datatype(array), "shape": list(array.shape)}
         is_binary = wanted[name].parameters.get("binary_data", all_binary) if name in wanted else all_binary
         if is_binary is True:
             raw = wire.to_bytes(array)
-            entry["parameters"] = {"binary_data_size": len(raw)}
+            one["parameters"] = {"binary_data_size": len(raw)}
             tail.append(raw)
         else:
             values = wire.to_json(array)
-            entry["data"] = json_body.numbers(values) if isinstance(values, np.ndarray) else values
-        described.append(entry)
-    answer: dict[str, Any] = {"model_name": receipt.model, "model_version": str(receipt.version), "outputs": described}
+            one["data"] = json_body.numbers(values) if isinstance(values, np.ndarray) else values
+        described.append(one)
+    answer: dict[str, Any] = {"model_name": entry.model, "model_version": str(entry.version), "outputs": described}
     if request.id is not None:
         answer["id"] = request.id
     head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)

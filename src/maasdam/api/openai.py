@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -19,15 +19,14 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
 from maasdam.api import errors
-from maasdam.api.entrance import READING, REQUEST_ID, caller_of
+from maasdam.api.entrance import READING, request_of
 from maasdam.api.measured import measured
 from maasdam.api.openai_schema import Body, ChatBody, CompletionBody, EmbeddingBody, check_fields, has_usage, messages_of
 from maasdam.api.paths import MODELS
 from maasdam.api.routing import JsonRoute
 from maasdam.api.sampling import sampling_from
-from maasdam.core import Chunk, Request, Sampling, TextPayload, TextPiece, Units
+from maasdam.core import Chunk, Entry, Sampling, TextPayload, TextPiece
 from maasdam.errors import InvalidField, Unsupported
-from maasdam.operations.infer import Receipt
 from maasdam.operations.service import Service
 from maasdam.serving.router import Copy
 
@@ -116,44 +115,43 @@ async def _answer(
     service: Service, http: HttpRequest, body: Body, shape: Shape, payloads: Sequence[TextPayload], endpoint: str
 ) -> Response:
     deadline = time.monotonic() + service.settings.request_timeout_seconds
-    request = Request(http.scope[REQUEST_ID], body.model, payloads[0], caller_of(http.scope), deadline)
-    receipt = Receipt(request.id, body.model, endpoint)
-    writer = _Writer(shape, body, receipt)
+    request = request_of(http.scope, body.model, tuple(payloads), endpoint, deadline)
+    writer = _Writer(shape, body, request.id)
     ends_with_usage = has_usage(body)
     if not body.stream:
 
-        async def written(chunks: list[Chunk]) -> bytes:
-            return orjson.dumps(writer.whole(chunks))
+        async def written(chunks: list[Chunk], entry: Entry) -> bytes:
+            return orjson.dumps(writer.whole(chunks, entry))
 
-        return Response(await service.inference.many(request, payloads, receipt, written), media_type="application/json")
+        return Response(await service.inference.whole(request, written), media_type="application/json")
     if len(payloads) > 1:
         raise InvalidField("streaming takes one prompt; send several requests", "prompt")
-    events = service.inference.stream(request, receipt, lambda chunk: writer.event(chunk, ends_with_usage))
+    events = service.inference.stream(request, lambda chunk, entry: writer.event(chunk, entry, ends_with_usage))
     first = await anext(events)  # an error before the first token still has a status of its own
     return _EventStream(_events(events, first, writer))
 
 
-async def _events(events: AsyncIterator[bytes], first: bytes, writer: _Writer) -> AsyncIterator[bytes]:
+async def _events(events: AsyncGenerator[bytes], first: bytes, writer: _Writer) -> AsyncGenerator[bytes]:
     """Server-sent events. The one that ends the answer comes only once the ledger has its row."""
-    async with aclosing(cast(Any, events)):
+    async with aclosing(events):
         yield first
         try:
             async for event in events:
                 yield event
         except Exception as error:
-            refused = errors.refusal(error, writer.receipt.request_id)
+            refused = errors.refusal(error, writer.request_id)
             yield _event({"error": errors.openai_error(refused)})
 
 
 class _EventStream(Response):
     """Sends events as they come. A client that goes away cancels this task, and so the generation."""
 
-    def __init__(self, events: AsyncIterator[bytes]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes]) -> None:
         super().__init__()
         self._events = events
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async with aclosing(cast(Any, self._events)) as events:
+        async with aclosing(self._events) as events:
             await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
             async for event in events:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
@@ -163,9 +161,9 @@ class _EventStream(Response):
 class _Writer:
     """One answer's JSON."""
 
-    def __init__(self, shape: Shape, body: Body, receipt: Receipt) -> None:
+    def __init__(self, shape: Shape, body: Body, request_id: str) -> None:
         self.shape = shape
-        self.receipt = receipt
+        self.request_id = request_id
         self._model = body.model
         self._has_token_ids = bool(body.return_token_ids)
         self._created = int(time.time())
@@ -173,18 +171,18 @@ class _Writer:
 
     def envelope(self, kind: str) -> dict[str, Any]:
         """The fields around the choices."""
-        identity = self.shape.prefix + self.receipt.request_id
+        identity = self.shape.prefix + self.request_id
         return {"id": identity, "object": kind, "created": self._created, "model": self._model}
 
-    def whole(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
+    def whole(self, chunks: Sequence[Chunk], entry: Entry) -> dict[str, Any]:
         """An answer in one piece."""
         choices = []
         for i, chunk in enumerate(chunks):
             piece = cast(TextPiece, chunk.value)
             choices.append(self._choice(i, piece) | self.shape.whole(piece))
-        return self.envelope(self.shape.object) | {"choices": choices, "usage": self.usage(self.receipt.units)}
+        return self.envelope(self.shape.object) | {"choices": choices, "usage": self.usage(entry)}
 
-    def event(self, chunk: Chunk, has_usage: bool) -> bytes:
+    def event(self, chunk: Chunk, entry: Entry, has_usage: bool) -> bytes:
         """The next piece of a streamed answer; with the last one, what ends the stream."""
         piece = cast(TextPiece, chunk.value)
         choice = self._choice(0, piece) | self.shape.delta(piece, not self._has_begun)
@@ -194,17 +192,17 @@ class _Writer:
         if not chunk.is_last:
             return event
         if has_usage:
-            event += _event(self.envelope(self.shape.stream_object) | {"choices": [], "usage": self.usage(chunk.units)})
+            event += _event(self.envelope(self.shape.stream_object) | {"choices": [], "usage": self.usage(entry)})
         return event + b"data: [DONE]\n\n"
 
-    def usage(self, units: Units) -> dict[str, Any]:
+    def usage(self, entry: Entry) -> dict[str, Any]:
         """Tokens, and what they cost."""
-        prompt, completion = units.prompt_tokens or 0, units.completion_tokens or 0
+        prompt, completion = entry.prompt_tokens or 0, entry.completion_tokens or 0
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
-            "maasdam": measured(self.receipt),
+            "maasdam": measured(entry),
         }
 
     def _choice(self, index: int, piece: TextPiece) -> dict[str, Any]:

@@ -12,19 +12,19 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from maasdam.core import Artifact, SequenceRequest, Tokens
-from maasdam.engines.compute_share import CpuMeter
+from maasdam.core import Artifact, Cost, Meter, SequenceRequest, Tokens, total_cost
 from maasdam.engines.generation import Choice, choose, prompt_of, read_defaults
 from maasdam.engines.mailbox import Job, tokens_of
 from maasdam.engines.openvino_engine import PRECISIONS, dynamic_quantization
 from maasdam.engines.openvino_library import kept_in, openvino
 from maasdam.engines.tensors import first_line, loading_with
 from maasdam.errors import DeadlineExceeded, EngineFailure, InvalidInput, InvalidModel
+from maasdam.telemetry.meter import CpuMeter
 
 NAME = "openvino-genai"
 BLOCK = 32
@@ -121,7 +121,7 @@ class _Running:
         self.count = 0
         self.share = prompt
         """Tokens of the next step that are this job's: the whole prompt at first, then one."""
-        self.compute_seconds = 0.0
+        self.cost: Cost | None = None
 
 
 class GenaiEngine:
@@ -136,11 +136,11 @@ class GenaiEngine:
         self._wake = threading.Condition()
         self._is_closing = False
         self._next_id = 0
-        self._meter = CpuMeter()
+        self.meter: Meter = CpuMeter()
         self._thread = threading.Thread(target=self._live, name=NAME, daemon=True)
         self._thread.start()
 
-    def submit(self, request: SequenceRequest) -> AsyncIterator[Tokens]:
+    def submit(self, request: SequenceRequest) -> AsyncGenerator[Tokens]:
         """Token ids as they come, without the end token; the last has `finish_reason` "stop" or "length".
 
         Raises at the first step: InvalidPayload (beyond the context, not in the vocabulary), InvalidInput (sampling),
@@ -156,7 +156,7 @@ class GenaiEngine:
         self._thread.join()
 
     def _start(self, job: Job) -> None:
-        self._meter.exclude_this_thread()
+        self.meter.exclude_this_thread()
         with self._wake:
             if self._is_closing:
                 raise EngineFailure(f"the {NAME} engine was closed; open the model again")
@@ -217,11 +217,14 @@ class GenaiEngine:
                 for r in [r for r in running if not self._is_done(r)]:
                     r.job.fail(EngineFailure(f"engine {NAME} dropped a request unfinished"))
                 return []
-            before = self._meter.seconds()
-            self._pipeline.step()
-            spent, whole = self._meter.seconds() - before, sum(r.share for r in running)
+            span = self.meter.start()
+            try:
+                self._pipeline.step()
+            finally:
+                spent = self.meter.stop(span)
+            whole = sum(r.share for r in running)
             for r in running:
-                r.compute_seconds += spent * r.share / whole
+                r.cost = total_cost((r.cost, spent.part(r.share / whole)))
                 r.share = 1
             return [r for r in running if not self._is_done(r)]
         except Exception as error:
@@ -250,7 +253,7 @@ class GenaiEngine:
             reason = "stop" if ended else "length"
         if ids or reason:
             r.count += len(ids)
-            r.job.give(Tokens(tuple(ids), finish_reason=reason, compute_seconds=r.compute_seconds))
+            r.job.give(Tokens(tuple(ids), finish_reason=reason, cost=r.cost))
         return reason is not None
 
 

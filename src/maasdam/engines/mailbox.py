@@ -8,7 +8,7 @@ Knows tokens, loops and cancellation. Refuses to know models.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from maasdam.core import SequenceRequest, Tokens
@@ -46,7 +46,7 @@ class Job:
         return item
 
 
-async def tokens_of(job: Job, start: Callable[[Any], None]) -> AsyncIterator[Tokens]:
+async def tokens_of(job: Job, start: Callable[[Any], None]) -> AsyncGenerator[Tokens]:
     """Start the job and yield its tokens to the last; leaving early cancels it."""
     start(job)
     try:

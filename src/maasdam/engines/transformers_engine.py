@@ -9,17 +9,17 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import SPEECH_RECOGNITION, Artifact, SequenceEngine, SequenceRequest, Tokens
-from maasdam.engines.compute_share import CpuMeter
+from maasdam.core import SPEECH_RECOGNITION, Artifact, Cost, Meter, SequenceEngine, SequenceRequest, Tokens, total_cost
 from maasdam.engines.generation import Choice, choose, pick, prompt_of, read_defaults
 from maasdam.engines.mailbox import Job, tokens_of
 from maasdam.engines.tensors import first_line, loading_with
 from maasdam.engines.transformers_library import architecture_of, open_module
 from maasdam.errors import DeadlineExceeded, EngineFailure, MaasdamError, Unsupported
+from maasdam.telemetry.meter import CpuMeter
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -56,7 +56,7 @@ class _Running:
         self.random = np.random.default_rng(choice.seed)
         self.cache: Any = None
         self.generated: list[int] = []
-        self.compute_seconds = 0.0
+        self.cost: Cost | None = None
 
 
 class TransformersEngine:
@@ -70,11 +70,11 @@ class TransformersEngine:
         self._waiting: deque[Job] = deque()
         self._wake = threading.Condition()
         self._is_closing = False
-        self._meter = CpuMeter()
+        self.meter: Meter = CpuMeter()
         self._thread = threading.Thread(target=self._live, name=NAME, daemon=True)
         self._thread.start()
 
-    def submit(self, request: SequenceRequest) -> AsyncIterator[Tokens]:
+    def submit(self, request: SequenceRequest) -> AsyncGenerator[Tokens]:
         """Token ids as they come, without the end token. Raises as `GenaiEngine.submit`; closing the iterator cancels."""
         return tokens_of(Job(request), self._start)
 
@@ -86,7 +86,7 @@ class TransformersEngine:
         self._thread.join()
 
     def _start(self, job: Job) -> None:
-        self._meter.exclude_this_thread()
+        self.meter.exclude_this_thread()
         with self._wake:
             if self._is_closing:
                 raise EngineFailure(f"the {NAME} engine was closed; open the model again")
@@ -129,9 +129,11 @@ class TransformersEngine:
             r.job.fail(DeadlineExceeded(f"request {r.job.request.id} was not done in time; its tokens are dropped"))
             return True
         try:
-            before = self._meter.seconds()
-            token = self._next_token(r)
-            r.compute_seconds += self._meter.seconds() - before
+            span = self.meter.start()
+            try:
+                token = self._next_token(r)
+            finally:
+                r.cost = total_cost((r.cost, self.meter.stop(span)))
         except Exception as error:
             r.job.fail(EngineFailure(f"engine {NAME} broke on a request: {first_line(error)}"))
             return True
@@ -140,7 +142,7 @@ class TransformersEngine:
             r.generated.append(token)
         is_full = len(r.generated) >= r.choice.max_tokens
         reason = "stop" if is_end else "length" if is_full else None
-        r.job.give(Tokens(() if is_end else (token,), finish_reason=reason, compute_seconds=r.compute_seconds))
+        r.job.give(Tokens(() if is_end else (token,), finish_reason=reason, cost=r.cost))
         return reason is not None
 
     def _next_token(self, r: _Running) -> int:

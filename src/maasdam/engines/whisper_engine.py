@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from maasdam.core import Artifact, SequenceRequest, Tensors, Tokens
-from maasdam.engines.compute_share import CpuMeter
+from maasdam.core import Artifact, Meter, SequenceRequest, Tensors, Tokens
 from maasdam.engines.mailbox import Job, tokens_of
 from maasdam.engines.tensors import first_line, loading_with
 from maasdam.errors import DeadlineExceeded, EngineFailure, InvalidInput, InvalidPayload, MaasdamError
+from maasdam.telemetry.meter import CpuMeter
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -150,12 +150,12 @@ class WhisperEngine:
     def __init__(self, model: Writes, name: str) -> None:
         self._model: Writes | None = model
         self._name = name
-        self._meter = CpuMeter()
+        self.meter: Meter = CpuMeter()
         self._lock = threading.Lock()
         self._jobs: set[Job] = set()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
 
-    def submit(self, request: SequenceRequest) -> AsyncIterator[Tokens]:
+    def submit(self, request: SequenceRequest) -> AsyncGenerator[Tokens]:
         """Text by segments; the last Tokens has `finish_reason` "stop" and no text. Closing the iterator cancels.
 
         Raises InvalidPayload (a language it doesn't know), DeadlineExceeded, EngineFailure.
@@ -183,7 +183,7 @@ class WhisperEngine:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _start(self, job: Job) -> None:
-        self._meter.exclude_this_thread()
+        self.meter.exclude_this_thread()
         if self._model is None:
             raise EngineFailure(f"the {self._name} engine was closed; open the model again")
         with self._lock:
@@ -206,15 +206,17 @@ class WhisperEngine:
         if model is None or job.is_cancelled:
             return
         language = str(inputs["language"][0]) if "language" in inputs else None
-        before = self._meter.seconds()
         has_words = "timestamps" in inputs and bool(inputs["timestamps"][0])
-        language, segments = model.transcribe(inputs["waveform"][0], language, has_words)
-        for segment in segments:
-            if job.is_cancelled:
-                return
-            if deadline is not None and time.monotonic() > deadline:
-                raise DeadlineExceeded(f"request {job.request.id} was not transcribed in time")
-            shown = {**segment, "tokens": list(segment["tokens"])}
-            job.give(Tokens(tuple(segment["tokens"]), text=segment["text"], segments=(shown,)))
-        spent = self._meter.seconds() - before
-        job.give(Tokens((), text="", finish_reason="stop", compute_seconds=spent, language=language))
+        span = self.meter.start()
+        try:
+            language, segments = model.transcribe(inputs["waveform"][0], language, has_words)
+            for segment in segments:
+                if job.is_cancelled:
+                    return
+                if deadline is not None and time.monotonic() > deadline:
+                    raise DeadlineExceeded(f"request {job.request.id} was not transcribed in time")
+                shown = {**segment, "tokens": list(segment["tokens"])}
+                job.give(Tokens(tuple(segment["tokens"]), text=segment["text"], segments=(shown,)))
+        finally:
+            spent = self.meter.stop(span)
+        job.give(Tokens((), text="", finish_reason="stop", cost=spent, language=language))

@@ -160,10 +160,10 @@ def _verified(
     examples: PreparedExamples,
     recipe: Recipe,
 ) -> dict[str, Any]:
-    from maasdam.accounts.energy import open_meter
     from maasdam.engines.batching_kept import Findings
     from maasdam.pipeline.conditions import Conditions
     from maasdam.pipeline.verify import verify
+    from maasdam.telemetry.energy import open_meter
 
     facts = [step.facts for step in building.steps]
     references = building.references(source)

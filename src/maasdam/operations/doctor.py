@@ -112,7 +112,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _energy(settings: Settings) -> dict[str, Any]:
-    from maasdam.accounts.energy import RaplCounter, open_meter
+    from maasdam.telemetry.energy import RaplCounter, open_meter
 
     try:
         RaplCounter()

@@ -1,8 +1,8 @@
-"""Answer one request: quota, endpoint -> replica, chunks, what it cost, and one durable row in the ledger.
+"""Answer one request: a lease on a replica, chunks, what it cost, and one durable row in the ledger.
 
 Knows requests, replicas and accounts. Refuses to know HTTP, tensors' meaning and how an engine runs.
 
-    request -quota-> route -> replica.answer -> chunk, chunk, last chunk
+    request -> lease (version, replica) -> replica.submit or .answer -> chunk, chunk, last chunk
                                                            \\- written -> ledger row durable -> only then handed out
 
 Exactly one row is written whatever happens: answered (200), refused or broken (the error's HTTP status), or the
@@ -16,37 +16,39 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
-from maasdam.accounts.ledger import Entry
-from maasdam.core import Chunk, Payload, Request, TextPiece, Units
+from maasdam.core import Chunk, Entry, Facts, Request, Units, total_cost
 from maasdam.errors import DeadlineExceeded, EngineFailure, MaasdamError
+from maasdam.serving.deadlines import Deadlines
 from maasdam.serving.replica import Replica
-
-if TYPE_CHECKING:
-    from maasdam.artifacts.catalog import Version
+from maasdam.serving.router import Lease
+from maasdam.serving.scheduler import settle
 
 CLIENT_CLOSED = 499
 JOULES_PER_KWH = 3.6e6
 LONGEST_NAME = 200
 """What is kept of a name that a caller made up, characters."""
-NOTHING = Units(items=0)
 Written = TypeVar("Written")
 LEAST_WAIT_SECONDS = 0.25
 """An error's row is waited for so long at least: most are durable by then."""
 TOO_LATE = "no answer within the time limit; try again when the service is less busy"
+BEGUN = datetime.min.replace(tzinfo=UTC)
+"""When a request was that has no row yet."""
+UNMEASURED = "compute seconds were not measured"
 
 
 class Routes(Protocol):
     """What inference needs of the router."""
 
-    def route(self, name: str) -> tuple[Version, Replica]:
-        """A ready replica; raises NotFound, NotReady."""
+    def lease(self, name: str) -> Lease:
+        """A ready replica, held until it is released; raises NotFound, NotReady."""
         ...
 
 
@@ -62,56 +64,16 @@ class Rows(Protocol):
         ...
 
 
-class Energy(Protocol):
-    """What inference needs of the energy meter."""
-
-    def joules(self, compute_seconds: float | None, wall: float) -> tuple[float | None, str]:
-        """Joules, or None, and the method."""
-        ...
-
-
 class Meters(Protocol):
     """What inference needs of the metrics."""
 
-    def answered(self, receipt: Receipt, status: int) -> None:
+    def answered(self, entry: Entry, status: int) -> None:
         """A request has ended."""
         ...
 
-    def first_chunk(self, receipt: Receipt, seconds: float) -> None:
+    def first_chunk(self, entry: Entry, seconds: float) -> None:
         """The first piece of a streamed answer came."""
         ...
-
-
-@dataclass(slots=True)
-class Receipt:
-    """What a request was and cost. Complete before the last chunk is written; None is unmeasured."""
-
-    request_id: str
-    model: str
-    """The model's name; as the caller wrote it where there is no such model."""
-    endpoint: str
-    version: int | None = None
-    task: str | None = None
-    units: Units = NOTHING
-    seconds: float = 0.0
-    compute_seconds: float | None = None
-    joules: float | None = None
-    energy_method: str | None = None
-    grams_co2e: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Settings that bear on one request."""
-
-    max_tokens: int
-    """Tokens generated when the caller names no limit."""
-    grams_co2e_per_kwh: float
-    """0 is unknown."""
-
-
-Quota = Callable[[Request], None]
-"""Raises TooManyRequests when the caller has used up what is theirs."""
 
 
 class Inference:
@@ -121,74 +83,73 @@ class Inference:
         self,
         routes: Routes,
         ledger: Rows,
-        energy: Energy,
-        limits: Limits,
         *,
+        grams_co2e_per_kwh: float = 0.0,
         meters: Meters | None = None,
-        quota: Quota | None = None,
         refuse_if_lost: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`refuse_if_lost` raises StorageFailure while nothing can be recorded: then no model runs for nothing."""
+        """`grams_co2e_per_kwh` 0 is unknown.
+
+        `refuse_if_lost` raises StorageFailure while nothing can be recorded: then no model runs for nothing.
+        """
         self._routes = routes
         self._ledger = ledger
-        self._energy = energy
-        self._limits = limits
+        self._grams_co2e_per_joule = grams_co2e_per_kwh / JOULES_PER_KWH
         self._meters = meters
-        self._quota = quota
         self._refuse_if_lost = refuse_if_lost
         self._clock = clock
-        self._durable = _Durable()
+        self._deadlines = Deadlines(clock)
+        self._durable = _Durable(self._deadlines)
 
-    async def once(self, request: Request, receipt: Receipt, write: Callable[[Chunk], Written]) -> Written:
-        """The whole answer as one chunk, written. Raises what the replica and `write` raise, DeadlineExceeded."""
-
-        async def written(chunks: list[Chunk]) -> Written:
-            return write(chunks[0])
-
-        return await self.many(request, (request.payload,), receipt, written)
-
-    async def many(
+    async def whole(
         self,
         request: Request,
-        payloads: Sequence[Payload],
-        receipt: Receipt,
-        write: Callable[[list[Chunk]], Awaitable[Written]],
+        write: Callable[[list[Chunk], Entry], Awaitable[Written]],
+        check: Callable[[Facts], None] | None = None,
     ) -> Written:
-        """Whole answers to several payloads of one request, run side by side, written as one; one row for all."""
-        account = self._open(request, receipt)
-        try:
-            if request.deadline is None:
-                chunks = await self._run(account, request, payloads)
-            else:
-                async with asyncio.timeout(request.deadline - self._clock()):
-                    chunks = await self._run(account, request, payloads)
-            account.add_up()
-            answer = await write(chunks)
-        except BaseException as error:
-            shown = await account.failed(error)
-            if shown is error:
-                raise
-            raise shown from error
-        await account.answered(request.deadline)
-        return answer
+        """Whole answers to a request's payloads, one chunk each, written as one; one row for all.
 
-    async def stream(self, request: Request, receipt: Receipt, write: Callable[[Chunk], Written]) -> AsyncIterator[Written]:
-        """Chunks as they come, written; the deadline holds for the first one. Closing the iterator cancels."""
-        account = self._open(request, receipt)
+        `check` raises where the replica that will answer can't give what is asked for; the entry that `write` gets says
+        what it cost. Raises what the replica, `check` and `write` raise, DeadlineExceeded.
+        """
+        account = _Account(self, request)
         try:
-            replica = self._route(account, request)
-            async with aclosing(cast(Any, replica.answer(replace(request, deadline=None), self._limits.max_tokens))) as chunks:
-                chunk = await self._first(chunks, request.deadline)
+            try:
+                replica = self._lease(account)
+                if check is not None:
+                    check(replica.facts)
+                chunks = await self._submitted(account, replica)
+                account.add_up()
+                answer = await write(chunks, account.entry)
+            except BaseException as error:
+                shown = await account.failed(error)
+                if shown is error:
+                    raise
+                raise shown from error
+            await account.answered(request.deadline)
+            return answer
+        finally:
+            account.release()
+
+    async def stream(self, request: Request, write: Callable[[Chunk, Entry], Written]) -> AsyncGenerator[Written]:
+        """Chunks as they come, written; the deadline holds for the first one. Closing the generator cancels."""
+        account = _Account(self, request)
+        try:
+            replica = self._lease(account)
+            async with aclosing(replica.answer(replace(request, deadline=None))) as chunks:
+                left = None if request.deadline is None else request.deadline - self._clock()
+                async with asyncio.timeout(left):
+                    chunk = await anext(chunks)
                 if self._meters:
-                    self._meters.first_chunk(receipt, self._clock() - account.began)
+                    self._meters.first_chunk(account.entry, self._clock() - account.began)
                 while not chunk.is_last:
                     account.see([chunk])
-                    yield write(chunk)
+                    yield write(chunk, account.entry)
                     chunk = await anext(chunks)
             account.see([chunk])
             account.add_up()
-            last = write(chunk)
+            last = write(chunk, account.entry)
             # the deadline was the first piece's; the row has as long again
             await account.answered(None if request.deadline is None else self._clock() + request.deadline - account.began)
         except BaseException as error:
@@ -196,103 +157,113 @@ class Inference:
             if shown is error:
                 raise
             raise shown from error
+        finally:
+            account.release()
         yield last
 
-    async def _first(self, chunks: AsyncIterator[Chunk], deadline: float | None) -> Chunk:
-        if deadline is None:
-            return await anext(chunks)
-        async with asyncio.timeout(deadline - self._clock()):
-            return await anext(chunks)
-
-    def _open(self, request: Request, receipt: Receipt) -> _Account:
-        return _Account(self, request, receipt)
-
-    def _route(self, account: _Account, request: Request) -> Replica:
+    def _lease(self, account: _Account) -> Replica:
         self._refuse_if_lost()
-        if self._quota:
-            self._quota(request)
-        version, replica = self._routes.route(request.model)
-        account.receipt.model, account.receipt.version, account.receipt.task = version.model, version.version, version.task
-        return replica
+        lease = account.lease = self._routes.lease(account.request.model)
+        version, entry = lease.version, account.entry
+        entry.model, entry.version, entry.task = version.model, version.version, version.task
+        return lease.replica
 
-    async def _run(self, account: _Account, request: Request, payloads: Sequence[Payload]) -> list[Chunk]:
-        replica = self._route(account, request)
-        latest: dict[int, Chunk] = {}
-
-        def fold(i: int, part: Request) -> Coroutine[Any, Any, Chunk]:
-            def see(chunk: Chunk) -> None:
-                latest[i] = chunk
-                account.see(list(latest.values()))
-
-            return _fold(replica.answer(part, self._limits.max_tokens), see)
-
-        if len(payloads) == 1:
-            return [await fold(0, request)]
-        parts = [replace(request, id=f"{request.id}-{i}", payload=payload) for i, payload in enumerate(payloads)]
-        return await self._side_by_side([fold(i, part) for i, part in enumerate(parts)])
-
-    async def _side_by_side(self, folds: Sequence[Coroutine[Any, Any, Chunk]]) -> list[Chunk]:
-        tasks = [asyncio.ensure_future(fold) for fold in folds]
+    async def _submitted(self, account: _Account, replica: Replica) -> list[Chunk]:
+        waiter: asyncio.Future[list[Chunk]] = asyncio.get_running_loop().create_future()
+        told = partial(settle, waiter)
+        deadline = account.request.deadline
+        late = None if deadline is None else self._deadlines.add(deadline, partial(told, TimeoutError()))
         try:
-            return list(await asyncio.gather(*tasks))
-        except BaseException:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            raise
+            cancel = replica.submit(account.request, told)
+            try:
+                chunks = await waiter
+            except BaseException:
+                account.see(cancel())
+                raise
+        finally:
+            if late is not None:
+                self._deadlines.remove(late)
+        account.see(chunks)
+        return chunks
 
 
 class _Account:
     """One request's units, cost and row."""
 
-    def __init__(self, inference: Inference, request: Request, receipt: Receipt) -> None:
+    __slots__ = ("_inference", "_is_added_up", "_is_settled", "began", "entry", "lease", "request")
+
+    def __init__(self, inference: Inference, request: Request) -> None:
+        caller = request.caller
         self._inference = inference
-        self._request = request
-        self.receipt = receipt
+        self.request = request
+        name = request.model[:LONGEST_NAME]
+        self.entry = Entry(request.id, BEGUN, caller.key_id, caller.name, name, request.endpoint, 0, 0.0, items=0)
+        self.lease: Lease | None = None
         self.began = inference._clock()
         self._is_added_up = False
         self._is_settled = False
 
+    def release(self) -> None:
+        """The replica may go."""
+        if self.lease is not None:
+            self.lease.release()
+
     def see(self, chunks: Sequence[Chunk]) -> None:
-        """Add up what the chunks are metered as."""
-        self.receipt.units = _sum([chunk.units for chunk in chunks])
-        computed = [chunk.compute_seconds for chunk in chunks if chunk.compute_seconds is not None]
-        if computed:
-            self.receipt.compute_seconds = sum(computed)
+        """Add up what the chunks, one a payload, are metered as."""
+        if not chunks:
+            return
+        entry, units = self.entry, _sum([chunk.units for chunk in chunks])
+        entry.items, entry.audio_seconds = units.items, units.audio_seconds
+        entry.prompt_tokens, entry.completion_tokens = units.prompt_tokens, units.completion_tokens
+        cost = total_cost(chunk.cost for chunk in chunks)
+        if cost is not None:
+            entry.compute_seconds, entry.joules, entry.energy_method = cost
 
     def add_up(self) -> None:
-        """Complete the receipt, which the answer may show."""
-        inference, receipt = self._inference, self.receipt
-        receipt.seconds = inference._clock() - self.began
-        receipt.joules, receipt.energy_method = inference._energy.joules(receipt.compute_seconds, receipt.seconds)
-        per_kwh = inference._limits.grams_co2e_per_kwh
-        if receipt.joules is not None and per_kwh > 0:
-            receipt.grams_co2e = receipt.joules / JOULES_PER_KWH * per_kwh
+        """Complete the entry, which the answer may show."""
+        inference, entry = self._inference, self.entry
+        entry.seconds = inference._clock() - self.began
+        if entry.energy_method is None:
+            entry.energy_method = UNMEASURED
+        if entry.joules is not None and inference._grams_co2e_per_joule > 0:
+            entry.grams_co2e = entry.joules * inference._grams_co2e_per_joule
         self._is_added_up = True
 
     async def answered(self, deadline: float | None) -> None:
         """Write the row of an answer, and wait until it is durable. Raises DeadlineExceeded, and the row says so then."""
-        future = self._record(200)
-        if future is None:
+        row = self._record(200)
+        if row is None:
             return
         durable, ledger = self._inference._durable, self._inference._ledger
-        with self._counted(200):
+        status = 200
+        try:
             try:
-                await durable.wait(future, None if deadline is None else deadline - self._inference._clock())
+                await durable.wait(row, deadline)
             except TimeoutError:
-                if ledger.restate(future, DeadlineExceeded.http_status, DeadlineExceeded.code):
+                if ledger.restate(row, DeadlineExceeded.http_status, DeadlineExceeded.code):
                     raise DeadlineExceeded(TOO_LATE) from None
-                await durable.wait(future)  # it is being committed, which waits for nobody
+                await durable.wait(row, None)  # it is being committed, which waits for nobody
+        except BaseException as error:
+            status = _status(error)
+            raise
+        finally:
+            self._count(status)
 
     async def settle(self, status: int, error_code: str) -> None:
         """Write the row of an error, once, and wait until it is durable, but not for long beyond the deadline."""
-        future = self._record(status, error_code)
-        if future is None:
+        row = self._record(status, error_code)
+        if row is None:
             return
-        deadline = self._request.deadline
-        left = None if deadline is None else max(deadline - self._inference._clock(), LEAST_WAIT_SECONDS)
-        with self._counted(status), contextlib.suppress(TimeoutError):  # it stays queued
-            await self._inference._durable.wait(future, left)
+        deadline = self.request.deadline
+        until = None if deadline is None else max(deadline, self._inference._clock() + LEAST_WAIT_SECONDS)
+        try:
+            with contextlib.suppress(TimeoutError):  # it stays queued
+                await self._inference._durable.wait(row, until)
+        except BaseException as error:
+            status = _status(error)
+            raise
+        finally:
+            self._count(status)
 
     async def failed(self, error: BaseException) -> BaseException:
         """Write the row of a request that `error` ended; the error to raise."""
@@ -315,66 +286,37 @@ class _Account:
         if self._is_settled:
             return None
         self._is_settled = True
-        inference, receipt, caller = self._inference, self.receipt, self._request.caller
         if not self._is_added_up:
             self.add_up()
-        units = receipt.units
-        entry = Entry(
-            request_id=receipt.request_id,
-            at=datetime.now(UTC),
-            key_id=caller.key_id,
-            caller=caller.name,
-            model=receipt.model[:LONGEST_NAME],
-            version=receipt.version,
-            task=receipt.task,
-            endpoint=receipt.endpoint,
-            status=status,
-            error_code=error_code,
-            items=units.items,
-            prompt_tokens=units.prompt_tokens,
-            completion_tokens=units.completion_tokens,
-            audio_seconds=units.audio_seconds,
-            seconds=receipt.seconds,
-            compute_seconds=receipt.compute_seconds,
-            joules=receipt.joules,
-            energy_method=receipt.energy_method,
-            grams_co2e=receipt.grams_co2e,
-        )
-        return inference._ledger.record(entry)
-
-    @contextlib.contextmanager
-    def _counted(self, status: int) -> Iterator[None]:
-        """Count the request once its row was waited for: as `status`, or as what the waiting raised, which is answered then."""
-        try:
-            yield
-        except MaasdamError as error:
-            self._count(error.http_status)
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            self._count(CLIENT_CLOSED)
-            raise
-        except BaseException:
-            self._count(MaasdamError.http_status)
-            raise
-        self._count(status)
+        entry = self.entry
+        entry.at, entry.status, entry.error_code = datetime.now(UTC), status, error_code
+        return self._inference._ledger.record(entry)
 
     def _count(self, status: int) -> None:
         if self._inference._meters:
-            self._inference._meters.answered(self.receipt, status)
+            self._inference._meters.answered(self.entry, status)
+
+
+def _status(error: BaseException) -> int:
+    """As what a request is counted whose row was waited for in vain."""
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return CLIENT_CLOSED
+    return error.http_status if isinstance(error, MaasdamError) else MaasdamError.http_status
 
 
 class _Durable:
     """Waits for rows. The ledger tells of a whole group at once; so the event loop is woken once for all of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, deadlines: Deadlines) -> None:
         self._lock = threading.Lock()
+        self._deadlines = deadlines
         self._told: list[tuple[asyncio.Future[None], Future[None]]] = []
 
-    async def wait(self, row: Future[None], seconds: float | None = None) -> None:
+    async def wait(self, row: Future[None], until: float | None) -> None:
         """Return once the row is on disk. Raises what the ledger says when it can't be written, TimeoutError."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
-        timer = None if seconds is None else loop.call_later(max(seconds, 0.0), _give_up, waiter)  # cheaper than a timeout()
+        late = None if until is None else self._deadlines.add(until, partial(settle, waiter, TimeoutError()))
 
         def tell(done: Future[None]) -> None:
             with self._lock:
@@ -388,42 +330,14 @@ class _Durable:
         try:
             await waiter
         finally:
-            if timer is not None:
-                timer.cancel()
+            if late is not None:
+                self._deadlines.remove(late)
 
     def _wake(self) -> None:
         with self._lock:
             told, self._told = self._told, []
         for waiter, done in told:
-            if waiter.done():
-                continue
-            error = done.exception()
-            if error is None:
-                waiter.set_result(None)
-            else:
-                waiter.set_exception(error)
-
-
-def _give_up(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_exception(TimeoutError())
-
-
-async def _fold(chunks: AsyncIterator[Chunk], see: Callable[[Chunk], None]) -> Chunk:
-    """An answer that is not streamed: the pieces of text joined, other answers as they are. `see` is told each chunk."""
-    async with aclosing(cast(Any, chunks)) as pieces:
-        texts: list[str] = []
-        token_ids: list[int] = []
-        async for chunk in pieces:
-            see(chunk)
-            if not isinstance(chunk.value, TextPiece):
-                return cast(Chunk, chunk)
-            texts.append(chunk.value.text)
-            token_ids.extend(chunk.value.token_ids)
-            if chunk.is_last:
-                whole = TextPiece("".join(texts), tuple(token_ids), chunk.value.finish_reason)
-                return replace(cast(Chunk, chunk), value=whole)
-    raise EngineFailure("the answer ended without a last piece")
+            settle(waiter, done.exception())
 
 
 def _sum(many: Sequence[Units]) -> Units:

@@ -8,7 +8,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from maasdam.accounts.ledger import Entry, Ledger
+from maasdam.accounts.ledger import Ledger
+from maasdam.core import Entry
 from maasdam.errors import MaasdamError, NotFound
 from maasdam.telemetry.logs import LogFile, lines_of
 

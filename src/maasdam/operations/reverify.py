@@ -46,12 +46,12 @@ def reverify(
 
 
 def _measured(root: Path, settings: Settings, digest: str, data: Path | None, progress: Progress) -> dict[str, Any]:
-    from maasdam.accounts.energy import open_meter
     from maasdam.artifacts.store import Store
     from maasdam.pipeline.conditions import Conditions
     from maasdam.pipeline.examples import PreparedExamples, evaluation_examples
     from maasdam.pipeline.recipe import Limits as Asked
     from maasdam.pipeline.verify import verify
+    from maasdam.telemetry.energy import open_meter
 
     progress("read the stored files")
     artifact = Store(root).intact(digest)

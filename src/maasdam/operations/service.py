@@ -9,19 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from maasdam.accounts.energy import open_meter
 from maasdam.accounts.ledger import Ledger
 from maasdam.artifacts.store import Store
 from maasdam.database.presence import Presence
 from maasdam.engines.batching_kept import Findings
 from maasdam.errors import NotReady
 from maasdam.operations.builds import builds
-from maasdam.operations.infer import Inference, Limits
+from maasdam.operations.infer import Inference
 from maasdam.serving.attempts import Attempts
-from maasdam.serving.compute import ComputeClock
 from maasdam.serving.loading import Files, Loader
 from maasdam.serving.router import Router
 from maasdam.settings import Settings
+from maasdam.telemetry.energy import open_meter
+from maasdam.telemetry.meter import CpuMeter
 from maasdam.telemetry.metrics import Metrics
 from maasdam.telemetry.requests import RequestLog
 
@@ -78,7 +78,7 @@ class Service:
     inference: Inference
     router: Router
     pool: ThreadPoolExecutor
-    compute: ComputeClock
+    meter: CpuMeter
     catalog: Catalog
     keys: Keys
     ledger: Ledger
@@ -123,7 +123,7 @@ class Service:
 
     async def start(self) -> None:
         """Bring up what is deployed; returns before it is ready."""
-        self.compute.exclude_this_thread()
+        self.meter.exclude_this_thread()
         self.presence.start()
         await self.router.start()
 
@@ -153,31 +153,35 @@ def open_service(
     """
     settings, store = workspace.settings, workspace.store
     workspace.keys.operators_secret = operators_secret
-    compute = ComputeClock()
-    pool = ThreadPoolExecutor(WIRE_THREADS, "wire", compute.exclude_this_thread)
+    meter = CpuMeter(open_meter(settings.watts_per_core))
+    pool = ThreadPoolExecutor(WIRE_THREADS, "wire", meter.exclude_this_thread)
     findings = Findings(settings.home)
     load = Loader(
         store,
         settings,
         findings,
-        compute=compute,
+        meter=meter,
         open_engine=open_engine,
         open_processor=open_processor,
         attempts=Attempts(settings.home / "loading", workspace.catalog.deployed_at),
     )
     router = Router(workspace.catalog, load, drain_seconds=settings.shutdown_grace_seconds)
-    limits = Limits(settings.max_tokens, settings.grams_co2e_per_kwh)
     metrics = Metrics()
     requests = RequestLog(metrics)
-    energy = open_meter(settings.watts_per_core)
     presence = Presence(workspace.database, on_back=workspace.ledger.write_again)
-    inference = Inference(router, workspace.ledger, energy, limits, meters=requests, refuse_if_lost=presence.refuse_if_lost)
+    inference = Inference(
+        router,
+        workspace.ledger,
+        grams_co2e_per_kwh=settings.grams_co2e_per_kwh,
+        meters=requests,
+        refuse_if_lost=presence.refuse_if_lost,
+    )
     return Service(
         settings=settings,
         inference=inference,
         router=router,
         pool=pool,
-        compute=compute,
+        meter=meter,
         catalog=workspace.catalog,
         keys=workspace.keys,
         ledger=workspace.ledger,

@@ -28,11 +28,11 @@ from maasdam.core import (
 from maasdam.engines import ENGINES
 from maasdam.errors import LimitExceeded, MaasdamError, NotReady, Unsupported
 from maasdam.serving.attempts import Attempts
-from maasdam.serving.compute import ComputeClock
 from maasdam.serving.replica import Replica, SequenceReplica, TensorReplica
 from maasdam.serving.share import Share, apart
 from maasdam.settings import Settings
 from maasdam.tasks import task_of
+from maasdam.telemetry.meter import CpuMeter
 
 if TYPE_CHECKING:
     from maasdam.artifacts.catalog import Version
@@ -79,24 +79,22 @@ class Loader:
         settings: Settings,
         findings: Found,
         *,
-        compute: ComputeClock,
+        meter: CpuMeter,
         open_engine: Callable[..., Engine] | None = None,
         open_processor: Callable[..., Processor] | None = None,
-        on_batch: Callable[[Version, int], None] | None = None,
         attempts: Attempts | None = None,
     ) -> None:
         """`attempts` keeps note of what is being loaded, where the service may die of it.
 
-        What loading computes is no request's: its threads are left out of `compute`, also those that hang, and the rest
+        What loading computes is no request's: its threads are left out of `meter`, also those that hang, and the rest
         is its own share for as long as it takes.
         """
         self._store = store
         self._settings = settings
         self._findings = findings
-        self._compute = compute
+        self._meter = meter
         self._open_engine = open_engine
         self._open_processor = open_processor
-        self._on_batch = on_batch
         self._attempts = attempts
         self._turn = threading.Lock()
 
@@ -112,7 +110,7 @@ class Loader:
         given_up = threading.Event()
         try:
             async with asyncio.timeout(self._settings.load_seconds):
-                opening = apart("opening", self._open, version, note, given_up, around=self._compute.without_this_thread)
+                opening = apart("opening", self._open, version, note, given_up, around=self._meter.without_this_thread)
                 engine, processor = await opening
                 batching = UNTRIED
                 if isinstance(engine, TensorEngine):
@@ -140,7 +138,7 @@ class Loader:
         artifact = self._store.intact(version.digest)
         with self._taking_turns(artifact):
             if not given_up.is_set():
-                note.enter_context(self._compute.spending())  # of threads of the engine's own; this one is left out
+                note.enter_context(self._meter.spending())  # of threads of the engine's own; this one is left out
                 if self._attempts is not None:
                     note.enter_context(self._attempts.noted(version.model, version.version))
                 if given_up.is_set():  # in this very moment: nobody else takes the note away
@@ -176,7 +174,7 @@ class Loader:
 
     async def _found(self, version: Version, engine: TensorEngine, processor: Processor | None) -> Batching:
         try:
-            trying = apart("trying", self._batching, version, engine, processor, around=self._compute.without_this_thread)
+            trying = apart("trying", self._batching, version, engine, processor, around=self._meter.without_this_thread)
             return await trying
         except BaseException:
             Share("closing", threads=1, idle_seconds=0.0).submit(engine.close)
@@ -202,27 +200,27 @@ class Loader:
         return found
 
     def _replica(self, version: Version, engine: Engine, processor: Processor | None, batching: Batching) -> Replica:
-        share = Share(f"prepare {version.model}:{version.version}", self._compute.without_this_thread)
+        share = Share(f"prepare {version.model}:{version.version}", self._meter.without_this_thread)
         if isinstance(engine, TensorEngine):
-            told = self._on_batch
             streams = int(self._store.get(version.digest).settings.get("streams", 1))
             return TensorReplica(
                 engine,
                 processor,
                 pool=share,
-                compute=self._compute,
+                meter=self._meter,
                 queue_size=self._settings.queue_size,
                 max_answer_bytes=self._settings.max_answer_bytes,
                 threads=streams,
                 batching=batching,
-                on_batch=(lambda rows: told(version, rows)) if told else None,
             )
         if processor is None:
             raise Unsupported(
                 f"model {version.model}:{version.version} names no task, and its engine needs one; build it with --task"
             )
+        engine.meter = self._meter  # one for all, or two engines at work would each be billed for both
         stream = processor.stream if isinstance(processor, WritingProcessor) else None
-        return SequenceReplica(engine, processor, pool=share, queue_size=self._settings.queue_size, text_stream=stream)
+        queue_size, max_tokens = self._settings.queue_size, self._settings.max_tokens
+        return SequenceReplica(engine, processor, pool=share, queue_size=queue_size, max_tokens=max_tokens, text_stream=stream)
 
 
 def _examples(processor: Processor | None, signature: Signature) -> list[Tensors]:
@@ -237,13 +235,13 @@ def _examples(processor: Processor | None, signature: Signature) -> list[Tensors
 
 
 async def _warm(replica: Replica, task: str | None) -> None:
-    payload = task_of(task).warm_up(replica.signature)
+    payload = task_of(task).warm_up(replica.facts.signature)
     if payload is None:
         return
-    request = Request("warm-up", "warm-up", payload, ANONYMOUS)
+    request = Request("warm-up", "warm-up", (payload,), ANONYMOUS)
     for _ in range(WARM_RUNS):
         try:
-            async for _chunk in replica.answer(request, max_tokens=2):
+            async for _chunk in replica.answer(request):
                 pass
         except MaasdamError as error:
             if not isinstance(payload, TensorPayload):

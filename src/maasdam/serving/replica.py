@@ -14,10 +14,12 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, Protocol, cast
+from functools import partial
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -25,6 +27,8 @@ from maasdam.core import (
     UNTRIED,
     Batching,
     Chunk,
+    Cost,
+    Facts,
     Payload,
     Processor,
     Request,
@@ -39,16 +43,17 @@ from maasdam.core import (
     TextPayload,
     TextPiece,
     TextStream,
-    Tokens,
     Transcript,
     Units,
+    total_cost,
 )
 from maasdam.errors import ContextExceeded, EngineFailure, InvalidInput, InvalidPayload, MaasdamError, Overloaded, TooLarge
-from maasdam.serving.compute import ComputeClock
-from maasdam.serving.scheduler import Ran, Scheduler
+from maasdam.serving.scheduler import Ran, Scheduler, settle
 from maasdam.tasks import TASKS, task_of
+from maasdam.telemetry.meter import CpuMeter
 
 log = logging.getLogger("maasdam.serving")
+Result = TypeVar("Result")
 
 SMALL_BYTES = 256 * 1024
 """Tensors up to this size are checked in the event loop: a hop to a thread would cost more."""
@@ -57,24 +62,30 @@ TOO_LONG_DECODING_SECONDS = 0.02
 """Of CPU time for the text of one step."""
 
 
-class Replica(Protocol):
-    """What the router and `operations.infer` see of a running copy."""
+Done = Callable[["list[Chunk] | BaseException"], None]
+"""Told, in the event loop, of a whole answer: one chunk a payload; or of what went wrong."""
+Cancel = Callable[[], Sequence[Chunk]]
+"""Ends an answer, of which `done` hears nothing any more; the newest chunk of each payload until then, to be metered."""
 
-    signature: Signature | None
-    """None for sequence engines."""
-    context_length: int | None
-    batching: Batching | None
-    """Whether callers may be computed together; None where the engine has a way of its own."""
+
+class Replica(Protocol):
+    """What the router and `operations.infer` see of the running copy of one version. Nothing else of it is reached into."""
+
+    facts: Facts
     in_flight: int
-    """Requests being answered."""
+    """Leases on it: the router counts them."""
 
     @property
     def waiting(self) -> int:
-        """Of them, those that wait for the engine, where that is known."""
+        """Of the requests, those that wait for the engine, where that is known."""
         ...
 
-    def answer(self, request: Request, max_tokens: int) -> AsyncIterator[Chunk]:
-        """Chunks of one answer; closing the iterator cancels. `max_tokens` is the limit where the request names none."""
+    def submit(self, request: Request, done: Done) -> Cancel:
+        """Begin a whole answer to all payloads. Raises what is known to be wrong at once; `done` hears of the rest."""
+        ...
+
+    def answer(self, request: Request) -> AsyncGenerator[Chunk]:
+        """Chunks of the answer to a request's only payload, as they come; closing the generator cancels."""
         ...
 
     def close(self) -> None:
@@ -85,24 +96,20 @@ class Replica(Protocol):
 class TensorReplica:
     """A tensor engine behind a scheduler."""
 
-    context_length: int | None = None
-
     def __init__(
         self,
         engine: TensorEngine,
         processor: Processor | None,
         *,
         pool: Executor,
-        compute: ComputeClock,
+        meter: CpuMeter,
         queue_size: int,
         max_answer_bytes: int = 1 << 62,
         threads: int = 1,
         batching: Batching = UNTRIED,
-        on_batch: Callable[[int], None] | None = None,
     ) -> None:
         """`batching`: what was found of this engine; unless it is independent, requests run one by one."""
-        self.signature: Signature | None = engine.signature
-        self.batching: Batching | None = batching
+        self.facts = Facts(engine.signature, None, processor.task if processor else None, batching)
         self.in_flight = 0
         self._engine = engine
         self._processor = processor
@@ -124,8 +131,7 @@ class TensorReplica:
             is_fixed=is_fixed,
             most_rows=(lambda tensors: most) if is_fixed else batching.most_rows,  # a look at the sizes takes microseconds
             threads=threads,
-            compute=compute,
-            on_batch=on_batch,
+            meter=meter,
         )
 
     @property
@@ -133,32 +139,62 @@ class TensorReplica:
         """Items queued."""
         return self._scheduler.waiting
 
-    async def answer(self, request: Request, max_tokens: int) -> AsyncIterator[Chunk]:
-        """One chunk. Raises InvalidTensor, InvalidPayload, Overloaded, DeadlineExceeded, EngineFailure."""
-        self.in_flight += 1
-        try:
-            if isinstance(request.payload, TensorPayload):
-                yield await self._tensors(request.payload, request.deadline)
-            else:
-                yield await self._payload(request.payload, request.deadline)
-        finally:
-            self.in_flight -= 1
+    def submit(self, request: Request, done: Done) -> Cancel:
+        """See `Replica`. Tensors go to the scheduler at once; what must be decoded takes the way of threads.
 
-    async def _tensors(self, payload: TensorPayload, deadline: float | None) -> Chunk:
-        tensors = payload.tensors
-        if sum(array.nbytes for array in tensors.values()) <= SMALL_BYTES:
-            self._checked.check(tensors)
-        else:
-            await asyncio.get_running_loop().run_in_executor(self._pool, self._checked.check, tensors)
+        Raises InvalidTensor, Overloaded, NotReady; `done` may hear of InvalidPayload, DeadlineExceeded, EngineFailure too.
+        """
+        payload = request.payloads[0]
+        if not isinstance(payload, TensorPayload) or _size(payload.tensors) > SMALL_BYTES:
+            return whole([self._answered(one, request.deadline) for one in request.payloads], done)
+        self._checked.check(payload.tensors)
+        items = self._items(payload.tensors)
+
+        def tell(outcome: Ran | BaseException) -> None:
+            done(outcome if isinstance(outcome, BaseException) else self._chunks(items, outcome))
+
+        item = self._scheduler.submit(payload.tensors, request.deadline, tell)
+
+        def cancel() -> Sequence[Chunk]:
+            self._scheduler.cancel(item)
+            return ()
+
+        return cancel
+
+    async def answer(self, request: Request) -> AsyncGenerator[Chunk]:
+        """One chunk. Raises what `submit` does, and what it tells."""
+        future: asyncio.Future[list[Chunk]] = asyncio.get_running_loop().create_future()
+        cancel = self.submit(request, partial(settle, future))
+        try:
+            (chunk,) = await future
+        finally:
+            cancel()
+        yield chunk
+
+    async def _answered(self, payload: Payload, deadline: float | None) -> AsyncGenerator[Chunk]:
+        if not isinstance(payload, TensorPayload):
+            yield await self._decoded(payload, deadline)
+            return
+        await asyncio.get_running_loop().run_in_executor(self._pool, self._checked.check, payload.tensors)
+        items = self._items(payload.tensors)
+        outcome = self._chunks(items, await self._scheduler.run(payload.tensors, deadline))
+        if isinstance(outcome, BaseException):
+            raise outcome
+        yield outcome[0]
+
+    def _items(self, tensors: Tensors) -> int:
+        """How many items there are to answer. Raises TooLarge where their answers would be."""
         counts = {array.shape[0] for array in tensors.values()} if self._batches else {1}
         items = counts.pop() if len(counts) == 1 else 1  # first axes that differ are of one thing: a graph
         self._refuse_large(items * self._bytes_a_row)
-        ran = await self._scheduler.run(tensors, deadline)
-        size = sum(array.nbytes for array in ran.outputs.values())
-        if size > self._max_answer_bytes:
-            del ran  # or the error's traceback would keep it
-            self._refuse_large(size)
-        return Chunk(ran.outputs, Units(items=items), True, ran.compute_seconds)
+        return items
+
+    def _chunks(self, items: int, ran: Ran) -> list[Chunk] | TooLarge:
+        try:
+            self._refuse_large(_size(ran.outputs))
+        except TooLarge as error:
+            return error.with_traceback(None)  # or it would keep the answer
+        return [Chunk(ran.outputs, Units(items=items), True, ran.cost)]
 
     def _refuse_large(self, size: int) -> None:
         if size > self._max_answer_bytes:
@@ -167,7 +203,7 @@ class TensorReplica:
                 "max_answer_bytes); ask for less at once"
             )
 
-    async def _payload(self, payload: Payload, deadline: float | None) -> Chunk:
+    async def _decoded(self, payload: Payload, deadline: float | None) -> Chunk:
         if self._processor is None:
             raise InvalidInput("this model has no processor; send raw tensors to /v2/models/NAME/infer")
         _check_kind(self._processor.task, payload)
@@ -179,28 +215,72 @@ class TensorReplica:
             prepared, units = await loop.run_in_executor(self._pool, _prepare, self._processor, payload)
         finally:
             self._preparing -= 1
-        if len(prepared) == 1:
-            rans = [await self._scheduler.run(prepared[0], deadline)]
-        else:
-            rans = await self._all(prepared, deadline)
+        rans = await side_by_side([self._scheduler.run(tensors, deadline) for tensors in prepared])
         outputs: list[Tensors] = [ran.outputs for ran in rans]
         answer = await loop.run_in_executor(self._pool, self._processor.finish, outputs, payload)
-        return Chunk(answer, units, True, sum(ran.compute_seconds for ran in rans))
-
-    async def _all(self, prepared: Sequence[Tensors], deadline: float | None) -> list[Ran]:
-        tasks = [asyncio.ensure_future(self._scheduler.run(tensors, deadline)) for tensors in prepared]
-        try:
-            return list(await asyncio.gather(*tasks))
-        except BaseException:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            raise
+        return Chunk(answer, units, True, total_cost(ran.cost for ran in rans))
 
     def close(self) -> None:
         """End the scheduler, then free the engine."""
         self._scheduler.close()
         self._engine.close()
+
+
+async def side_by_side(parts: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """What each gives, in order. Where one fails the others are cancelled, and over, before its error is raised."""
+    if len(parts) == 1:
+        return [await parts[0]]
+    tasks = [asyncio.ensure_future(part) for part in parts]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+def whole(answers: Sequence[AsyncGenerator[Chunk]], done: Done) -> Cancel:
+    """Have answers that come in pieces given whole: what `Replica.submit` promises, of what `Replica.answer` gives."""
+    return _Whole(answers, done).cancel
+
+
+class _Whole:
+    """Answers in pieces, each folded into one chunk, in a task."""
+
+    def __init__(self, answers: Sequence[AsyncGenerator[Chunk]], done: Done) -> None:
+        self._newest: dict[int, Chunk] = {}
+        self._done = done
+        self._task = asyncio.ensure_future(side_by_side([self._fold(i, answer) for i, answer in enumerate(answers)]))
+        self._task.add_done_callback(self._tell)
+
+    def cancel(self) -> Sequence[Chunk]:
+        """See `Cancel`."""
+        self._task.cancel()
+        return list(self._newest.values())
+
+    def _tell(self, task: asyncio.Task[list[Chunk]]) -> None:
+        if not task.cancelled():
+            self._done(task.exception() or task.result())
+
+    async def _fold(self, i: int, answer: AsyncGenerator[Chunk]) -> Chunk:
+        """The pieces of text joined, other answers as they are."""
+        async with aclosing(answer) as chunks:
+            texts: list[str] = []
+            token_ids: list[int] = []
+            async for chunk in chunks:
+                self._newest[i] = chunk
+                if not isinstance(chunk.value, TextPiece):
+                    return chunk
+                texts.append(chunk.value.text)
+                token_ids.extend(chunk.value.token_ids)
+                if chunk.is_last:
+                    return replace(chunk, value=TextPiece("".join(texts), tuple(token_ids), chunk.value.finish_reason))
+        raise EngineFailure("the answer ended without a last piece")
+
+
+def _size(tensors: Mapping[str, Any]) -> int:
+    return sum(array.nbytes for array in tensors.values())
 
 
 def _bytes_a_row(spec: TensorSpec) -> int:
@@ -214,9 +294,6 @@ def _bytes_a_row(spec: TensorSpec) -> int:
 class SequenceReplica:
     """A sequence engine: text generation, or speech by an engine that decodes by itself."""
 
-    signature: Signature | None = None
-    batching: Batching | None = None
-
     def __init__(
         self,
         engine: SequenceEngine,
@@ -224,11 +301,17 @@ class SequenceReplica:
         *,
         pool: Executor,
         queue_size: int,
+        max_tokens: int = 256,
         text_stream: Callable[[tuple[str, ...], Sequence[int]], TextStream] | None = None,
     ) -> None:
-        """`text_stream` makes one for stop strings and the prompt's tokens; None where the engine gives text by itself."""
-        self.context_length: int | None = engine.context_length
+        """`max_tokens` are written where a request names no limit.
+
+        `text_stream` makes one for stop strings and the prompt's tokens; None where the engine gives text by itself.
+        """
+        self.facts = Facts(None, engine.context_length, processor.task)
         self.in_flight = 0
+        self._answering = 0
+        self._max_tokens = max_tokens
         self._engine = engine
         self._processor = processor
         self._pool = pool
@@ -241,43 +324,42 @@ class SequenceReplica:
         """0: a sequence engine lets everyone in and shares its steps among them."""
         return 0
 
-    async def answer(self, request: Request, max_tokens: int) -> AsyncIterator[Chunk]:
+    def submit(self, request: Request, done: Done) -> Cancel:
+        """See `Replica`: the pieces that `answer` gives, joined."""
+        return whole([self.answer(replace(request, payloads=(payload,))) for payload in request.payloads], done)
+
+    async def answer(self, request: Request) -> AsyncGenerator[Chunk]:
         """Chunks as they come. Raises InvalidPayload (prompt beyond the context), Overloaded, EngineFailure."""
-        if self.in_flight >= self._queue_size:
-            raise Overloaded(f"{self.in_flight} requests are already waiting for this model; try again in a second")
-        self.in_flight += 1
+        if self._answering >= self._queue_size:
+            raise Overloaded(f"{self._answering} requests are already waiting for this model; try again in a second")
+        self._answering += 1
         try:
-            payload = request.payload
+            (payload,) = request.payloads
             _check_kind(self._processor.task, payload)
             loop = asyncio.get_running_loop()
             prepared, units = await loop.run_in_executor(self._pool, _prepare, self._processor, payload)
             if isinstance(payload, TextPayload):
-                chunks = self._generate(request, payload, prepared[0], units, max_tokens)
+                chunks = self._generate(request, payload, prepared[0], units)
             else:
                 chunks = self._transcribe(request, prepared, units)
-            try:
+            async with aclosing(chunks):
                 async for chunk in chunks:
                     yield chunk
-            finally:
-                await cast(Any, chunks).aclose()
         finally:
-            self.in_flight -= 1
+            self._answering -= 1
 
-    async def _generate(
-        self, request: Request, payload: TextPayload, inputs: Tensors, units: Units, max_tokens: int
-    ) -> AsyncIterator[Chunk]:
-        sampling = self._fit(payload.sampling, inputs["input_ids"].shape[-1], max_tokens)
+    async def _generate(self, request: Request, payload: TextPayload, inputs: Tensors, units: Units) -> AsyncGenerator[Chunk]:
+        sampling = self._fit(payload.sampling, inputs["input_ids"].shape[-1])
         if sampling.max_tokens == 0:
             yield Chunk(TextPiece("", (), "length"), replace(units, completion_tokens=0), True, None)
             return
         assert self._text_stream is not None
         stream = self._text_stream(sampling.stop, inputs["input_ids"][0])
         count = 0
-        compute: float | None = None
-        tokens_iterator = self._engine.submit(SequenceRequest(request.id, inputs, sampling, request.deadline))
-        try:
-            async for tokens in tokens_iterator:
-                compute = tokens.compute_seconds if tokens.compute_seconds is not None else compute
+        cost: Cost | None = None
+        async with aclosing(self._engine.submit(SequenceRequest(request.id, inputs, sampling, request.deadline))) as written:
+            async for tokens in written:
+                cost = tokens.cost or cost
                 text = await self._decoded(lambda: stream.feed(tokens.token_ids))  # noqa: B023 - called at once
                 taken = tokens.token_ids[: stream.taken]
                 count += len(taken)
@@ -286,11 +368,9 @@ class SequenceReplica:
                     text += await self._decoded(stream.finish)
                     reason = "stop" if stream.is_stopped else reason
                 piece = TextPiece(text, taken, reason)
-                yield Chunk(piece, replace(units, completion_tokens=count), reason is not None, compute)
+                yield Chunk(piece, replace(units, completion_tokens=count), reason is not None, cost)
                 if reason is not None:
                     return
-        finally:
-            await cast(Any, tokens_iterator).aclose()
         raise EngineFailure("the engine ended a generation without saying why")
 
     async def _decoded(self, call: Callable[[], str]) -> str:
@@ -304,31 +384,26 @@ class SequenceReplica:
             self._decodes_apart = True
         return text
 
-    def _fit(self, sampling: Sampling, prompt: int, max_tokens: int) -> Sampling:
+    def _fit(self, sampling: Sampling, prompt: int) -> Sampling:
         room = self._engine.context_length - prompt
         if room < 1:
             raise ContextExceeded(prompt, self._engine.context_length)
-        return replace(sampling, max_tokens=min(max_tokens if sampling.max_tokens is None else sampling.max_tokens, room))
+        return replace(sampling, max_tokens=min(self._max_tokens if sampling.max_tokens is None else sampling.max_tokens, room))
 
-    async def _transcribe(self, request: Request, prepared: Sequence[Tensors], units: Units) -> AsyncIterator[Chunk]:
+    async def _transcribe(self, request: Request, prepared: Sequence[Tensors], units: Units) -> AsyncGenerator[Chunk]:
         texts: list[str] = []
         segments: list[Mapping[str, Any]] = []
         language: str | None = None
-        compute: float | None = None
+        cost: Cost | None = None
         for inputs in prepared:
-            tokens_iterator: AsyncIterator[Tokens] = self._engine.submit(
-                SequenceRequest(request.id, inputs, Sampling(), request.deadline)
-            )
-            try:
-                async for tokens in tokens_iterator:
+            heard = self._engine.submit(SequenceRequest(request.id, inputs, Sampling(), request.deadline))
+            async with aclosing(heard):
+                async for tokens in heard:
                     texts.append(tokens.text or "")
                     segments.extend(tokens.segments)
                     language = tokens.language or language
-                    if tokens.compute_seconds is not None:
-                        compute = (compute or 0.0) + tokens.compute_seconds
-            finally:
-                await cast(Any, tokens_iterator).aclose()
-        yield Chunk(Transcript("".join(texts).strip(), tuple(segments), language), units, True, compute)
+                    cost = total_cost((cost, tokens.cost))
+        yield Chunk(Transcript("".join(texts).strip(), tuple(segments), language), units, True, cost)
 
     def close(self) -> None:
         """Stop the engine."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from maasdam.core import Batching, Signature, split_name
+from maasdam.core import Facts, split_name
 from maasdam.errors import MaasdamError, ModelNotFound, NotReady
 from maasdam.serving.replica import Replica
 from maasdam.serving.share import apart
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from maasdam.artifacts.catalog import Deployment, Version
 
 log = logging.getLogger("maasdam.serving")
+UNKNOWN_FACTS = Facts()
 
 State = Literal["loading", "ready", "failed", "stopping"]
 POLL_SECONDS = 0.25
@@ -84,18 +85,27 @@ class Copy:
         return self.state == "stopping"
 
     @property
-    def signature(self) -> Signature | None:
-        """What tensors it takes and gives; None for sequence engines and while loading."""
-        return self.replicas[0].signature if self.replicas else None
+    def facts(self) -> Facts:
+        """What is known of its replicas; nothing while it loads."""
+        return self.replicas[0].facts if self.replicas else UNKNOWN_FACTS
 
-    @property
-    def batching(self) -> Batching | None:
-        """What was found of it; None for sequence engines and while loading."""
-        return self.replicas[0].batching if self.replicas else None
 
-    def pick(self) -> Replica:
-        """The replica with the fewest requests in flight."""
-        return min(self.replicas, key=lambda replica: replica.in_flight)
+class Lease:
+    """A request's hold on one replica of one version, from its door to its row in the ledger."""
+
+    __slots__ = ("_is_held", "replica", "version")
+
+    def __init__(self, version: Version, replica: Replica) -> None:
+        self.version = version
+        self.replica = replica
+        self._is_held = True
+        replica.in_flight += 1
+
+    def release(self) -> None:
+        """The request is over. Once is enough, and more does no harm."""
+        if self._is_held:
+            self._is_held = False
+            self.replica.in_flight -= 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,24 +184,34 @@ class Router:
     def serving(self, model: str) -> Copy | None:
         """The copy that a bare name means now; None when there is none."""
         desired = self._desired.get(model)
-        copies = self._copies.get(model, [])
-        wanted = next((c for c in copies if desired and c.version.version == desired.version), None)
-        if wanted is not None and wanted.state == "ready":
-            return wanted
-        return next((c for c in copies if c.state == "ready"), wanted)
+        number = None if desired is None else desired.version
+        ready = wanted = None
+        for copy in self._copies.get(model, ()):
+            if copy.version.version == number:
+                wanted = copy
+                if copy.state == "ready":
+                    return copy
+            elif ready is None and copy.state == "ready":
+                ready = copy
+        return ready or wanted
 
     def find(self, name: str) -> Copy:
-        """The copy that NAME, NAME:VERSION or NAME@ALIAS means now, ready or not. Raises NotFound."""
-        model, version, alias = split_name(name)
+        """The copy that NAME, NAME:VERSION or NAME@ALIAS means now, ready or not: of a bare name the deployed one.
+
+        Raises NotFound, NotReady. Nothing is drawn here: requests are, by `lease`.
+        """
+        return self._find(*split_name(name))
+
+    def _find(self, model: str, version: int | None, alias: str | None) -> Copy:
         if model not in self._desired:
             known = ", ".join(sorted(self._desired)) or "none; deploy one with: maasdam deploy NAME"
             raise ModelNotFound(f"no model '{model}' is deployed; deployed models: {known}")
-        copies = self._copies.get(model, [])
         if version is None and alias is None:
-            copy = self._share(model, copies) or self.serving(model)
+            copy = self.serving(model)
             if copy is None:
                 raise NotReady(f"model '{model}' can't be served: {self._desired[model].reason or 'nothing is loaded'}")
             return copy
+        copies = self._copies.get(model, [])
         for copy in copies:
             if copy.version.version == version or (alias and alias in copy.version.aliases):
                 return copy
@@ -199,14 +219,21 @@ class Router:
         asked = f"version {version}" if version is not None else f"alias '{alias}'"
         raise ModelNotFound(f"model '{model}' does not serve {asked}; versions being served: {have}")
 
-    def route(self, name: str) -> tuple[Version, Replica]:
-        """A ready replica for NAME, NAME:VERSION or NAME@ALIAS. Raises NotFound, NotReady."""
-        copy = self.find(name)
+    def lease(self, name: str) -> Lease:
+        """A ready replica for one request to NAME, NAME:VERSION or NAME@ALIAS. Raises NotFound, NotReady.
+
+        Where traffic of a bare name is shared among versions, this is the one draw: the lease holds what it gave. Of a
+        version's replicas it is the one with the fewest leases.
+        """
+        model, version, alias = split_name(name)
+        copy = self._share(model) if version is None and alias is None else None
+        copy = copy or self._find(model, version, alias)
         if copy.state != "ready" or not copy.replicas:
             if copy.state == "failed":
                 raise NotReady(f"model '{copy.name}' failed to load; GET /admin/models says why")
             raise NotReady(f"model '{copy.name}' is loading; try again in a second")
-        return copy.version, copy.pick()
+        replicas = copy.replicas
+        return Lease(copy.version, replicas[0] if len(replicas) == 1 else min(replicas, key=lambda one: one.in_flight))
 
     async def settled(self, model: str, seconds: float) -> Copy:
         """Follow the catalog now and wait until `model` is ready or failed. Raises NotFound, NotReady after `seconds`."""
@@ -281,9 +308,13 @@ class Router:
                 desired[model] = Desired(None, {}, deployment.replicas, deployment.updated_at, str(error))
         return desired, versions
 
-    def _share(self, model: str, copies: list[Copy]) -> Copy | None:
+    def _share(self, model: str) -> Copy | None:
         """The copy that a request without a version goes to, where traffic is shared among several."""
-        shares = self._desired[model].shares
+        copies = self._copies.get(model, ())
+        desired = self._desired.get(model)
+        if len(copies) < 2 or desired is None:
+            return None
+        shares = desired.shares
         ready = [c for c in copies if c.state == "ready" and shares.get(c.version.version)]
         if len(ready) < 2:
             return None
@@ -342,7 +373,7 @@ class Router:
         self._changed.set()
 
     async def _retire(self, replicas: list[Replica]) -> None:
-        """Wait for requests in flight, then close."""
+        """Wait until no request holds a lease, then close."""
         waited = 0.0
         while any(replica.in_flight for replica in replicas) and waited < self._drain_seconds:
             await asyncio.sleep(0.02)

@@ -21,14 +21,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maasdam.core import Tensors
+from maasdam.core import Cost, Tensors
 from maasdam.errors import DeadlineExceeded, EngineFailure, MaasdamError, NotReady, Overloaded
-from maasdam.serving.compute import ComputeClock
 from maasdam.serving.pace import Pace
+from maasdam.telemetry.meter import CpuMeter
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -47,32 +48,39 @@ TOO_LONG_INLINE_SECONDS = 0.02
 CLOSING = "this model is being taken down; send the request again"
 
 
+Done = Callable[["Ran | BaseException"], None]
+
+
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What became of one item: its own rows of the outputs and its share of the engine's CPU-seconds."""
+    """What became of one item."""
 
     outputs: dict[str, type_array]
-    compute_seconds: float
+    """Its own rows."""
+    cost: Cost
+    """Its share of what the batch took."""
     batch_rows: int
 
 
-class _Item:
-    __slots__ = ("deadline", "future", "most", "number", "rows", "shape", "tensors")
+class Item:
+    """One item that waits or runs."""
 
-    def __init__(
-        self, tensors: Tensors, rows: int, most: int, shape: Shape, deadline: float | None, future: asyncio.Future[Ran]
-    ) -> None:
+    __slots__ = ("deadline", "done", "is_cancelled", "loop", "most", "number", "rows", "shape", "tensors")
+
+    def __init__(self, tensors: Tensors, rows: int, most: int, shape: Shape, deadline: float | None, done: Done) -> None:
         self.tensors = tensors
         self.rows = rows
         self.most = most
         """Rows that a batch with this item in it may hold."""
         self.shape = shape
         self.deadline = deadline
-        self.future = future
+        self.done = done
+        self.loop = asyncio.get_running_loop()
         self.number = 0
+        self.is_cancelled = False
 
 
-Outcome = tuple[_Item, "Ran | BaseException"]
+Outcome = tuple[Item, "Ran | BaseException"]
 
 
 class Scheduler:
@@ -87,29 +95,26 @@ class Scheduler:
         is_fixed: bool = False,
         most_rows: Callable[[Tensors], int] = lambda tensors: MOST_INLINE_ROWS,
         threads: int = 1,
-        compute: ComputeClock | None = None,
+        meter: CpuMeter | None = None,
         pace: Pace | None = None,
         clock: Callable[[], float] = time.monotonic,
-        on_batch: Callable[[int], None] | None = None,
     ) -> None:
         """`batches`: the first axis of every input and output is the batch; `is_fixed`: no other axis is dynamic.
 
-        `most_rows`: how many rows a batch with these tensors in it may hold, 1 for tensors that run alone. `on_batch` is told
-        each batch's rows.
+        `most_rows`: how many rows a batch with these tensors in it may hold, 1 for tensors that run alone.
         """
         self._engine = run
         self._queue_size = queue_size
         self._batches = batches
         self._most_rows = most_rows
         self._may_run_inline = is_fixed and batches
-        self._tick: list[_Item] = []
+        self._tick: list[Item] = []
         self._tick_rows = 0
-        self._compute = compute or ComputeClock()
+        self._meter = meter or CpuMeter()
         self._clock = clock
-        self._on_batch = on_batch
         self._pace = pace or Pace()
         self._ready = threading.Condition()
-        self._queues: dict[Shape, deque[_Item]] = {}
+        self._queues: dict[Shape, deque[Item]] = {}
         self._waiting = 0
         self._number = 0
         self._is_closed = False
@@ -135,19 +140,34 @@ class Scheduler:
         seconds = self._pace.seconds_alone
         return seconds is not None and seconds < INLINE_SECONDS
 
-    async def run(self, tensors: Tensors, deadline: float | None = None) -> Ran:
-        """Run one item. Raises Overloaded when the queue is full, DeadlineExceeded, EngineFailure.
+    def submit(self, tensors: Tensors, deadline: float | None, done: Done) -> Item:
+        """Run one item; `done` is told in this event loop what became of it: Ran, DeadlineExceeded, EngineFailure, NotReady.
 
-        Cancelling takes the item out of the queue; a batch that already runs is not interrupted.
+        Raises Overloaded when the queue is full, NotReady.
         """
-        item = self._enqueue_inline(tensors) if self.is_inline else None
-        if item is not None:
-            return await item.future
-        item = self._enqueue(tensors, deadline)
+        item = self._enqueue_inline(tensors, done) if self.is_inline else None
+        return item or self._enqueue(tensors, deadline, done)
+
+    def cancel(self, item: Item) -> None:
+        """Out of the queue with it: `done` hears nothing any more. A batch that already runs is not interrupted."""
+        item.is_cancelled = True
+        with self._ready:
+            queue = self._queues.get(item.shape)
+            if queue is None or item not in queue:
+                return
+            queue.remove(item)
+            self._waiting -= 1
+            if not queue:
+                del self._queues[item.shape]
+
+    async def run(self, tensors: Tensors, deadline: float | None = None) -> Ran:
+        """`submit`, awaited. Cancelling cancels the item."""
+        future: asyncio.Future[Ran] = asyncio.get_running_loop().create_future()
+        item = self.submit(tensors, deadline, partial(settle, future))
         try:
-            return await item.future
+            return await future
         except asyncio.CancelledError:
-            self._discard(item)
+            self.cancel(item)
             raise
 
     def close(self) -> None:
@@ -164,10 +184,10 @@ class Scheduler:
             if thread is not current:
                 thread.join(timeout=30)
 
-    def _enqueue(self, tensors: Tensors, deadline: float | None) -> _Item:
+    def _enqueue(self, tensors: Tensors, deadline: float | None, done: Done) -> Item:
         shape = tuple((name, array.dtype.str, array.shape[1:]) for name, array in tensors.items())
         rows, most = self._counted(tensors)
-        item = _Item(tensors, rows, most, shape, deadline, asyncio.get_running_loop().create_future())
+        item = Item(tensors, rows, most, shape, deadline, done)
         with self._ready:
             if self._is_closed:
                 raise NotReady(CLOSING)
@@ -188,21 +208,20 @@ class Scheduler:
         rows = next(iter(counts))
         return max(rows, 1), self._most_rows(tensors) if len(counts) == 1 and rows else 1
 
-    def _enqueue_inline(self, tensors: Tensors) -> _Item | None:
+    def _enqueue_inline(self, tensors: Tensors, done: Done) -> Item | None:
         """Into this turn's batch; None when it is full or being taken down: the queue decides then."""
         rows, most = self._counted(tensors)
-        loop = asyncio.get_running_loop()
         if self._is_closed or self._tick_rows + rows > MOST_INLINE_ROWS or len(self._tick) >= MOST_INLINE_ITEMS:
             return None
-        item = _Item(tensors, rows, most, (), None, loop.create_future())
+        item = Item(tensors, rows, most, (), None, done)
         if not self._tick:
-            loop.call_soon(self._run_tick)
+            item.loop.call_soon(self._run_tick)
         self._tick.append(item)
         self._tick_rows += rows
         return item
 
     def _run_tick(self) -> None:
-        batch = [item for item in self._tick if not item.future.cancelled()]
+        batch = [item for item in self._tick if not item.is_cancelled]
         self._tick = []
         self._tick_rows = 0
         if not batch:
@@ -216,17 +235,7 @@ class Scheduler:
         if time.thread_time() - began > TOO_LONG_INLINE_SECONDS:
             log.warning("a batch of %d rows blocked the event loop; this model has a thread from now on", len(batch))
             self._may_run_inline = False
-        _settle(outcomes)
-
-    def _discard(self, item: _Item) -> None:
-        with self._ready:
-            queue = self._queues.get(item.shape)
-            if queue is None or item not in queue:
-                return
-            queue.remove(item)
-            self._waiting -= 1
-            if not queue:
-                del self._queues[item.shape]
+        _tell(outcomes)
 
     def _work(self) -> None:
         while True:
@@ -244,7 +253,7 @@ class Scheduler:
             elif not expired:
                 return
 
-    def _take(self) -> tuple[list[_Item], list[_Item]]:
+    def _take(self) -> tuple[list[Item], list[Item]]:
         """The next batch, and items whose deadline has passed. Both empty: closed."""
         with self._ready:
             while True:
@@ -256,11 +265,11 @@ class Scheduler:
                 if batch or expired:  # else all were cancelled in this very moment
                     return batch, expired
 
-    def _pop(self) -> tuple[list[_Item], list[_Item]]:
+    def _pop(self) -> tuple[list[Item], list[Item]]:
         queue = min(self._queues.values(), key=lambda waiting: waiting[0].number)
         shape = queue[0].shape
-        batch: list[_Item] = []
-        expired: list[_Item] = []
+        batch: list[Item] = []
+        expired: list[Item] = []
         now = self._clock()
         cap, rows = self.cap, 0
         while queue and (not batch or rows + queue[0].rows <= min(cap, queue[0].most)):
@@ -269,20 +278,20 @@ class Scheduler:
             self._waiting -= 1
             if item.deadline is not None and item.deadline <= now:
                 expired.append(item)
-            elif not item.future.cancelled():
+            elif not item.is_cancelled:
                 batch.append(item)
                 rows += item.rows
         if not queue:
             del self._queues[shape]
         return batch, expired
 
-    def _run_batch(self, batch: list[_Item], is_inline: bool = False) -> list[Outcome]:
+    def _run_batch(self, batch: list[Item], is_inline: bool = False) -> list[Outcome]:
         if len(batch) == 1:
             return [(batch[0], self._run_one(batch[0], is_inline))]
         rows = sum(item.rows for item in batch)
         joined = {name: np.concatenate([item.tensors[name] for item in batch]) for name in batch[0].tensors}
         try:
-            outputs, wall, seconds = self._timed(joined, is_inline)
+            outputs, wall, cost = self._timed(joined, is_inline)
         except Exception as error:
             log.warning("a batch of %d failed (%s); running its items one by one", len(batch), error)
             return [(item, self._run_one(item, is_inline)) for item in batch]
@@ -292,56 +301,50 @@ class Scheduler:
             return [(item, self._run_one(item, is_inline)) for item in batch]
         with self._ready:
             self._pace.learn(rows, wall)
-        if self._on_batch:
-            self._on_batch(rows)
         results: list[Outcome] = []
         start = 0
         for item in batch:
             end = start + item.rows
             own = {name: array[start:end] for name, array in outputs.items()}
-            results.append((item, Ran(own, seconds * item.rows / rows, rows)))
+            results.append((item, Ran(own, cost.part(item.rows / rows), rows)))
             start = end
         return results
 
-    def _run_one(self, item: _Item, is_inline: bool = False) -> Ran | BaseException:
+    def _run_one(self, item: Item, is_inline: bool = False) -> Ran | BaseException:
         if item.deadline is not None and item.deadline <= self._clock():
             return DeadlineExceeded(TOO_LATE)
         try:
-            outputs, wall, seconds = self._timed(item.tensors, is_inline)
+            outputs, wall, cost = self._timed(item.tensors, is_inline)
         except Exception as error:
             return _failure(error)
         with self._ready:
             self._pace.learn(item.rows, wall)
-        if self._on_batch:
-            self._on_batch(item.rows)
-        return Ran(outputs, seconds, item.rows)
+        return Ran(outputs, cost, item.rows)
 
-    def _timed(self, tensors: Tensors, is_inline: bool) -> tuple[dict[str, type_array], float, float]:
-        """Outputs, wall seconds, CPU-seconds."""
-        span = 0 if is_inline else self._compute.start()
-        spent = time.thread_time() if is_inline else 0.0  # this thread is the event loop's, which the clock leaves out
+    def _timed(self, tensors: Tensors, is_inline: bool) -> tuple[dict[str, type_array], float, Cost]:
+        """Outputs, wall seconds, what it took."""
+        span = 0 if is_inline else self._meter.start()
+        spent = time.thread_time() if is_inline else 0.0  # this thread is the event loop's, which spans leave out
         began = time.perf_counter()
-        seconds = 0.0
         try:
             outputs = dict(self._engine(tensors))
         finally:
             wall = time.perf_counter() - began
-            seconds = time.thread_time() - spent if is_inline else self._compute.stop(span)
-        return outputs, wall, seconds
+            cost = self._meter.known(time.thread_time() - spent) if is_inline else self._meter.stop(span)
+        return outputs, wall, cost
 
     def _deliver(self, outcomes: list[Outcome]) -> None:
         """Hand results to their event loops, one call a loop."""
-        loops = {item.future.get_loop() for item, _ in outcomes}
-        for loop in loops:
+        for loop in {item.loop for item, _ in outcomes}:
             try:
-                loop.call_soon_threadsafe(_settle, [o for o in outcomes if o[0].future.get_loop() is loop])
+                loop.call_soon_threadsafe(_tell, [o for o in outcomes if o[0].loop is loop])
             except RuntimeError:  # that loop is closed: nobody waits any more
                 continue
 
 
-def _parts(items: list[_Item]) -> list[list[_Item]]:
+def _parts(items: list[Item]) -> list[list[Item]]:
     """Items of one shape in batches that none of them makes too large."""
-    parts: list[list[_Item]] = []
+    parts: list[list[Item]] = []
     rows = most = 0
     for item in items:
         most = min(most, item.most)
@@ -353,14 +356,20 @@ def _parts(items: list[_Item]) -> list[list[_Item]]:
     return parts
 
 
-def _settle(outcomes: list[Outcome]) -> None:
+def _tell(outcomes: list[Outcome]) -> None:
     for item, outcome in outcomes:
-        if item.future.done():
-            continue
-        if isinstance(outcome, Ran):
-            item.future.set_result(outcome)
-        else:
-            item.future.set_exception(outcome)
+        if not item.is_cancelled:
+            item.done(outcome)
+
+
+def settle(future: asyncio.Future[Any], outcome: Any) -> None:
+    """Give a future its result, or its exception, unless nobody waits for it any more."""
+    if future.done():
+        return
+    if isinstance(outcome, BaseException):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
 
 
 def _failure(error: BaseException) -> BaseException:

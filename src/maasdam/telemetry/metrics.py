@@ -5,11 +5,10 @@ The registry belongs to the object, not to the process, so that two services in 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-
-from maasdam.core import Units
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 BY = ("model", "version", "task")
@@ -27,7 +26,11 @@ class Measured(Protocol):
     @property
     def task(self) -> str | None: ...
     @property
-    def units(self) -> Units: ...
+    def prompt_tokens(self) -> int | None: ...
+    @property
+    def completion_tokens(self) -> int | None: ...
+    @property
+    def audio_seconds(self) -> float | None: ...
     @property
     def seconds(self) -> float: ...
     @property
@@ -59,25 +62,30 @@ class Metrics:
         self._compute = Counter("maasdam_compute_seconds_total", "CPU-seconds of engines", BY, registry=made)
         self._joules = Counter("maasdam_joules_total", "Joules of engines, where they are known", BY, registry=made)
         self._in_flight = Gauge("maasdam_requests_in_flight", "Requests being answered", ("model", "version"), registry=made)
+        self._of = lru_cache(maxsize=4096)(lambda counter, *labels: counter.labels(*labels))
+        """A counter's child, which costs more to look up than to count with."""
         self._queued = Gauge("maasdam_queue_depth", "Requests waiting for an engine", ("model", "version"), registry=made)
 
     def answered(self, receipt: Measured, status: int) -> None:
         """One request has ended. A request for a model that does not exist counts under the model "" (names are endless)."""
         by = _labels(receipt)
-        self._requests.labels(*by, str(status)).inc()
-        self._duration.labels(*by, str(status)).observe(receipt.seconds)
-        units = receipt.units
-        for kind, tokens in (("prompt", units.prompt_tokens), ("completion", units.completion_tokens)):
-            if tokens is not None:
-                self._tokens.labels(*by, kind).inc(tokens)
-        amounts = ((self._audio, units.audio_seconds), (self._compute, receipt.compute_seconds), (self._joules, receipt.joules))
-        for counter, amount in amounts:
-            if amount is not None:
-                counter.labels(*by).inc(amount)
+        of = self._of
+        of(self._requests, *by, str(status)).inc()
+        of(self._duration, *by, str(status)).observe(receipt.seconds)
+        if receipt.prompt_tokens is not None:
+            of(self._tokens, *by, "prompt").inc(receipt.prompt_tokens)
+        if receipt.completion_tokens is not None:
+            of(self._tokens, *by, "completion").inc(receipt.completion_tokens)
+        if receipt.audio_seconds is not None:
+            of(self._audio, *by).inc(receipt.audio_seconds)
+        if receipt.compute_seconds is not None:
+            of(self._compute, *by).inc(receipt.compute_seconds)
+        if receipt.joules is not None:
+            of(self._joules, *by).inc(receipt.joules)
 
     def passed(self, status: int) -> None:
         """One request has ended that reached no model: refused at the door, or about something else."""
-        self._requests.labels("", "", "", str(status)).inc()
+        self._of(self._requests, "", "", "", str(status)).inc()
 
     def refused(self, reason: str, status: int) -> None:
         """One request was refused; it is counted among the others too."""

@@ -56,14 +56,14 @@ class RequestLog:
         self._second = (0, "")
         """The newest second that was written, and how."""
 
-    def answered(self, receipt: Measured, status: int) -> None:
+    def answered(self, entry: Measured, status: int) -> None:
         """Inference is done with a request, and its row in the ledger is made."""
-        self._answered[receipt.request_id] = (receipt.model, receipt.version, status)
-        self._metrics.answered(receipt, status)
+        self._answered[entry.request_id] = (entry.model, entry.version, status)
+        self._metrics.answered(entry, status)
 
-    def first_chunk(self, receipt: Measured, seconds: float) -> None:
+    def first_chunk(self, entry: Measured, seconds: float) -> None:
         """The first piece of a streamed answer left."""
-        self._metrics.first_chunk(receipt, seconds)
+        self._metrics.first_chunk(entry, seconds)
 
     def has_row(self, request_id: str) -> bool:
         """Whether inference has made this request's row."""

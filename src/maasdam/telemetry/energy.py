@@ -59,6 +59,8 @@ class EnergyMeter:
         self._clock = clock
         self._samples: deque[tuple[float, float, float]] = deque()
         self._lock = threading.Lock()
+        self.rate: float | None = watts_per_core if rapl is None and watts_per_core > 0 else None
+        """Joules that a CPU-second took lately: over the newest second or more of the counter, else as the settings have it."""
         self.sample()
 
     @property
@@ -89,6 +91,10 @@ class EnergyMeter:
             self._samples.append((now, self._busy_seconds(), self._rapl.joules()))
             while len(self._samples) > 2 and self._samples[0][0] < now - KEPT_SECONDS:
                 self._samples.popleft()
+            first = next((s for s in reversed(self._samples) if s[0] <= now - 2 * SAMPLE_SECONDS), self._samples[0])
+            busy = self._samples[-1][1] - first[1]
+            if busy > 0:
+                self.rate = (self._samples[-1][2] - first[2]) / busy
 
     def _measured(self, compute_seconds: float, wall: float) -> float | None:
         self.sample()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from maasdam.accounts import energy
-from maasdam.accounts.energy import EnergyMeter, RaplCounter, open_meter
+from maasdam.telemetry import energy
+from maasdam.telemetry.energy import EnergyMeter, RaplCounter, open_meter
 
 
 class Machine:
