@@ -44,6 +44,9 @@ class FakeStore:
 
     intact = get
 
+    def is_locked(self, name: str) -> bool | None:
+        return None  # builds of another store
+
 
 @dataclass
 class Records:

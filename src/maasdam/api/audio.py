@@ -17,6 +17,7 @@ from maasdam.api.measured import measured, measured_headers
 from maasdam.api.routing import JsonRoute
 from maasdam.core import AudioPayload, Chunk, Entry, Transcript
 from maasdam.errors import InvalidField, MaasdamError, Unsupported
+from maasdam.operations.deployments import served_version
 from maasdam.operations.service import Service
 
 FORMATS = ("json", "text", "verbose_json", "srt", "vtt")
@@ -83,10 +84,10 @@ def _check_times(service: Service, model: str, kind: str, has_words: bool) -> No
     if kind not in ("srt", "vtt") and not has_words:
         return
     try:
-        copy = service.router.find(model)
+        signature = served_version(service, model).signature
     except MaasdamError:
         return  # inference says it, and the ledger notes it
-    if copy.facts.signature is None:
+    if signature is None:
         return
     if has_words:
         raise InvalidField("this model gives no times; leave 'word' out", "timestamp_granularities")

@@ -13,7 +13,6 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from structlog.contextvars import bind_contextvars
@@ -69,7 +68,7 @@ class Entrance:
         self._service = service
         settings = service.settings
         self._json = json_body.JsonLimits(settings.max_json_depth, settings.max_json_values)
-        self._readers = ThreadPoolExecutor(READERS, "read", service.meter.exclude_this_thread)
+        self._readers = service.threads(READERS, "read")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; lifespan events pass through."""
@@ -118,13 +117,13 @@ class Entrance:
         return [(b"content-type", content_type), length, (b"x-request-id", request_id.encode())], data
 
     async def note_refusal(self, scope: Scope, status: int, began: float) -> None:
-        """Before a refusal is sent: the row of one that a valid key sent, unless inference has written it."""
+        """Before a refusal is sent: the row of one that a valid key sent."""
         refused: Refusal | None = scope.get(REFUSED)
         caller: Caller | None = scope.get(CALLER)
-        if refused is None or caller is None or caller.key_id is None or self._service.requests.has_row(scope[REQUEST_ID]):
+        if refused is None or caller is None or caller.key_id is None:
             return
         await note_refusal(
-            self._service.ledger,
+            self._service,
             scope[REQUEST_ID],
             caller,
             model=_model(scope) or "",

@@ -37,6 +37,7 @@ from maasdam.api.oip_infer import InferRoute
 from maasdam.api.openapi import document
 from maasdam.api.routing import methods_of
 from maasdam.errors import InvalidField, InvalidInput, MaasdamError, MethodNotAllowed, NotFound, Overloaded, WrongContentType
+from maasdam.operations.deployments import served_versions
 from maasdam.operations.leaving import Leaving
 from maasdam.operations.service import Service
 from maasdam.settings import Settings
@@ -173,7 +174,7 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
-        if self._on_ready and self._service.router.is_ready:
+        if self._on_ready and self._service.is_loaded:
             self._on_ready()
             self._on_ready = None
         return await super().on_tick(counter)
@@ -209,8 +210,8 @@ def _plain_routes(app: FastAPI, service: Service) -> None:
     @app.get("/health", tags=["Maasdam"])
     async def health() -> dict[str, Any]:
         """Whether the service is up, and how many models are. Needs no key."""
-        copies = list(service.router.copies())
-        states = {state: sum(copy.state == state for copy in copies) for state in ("ready", "loading", "failed")}
+        now = [one.state for one in served_versions(service)]
+        states = {state: now.count(state) for state in ("ready", "loading", "failed")}
         status = "draining" if service.is_draining else "ok" if service.trouble is None else service.trouble
         return {"status": status, "version": __version__, "models": states}
 

@@ -5,7 +5,6 @@ Knows the protocol's JSON. Refuses to know engines. Inference itself is in `oip_
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -20,13 +19,12 @@ from maasdam.api.oip_tensors import FROM_NUMPY
 from maasdam.api.paths import MODELS
 from maasdam.api.routing import JsonRoute
 from maasdam.core import TensorSpec, split_name
-from maasdam.errors import InvalidInput, InvalidModel, Unsupported, WrongContentType
+from maasdam.errors import InvalidInput, Unsupported, WrongContentType
+from maasdam.operations import deployments
+from maasdam.operations.deployments import ServedVersion, served_version, served_versions, unserved_names
 from maasdam.operations.service import Service
-from maasdam.serving.router import Copy
 from maasdam.tasks import carried_by
 
-TOLD_SECONDS = 5.0
-"""A load has ended after load_seconds; so much later at most it is known why."""
 STATES = {"ready": "READY", "loading": "LOADING", "failed": "UNAVAILABLE", "stopping": "UNLOADING"}
 """Our states in the model-repository extension's words."""
 INFER_SCHEMA: dict[str, Any] = {
@@ -88,17 +86,16 @@ def routes(service: Service) -> APIRouter:
     @router.get(MODELS + "/versions/{version}")
     async def metadata(model: str, version: str | None = None) -> dict[str, Any]:
         """A model's versions, inputs and outputs."""
-        copy = service.router.find(name_of(model, version))
-        served = [c.version.version for c in service.router.copies() if c.version.model == copy.version.model]
-        return _metadata(copy, served)
+        one = served_version(service, name_of(model, version))
+        return _metadata(one, [other.version.version for other in served_versions(service, one.version.model)])
 
     @router.get(MODELS + "/ready")
     @router.get(MODELS + "/versions/{version}/ready")
     async def model_ready(model: str, version: str | None = None) -> JSONResponse:
         """Whether a model answers (200) or not yet (503)."""
-        copy = service.router.find(name_of(model, version))
-        is_ready = copy.state == "ready"
-        return JSONResponse({"name": copy.version.model, "ready": is_ready}, 200 if is_ready else 503)
+        one = served_version(service, name_of(model, version))
+        is_ready = one.state == "ready"
+        return JSONResponse({"name": one.version.model, "ready": is_ready}, 200 if is_ready else 503)
 
     @router.post(MODELS + "/infer", openapi_extra=INFER_SCHEMA)
     @router.post(MODELS + "/versions/{version}/infer", openapi_extra=INFER_SCHEMA)
@@ -118,28 +115,29 @@ def _repository(router: APIRouter, service: Service) -> None:
         if not isinstance(asked.get("ready", False), bool):
             raise InvalidInput(f"'ready' is {asked['ready']!r:.40}; send true for those that are ready, or leave it out")
         only_ready = asked.get("ready") is True
-        rows = [_row(copy) for copy in service.router.copies() if copy.state == "ready" or not only_ready]
-        for model, want in service.router.models().items():
-            if want.version is None and not only_ready:
-                rows.append({"name": model, "version": "", "state": "UNAVAILABLE", "reason": without_places(want.reason or "")})
-        return rows
+        rows = [
+            (one.version.model, str(one.version.version), STATES[one.state], one.reason or "")
+            for one in served_versions(service)
+        ]
+        rows += [(model, "", "UNAVAILABLE", why) for model, why in unserved_names(service).items()]
+        return [
+            {"name": name, "version": version, "state": state, "reason": without_places(why)}
+            for name, version, state, why in rows
+            if state == "READY" or not only_ready
+        ]
 
     @router.post("/repository" + MODELS + "/load")
     async def load(model: str, http: Request) -> dict[str, Any]:
         """Deploy NAME or NAME:VERSION and wait until it answers."""
         await _refuse_overrides(http)
-        await asyncio.to_thread(service.catalog.deploy, model)
-        copy = await service.router.settled(split_name(model)[0], service.settings.load_seconds + TOLD_SECONDS)
-        if copy.state == "failed":
-            raise InvalidModel(f"model '{copy.name}' failed to load: {copy.reason}")
+        await deployments.load(service, model)
         return {}
 
     @router.post("/repository" + MODELS + "/unload")
     async def unload(model: str, http: Request) -> dict[str, Any]:
         """Take a model out of the service; requests in flight finish. No model depends on another here."""
         check_known(_parameters(await _asked(http, ("parameters",))), ("unload_dependents",), "parameter")
-        await asyncio.to_thread(service.catalog.undeploy, split_name(model)[0])
-        await service.router.follow()
+        await deployments.undeploy(service, split_name(model)[0])
         return {}
 
 
@@ -167,33 +165,24 @@ async def _refuse_overrides(http: Request) -> None:
         raise Unsupported("load takes no parameters here; register a version with maasdam build, then load it")
 
 
-def _row(copy: Copy) -> dict[str, str]:
-    return {
-        "name": copy.version.model,
-        "version": str(copy.version.version),
-        "state": STATES[copy.state],
-        "reason": without_places(copy.reason or ""),
-    }
-
-
-def _metadata(copy: Copy, served: list[int]) -> dict[str, Any]:
-    version = copy.version
+def _metadata(one: ServedVersion, numbers: list[int]) -> dict[str, Any]:
+    version = one.version
     out: dict[str, Any] = {
         "name": version.model,
-        "versions": [str(number) for number in sorted(served)],
+        "versions": [str(number) for number in sorted(numbers)],
         "platform": f"{version.format}_{version.engine}",
     }
     carried = carried_by(version.task)
-    if copy.facts.signature is not None:
-        out["inputs"] = [_tensor(spec) for spec in copy.facts.signature.inputs]
-        out["outputs"] = [_tensor(spec) for spec in copy.facts.signature.outputs]
+    if one.signature is not None:
+        out["inputs"] = [_tensor(spec) for spec in one.signature.inputs]
+        out["outputs"] = [_tensor(spec) for spec in one.signature.outputs]
     elif carried is not None:
         out["inputs"] = [{"name": carried.input, "datatype": "BYTES", "shape": [-1]}]
         out["outputs"] = [{"name": name, "datatype": datatype, "shape": [-1]} for name, datatype in carried.outputs]
     else:  # still loading
         out["inputs"], out["outputs"] = [], []
-    parameters = {"task": version.task or "", "engine": version.engine, "digest": version.digest, "state": copy.state}
-    if copy.facts.signature is not None and carried is not None:
+    parameters = {"task": version.task or "", "engine": version.engine, "digest": version.digest, "state": one.state}
+    if one.signature is not None and carried is not None:
         parameters["also_takes"] = f"BYTES {carried.input} -> {', '.join(name for name, _ in carried.outputs)}"
     return out | {"parameters": parameters}
 

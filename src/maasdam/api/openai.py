@@ -27,8 +27,8 @@ from maasdam.api.routing import JsonRoute
 from maasdam.api.sampling import sampling_from
 from maasdam.core import Chunk, Entry, Sampling, TextPayload, TextPiece
 from maasdam.errors import InvalidField, Unsupported
+from maasdam.operations import deployments
 from maasdam.operations.service import Service
-from maasdam.serving.router import Copy
 
 MOST_PROMPTS = 64
 STREAM_HEADERS = [
@@ -72,13 +72,12 @@ def routes(service: Service) -> APIRouter:
     @router.get("/models")
     async def models() -> dict[str, Any]:
         """Every deployed model."""
-        copies = [service.router.serving(model) for model in service.router.models()]
-        return {"object": "list", "data": [_model(copy) for copy in copies if copy is not None]}
+        return {"object": "list", "data": [_model(one) for one in deployments.default_versions(service)]}
 
     @router.get(MODELS)
     async def model(model: str) -> dict[str, Any]:
         """One deployed model."""
-        return _model(service.router.find(model))
+        return _model(deployments.served_version(service, model))
 
     @router.post("/chat/completions")
     async def chat(body: ChatBody, http: HttpRequest) -> Response:
@@ -216,22 +215,18 @@ def _event(data: dict[str, Any]) -> bytes:
     return b"data: " + orjson.dumps(data) + b"\n\n"
 
 
-def _model(copy: Copy) -> dict[str, Any]:
-    version = copy.version
+def _model(served: deployments.ServedVersion) -> dict[str, Any]:
+    version = served.version
     return {
         "id": version.model,
         "object": "model",
-        "created": _epoch(version.created_at),
+        "created": int(version.created_at.timestamp()),
         "owned_by": "maasdam",
         "version": version.version,
         "task": version.task,
         "engine": version.engine,
-        "state": copy.state,
+        "state": served.state,
     }
-
-
-def _epoch(at: Any) -> int:
-    return int(at.timestamp()) if hasattr(at, "timestamp") else 0
 
 
 def _prompts(prompt: Any, sampling: Sampling) -> list[TextPayload]:

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
-
 import typer
 
 from maasdam.cli.output import emit, reporting, table
-
-if TYPE_CHECKING:
-    from maasdam.accounts.keys import Key
 
 app = typer.Typer(rich_markup_mode=None, help="API keys: create, list, revoke.")
 
@@ -27,12 +21,12 @@ def create(
 
     Example: maasdam keys create web-app --scope infer
     """
+    from maasdam.operations.keys import create_key
     from maasdam.operations.workspace import Workspace
 
     with reporting(), Workspace.open() as workspace:
-        key, secret = workspace.keys.create(name, scope)
-        text = f"{secret}\n\nKey {key.id} ({', '.join(key.scopes)}). Keep it: it is shown only now."
-        emit(_facts(key) | {"secret": secret}, as_json, text)
+        key = create_key(workspace, name, scope)
+        emit(key, as_json, f"{key['secret']}\n\nKey {key['id']} ({', '.join(key['scopes'])}). Keep it: it is shown only now.")
 
 
 @app.command("list")
@@ -41,14 +35,18 @@ def list_(as_json: bool = JSON) -> None:
 
     Example: maasdam keys list
     """
+    from maasdam.operations.keys import list_keys
     from maasdam.operations.workspace import Workspace
 
     with reporting(), Workspace.open() as workspace:
-        keys = workspace.keys.list()
-        rows = [(k.id, k.name, ", ".join(k.scopes), f"{k.created_at:%Y-%m-%d}", bool(k.revoked_at)) for k in keys]
+        keys = list_keys(workspace)
+        rows = [
+            (key["id"], key["name"], ", ".join(key["scopes"]), f"{key['created_at']:%Y-%m-%d}", bool(key["revoked_at"]))
+            for key in keys
+        ]
         heads = ("id", "name", "scopes", "created", "revoked")
         text = table(heads, rows) if rows else "No keys; make one: maasdam keys create NAME"
-        emit({"keys": [_facts(key) for key in keys]}, as_json, text)
+        emit({"keys": keys}, as_json, text)
 
 
 @app.command()
@@ -57,13 +55,9 @@ def revoke(key: str = typer.Argument(help="A key's id, or its name."), as_json: 
 
     Example: maasdam keys revoke web-app
     """
+    from maasdam.operations.keys import revoke_key
     from maasdam.operations.workspace import Workspace
 
     with reporting(), Workspace.open() as workspace:
-        revoked = workspace.keys.revoke(key)
-        emit(_facts(revoked), as_json, f"revoked {revoked.id} ({revoked.name})")
-
-
-def _facts(key: Key) -> dict[str, Any]:
-    times = {"created_at": key.created_at.isoformat(), "revoked_at": key.revoked_at.isoformat() if key.revoked_at else None}
-    return asdict(key) | times
+        revoked = revoke_key(workspace, key)
+        emit(revoked, as_json, f"revoked {revoked['id']} ({revoked['name']})")

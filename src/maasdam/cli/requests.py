@@ -22,7 +22,7 @@ def requests(
         from maasdam.operations.workspace import Workspace
 
         with Workspace.open() as workspace:
-            found = find_request(request_id, workspace.ledger, workspace.settings)
+            found = find_request(workspace, request_id)
         row = found["ledger"]
         lines = ["No row in the ledger: it was refused without a valid key, or asked for no model."] if row is None else []
         lines += [f"{name:20} {value}" for name, value in (row or {}).items() if value is not None]

@@ -86,13 +86,15 @@ def _reachable(url: str) -> str:
 
 
 def _tell(service: Service) -> None:
-    copies = list(service.router.copies())
-    if not copies:
+    from maasdam.operations.deployments import served_versions
+
+    versions = served_versions(service)
+    if not versions:
         typer.echo("No model is deployed yet: maasdam deploy NAME brings one up in this service.")
-    for copy in copies:
+    for one in versions:
         how = (
-            f"ready ({copy.version.task or 'tensors'}, {copy.version.engine})"
-            if copy.state == "ready"
-            else f"FAILED: {copy.reason}"
+            f"ready ({one.version.task or 'tensors'}, {one.version.engine})"
+            if one.state == "ready"
+            else f"FAILED: {one.reason}"
         )
-        typer.echo(f"  {copy.name}  {how}")
+        typer.echo(f"  {one.name}  {how}")

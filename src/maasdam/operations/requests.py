@@ -8,13 +8,14 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from maasdam.accounts.ledger import Ledger
 from maasdam.core import Entry
 from maasdam.errors import MaasdamError, NotFound
 from maasdam.telemetry.logs import LogFile, lines_of
 
 if TYPE_CHECKING:
     from maasdam.core import Caller
+    from maasdam.operations.service import Service
+    from maasdam.operations.workspace import Workspace
     from maasdam.settings import Settings
 
 REQUEST_ID = re.compile(r"[0-9a-f]{32}")
@@ -28,27 +29,29 @@ def log_file(settings: Settings) -> LogFile | None:
     return None if path is None else LogFile(path, settings.log_file_bytes, settings.log_files)
 
 
-def find_request(request_id: str, ledger: Ledger, settings: Settings) -> dict[str, Any]:
+def find_request(where: Workspace | Service, request_id: str) -> dict[str, Any]:
     """The row and the log lines of one request. Raises NotFound where there is neither. Reads files: it blocks."""
     if not REQUEST_ID.fullmatch(request_id):
         raise NotFound(f"'{request_id[:80]}' is no request id; an answer's X-Request-Id has 32 hexadecimal digits")
-    file = log_file(settings)
-    row = ledger.row(request_id)
+    file = log_file(where.settings)
+    row = where.ledger.row(request_id)
     lines = [] if file is None else lines_of(request_id, file)
     if row is None and not lines:
-        where = "the ledger" if file is None else "the ledger or the log, whose oldest lines are gone"
-        raise NotFound(f"no request {request_id} in {where}")
+        kept = "the ledger" if file is None else "the ledger or the log, whose oldest lines are gone"
+        raise NotFound(f"no request {request_id} in {kept}")
     if row is not None:
         row["at"] = row["at"].isoformat()
     return {"request_id": request_id, "ledger": row, "log": lines}
 
 
 async def note_refusal(
-    ledger: Ledger, request_id: str, caller: Caller, *, model: str, endpoint: str, status: int, code: str, seconds: float
+    service: Service, request_id: str, caller: Caller, *, model: str, endpoint: str, status: int, code: str, seconds: float
 ) -> None:
     """Write the row of a request that a valid key sent and that was refused before any model was asked: it costs nothing."""
+    if service.requests.has_row(request_id):  # inference has written it
+        return
     entry = Entry(
         request_id, datetime.now(UTC), caller.key_id, caller.name, model, endpoint, status, seconds, items=0, error_code=code
     )
     with suppress(MaasdamError, TimeoutError):
-        await asyncio.wait_for(asyncio.wrap_future(ledger.record(entry)), REFUSAL_SECONDS)
+        await asyncio.wait_for(asyncio.wrap_future(service.ledger.record(entry)), REFUSAL_SECONDS)

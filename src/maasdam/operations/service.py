@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from maasdam.accounts.ledger import Ledger
-from maasdam.artifacts.store import Store
 from maasdam.database.presence import Presence
 from maasdam.engines.batching_kept import Findings
 from maasdam.errors import NotReady
 from maasdam.operations.builds import builds
 from maasdam.operations.infer import Inference
 from maasdam.serving.attempts import Attempts
-from maasdam.serving.loading import Files, Loader
+from maasdam.serving.loading import Loader
 from maasdam.serving.router import Router
 from maasdam.settings import Settings
 from maasdam.telemetry.energy import open_meter
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
     from maasdam.accounts.keys import Keys
     from maasdam.artifacts.catalog import BuildState, Catalog
+    from maasdam.artifacts.store import Store
     from maasdam.core import Batching, Caller, Engine, Processor
 
 WIRE_THREADS = 4
@@ -45,7 +45,7 @@ class Records(Protocol):
         ...
 
     @property
-    def store(self) -> Files:
+    def store(self) -> Store:
         """The artifacts."""
         ...
 
@@ -92,6 +92,11 @@ class Service:
     is_draining: bool = False
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether everything deployed is up or has failed."""
+        return self.router.is_ready
+
+    @property
     def is_ready(self) -> bool:
         """Whether requests are welcome: everything deployed is up or has failed, rows can be kept, it is not stopping."""
         return self.router.is_ready and not self.is_draining and self.trouble is None
@@ -100,6 +105,10 @@ class Service:
     def trouble(self) -> str | None:
         """Why nothing can be answered now, though models may be up; None: nothing stands in the way."""
         return self.presence.reason
+
+    def threads(self, count: int, name: str) -> ThreadPoolExecutor:
+        """Threads whose CPU time is no engine's."""
+        return ThreadPoolExecutor(count, name, self.meter.exclude_this_thread)
 
     async def authenticate(self, secret: str) -> Caller:
         """Who holds an API key's secret. Raises Unauthenticated."""
@@ -189,5 +198,5 @@ def open_service(
         presence=presence,
         requests=requests,
         batching=lambda digest: findings.told(store.get(digest), threads=settings.threads),
-        builds=(lambda: builds(workspace.catalog, store)) if isinstance(store, Store) else workspace.catalog.builds,
+        builds=lambda: builds(workspace.catalog, store),
     )

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from maasdam.accounts.ledger import By
 from maasdam.errors import InvalidInput
-from maasdam.operations.workspace import Workspace
+
+if TYPE_CHECKING:
+    from maasdam.operations.service import Service
+    from maasdam.operations.workspace import Workspace
 
 UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
 
-def usage(workspace: Workspace, by: By = "model", since: str | None = None) -> list[dict[str, Any]]:
+def usage(where: Workspace | Service, by: By = "model", since: str | None = None) -> list[dict[str, Any]]:
     """Sums of the ledger by key, model or day. `since` is 2026-01-31, 2026-01-31T12:00 (UTC), or 24h, 7d, 2w ago."""
     if by not in ("key", "model", "day"):
         raise InvalidInput(f"--by is '{by}'; it takes: key, model, day")
-    return [asdict(row) for row in workspace.ledger.usage(by, None if since is None else moment(since))]
+    return [asdict(row) for row in where.ledger.usage(by, None if since is None else moment(since))]
 
 
 def moment(text: str, now: datetime | None = None) -> datetime:

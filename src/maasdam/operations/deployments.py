@@ -1,0 +1,135 @@
+"""What is deployed, and what the service makes of it: what every door tells and changes. Knows catalog and router together.
+
+Refuses to know protocols. Reading what is served costs nothing; what reads or changes the catalog waits in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from maasdam.core import UNTRIED, split_name
+from maasdam.errors import InvalidModel, NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from maasdam.artifacts.catalog import Version
+    from maasdam.core import Batching, Signature
+    from maasdam.operations.service import Service
+    from maasdam.serving.router import Copy
+
+TOLD_SECONDS = 5.0
+"""A load has ended after load_seconds; so much later at most it is known why."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedVersion:
+    """One version in the service, as it is now."""
+
+    version: Version
+    state: str
+    reason: str | None
+    """Why it failed."""
+    replicas: int
+    signature: Signature | None
+    """None while it loads, and for what generates."""
+    batching: Batching | None
+
+    @property
+    def name(self) -> str:
+        """NAME:VERSION."""
+        return f"{self.version.model}:{self.version.version}"
+
+
+def served_versions(service: Service, model: str | None = None) -> list[ServedVersion]:
+    """Every version in the service, or those of one model, in the order of names."""
+    return [_of(copy) for copy in service.router.copies() if model in (None, copy.version.model)]
+
+
+def served_version(service: Service, name: str) -> ServedVersion:
+    """The version that NAME, NAME:VERSION or NAME@ALIAS means now, ready or not. Raises NotFound, NotReady."""
+    return _of(service.router.find(name))
+
+
+def default_versions(service: Service) -> list[ServedVersion]:
+    """The version that each deployed name means now; none for a name that means nothing."""
+    return [_of(copy) for model in service.router.models() if (copy := service.router.serving(model)) is not None]
+
+
+def unserved_names(service: Service) -> dict[str, str]:
+    """The deployed names that mean no version, and why."""
+    return {model: want.reason or "" for model, want in service.router.models().items() if want.version is None}
+
+
+async def deploy(
+    service: Service, name: str, *, replicas: int = 1, traffic: Mapping[int, float] | None = None
+) -> dict[str, Any]:
+    """Bring NAME or NAME:VERSION up, or change how it is served; returns at once. Raises NotFound, InvalidInput, Conflict."""
+    await asyncio.to_thread(service.catalog.resolve, name)  # NotFound is told before what is wrong with the shares
+    deployment = await asyncio.to_thread(service.catalog.deploy, name, replicas=replicas, traffic=traffic)
+    await service.router.follow()
+    return asdict(deployment)
+
+
+async def load(service: Service, name: str) -> None:
+    """Deploy NAME or NAME:VERSION and wait until it answers. Raises NotFound, NotReady, InvalidModel (it can't be loaded)."""
+    await asyncio.to_thread(service.catalog.deploy, name)
+    copy = await service.router.settled(split_name(name)[0], service.settings.load_seconds + TOLD_SECONDS)
+    if copy.state == "failed":
+        raise InvalidModel(f"model '{copy.name}' failed to load: {copy.reason}")
+
+
+async def undeploy(service: Service, model: str) -> None:
+    """Take a model out of the service; requests in flight finish. Raises NotFound."""
+    await asyncio.to_thread(service.catalog.undeploy, model)
+    await service.router.follow()
+
+
+async def deployment_rows(service: Service) -> list[dict[str, Any]]:
+    """What should be served, and under "serving" what is."""
+    rows = []
+    for deployment in await asyncio.to_thread(service.catalog.deployments):
+        serving = [
+            {"version": one.version.version, "state": one.state, "reason": one.reason, "replicas": one.replicas}
+            | (one.batching.facts() if one.batching else {})
+            for one in served_versions(service, deployment.model)
+        ]
+        rows.append(asdict(deployment) | {"serving": serving, "reason": unserved_names(service).get(deployment.model)})
+    return rows
+
+
+async def catalog_rows(service: Service) -> list[dict[str, Any]]:
+    """Every version in the catalog, and how those that are deployed do."""
+    versions = await asyncio.to_thread(service.catalog.versions)
+    tried = await asyncio.to_thread(_batching, service, [version.digest for version in versions])
+    here = {one.name: one for one in served_versions(service)}
+    rows = []
+    for version in versions:
+        one = here.get(f"{version.model}:{version.version}")
+        row = {key: value for key, value in asdict(version).items() if key not in ("report", "passes")}
+        row |= {"state": one.state if one else None, "reason": one.reason if one else None}
+        rows.append(row | (one.batching if one and one.batching else tried[version.digest]).facts())
+    return rows
+
+
+async def catalog_row(service: Service, name: str) -> dict[str, Any]:
+    """One version in the catalog, with its report. Raises NotFound."""
+    version = await asyncio.to_thread(service.catalog.resolve, name)
+    return asdict(version) | (await asyncio.to_thread(_batching, service, [version.digest]))[version.digest].facts()
+
+
+def _of(copy: Copy) -> ServedVersion:
+    return ServedVersion(copy.version, copy.state, copy.reason, len(copy.replicas), copy.facts.signature, copy.facts.batching)
+
+
+def _batching(service: Service, digests: Iterable[str]) -> dict[str, Batching]:
+    """What was found of artifacts, by digest."""
+    found = {}
+    for digest in set(digests):
+        try:
+            found[digest] = service.batching(digest)
+        except (NotFound, KeyError):  # its files are gone
+            found[digest] = UNTRIED
+    return found
