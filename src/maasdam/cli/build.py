@@ -10,7 +10,7 @@ import typer
 from maasdam.cli.output import emit, progress_bar, reporting, table
 
 if TYPE_CHECKING:
-    from maasdam.artifacts.catalog import Version
+    from maasdam.operations.build import Version
 
 
 def build(

@@ -14,7 +14,7 @@ from maasdam.cli.output import emit, printable, reporting
 
 if TYPE_CHECKING:
     from maasdam.core import Batching, TensorSpec
-    from maasdam.sources import Inspection
+    from maasdam.operations.inspected import Inspection
 
 
 @reporting()
@@ -33,21 +33,15 @@ def inspect(
     Example: maasdam inspect hf:google/mobilenet_v2_1.0_224
     """
     from maasdam import settings
-    from maasdam.children import run_limited
-    from maasdam.operations.inspected import inspected
-    from maasdam.operations.limits import inspect_limits
-    from maasdam.sources import hub, refuse_blocked
+    from maasdam.operations.inspected import inspect
 
-    if source.startswith(hub.PREFIX):
-        hub.fetch(source)
-    own = settings.load()
-    limits = inspect_limits(own)
-    inspection, batching = run_limited(inspected, source, own, trust=trust, processor=processor, limits=limits)
-    emit(inspection.to_json() | batching.facts(), as_json, lambda: shown(inspection, batching), is_styled=True)
-    refuse_blocked(inspection)
+    def show(inspection: Inspection, batching: Batching) -> None:
+        emit(inspection.to_json() | batching.facts(), as_json, lambda: _table(inspection, batching), is_styled=True)
+
+    inspect(source, settings.load(), show, trust=trust, processor=processor)
 
 
-def shown(inspection: Inspection, batching: Batching) -> str:
+def _table(inspection: Inspection, batching: Batching) -> str:
     """The inspection as a table, as wide as the terminal."""
     import io
 

@@ -15,8 +15,7 @@ import typer
 from maasdam.cli.output import emit, progress_bar, reporting
 
 if TYPE_CHECKING:
-    from maasdam.artifacts.catalog import Version
-    from maasdam.operations.quickstart import Answered, Service
+    from maasdam.operations.quickstart import Answered, Service, Version
 
 PLAIN_WIDTH = 150
 """Columns of the table where stdout is not a terminal."""

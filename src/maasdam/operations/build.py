@@ -20,7 +20,8 @@ from maasdam.pipeline.attempts import Attempts, in_steps
 from maasdam.pipeline.recipe import DEFAULT_RECIPE, Recipe, find_recipe
 
 if TYPE_CHECKING:
-    from maasdam.artifacts.catalog import Catalog, Version
+    from maasdam.artifacts.catalog import Catalog
+    from maasdam.artifacts.catalog import Version as Version
     from maasdam.operations.workspace import Workspace
     from maasdam.pipeline.examples import PreparedExamples
     from maasdam.pipeline.run_recipe import Build, Data

@@ -1,31 +1,53 @@
 """What is known of a source before anything loads it: its own metadata, and what was found of it here before.
 
-Knows where findings are kept. Refuses to run a model.
+Knows where findings are kept. Refuses to run a model: what reads one is a process of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from maasdam.children import run_limited
 from maasdam.core import UNKNOWN, UNTRIED, Batching
 from maasdam.errors import MaasdamError
+from maasdam.operations.limits import inspect_limits
 from maasdam.settings import Settings
 
 if TYPE_CHECKING:
     from maasdam.artifacts.store import Store
     from maasdam.core import Artifact
     from maasdam.engines.batching_kept import Findings
-    from maasdam.sources import Inspection
+    from maasdam.sources import Inspection as Inspection
 
 
-def inspected(
+def inspect(
+    source: str,
+    settings: Settings,
+    show: Callable[[Inspection, Batching], None],
+    *,
+    trust: bool = False,
+    processor: Path | None = None,
+) -> None:
+    """Let `show` tell what a path or hf:org/name is. Raises UnsafeModel after that where loading it is refused.
+
+    Raises NotFound, InvalidModel, Unsupported, LimitExceeded, Crashed.
+    """
+    from maasdam.sources import hub, refuse_blocked
+
+    if source.startswith(hub.PREFIX):
+        hub.fetch(source)
+    limits = inspect_limits(settings)
+    inspection, batching = run_limited(_inspected, source, settings, trust=trust, processor=processor, limits=limits)
+    show(inspection, batching)
+    refuse_blocked(inspection)
+
+
+def _inspected(
     source: str, settings: Settings, *, trust: bool = False, processor: Path | None = None
 ) -> tuple[Inspection, Batching]:
-    """The inspection, blocked risks listed in it; and whether callers may be computed together, as it was found here.
-
-    Raises NotFound, InvalidModel, Unsupported.
-    """
+    """The inspection, blocked risks listed in it; and whether callers may be computed together, as it was found here."""
     from maasdam.artifacts.store import Store
     from maasdam.engines.batching import why_never
     from maasdam.engines.batching_kept import OWN, Findings

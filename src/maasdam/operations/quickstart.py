@@ -39,7 +39,7 @@ from maasdam.operations.reports import report_of
 if TYPE_CHECKING:
     import httpx
 
-    from maasdam.artifacts.catalog import Version
+    from maasdam.artifacts.catalog import Version as Version
     from maasdam.operations.workspace import Workspace
 
 READY_SECONDS = 120.0
