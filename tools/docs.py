@@ -1,4 +1,4 @@
-"""Regenerate the pages that are made from the code: docs/cli.md and docs/settings.md.
+"""Regenerate the pages that are made from the code: docs/cli.md, docs/settings.md, and the table of docs/compression.md.
 
 python tools/docs.py            write them
 python tools/docs.py --check    exit 1 and name the page that is out of date
@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 
 from maasdam import settings
 from maasdam.cli import COMMANDS, command_line
+from maasdam.pipeline.quantize import NAMES, SCHEMES
 
+BEGIN, END = "<!-- made by tools/docs.py from pipeline/quantize -->", "<!-- end -->"
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
@@ -67,6 +69,29 @@ BESIDE = (
 )
 
 
+def compression_page() -> str:
+    """The page as it is, with the table of schemes made anew: one line a scheme, a column a format or kind of model."""
+    lines = [
+        "| `scheme` | OpenVINO | ONNX Runtime | PyTorch | Whisper | language models | reads |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in NAMES:
+        rows = [row for row in SCHEMES if row.name == name]
+        tensors = {row.format: row.says for row in rows if "tensors" in row.kinds}
+        text = [
+            row.format + (f": {row.says}" if row.kinds == ("text-generation",) else "")
+            for row in rows
+            if "text-generation" in row.kinds
+        ]
+        cells = [tensors.get(format, "") for format in ("openvino", "onnx", "pytorch")]
+        cells += [next((row.says for row in rows if "speech" in row.kinds), ""), ", ".join(text)]
+        reads = "calibration data" if rows[0].reads else ""
+        cells.append(reads + ("; labelled `--train` with `max_drop`" if any(row.held for row in rows) else ""))
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    before, _, rest = (DOCS / "compression.md").read_text().partition(BEGIN)
+    return before + BEGIN + "\n".join(["", *lines, ""]) + END + rest.partition(END)[2]
+
+
 def _help(app: object, words: list[str]) -> str:
     result = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "100"}, prog_name="maasdam")  # type: ignore[arg-type]
     if result.exit_code:
@@ -85,7 +110,7 @@ def _subcommands(name: str) -> list[str]:
     return [command.name or str(command.callback.__name__) for command in found.registered_commands if command.callback]
 
 
-PAGES = {"cli.md": command_page, "settings.md": settings_page}
+PAGES = {"cli.md": command_page, "settings.md": settings_page, "compression.md": compression_page}
 
 
 def main() -> None:

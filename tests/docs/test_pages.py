@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from maasdam.pipeline.quantize import SCHEMES
+from maasdam.pipeline.quantize import NAMES
 from maasdam.pipeline.recipe import parse_recipe
 
 
@@ -25,4 +25,4 @@ def test_the_recipes_in_the_compression_page_are_recipes(repository: Path) -> No
 
 def test_the_compression_page_names_every_scheme(repository: Path) -> None:
     page = (repository / "docs/compression.md").read_text()
-    assert [scheme for scheme in SCHEMES if f"`{scheme}`" not in page] == []
+    assert [scheme for scheme in NAMES if f"`{scheme}`" not in page] == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from maasdam.engines import open_engine
 from maasdam.errors import InvalidInput, Unsupported
 from maasdam.pipeline.parity import cosine, flat
 from maasdam.pipeline.passes import find_pass
-from maasdam.pipeline.quantize import formats_of
+from maasdam.pipeline.quantize import SCHEMES, Scheme, formats_of
 from maasdam.pipeline.recipe import Use
 from maasdam.pipeline.run_recipe import Build, Data
 from maasdam.sources import ingest
@@ -111,7 +113,7 @@ def test_calibration_data_that_does_not_fit_is_refused_and_nothing_kept(store: S
 
 def test_text_generation_has_no_static_int8() -> None:
     with pytest.raises(Unsupported, match="use weights-int8 or weights-int4"):
-        formats_of("static-int8", TEXT_GENERATION)
+        formats_of("static-int8", "text-generation")
 
 
 def test_a_graph_for_tensorrt_has_symmetric_ranges_weights_of_a_byte_and_float_biases(
@@ -143,9 +145,9 @@ def test_a_graph_for_tensorrt_has_symmetric_ranges_weights_of_a_byte_and_float_b
 
 @pytest.mark.parametrize("scheme", ["fp8", "awq", "gptq"])
 def test_what_is_for_vllm_is_for_language_models(scheme: str) -> None:
-    assert formats_of(scheme, TEXT_GENERATION) == ("pytorch",)
+    assert formats_of(scheme, "text-generation") == ("pytorch",)
     with pytest.raises(Unsupported, match=f"scheme '{scheme}' exists for text-generation only; use "):
-        formats_of(scheme, None)
+        formats_of(scheme, "tensors")
 
 
 @pytest.fixture(scope="module")
@@ -237,12 +239,20 @@ def test_int8_in_pytorch_multiplies_integers() -> None:
     assert {b.dtype for n, b in model.named_buffers() if n.endswith("weight")} == {torch.int8}
 
 
-def test_static_int8_for_pytorch_is_refused_before_any_work() -> None:
-    from maasdam.pipeline.run_recipe import formats_to_quantize_for
-
-    use = Use("quantize", find_pass("quantize", "t").check({"scheme": "static-int8"}, "t"))
+def test_static_int8_for_pytorch_is_refused_before_any_work(source: Artifact) -> None:
+    quantize = find_pass("quantize", "t")
     with pytest.raises(Unsupported, match="'static-int8' does not exist for --to pytorch; it does for: openvino, onnx"):
-        formats_to_quantize_for(use, None, "pytorch", None)
+        quantize.expands(quantize.check({"scheme": "static-int8"}, "t"), source, "pytorch", ())
+
+
+@pytest.mark.parametrize("row", SCHEMES, ids=lambda row: f"{row.name}-{row.format}-{row.kinds[0]}")
+def test_every_row_of_the_schemes_names_what_makes_it(row: Scheme) -> None:
+    for name in filter(None, (row.make, row.held)):
+        module, _, function = name.partition(".")
+        made = getattr(importlib.import_module(f"maasdam.pipeline.quantize.{module}"), function)
+        assert list(inspect.signature(made).parameters) == ["source", "out", "settings", "context"]
+    same = [r for r in SCHEMES if (r.name, r.format) == (row.name, row.format) and set(r.kinds) & set(row.kinds)]
+    assert same == [row], "a kind of model is made by one row"
 
 
 @pytest.fixture(scope="module")

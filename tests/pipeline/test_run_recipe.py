@@ -15,7 +15,7 @@ from maasdam.core import TEXT_GENERATION, Artifact, Format, Signature, TensorSpe
 from maasdam.errors import InvalidInput, Unsupported
 from maasdam.pipeline.passes import Pass, PassContext, find_pass
 from maasdam.pipeline.recipe import Recipe, Use, parse_recipe
-from maasdam.pipeline.run_recipe import Build, Data, check_data, formats_to_quantize_for
+from maasdam.pipeline.run_recipe import Build, Data, check_data
 from maasdam.pipeline.sameness import content_digest
 
 SIGNATURE = Signature((TensorSpec("x", "float32", (None, 4)),), (TensorSpec("y", "float32", (None, 2)),))
@@ -188,11 +188,27 @@ def test_calibrating_without_data_is_refused_before_any_work() -> None:
     check_data(INT8, Data(data=Path("somewhere")))
 
 
-def test_a_scheme_that_does_not_exist_for_a_format_says_for_which_it_does() -> None:
+def test_a_scheme_that_does_not_exist_for_a_format_says_for_which_it_does(
+    store: Store, source: Artifact, tmp_path: Path
+) -> None:
+    building = Build(store, Data(data=tmp_path))
     with pytest.raises(Unsupported, match="does not exist for --to tensorflow; it does for: openvino, onnx"):
-        formats_to_quantize_for(INT8.passes[0], None, "tensorflow", None)
+        building.check(INT8, source, "tensorflow")
     with pytest.raises(Unsupported, match="use weights-int8"):
-        formats_to_quantize_for(INT8.passes[0], None, None, TEXT_GENERATION)
+        building.check(INT8, replace(source, task=TEXT_GENERATION), None)
+
+
+def test_the_engine_knows_no_pass_by_name(store: Store, source: Artifact) -> None:
+    """What a pass expands into, chooses from, rounds and has proven, it says itself: other names do the same."""
+    fakes = FakePasses()
+    names = {"q": "quantize", "o": "optimize", "c": "convert"}
+
+    def find(use: str, where: str) -> Pass:
+        return fakes.find(names.get(use, use), where)
+
+    other = Recipe("r", None, tuple(replace(use, use=use.use[0]) for use in INT8.passes))
+    Build(store, find=find, prove=proven).run(other, source, None)
+    assert fakes.ran[-1] == "optimize of ['openvino', 'onnx']" and fakes.ran[1] == "quantize openvino"
 
 
 def test_the_content_digest_sees_names_and_bytes(tmp_path: Path) -> None:

@@ -332,6 +332,12 @@ def _owner_of(folder: Path) -> BaseFileLock:
     return FileLock(f"{folder}.lock", thread_local=False)
 
 
+def file_digests(artifact: Artifact) -> dict[str, str]:
+    """sha256 by file, as the artifact's manifest says; empty for one that is in no store."""
+    manifest = artifact.path / MANIFEST
+    return {f["name"]: f["sha256"] for f in json.loads(manifest.read_text())["files"]} if manifest.is_file() else {}
+
+
 def _plain_files(folder: Path) -> list[tuple[str, Path]]:
     """Every file by its name in the folder, save the manifest. Raises InvalidModel for anything but files and folders."""
     files = []

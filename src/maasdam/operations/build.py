@@ -131,10 +131,10 @@ def _make(root: Path, settings: Settings, asked: Asked, attempts: Attempts, prog
         artifact = ingest(source, store, task=wanted.task, processor=asked.processor, trust=trust)
     artifact, moved = on_its_own_engine(artifact, store, asked.device, attempts)  # before it is asked anything
     artifact = kept(artifact, store, _an_example(artifact, asked.paths))
-    recipe = find_recipe(asked.recipe, artifact.task)
-    _check_recipe(recipe, artifact, asked.to, asked.paths)
-    examples = _examples(artifact, asked.paths, progress)
+    recipe = wanted if artifact.task == asked.task else find_recipe(asked.recipe, artifact.task)
     building = Build(store, asked.paths, asked.device, settings.threads, progress, attempts=attempts)
+    building.check(recipe, artifact, asked.to)
+    examples = _examples(artifact, asked.paths, progress)
     building.notes += [moved] if moved else []
     candidate = building.run(recipe, artifact, asked.to)
     if recipe.batch is not None:
@@ -166,7 +166,7 @@ def _verified(
     from maasdam.pipeline.verify import verify
     from maasdam.telemetry.energy import open_meter
 
-    facts = [step.facts for step in building.steps]
+    facts = [step.found for step in building.steps]
     references = building.references(source)
     meter = open_meter(settings.watts_per_core)
     conditions = Conditions(
@@ -176,8 +176,8 @@ def _verified(
         progress=building.progress,
         attempts=building.attempts,
         notes=tuple(dict.fromkeys(building.notes)),
-        calibration=next((f["calibration"] for f in facts if "calibration" in f), None),
-        optimization=next((f["table"] for f in facts if "table" in f), ()),
+        calibration=next((f.calibration for f in facts if f.calibration), None),
+        optimization=next((f.table for f in facts if f.table), ()),
     )
     report = verify(candidate, references, source, examples, recipe.limits, conditions)
     if candidate.signature is not None:
@@ -214,26 +214,6 @@ def _there(path: Path | None, flag: str) -> Path | None:
     if not path.exists():
         raise InvalidInput(f"{flag}: nothing is at {path}")
     return path
-
-
-def _check_recipe(recipe: Recipe, artifact: Artifact, to: Format | None, paths: Data) -> None:
-    """Refuse what can't be run, before any pass."""
-    from maasdam.pipeline.run_recipe import check_data, check_speech_format, formats_to_quantize_for
-
-    if recipe.task and artifact.task and recipe.task != artifact.task:
-        raise InvalidInput(f"recipe '{recipe.name}' is for task '{recipe.task}'; this model's is '{artifact.task}'")
-    check_data(recipe, paths)
-    if artifact.writes_speech:
-        check_speech_format(to)
-    for number, use in enumerate(recipe.passes):
-        if use.use == "quantize":
-            then = recipe.passes[number + 1] if number + 1 < len(recipe.passes) else None
-            formats_to_quantize_for(use, then, to, artifact.task, writes_speech=artifact.writes_speech)
-        if use.use in ("prune", "distill") and artifact.writes_speech:
-            raise Unsupported(
-                f"recipe '{recipe.name}' has the pass '{use.use}', which does not exist for models that hear and write by "
-                "themselves (Whisper); use fp32, bf16, int8-weights or int8-dynamic"
-            )
 
 
 def _examples(artifact: Artifact, paths: Data, progress: Progress) -> PreparedExamples:

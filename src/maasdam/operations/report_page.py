@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from maasdam.artifacts.catalog import Version
+from maasdam.artifacts.produced import Facts
 from maasdam.core import split_name
 from maasdam.errors import InvalidInput, NotFound
 from maasdam.operations.pass_tables import SHOWN, pass_tables
@@ -26,8 +27,6 @@ from maasdam.tasks.task import Metric
 UNMEASURED = "\u2013"
 SPREADS = 12
 """Of how many versions every timed run is drawn, the newest."""
-HIDDEN_FACTS = frozenset({"table", "calibration", "what", "certificate", *SHOWN})
-"""Facts of a pass that have a place of their own in the page, or are long."""
 
 
 def report_page(workspace: Workspace, name: str) -> str:
@@ -144,7 +143,7 @@ def _summary(version: Version) -> dict[str, Any]:
 def _detail(version: Version) -> dict[str, Any]:
     """All that is shown of one version."""
     report = report_of(version)
-    facts = [_group(step, "facts") for step in version.passes]
+    facts = [Facts.from_json(_group(step, "facts")) for step in version.passes]
     return {
         "version": version.version,
         "aliases": version.aliases,
@@ -159,8 +158,8 @@ def _detail(version: Version) -> dict[str, Any]:
         "engines": [report.reference.engine, version.engine, report.source and report.source.engine],
         "passes": [_pass(step) for step in version.passes],
         "pass_tables": pass_tables(version.passes),
-        "table_says": next((f["what"] for f in facts if "what" in f), ""),
-        "certificates": [_certificate(f["certificate"]) for f in facts if isinstance(f.get("certificate"), Mapping)],
+        "table_says": next((f.what for f in facts if f.what), ""),
+        "certificates": [_certificate(f.certificate) for f in facts if isinstance(f.certificate, Mapping)],
         "calibration": (report.calibration or {}).get("says"),
         "has_report": version.report is not None,
     }
@@ -173,7 +172,7 @@ def _group(value: Any, key: str) -> Mapping[str, Any]:
 
 
 def _pass(step: Any) -> dict[str, Any]:
-    facts = {key: value for key, value in _group(step, "facts").items() if key not in HIDDEN_FACTS}
+    facts = {key: value for key, value in Facts.from_json(_group(step, "facts")).others.items() if key not in SHOWN}
     facts = {key: value for key, value in facts.items() if key != "says" or not pass_tables([step])}
     step = step if isinstance(step, Mapping) else {}
     return {

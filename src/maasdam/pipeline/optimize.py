@@ -15,15 +15,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from maasdam.artifacts.produced import Produced
+from maasdam.artifacts.produced import Facts, Produced
 from maasdam.artifacts.store import MANIFEST
-from maasdam.core import Artifact, TensorEngine, Tensors
+from maasdam.core import Artifact, Format, TensorEngine, Tensors
 from maasdam.errors import Crashed, LimitExceeded, MaasdamError, Unsupported
 from maasdam.pipeline.examples import Inputs, calibration_inputs, made_up_inputs
 from maasdam.pipeline.fidelity import Fidelity
 from maasdam.pipeline.measure import take_turns
 from maasdam.pipeline.parity import cosine, flat
-from maasdam.pipeline.passes import Pass, PassContext, Setting
+from maasdam.pipeline.passes import OPTIMIZED_FORMATS, Pass, PassContext, Setting
 from maasdam.pipeline.report import MIN_FIDELITY
 from maasdam.pipeline.subjects import stacked
 from maasdam.pipeline.ways import Candidate, ways
@@ -51,12 +51,12 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
     rivals = (source, *context.rivals)
     if source.signature is None:
         best = Candidate(source, 0, source.settings.get("precision"))  # such an engine chooses for itself
-        facts: dict[str, Any] = {"table": [], "says": f"one way to run it: {source.engine}"}
+        facts = Facts({"says": f"one way to run it: {source.engine}"})
     else:
         from maasdam.engines import open_engine
 
         best, candidates = choose(rivals, settings, context, open_engine)
-        facts = {"table": [c.to_json(c is best) for c in candidates], "goal": settings["goal"], "what": SAYS}
+        facts = Facts({"goal": settings["goal"]}, table=[c.to_json(c is best) for c in candidates], what=SAYS)
     chosen = best.artifact
     shutil.copytree(
         chosen.path, out, ignore=lambda at, names: {MANIFEST} if Path(at) == chosen.path else (), dirs_exist_ok=True
@@ -259,6 +259,14 @@ def _best(running: list[Candidate], goal: str) -> Candidate:
     return min(running, key=cost)
 
 
+def _chooses(settings: Mapping[str, Any], to: Format | None, device: str) -> tuple[Format, ...]:
+    """OpenVINO has no CUDA; torch never won on a processor."""
+    if to is not None:
+        return () if to == "tensorflow" or (to == "pytorch" and device == "cpu") else (to,)
+    known: dict[str, tuple[Format, ...]] = {"openvino": ("openvino",), "onnxruntime": ("onnx",), "pytorch": ("pytorch",)}
+    return known.get(settings["engine"], ("onnx", "pytorch") if device == "cuda" else OPTIMIZED_FORMATS)
+
+
 PASS = Pass(
     use="optimize",
     version=5,
@@ -273,4 +281,5 @@ PASS = Pass(
     run=run,
     libraries=("openvino", "onnxruntime", "torch"),
     measures=True,
+    chooses=_chooses,
 )

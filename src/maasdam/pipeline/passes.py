@@ -89,6 +89,8 @@ class Setting:
         return " ".join([kind, *([" and ".join(bounds)] if bounds else [])])
 
 
+OPTIMIZED_FORMATS: tuple[Format, ...] = ("openvino", "onnx")
+"""The formats whose engines are measured against each other."""
 Reads = Literal["calibrate", "train"]
 Run = Callable[[Artifact, Path, Mapping[str, Any], PassContext], Produced]
 """(source, out, settings, context): write the new artifact's files into the empty folder `out`, the processor's included."""
@@ -107,6 +109,20 @@ class Pass:
     run: Run
     libraries: tuple[str, ...] = ()
     """Installed packages whose versions decide the result; they are part of the cache key."""
+    expands: Callable[[Mapping[str, Any], Artifact, Format | None, tuple[Format, ...]], tuple[Format, ...]] = (
+        lambda settings, source, to, choice: ()
+    )
+    """(settings, source, --to, the formats the next pass chooses from) -> the formats it is run for, one after the other, with
+    "format" set; () for one run with the settings as they are. Raises Unsupported, before any work, for what can't be."""
+    chooses: Callable[[Mapping[str, Any], Format | None, str], tuple[Format, ...]] | None = None
+    """(settings, --to, device) -> the formats it chooses the best from, so that it stands last in a recipe; () where there is
+    nothing to choose. None: it chooses nothing."""
+    rounds: bool = False
+    """What it makes of a network for one engine is another network for the next, and no plain one."""
+    is_proven: bool = False
+    """Its result has to compute what its source computes, or goes no further."""
+    hears: bool = True
+    """Does it exist for models that hear and write by themselves?"""
     reads: Callable[[Mapping[str, Any]], tuple[Reads, ...]] = lambda settings: ()
     """Which data these settings use, part of the cache key: "calibrate" (payloads only), "train" (labels too)."""
     wants: Callable[[Artifact, Mapping[str, Any]], Format | None] = lambda source, settings: None

@@ -161,13 +161,14 @@ def _passes(given: Any, where: str) -> tuple[Use, ...]:
     uses = []
     for number, table in enumerate(given, 1):
         place = f"{where}, pass {number}"
-        use = table.get("use")
-        if not isinstance(use, str):
-            raise InvalidInput(f"{place}: 'use' is {use!r}; it takes the name of a pass")
-        found = find_pass(use, place)
-        uses.append(Use(use, found.check({k: v for k, v in table.items() if k != "use"}, place)))
-    if any(u.use == "optimize" for u in uses[:-1]):
-        raise InvalidInput(f"{where}: 'optimize' measures what comes out at the end; make it the last pass, once")
+        name = table.get("use")
+        if not isinstance(name, str):
+            raise InvalidInput(f"{place}: 'use' is {name!r}; it takes the name of a pass")
+        found = find_pass(name, place)
+        uses.append(Use(name, found.check({k: v for k, v in table.items() if k != "use"}, place)))
+    for use in uses[:-1]:
+        if find_pass(use.use, where).chooses is not None:
+            raise InvalidInput(f"{where}: '{use.use}' measures what comes out at the end; make it the last pass, once")
     return tuple(uses)
 
 

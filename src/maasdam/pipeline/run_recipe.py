@@ -14,11 +14,12 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maasdam.artifacts.produced import Facts
 from maasdam.core import TEXT_GENERATION, Artifact, Format, Progress, silent
 from maasdam.engines import installed_version
 from maasdam.engines.processor import available_threads, processor_name
@@ -34,7 +35,7 @@ from maasdam.errors import (
     VerificationFailed,
 )
 from maasdam.pipeline.attempts import Attempts
-from maasdam.pipeline.passes import Pass, PassContext, find_pass
+from maasdam.pipeline.passes import OPTIMIZED_FORMATS, Pass, PassContext, find_pass
 from maasdam.pipeline.proven import prove
 from maasdam.pipeline.recipe import Recipe, Use
 from maasdam.pipeline.sameness import content_digest
@@ -42,8 +43,6 @@ from maasdam.pipeline.sameness import content_digest
 if TYPE_CHECKING:
     from maasdam.artifacts.store import Store
 
-OPTIMIZED_FORMATS: tuple[Format, ...] = ("openvino", "onnx")
-"""The formats whose engines are measured against each other."""
 Find = Callable[[str, str], Pass]
 Prove = Callable[..., Mapping[str, Any]]
 """`proven.prove`."""
@@ -60,7 +59,12 @@ class Step:
     seconds: float
     is_cached: bool
     digest: str
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    found: Facts = field(default_factory=Facts)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What was measured or chosen on the way, as JSON."""
+        return self.found.to_json()
 
     def to_json(self) -> dict[str, Any]:
         """As `build --json` shows it."""
@@ -70,7 +74,7 @@ class Step:
             "cached": self.is_cached,
             "digest": self.digest,
             "settings": dict(self.settings),
-            "facts": dict(self.facts),
+            "facts": self.facts,
         }
 
 
@@ -107,20 +111,41 @@ class Build:
         """The artifact the recipe makes of `source`, in format `to` where one is named. Raises what a pass raises."""
         currents = [source]
         self.plain = source
-        for number, use in enumerate(recipe.passes):
-            then = recipe.passes[number + 1] if number + 1 < len(recipe.passes) else None
-            if use.use == "optimize":
-                currents = [self._optimize(currents, use, to)]
-            elif use.use == "quantize" and use.settings.get("format") == "auto":
-                formats = formats_to_quantize_for(use, then, to, source.task, writes_speech=source.writes_speech)
+        for use, found, choice in self._in_turn(recipe):
+            if found.chooses is not None:
+                currents = [self._choose(currents, use, found.chooses(use.settings, to, self.device), to)]
+            elif formats := found.expands(use.settings, source, to, choice or ()):
                 uses = [(f, replace(use, settings={**use.settings, "format": f})) for f in formats]
-                currents = self._each(currents[0], uses, is_one_enough=then is None or then.use != "optimize")
+                currents = self._each(currents[0], uses, is_one_enough=choice is None)
             else:
                 currents = [self.apply(use, currents[0])]
-            if use.use not in ("quantize", "optimize"):
+            if found.chooses is None and not found.rounds:
                 self.plain = currents[0]
         last = currents[0]
         return self.convert(last, to) if to and last.format != to else last
+
+    def check(self, recipe: Recipe, source: Artifact, to: Format | None) -> None:
+        """Refuse before any pass what can't be run. Raises InvalidInput, Unsupported."""
+        if recipe.task and source.task and recipe.task != source.task:
+            raise InvalidInput(f"recipe '{recipe.name}' is for task '{recipe.task}'; this model's is '{source.task}'")
+        check_data(recipe, self.data)
+        if source.writes_speech:
+            check_speech_format(to)
+        for use, found, choice in self._in_turn(recipe):
+            found.expands(use.settings, source, to, choice or ())
+            if source.writes_speech and not found.hears:
+                raise Unsupported(
+                    f"recipe '{recipe.name}' has the pass '{use.use}', which does not exist for models that hear and write by "
+                    "themselves (Whisper); use fp32, bf16, int8-weights or int8-dynamic"
+                )
+
+    def _in_turn(self, recipe: Recipe) -> Iterator[tuple[Use, Pass, tuple[Format, ...] | None]]:
+        """Each use, its pass, and the formats that the next one chooses from; None where that one chooses nothing."""
+        found = [self.find(use.use, recipe.name) for use in recipe.passes]
+        for number, use in enumerate(recipe.passes):
+            chooses = found[number + 1].chooses if number + 1 < len(found) else None
+            choice = chooses(recipe.passes[number + 1].settings, None, "cpu") if chooses is not None else None
+            yield use, found[number], choice
 
     def convert(self, source: Artifact, to: Format) -> Artifact:
         """`source` in the format `to`; itself where it is that already."""
@@ -160,14 +185,14 @@ class Build:
                 with self.attempts.step(key):
                     artifact, facts = self._miss(found, use.settings, source, rivals, key)
             else:
-                artifact, facts = hit
-        if use.use == "convert":  # what `maasdam convert` would refuse goes no further
+                artifact, facts = hit[0], Facts.from_json(hit[1])
+        if found.is_proven:  # what `maasdam convert` would refuse goes no further
             with self.attempts.step("proof", source.digest, artifact.digest):
                 proof = self.prove(source, artifact, self.store, self.data.data or self.data.calibrate, self.progress)
-            facts = {**facts, "certificate": proof}
+            facts = replace(facts, certificate=proof)
         step = Step(use.use, use.settings, time.perf_counter() - began, hit is not None, artifact.digest, facts)
         self.steps.append(step)
-        if use.use == "quantize":
+        if found.rounds:
             self.quantized.add(artifact.digest)
         self.progress(f"{use.use}{' (cached)' if step.is_cached else ''}", 1, 1)
         return artifact
@@ -175,15 +200,11 @@ class Build:
     def references(self, source: Artifact) -> tuple[Artifact, ...]:
         """The uncompressed source on OpenVINO and on ONNX Runtime, where it can be converted and that is proven; steps don't
         count these."""
-        steps, self.steps = self.steps, []
-        try:
-            return tuple(self._converted(source, "the reference")[0])
-        finally:
-            self.steps = steps
+        return tuple(replace(self, steps=[])._converted(source, "the reference")[0])
 
     def _miss(
         self, found: Pass, settings: Mapping[str, Any], source: Artifact, rivals: tuple[Artifact, ...], key: str
-    ) -> tuple[Artifact, dict[str, Any]]:
+    ) -> tuple[Artifact, Facts]:
         self.progress(found.use)
         checkpoints = self.store.root / "checkpoints" / key
         with self.store.workspace() as folder:
@@ -208,24 +229,23 @@ class Build:
             )
             made = found.run(source, out, settings, context)
             artifact = self.store.add_as(out, made, source.task, source.digest, *(r.digest for r in rivals))
-            self.store.remember(key, artifact, made.facts)
+            self.store.remember(key, artifact, made.facts.to_json())
         shutil.rmtree(checkpoints, ignore_errors=True)
         return artifact, made.facts
 
-    def _optimize(self, currents: list[Artifact], use: Use, to: Format | None) -> Artifact:
-        if to == "tensorflow" or (to == "pytorch" and self.device == "cpu"):
+    def _choose(self, currents: list[Artifact], use: Use, wanted: tuple[Format, ...], to: Format | None) -> Artifact:
+        if to is not None and not wanted:
             return self.convert(currents[0], to)  # as it is on its own engine: there is nothing to choose
-        wanted: tuple[Format, ...] = (to,) if to else _formats_of(use.settings.get("engine", "auto"), self.device)
         rivals: list[Artifact] = []
         failed: MaasdamError | None = None
         for current in currents:
             if current.format in wanted and len(wanted) == 1:
                 rivals.append(current)
                 continue
-            found, error = self._converted(current, "optimize", wanted)
+            found, error = self._converted(current, use.use, wanted)
             rivals, failed = rivals + found, error or failed
         if not rivals:
-            if failed and (to or use.settings.get("engine", "auto") != "auto"):
+            if failed and len(wanted) == 1:  # it was asked for
                 raise failed
             return currents[0]
         unique = list({r.digest: r for r in rivals}.values())
@@ -292,24 +312,6 @@ class Build:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def formats_to_quantize_for(
-    use: Use, then: Use | None, to: Format | None, task: str | None, *, writes_speech: bool = False
-) -> tuple[Format, ...]:
-    """Which formats a quantisation without a format of its own is made for: all that the next pass chooses from, else the first
-    of these that it can be made for."""
-    from maasdam.pipeline.quantize import formats_of
-
-    scheme = use.settings["scheme"]
-    can = formats_of(scheme, task, writes_speech=writes_speech)
-    if to is not None:
-        if to not in can:
-            raise Unsupported(f"scheme '{scheme}' does not exist for --to {to}; it does for: {', '.join(can)}")
-        return (to,)
-    if then is not None and then.use == "optimize":
-        return tuple(f for f in can if f in _formats_of(then.settings.get("engine", "auto"), "cpu")) or can[:1]
-    return (can[0], *(f for f in can[1:] if f in OPTIMIZED_FORMATS))
-
-
 def check_speech_format(to: Format | None) -> None:
     """Refuse formats that no engine writes down speech from. Raises Unsupported."""
     if to not in (None, "pytorch"):
@@ -328,9 +330,3 @@ def check_data(recipe: Recipe, data: Data) -> None:
             f"recipe '{recipe.name}' calibrates: name a folder with --calibrate, "
             "or --data to calibrate on an unlabelled sample of it"
         )
-
-
-def _formats_of(engine: str, device: str) -> tuple[Format, ...]:
-    """The formats whose engines the optimiser compares. OpenVINO has no CUDA; torch never won on a processor."""
-    known: dict[str, tuple[Format, ...]] = {"openvino": ("openvino",), "onnxruntime": ("onnx",), "pytorch": ("pytorch",)}
-    return known.get(engine, ("onnx", "pytorch") if device == "cuda" else OPTIMIZED_FORMATS)

@@ -24,6 +24,7 @@ PASS = Pass(
     version=3,
     settings={"to": Setting(str, None, choices=FORMATS, says="the format to convert to", is_required=True)},
     run=run,
+    is_proven=True,
     libraries=(
         "torch",
         "transformers",

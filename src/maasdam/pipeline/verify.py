@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from maasdam.artifacts.store import MANIFEST
+from maasdam.artifacts.store import file_digests
 from maasdam.core import TEXT_GENERATION, UNKNOWN, Artifact, Batching, Example, Score
 from maasdam.errors import (
     Crashed,
@@ -35,7 +35,6 @@ from maasdam.pipeline.footprint import footprint_bytes
 from maasdam.pipeline.measure import Timing, joules_per_run, take_turns
 from maasdam.pipeline.recipe import Limits
 from maasdam.pipeline.report import Column, Report, drop_of, finished
-from maasdam.pipeline.sameness import content_digest
 from maasdam.pipeline.subjects import Observed, TensorSubject
 from maasdam.tasks.files import labels_of
 
@@ -351,7 +350,8 @@ def _shared(
 def _identity(artifact: Artifact) -> str:
     """What decides how an artifact runs here: its files, its engine and its settings, but the threads, which are given."""
     settings = {k: v for k, v in artifact.settings.items() if (k, v) != ("precision", "f32") and k != "threads"}
-    return json.dumps([content_digest(artifact.path, but=(MANIFEST,)), artifact.engine, settings], sort_keys=True)
+    files = file_digests(artifact) or {"": artifact.digest}
+    return json.dumps([files, artifact.engine, settings], sort_keys=True)
 
 
 def _close(subject: TensorSubject, kept: Mapping[str, TensorSubject]) -> None:

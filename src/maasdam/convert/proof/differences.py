@@ -5,14 +5,13 @@ Knows numbers and what is no proof: an output that never varies, NaN, lost shape
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from maasdam.artifacts.store import MANIFEST
+from maasdam.artifacts.store import file_digests
 from maasdam.convert.proof.edges import PLAIN
 from maasdam.core import Artifact, Tensors
 from maasdam.errors import VerificationFailed
@@ -382,7 +381,7 @@ class Proof:
             cases=tuple(self._cases),
             real_inputs=self._tried["real"],
             outputs=tuple(self._outputs.values()),
-            files=_file_digests(candidate),
+            files=file_digests(candidate),
             tried=dict(self._tried),
             facts=dict(facts or {}),
         )
@@ -477,11 +476,3 @@ def _decided_otherwise(wanted: type_array, pairs: Sequence[tuple[type_array, typ
         agree &= apart <= allowed
     found: type_array = turns & agree
     return found
-
-
-def _file_digests(candidate: Artifact) -> dict[str, str]:
-    """What the store's manifest says of the files; empty for an artifact that is in no store."""
-    manifest = candidate.path / MANIFEST
-    if not manifest.is_file():
-        return {}
-    return {file["name"]: file["sha256"] for file in json.loads(manifest.read_text())["files"]}

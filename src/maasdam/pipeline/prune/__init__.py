@@ -155,5 +155,6 @@ PASS = Pass(
     run=run,
     libraries=("torch", "torch-pruning", "transformers"),
     reads=_reads,
+    hears=False,
     wants=lambda source, settings: "pytorch",
 )

@@ -1,91 +1,100 @@
 """The pass "quantize": fewer bits for weights, or for weights and activations.
 
-Knows which scheme exists for which format. Refuses to judge what it made: verify does. Labels are read only where
-`max_drop` asks for it, and then those of --train.
-
-| scheme       | openvino                              | onnx                          | pytorch                       |
-|--------------|---------------------------------------|-------------------------------|-------------------------------|
-| static-int8  | NNCF; with max_drop accuracy-control  | QDQ, U8S8, per channel        | -                             |
-| dynamic-int8 | -                                     | weights S8, activations later | linear layers alike, as .pt2  |
-| tensorrt-int8| -                                     | QDQ, S8S8, zero points 0      | -                             |
-| weights-int8 | NNCF compress_weights, asymmetric     | MatMulNBits in blocks of 32   | linear, embeddings, as .pt2   |
-| weights-int4 | NNCF compress_weights, groups         | MatMulNBits in groups         | -                             |
-| bf16, fp16   | constants kept in 16 bits             | fp16: weights and arithmetic  | weights kept in 16 bits       |
-| fp8          | -                                     | -                             | language models, for vLLM     |
-| gptq, awq    | -                                     | -                             | Llama-like models, for vLLM   |
-
-Whisper goes to CTranslate2 (pytorch): weights-int8 and dynamic-int8 keep the same bytes, computed in float or int8; bf16, fp16.
-
-tensorrt-int8 is the graph TensorRT takes as it stands (explicit quantisation); on a processor ONNX Runtime computes the same.
-What is for vLLM is a Hugging Face folder of the compressed-tensors format; here transformers runs it, as floats.
+Knows which scheme exists for which format: `SCHEMES`, from which docs/compression.md has its table. Refuses to judge what it
+made: verify does. Labels are read only where `max_drop` asks for it, and then those of --train.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from maasdam.artifacts.produced import Produced
 from maasdam.core import TEXT_GENERATION, Artifact, Format
 from maasdam.errors import MaasdamError, Unsupported
-from maasdam.pipeline.passes import Pass, PassContext, Reads, Setting
+from maasdam.pipeline.passes import OPTIMIZED_FORMATS, Pass, PassContext, Reads, Run, Setting
 
 log = logging.getLogger("maasdam.pipeline")
 
-SCHEMES: dict[str, tuple[Format, ...]] = {
-    "static-int8": ("openvino", "onnx"),
-    "dynamic-int8": ("onnx", "pytorch"),
-    "tensorrt-int8": ("onnx",),
-    "weights-int8": ("openvino", "onnx", "pytorch"),
-    "weights-int4": ("openvino", "onnx"),
-    "bf16": ("openvino", "pytorch"),
-    "fp16": ("openvino", "onnx", "pytorch"),
-    "fp8": ("pytorch",),
-    "gptq": ("pytorch",),
-    "awq": ("pytorch",),
-}
-"""Which formats a scheme exists for; the first is taken where nothing else decides."""
-FOR_TEXT: dict[str, tuple[Format, ...]] = {
-    "weights-int8": ("openvino",),
-    "weights-int4": ("openvino",),
-    "bf16": ("openvino", "pytorch"),
-    "fp16": ("openvino", "pytorch"),
-    "fp8": ("pytorch",),
-    "gptq": ("pytorch",),
-    "awq": ("pytorch",),
-}
-"""The same for text generation, which runs on OpenVINO GenAI or as it is: no engine here generates from a plain ONNX graph."""
-FOR_WHISPER: dict[str, tuple[Format, ...]] = {
-    scheme: ("pytorch",) for scheme in ("weights-int8", "dynamic-int8", "bf16", "fp16")
-}
-"""The same for models that hear and write by themselves, which run on CTranslate2."""
-VLLM_SCHEMES = ("fp8", "gptq", "awq")
-"""Those of vllm_layouts."""
-STATIC = ("static-int8", "tensorrt-int8")
-"""Those that quantise activations too, with ranges from calibration data."""
+Kind = Literal["tensors", "text-generation", "speech"]
+"""What a model is to a scheme: "text-generation" runs on OpenVINO GenAI or as it is (no engine here generates from a plain
+ONNX graph), "speech" hears and writes by itself on CTranslate2 (Whisper), the rest are tensors."""
+TENSORS: tuple[Kind, ...] = ("tensors",)
+TEXT: tuple[Kind, ...] = ("text-generation",)
+SPEECH: tuple[Kind, ...] = ("speech",)
+CALIBRATES: tuple[Reads, ...] = ("calibrate",)
 
 
-def formats_of(scheme: str, task: str | None, *, writes_speech: bool = False) -> tuple[Format, ...]:
-    """The formats a scheme exists for. Raises Unsupported where it is none for this task, naming what is.
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """One way to keep numbers, for one format and the kinds of models that it exists for."""
 
-    `writes_speech`: the model hears and writes by itself (Whisper).
-    """
-    if writes_speech:
-        if scheme not in FOR_WHISPER:
-            raise Unsupported(
-                f"scheme '{scheme}' does not exist for models that hear and write by themselves (Whisper): CTranslate2, which "
-                f"runs them, has {', '.join(FOR_WHISPER)} (recipes int8-weights, int8-dynamic, bf16)"
-            )
-        return FOR_WHISPER[scheme]
-    if task == TEXT_GENERATION:
-        if scheme not in FOR_TEXT:
-            raise Unsupported(f"scheme '{scheme}' does not exist for {task}; use weights-int8 or weights-int4")
-        return FOR_TEXT[scheme]
-    if scheme in VLLM_SCHEMES:
-        raise Unsupported(f"scheme '{scheme}' exists for {TEXT_GENERATION} only; use weights-int8 or fp16")
-    return SCHEMES[scheme]
+    name: str
+    format: Format
+    make: str
+    """MODULE.FUNCTION of this room; it is called as a pass is run."""
+    says: str
+    """What is done, for the documentation."""
+    kinds: tuple[Kind, ...] = TENSORS
+    reads: tuple[Reads, ...] = ()
+    held: str = ""
+    """As `make`, where max_drop is given; it reads labels too."""
+
+
+SCHEMES = (
+    Scheme(
+        "static-int8", "openvino", "openvino_models.static_int8", "NNCF; with `max_drop` its accuracy control",
+        reads=CALIBRATES, held="controlled.static_int8",
+    ),
+    Scheme("static-int8", "onnx", "onnx_models.static_int8", "QDQ, U8S8, per channel", reads=CALIBRATES),
+    Scheme("dynamic-int8", "onnx", "onnx_models.dynamic_int8", "matrix products, embeddings"),
+    Scheme("dynamic-int8", "pytorch", "pytorch_models.weights", "linear layers, as `.pt2`"),
+    Scheme("dynamic-int8", "pytorch", "speech_models.weights", "kept and computed in int8", SPEECH),
+    Scheme("tensorrt-int8", "onnx", "onnx_models.tensorrt_int8", "QDQ, S8S8, zero points 0", reads=CALIBRATES),
+    Scheme("weights-int8", "openvino", "openvino_models.weights", "NNCF, asymmetric", TENSORS + TEXT),
+    Scheme("weights-int8", "onnx", "onnx_models.weights", "MatMulNBits in blocks of 32"),
+    Scheme("weights-int8", "pytorch", "pytorch_models.weights", "linear layers, embeddings, as `.pt2`"),
+    Scheme("weights-int8", "pytorch", "speech_models.weights", "kept in int8, computed in float32", SPEECH),
+    Scheme("weights-int4", "openvino", "openvino_models.weights", "NNCF, in groups", TENSORS + TEXT),
+    Scheme("weights-int4", "onnx", "onnx_models.weights", "MatMulNBits in groups"),
+    Scheme("bf16", "openvino", "openvino_models.weights", "constants kept in 16 bits", TENSORS + TEXT),
+    Scheme("bf16", "pytorch", "pytorch_models.weights", "weights kept in 16 bits", TENSORS + TEXT),
+    Scheme("bf16", "pytorch", "speech_models.weights", "computed so where the processor can", SPEECH),
+    Scheme("fp16", "openvino", "openvino_models.weights", "constants kept in 16 bits", TENSORS + TEXT),
+    Scheme("fp16", "onnx", "onnx_models.weights", "weights and arithmetic"),
+    Scheme("fp16", "pytorch", "pytorch_models.weights", "weights kept in 16 bits", TENSORS + TEXT),
+    Scheme("fp16", "pytorch", "speech_models.weights", "kept in 16 bits", SPEECH),
+    Scheme("fp8", "pytorch", "vllm_layouts.write", "for vLLM", TEXT),
+    Scheme("gptq", "pytorch", "vllm_layouts.write", "Llama-like models, for vLLM", TEXT, CALIBRATES),
+    Scheme("awq", "pytorch", "vllm_layouts.write", "Llama-like models, for vLLM", TEXT, CALIBRATES),
+)  # fmt: skip
+"""The first format of a scheme is taken where nothing else decides. What is for vLLM is a Hugging Face folder of the
+compressed-tensors format; here transformers runs it, as floats."""
+NAMES = tuple(dict.fromkeys(row.name for row in SCHEMES))
+
+
+def kind_of(source: Artifact) -> Kind:
+    """What a model is to a scheme."""
+    return "speech" if source.writes_speech else "text-generation" if source.task == TEXT_GENERATION else "tensors"
+
+
+def formats_of(scheme: str, kind: Kind) -> tuple[Format, ...]:
+    """The formats a scheme exists for. Raises Unsupported where it is none for this kind of model, naming what is."""
+    if found := tuple(row.format for row in SCHEMES if row.name == scheme and kind in row.kinds):
+        return found
+    if kind == "speech":
+        names = ", ".join(row.name for row in SCHEMES if kind in row.kinds)
+        raise Unsupported(
+            f"scheme '{scheme}' does not exist for models that hear and write by themselves (Whisper): CTranslate2, which "
+            f"runs them, has {names} (recipes int8-weights, int8-dynamic, bf16)"
+        )
+    if kind == "text-generation":
+        raise Unsupported(f"scheme '{scheme}' does not exist for {kind}; use weights-int8 or weights-int4")
+    raise Unsupported(f"scheme '{scheme}' exists for {TEXT_GENERATION} only; use weights-int8 or fp16")
 
 
 def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
@@ -105,54 +114,57 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
 
 
 def _run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
-    from maasdam.pipeline.quantize import controlled, onnx_models, openvino_models, pytorch_models, speech_models, vllm_layouts
-
-    scheme = settings["scheme"]
-    if source.format not in formats_of(scheme, source.task, writes_speech=source.writes_speech):
+    scheme, kind = settings["scheme"], kind_of(source)
+    if source.format not in formats_of(scheme, kind):
         raise Unsupported(f"scheme '{scheme}' does not exist for {source.format} artifacts")
-    if settings["max_drop"] is not None and (scheme, source.format) != ("static-int8", "openvino"):
+    row = next(r for r in SCHEMES if (r.name, r.format) == (scheme, source.format) and kind in r.kinds)
+    if settings["max_drop"] is not None and not row.held:
         raise Unsupported(f"max_drop is for static-int8 on openvino; this is {scheme} on {source.format}: leave it out")
-    if source.writes_speech:
-        return speech_models.weights(source, out, scheme)
-    if scheme == "static-int8":
-        if settings["max_drop"] is not None:
-            return controlled.static_int8(source, out, settings, context)
-        make = openvino_models.static_int8 if source.format == "openvino" else onnx_models.static_int8
-        return make(source, out, settings, context)
-    if scheme == "tensorrt-int8":
-        return onnx_models.tensorrt_int8(source, out, settings, context)
-    if scheme in VLLM_SCHEMES:
-        return vllm_layouts.write(source, out, settings, context)
-    if source.format == "pytorch":
-        return pytorch_models.weights(source, out, settings)
-    if source.format == "openvino":
-        return openvino_models.weights(source, out, settings)
-    return (
-        onnx_models.dynamic_int8(source, out, context.work)
-        if scheme == "dynamic-int8"
-        else onnx_models.weights(source, out, settings)
-    )
+    module, _, function = (row.make if settings["max_drop"] is None else row.held).partition(".")
+    make: Run = getattr(importlib.import_module(f"{__name__}.{module}"), function)
+    return make(source, out, settings, context)
 
 
 def _reads(settings: Mapping[str, Any]) -> tuple[Reads, ...]:
-    if settings["scheme"] in ("gptq", "awq"):
-        return ("calibrate",)
-    if settings["scheme"] not in STATIC:
-        return ()
-    return ("calibrate",) if settings["max_drop"] is None else ("calibrate", "train")
+    rows = [row for row in SCHEMES if row.name == settings["scheme"]]
+    is_held = settings["max_drop"] is not None and any(row.held for row in rows)
+    return (*rows[0].reads, "train") if is_held else rows[0].reads
 
 
 def _wants(source: Artifact, settings: Mapping[str, Any]) -> Format | None:
-    chosen: Format | None = None if settings["format"] == "auto" else settings["format"]
-    formats = formats_of(settings["scheme"], source.task, writes_speech=source.writes_speech)
-    return chosen or (source.format if source.format in formats else formats[0])
+    if settings["format"] != "auto":
+        return cast(Format, settings["format"])
+    formats = formats_of(settings["scheme"], kind_of(source))
+    return source.format if source.format in formats else formats[0]
+
+
+def _expands(
+    settings: Mapping[str, Any], source: Artifact, to: Format | None, choice: tuple[Format, ...]
+) -> tuple[Format, ...]:
+    """For --to; else for all that the next pass chooses from; else the first of these that it can be made for."""
+    can = formats_of(settings["scheme"], kind_of(source))
+    if to is not None and to not in can:
+        raise Unsupported(f"scheme '{settings['scheme']}' does not exist for --to {to}; it does for: {', '.join(can)}")
+    if settings["format"] != "auto":
+        return ()
+    if to is not None:
+        return (to,)
+    if choice:
+        return tuple(f for f in can if f in choice) or can[:1]
+    return (can[0], *(f for f in can[1:] if f in OPTIMIZED_FORMATS))
 
 
 PASS = Pass(
     use="quantize",
     version=8,
     settings={
-        "scheme": Setting(str, None, choices=tuple(SCHEMES), says="what is quantised, and to what", is_required=True),
+        "scheme": Setting(
+            str,
+            None,
+            choices=tuple(dict.fromkeys(row.name for row in SCHEMES)),
+            says="what is quantised, and to what",
+            is_required=True,
+        ),
         "format": Setting(
             str, "auto", choices=("auto", "openvino", "onnx", "pytorch"), says="auto: what --to and the next pass ask for"
         ),
@@ -180,4 +192,6 @@ PASS = Pass(
     libraries=("ctranslate2", "nncf", "openvino", "onnxruntime", "onnx", "torch", "transformers", "compressed-tensors"),
     reads=_reads,
     wants=_wants,
+    expands=_expands,
+    rounds=True,
 )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.artifacts.produced import Produced
+from maasdam.artifacts.produced import Facts, Produced
 from maasdam.core import Answer, Artifact, Example
 from maasdam.engines.openvino_library import openvino
 from maasdam.errors import InvalidInput, Unsupported
@@ -58,7 +58,7 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
     quantized, narrowed = _narrowed(quantized, model, inputs, metric, settings["max_drop"], context)
     copy_all_but(source.path, out, {"model.xml", "model.bin"})
     save(quantized, out / "model.xml")
-    facts = _facts(metric, path, inputs, settings, context) | narrowed
+    facts = _facts(metric, path, inputs, settings, context, narrowed)
     return Produced("openvino", "ir", "openvino", source.signature, dict(source.settings), facts)
 
 
@@ -80,26 +80,30 @@ def _narrowed(
 
 
 def _facts(
-    metric: _Metric, path: Path, inputs: list[Inputs], settings: Mapping[str, Any], context: PassContext
-) -> dict[str, Any]:
+    metric: _Metric,
+    path: Path,
+    inputs: list[Inputs],
+    settings: Mapping[str, Any],
+    context: PassContext,
+    narrowed: dict[str, Any],
+) -> Facts:
     flag = "--train" if context.calibrate is None else "--calibrate"
-    return {
-        "method": "NNCF accuracy-controlled post-training quantisation",
-        "calibration": {
-            "samples": len(inputs),
-            "data": describe(path),
-            "is_sample_of_evaluation_data": False,
-            "says": f"{len(inputs)} unlabelled examples of {flag}, held to max_drop on {len(metric.examples)} of --train",
-        },
-        "control": {
-            "max_drop": settings["max_drop"],
-            "examples": len(metric.examples),
-            "float": metric.seen[0],
-            "quantized": metric.seen[-1],
-            "trials": len(metric.seen),
-            "says": "scores on --train, higher is better (1 - WER for speech)",
-        },
+    control = {
+        "max_drop": settings["max_drop"],
+        "examples": len(metric.examples),
+        "float": metric.seen[0],
+        "quantized": metric.seen[-1],
+        "trials": len(metric.seen),
+        "says": "scores on --train, higher is better (1 - WER for speech)",
     }
+    calibration = {
+        "samples": len(inputs),
+        "data": describe(path),
+        "is_sample_of_evaluation_data": False,
+        "says": f"{len(inputs)} unlabelled examples of {flag}, held to max_drop on {len(metric.examples)} of --train",
+    }
+    method = "NNCF accuracy-controlled post-training quantisation"
+    return Facts({"method": method, "control": control, **narrowed}, calibration)
 
 
 class _Metric:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from maasdam.artifacts.produced import Produced
+from maasdam.artifacts.produced import Facts, Produced
 from maasdam.core import Artifact
 from maasdam.errors import Unsupported
 from maasdam.pipeline.examples import Inputs
@@ -57,21 +57,22 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
     import onnx
     from onnxruntime import quantization as ort
 
-    inputs, facts = calibration(source, settings, context)
+    inputs, examples = calibration(source, settings, context)
     attends = _attends(source)
     choices: dict[str, Any] = {"activation_type": ort.QuantType.QUInt8} | (PRODUCTS_ALONE if attends else {})
     plain = _with_ranges(source, out, inputs, context, **choices)
     some = Counted(inputs[: saturation.EXAMPLES], context, saturation.STEP)
     quantized = onnx.load(out / "model.onnx")
     narrowed = onnx_saturation.narrow(quantized, onnx.load(plain), some)
-    facts |= saturation.says(narrowed.count, narrowed.channels)
     if attends:
         _keep_the_rest_float(quantized)
     _without_zeros(quantized)
     onnx.save(quantized, out / "model.onnx")
     where = "into products with weights" if attends else "of every operator"
+    facts = saturation.says(narrowed.count, narrowed.channels)
     facts |= {"method": f"ONNX Runtime static QDQ, activations {where} U8, weights S8 per channel"}
-    return Produced("onnx", "onnx", "onnxruntime", source.signature, {**source.settings, "fast_sums": narrowed.is_whole}, facts)
+    own = {**source.settings, "fast_sums": narrowed.is_whole}
+    return Produced("onnx", "onnx", "onnxruntime", source.signature, own, Facts(facts, examples))
 
 
 def tensorrt_int8(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
@@ -82,7 +83,7 @@ def tensorrt_int8(source: Artifact, out: Path, settings: Mapping[str, Any], cont
     """
     from onnxruntime import quantization as ort
 
-    inputs, facts = calibration(source, settings, context)
+    inputs, examples = calibration(source, settings, context)
     _with_ranges(
         source,
         out,
@@ -92,8 +93,8 @@ def tensorrt_int8(source: Artifact, out: Path, settings: Mapping[str, Any], cont
         op_types_to_quantize=list(TENSORRT_OPERATORS),
         extra_options=TENSORRT | {"OpTypesToExcludeOutputQuantization": list(TENSORRT_OPERATORS)},
     )
-    facts |= {"method": "ONNX Runtime static QDQ for TensorRT, activations and weights S8, symmetric, weights per channel"}
-    return Produced("onnx", "onnx", "onnxruntime", source.signature, {**source.settings, "int8": True}, facts)
+    facts = {"method": "ONNX Runtime static QDQ for TensorRT, activations and weights S8, symmetric, weights per channel"}
+    return Produced("onnx", "onnx", "onnxruntime", source.signature, {**source.settings, "int8": True}, Facts(facts, examples))
 
 
 def _with_ranges(source: Artifact, out: Path, inputs: list[Inputs], context: PassContext, **choices: Any) -> Path:
@@ -194,7 +195,7 @@ def _hushed() -> Iterator[None]:
         root.removeHandler(nobody)
 
 
-def dynamic_int8(source: Artifact, out: Path, work: Path) -> Produced:
+def dynamic_int8(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
     """Weights of matrix products and embeddings to int8 now, activations while running."""
     import onnx
     from onnxruntime import quantization as ort
@@ -202,7 +203,7 @@ def dynamic_int8(source: Artifact, out: Path, work: Path) -> Produced:
     copy_all_but(source.path, out, {"model.onnx"} | _external(source.path))
     large = bool(_external(source.path))
     float_graph = onnx_prepared.prepared(onnx.load(source.path / "model.onnx"))
-    clean = work / "clean.onnx"
+    clean = context.work / "clean.onnx"
     onnx.save(float_graph, clean, save_as_external_data=large, location="clean.onnx.data")
     with _hushed():
         ort.quantize_dynamic(
@@ -217,10 +218,11 @@ def dynamic_int8(source: Artifact, out: Path, work: Path) -> Produced:
     facts = saturation.says(narrowed.count, narrowed.channels)
     onnx.save(quantized, out / "model.onnx")
     facts |= {"method": "ONNX Runtime dynamic int8: matrix products and embeddings; convolutions stay float"}
-    return Produced("onnx", "onnx", "onnxruntime", source.signature, {**source.settings, "fast_sums": narrowed.is_whole}, facts)
+    own = {**source.settings, "fast_sums": narrowed.is_whole}
+    return Produced("onnx", "onnx", "onnxruntime", source.signature, own, Facts(facts))
 
 
-def weights(source: Artifact, out: Path, settings: Mapping[str, Any]) -> Produced:
+def weights(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
     """Weights of matrix products to 4 or 8 bits in blocks (MatMulNBits), or float32 to float16. Raises Unsupported."""
     import onnx
 
@@ -236,7 +238,7 @@ def weights(source: Artifact, out: Path, settings: Mapping[str, Any]) -> Produce
         facts = {"method": f"{count} matrix products in {bits} bits (MatMulNBits), symmetric in blocks of {block}"}
     copy_all_but(source.path, out, {"model.onnx"} | _external(source.path))
     onnx.save(model, out / "model.onnx", save_as_external_data=model.ByteSize() > LARGEST_MESSAGE, location="model.onnx.data")
-    return Produced("onnx", "onnx", "onnxruntime", source.signature, dict(source.settings), facts)
+    return Produced("onnx", "onnx", "onnxruntime", source.signature, dict(source.settings), Facts(facts))
 
 
 def _in_blocks(model: Any, bits: int, block: int) -> tuple[Any, int]:

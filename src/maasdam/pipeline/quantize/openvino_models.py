@@ -9,7 +9,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.artifacts.produced import Produced
+from maasdam.artifacts.produced import Facts, Produced
 from maasdam.core import Artifact
 from maasdam.errors import Unsupported, missing_extra
 from maasdam.pipeline.examples import Inputs
@@ -31,7 +31,7 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
     nncf = open_nncf()
     import openvino as ov
 
-    inputs, facts = calibration(source, settings, context)
+    inputs, examples = calibration(source, settings, context)
     model = ov.Core().read_model(source.path / "model.xml")
     check_is_float(model)
     was_half = as_float32(model)
@@ -48,15 +48,15 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.DISABLE),  # decision 0016
         )
     some = Counted([single(tensors, was_half) for tensors in inputs[: saturation.EXAMPLES]], context, saturation.STEP)
-    facts |= saturation.says(*openvino_saturation.narrow(quantized, model, some))
+    facts = saturation.says(*openvino_saturation.narrow(quantized, model, some))
     quantized = with_halves_at_its_ends(quantized, was_half)
     copy_all_but(source.path, out, {"model.xml", "model.bin"})
     save(quantized, out / "model.xml")
     facts |= {"method": "NNCF post-training quantisation", "model_type": "transformer" if attends else "convolutional"}
-    return Produced("openvino", "ir", "openvino", source.signature, dict(source.settings), facts)
+    return Produced("openvino", "ir", "openvino", source.signature, dict(source.settings), Facts(facts, examples))
 
 
-def weights(source: Artifact, out: Path, settings: Mapping[str, Any]) -> Produced:
+def weights(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
     """Weights alone: int8, int4 in groups, bfloat16 or float16; the artifact's settings say how it is computed."""
     import openvino as ov
 
@@ -74,7 +74,7 @@ def weights(source: Artifact, out: Path, settings: Mapping[str, Any]) -> Produce
     copy_all_but(source.path, out, {f"{name}.xml", f"{name}.bin"})
     save(model, out / f"{name}.xml")
     chosen = {**source.settings, **_computation(source, settings)}
-    return Produced("openvino", source.layout, source.engine, source.signature, chosen, {"method": method})
+    return Produced("openvino", source.layout, source.engine, source.signature, chosen, Facts({"method": method}))
 
 
 def _compressed(model: ov.Model, settings: Mapping[str, Any]) -> tuple[ov.Model, str]:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.artifacts.produced import Produced
+from maasdam.artifacts.produced import Facts, Produced
 from maasdam.convert.directions.companions import copy_companions
 from maasdam.core import Artifact
 from maasdam.errors import Unsupported
+from maasdam.pipeline.passes import PassContext
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,7 @@ LEVELS = 127
 SMALLEST_SCALE = 1e-12
 
 
-def weights(source: Artifact, out: Path, settings: Mapping[str, Any]) -> Produced:
+def weights(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
     """Write `source` with int8 weights as a .pt2 program, or with 16-bit weights in its own layout. Raises Unsupported."""
     scheme = settings["scheme"]
     if scheme in ("bf16", "fp16"):
@@ -46,7 +47,7 @@ def weights(source: Artifact, out: Path, settings: Mapping[str, Any]) -> Produce
         "layers": counts,
         "says": "convolutions stay float32",
     }
-    return Produced("pytorch", "pt2", "pytorch", source.signature, dict(source.settings), facts)
+    return Produced("pytorch", "pt2", "pytorch", source.signature, dict(source.settings), Facts(facts))
 
 
 def quantize_layers(model: torch.nn.Module, is_dynamic: bool) -> dict[str, int]:
@@ -93,7 +94,7 @@ def _sixteen_bits(source: Artifact, out: Path, scheme: str) -> Produced:
     model.save_pretrained(out, safe_serialization=True)
     copy_companions(source.path, out)
     facts = {"method": f"weights kept in {'bfloat16' if scheme == 'bf16' else 'float16'}, computed in float32"}
-    return Produced("pytorch", "huggingface", source.engine, source.signature, dict(source.settings), facts)
+    return Produced("pytorch", "huggingface", source.engine, source.signature, dict(source.settings), Facts(facts))
 
 
 def _rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

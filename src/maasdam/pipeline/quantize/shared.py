@@ -20,7 +20,7 @@ TEXTS = 10_000
 
 
 def calibration(source: Artifact, settings: Mapping[str, Any], context: PassContext) -> tuple[list[Inputs], dict[str, Any]]:
-    """Prepared inputs of --calibrate, else of a sample of --data, and the facts that say which. Raises InvalidInput."""
+    """Prepared inputs of --calibrate, else of a sample of --data, and which these are. Raises InvalidInput."""
     path = context.calibrate or context.data
     if path is None:
         raise InvalidInput("static int8 needs calibration data: name a folder with --calibrate or --data")
@@ -32,7 +32,7 @@ def calibration(source: Artifact, settings: Mapping[str, Any], context: PassCont
 def calibration_texts(
     source: Artifact, settings: Mapping[str, Any], context: PassContext
 ) -> tuple[list[list[int]], dict[str, Any]]:
-    """Token ids of texts of --calibrate, else of --data, in pieces that fit the context; and the facts that say which.
+    """Token ids of texts of --calibrate, else of --data, in pieces that fit the context; and which these are.
 
     A long text is cut into pieces; `samples` pieces are taken, evenly spaced. Raises InvalidInput where there is no text.
     """
@@ -52,13 +52,11 @@ def calibration_texts(
         raise InvalidInput("the calibration data holds no text of two tokens or more")
     wanted = min(settings["samples"], len(pieces))
     chosen = [pieces[i * len(pieces) // wanted] for i in range(wanted)]
-    facts = _said(len(chosen), path, context)
-    facts["calibration"]["tokens"] = sum(len(piece) for piece in chosen)
-    return chosen, facts
+    return chosen, _said(len(chosen), path, context) | {"tokens": sum(len(piece) for piece in chosen)}
 
 
 def _said(count: int, path: Path, context: PassContext) -> dict[str, Any]:
-    facts = {
+    return {
         "samples": count,
         "data": describe(path),
         "is_sample_of_evaluation_data": context.calibrate is None,
@@ -66,7 +64,6 @@ def _said(count: int, path: Path, context: PassContext) -> dict[str, Any]:
         if context.calibrate is not None
         else f"an unlabelled sample of the evaluation data (--data), {count} examples: --calibrate was not given",
     }
-    return {"calibration": facts}
 
 
 class Counted:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.artifacts.produced import Produced
+from maasdam.artifacts.produced import Facts, Produced
 from maasdam.convert.directions.companions import copy_companions
 from maasdam.core import TEXT_GENERATION, Artifact
 from maasdam.errors import InvalidInput, Unsupported
@@ -50,7 +51,9 @@ def write(source: Artifact, out: Path, settings: Mapping[str, Any], context: Pas
     library = open_compressed_tensors()
     head, layers = linear_layers(model, scheme)
     kept = _kept_type(source.path)
-    grids, facts = (_fp8(model, layers, kept), {}) if scheme == "fp8" else _int4(model, layers, kept, source, settings, context)
+    grids, facts = (
+        (_fp8(model, layers, kept), Facts()) if scheme == "fp8" else _int4(model, layers, kept, source, settings, context)
+    )
     layout = "float-quantized" if scheme == "fp8" else "pack-quantized"
     compressor = library.compress(model, _scheme_of(scheme, settings), layout, head, grids)
     _keep_in(model, kept)
@@ -58,11 +61,12 @@ def write(source: Artifact, out: Path, settings: Mapping[str, Any], context: Pas
     library.write_config(compressor, out)
     copy_companions(source.path, out)
     name = str(kept).removeprefix("torch.")
-    facts |= {
+    told = {
         "method": f"{len(layers)} linear layers, {_METHODS[scheme].format(group=settings['group_size'])}; the rest in {name}",
         "layout": f"compressed-tensors, {layout}",
         "says": "checked with transformers; vLLM itself was not run on it",
     }
+    facts = replace(facts, others={**facts.others, **told})
     return Produced("pytorch", "huggingface", source.engine, source.signature, dict(source.settings), facts)
 
 
@@ -106,7 +110,7 @@ def _check_source(source: Artifact, scheme: str) -> None:
 
 def _int4(
     model: Any, layers: list[str], kept: torch.dtype, source: Artifact, settings: Mapping[str, Any], context: PassContext
-) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+) -> tuple[dict[str, dict[str, torch.Tensor]], Facts]:
     """Round the model's layers in place by gptq or awq; what the library needs to know of their grids, and facts."""
     from maasdam.pipeline.quantize import awq, gptq
     from maasdam.pipeline.quantize.layerwise import need_llama_like
@@ -114,7 +118,7 @@ def _int4(
     scheme, group = settings["scheme"], settings["group_size"]
     need_llama_like(model)
     _check_widths({name: model.get_submodule(name).weight.shape for name in layers}, scheme, group)
-    texts, facts = calibration_texts(source, settings, context)
+    texts, examples = calibration_texts(source, settings, context)
     make = gptq.quantize if scheme == "gptq" else awq.quantize
     grids, found = make(model, texts, group, kept, context.progress)
     missed = sorted(set(layers) - set(grids))
@@ -124,7 +128,7 @@ def _int4(
     if scheme == "awq":
         for name, grid in grids.items():
             tensors[name]["weight_zero_point"] = grid.zeros
-    return tensors, facts | found
+    return tensors, Facts(found, examples)
 
 
 def _check_widths(shapes: Mapping[str, tuple[int, ...]], scheme: str, group: int) -> None:
