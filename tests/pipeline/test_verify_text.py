@@ -13,6 +13,7 @@ import pytest
 from maasdam.artifacts.store import Store
 from maasdam.core import Artifact, Example, TextPayload
 from maasdam.engines import open_engine
+from maasdam.engines.generating import greedy
 from maasdam.engines.scoring import log_likelihoods
 from maasdam.errors import InvalidInput
 from maasdam.pipeline.conditions import Conditions
@@ -20,7 +21,7 @@ from maasdam.pipeline.examples import PreparedExamples
 from maasdam.pipeline.recipe import Limits, find_recipe
 from maasdam.pipeline.run_recipe import Build
 from maasdam.pipeline.verify import verify
-from maasdam.pipeline.verify_text import PIECE_CHARACTERS, Piece, Scores, generate, text_pieces
+from maasdam.pipeline.verify_text import PIECE_CHARACTERS, Piece, Scores, text_pieces
 from maasdam.sources import ingest
 from tests.engines.tiny_language_model import CONTEXT, huggingface
 
@@ -76,7 +77,7 @@ def test_the_report_of_int8_weights_is_true(source: Artifact, reference: Artifac
     engine: Any = open_engine(int8, threads=1)
     try:
         for sample in report["samples"]:
-            assert list(generate(engine, [sample["prompt_token_ids"]], len(sample["candidate"]))[0]) == sample["candidate"]
+            assert list(greedy(engine, [sample["prompt_token_ids"]], len(sample["candidate"]))[0]) == sample["candidate"]
     finally:
         engine.close()
 

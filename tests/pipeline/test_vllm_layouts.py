@@ -13,12 +13,12 @@ import pytest
 from maasdam.artifacts.store import Store
 from maasdam.core import TEXT_GENERATION, Artifact
 from maasdam.engines import open_engine
+from maasdam.engines.generating import greedy
 from maasdam.engines.transformers_library import open_module
 from maasdam.errors import InvalidInput, MissingExtra, Unsupported
 from maasdam.pipeline.passes import find_pass
 from maasdam.pipeline.recipe import Use
 from maasdam.pipeline.run_recipe import Build, Data
-from maasdam.pipeline.verify_text import generate
 from maasdam.sources import ingest
 from tests.convert import tiny
 
@@ -178,7 +178,7 @@ def test_an_engine_generates_from_it(store: Store, texts: Path, tmp_path: Path) 
     assert again.engine == "transformers"
     engine: Any = open_engine(again, threads=1)
     try:
-        assert len(generate(engine, [[5, 6, 7]], 4)[0]) == 4
+        assert len(greedy(engine, [[5, 6, 7]], 4)[0]) == 4
     finally:
         engine.close()
     with pytest.raises(Unsupported, match=r"quantised already \(compressed-tensors\)"):

@@ -11,12 +11,12 @@ Knows which measurement belongs in which column. Refuses to choose limits, and t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from maasdam.artifacts.store import file_digests
-from maasdam.core import TEXT_GENERATION, UNKNOWN, Artifact, Batching, Example, Score
+from maasdam.core import TEXT_GENERATION, UNKNOWN, Artifact, Batching, Example
 from maasdam.errors import (
     Crashed,
     EngineFailure,
@@ -28,13 +28,12 @@ from maasdam.errors import (
     VerificationFailed,
 )
 from maasdam.pipeline.answers import Answers
-from maasdam.pipeline.conditions import Conditions, circumstances
+from maasdam.pipeline.columns import column, energy, memory, not_proven_elsewhere, report_of, timed
+from maasdam.pipeline.conditions import Conditions
 from maasdam.pipeline.examples import PreparedExamples
 from maasdam.pipeline.fidelity import Fidelity
-from maasdam.pipeline.footprint import footprint_bytes
-from maasdam.pipeline.measure import Timing, joules_per_run, take_turns
 from maasdam.pipeline.recipe import Limits
-from maasdam.pipeline.report import Column, Report, drop_of, finished
+from maasdam.pipeline.report import Column, Report, finished
 from maasdam.pipeline.subjects import Observed, TensorSubject
 from maasdam.tasks.files import labels_of
 
@@ -91,7 +90,7 @@ class _Tensors:
         subjects = self._open_all(threads)
         try:
             self._settle_references(subjects)
-            times = self._latency(subjects)
+            times = timed(subjects, lambda s: s.run_one, "latency", self.how.latency_seconds, (20, 300), self.how)
             faster = min((n for n in subjects if n.startswith("reference")), key=lambda n: times[n].p50)
             for name in [n for n in subjects if n.startswith("reference") and n != faster]:
                 other = subjects.pop(name)
@@ -99,21 +98,26 @@ class _Tensors:
                 self.notes.append(f"the slower reference, on {other.artifact.engine}: {took.p50 * 1000:.3g} ms (median)")
                 _close(other, subjects)
             subjects["reference"], times["reference"] = subjects.pop(faster), times.pop(faster)
-            batches = self._throughput(subjects)
-            energy = self._energy(subjects)
+            batches = timed(subjects, lambda s: s.run_batch, "throughput", self.how.throughput_seconds, (5, 100), self.how)
+            joules = energy(subjects, lambda s: s.run_batch, self.how)
             answers = self._answer(subjects)
             precisions = subjects["candidate"].engine.precisions()
             batching = self._batching(subjects["candidate"])
         finally:
             for subject in {id(s): s for s in subjects.values()}.values():
                 subject.close()
-        memory = self._memory(subjects, threads)
-        columns = {
-            name: self._column(
-                s, times[name], batches[name], energy.get(name), memory.get(s.artifact.digest), answers.scores.get(name)
+        known = memory(((s.artifact, s.inputs_to_load) for s in subjects.values()), threads, self.how, self.notes)
+        columns = {}
+        for name, s in subjects.items():
+            score = answers.scores.get(name)
+            columns[name] = column(
+                s.artifact,
+                times[name],
+                s.batch_rows / batches[name].p50,
+                None if (spent := joules[name]) is None else spent / s.batch_rows,
+                known,
+                *(() if score is None else (score.value, score.examples, score.extra)),
             )
-            for name, s in subjects.items()
-        }
         return replace(self._judged(limits, columns, answers, precisions, threads), batching=batching)
 
     def _open_all(self, threads: int) -> dict[str, TensorSubject]:
@@ -162,27 +166,7 @@ class _Tensors:
         if source is None:
             raise VerificationFailed("neither the reference nor the source runs here: " + "; ".join(self.notes))
         subjects["reference"] = source
-        self.notes.append(
-            f"the reference is the source on its own engine ({self.source.engine}): it is proven on no other here"
-        )
-
-    def _latency(self, subjects: Mapping[str, TensorSubject]) -> dict[str, Timing]:
-        return _shared(
-            subjects,
-            lambda s: s.run_one,
-            self.how.latency_seconds,
-            (20, 300),
-            lambda done, total: self.how.progress("latency", done, total),
-        )
-
-    def _throughput(self, subjects: Mapping[str, TensorSubject]) -> dict[str, Timing]:
-        return _shared(
-            subjects,
-            lambda s: s.run_batch,
-            self.how.throughput_seconds,
-            (5, 100),
-            lambda done, total: self.how.progress("throughput", done, total),
-        )
+        self.notes.append(not_proven_elsewhere(self.source))
 
     def _answer(self, subjects: Mapping[str, TensorSubject]) -> Answers:
         """Every example through the candidate and the reference, and as many as time allows through the source."""
@@ -233,78 +217,24 @@ class _Tensors:
         except (Crashed, LimitExceeded) as error:
             return Batching(UNKNOWN, f"trying it ended the process: {error}")
 
-    def _memory(self, subjects: Mapping[str, TensorSubject], threads: int) -> dict[str, int | None]:
-        found: dict[str, int | None] = {}
-        if not self.how.measures_memory:
-            self.notes.append("memory was not measured: it was switched off")
-            return found
-        for subject in subjects.values():
-            digest = subject.artifact.digest
-            if digest not in found:
-                self.how.progress(f"memory of {subject.artifact.engine}")
-                found[digest], why = footprint_bytes(subject.artifact, subject.inputs_to_load, threads, self.how.device)
-                self.notes += [why] if why else []
-        return found
-
-    def _energy(self, subjects: Mapping[str, TensorSubject]) -> dict[str, float | None]:
-        """Joules per example, run in batches."""
-        self.how.progress("energy")
-        found: dict[int, float | None] = {}
-        for subject in subjects.values():
-            if id(subject) not in found:
-                joules = joules_per_run(subject.run_batch, self.how.joules)
-                found[id(subject)] = None if joules is None else joules / subject.batch_rows
-        return {name: found[id(s)] for name, s in subjects.items()}
-
-    def _column(
-        self,
-        subject: TensorSubject,
-        times: Timing,
-        batches: Timing,
-        joules: float | None,
-        memory: int | None,
-        score: Score | None,
-    ) -> Column:
-        return Column(
-            engine=subject.artifact.engine,
-            digest=subject.artifact.digest,
-            size_bytes=subject.artifact.size_bytes,
-            latency_ms=tuple(round(s * 1000, 6) for s in times.seconds),
-            p50=times.p50 * 1000,
-            p99=times.p99 * 1000,
-            throughput=subject.batch_rows / batches.p50,
-            joules=joules,
-            memory_bytes=memory,
-            accuracy=None if score is None else score.value,
-            examples=None if score is None else score.examples,
-            extra={} if score is None else score.extra,
-        )
-
     def _judged(
         self, limits: Limits, columns: Mapping[str, Column], answers: Answers, precisions: Mapping[str, int], threads: int
     ) -> Report:
-        candidate, reference = columns["candidate"], columns["reference"]
-        metric = answers.metric
-        report = Report(
-            candidate=candidate,
-            reference=reference,
-            source=columns.get("source"),
+        report = report_of(
+            columns,
+            answers.metric,
+            limits,
+            self.how,
+            threads,
+            (*self.notes, *answers.notes),
+            {"latency_of": "one example at batch 1, prepared beforehand", "throughput_batch": BATCH_SAYS},
             parity=answers.parity_json(self.source.engine),
-            metric=metric,
-            drop=drop_of(metric, reference.accuracy, candidate.accuracy) if metric else None,
             examples=answers.scored,
             unit="items/s",
-            energy_method=self.how.energy_method(candidate.joules),
-            notes=(*self.how.notes, *self.notes, *answers.notes),
             why_no_accuracy=answers.why_not,
             confidence=answers.confidence,
             precisions=precisions,
-            calibration=self.how.calibration,
-            optimization=self.how.optimization,
             samples=answers.samples(),
-            limits=limits,
-            conditions=circumstances(self.how, threads)
-            | {"latency_of": "one example at batch 1, prepared beforehand", "throughput_batch": BATCH_SAYS},
         )
         return finished(report, answers.parity.problems)
 
@@ -325,26 +255,6 @@ def _differs(source: TensorSubject, reference: TensorSubject) -> str | None:
 
 
 BATCH_SAYS = "8 examples in one run where the batch is dynamic, else 1"
-
-
-def _shared(
-    subjects: Mapping[str, TensorSubject],
-    what: Callable[[TensorSubject], Callable[[int], None]],
-    seconds: float,
-    rounds: tuple[int, int],
-    tell: Callable[[int, int], None],
-) -> dict[str, Timing]:
-    """Timings by name; what is one subject under two names is timed once."""
-    once = {str(id(s)): s for s in subjects.values()}
-    compared = {str(id(s)) for name, s in subjects.items() if name != "source"}
-    timings = take_turns(
-        {key: what(s) for key, s in once.items()},
-        seconds=seconds,
-        rounds=rounds,
-        aside=frozenset(once.keys() - compared),
-        tell=tell,
-    )
-    return {name: timings[str(id(s))] for name, s in subjects.items()}
 
 
 def _identity(artifact: Artifact) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,22 +25,20 @@ from maasdam.core import (
     Artifact,
     AudioPayload,
     Example,
-    Sampling,
     Score,
     SequenceEngine,
-    SequenceRequest,
     Transcript,
 )
+from maasdam.engines.generating import transcript_of
 from maasdam.errors import EngineFailure, VerificationFailed
 from maasdam.pipeline.bootstrap import confidence
-from maasdam.pipeline.conditions import Conditions, circumstances
+from maasdam.pipeline.columns import Runner, column, energy, memory, not_proven_elsewhere, report_of, timed
+from maasdam.pipeline.conditions import Conditions
 from maasdam.pipeline.examples import Inputs, PreparedExamples, Preparer
 from maasdam.pipeline.fidelity import of_tokens
-from maasdam.pipeline.footprint import footprint_bytes
-from maasdam.pipeline.measure import Timing, joules_per_run, take_turns
 from maasdam.pipeline.parity import Parity
 from maasdam.pipeline.recipe import Limits
-from maasdam.pipeline.report import Column, Report, drop_of, finished
+from maasdam.pipeline.report import Report, drop_of, finished
 from maasdam.pipeline.verify_text import open_all
 
 if TYPE_CHECKING:
@@ -88,47 +86,56 @@ def verify_speech(
     artifacts = {"candidate": candidate, "reference": (*references, source)[0], "source": source}
     heard = _Heard()
     if not references:
-        heard.notes.append(f"the reference is the source on its own engine ({source.engine}): it is proven on no other here")
+        heard.notes.append(not_proven_elsewhere(source))
     engines = open_all(artifacts, how, threads, heard.notes)
     try:
         if "source" not in engines:
             raise VerificationFailed("nothing to prove the build with: " + "; ".join(heard.notes))
         inputs = _inputs(candidate, examples)
         _hear(engines, inputs, [e.name for e in examples.examples], heard, how)
-        times, batches, energy, seconds = _timed(engines, inputs, how)
+        chosen = list(inputs[:: max(1, len(inputs) // TIMED)])[:TIMED]
+        every: Runner[SequenceEngine] = lambda e: lambda number: [transcribe(e, each) for each in chosen]  # noqa: E731 - a type
+        alone: Runner[SequenceEngine] = lambda e: lambda number: transcribe(e, chosen[number % len(chosen)])  # noqa: E731
+        times = timed(engines, alone, "latency", how.latency_seconds, (5, 100), how)
+        batches = timed(engines, every, "throughput", how.throughput_seconds, (1, 20), how)
+        joules = energy(engines, every, how)
     finally:
         for engine in {id(e): e for e in engines.values()}.values():
             engine.close()
-    memory = _memory([artifacts[name] for name in engines], inputs, threads, how, heard.notes)
+    seconds = sum(each["waveform"].shape[1] for each in chosen) / RATE
+    known = memory(((artifacts[name], inputs[:5]) for name in engines), threads, how, heard.notes)
     why_not, scores, told = _scores(heard, examples.examples)
-    columns = {
-        name: _column(
-            artifacts[name], times[name], batches[name], seconds, energy[name], memory, scores.get(name), told.get(name)
+    columns = {}
+    for name in engines:
+        score = scores.get(name)
+        columns[name] = column(
+            artifacts[name],
+            times[name],
+            seconds / batches[name].p50,
+            None if (spent := joules[name]) is None else spent / seconds,
+            known,
+            None if score is None else score.value,
+            None if score is None else score.examples,
+            (dict(score.extra) if score else {}) | ({"wer_against_source": told[name]} if name in told else {}),
         )
-        for name in engines
-    }
     has_metric = bool(scores)
-    report = Report(
+    report = report_of(
+        columns,
+        "wer" if has_metric else None,
+        limits,
+        how,
+        threads,
+        heard.notes,
+        SAYS,
         batching=OF_ITS_ENGINE,
-        candidate=columns["candidate"],
-        reference=columns["reference"],
-        source=columns["source"],
         parity=heard.parity.to_json()
         | of_tokens(*_sides(heard.likely)).to_json()
         | {"against": f"the source on {source.engine}"},
-        metric="wer" if has_metric else None,
-        drop=drop_of("wer", columns["reference"].accuracy, columns["candidate"].accuracy) if has_metric else None,
         examples=len(examples) if has_metric else 0,
         unit="audio seconds/s",
-        energy_method=how.energy_method(columns["candidate"].joules),
-        notes=(*how.notes, *heard.notes),
         confidence=_confidence(scores),
         why_no_accuracy=why_not,
-        calibration=how.calibration,
-        optimization=how.optimization,
         samples=_samples(heard, examples.examples),
-        limits=limits,
-        conditions=circumstances(how, threads) | SAYS,
     )
     worse = _worse_than_the_source(heard, examples.examples, limits, told.get("candidate"))
     return finished(report, [*heard.parity.problems, *worse])
@@ -137,15 +144,9 @@ def verify_speech(
 def transcribe(engine: SequenceEngine, inputs: Inputs) -> tuple[Transcript, tuple[int, ...]]:
     """The whole transcript of one prepared recording, and the tokens of its segments within the first half minute."""
 
-    async def written() -> tuple[Transcript, tuple[int, ...]]:
-        request = SequenceRequest("verify", inputs, Sampling())
-        found = [tokens async for tokens in engine.submit(request)]
-        segments = tuple(segment for tokens in found for segment in tokens.segments)
-        language = next((tokens.language for tokens in found if tokens.language), None)
-        ids = [i for tokens in found for s in tokens.segments if s["end"] <= HALF_MINUTE for i in tokens.token_ids]
-        return Transcript("".join(tokens.text or "" for tokens in found).strip(), segments, language), tuple(ids)
-
-    return asyncio.run(written())
+    transcript, found = asyncio.run(transcript_of(engine, [inputs], "verify"))
+    ids = [i for tokens in found for s in tokens.segments if s["end"] <= HALF_MINUTE for i in tokens.token_ids]
+    return transcript, tuple(ids)
 
 
 def _inputs(candidate: Artifact, examples: PreparedExamples) -> list[Inputs]:
@@ -269,90 +270,6 @@ def _worse_than_the_source(heard: _Heard, examples: Sequence[Example], limits: L
         f"drop against the source on its own engine is {drop:.4g} (word error rate {rates[1]:.4g} after {rates[0]:.4g}); "
         f"the recipe allows {limits.max_drop:g} at most"
     ]
-
-
-def _timed(
-    engines: Mapping[str, SequenceEngine], inputs: Sequence[Inputs], how: Conditions
-) -> tuple[dict[str, Timing], dict[str, Timing], dict[str, float | None], float]:
-    """(one recording, all timed ones, joules of the latter, their seconds of sound), by name; one engine is timed once."""
-    chosen = list(inputs[:: max(1, len(inputs) // TIMED)])[:TIMED]
-    once = {str(id(e)): e for e in engines.values()}
-    aside = frozenset(once.keys() - {str(id(e)) for n, e in engines.items() if n != "source"})
-
-    def alone(engine: SequenceEngine) -> Callable[[int], object]:
-        return lambda number: transcribe(engine, chosen[number % len(chosen)])
-
-    def every(engine: SequenceEngine) -> Callable[[int], object]:
-        return lambda number: [transcribe(engine, each) for each in chosen]
-
-    single = take_turns(
-        {k: alone(e) for k, e in once.items()},
-        seconds=how.latency_seconds,
-        rounds=(5, 100),
-        aside=aside,
-        tell=lambda done, total: how.progress("latency", done, total),
-    )
-    several = take_turns(
-        {k: every(e) for k, e in once.items()},
-        seconds=how.throughput_seconds,
-        rounds=(1, 20),
-        aside=aside,
-        tell=lambda done, total: how.progress("throughput", done, total),
-    )
-    energy = {k: joules_per_run(every(e), how.joules) for k, e in once.items()}
-    seconds = sum(each["waveform"].shape[1] for each in chosen) / RATE
-    names = {name: str(id(engine)) for name, engine in engines.items()}
-    return (
-        {name: single[key] for name, key in names.items()},
-        {name: several[key] for name, key in names.items()},
-        {name: energy[key] for name, key in names.items()},
-        seconds,
-    )
-
-
-def _memory(
-    artifacts: Sequence[Artifact], inputs: Sequence[Inputs], threads: int, how: Conditions, notes: list[str]
-) -> dict[str, int | None]:
-    """Bytes by digest; {} where it was switched off, which the notes say."""
-    found: dict[str, int | None] = {}
-    if not how.measures_memory:
-        notes.append("memory was not measured: it was switched off")
-        return found
-    for artifact in artifacts:
-        if artifact.digest not in found:
-            how.progress(f"memory of {artifact.engine}")
-            found[artifact.digest], why = footprint_bytes(artifact, inputs[:5], threads, how.device)
-            notes += [why] if why else []
-    return found
-
-
-def _column(
-    artifact: Artifact,
-    times: Timing,
-    batches: Timing,
-    seconds: float,
-    joules: float | None,
-    memory: Mapping[str, int | None],
-    score: Score | None,
-    told: float | None,
-) -> Column:
-    extra = dict(score.extra) if score else {}
-    if told is not None:
-        extra["wer_against_source"] = told
-    return Column(
-        engine=artifact.engine,
-        digest=artifact.digest,
-        size_bytes=artifact.size_bytes,
-        latency_ms=tuple(round(s * 1000, 3) for s in times.seconds),
-        p50=times.p50 * 1000,
-        p99=times.p99 * 1000,
-        throughput=seconds / batches.p50,
-        joules=None if joules is None else joules / seconds,
-        memory_bytes=memory.get(artifact.digest),
-        accuracy=None if score is None else score.value,
-        examples=None if score is None else score.examples,
-        extra=extra,
-    )
 
 
 def _confidence(scores: Mapping[str, Score]) -> dict[str, Any] | None:

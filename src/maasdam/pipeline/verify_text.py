@@ -8,26 +8,25 @@ Texts are cut into pieces of `PIECE_CHARACTERS`; every token of a piece but its 
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maasdam.core import OF_ITS_ENGINE, Artifact, Sampling, SequenceEngine, SequenceRequest, TextPayload
+from maasdam.core import OF_ITS_ENGINE, Artifact, SequenceEngine, TextPayload
+from maasdam.engines.generating import greedy
 from maasdam.errors import InvalidInput, MaasdamError, VerificationFailed
 from maasdam.pipeline.bootstrap import confidence
-from maasdam.pipeline.conditions import Conditions, circumstances
+from maasdam.pipeline.columns import Runner, column, energy, memory, not_proven_elsewhere, report_of, timed
+from maasdam.pipeline.conditions import Conditions
 from maasdam.pipeline.examples import Inputs, PreparedExamples, Preparer
 from maasdam.pipeline.fidelity import of_tokens
-from maasdam.pipeline.footprint import footprint_bytes
-from maasdam.pipeline.measure import Timing, joules_per_run, take_turns
 from maasdam.pipeline.parity import Parity
 from maasdam.pipeline.recipe import Limits
-from maasdam.pipeline.report import Column, Report, drop_of, finished
+from maasdam.pipeline.report import Report, finished
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -48,7 +47,6 @@ SAYS = {
     "energy_of": "one generated token",
     "parity_of": "log-probabilities of the data's tokens; agreement: share of greedily generated tokens that are equal",
 }
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +93,7 @@ def verify_text(
     threads = int(candidate.settings.get("threads") or how.threads_used)
     notes: list[str] = []
     if not references:
-        notes.append(f"the reference is the source on its own engine ({source.engine}): it is proven on no other here")
+        notes.append(not_proven_elsewhere(source))
     artifacts = {"candidate": candidate, "reference": (*references, source)[0], "source": source}
     engines = open_all(artifacts, how, threads, notes)
     try:
@@ -103,7 +101,14 @@ def verify_text(
         pieces = text_pieces(candidate, examples, context) if len(examples) else made_up_pieces(candidate, context)
         prompts = [p.ids[:PROMPT_TOKENS] for p in pieces[:PROMPTS]]
         written = _generate_all(engines, prompts, how)
-        times, batches, energy = _timed(engines, prompts, how)
+        many = [prompts[i % len(prompts)] for i in range(STREAMS)]
+        runs: dict[str, Runner[SequenceEngine]] = {
+            "alone": lambda e: lambda number: greedy(e, [prompts[number % len(prompts)]], NEW_TOKENS),
+            "together": lambda e: lambda number: greedy(e, many, NEW_TOKENS),
+        }
+        times = timed(engines, runs["alone"], "latency", how.latency_seconds, (10, 100), how)
+        batches = timed(engines, runs["together"], "throughput", how.throughput_seconds, (3, 30), how)
+        joules = energy(engines, runs["together"], how)
     finally:
         for engine in {id(e): e for e in engines.values()}.values():
             engine.close()
@@ -111,34 +116,39 @@ def verify_text(
     parity = _parity(pieces, scores, written)
     asked = limits.min_fidelity is not None  # else the metric decides, or cosine on made-up tokens
     fidelity = of_tokens(_truth(scores), scores["candidate"].values).to_json() if asked else {}
-    memory = _memory([artifacts[name] for name in engines], prompts, threads, how, notes)
-    columns = {
-        name: _column(
-            artifacts[name], times[name], batches[name], energy[name], memory.get(artifacts[name].digest), scores[name]
+    inputs: list[Inputs] = [{"input_ids": np.asarray([ids], np.int64)} for ids in prompts[:5]]
+    known = memory(((artifacts[name], inputs) for name in engines), threads, how, notes)
+    tokens = STREAMS * NEW_TOKENS
+    columns = {}
+    for name, score in scores.items():
+        bits = score.bits_per_byte
+        columns[name] = column(
+            artifacts[name],
+            times[name],
+            tokens / batches[name].p50,
+            None if (spent := joules[name]) is None else spent / tokens,
+            known,
+            score.perplexity if bits is not None else None,
+            len(score.values),
+            {} if bits is None else {"bits_per_byte": bits},
         )
-        for name in engines
-    }
     has_metric = len(examples) > 0
-    report = Report(
+    report = report_of(
+        columns,
+        "perplexity" if has_metric else None,
+        limits,
+        how,
+        threads,
+        notes,
+        SAYS,
         batching=OF_ITS_ENGINE,
-        candidate=columns["candidate"],
-        reference=columns["reference"],
-        source=columns.get("source"),
         parity=parity.to_json() | fidelity,
-        metric="perplexity" if has_metric else None,
-        drop=drop_of("perplexity", columns["reference"].accuracy, columns["candidate"].accuracy) if has_metric else None,
         examples=len(pieces) if has_metric else 0,
         unit="tokens/s",
-        energy_method=how.energy_method(columns["candidate"].joules),
-        notes=(*how.notes, *notes),
         confidence=_confidence(scores) if has_metric else None,
         why_no_accuracy=None if has_metric else "no --data was given: the verdict rests on parity alone, on random tokens",
         precisions=weight_precisions(candidate),
-        calibration=how.calibration,
-        optimization=how.optimization,
         samples=_samples(pieces, prompts, written) if has_metric else (),
-        limits=limits,
-        conditions=circumstances(how, threads) | SAYS,
     )
     return finished(report, parity.problems)
 
@@ -191,20 +201,6 @@ def weight_precisions(artifact: Artifact) -> dict[str, int]:
     return found
 
 
-def generate(engine: SequenceEngine, prompts: Sequence[Sequence[int]], tokens: int) -> list[tuple[int, ...]]:
-    """Greedy tokens after each prompt, all prompts at once; the end token does not stop them."""
-
-    async def one(number: int, ids: Sequence[int]) -> tuple[int, ...]:
-        sampling = Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True)
-        request = SequenceRequest(f"verify-{number}", {"input_ids": np.asarray([ids], np.int64)}, sampling)
-        return tuple([i async for piece in engine.submit(request) for i in piece.token_ids])
-
-    async def every() -> list[tuple[int, ...]]:
-        return list(await asyncio.gather(*(one(n, ids) for n, ids in enumerate(prompts))))
-
-    return asyncio.run(every())
-
-
 def open_all(artifacts: Mapping[str, Artifact], how: Conditions, threads: int, notes: list[str]) -> dict[str, SequenceEngine]:
     """The engines by name; one artifact under two names is opened once. Raises VerificationFailed; the source may fail."""
     from maasdam.engines import open_engine
@@ -234,43 +230,8 @@ def _generate_all(
     for name in ("reference", "candidate"):
         how.progress(f"generate with the {name}")
         room = min(NEW_TOKENS, engines[name].context_length - max(len(p) for p in prompts))
-        written[name] = generate(engines[name], prompts, room)
+        written[name] = greedy(engines[name], prompts, room)
     return written
-
-
-def _timed(
-    engines: Mapping[str, SequenceEngine], prompts: Sequence[Sequence[int]], how: Conditions
-) -> tuple[dict[str, Timing], dict[str, Timing], dict[str, float | None]]:
-    """(one stream, several streams, joules of the latter), by name; one engine under two names is timed once."""
-    once = {str(id(e)): e for e in engines.values()}
-    many = [prompts[i % len(prompts)] for i in range(STREAMS)]
-
-    def alone(engine: SequenceEngine) -> Callable[[int], object]:
-        return lambda number: generate(engine, [prompts[number % len(prompts)]], NEW_TOKENS)
-
-    def together(engine: SequenceEngine) -> Callable[[int], object]:
-        return lambda number: generate(engine, many, NEW_TOKENS)
-
-    def tell(stage: str) -> Callable[[int, int], None]:
-        return lambda done, total: how.progress(stage, done, total)
-
-    aside = frozenset(once.keys() - {str(id(e)) for n, e in engines.items() if n != "source"})
-    single = take_turns(
-        {k: alone(e) for k, e in once.items()}, seconds=how.latency_seconds, rounds=(10, 100), aside=aside, tell=tell("latency")
-    )
-    several = take_turns(
-        {k: together(e) for k, e in once.items()},
-        seconds=how.throughput_seconds,
-        rounds=(3, 30),
-        aside=aside,
-        tell=tell("throughput"),
-    )
-    energy = {k: joules_per_run(together(e), how.joules) for k, e in once.items()}
-
-    def named(found: Mapping[str, Found]) -> dict[str, Found]:
-        return {name: found[str(id(engine))] for name, engine in engines.items()}
-
-    return named(single), named(several), named(energy)
 
 
 def _score(
@@ -327,44 +288,6 @@ def _confidence(scores: Mapping[str, Scores]) -> dict[str, Any] | None:
 def _perplexity(nats_per_token: float) -> float:
     """exp; infinite where that has no number."""
     return math.exp(nats_per_token) if nats_per_token < 700 else math.inf
-
-
-def _memory(
-    artifacts: Sequence[Artifact], prompts: Sequence[Sequence[int]], threads: int, how: Conditions, notes: list[str]
-) -> dict[str, int | None]:
-    """Bytes by digest; {} where it was switched off, which the notes say."""
-    found: dict[str, int | None] = {}
-    if not how.measures_memory:
-        notes.append("memory was not measured: it was switched off")
-        return found
-    inputs: list[Inputs] = [{"input_ids": np.asarray([ids], np.int64)} for ids in prompts[:5]]
-    for artifact in artifacts:
-        if artifact.digest not in found:
-            how.progress(f"memory of {artifact.engine}")
-            found[artifact.digest], why = footprint_bytes(artifact, inputs, threads, how.device)
-            notes += [why] if why else []
-    return found
-
-
-def _column(
-    artifact: Artifact, times: Timing, batches: Timing, joules: float | None, memory: int | None, scores: Scores
-) -> Column:
-    tokens = STREAMS * NEW_TOKENS
-    bits = scores.bits_per_byte
-    return Column(
-        engine=artifact.engine,
-        digest=artifact.digest,
-        size_bytes=artifact.size_bytes,
-        latency_ms=tuple(round(s * 1000, 3) for s in times.seconds),
-        p50=times.p50 * 1000,
-        p99=times.p99 * 1000,
-        throughput=tokens / batches.p50,
-        joules=None if joules is None else joules / tokens,
-        memory_bytes=memory,
-        accuracy=scores.perplexity if bits is not None else None,
-        examples=len(scores.values),
-        extra={} if bits is None else {"bits_per_byte": bits},
-    )
 
 
 def _samples(

@@ -7,7 +7,6 @@ is right, and the comparison of that text ends there.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 from maasdam.convert.modules import load_transformers
 from maasdam.convert.proof.differences import Certificate, Proof, Tolerance
 from maasdam.convert.proof.language_parity import StatefulScorer, padded_cases, reference_logits, vocabulary_and_context
-from maasdam.core import Artifact, Progress, Sampling, SequenceEngine, SequenceRequest, Tensors
+from maasdam.core import Artifact, Progress, SequenceEngine, Tensors
 from maasdam.engines import open_engine
+from maasdam.engines.generating import greedy
 from maasdam.errors import VerificationFailed
 
 if TYPE_CHECKING:
@@ -121,27 +121,10 @@ def _generate(
     progress: Progress,
 ) -> list[list[int]]:
     """Greedy tokens of the engine that serves this artifact, for all prompts at once."""
-    import numpy as np
-
     engine = cast(SequenceEngine, open_engine(artifact, settings=settings))
-    done = 0
-
-    async def one(number: int, prompt: list[int]) -> list[int]:
-        nonlocal done
-        room = min(NEW_TOKENS, longest - len(prompt))
-        request = SequenceRequest(
-            f"certify-{number}", {"input_ids": np.array([prompt], np.int64)}, Sampling(room, temperature=0.0, ignore_eos=True)
-        )
-        ids = [token async for tokens in engine.submit(request) for token in tokens.token_ids]
-        done += 1
-        progress(stage, done, len(prompts))
-        return ids
-
-    async def every() -> list[list[int]]:
-        return list(await asyncio.gather(*(one(i, p) for i, p in enumerate(prompts))))
-
     try:
-        return asyncio.run(every())
+        room = [min(NEW_TOKENS, longest - len(prompt)) for prompt in prompts]
+        return [list(ids) for ids in greedy(engine, prompts, room, lambda done, total: progress(stage, done, total))]
     finally:
         engine.close()
 

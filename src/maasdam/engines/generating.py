@@ -1,0 +1,123 @@
+"""An answer of a sequence engine, whole or as it comes: the one way that serving, `run`, verification and proofs ask for it.
+
+Knows requests to sequence engines, stop strings and transcripts. Refuses to know processors, queues and what an answer is for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from maasdam.core import Sampling, SequenceEngine, SequenceRequest, Tensors, TextPiece, Tokens, Transcript
+from maasdam.errors import ContextExceeded, EngineFailure
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+class TextStream(Protocol):
+    """Token ids to text as they come, until a stop string."""
+
+    is_stopped: bool
+    taken: int
+
+    def feed(self, token_ids: Sequence[int]) -> str:
+        """The text that is now certain."""
+        ...
+
+    def finish(self) -> str:
+        """What was held back."""
+        ...
+
+
+Decode = Callable[[Callable[[], str]], Awaitable[str]]
+"""Calls what decodes, where it may take its time."""
+
+
+async def _at_once(call: Callable[[], str]) -> str:
+    return call()
+
+
+def fit(sampling: Sampling, prompt: int, engine: SequenceEngine, default: int) -> Sampling:
+    """`sampling` with a limit of tokens that the context has room for after so many. Raises ContextExceeded: it has none."""
+    room = engine.context_length - prompt
+    if room < 1:
+        raise ContextExceeded(prompt, engine.context_length)
+    return replace(sampling, max_tokens=min(default if sampling.max_tokens is None else sampling.max_tokens, room))
+
+
+async def text_of(
+    engine: SequenceEngine, request: SequenceRequest, stream: TextStream, decode: Decode = _at_once
+) -> AsyncGenerator[tuple[TextPiece, float | None], None]:
+    """The text after a prompt, piece by piece, each with the CPU seconds so far; the last one says why it is the last.
+
+    Raises what the engine raises, EngineFailure where it ends without saying why. Closing this cancels the generation.
+    """
+    if request.sampling.max_tokens == 0:
+        yield TextPiece("", (), "length"), None
+        return
+    compute: float | None = None
+    async with aclosing(_closable(engine.submit(request))) as tokens_of:
+        async for tokens in tokens_of:
+            compute = tokens.compute_seconds if tokens.compute_seconds is not None else compute
+            text = await decode(lambda: stream.feed(tokens.token_ids))  # noqa: B023 - called at once
+            taken = tokens.token_ids[: stream.taken]
+            reason = "stop" if stream.is_stopped else tokens.finish_reason
+            if reason is not None and not stream.is_stopped:
+                text += await decode(stream.finish)
+                reason = "stop" if stream.is_stopped else reason
+            yield TextPiece(text, taken, reason), compute
+            if reason is not None:
+                return
+    raise EngineFailure("the engine ended a generation without saying why")
+
+
+async def transcript_of(
+    engine: SequenceEngine, prepared: Sequence[Tensors], name: str, deadline: float | None = None
+) -> tuple[Transcript, list[Tokens]]:
+    """What an engine that writes by itself hears in a recording of one or more parts, and the tokens it said so with."""
+    found: list[Tokens] = []
+    for inputs in prepared:
+        found += await all_of(engine, SequenceRequest(name, inputs, Sampling(), deadline))
+    text = "".join(tokens.text or "" for tokens in found).strip()
+    language = next((tokens.language for tokens in reversed(found) if tokens.language), None)
+    return Transcript(text, tuple(segment for tokens in found for segment in tokens.segments), language), found
+
+
+async def all_of(engine: SequenceEngine, request: SequenceRequest) -> list[Tokens]:
+    """All that an engine gives; cancelling this cancels the generation."""
+    async with aclosing(_closable(engine.submit(request))) as tokens_of:
+        return [tokens async for tokens in tokens_of]
+
+
+def greedy(
+    engine: SequenceEngine, prompts: Sequence[Any], most: int | Sequence[int], tell: Callable[[int, int], None] | None = None
+) -> list[tuple[int, ...]]:
+    """Token ids after each prompt, all prompts at once; the end token does not stop them. `most` for all, or for each."""
+    import numpy as np
+
+    done = 0
+
+    async def one(number: int, ids: Any) -> tuple[int, ...]:
+        nonlocal done
+        limit = most if isinstance(most, int) else most[number]
+        sampling = Sampling(max_tokens=limit, temperature=0.0, ignore_eos=True)
+        request = SequenceRequest(f"greedy-{number}", {"input_ids": np.asarray(ids, np.int64).reshape(1, -1)}, sampling)
+        found = tuple(token for tokens in await all_of(engine, request) for token in tokens.token_ids)
+        done += 1
+        if tell is not None:
+            tell(done, len(prompts))
+        return found
+
+    async def every() -> list[tuple[int, ...]]:
+        return list(await asyncio.gather(*(one(number, ids) for number, ids in enumerate(prompts))))
+
+    return asyncio.run(every())
+
+
+def _closable(tokens: AsyncIterator[Tokens]) -> AsyncGenerator[Tokens, None]:
+    """Engines give generators, which are closed to cancel."""
+    return cast("AsyncGenerator[Tokens, None]", tokens)
