@@ -7,9 +7,9 @@ with the same build.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,10 +24,9 @@ from maasdam.core import (
     Tensors,
     TextPayload,
     TextPiece,
-    Tokens,
-    Transcript,
 )
-from maasdam.errors import EngineFailure, InvalidInput, NotFound, Unsupported
+from maasdam.engines.generating import fit, text_of, transcript_of
+from maasdam.errors import InvalidInput, NotFound, Unsupported
 from maasdam.tasks import giving, open_processor, task_of
 
 if TYPE_CHECKING:
@@ -65,40 +64,19 @@ class OpenedModel:
         if isinstance(self.engine, TensorEngine):
             return self.processor.finish([self.engine.run(tensors) for tensors in prepared], payload)
         if isinstance(payload, TextPayload):
-            return asyncio.run(self._generate(payload.sampling, prepared[0], told))
-        return asyncio.run(self._transcribe(prepared))
+            return asyncio.run(self._text(self.engine, payload.sampling, prepared[0], told))
+        return asyncio.run(transcript_of(self.engine, prepared, "run"))[0]
 
-    async def _generate(self, sampling: Sampling, inputs: Tensors, told: Told | None) -> TextPiece:
-        room = cast(SequenceEngine, self.engine).context_length - inputs["input_ids"].shape[1]
-        sampling = replace(sampling, max_tokens=min(sampling.max_tokens or self.max_tokens, max(room, 1)))
+    async def _text(self, engine: SequenceEngine, sampling: Sampling, inputs: Tensors, told: Told | None) -> TextPiece:
+        request = SequenceRequest("run", inputs, fit(sampling, inputs["input_ids"].shape[1], engine, self.max_tokens))
+        pieces: list[TextPiece] = []
         stream = cast(Any, self.processor).stream(sampling.stop, inputs["input_ids"][0])
-        ids: list[int] = []
-        text, reason = "", None
-        tokens_of = self._submit(inputs, sampling)
-        try:
-            async for tokens in tokens_of:
-                piece = stream.feed(tokens.token_ids)
-                ids += tokens.token_ids[: stream.taken]
-                if tokens.finish_reason is not None:
-                    piece += stream.finish()
-                reason = "stop" if stream.is_stopped else tokens.finish_reason
-                text += piece
-                if told is not None and piece:
-                    told(piece)
-                if reason is not None:
-                    return TextPiece(text, tuple(ids), reason)
-        finally:
-            await cast(Any, tokens_of).aclose()
-        raise EngineFailure("the engine ended a generation without saying why")
-
-    async def _transcribe(self, prepared: list[dict[str, Any]]) -> Transcript:
-        found = [tokens for inputs in prepared async for tokens in self._submit(inputs, Sampling())]
-        segments = tuple(segment for tokens in found for segment in tokens.segments)
-        language = next((tokens.language for tokens in found if tokens.language), None)
-        return Transcript("".join(tokens.text or "" for tokens in found).strip(), segments, language)
-
-    def _submit(self, inputs: Tensors, sampling: Sampling) -> AsyncIterator[Tokens]:
-        return cast(SequenceEngine, self.engine).submit(SequenceRequest("run", inputs, sampling))
+        async for piece, _ in text_of(engine, request, stream):
+            pieces.append(piece)
+            if told is not None and piece.text:
+                told(piece.text)
+        ids = tuple(i for piece in pieces for i in piece.token_ids)
+        return TextPiece("".join(piece.text for piece in pieces), ids, pieces[-1].finish_reason)
 
 
 @contextmanager
