@@ -31,7 +31,6 @@ from maasdam.artifacts.store import Store
 from maasdam.core import Artifact, AudioPayload, Example
 from maasdam.database.tables import LedgerRow
 from maasdam.errors import Unsupported
-from maasdam.operations.build import _check_recipe
 from maasdam.operations.service import open_service
 from maasdam.operations.workspace import Workspace
 from maasdam.pipeline.conditions import Conditions
@@ -147,11 +146,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("recipe", REFUSED)
-def test_recipes_that_make_no_sense_are_refused_in_a_sentence_before_any_work(source: Artifact, recipe: str) -> None:
+def test_recipes_that_make_no_sense_are_refused_in_a_sentence_before_any_work(
+    source: Artifact, recipe: str, tmp_path: Path
+) -> None:
     says, to = REFUSED[recipe]
     data = Data(data=Path(), train=Path())
     with pytest.raises(Unsupported, match=says):
-        _check_recipe(find_recipe(recipe, source.task), source, to, data)  # type: ignore[arg-type]  # a format's name
+        Build(Store(tmp_path / "store"), data).check(find_recipe(recipe, source.task), source, to)  # type: ignore[arg-type]  # a format's name
 
 
 def test_silence_after_a_recording_sounds_like_silence(folder: Path) -> None:
