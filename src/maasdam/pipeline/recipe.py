@@ -23,6 +23,10 @@ DEFAULT_MAX_DROP = 0.02
 """What a recipe that names no max_drop is held to: nothing passes because nothing was asked."""
 
 
+def _limit(says: str, *, low: float | None = None, high: float | None = None, kind: type = float) -> Any:
+    return field(default=None, metadata={"setting": Setting(kind, None, low=low, high=high, says=says)})
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a build must hold to pass. None is no limit.
@@ -35,21 +39,21 @@ class Limits:
     The others are absolute and of the candidate, so they hold for one machine: MB are 10^6 bytes, joules those of one item.
     """
 
-    max_drop: float | None = None
-    min_speedup: float | None = None
-    min_ratio: float | None = None
-    min_cosine: float | None = None
-    min_agreement: float | None = None
-    max_abs_diff: float | None = None
-    max_drop_upper: float | None = None
-    min_examples: int | None = None
-    max_latency_ms: float | None = None
-    max_p99_ms: float | None = None
-    min_throughput: float | None = None
-    max_size_mb: float | None = None
-    max_memory_mb: float | None = None
-    max_joules: float | None = None
-    min_fidelity: float | None = None
+    max_drop: float | None = _limit("on the task's metric, positive is worse")
+    min_speedup: float | None = _limit("median latency of the reference over the candidate's", low=0)
+    min_ratio: float | None = _limit("size of the reference over the candidate's", low=0)
+    min_cosine: float | None = _limit("mean cosine of the outputs with the source's", low=-1, high=1)
+    min_agreement: float | None = _limit("share of answers equal to the source's", low=0, high=1)
+    max_abs_diff: float | None = _limit("largest difference of any output from the source's", low=0)
+    max_drop_upper: float | None = _limit("on the upper end of the drop's 95 % interval")
+    min_examples: int | None = _limit("how many examples the metric is over", low=1, kind=int)
+    max_latency_ms: float | None = _limit("median latency of one item", low=0)
+    max_p99_ms: float | None = _limit("99th percentile of the latency of one item", low=0)
+    min_throughput: float | None = _limit("items (text: tokens) a second", low=0)
+    max_size_mb: float | None = _limit("every file needed to serve, 10^6 bytes", low=0)
+    max_memory_mb: float | None = _limit("what the engine adds to a process, 10^6 bytes", low=0)
+    max_joules: float | None = _limit("energy of one item (text: of one token)", low=0)
+    min_fidelity: float | None = _limit("1 - residual / variance of each output and each unlike slice", high=1)
 
     def to_json(self) -> dict[str, float]:
         """Those that are set."""
@@ -87,24 +91,8 @@ class Recipe:
         return any("calibrate" in r and "train" not in r for r in reads)
 
 
-LIMITS: dict[str, Setting] = {
-    "max_drop": Setting(float, None, says="on the task's metric, positive is worse"),
-    "min_speedup": Setting(float, None, low=0, says="median latency of the reference over the candidate's"),
-    "min_ratio": Setting(float, None, low=0, says="size of the reference over the candidate's"),
-    "min_cosine": Setting(float, None, low=-1, high=1, says="mean cosine of the outputs with the source's"),
-    "min_agreement": Setting(float, None, low=0, high=1, says="share of answers equal to the source's"),
-    "min_fidelity": Setting(float, None, high=1, says="1 - residual / variance of each output and each unlike slice"),
-    "max_abs_diff": Setting(float, None, low=0, says="largest difference of any output from the source's"),
-    "max_drop_upper": Setting(float, None, says="on the upper end of the drop's 95 % interval"),
-    "min_examples": Setting(int, None, low=1, says="how many examples the metric is over"),
-    "max_latency_ms": Setting(float, None, low=0, says="median latency of one item"),
-    "max_p99_ms": Setting(float, None, low=0, says="99th percentile of the latency of one item"),
-    "min_throughput": Setting(float, None, low=0, says="items (text: tokens) a second"),
-    "max_size_mb": Setting(float, None, low=0, says="every file needed to serve, 10^6 bytes"),
-    "max_memory_mb": Setting(float, None, low=0, says="what the engine adds to a process, 10^6 bytes"),
-    "max_joules": Setting(float, None, low=0, says="energy of one item (text: of one token)"),
-}
-assert LIMITS.keys() == {f.name for f in fields(Limits)}
+LIMITS: dict[str, Setting] = {f.name: f.metadata["setting"] for f in fields(Limits)}
+"""What a recipe may ask for under [limits]."""
 
 
 def built_in_recipes() -> tuple[str, ...]:

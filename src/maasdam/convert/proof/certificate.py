@@ -17,9 +17,9 @@ from maasdam.convert.probes import begin, proof_sizes
 from maasdam.convert.proof.clues import clues_of
 from maasdam.convert.proof.conditions import Watch, watch
 from maasdam.convert.proof.differences import Certificate, Neighbours, Pairs, Proof, Tolerance
-from maasdam.convert.proof.edges import neighbours
+from maasdam.convert.proof.edges import Question, neighbours
 from maasdam.convert.proof.precision import tolerance_of
-from maasdam.convert.proof.questions import Asked, Question, questions
+from maasdam.convert.proof.questions import Asked, questions
 from maasdam.convert.proof.trials import trials
 from maasdam.convert.signatures import Fixed, check_fixed, check_kept
 from maasdam.core import Artifact, Progress, TensorEngine, Tensors, silent

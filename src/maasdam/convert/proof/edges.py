@@ -8,7 +8,7 @@ answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from maasdam.convert.proof.clues import Clues
@@ -35,11 +35,11 @@ EXTREMES = (1e6, 1e30, 1e-40)
 
 
 @dataclass(frozen=True, slots=True)
-class Edge:
-    """One batch and why it is tried."""
+class Question:
+    """A batch, what the source answers, and how its answer is to be judged."""
 
     kind: str
-    what: str
+    """Its first word is that of many: constant, ties, amplitude, length …"""
     batch: Tensors
     group: str = PLAIN
     """What it is judged with: answers to small numbers are small."""
@@ -47,9 +47,13 @@ class Edge:
     """Are equal numbers to stay equal where its neighbours are asked for?"""
     is_beyond: bool = False
     """Is it outside of what a conversion answers for? Then it is written down whether it agrees."""
+    may_be_refused: bool = False
+    """Is it right to refuse it in words? A length that is shorter than the conversion takes."""
+    answer: Tensors = field(default_factory=dict)
+    """Empty until the source was asked."""
 
 
-def edges(batch: Tensors, signature: Signature, rows: Mapping[str, int | None], clues: Clues, seed: int) -> Iterator[Edge]:
+def edges(batch: Tensors, signature: Signature, rows: Mapping[str, int | None], clues: Clues, seed: int) -> Iterator[Question]:
     """What to try beside `batch`. `rows`: how many values each integer input takes, None for any (`rows_of`)."""
     import numpy as np
 
@@ -77,40 +81,40 @@ def edges(batch: Tensors, signature: Signature, rows: Mapping[str, int | None], 
         return drawn
 
     if integers:
-        yield Edge("integers", "every value in turn", made(integers, lambda n: _sweep(batch[n], rows[n])), is_tied=True)
-        yield Edge("integers", "the largest", made(integers, lambda n: 7 if (count := rows[n]) is None else count - 1))
+        yield Question("integers every value in turn", made(integers, lambda n: _sweep(batch[n], rows[n])), is_tied=True)
+        yield Question("integers the largest", made(integers, lambda n: 7 if (count := rows[n]) is None else count - 1))
     if floats:
-        yield Edge("constant", "0", made(floats, lambda _: 0.0))
-        yield Edge("ties", "0, 1, 2, 3", made(floats, lambda n: few(n, FEW)), is_tied=True)
-        yield Edge("ties", "halves from -3 to 3", made(floats, lambda n: few(n, HALVES)), is_tied=True)
+        yield Question("constant 0", made(floats, lambda _: 0.0))
+        yield Question("ties 0, 1, 2, 3", made(floats, lambda n: few(n, FEW)), is_tied=True)
+        yield Question("ties halves from -3 to 3", made(floats, lambda n: few(n, HALVES)), is_tied=True)
         for amplitude in AMPLITUDES[:2]:
             yield from _scaled(amplitude, floats, specs, batch, made)
-        yield Edge("constant", "1", made(floats, lambda _: 1.0))
+        yield Question("constant 1", made(floats, lambda _: 1.0))
     for name in booleans:
         for truth in (True, False):
-            yield Edge("constant", f"{name} {truth}".lower(), made([name], _always(truth)))
+            yield Question(f"constant {name} {truth}".lower(), made([name], _always(truth)))
     for name in integers:
         if batch[name].size == 1:
             for number in dict.fromkeys((0, 1, 2, 3, *clues.integers)):
                 if abs(number) < 2**31:
-                    yield Edge("integers", f"{name} {number}", made([name], _always(number)))
+                    yield Question(f"integers {name} {number}", made([name], _always(number)))
     if integers:
-        yield Edge("integers", "0", made(integers, lambda _: 0))
+        yield Question("integers 0", made(integers, lambda _: 0))
         for _ in range(3):
-            yield Edge("integers", "any", made(integers, lambda n: _any(batch[n], rows[n], random)), is_tied=True)
+            yield Question("integers any", made(integers, lambda n: _any(batch[n], rows[n], random)), is_tied=True)
     for mask in (n for n, s in specs.items() if "mask" in n and s.dtype != "float16" and batch[n].ndim > 1):
         if batch[mask].shape[1] > 1 and (batch[mask] != 0).all():
-            yield Edge("mask", "begins late", made([mask], lambda n: _late(batch[n])))
+            yield Question("mask begins late", made([mask], lambda n: _late(batch[n])))
     if floats:
         for amplitude in AMPLITUDES[2:]:
             yield from _scaled(amplitude, floats, specs, batch, made)
-        yield Edge("constant", "-1", made(floats, lambda n: 1.0 if _is_positive(batch[n]) else -1.0))
+        yield Question("constant -1", made(floats, lambda n: 1.0 if _is_positive(batch[n]) else -1.0))
         for turn in clues.floats:
             if not any(_is_positive(batch[n]) for n in floats) or turn >= 0:
-                yield Edge("constant", f"{turn:.6g}", made(floats, _always(turn)))
+                yield Question(f"constant {turn:.6g}", made(floats, _always(turn)))
         for _ in range(2):
-            yield Edge("ties", "0, 1, 2, 3", made(floats, lambda n: few(n, FEW)), is_tied=True)
-        yield Edge("ties", "one number an item", made(floats, lambda n: _by_item(batch[n], random)), is_tied=True)
+            yield Question("ties 0, 1, 2, 3", made(floats, lambda n: few(n, FEW)), is_tied=True)
+        yield Question("ties one number an item", made(floats, lambda n: _by_item(batch[n], random)), is_tied=True)
     yield from _beyond(floats, integers, rows, specs, batch, clues, made)
 
 
@@ -120,7 +124,7 @@ def _always(value: Any) -> Callable[[str], Any]:
 
 def _scaled(
     amplitude: float, names: Sequence[str], specs: Mapping[str, TensorSpec], batch: Tensors, made: Callable[..., Any]
-) -> Iterator[Edge]:
+) -> Iterator[Question]:
     """Not over a range that is declared: what lies outside of it is no input."""
     import numpy as np
 
@@ -128,13 +132,13 @@ def _scaled(
     if free:
         larger = {n: max(1.0, float(np.sqrt(np.mean(np.square(batch[n].astype(np.float64)))))) for n in free}
         what = f"{amplitude:.0e}"
-        yield Edge("amplitude", what, made(free, lambda n: batch[n].astype(np.float64) * (amplitude / larger[n])), what)
+        yield Question(f"amplitude {what}", made(free, lambda n: batch[n].astype(np.float64) * (amplitude / larger[n])), what)
 
 
 def _beyond(
     floats: Sequence[str], integers: Sequence[str], rows: Mapping[str, int | None], specs: Mapping[str, TensorSpec],
     batch: Tensors, clues: Clues, made: Callable[..., Any],
-) -> Iterator[Edge]:  # fmt: skip
+) -> Iterator[Question]:  # fmt: skip
     import numpy as np
 
     free = [n for n in floats if specs[n].value_range is None]
@@ -143,17 +147,19 @@ def _beyond(
             wide = [n for n in free if size < float(np.finfo(batch[n].dtype).max)]
             if wide:
                 what = f"{size:.0e}"
-                yield Edge("extreme", what, made(wide, lambda n, s=size: batch[n].astype(np.float64) * s), what, is_beyond=True)
+                yield Question(
+                    f"extreme {what}", made(wide, lambda n, s=size: batch[n].astype(np.float64) * s), what, is_beyond=True
+                )
         inf = made(free, lambda n: _sprinkled(batch[n], np.inf))
-        yield Edge("extreme", "inf", inf, "inf", is_beyond=not clues.asks_for_infinity)
+        yield Question("extreme inf", inf, "inf", is_beyond=not clues.asks_for_infinity)
     if missing := [n for n in floats if specs[n].takes_nan]:
-        yield Edge("missing", "values", made(missing, lambda n: _sprinkled(batch[n], np.nan)), "nan")
+        yield Question("missing values", made(missing, lambda n: _sprinkled(batch[n], np.nan)), "nan")
     unbound = [n for n in integers if rows[n] is None and batch[n].size > 1]
     if unbound:
-        yield Edge("integers", "thousands", made(unbound, lambda n: _thousands(batch[n])), "1e+03", is_tied=True)
+        yield Question("integers thousands", made(unbound, lambda n: _thousands(batch[n])), "1e+03", is_tied=True)
         ends = {n: np.iinfo(batch[n].dtype) for n in unbound}
         for what, pick in (("largest", "max"), ("smallest", "min")):
-            yield Edge("extreme", what, made(unbound, lambda n, p=pick: getattr(ends[n], p)), what, is_beyond=True)
+            yield Question(f"extreme {what}", made(unbound, lambda n, p=pick: getattr(ends[n], p)), what, is_beyond=True)
 
 
 def _sprinkled(array: type_array, number: float) -> type_array:

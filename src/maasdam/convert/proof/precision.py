@@ -22,8 +22,10 @@ HALF = Tolerance(relative=1e-2, spread=3.0, slices=0.1)
 """A half has 11 bits (bfloat16 8): layers of them differ by 1e-3 of the largest value and more."""
 ROUNDED = Tolerance(relative=2e-2, spread=3.0, slices=0.3)
 """8 bits: one step is 4e-3 of a tensor's range, and a few fall otherwise. A wrong layer is off by 0.1 and more."""
-ROUNDING = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm", "QAttention", "QLinearAdd"}
-"""ONNX operators that round to 8 bits."""
+ROUNDING = ("QuantizeLinear", "DynamicQuantize", "QLinear", "QGemm", "QAttention", "QMoE")
+"""How the names of ONNX operators begin that round to 8 bits."""
+QUANTIZED = (*ROUNDING, "ConvInteger", "DequantizeLinear", "GatherBlockQuantized", "MatMulInteger", "MatMulNBits")
+"""The same of all that a quantised graph holds."""
 _ROUNDING_ELSEWHERE = re.compile(
     r"FakeQuant|QuantizeAndDequantize|QuantizeV2|QuantizedMatMul|QuantizedConv"
     r"|fake_quantize|quantized_decomposed\.quantize|quantize_affine|\.quantize_per_"
@@ -37,7 +39,7 @@ def tolerance_of(source: Artifact) -> Tolerance:
         from maasdam.convert.signatures import read_onnx
 
         graph = read_onnx(source.path / "model.onnx").graph
-        if any(node.op_type in ROUNDING for node in _nodes(graph)):
+        if any(node.op_type.startswith(ROUNDING) for node in _nodes(graph)):
             return ROUNDED
         if _computes_in_halves(graph):
             return HALF

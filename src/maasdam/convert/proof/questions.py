@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from maasdam.convert.probes import Sizes, has_cache, probe
 from maasdam.convert.proof.clues import Clues
 from maasdam.convert.proof.conditions import Watch
-from maasdam.convert.proof.edges import PLAIN, edges, rows_of
+from maasdam.convert.proof.edges import Question, edges, rows_of
 from maasdam.core import TensorEngine, Tensors
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 400, 512, 1024, 2048, 4096, 8192, 16384)
@@ -30,20 +30,6 @@ LEAST = 12
 SEARCH_SECONDS = 5.0
 SEARCHES = 150
 Clock = Callable[[], float]
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A batch, what the source answers, and how its answer is to be judged."""
-
-    kind: str
-    batch: Tensors
-    answer: Tensors
-    group: str = PLAIN
-    is_tied: bool = False
-    is_beyond: bool = False
-    may_be_refused: bool = False
-    """Is it right to refuse it in words? A length that is shorter than the conversion takes."""
 
 
 @dataclass(slots=True)
@@ -101,16 +87,14 @@ def questions(
             continue
         watched.look(question.batch)
         number += 1
-        yield Question(
-            question.kind, question.batch, answer, question.group, question.is_tied, question.is_beyond, question.may_be_refused
-        )
+        yield replace(question, answer=answer)
     seed = 100
     while is_fixed and number < LEAST:
         seed += 1
         number += 1
         batch = probe(signature, Sizes(1), seed=seed, folder=folder)
         if (answer := answered(batch)) is not None:
-            yield Question("more", batch, answer)
+            yield Question("more", batch, answer=answer)
 
 
 def _kinds_left(planned: Iterator[Question], most: int = 40) -> list[str]:
@@ -136,20 +120,16 @@ def _planned(
     signature = source.signature
     whole = list(edges(small, signature, asked.rows, clues, seed=0))
     told = [e for e in whole if not e.is_beyond]
-    for edge in told[: len(told) // 2]:
-        yield Question(f"{edge.kind} {edge.what}", edge.batch, {}, edge.group, edge.is_tied)
+    yield from told[: len(told) // 2]
     most = max(LARGER * max(_numbers(small), _numbers(wide)), LEAST_NUMBERS)
     yield from _lengths(source, folder, asked, most, lambda: clock() > until)
     yield from _branches(source, small, clues, watched, clock)
-    for edge in told[len(told) // 2 :]:
-        yield Question(f"{edge.kind} {edge.what}", edge.batch, {}, edge.group, edge.is_tied)
-    for edge in whole:
-        if edge.is_beyond:
-            yield Question(f"{edge.kind} {edge.what}", edge.batch, {}, edge.group, edge.is_tied, is_beyond=True)
+    yield from told[len(told) // 2 :]
+    yield from (edge for edge in whole if edge.is_beyond)
     if wide is not small:
         for edge in edges(wide, signature, asked.rows, clues, seed=1):
-            if not edge.is_beyond and edge.kind in ("integers", "ties", "amplitude"):
-                yield Question(f"{edge.kind} {edge.what}", edge.batch, {}, edge.group, edge.is_tied)
+            if not edge.is_beyond and edge.kind.startswith(("integers", "ties", "amplitude")):
+                yield edge
 
 
 def _numbers(batch: Tensors) -> int:
@@ -187,14 +167,14 @@ def _lengths(
                 length = shortest + more
                 if _numbers(batch(Sizes(1, length=length))) > most:
                     break
-                yield Question(f"length {length}", batch(Sizes(1, length=length)), {}, may_be_refused=True)
-            yield Question(f"length {shortest}", batch(Sizes(3, length=shortest)), {}, may_be_refused=True)
+                yield Question(f"length {length}", batch(Sizes(1, length=length)), may_be_refused=True)
+            yield Question(f"length {shortest}", batch(Sizes(3, length=shortest)), may_be_refused=True)
     if any(s.shape and s.shape[0] is None for s in signature.inputs):
         for count in BATCHES:
             is_small = count == max(BATCHES) and asked.shortest is not None
             several = batch(Sizes(count, length=asked.shortest) if is_small else Sizes(count))
             if _numbers(several) <= most:
-                yield Question(f"batch {count}", several, {}, may_be_refused=True)
+                yield Question(f"batch {count}", several, may_be_refused=True)
 
 
 def _in_rows(batch: dict[str, Any], rows: Mapping[str, int | None], sizes: Sizes) -> dict[str, Any]:
@@ -251,4 +231,4 @@ def _branches(source: TensorEngine, base: Tensors, clues: Clues, watched: Watch,
             else:
                 batch[name] = array
         if watched.look(batch):
-            yield Question("branch", batch, {})
+            yield Question("branch", batch)

@@ -9,23 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from maasdam.convert.proof.precision import QUANTIZED
 from maasdam.errors import Unsupported
 
-QUANTIZED = frozenset(
-    {
-        "ConvInteger",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "DynamicQuantizeLSTM",
-        "DynamicQuantizeMatMul",
-        "GatherBlockQuantized",
-        "MatMulInteger",
-        "MatMulIntegerToFloat",
-        "MatMulNBits",
-        "QuantizeLinear",
-    }
-)
-"""Operators of a graph that was quantised; so are those that begin with QLinear, QGemm, QAttention."""
 PRODUCTS = frozenset(
     {"Attention", "Conv", "ConvTranspose", "DeformConv", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "MultiHeadAttention", "RNN"}
 )
@@ -55,7 +41,7 @@ def check_is_float(model: Any) -> None:
     """Raise Unsupported for a graph that is quantised already: rounding it again would lose more and gain nothing."""
     for graph in _graphs(model.graph):
         for node in graph.node:
-            if node.op_type in QUANTIZED or node.op_type.startswith(("QLinear", "QGemm", "QAttention", "QMoE")):
+            if node.op_type.startswith(QUANTIZED):
                 raise Unsupported(
                     f"the network is quantised already (it holds {node.op_type}); build it with the recipe fp32, "
                     "or give the float network it was made from"
