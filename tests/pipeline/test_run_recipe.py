@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from maasdam.artifacts.produced import Facts, Produced
+from maasdam.artifacts.produced import PassFacts, Produced
 from maasdam.artifacts.store import Store
 from maasdam.core import TEXT_GENERATION, Artifact, Format, Signature, TensorSpec
 from maasdam.errors import InvalidInput, Unsupported
@@ -43,7 +43,7 @@ class FakePasses:
             (out / "model").write_text((source.path / "model").read_text() + f"|{self.ran[-1]}")
             made: Format = what if what in ("onnx", "openvino", "pytorch") else source.format
             engine = {"onnx": "onnxruntime", "openvino": "openvino"}.get(made, "pytorch")
-            return Produced(made, "onnx" if made == "onnx" else "ir", engine, SIGNATURE, {}, Facts({"ran": self.ran[-1]}))
+            return Produced(made, "onnx" if made == "onnx" else "ir", engine, SIGNATURE, {}, PassFacts({"ran": self.ran[-1]}))
 
         return replace(real, run=run, version=self.version)
 

@@ -10,7 +10,7 @@ from maasdam.core import Format, Layout, Signature
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class PassFacts:
     """What was measured or chosen on the way, for the report; all of it JSON."""
 
     others: Mapping[str, Any] = field(default_factory=dict)
@@ -25,7 +25,7 @@ class Facts:
     """Proof that it computes what it was made of."""
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Facts:
+    def from_json(cls, data: Mapping[str, Any]) -> PassFacts:
         """The inverse of `to_json`."""
         own = {name: data[name] for name in ("calibration", "table", "what", "certificate") if name in data}
         return cls({key: value for key, value in data.items() if key not in own}, **own)
@@ -45,4 +45,4 @@ class Produced:
     engine: str
     signature: Signature | None
     settings: dict[str, Any] = field(default_factory=dict)
-    facts: Facts = field(default_factory=Facts)
+    facts: PassFacts = field(default_factory=PassFacts)

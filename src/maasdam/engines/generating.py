@@ -9,29 +9,10 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any
 
-from maasdam.core import Sampling, SequenceEngine, SequenceRequest, Tensors, TextPiece, Tokens, Transcript
+from maasdam.core import Cost, Sampling, SequenceEngine, SequenceRequest, Tensors, TextPiece, TextStream, Tokens, Transcript
 from maasdam.errors import ContextExceeded, EngineFailure
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-
-class TextStream(Protocol):
-    """Token ids to text as they come, until a stop string."""
-
-    is_stopped: bool
-    taken: int
-
-    def feed(self, token_ids: Sequence[int]) -> str:
-        """The text that is now certain."""
-        ...
-
-    def finish(self) -> str:
-        """What was held back."""
-        ...
-
 
 Decode = Callable[[Callable[[], str]], Awaitable[str]]
 """Calls what decodes, where it may take its time."""
@@ -51,25 +32,25 @@ def fit(sampling: Sampling, prompt: int, engine: SequenceEngine, default: int) -
 
 async def text_of(
     engine: SequenceEngine, request: SequenceRequest, stream: TextStream, decode: Decode = _at_once
-) -> AsyncGenerator[tuple[TextPiece, float | None], None]:
-    """The text after a prompt, piece by piece, each with the CPU seconds so far; the last one says why it is the last.
+) -> AsyncGenerator[tuple[TextPiece, Cost | None]]:
+    """The text after a prompt, piece by piece, each with what it cost so far; the last one says why it is the last.
 
     Raises what the engine raises, EngineFailure where it ends without saying why. Closing this cancels the generation.
     """
     if request.sampling.max_tokens == 0:
         yield TextPiece("", (), "length"), None
         return
-    compute: float | None = None
-    async with aclosing(_closable(engine.submit(request))) as tokens_of:
+    cost: Cost | None = None
+    async with aclosing(engine.submit(request)) as tokens_of:
         async for tokens in tokens_of:
-            compute = tokens.compute_seconds if tokens.compute_seconds is not None else compute
+            cost = tokens.cost or cost
             text = await decode(lambda: stream.feed(tokens.token_ids))  # noqa: B023 - called at once
             taken = tokens.token_ids[: stream.taken]
             reason = "stop" if stream.is_stopped else tokens.finish_reason
             if reason is not None and not stream.is_stopped:
                 text += await decode(stream.finish)
                 reason = "stop" if stream.is_stopped else reason
-            yield TextPiece(text, taken, reason), compute
+            yield TextPiece(text, taken, reason), cost
             if reason is not None:
                 return
     raise EngineFailure("the engine ended a generation without saying why")
@@ -89,7 +70,7 @@ async def transcript_of(
 
 async def all_of(engine: SequenceEngine, request: SequenceRequest) -> list[Tokens]:
     """All that an engine gives; cancelling this cancels the generation."""
-    async with aclosing(_closable(engine.submit(request))) as tokens_of:
+    async with aclosing(engine.submit(request)) as tokens_of:
         return [tokens async for tokens in tokens_of]
 
 
@@ -116,8 +97,3 @@ def greedy(
         return list(await asyncio.gather(*(one(number, ids) for number, ids in enumerate(prompts))))
 
     return asyncio.run(every())
-
-
-def _closable(tokens: AsyncIterator[Tokens]) -> AsyncGenerator[Tokens, None]:
-    """Engines give generators, which are closed to cancel."""
-    return cast("AsyncGenerator[Tokens, None]", tokens)

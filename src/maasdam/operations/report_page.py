@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from maasdam.artifacts.catalog import Version
-from maasdam.artifacts.produced import Facts
+from maasdam.artifacts.produced import PassFacts
 from maasdam.core import split_name
 from maasdam.errors import InvalidInput, NotFound
 from maasdam.operations.pass_tables import SHOWN, pass_tables
@@ -143,7 +143,7 @@ def _summary(version: Version) -> dict[str, Any]:
 def _detail(version: Version) -> dict[str, Any]:
     """All that is shown of one version."""
     report = report_of(version)
-    facts = [Facts.from_json(_group(step, "facts")) for step in version.passes]
+    facts = [PassFacts.from_json(_group(step, "facts")) for step in version.passes]
     return {
         "version": version.version,
         "aliases": version.aliases,
@@ -172,7 +172,7 @@ def _group(value: Any, key: str) -> Mapping[str, Any]:
 
 
 def _pass(step: Any) -> dict[str, Any]:
-    facts = {key: value for key, value in Facts.from_json(_group(step, "facts")).others.items() if key not in SHOWN}
+    facts = {key: value for key, value in PassFacts.from_json(_group(step, "facts")).others.items() if key not in SHOWN}
     facts = {key: value for key, value in facts.items() if key != "says" or not pass_tables([step])}
     step = step if isinstance(step, Mapping) else {}
     return {

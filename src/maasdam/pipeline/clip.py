@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.artifacts.produced import Facts, Produced
+from maasdam.artifacts.produced import PassFacts, Produced
 from maasdam.core import Artifact, Format
 from maasdam.errors import Unsupported
 from maasdam.pipeline.passes import Pass, PassContext, Setting
@@ -82,7 +82,7 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
         raise Unsupported(f"clipping takes a PyTorch or an ONNX model; this one is {source.format}: clip it before")
     if not tally.weights:
         raise Unsupported("the network has no linear or convolutional layer with constant weights; there is nothing to clip")
-    return replace(made, facts=Facts({"method": settings["method"], **tally.to_json()}))
+    return replace(made, facts=PassFacts({"method": settings["method"], **tally.to_json()}))
 
 
 def clip_by_error(bits: int) -> Clip:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.artifacts.produced import Facts, Produced
+from maasdam.artifacts.produced import PassFacts, Produced
 from maasdam.convert.directions.companions import copy_companions
 from maasdam.core import IMAGE_CLASSIFICATION, TEXT_GENERATION, Artifact, Classification, Signature
 from maasdam.errors import InvalidInput, Unsupported
@@ -102,7 +102,7 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
     _take_labels(given, source)
     given.save_pretrained(out, safe_serialization=True)
     copy_companions(source.path, out)
-    return Produced("pytorch", "huggingface", "pytorch", signature, dict(source.settings), Facts(facts))
+    return Produced("pytorch", "huggingface", "pytorch", signature, dict(source.settings), PassFacts(facts))
 
 
 def _student(teacher: Any, settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

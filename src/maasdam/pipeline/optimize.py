@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from maasdam.artifacts.produced import Facts, Produced
+from maasdam.artifacts.produced import PassFacts, Produced
 from maasdam.artifacts.store import MANIFEST
 from maasdam.core import Artifact, Format, TensorEngine, Tensors
 from maasdam.errors import Crashed, LimitExceeded, MaasdamError, Unsupported
@@ -51,12 +51,12 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
     rivals = (source, *context.rivals)
     if source.signature is None:
         best = Candidate(source, 0, source.settings.get("precision"))  # such an engine chooses for itself
-        facts = Facts({"says": f"one way to run it: {source.engine}"})
+        facts = PassFacts({"says": f"one way to run it: {source.engine}"})
     else:
         from maasdam.engines import open_engine
 
         best, candidates = choose(rivals, settings, context, open_engine)
-        facts = Facts({"goal": settings["goal"]}, table=[c.to_json(c is best) for c in candidates], what=SAYS)
+        facts = PassFacts({"goal": settings["goal"]}, table=[c.to_json(c is best) for c in candidates], what=SAYS)
     chosen = best.artifact
     shutil.copytree(
         chosen.path, out, ignore=lambda at, names: {MANIFEST} if Path(at) == chosen.path else (), dirs_exist_ok=True

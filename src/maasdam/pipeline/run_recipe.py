@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.artifacts.produced import Facts
+from maasdam.artifacts.produced import PassFacts
 from maasdam.core import TEXT_GENERATION, Artifact, Format, Progress, silent
 from maasdam.engines import installed_version
 from maasdam.engines.processor import available_threads, processor_name
@@ -59,7 +59,7 @@ class Step:
     seconds: float
     is_cached: bool
     digest: str
-    found: Facts = field(default_factory=Facts)
+    found: PassFacts = field(default_factory=PassFacts)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class Build:
                 with self.attempts.step(key):
                     artifact, facts = self._miss(found, use.settings, source, rivals, key)
             else:
-                artifact, facts = hit[0], Facts.from_json(hit[1])
+                artifact, facts = hit[0], PassFacts.from_json(hit[1])
         if found.is_proven:  # what `maasdam convert` would refuse goes no further
             with self.attempts.step("proof", source.digest, artifact.digest):
                 proof = self.prove(source, artifact, self.store, self.data.data or self.data.calibrate, self.progress)
@@ -204,7 +204,7 @@ class Build:
 
     def _miss(
         self, found: Pass, settings: Mapping[str, Any], source: Artifact, rivals: tuple[Artifact, ...], key: str
-    ) -> tuple[Artifact, Facts]:
+    ) -> tuple[Artifact, PassFacts]:
         self.progress(found.use)
         checkpoints = self.store.root / "checkpoints" / key
         with self.store.workspace() as folder:

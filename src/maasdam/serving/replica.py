@@ -27,12 +27,10 @@ from maasdam.core import (
     UNTRIED,
     Batching,
     Chunk,
-    Cost,
     Facts,
     Payload,
     Processor,
     Request,
-    Sampling,
     SequenceEngine,
     SequenceRequest,
     Signature,
@@ -43,11 +41,11 @@ from maasdam.core import (
     TextPayload,
     TextPiece,
     TextStream,
-    Transcript,
     Units,
     total_cost,
 )
-from maasdam.errors import ContextExceeded, EngineFailure, InvalidInput, InvalidPayload, MaasdamError, Overloaded, TooLarge
+from maasdam.engines.generating import fit, text_of, transcript_of
+from maasdam.errors import EngineFailure, InvalidInput, InvalidPayload, MaasdamError, Overloaded, TooLarge
 from maasdam.serving.scheduler import Ran, Scheduler, settle
 from maasdam.tasks import TASKS, task_of
 from maasdam.telemetry.meter import CpuMeter
@@ -349,29 +347,15 @@ class SequenceReplica:
             self._answering -= 1
 
     async def _generate(self, request: Request, payload: TextPayload, inputs: Tensors, units: Units) -> AsyncGenerator[Chunk]:
-        sampling = self._fit(payload.sampling, inputs["input_ids"].shape[-1])
-        if sampling.max_tokens == 0:
-            yield Chunk(TextPiece("", (), "length"), replace(units, completion_tokens=0), True, None)
-            return
+        sampling = fit(payload.sampling, inputs["input_ids"].shape[-1], self._engine, self._max_tokens)
         assert self._text_stream is not None
         stream = self._text_stream(sampling.stop, inputs["input_ids"][0])
+        asked = SequenceRequest(request.id, inputs, sampling, request.deadline)
         count = 0
-        cost: Cost | None = None
-        async with aclosing(self._engine.submit(SequenceRequest(request.id, inputs, sampling, request.deadline))) as written:
-            async for tokens in written:
-                cost = tokens.cost or cost
-                text = await self._decoded(lambda: stream.feed(tokens.token_ids))  # noqa: B023 - called at once
-                taken = tokens.token_ids[: stream.taken]
-                count += len(taken)
-                reason = "stop" if stream.is_stopped else tokens.finish_reason
-                if reason is not None and not stream.is_stopped:
-                    text += await self._decoded(stream.finish)
-                    reason = "stop" if stream.is_stopped else reason
-                piece = TextPiece(text, taken, reason)
-                yield Chunk(piece, replace(units, completion_tokens=count), reason is not None, cost)
-                if reason is not None:
-                    return
-        raise EngineFailure("the engine ended a generation without saying why")
+        async with aclosing(text_of(self._engine, asked, stream, self._decoded)) as pieces:
+            async for piece, cost in pieces:
+                count += len(piece.token_ids)
+                yield Chunk(piece, replace(units, completion_tokens=count), piece.finish_reason is not None, cost)
 
     async def _decoded(self, call: Callable[[], str]) -> str:
         """The next text: in the event loop, unless this model's decoder has taken long there. It came with the model."""
@@ -384,26 +368,9 @@ class SequenceReplica:
             self._decodes_apart = True
         return text
 
-    def _fit(self, sampling: Sampling, prompt: int) -> Sampling:
-        room = self._engine.context_length - prompt
-        if room < 1:
-            raise ContextExceeded(prompt, self._engine.context_length)
-        return replace(sampling, max_tokens=min(self._max_tokens if sampling.max_tokens is None else sampling.max_tokens, room))
-
     async def _transcribe(self, request: Request, prepared: Sequence[Tensors], units: Units) -> AsyncGenerator[Chunk]:
-        texts: list[str] = []
-        segments: list[Mapping[str, Any]] = []
-        language: str | None = None
-        cost: Cost | None = None
-        for inputs in prepared:
-            heard = self._engine.submit(SequenceRequest(request.id, inputs, Sampling(), request.deadline))
-            async with aclosing(heard):
-                async for tokens in heard:
-                    texts.append(tokens.text or "")
-                    segments.extend(tokens.segments)
-                    language = tokens.language or language
-                    cost = total_cost((cost, tokens.cost))
-        yield Chunk(Transcript("".join(texts).strip(), tuple(segments), language), units, True, cost)
+        transcript, tokens = await transcript_of(self._engine, prepared, request.id, request.deadline)
+        yield Chunk(transcript, units, True, total_cost(each.cost for each in tokens))
 
     def close(self) -> None:
         """Stop the engine."""

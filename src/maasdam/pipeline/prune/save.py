@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.artifacts.produced import Facts, Produced
+from maasdam.artifacts.produced import PassFacts, Produced
 from maasdam.convert.directions.companions import copy_companions
 from maasdam.core import Artifact
 from maasdam.errors import Unsupported
@@ -25,7 +25,7 @@ def save(model: torch.nn.Module, source: Artifact, out: Path, facts: dict[str, A
         saved: Any = model
         saved.save_pretrained(out, safe_serialization=True)
         copy_companions(source.path, out)
-        return Produced("pytorch", "huggingface", source.engine, source.signature, dict(source.settings), Facts(facts))
+        return Produced("pytorch", "huggingface", source.engine, source.signature, dict(source.settings), PassFacts(facts))
     if source.signature is None:
         raise Unsupported("the config of this language model has no words for the pruned widths; use method = 'magnitude'")
     from maasdam.convert.modules import name_module
@@ -36,7 +36,7 @@ def save(model: torch.nn.Module, source: Artifact, out: Path, facts: dict[str, A
     copy_companions(source.path, out)
     if source.layout == "huggingface":
         facts["layout"] = "pt2: the config has no words for these widths"
-    return Produced("pytorch", "pt2", "pytorch", source.signature, dict(source.settings), Facts(facts))
+    return Produced("pytorch", "pt2", "pytorch", source.signature, dict(source.settings), PassFacts(facts))
 
 
 def _config_says_shapes(model: torch.nn.Module, source: Artifact, ffn_widths: set[int]) -> bool:

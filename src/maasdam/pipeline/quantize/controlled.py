@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.artifacts.produced import Facts, Produced
+from maasdam.artifacts.produced import PassFacts, Produced
 from maasdam.core import Answer, Artifact, Example
 from maasdam.engines.openvino_library import openvino
 from maasdam.errors import InvalidInput, Unsupported
@@ -86,7 +86,7 @@ def _facts(
     settings: Mapping[str, Any],
     context: PassContext,
     narrowed: dict[str, Any],
-) -> Facts:
+) -> PassFacts:
     flag = "--train" if context.calibrate is None else "--calibrate"
     control = {
         "max_drop": settings["max_drop"],
@@ -103,7 +103,7 @@ def _facts(
         "says": f"{len(inputs)} unlabelled examples of {flag}, held to max_drop on {len(metric.examples)} of --train",
     }
     method = "NNCF accuracy-controlled post-training quantisation"
-    return Facts({"method": method, "control": control, **narrowed}, calibration)
+    return PassFacts({"method": method, "control": control, **narrowed}, calibration)
 
 
 class _Metric:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from maasdam.artifacts.produced import Facts, Produced
+from maasdam.artifacts.produced import PassFacts, Produced
 from maasdam.core import Artifact
 from maasdam.errors import Unsupported
 from maasdam.pipeline.examples import Inputs
@@ -72,7 +72,7 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
     facts = saturation.says(narrowed.count, narrowed.channels)
     facts |= {"method": f"ONNX Runtime static QDQ, activations {where} U8, weights S8 per channel"}
     own = {**source.settings, "fast_sums": narrowed.is_whole}
-    return Produced("onnx", "onnx", "onnxruntime", source.signature, own, Facts(facts, examples))
+    return Produced("onnx", "onnx", "onnxruntime", source.signature, own, PassFacts(facts, examples))
 
 
 def tensorrt_int8(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
@@ -94,7 +94,9 @@ def tensorrt_int8(source: Artifact, out: Path, settings: Mapping[str, Any], cont
         extra_options=TENSORRT | {"OpTypesToExcludeOutputQuantization": list(TENSORRT_OPERATORS)},
     )
     facts = {"method": "ONNX Runtime static QDQ for TensorRT, activations and weights S8, symmetric, weights per channel"}
-    return Produced("onnx", "onnx", "onnxruntime", source.signature, {**source.settings, "int8": True}, Facts(facts, examples))
+    return Produced(
+        "onnx", "onnx", "onnxruntime", source.signature, {**source.settings, "int8": True}, PassFacts(facts, examples)
+    )
 
 
 def _with_ranges(source: Artifact, out: Path, inputs: list[Inputs], context: PassContext, **choices: Any) -> Path:
@@ -219,7 +221,7 @@ def dynamic_int8(source: Artifact, out: Path, settings: Mapping[str, Any], conte
     onnx.save(quantized, out / "model.onnx")
     facts |= {"method": "ONNX Runtime dynamic int8: matrix products and embeddings; convolutions stay float"}
     own = {**source.settings, "fast_sums": narrowed.is_whole}
-    return Produced("onnx", "onnx", "onnxruntime", source.signature, own, Facts(facts))
+    return Produced("onnx", "onnx", "onnxruntime", source.signature, own, PassFacts(facts))
 
 
 def weights(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
@@ -238,7 +240,7 @@ def weights(source: Artifact, out: Path, settings: Mapping[str, Any], context: P
         facts = {"method": f"{count} matrix products in {bits} bits (MatMulNBits), symmetric in blocks of {block}"}
     copy_all_but(source.path, out, {"model.onnx"} | _external(source.path))
     onnx.save(model, out / "model.onnx", save_as_external_data=model.ByteSize() > LARGEST_MESSAGE, location="model.onnx.data")
-    return Produced("onnx", "onnx", "onnxruntime", source.signature, dict(source.settings), Facts(facts))
+    return Produced("onnx", "onnx", "onnxruntime", source.signature, dict(source.settings), PassFacts(facts))
 
 
 def _in_blocks(model: Any, bits: int, block: int) -> tuple[Any, int]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.artifacts.produced import Facts, Produced
+from maasdam.artifacts.produced import PassFacts, Produced
 from maasdam.core import Artifact
 from maasdam.errors import Unsupported, missing_extra
 from maasdam.pipeline.examples import Inputs
@@ -53,7 +53,7 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
     copy_all_but(source.path, out, {"model.xml", "model.bin"})
     save(quantized, out / "model.xml")
     facts |= {"method": "NNCF post-training quantisation", "model_type": "transformer" if attends else "convolutional"}
-    return Produced("openvino", "ir", "openvino", source.signature, dict(source.settings), Facts(facts, examples))
+    return Produced("openvino", "ir", "openvino", source.signature, dict(source.settings), PassFacts(facts, examples))
 
 
 def weights(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
@@ -74,7 +74,7 @@ def weights(source: Artifact, out: Path, settings: Mapping[str, Any], context: P
     copy_all_but(source.path, out, {f"{name}.xml", f"{name}.bin"})
     save(model, out / f"{name}.xml")
     chosen = {**source.settings, **_computation(source, settings)}
-    return Produced("openvino", source.layout, source.engine, source.signature, chosen, Facts({"method": method}))
+    return Produced("openvino", source.layout, source.engine, source.signature, chosen, PassFacts({"method": method}))
 
 
 def _compressed(model: ov.Model, settings: Mapping[str, Any]) -> tuple[ov.Model, str]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.artifacts.produced import Facts, Produced
+from maasdam.artifacts.produced import PassFacts, Produced
 from maasdam.convert.directions.companions import copy_companions
 from maasdam.core import Artifact
 from maasdam.errors import Unsupported
@@ -47,7 +47,7 @@ def weights(source: Artifact, out: Path, settings: Mapping[str, Any], context: P
         "layers": counts,
         "says": "convolutions stay float32",
     }
-    return Produced("pytorch", "pt2", "pytorch", source.signature, dict(source.settings), Facts(facts))
+    return Produced("pytorch", "pt2", "pytorch", source.signature, dict(source.settings), PassFacts(facts))
 
 
 def quantize_layers(model: torch.nn.Module, is_dynamic: bool) -> dict[str, int]:
@@ -94,7 +94,7 @@ def _sixteen_bits(source: Artifact, out: Path, scheme: str) -> Produced:
     model.save_pretrained(out, safe_serialization=True)
     copy_companions(source.path, out)
     facts = {"method": f"weights kept in {'bfloat16' if scheme == 'bf16' else 'float16'}, computed in float32"}
-    return Produced("pytorch", "huggingface", source.engine, source.signature, dict(source.settings), Facts(facts))
+    return Produced("pytorch", "huggingface", source.engine, source.signature, dict(source.settings), PassFacts(facts))
 
 
 def _rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

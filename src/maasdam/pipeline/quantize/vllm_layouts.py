@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.artifacts.produced import Facts, Produced
+from maasdam.artifacts.produced import PassFacts, Produced
 from maasdam.convert.directions.companions import copy_companions
 from maasdam.core import TEXT_GENERATION, Artifact
 from maasdam.errors import InvalidInput, Unsupported
@@ -52,7 +52,7 @@ def write(source: Artifact, out: Path, settings: Mapping[str, Any], context: Pas
     head, layers = linear_layers(model, scheme)
     kept = _kept_type(source.path)
     grids, facts = (
-        (_fp8(model, layers, kept), Facts()) if scheme == "fp8" else _int4(model, layers, kept, source, settings, context)
+        (_fp8(model, layers, kept), PassFacts()) if scheme == "fp8" else _int4(model, layers, kept, source, settings, context)
     )
     layout = "float-quantized" if scheme == "fp8" else "pack-quantized"
     compressor = library.compress(model, _scheme_of(scheme, settings), layout, head, grids)
@@ -110,7 +110,7 @@ def _check_source(source: Artifact, scheme: str) -> None:
 
 def _int4(
     model: Any, layers: list[str], kept: torch.dtype, source: Artifact, settings: Mapping[str, Any], context: PassContext
-) -> tuple[dict[str, dict[str, torch.Tensor]], Facts]:
+) -> tuple[dict[str, dict[str, torch.Tensor]], PassFacts]:
     """Round the model's layers in place by gptq or awq; what the library needs to know of their grids, and facts."""
     from maasdam.pipeline.quantize import awq, gptq
     from maasdam.pipeline.quantize.layerwise import need_llama_like
@@ -128,7 +128,7 @@ def _int4(
     if scheme == "awq":
         for name, grid in grids.items():
             tensors[name]["weight_zero_point"] = grid.zeros
-    return tensors, Facts(found, examples)
+    return tensors, PassFacts(found, examples)
 
 
 def _check_widths(shapes: Mapping[str, tuple[int, ...]], scheme: str, group: int) -> None:
