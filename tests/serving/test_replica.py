@@ -17,14 +17,18 @@ from tests.fakes import FakeEngine, FakeProcessor, FakeSequenceEngine, FakeTextS
 from maasdam.core import (
     ANONYMOUS,
     AudioPayload,
+    Batching,
+    Checked,
     Chunk,
     ImagePayload,
     Payload,
     Request,
     Sampling,
     TensorPayload,
+    Tensors,
     TextPayload,
     TextPiece,
+    Tried,
 )
 from maasdam.errors import EngineFailure, InvalidInput, InvalidPayload, InvalidTensor, Overloaded
 from maasdam.serving.replica import SequenceReplica, TensorReplica
@@ -175,3 +179,23 @@ async def test_a_full_sequence_replica_answers_at_once(pool: ThreadPoolExecutor)
     with pytest.raises(Overloaded):
         await every(replica.answer(request(TextPayload(prompt="x"))))
     assert len(await first) == 8
+
+
+async def test_a_requests_values_are_looked_through_once(pool: ThreadPoolExecutor) -> None:
+    """The engine checks whatever comes to it from elsewhere; what the replica has checked it takes as it is."""
+    seen: list[bool] = []
+
+    class Checks(FakeEngine):
+        def run(self, batch: Tensors) -> dict[str, Any]:
+            seen.append(isinstance(batch, Checked))
+            self.signature.check(batch)
+            return super().run(batch)
+
+    finding = Batching("independent", "tried", (Tried(16, {"x": (2,)}),))
+    replica = TensorReplica(Checks(), None, pool=pool, meter=CpuMeter(), queue_size=10, batching=finding)
+    rows = [TensorPayload({"x": np.full((1, 2), i, np.float32)}) for i in range(6)]
+    await asyncio.gather(*(every(replica.answer(request(row))) for row in rows))
+    assert seen and all(seen)
+    with pytest.raises(InvalidTensor):
+        Checks().run({"x": np.full((1, 2), np.nan, np.float32)})
+    await asyncio.to_thread(replica.close)

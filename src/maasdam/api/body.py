@@ -13,7 +13,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Headers = list[tuple[bytes, bytes]]
 
-HELD, IS_READ = "maasdam.body_bytes", "maasdam.body_is_read"
+HELD, IS_READ, IS_WHOLE = "maasdam.body_bytes", "maasdam.body_is_read", "maasdam.body_is_whole"
+"""In a scope: bytes held; that the body was read; that its last byte was here before anybody asked."""
 MEDIA = "/v1/images/"
 """Routes whose JSON carries pictures in base64 begin so."""
 FORMS = "/v1/audio/"
@@ -108,19 +109,28 @@ class BodyLimits:
         length = declared_length(scope["headers"])
         if length is not None and length > limit.most:
             raise limit.error(length)
-        try:
-            async with asyncio.timeout(self.seconds):
-                message = await _next(receive)
-                self._hold(scope, message, limit)
-                parts = [message.get("body", b"")]
-                while message.get("more_body", False):
-                    message = await _next(receive)
-                    self._hold(scope, message, limit)
-                    parts.append(message.get("body", b""))
-        except TimeoutError:
-            raise BodyTooSlow(f"the body did not arrive within {self.seconds:g} s; send it faster or in one piece") from None
+        if scope.get(IS_WHOLE):  # nothing to wait for
+            parts = await self._parts(scope, receive, limit)
+        else:
+            try:
+                async with asyncio.timeout(self.seconds):
+                    parts = await self._parts(scope, receive, limit)
+            except TimeoutError:
+                slow = f"the body did not arrive within {self.seconds:g} s; send it faster or in one piece"
+                raise BodyTooSlow(slow) from None
         scope[IS_READ] = True
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _parts(self, scope: MutableMapping[str, Any], receive: Receive, limit: Limit) -> list[bytes]:
+        parts: list[bytes] = []
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            self._hold(scope, message, limit)
+            parts.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                return parts
 
     def release(self, scope: MutableMapping[str, Any]) -> None:
         """The request is answered: its body's memory is free."""
@@ -134,10 +144,3 @@ class BodyLimits:
             raise limit.error()
         if self.held > self.held_bytes:
             raise Overloaded(f"the service holds {self.held} bytes of requests already; send this again in a second")
-
-
-async def _next(receive: Receive) -> Message:
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise Disconnected
-    return message

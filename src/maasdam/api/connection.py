@@ -15,6 +15,8 @@ from typing import Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from maasdam.api.body import IS_WHOLE
+
 HEADER_SECONDS = 10.0
 """A client that has not sent its headers by then is cut off."""
 HEADER_BYTES = 64 * 1024
@@ -163,6 +165,7 @@ class HttpConnection(HttpToolsProtocol):
         """The request's last byte; not of one that asked for an upgrade, whose body is still to be read."""
         if not self._is_replaying:
             self._is_in_body = False
+            cast(dict[str, Any], self.scope)[IS_WHOLE] = True
             super().on_message_complete()
 
     def pause_writing(self) -> None:

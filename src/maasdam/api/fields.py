@@ -44,7 +44,8 @@ def check_neutral(given: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...
 
 def check_query(query: bytes) -> None:
     """The same for a route that reads no query."""
-    check_known((name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True)), (), "query parameter")
+    if query:
+        check_known((name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True)), (), "query parameter")
 
 
 async def only_known(request: Request) -> None:

@@ -248,16 +248,19 @@ def _pieces(flat: bytearray, ends: type_array) -> Iterator[list[Any]]:
 
 
 def numbers(values: type_array) -> Any:
-    """A flat array as orjson writes it into an answer: large ones are written in pieces before."""
+    """A flat array as orjson writes it into an answer: large ones are written in pieces before.
+
+    Small ones are written as they are: where an answer then holds a null, they must be `worded` and written again.
+    """
     if values.size <= PIECE_VALUES:
-        return _worded(values)
+        return values
     starts = range(0, values.size, PIECE_VALUES)
-    pieces = [orjson.dumps(_worded(values[i : i + PIECE_VALUES]), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for i in starts]
+    pieces = [orjson.dumps(worded(values[i : i + PIECE_VALUES]), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for i in starts]
     return orjson.Fragment(b"[%b]" % b",".join(pieces))
 
 
-def _worded(values: type_array) -> Any:
-    """What orjson writes as it is."""
+def worded(values: type_array) -> Any:
+    """With words in place of what is no number in JSON, of which orjson makes null."""
     if values.dtype.kind != "f" or bool(np.isfinite(values).all()):
         return values
     return with_words(list(values))

@@ -214,6 +214,11 @@ def write(request: wire.InferRequest, outputs: dict[str, type_array], entry: Ent
     if request.id is not None:
         answer["id"] = request.id
     head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+    if b"null" in head:  # NaN or an infinity, most likely: to look for one in each answer would cost more
+        for one in described:
+            if isinstance(one.get("data"), np.ndarray):
+                one["data"] = json_body.worded(one["data"])
+        head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     return (b"".join([head, *tail]), len(head)) if tail else (head, None)
 
 

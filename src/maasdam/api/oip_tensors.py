@@ -317,11 +317,11 @@ def _cast(tensor: Tensor, array: type_array) -> type_array:
         return _bfloat16((wide.view(np.uint32) >> 16).astype(np.uint16))
     target = np.dtype(TO_NUMPY[wants])
     if is_float:
-        with np.errstate(over="ignore"):
-            cast = array.astype(target)
-        if bool((np.isinf(cast) & np.isfinite(array)).any()):
-            raise InvalidTensor(f"input '{tensor.name}' holds a number too large for {wants}")
-        return cast
+        try:
+            with np.errstate(over="raise"):
+                return array.astype(target)
+        except FloatingPointError:
+            raise InvalidTensor(f"input '{tensor.name}' holds a number too large for {wants}") from None
     if wants != "BOOL":
         limits = np.iinfo(target)
         if int(array.min()) < limits.min or int(array.max()) > limits.max:

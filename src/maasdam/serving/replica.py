@@ -26,6 +26,7 @@ import numpy as np
 from maasdam.core import (
     UNTRIED,
     Batching,
+    Checked,
     Chunk,
     Facts,
     Payload,
@@ -151,7 +152,7 @@ class TensorReplica:
         def tell(outcome: Ran | BaseException) -> None:
             done(outcome if isinstance(outcome, BaseException) else self._chunks(items, outcome))
 
-        item = self._scheduler.submit(payload.tensors, request.deadline, tell)
+        item = self._scheduler.submit(Checked(payload.tensors), request.deadline, tell)
 
         def cancel() -> Sequence[Chunk]:
             self._scheduler.cancel(item)
@@ -175,7 +176,7 @@ class TensorReplica:
             return
         await asyncio.get_running_loop().run_in_executor(self._pool, self._checked.check, payload.tensors)
         items = self._items(payload.tensors)
-        outcome = self._chunks(items, await self._scheduler.run(payload.tensors, deadline))
+        outcome = self._chunks(items, await self._scheduler.run(Checked(payload.tensors), deadline))
         if isinstance(outcome, BaseException):
             raise outcome
         yield outcome[0]

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maasdam.core import Cost, Tensors
+from maasdam.core import Checked, Cost, Tensors
 from maasdam.errors import DeadlineExceeded, EngineFailure, MaasdamError, NotReady, Overloaded
 from maasdam.serving.pace import Pace
 from maasdam.telemetry.meter import CpuMeter
@@ -289,7 +289,9 @@ class Scheduler:
         if len(batch) == 1:
             return [(batch[0], self._run_one(batch[0], is_inline))]
         rows = sum(item.rows for item in batch)
-        joined = {name: np.concatenate([item.tensors[name] for item in batch]) for name in batch[0].tensors}
+        joined: Tensors = {name: np.concatenate([item.tensors[name] for item in batch]) for name in batch[0].tensors}
+        if all(isinstance(item.tensors, Checked) for item in batch):
+            joined = Checked(joined)
         try:
             outputs, wall, cost = self._timed(joined, is_inline)
         except Exception as error:

@@ -21,6 +21,7 @@ from maasdam.telemetry.logs import REQUESTS
 from maasdam.telemetry.metrics import Measured, Metrics
 
 GROUP_SECONDS = 0.1
+HEAD = f'{{"event":"request","level":"info","logger":"{REQUESTS}","timestamp":"'
 LONGEST = 200
 """What is kept of anything a caller wrote, characters."""
 
@@ -54,7 +55,7 @@ class RequestLog:
         self._lines: list[str] = []
         self._timer: asyncio.TimerHandle | None = None
         self._second = (0, "")
-        """The newest second that was written, and how."""
+        """The newest second that was written, and how lines begin in it."""
 
     def answered(self, entry: Measured, status: int) -> None:
         """Inference is done with a request, and its row in the ledger is made."""
@@ -82,12 +83,15 @@ class RequestLog:
             self._metrics.refused(reason, status)
         if not self._logger.isEnabledFor(logging.INFO):
             return
-        tail = "" if reason is None else f',"reason":{_quoted(reason)}'
+        trace = f'"trace_id":"{ended.trace_id}"' if ended.trace_id else '"trace_id":null'
+        at = self._clock()
+        second = int(at)
+        if second != self._second[0]:
+            self._second = (second, HEAD + datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S."))
+        before, after = _alike(ended.method, ended.route, status, ended.key_id, model, version, reason)
         self._lines.append(
-            f'{{"event":"request","level":"info","logger":"{REQUESTS}","timestamp":"{self._now()}",'
-            f'"request_id":"{ended.request_id}","trace_id":{_quoted(ended.trace_id) if ended.trace_id else "null"},'
-            f'"method":{_quoted(ended.method)},"route":{_quoted(ended.route)},"status":{status},"seconds":{ended.seconds:.6f},'
-            f'"key_id":{_quoted(ended.key_id)},"model":{_quoted(model)},"version":{version or "null"}{tail}}}'
+            f'{self._second[1]}{int((at - second) * 1000):03d}Z","request_id":"{ended.request_id}",{trace},'
+            f'{before},"seconds":{ended.seconds:.6f},{after}'
         )
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(GROUP_SECONDS, self.flush)
@@ -101,15 +105,19 @@ class RequestLog:
         if lines:
             self._logger.handle(self._logger.makeRecord(REQUESTS, logging.INFO, __file__, 0, "\n".join(lines), (), None))
 
-    def _now(self) -> str:
-        at = self._clock()
-        second = int(at)
-        if second != self._second[0]:
-            self._second = (second, datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S"))
-        return f"{self._second[1]}.{int((at - second) * 1000):03d}Z"
-
 
 @lru_cache(maxsize=4096)
+def _alike(
+    method: str, route: str, status: int, key_id: str | None, model: str | None, version: int | None, reason: str | None
+) -> tuple[str, str]:
+    """What stands in a line before its seconds and after them: of many requests the same."""
+    tail = "" if reason is None else f',"reason":{_quoted(reason)}'
+    return (
+        f'"method":{_quoted(method)},"route":{_quoted(route)},"status":{status}',
+        f'"key_id":{_quoted(key_id)},"model":{_quoted(model)},"version":{version or "null"}{tail}}}',
+    )
+
+
 def _quoted(written: str | None) -> str:
-    """As JSON: what a caller wrote is cut, and made what UTF-8 can hold. Few texts come again and again."""
+    """As JSON: what a caller wrote is cut, and made what UTF-8 can hold."""
     return "null" if written is None else orjson.dumps(written[:LONGEST].encode("utf-8", "replace").decode()).decode()
