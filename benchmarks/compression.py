@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contenders import THREADS, Contender, Way, apply, compare, opened, print_table, versions
+from benchmarks.contenders import THREADS, Contender, Way, apply, compare, opened, print_table, versions, without_us
 from maasdam.artifacts.store import Store
 from maasdam.core import Artifact, Format, Sampling, SequenceRequest
 from maasdam.engines.processor import processor_name
-from maasdam.pipeline.examples import PreparedExamples, evaluation_examples
+from maasdam.pipeline.examples import Inputs, PreparedExamples, calibration_inputs, evaluation_examples
 from maasdam.pipeline.measure import take_turns
 from maasdam.pipeline.passes import find_pass
 from maasdam.pipeline.recipe import Use
@@ -70,14 +70,14 @@ def images(work: Path, store: Store, rounds: int) -> None:
     photographs = _photographs(work / "photographs")
     source = ingest(str(_once(work / "resnet50", _resnet)), store)
     build = Build(store, Data(calibrate=photographs), threads=THREADS)
-    plain = build.convert(source, "onnx")
+    plain, ir = build.convert(source, "onnx"), build.convert(source, "openvino")
     pruned = apply(build, source, "prune", ratio=0.27, round_to=16)
     macs = build.steps[-1].facts["shrank"]["macs"]
     parameters = build.steps[-1].facts["shrank"]["parameters"]
     said = f"MACs x {macs['after'] / macs['before']:.2f}, parameters x {parameters['after'] / parameters['before']:.2f}"
     ways: list[Way] = [
         ("FP32, ONNX Runtime", plain, {}, "", ""),
-        ("FP32, OpenVINO", build.convert(source, "openvino"), {}, "", ""),
+        ("FP32, OpenVINO", ir, {}, "", ""),
         ("int8 (NNCF), OpenVINO", _int8(build, source, "openvino"), {}, ">= 4", ""),
         ("int8 (NNCF), the rest bf16, OpenVINO", _int8(build, source, "openvino"), {"precision": "bf16"}, ">= 4", ""),
         ("int8 (QDQ), ONNX Runtime", _int8(build, source, "onnx"), {}, "", ""),
@@ -85,8 +85,10 @@ def images(work: Path, store: Store, rounds: int) -> None:
         ("pruned, FP32, OpenVINO", build.convert(pruned, "openvino"), {}, "", said),
         ("pruned, int8 (NNCF), OpenVINO", _int8(build, pruned, "openvino"), {}, "", said),
     ]
-    pixels = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
-    compare("ResNet-50, one 224 x 224 image", ways, {"pixel_values": pixels}, rounds)
+    inputs: Inputs = {"pixel_values": np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)}
+    seen = calibration_inputs(ir, photographs, 200)
+    alone = without_us("int8, NNCF and OpenVINO alone", ir, seen, inputs, THREADS, work / "alone")
+    compare("ResNet-50, one 224 x 224 image", ways, inputs, rounds, [alone])
 
 
 def encoder(work: Path, store: Store, rounds: int) -> None:

@@ -7,15 +7,17 @@ stand the processor's milliseconds, which what else the machine does changes les
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from maasdam.core import Artifact
 from maasdam.engines import open_engine
+from maasdam.pipeline.examples import Inputs
 from maasdam.pipeline.measure import take_turns
 from maasdam.pipeline.passes import find_pass
 from maasdam.pipeline.recipe import Use
@@ -61,14 +63,44 @@ def opened(ways: list[Way]) -> Iterator[list[Any]]:
             engine.close()
 
 
-def compare(title: str, ways: list[Way], inputs: dict[str, Any], rounds: int) -> None:
+def compare(title: str, ways: list[Way], inputs: Inputs, rounds: int, alone: Sequence[Contender] = ()) -> None:
+    """Time `ways` against each other, and `alone` beside them."""
     with opened(ways) as engines:
         contenders = [
             Contender(what, artifact, _running(engine, inputs), target, note)
             for (what, artifact, _, target, note), engine in zip(ways, engines, strict=True)
         ]
+        contenders += alone
         timings = take_turns({c.what: c.timed for c in contenders}, seconds=0, rounds=(rounds, rounds))
     print_table(title, contenders, [timings[c.what].seconds for c in contenders])
+
+
+def without_us(what: str, ir: Artifact, calibration: list[Inputs], like: Inputs, threads: int, folder: Path) -> Contender:
+    """What NNCF and OpenVINO give by themselves: their defaults, sizes fixed as in `like`, nothing checked, nothing copied.
+
+    `ir` is the float network, `folder` is where the quantised one is written.
+    """
+    import nncf
+    import openvino as ov
+
+    from maasdam.pipeline.quantize.openvino_models import is_transformer, quiet, save
+
+    core = ov.Core()
+    model = core.read_model(ir.path / "model.xml")
+    kind = nncf.ModelType.TRANSFORMER if is_transformer(model) else None
+    seen = nncf.Dataset(calibration, lambda tensors: tensors)
+    with quiet():
+        model = nncf.quantize(model, seen, subset_size=len(calibration), model_type=kind)
+    folder.mkdir(exist_ok=True)
+    save(model, folder / "model.xml")
+    model.reshape({name: array.shape for name, array in like.items()})
+    request = core.compile_model(
+        model, "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    ).create_infer_request()
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    return Contender(
+        what, replace(ir, size_bytes=size), lambda number: request.infer(like, share_inputs=True, share_outputs=True)
+    )
 
 
 def _running(engine: Any, inputs: dict[str, Any]) -> Callable[[int], object]:

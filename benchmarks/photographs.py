@@ -18,17 +18,17 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.contenders import THREADS, Contender, print_table, versions
+from benchmarks.contenders import THREADS, Contender, print_table, versions, without_us
 from maasdam.artifacts.store import Store
 from maasdam.core import Artifact, Classification
 from maasdam.engines import open_engine
 from maasdam.engines.processor import processor_name
 from maasdam.pipeline.bootstrap import confidence
-from maasdam.pipeline.examples import PreparedExamples, evaluation_examples
+from maasdam.pipeline.examples import PreparedExamples, calibration_inputs, evaluation_examples
 from maasdam.pipeline.measure import take_turns
 from maasdam.pipeline.recipe import find_recipe
 from maasdam.pipeline.run_recipe import Build, Data
-from maasdam.pipeline.subjects import BATCH, TensorSubject
+from maasdam.pipeline.subjects import BATCH, TensorSubject, stacked
 from maasdam.sources import ingest
 
 TASK = "image-classification"
@@ -61,7 +61,7 @@ def main() -> None:
         plain = Build(store, threads=THREADS).convert(source, "onnx")
         folds = _quantized(source, store, args.data, args.folds, work)
         _print_accuracy(plain, folds, args.data)
-        _print_speed(plain, Build(store, threads=THREADS).convert(source, "openvino"), folds[0].artifact, args)
+        _print_speed(plain, Build(store, threads=THREADS).convert(source, "openvino"), folds[0].artifact, args, work)
 
 
 def _quantized(source: Artifact, store: Store, data: Path, count: int, work: Path) -> list[Fold]:
@@ -126,8 +126,12 @@ def _print_accuracy(plain: Artifact, folds: list[Fold], data: Path) -> None:
     )
 
 
-def _print_speed(plain: Artifact, ir: Artifact, int8: Artifact, args: argparse.Namespace) -> None:
-    """One photograph at a time, on two threads and on one (what a loaded server has for each), and a batch."""
+def _print_speed(plain: Artifact, ir: Artifact, int8: Artifact, args: argparse.Namespace, work: Path) -> None:
+    """One photograph at a time, on two threads and on one (what a loaded server has for each), and a batch.
+
+    Beside them stand NNCF and OpenVINO by themselves, calibrated on the same part.
+    """
+    calibration = calibration_inputs(ir, work / f"calibrate-0-of-{args.folds}", 200)
     examples = PreparedExamples(evaluation_examples(plain, args.data, limit=16))
     for title, method, threads in (
         ("one photograph, two threads", "run_one", THREADS),
@@ -145,6 +149,9 @@ def _print_speed(plain: Artifact, ir: Artifact, int8: Artifact, args: argparse.N
             Contender(what, artifact, getattr(subject, method), target)
             for (what, artifact, target), subject in zip(ways, subjects, strict=True)
         ]
+        row = subjects[0].inputs_to_load[0]
+        like = row if method == "run_one" else stacked(row, subjects[0].engine)
+        contenders.append(without_us("int8, NNCF and OpenVINO alone", ir, calibration, like, threads, work / "alone"))
         timings = take_turns({c.what: c.timed for c in contenders}, seconds=0, rounds=(args.rounds, args.rounds))
         print_table(f"{args.model.name}, {title}", contenders, [timings[c.what].seconds for c in contenders])
         for engine in engines:

@@ -20,6 +20,8 @@ NAME = "openvino"
 PRECISIONS = ("f32", "bf16", "f16", "auto")
 HINTS = ("latency", "throughput")
 FILES = {"ir": "model.xml", "onnx": "model.onnx", "savedmodel": ""}
+SMALL_BYTES = 16 * 2**20
+"""Models up to this size are compiled for one row too, see `_for_one_row`; the weights are in memory twice then."""
 
 
 def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> OpenVinoEngine:
@@ -37,8 +39,28 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> OpenVi
         if where not in {d.partition(".")[0] for d in core.available_devices}:
             raise Unsupported(f"OpenVINO sees no {where} here; it sees: {', '.join(core.available_devices)}")
         model = core.read_model(str(artifact.path / FILES[artifact.layout]).rstrip("/"))
-        compiled = core.compile_model(model, where, properties(settings, where))
-        return OpenVinoEngine(compiled, artifact.signature or signature_of(compiled))
+        told = properties(settings, where)
+        compiled = core.compile_model(model, where, told)
+        signature = artifact.signature or signature_of(compiled)
+        is_small = where == "CPU" and artifact.size_bytes <= SMALL_BYTES
+        return OpenVinoEngine(compiled, signature, _for_one_row(core, model, told) if is_small else None)
+
+
+def _for_one_row(core: Any, model: Any, told: Mapping[str, Any]) -> Any:
+    """`model`, which is changed, compiled for one row alone; None where more than its first axes is open, or nothing is.
+
+    With an open axis OpenVINO works out every operator's sizes at every run (decision 0029).
+    """
+    shapes = {i: list(port.partial_shape) for i, port in enumerate(model.inputs) if port.partial_shape.rank.is_static}
+    if not model.is_dynamic() or len(shapes) < len(model.inputs):
+        return None
+    for shape in shapes.values():
+        shape[:1] = [1 if d.is_dynamic and d.min_length <= 1 else d for d in shape[:1]]
+    try:
+        model.reshape(shapes)
+        return None if model.is_dynamic() else core.compile_model(model, "CPU", told)
+    except RuntimeError:  # one row is none of its sizes
+        return None
 
 
 def properties(settings: Mapping[str, Any], where: str = "CPU") -> dict[str, Any]:
@@ -85,31 +107,35 @@ def signature_of(compiled: Any) -> Signature:
 
 
 class OpenVinoEngine:
-    """One compiled model and as many infer requests as threads ever ran at once."""
+    """One compiled model, or two, and as many infer requests as threads ever ran at once."""
 
-    def __init__(self, compiled: Any, signature: Signature) -> None:
+    def __init__(self, compiled: Any, signature: Signature, row: Any = None) -> None:
+        """`row`: the same model compiled for one row."""
         self.signature = signature
         self._compiled: Any = compiled
+        self._row, self._row_shapes = row, {i: tuple(p.shape) for i, p in enumerate(row.inputs)} if row else {}
         inputs = positions([s.name for s in signature.inputs], [p.get_names() for p in compiled.inputs], "inputs")
         outputs = positions([s.name for s in signature.outputs], [p.get_names() for p in compiled.outputs], "outputs")
         self._inputs = list(zip((s.name for s in signature.inputs), inputs, strict=True))
         self._outputs = list(zip((s.name for s in signature.outputs), outputs, strict=True))
         self._lock = threading.Lock()
-        self._idle: list[Any] = []
+        self._idle: tuple[list[Any], list[Any]] = [], []
 
     def run(self, batch: Tensors) -> dict[str, type_array]:
         """Outputs in the signature's order, in memory of their own. Raises InvalidTensor, EngineFailure."""
         import numpy as np
 
-        compiled = self._compiled
+        compiled, row = self._compiled, self._row
         if compiled is None:
             raise closed(NAME)
         self.signature.check(batch)
         with breaking_as(NAME, self.signature, batch):
-            with self._lock:
-                request = self._idle.pop() if self._idle else None
-            request = request or compiled.create_infer_request()
             inputs = {i: np.asarray(batch[name], order="C") for name, i in self._inputs}
+            is_row = row is not None and self._row_shapes == {i: array.shape for i, array in inputs.items()}
+            compiled, idle = row if is_row else compiled, self._idle[is_row]
+            with self._lock:
+                request = idle.pop() if idle else None
+            request = request or compiled.create_infer_request()
             request.infer(inputs, share_inputs=True, share_outputs=True)  # else each output is copied twice
             outputs = {name: _copy(request.get_output_tensor(i)) for name, i in self._outputs}
             if sum(array.nbytes for array in outputs.values()) > LARGE_BYTES:
@@ -118,7 +144,7 @@ class OpenVinoEngine:
                     compiled.release_memory()
                 request = compiled.create_infer_request()
             with self._lock:
-                self._idle.append(request)  # one that broke is dropped
+                idle.append(request)  # one that broke is dropped
             return outputs
 
     def precisions(self) -> dict[str, int]:
@@ -130,8 +156,8 @@ class OpenVinoEngine:
 
     def close(self) -> None:
         """Free the compiled model; a batch in flight in another thread still ends well."""
-        self._compiled = None
-        self._idle = []
+        self._compiled = self._row = None
+        self._idle = [], []
 
 
 _COMPUTES = (
