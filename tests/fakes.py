@@ -29,7 +29,7 @@ from maasdam.core import (
     Transcript,
     Units,
 )
-from maasdam.errors import InvalidPayload
+from maasdam.errors import ContextExceeded, InvalidPayload
 from maasdam.telemetry.meter import CpuMeter
 
 DOUBLES = Signature((TensorSpec("x", "float32", (None, 2)),), (TensorSpec("y", "float32", (None, 2)),))
@@ -84,7 +84,14 @@ class FakeSequenceEngine:
     async def submit(self, request: SequenceRequest) -> AsyncGenerator[Tokens]:
         done = False
         try:
-            limit = request.sampling.max_tokens or 8
+            room = self.context_length - request.inputs["input_ids"].shape[1]
+            if room < 1:
+                raise ContextExceeded(self.context_length - room, self.context_length)
+            asked = request.sampling.max_tokens
+            limit = min(8 if asked is None else asked, room)
+            if limit == 0:
+                done = True
+                yield Tokens((), finish_reason="length")
             for i in range(limit):
                 await asyncio.sleep(self.delay)
                 if i == self.fails_after:

@@ -16,9 +16,9 @@ from datetime import datetime
 from functools import lru_cache, reduce
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
-from maasdam.errors import InvalidTensor
+from maasdam.errors import InvalidField, InvalidTensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -290,20 +290,56 @@ class Artifact:
         return self.task == SPEECH_RECOGNITION and self.signature is None
 
 
+def check_within(name: str, value: Any, kind: type, low: int, high: int) -> None:
+    """Raise InvalidField unless `value` is of this kind (int; or float, which any number is) and from `low` to `high`."""
+    is_kind = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if not is_kind or not low <= value <= high:
+        what = "a whole number" if kind is int else "a number"
+        raise InvalidField(f"'{name}' is {value!r:.50}; send {what} from {low} to {high}", name)
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen. None means: the model's own generation_config, else the neutral value."""
+    """How tokens are chosen. None means: the model's own generation_config, else the neutral value.
+
+    Making one raises InvalidField for what is out of range: nobody behind it checks again.
+    """
+
+    RANGES: ClassVar[Mapping[str, tuple[type, int, int]]] = {
+        "max_tokens": (int, 0, 1 << 31),
+        "temperature": (float, 0, 2),
+        "top_p": (float, 0, 1),
+        "top_k": (int, -1, 1 << 31),
+        "seed": (int, -(1 << 63), (1 << 63) - 1),
+        "frequency_penalty": (float, -2, 2),
+        "presence_penalty": (float, -2, 2),
+    }
+    MOST_STOPS: ClassVar[int] = 4
+    MOST_STOP_CHARACTERS: ClassVar[int] = 200
 
     max_tokens: int | None = None
+    """0: the prompt is read, nothing is written."""
     temperature: float | None = None
     """0 is greedy."""
     top_p: float | None = None
     top_k: int | None = None
+    """0 and -1 are all, as other servers have it."""
     seed: int | None = None
     stop: tuple[str, ...] = ()
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        for name, limits in self.RANGES.items():
+            if getattr(self, name) is not None:
+                check_within(name, getattr(self, name), *limits)
+        if not isinstance(self.ignore_eos, bool):
+            raise InvalidField(f"'ignore_eos' is {self.ignore_eos!r:.50}; send true or false", "ignore_eos")
+        if len(self.stop) > self.MOST_STOPS or not all(isinstance(stop, str) for stop in self.stop):
+            raise InvalidField(f"'stop' must be a string or up to {self.MOST_STOPS} strings", "stop")
+        if any(not stop or len(stop) > self.MOST_STOP_CHARACTERS for stop in self.stop):
+            raise InvalidField(f"each stop string must have 1 to {self.MOST_STOP_CHARACTERS} characters", "stop")
 
 
 @dataclass(frozen=True, slots=True)

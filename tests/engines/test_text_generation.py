@@ -158,12 +158,6 @@ BAD: dict[str, tuple[Any, Sampling, type[Exception]]] = {
     "outside the vocabulary": ([[VOCABULARY]], GREEDY, InvalidPayload),
     "negative": ([[-1]], GREEDY, InvalidPayload),
     "beyond the context": (np.ones((1, CONTEXT)), GREEDY, InvalidPayload),
-    "temperature": ([[5]], replace(GREEDY, temperature=-1.0), InvalidInput),
-    "NaN": ([[5]], replace(GREEDY, temperature=float("nan")), InvalidInput),
-    "top_p": ([[5]], replace(GREEDY, top_p=1.5), InvalidInput),
-    "top_k": ([[5]], replace(GREEDY, top_k=-7), InvalidInput),
-    "no tokens": ([[5]], replace(GREEDY, max_tokens=0), InvalidInput),
-    "penalty": ([[5]], replace(GREEDY, presence_penalty=3.0), InvalidInput),
 }
 
 
@@ -176,6 +170,36 @@ async def test_a_bad_request_fails_alone(engine: SequenceEngine, reference: list
         await all_of(engine.submit(ask(prompt, sampling)))
     assert isinstance(caught.value, CallerError)
     assert begun + (await all_of(neighbour))[0] == reference[0]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", -1.0),
+        ("temperature", 2.5),
+        ("temperature", float("nan")),
+        ("temperature", True),
+        ("top_p", 1.5),
+        ("top_k", -7),
+        ("max_tokens", -1),
+        ("max_tokens", 1.5),
+        ("presence_penalty", 3.0),
+        ("seed", 1 << 63),
+        ("ignore_eos", 1),
+        ("stop", ("",)),
+        ("stop", ("a", "b", "c", "d", "e")),
+    ],
+)
+def test_sampling_out_of_range_can_not_be_made(field: str, value: Any) -> None:
+    with pytest.raises(InvalidInput, match=field) as caught:
+        replace(GREEDY, **{field: value})
+    assert isinstance(caught.value, CallerError) and caught.value.param == field
+
+
+async def test_no_token_is_written_where_none_is_asked_for(engine: SequenceEngine) -> None:
+    assert await all_of(engine.submit(ask([[5]], replace(GREEDY, max_tokens=0)))) == ([], "length")
+    with pytest.raises(InvalidPayload, match="context is 128"):
+        await all_of(engine.submit(ask(np.ones((1, 200)), replace(GREEDY, max_tokens=0))))
 
 
 async def test_beyond_the_context_says_both_numbers(engine: SequenceEngine) -> None:

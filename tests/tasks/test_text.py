@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maasdam.core import TextPayload, TextPiece
-from maasdam.errors import InvalidModel, InvalidPayload
+from maasdam.core import Sampling, TextPayload, TextPiece
+from maasdam.engines.generation import choose, read_defaults
+from maasdam.errors import ContextExceeded, InvalidModel, InvalidPayload
 from maasdam.tasks import open_processor
 from maasdam.tasks.text import TextProcessor
 from maasdam.tasks.text_stream import TextStream
@@ -76,8 +77,6 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no token": ({"token_ids": ()}, "empty"),
     "float token": ({"token_ids": (1.5,)}, "vocabulary"),
     "lone surrogate": ({"prompt": "a\ud800b"}, "Unicode"),
-    "beyond the context": ({"prompt": "zq " * 100}, rf"tokens and this model's context is {CONTEXT}"),
-    "chat beyond it": ({"messages": ({"role": "user", "content": "zq " * 100},)}, f"context is {CONTEXT}"),
 }
 
 
@@ -85,6 +84,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_bad_prompt_is_refused_in_a_sentence(processor: TextProcessor, bad: tuple[dict[str, Any], str]) -> None:
     with pytest.raises(InvalidPayload, match=bad[1]):
         processor.prepare(TextPayload(**bad[0]))
+
+
+@pytest.mark.parametrize("how", [{"prompt": "zq " * 100}, {"messages": ({"role": "user", "content": "zq " * 100},)}])
+def test_what_is_beyond_the_context_is_refused_where_it_would_be_continued(
+    processor: TextProcessor, folder: Path, how: dict[str, Any]
+) -> None:
+    tokens = ids(processor, **how)
+    with pytest.raises(ContextExceeded, match=f"has {len(tokens)} tokens and this model's context is {CONTEXT}"):
+        choose(Sampling(), read_defaults(folder), len(tokens))
 
 
 def test_a_prompt_of_fifty_megabytes_is_refused_at_once(processor: TextProcessor) -> None:

@@ -17,7 +17,7 @@ from maasdam.api import errors
 from maasdam.api.access import OPEN
 from maasdam.api.audio import FORMATS
 from maasdam.api.openai_schema import IGNORED, MEANINGLESS
-from maasdam.api.sampling import MOST_STOP_CHARACTERS, MOST_STOPS
+from maasdam.core import Sampling
 
 Schema = dict[str, Any]
 
@@ -66,15 +66,11 @@ MORE_ANSWERS: dict[str, Schema] = {
 }
 
 
-def _number(low: float, high: float) -> Schema:
-    return {"anyOf": [{"type": "number", "minimum": low, "maximum": high}, {"type": "null"}]}
+def _within(kind: type, low: int, high: int) -> Schema:
+    return {"anyOf": [{"type": "integer" if kind is int else "number", "minimum": low, "maximum": high}, {"type": "null"}]}
 
 
-def _whole(low: int, high: int) -> Schema:
-    return {"anyOf": [{"type": "integer", "minimum": low, "maximum": high}, {"type": "null"}]}
-
-
-_STOP: Schema = {"type": "string", "minLength": 1, "maxLength": MOST_STOP_CHARACTERS}
+_STOP: Schema = {"type": "string", "minLength": 1, "maxLength": Sampling.MOST_STOP_CHARACTERS}
 _TOKENS: Schema = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
 _TEXTS: Schema = {"type": "array", "minItems": 1, "maxItems": 64, "items": {"type": "string"}}
 _MESSAGE: Schema = {
@@ -101,15 +97,9 @@ _MESSAGE: Schema = {
     "additionalProperties": False,
 }
 FIELDS: dict[str, Schema] = {
-    "temperature": _number(0, 2),
-    "top_p": _number(0, 1),
-    "top_k": _whole(-1, 1 << 31),
-    "seed": _whole(-(1 << 63), (1 << 63) - 1),
-    "frequency_penalty": _number(-2, 2),
-    "presence_penalty": _number(-2, 2),
-    "stop": {"anyOf": [_STOP, {"type": "array", "maxItems": MOST_STOPS, "items": _STOP}, {"type": "null"}]},
-    "max_tokens": _whole(1, 1 << 31),
-    "max_completion_tokens": _whole(1, 1 << 31),
+    **{name: _within(*limits) for name, limits in Sampling.RANGES.items()},
+    "stop": {"anyOf": [_STOP, {"type": "array", "maxItems": Sampling.MOST_STOPS, "items": _STOP}, {"type": "null"}]},
+    **dict.fromkeys(("max_tokens", "max_completion_tokens"), _within(int, 1, 1 << 31)),
     "messages": {"type": "array", "minItems": 1, "items": _MESSAGE},
     "prompt": {"anyOf": [{"type": "string"}, _TEXTS, _TOKENS, {**_TEXTS, "items": _TOKENS}]},
     **{name: {} for name in IGNORED},
@@ -169,7 +159,7 @@ def _tighten(schema: Schema, name: str) -> None:
             kept = {key: own[field][key] for key in ("description", "title") if field in own and key in own[field]}
             own[field] = kept | holds
     if name == "CompletionBody":
-        own["max_tokens"] = own["max_tokens"] | _whole(0, 1 << 31)
+        own["max_tokens"] = own["max_tokens"] | _within(*Sampling.RANGES["max_tokens"])
     schema["additionalProperties"] = False
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from maasdam.core import Artifact, Cost, Meter, SequenceRequest, Tokens, total_cost
-from maasdam.engines.generation import Choice, choose, prompt_of, read_defaults
+from maasdam.engines.generation import Choice, begin, read_defaults
 from maasdam.engines.mailbox import Job, tokens_of
 from maasdam.engines.openvino_engine import PRECISIONS, dynamic_quantization
 from maasdam.engines.openvino_library import kept_in, openvino
@@ -143,8 +143,8 @@ class GenaiEngine:
     def submit(self, request: SequenceRequest) -> AsyncGenerator[Tokens]:
         """Token ids as they come, without the end token; the last has `finish_reason` "stop" or "length".
 
-        Raises at the first step: InvalidPayload (beyond the context, not in the vocabulary), InvalidInput (sampling),
-        DeadlineExceeded, EngineFailure. Closing the iterator cancels.
+         Raises at the first step: InvalidPayload (beyond the context, not in the vocabulary), DeadlineExceeded,
+        , EngineFailure. Closing the iterator cancels.
         """
         return tokens_of(Job(request), self._start)
 
@@ -192,8 +192,10 @@ class GenaiEngine:
         if job.is_cancelled:
             return None
         try:
-            prompt = prompt_of(job.request, self._defaults)
-            choice = choose(job.request.sampling, self._defaults, prompt.shape[1])
+            begun = begin(job, self._defaults)
+            if begun is None:
+                return None
+            prompt, choice = begun
             self._next_id += 1
             handle = self._pipeline.add_request(self._next_id, ov.Tensor(prompt.copy()), configuration(choice))
             return _Running(job, handle, choice, prompt.shape[1])

@@ -8,11 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 from maasdam.core import Cost, Sampling, SequenceEngine, SequenceRequest, Tensors, TextPiece, TextStream, Tokens, Transcript
-from maasdam.errors import ContextExceeded, EngineFailure
+from maasdam.errors import EngineFailure
 
 Decode = Callable[[Callable[[], str]], Awaitable[str]]
 """Calls what decodes, where it may take its time."""
@@ -22,14 +21,6 @@ async def _at_once(call: Callable[[], str]) -> str:
     return call()
 
 
-def fit(sampling: Sampling, prompt: int, engine: SequenceEngine, default: int) -> Sampling:
-    """`sampling` with a limit of tokens that the context has room for after so many. Raises ContextExceeded: it has none."""
-    room = engine.context_length - prompt
-    if room < 1:
-        raise ContextExceeded(prompt, engine.context_length)
-    return replace(sampling, max_tokens=min(default if sampling.max_tokens is None else sampling.max_tokens, room))
-
-
 async def text_of(
     engine: SequenceEngine, request: SequenceRequest, stream: TextStream, decode: Decode = _at_once
 ) -> AsyncGenerator[tuple[TextPiece, Cost | None]]:
@@ -37,9 +28,6 @@ async def text_of(
 
     Raises what the engine raises, EngineFailure where it ends without saying why. Closing this cancels the generation.
     """
-    if request.sampling.max_tokens == 0:
-        yield TextPiece("", (), "length"), None
-        return
     cost: Cost | None = None
     async with aclosing(engine.submit(request)) as tokens_of:
         async for tokens in tokens_of:

@@ -9,15 +9,15 @@ whose file says `do_sample: false` is greedy unless the caller names a temperatu
 from __future__ import annotations
 
 import json
-import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import CONTEXT_KEYS, Sampling, SequenceRequest
-from maasdam.errors import ContextExceeded, InvalidInput, InvalidPayload
+from maasdam.core import CONTEXT_KEYS, Sampling, SequenceRequest, Tokens
+from maasdam.engines.mailbox import Job
+from maasdam.errors import ContextExceeded, InvalidPayload
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -83,25 +83,36 @@ def read_defaults(folder: Path) -> Defaults:
     )
 
 
-def choose(sampling: Sampling, defaults: Defaults, prompt: int) -> Choice:
-    """Resolve `sampling` for a prompt of so many tokens.
+def begin(job: Job, defaults: Defaults) -> tuple[type_array, Choice] | None:
+    """A job's prompt and its sampling, resolved; None where no token is asked for, which is answered here.
 
-    Raises ContextExceeded (no room left in the context), InvalidInput (a parameter out of range).
+    Raises InvalidPayload, ContextExceeded.
     """
+    prompt = prompt_of(job.request, defaults)
+    choice = choose(job.request.sampling, defaults, prompt.shape[1])
+    if choice.max_tokens:
+        return prompt, choice
+    job.give(Tokens((), finish_reason="length"))
+    return None
+
+
+def choose(sampling: Sampling, defaults: Defaults, prompt: int) -> Choice:
+    """Resolve `sampling` for a prompt of so many tokens. Raises ContextExceeded: here, and nowhere else, they are counted."""
     room = defaults.context_length - prompt
     if room < 1:
         raise ContextExceeded(prompt, defaults.context_length)
     temperature = 0.0 if defaults.is_greedy else defaults.temperature
     if sampling.temperature is not None:
-        temperature = _within("temperature", sampling.temperature, 0.0, 100.0)
+        temperature = float(sampling.temperature)
+    top_k = defaults.top_k if sampling.top_k is None else sampling.top_k
     return Choice(
-        max_tokens=min(_at_least_one("max_tokens", sampling.max_tokens) or room, room),
+        max_tokens=room if sampling.max_tokens is None else min(sampling.max_tokens, room),
         temperature=0.0 if temperature < GREEDY_BELOW else temperature,
-        top_p=defaults.top_p if sampling.top_p is None else max(_within("top_p", sampling.top_p, 0.0, 1.0), 1e-6),
-        top_k=defaults.top_k if sampling.top_k is None else _top_k(sampling.top_k),
+        top_p=defaults.top_p if sampling.top_p is None else max(float(sampling.top_p), 1e-6),
+        top_k=top_k if top_k is not None and top_k > 0 else None,
         seed=secrets.randbits(32) if sampling.seed is None else sampling.seed % 2**32,
-        frequency_penalty=_within("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0),
-        presence_penalty=_within("presence_penalty", sampling.presence_penalty, -2.0, 2.0),
+        frequency_penalty=float(sampling.frequency_penalty),
+        presence_penalty=float(sampling.presence_penalty),
         repetition_penalty=defaults.repetition_penalty,
         eos=frozenset() if sampling.ignore_eos else defaults.eos,
     )
@@ -151,22 +162,3 @@ def _read(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         return {}
     return data if isinstance(data, dict) else {}
-
-
-def _within(name: str, value: float, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
-        raise InvalidInput(f"{name} is {value!r}; send a number from {low:g} to {high:g}")
-    return float(value)
-
-
-def _at_least_one(name: str, value: int | None) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise InvalidInput(f"{name} is {value!r}; send a whole number, at least 1")
-    return value
-
-
-def _top_k(value: int) -> int | None:
-    """0 and -1 are "all", as other servers have it."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < -1:
-        raise InvalidInput(f"top_k is {value!r}; send a whole number, 0 for all")
-    return value if value > 0 else None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import SPEECH_RECOGNITION, Artifact, Cost, Meter, SequenceEngine, SequenceRequest, Tokens, total_cost
-from maasdam.engines.generation import Choice, choose, pick, prompt_of, read_defaults
+from maasdam.engines.generation import Choice, begin, pick, read_defaults
 from maasdam.engines.mailbox import Job, tokens_of
 from maasdam.engines.tensors import first_line, loading_with
 from maasdam.engines.transformers_library import architecture_of, open_module
@@ -115,8 +115,8 @@ class TransformersEngine:
 
     def _join(self, job: Job) -> _Running | None:
         try:
-            prompt = prompt_of(job.request, self._defaults)
-            return _Running(job, prompt, choose(job.request.sampling, self._defaults, prompt.shape[1]))
+            begun = begin(job, self._defaults)
+            return None if begun is None else _Running(job, *begun)
         except MaasdamError as error:
             job.fail(error)
             return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,7 +25,7 @@ from maasdam.core import (
     TextPayload,
     TextPiece,
 )
-from maasdam.engines.generating import fit, text_of, transcript_of
+from maasdam.engines.generating import text_of, transcript_of
 from maasdam.errors import InvalidInput, NotFound, Unsupported
 from maasdam.tasks import giving, open_processor, task_of
 
@@ -68,7 +68,9 @@ class OpenedModel:
         return asyncio.run(transcript_of(self.engine, prepared, "run"))[0]
 
     async def _text(self, engine: SequenceEngine, sampling: Sampling, inputs: Tensors, told: Told | None) -> TextPiece:
-        request = SequenceRequest("run", inputs, fit(sampling, inputs["input_ids"].shape[1], engine, self.max_tokens))
+        if sampling.max_tokens is None:
+            sampling = replace(sampling, max_tokens=self.max_tokens)
+        request = SequenceRequest("run", inputs, sampling)
         pieces: list[TextPiece] = []
         stream = cast(Any, self.processor).stream(sampling.stop, inputs["input_ids"][0])
         async for piece, _ in text_of(engine, request, stream):

@@ -45,7 +45,7 @@ from maasdam.core import (
     Units,
     total_cost,
 )
-from maasdam.engines.generating import fit, text_of, transcript_of
+from maasdam.engines.generating import text_of, transcript_of
 from maasdam.errors import EngineFailure, InvalidInput, InvalidPayload, MaasdamError, Overloaded, TooLarge
 from maasdam.serving.scheduler import Ran, Scheduler, settle
 from maasdam.tasks import TASKS, task_of
@@ -348,7 +348,9 @@ class SequenceReplica:
             self._answering -= 1
 
     async def _generate(self, request: Request, payload: TextPayload, inputs: Tensors, units: Units) -> AsyncGenerator[Chunk]:
-        sampling = fit(payload.sampling, inputs["input_ids"].shape[-1], self._engine, self._max_tokens)
+        sampling = payload.sampling
+        if sampling.max_tokens is None:
+            sampling = replace(sampling, max_tokens=self._max_tokens)
         assert self._text_stream is not None
         stream = self._text_stream(sampling.stop, inputs["input_ids"][0])
         asked = SequenceRequest(request.id, inputs, sampling, request.deadline)

@@ -47,15 +47,16 @@ class TextProcessor:
         self._chat = _Chat(self.tokenizer) if self.tokenizer.chat_template else None
 
     def prepare(self, payload: Payload) -> list[dict[str, type_array]]:
-        """One prompt -> [{"input_ids": [1, T] int64}]. Raises InvalidPayload (beyond the context, no chat template, …)."""
+        """One prompt -> [{"input_ids": [1, T] int64}]. Raises InvalidPayload (no chat template, …).
+
+        Whether its tokens fit the context is the engine's to say; what can't fit is refused before it is tokenized.
+        """
         import numpy as np
 
         assert isinstance(payload, TextPayload)
         ids = self.encode(payload)
         if not ids:
             raise InvalidPayload("the prompt is empty, and this model has no token to begin with; send at least one character")
-        if self.context_length is not None and len(ids) >= self.context_length:
-            raise ContextExceeded(len(ids), self.context_length)
         return [{"input_ids": np.array([ids], dtype=np.int64)}]
 
     def encode(self, payload: TextPayload) -> list[int]:
