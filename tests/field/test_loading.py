@@ -40,12 +40,12 @@ def workspace(tmp_path: Path):
 
 
 async def until(service: Service, condition: Callable[[dict[str, str]], bool]) -> dict[str, Any]:
-    """The copies by model, once their states fulfil the condition."""
+    """The replica sets by model, once their states fulfil the condition."""
     async with asyncio.timeout(30):
         while True:
-            copies = {copy.version.model: copy for copy in service.router.copies()}
-            if condition({name: copy.state for name, copy in copies.items()}):
-                return copies
+            groups = {group.version.model: group for group in service.router.groups()}
+            if condition({name: group.state for name, group in groups.items()}):
+                return groups
             await asyncio.sleep(0.01)
 
 

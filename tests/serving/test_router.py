@@ -170,7 +170,7 @@ async def test_the_old_version_answers_until_the_new_one_is_ready() -> None:
         load.held["a:2"] = asyncio.Event()
         catalog.newest["a"] = 2
         catalog.number += 1
-        await until(lambda: len(list(router.copies())) == 2)
+        await until(lambda: len(list(router.groups())) == 2)
         assert leased(router, "a") == 1
         old = load.spies["a:1"][0]
         old.in_flight = 1
@@ -190,7 +190,7 @@ async def test_the_old_version_stays_when_the_new_one_fails() -> None:
         load.broken.add("a:2")
         catalog.newest["a"] = 2
         catalog.number += 1
-        await until(lambda: any(c.state == "failed" for c in router.copies()))
+        await until(lambda: any(c.state == "failed" for c in router.groups()))
         assert leased(router, "a") == 1
         with pytest.raises(NotReady):
             router.lease("a:2")

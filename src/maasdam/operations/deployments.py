@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from maasdam.artifacts.catalog import Version
     from maasdam.core import Batching, Signature
     from maasdam.operations.service import Service
-    from maasdam.serving.router import Copy
+    from maasdam.serving.router import ReplicaSet
 
 TOLD_SECONDS = 5.0
 """A load has ended after load_seconds; so much later at most it is known why."""
@@ -45,7 +45,7 @@ class ServedVersion:
 
 def served_versions(service: Service, model: str | None = None) -> list[ServedVersion]:
     """Every version in the service, or those of one model, in the order of names."""
-    return [_of(copy) for copy in service.router.copies() if model in (None, copy.version.model)]
+    return [_of(group) for group in service.router.groups() if model in (None, group.version.model)]
 
 
 def served_version(service: Service, name: str) -> ServedVersion:
@@ -55,7 +55,7 @@ def served_version(service: Service, name: str) -> ServedVersion:
 
 def default_versions(service: Service) -> list[ServedVersion]:
     """The version that each deployed name means now; none for a name that means nothing."""
-    return [_of(copy) for model in service.router.models() if (copy := service.router.serving(model)) is not None]
+    return [_of(group) for model in service.router.models() if (group := service.router.serving(model)) is not None]
 
 
 def unserved_names(service: Service) -> dict[str, str]:
@@ -76,9 +76,9 @@ async def deploy(
 async def load(service: Service, name: str) -> None:
     """Deploy NAME or NAME:VERSION and wait until it answers. Raises NotFound, NotReady, InvalidModel (it can't be loaded)."""
     await asyncio.to_thread(service.catalog.deploy, name)
-    copy = await service.router.settled(split_name(name)[0], service.settings.load_seconds + TOLD_SECONDS)
-    if copy.state == "failed":
-        raise InvalidModel(f"model '{copy.name}' failed to load: {copy.reason}")
+    group = await service.router.settled(split_name(name)[0], service.settings.load_seconds + TOLD_SECONDS)
+    if group.state == "failed":
+        raise InvalidModel(f"model '{group.name}' failed to load: {group.reason}")
 
 
 async def undeploy(service: Service, model: str) -> None:
@@ -120,8 +120,10 @@ async def catalog_row(service: Service, name: str) -> dict[str, Any]:
     return asdict(version) | (await asyncio.to_thread(_batching, service, [version.digest]))[version.digest].facts()
 
 
-def _of(copy: Copy) -> ServedVersion:
-    return ServedVersion(copy.version, copy.state, copy.reason, len(copy.replicas), copy.facts.signature, copy.facts.batching)
+def _of(group: ReplicaSet) -> ServedVersion:
+    return ServedVersion(
+        group.version, group.state, group.reason, len(group.replicas), group.facts.signature, group.facts.batching
+    )
 
 
 def _batching(service: Service, digests: Iterable[str]) -> dict[str, Batching]:

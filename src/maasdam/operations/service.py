@@ -123,10 +123,10 @@ class Service:
     def metrics_text(self) -> bytes:
         """The metrics as Prometheus reads them."""
         busy = {}
-        for copy in self.router.copies():
-            in_flight = sum(replica.in_flight for replica in copy.replicas)
-            waiting = sum(replica.waiting for replica in copy.replicas)
-            busy[copy.version.model, copy.version.version] = (in_flight, waiting)
+        for group in self.router.groups():
+            in_flight = sum(replica.in_flight for replica in group.replicas)
+            waiting = sum(replica.waiting for replica in group.replicas)
+            busy[group.version.model, group.version.version] = (in_flight, waiting)
         self.metrics.load(busy)
         return self.metrics.text()
 

@@ -1,4 +1,4 @@
-"""Name -> running copy, following the catalog's desired state. Knows deployments and copies; never payloads or HTTP.
+"""Name -> replicas, following the catalog's desired state. Knows deployments and replicas; never payloads or HTTP.
 
     catalog.revision() changed -> what should run -> load what is missing (in the background)
                                                   -> drain and close what is not wanted any more
@@ -51,25 +51,25 @@ class DesiredState(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a copy was loaded for. Another one is a reason to try a copy that failed again."""
+class Target:
+    """What replicas are loaded for. Another one is a reason to try again where loading failed."""
 
     digest: str
     deployed_at: datetime
 
 
 @dataclass(slots=True, eq=False)
-class Copy:
+class ReplicaSet:
     """One version and its replicas."""
 
     version: Version
-    asked: Asked
+    target: Target
     wanted: int = 1
     """Replicas that should run."""
     state: State = "loading"
     reason: str | None = None
     """Why it failed."""
-    failed: Asked | None = None
+    failed: Target | None = None
     """What failed to load last: the same is not tried again."""
     replicas: list[Replica] = field(default_factory=list)
     task: asyncio.Task[None] | None = None
@@ -143,7 +143,7 @@ class Router:
         self._poll_seconds = poll_seconds
         self._draw = draw
         self._desired: dict[str, Desired] = {}
-        self._copies: dict[str, list[Copy]] = {}
+        self._groups: dict[str, list[ReplicaSet]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._poll: asyncio.Task[None] | None = None
         self._is_stopping = False
@@ -160,62 +160,62 @@ class Router:
         self._is_stopping = True
         if self._poll:
             self._poll.cancel()
-        copies = [copy for many in self._copies.values() for copy in many]
-        self._copies.clear()
-        for copy in copies:
-            if copy.task:
-                copy.task.cancel()
-        await asyncio.gather(*(self._retire(copy.replicas) for copy in copies))
+        groups = [group for many in self._groups.values() for group in many]
+        self._groups.clear()
+        for group in groups:
+            if group.task:
+                group.task.cancel()
+        await asyncio.gather(*(self._retire(group.replicas) for group in groups))
         await asyncio.gather(*self._background, return_exceptions=True)
 
     @property
     def is_ready(self) -> bool:
         """Whether everything deployed is up or has failed: nothing is loading."""
-        return not self._is_stopping and all(copy.state != "loading" for copy in self.copies())
+        return not self._is_stopping and all(group.state != "loading" for group in self.groups())
 
-    def copies(self) -> Iterable[Copy]:
-        """Every copy, in the order of names."""
-        return [copy for model in sorted(self._copies) for copy in self._copies[model]]
+    def groups(self) -> Iterable[ReplicaSet]:
+        """Every version that is up, on its way up or failed, in the order of names."""
+        return [group for model in sorted(self._groups) for group in self._groups[model]]
 
     def models(self) -> Mapping[str, Desired]:
         """What should be served, by model name."""
         return dict(sorted(self._desired.items()))
 
-    def serving(self, model: str) -> Copy | None:
-        """The copy that a bare name means now; None when there is none."""
+    def serving(self, model: str) -> ReplicaSet | None:
+        """What a bare name means now; None when there is none."""
         desired = self._desired.get(model)
         number = None if desired is None else desired.version
         ready = wanted = None
-        for copy in self._copies.get(model, ()):
-            if copy.version.version == number:
-                wanted = copy
-                if copy.state == "ready":
-                    return copy
-            elif ready is None and copy.state == "ready":
-                ready = copy
+        for group in self._groups.get(model, ()):
+            if group.version.version == number:
+                wanted = group
+                if group.state == "ready":
+                    return group
+            elif ready is None and group.state == "ready":
+                ready = group
         return ready or wanted
 
-    def find(self, name: str) -> Copy:
-        """The copy that NAME, NAME:VERSION or NAME@ALIAS means now, ready or not: of a bare name the deployed one.
+    def find(self, name: str) -> ReplicaSet:
+        """What NAME, NAME:VERSION or NAME@ALIAS means now, ready or not: of a bare name the deployed one.
 
         Raises NotFound, NotReady. Nothing is drawn here: requests are, by `lease`.
         """
         return self._find(*split_name(name))
 
-    def _find(self, model: str, version: int | None, alias: str | None) -> Copy:
+    def _find(self, model: str, version: int | None, alias: str | None) -> ReplicaSet:
         if model not in self._desired:
             known = ", ".join(sorted(self._desired)) or "none; deploy one with: maasdam deploy NAME"
             raise ModelNotFound(f"no model '{model}' is deployed; deployed models: {known}")
         if version is None and alias is None:
-            copy = self.serving(model)
-            if copy is None:
+            group = self.serving(model)
+            if group is None:
                 raise NotReady(f"model '{model}' can't be served: {self._desired[model].reason or 'nothing is loaded'}")
-            return copy
-        copies = self._copies.get(model, [])
-        for copy in copies:
-            if copy.version.version == version or (alias and alias in copy.version.aliases):
-                return copy
-        have = ", ".join(str(c.version.version) for c in copies) or "none"
+            return group
+        groups = self._groups.get(model, [])
+        for group in groups:
+            if group.version.version == version or (alias and alias in group.version.aliases):
+                return group
+        have = ", ".join(str(c.version.version) for c in groups) or "none"
         asked = f"version {version}" if version is not None else f"alias '{alias}'"
         raise ModelNotFound(f"model '{model}' does not serve {asked}; versions being served: {have}")
 
@@ -226,16 +226,16 @@ class Router:
         version's replicas it is the one with the fewest leases.
         """
         model, version, alias = split_name(name)
-        copy = self._share(model) if version is None and alias is None else None
-        copy = copy or self._find(model, version, alias)
-        if copy.state != "ready" or not copy.replicas:
-            if copy.state == "failed":
-                raise NotReady(f"model '{copy.name}' failed to load; GET /admin/models says why")
-            raise NotReady(f"model '{copy.name}' is loading; try again in a second")
-        replicas = copy.replicas
-        return Lease(copy.version, replicas[0] if len(replicas) == 1 else min(replicas, key=lambda one: one.in_flight))
+        group = self._share(model) if version is None and alias is None else None
+        group = group or self._find(model, version, alias)
+        if group.state != "ready" or not group.replicas:
+            if group.state == "failed":
+                raise NotReady(f"model '{group.name}' failed to load; GET /admin/models says why")
+            raise NotReady(f"model '{group.name}' is loading; try again in a second")
+        replicas = group.replicas
+        return Lease(group.version, replicas[0] if len(replicas) == 1 else min(replicas, key=lambda one: one.in_flight))
 
-    async def settled(self, model: str, seconds: float) -> Copy:
+    async def settled(self, model: str, seconds: float) -> ReplicaSet:
         """Follow the catalog now and wait until `model` is ready or failed. Raises NotFound, NotReady after `seconds`."""
         await self.follow()
         try:
@@ -244,9 +244,9 @@ class Router:
                     desired = self._desired.get(model)
                     if desired is None:
                         raise ModelNotFound(f"no model '{model}' is deployed")
-                    copy = next((c for c in self._copies.get(model, []) if c.version.version == desired.version), None)
-                    if copy is not None and copy.state in ("ready", "failed"):
-                        return copy
+                    group = next((c for c in self._groups.get(model, []) if c.version.version == desired.version), None)
+                    if group is not None and group.state in ("ready", "failed"):
+                        return group
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
@@ -271,19 +271,19 @@ class Router:
         desired, versions = await asyncio.to_thread(self._read)
         self._desired = desired
         for model, want in desired.items():
-            copies = self._copies.setdefault(model, [])
+            groups = self._groups.setdefault(model, [])
             for number in want.shares:
                 version = versions[model, number]
-                asked = Asked(version.digest, want.deployed_at)
-                copy = next((c for c in copies if c.version.version == number), None)
-                if copy is not None:
-                    copy.version, copy.asked, copy.wanted = version, asked, want.replicas
-                if copy is None or (copy.state == "failed" and copy.failed != asked):
-                    if copy is not None:
-                        copies.remove(copy)
-                    copy = Copy(version, asked, want.replicas)
-                    copies.append(copy)
-                self._tend(copy)
+                target = Target(version.digest, want.deployed_at)
+                group = next((c for c in groups if c.version.version == number), None)
+                if group is not None:
+                    group.version, group.target, group.wanted = version, target, want.replicas
+                if group is None or (group.state == "failed" and group.failed != target):
+                    if group is not None:
+                        groups.remove(group)
+                    group = ReplicaSet(version, target, want.replicas)
+                    groups.append(group)
+                self._tend(group)
         self._tidy()
 
     def _read(self) -> tuple[dict[str, Desired], dict[tuple[str, int], Version]]:
@@ -308,68 +308,68 @@ class Router:
                 desired[model] = Desired(None, {}, deployment.replicas, deployment.updated_at, str(error))
         return desired, versions
 
-    def _share(self, model: str) -> Copy | None:
-        """The copy that a request without a version goes to, where traffic is shared among several."""
-        copies = self._copies.get(model, ())
+    def _share(self, model: str) -> ReplicaSet | None:
+        """Where a request without a version goes, where traffic is shared among several."""
+        groups = self._groups.get(model, ())
         desired = self._desired.get(model)
-        if len(copies) < 2 or desired is None:
+        if len(groups) < 2 or desired is None:
             return None
         shares = desired.shares
-        ready = [c for c in copies if c.state == "ready" and shares.get(c.version.version)]
+        ready = [c for c in groups if c.state == "ready" and shares.get(c.version.version)]
         if len(ready) < 2:
             return None
         point = self._draw() * sum(shares[c.version.version] for c in ready)
-        for copy in ready:
-            point -= shares[copy.version.version]
+        for group in ready:
+            point -= shares[group.version.version]
             if point <= 0:
-                return copy
+                return group
         return ready[-1]
 
-    def _tend(self, copy: Copy) -> None:
+    def _tend(self, group: ReplicaSet) -> None:
         """Have as many replicas as wanted, unless just that has failed."""
-        while len(copy.replicas) > copy.wanted:
-            self._spawn(self._retire([copy.replicas.pop()]))
-        if len(copy.replicas) < copy.wanted and copy.task is None and copy.failed != copy.asked and not self._is_stopping:
-            copy.task = asyncio.create_task(self._bring_up(copy))
+        while len(group.replicas) > group.wanted:
+            self._spawn(self._retire([group.replicas.pop()]))
+        if len(group.replicas) < group.wanted and group.task is None and group.failed != group.target and not self._is_stopping:
+            group.task = asyncio.create_task(self._bring_up(group))
 
-    async def _bring_up(self, copy: Copy) -> None:
-        asked = copy.asked
+    async def _bring_up(self, group: ReplicaSet) -> None:
+        target = group.target
         try:
-            while len(copy.replicas) < copy.wanted and not copy.is_unwanted:
-                asked = copy.asked
-                replica = await self._load(copy.version)
-                if copy.is_unwanted:
+            while len(group.replicas) < group.wanted and not group.is_unwanted:
+                target = group.target
+                replica = await self._load(group.version)
+                if group.is_unwanted:
                     self._spawn(self._retire([replica]))
                     return
-                copy.replicas.append(replica)
-                if copy.state == "loading":
-                    log.info("model %s is ready", copy.name)
-                    copy.state = "ready"
+                group.replicas.append(replica)
+                if group.state == "loading":
+                    log.info("model %s is ready", group.name)
+                    group.state = "ready"
                     self._tidy()
         except Exception as error:
-            log.error("model %s failed to load: %s", copy.name, error, exc_info=not isinstance(error, MaasdamError))
-            if not copy.replicas:
-                copy.state = "failed"
-            copy.reason = f"{type(error).__name__}: {error}"
-            copy.failed = asked
+            log.error("model %s failed to load: %s", group.name, error, exc_info=not isinstance(error, MaasdamError))
+            if not group.replicas:
+                group.state = "failed"
+            group.reason = f"{type(error).__name__}: {error}"
+            group.failed = target
         finally:
-            copy.task = None
+            group.task = None
             self._changed.set()
 
     def _tidy(self) -> None:
         """Drain what is not wanted any more, unless it stands in for a successor that is not ready."""
-        for model, copies in list(self._copies.items()):
+        for model, groups in list(self._groups.items()):
             want = self._desired.get(model)
             numbers = want.shares if want else {}
-            successor = any(c.version.version in numbers and c.state == "ready" for c in copies)
-            for copy in list(copies):
-                if copy.version.version in numbers or (want and not successor and copy.state == "ready"):
+            successor = any(c.version.version in numbers and c.state == "ready" for c in groups)
+            for group in list(groups):
+                if group.version.version in numbers or (want and not successor and group.state == "ready"):
                     continue
-                copies.remove(copy)
-                copy.state = "stopping"
-                self._spawn(self._retire(copy.replicas))
-            if not copies and not want:
-                del self._copies[model]
+                groups.remove(group)
+                group.state = "stopping"
+                self._spawn(self._retire(group.replicas))
+            if not groups and not want:
+                del self._groups[model]
         self._changed.set()
 
     async def _retire(self, replicas: list[Replica]) -> None:
