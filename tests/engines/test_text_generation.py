@@ -223,8 +223,8 @@ async def test_leaving_early_cancels(engine: SequenceEngine, reference: list[lis
 
 
 async def test_a_cancelled_task_cancels_its_generation(engine: SequenceEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = "_step" if hasattr(engine, "_step") else "_advance"
-    take, first, cancelled = getattr(engine, step), threading.Event(), threading.Event()
+    turns = cast(Any, engine)._turns
+    take, first, cancelled = turns._step, threading.Event(), threading.Event()
 
     def held(*args: Any) -> Any:
         """The second step waits for the cancellation, however fast the machine is."""
@@ -233,7 +233,7 @@ async def test_a_cancelled_task_cancels_its_generation(engine: SequenceEngine, m
         first.set()
         return take(*args)
 
-    monkeypatch.setattr(engine, step, held)
+    monkeypatch.setattr(turns, "_step", held)
     task = asyncio.create_task(all_of(engine.submit(ask(PROMPTS[2], replace(GREEDY, max_tokens=100)))))
     assert await asyncio.to_thread(first.wait, 10)
     task.cancel()
@@ -250,21 +250,23 @@ async def test_past_its_deadline_a_request_ends_and_others_go_on(engine: Sequenc
     assert (await neighbour)[0] == reference[0]
 
 
-@pytest.mark.parametrize(("name", "step"), [("openvino-genai", "_step"), ("transformers", "_advance")])
+@pytest.mark.parametrize("name", ["openvino-genai", "transformers"])
 async def test_closing_ends_what_runs_with_a_failure(
-    artifacts: dict[str, Artifact], name: str, step: str, monkeypatch: pytest.MonkeyPatch
+    artifacts: dict[str, Artifact], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = cast(Any, open_engine(artifacts[name], threads=1))
-    take, first = getattr(engine, step), threading.Event()
+    turns = engine._turns
+    take, first = turns._step, threading.Event()
 
     def held(*args: Any) -> Any:
         """The second step only ends once the engine is being closed, however fast the machine is."""
-        while first.is_set() and not engine._is_closing:
-            time.sleep(0.001)
+        if first.is_set():
+            with turns._wake:
+                turns._wake.wait_for(lambda: turns._is_closing, 60)
         first.set()
         return take(*args)
 
-    monkeypatch.setattr(engine, step, held)
+    monkeypatch.setattr(turns, "_step", held)
     running = engine.submit(ask(PROMPTS[2], replace(GREEDY, max_tokens=120)))
     await anext(running)
     await asyncio.to_thread(engine.close)

@@ -10,8 +10,6 @@ At the default precision (f32 computation and f32 cache) greedy tokens equal tra
 from __future__ import annotations
 
 import json
-import threading
-import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +17,11 @@ from typing import Any
 
 from maasdam.core import Artifact, Cost, Meter, SequenceRequest, Tokens, total_cost
 from maasdam.engines.generation import Choice, begin, read_defaults
-from maasdam.engines.mailbox import Job, tokens_of
+from maasdam.engines.mailbox import Job, Turns, tokens_of
 from maasdam.engines.openvino_engine import PRECISIONS, dynamic_quantization
 from maasdam.engines.openvino_library import kept_in, openvino
 from maasdam.engines.tensors import first_line, loading_with
-from maasdam.errors import DeadlineExceeded, EngineFailure, InvalidInput, InvalidModel
+from maasdam.errors import EngineFailure, InvalidInput, InvalidModel
 from maasdam.telemetry.meter import CpuMeter
 
 NAME = "openvino-genai"
@@ -118,7 +116,6 @@ class _Running:
 
     def __init__(self, job: Job, handle: Any, choice: Choice, prompt: int) -> None:
         self.job, self.handle, self.choice = job, handle, choice
-        self.count = 0
         self.share = prompt
         """Tokens of the next step that are this job's: the whole prompt at first, then one."""
         self.cost: Cost | None = None
@@ -132,65 +129,31 @@ class GenaiEngine:
         self._defaults = replace(read_defaults(folder), context_length=context_length)
         self.context_length = context_length
         self._pipeline: Any = make()
-        self._inbox: list[Job] = []
-        self._wake = threading.Condition()
-        self._is_closing = False
         self._next_id = 0
         self.meter: Meter = CpuMeter()
-        self._thread = threading.Thread(target=self._live, name=NAME, daemon=True)
-        self._thread.start()
+        self._turns = Turns(NAME, self._join, self._step, lambda r: r.handle.cancel())
 
     def submit(self, request: SequenceRequest) -> AsyncGenerator[Tokens]:
         """Token ids as they come, without the end token; the last has `finish_reason` "stop" or "length".
 
-         Raises at the first step: InvalidPayload (beyond the context, not in the vocabulary), DeadlineExceeded,
-        , EngineFailure. Closing the iterator cancels.
+        Raises at the first step: InvalidPayload (beyond the context, not in the vocabulary), DeadlineExceeded,
+        EngineFailure. Closing the iterator cancels.
         """
         return tokens_of(Job(request), self._start)
 
     def close(self) -> None:
         """End the thread and free the pipeline; requests in flight end with EngineFailure."""
-        with self._wake:
-            self._is_closing = True
-            self._wake.notify()
-        self._thread.join()
+        self._turns.close()
+        self._pipeline = None
 
     def _start(self, job: Job) -> None:
         self.meter.exclude_this_thread()
-        with self._wake:
-            if self._is_closing:
-                raise EngineFailure(f"the {NAME} engine was closed; open the model again")
-            self._inbox.append(job)
-            self._wake.notify()
-
-    def _live(self) -> None:
-        running: list[_Running] = []
-        try:
-            while True:
-                with self._wake:
-                    while not (self._inbox or running or self._is_closing):
-                        self._wake.wait()
-                    if self._is_closing:
-                        return
-                    new, self._inbox = self._inbox, []
-                running += [r for job in new if (r := self._join(job)) is not None]
-                running = self._step([r for r in running if not self._is_dropped(r)])
-        finally:
-            with self._wake:
-                self._is_closing = True
-                left = [*self._inbox, *(r.job for r in running)]
-            for job in left:
-                job.fail(EngineFailure(f"the {NAME} engine was closed while it generated"))
-            for r in running:
-                r.handle.cancel()
-            self._pipeline = None
+        self._turns.add(job)
 
     def _join(self, job: Job) -> _Running | None:
         """Give a job to the pipeline; one that can't be run fails alone."""
         ov = openvino()
 
-        if job.is_cancelled:
-            return None
         try:
             begun = begin(job, self._defaults)
             if begun is None:
@@ -202,15 +165,6 @@ class GenaiEngine:
         except Exception as error:
             job.fail(_ours(error))
             return None
-
-    def _is_dropped(self, r: _Running) -> bool:
-        late = r.job.request.deadline is not None and time.monotonic() > r.job.request.deadline
-        if late:
-            r.job.fail(DeadlineExceeded(f"request {r.job.request.id} was not done in time; its {r.count} tokens are dropped"))
-        if late or r.job.is_cancelled:
-            r.handle.cancel()
-            return True
-        return False
 
     def _step(self, running: list[_Running]) -> list[_Running]:
         """One step of the pipeline; those still running afterwards."""
@@ -254,7 +208,6 @@ class GenaiEngine:
             ids = ids[:-1] if ended else ids
             reason = "stop" if ended else "length"
         if ids or reason:
-            r.count += len(ids)
             r.job.give(Tokens(tuple(ids), finish_reason=reason, cost=r.cost))
         return reason is not None
 

@@ -6,19 +6,16 @@ that optimised builds are compared with, and the fallback for what they don't kn
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import SPEECH_RECOGNITION, Artifact, Cost, Meter, SequenceEngine, SequenceRequest, Tokens, total_cost
 from maasdam.engines.generation import Choice, begin, pick, read_defaults
-from maasdam.engines.mailbox import Job, tokens_of
+from maasdam.engines.mailbox import Job, Turns, tokens_of
 from maasdam.engines.tensors import first_line, loading_with
 from maasdam.engines.transformers_library import architecture_of, open_module
-from maasdam.errors import DeadlineExceeded, EngineFailure, MaasdamError, Unsupported
+from maasdam.errors import EngineFailure, MaasdamError, Unsupported
 from maasdam.telemetry.meter import CpuMeter
 
 if TYPE_CHECKING:
@@ -67,12 +64,8 @@ class TransformersEngine:
         self.context_length = self._defaults.context_length
         self._module: Any = module
         self._device = device
-        self._waiting: deque[Job] = deque()
-        self._wake = threading.Condition()
-        self._is_closing = False
         self.meter: Meter = CpuMeter()
-        self._thread = threading.Thread(target=self._live, name=NAME, daemon=True)
-        self._thread.start()
+        self._turns = Turns(NAME, self._join, self._step, most=AT_ONCE)
 
     def submit(self, request: SequenceRequest) -> AsyncGenerator[Tokens]:
         """Token ids as they come, without the end token. Raises as `GenaiEngine.submit`; closing the iterator cancels."""
@@ -80,38 +73,12 @@ class TransformersEngine:
 
     def close(self) -> None:
         """End the thread and free the module; requests in flight end with EngineFailure."""
-        with self._wake:
-            self._is_closing = True
-            self._wake.notify()
-        self._thread.join()
+        self._turns.close()
+        self._module = None
 
     def _start(self, job: Job) -> None:
         self.meter.exclude_this_thread()
-        with self._wake:
-            if self._is_closing:
-                raise EngineFailure(f"the {NAME} engine was closed; open the model again")
-            self._waiting.append(job)
-            self._wake.notify()
-
-    def _live(self) -> None:
-        running: list[_Running] = []
-        try:
-            while True:
-                with self._wake:
-                    while not (self._waiting or running or self._is_closing):
-                        self._wake.wait()
-                    if self._is_closing:
-                        return
-                    new = [self._waiting.popleft() for _ in range(min(len(self._waiting), AT_ONCE - len(running)))]
-                running += [r for job in new if (r := self._join(job)) is not None]
-                running = [r for r in running if not self._advance(r)]
-        finally:
-            with self._wake:
-                self._is_closing = True
-                left = [*self._waiting, *(r.job for r in running)]
-            for job in left:
-                job.fail(EngineFailure(f"the {NAME} engine was closed while it generated"))
-            self._module = None
+        self._turns.add(job)
 
     def _join(self, job: Job) -> _Running | None:
         try:
@@ -121,13 +88,11 @@ class TransformersEngine:
             job.fail(error)
             return None
 
+    def _step(self, running: list[_Running]) -> list[_Running]:
+        return [r for r in running if not self._advance(r)]
+
     def _advance(self, r: _Running) -> bool:
         """One token of one answer; True when that ended it."""
-        if r.job.is_cancelled:
-            return True
-        if r.job.request.deadline is not None and time.monotonic() > r.job.request.deadline:
-            r.job.fail(DeadlineExceeded(f"request {r.job.request.id} was not done in time; its tokens are dropped"))
-            return True
         try:
             span = self.meter.start()
             try:
