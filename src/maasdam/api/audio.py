@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, cast
 
@@ -48,8 +47,7 @@ def routes(service: Service) -> APIRouter:
         times = set(timestamp_granularities or ("segment",))
         _check_times(service, model, response_format, "word" in times)
         payload = AudioPayload(await file.read(), language or None, "word" in times)
-        deadline = time.monotonic() + service.settings.request_timeout_seconds
-        request = request_of(http.scope, model, (payload,), ENDPOINT, deadline)
+        request = request_of(http.scope, model, (payload,), ENDPOINT, service.settings.request_timeout_seconds)
 
         async def written(chunks: list[Chunk], entry: Entry) -> Response:
             return _write(cast(Transcript, chunks[0].value), response_format, times, language, entry)

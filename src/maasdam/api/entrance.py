@@ -313,9 +313,9 @@ def _trace(headers: Any) -> str | None:
 _chance = random.Random()  # seeded by the system; asking it for every request would let go of Python's lock
 
 
-def request_of(scope: Scope, model: str, payloads: tuple[Payload, ...], endpoint: str, deadline: float | None) -> Request:
-    """What a door asks of inference."""
-    return Request(scope[REQUEST_ID], model, payloads, caller_of(scope), endpoint, deadline)
+def request_of(scope: Scope, model: str, payloads: tuple[Payload, ...], endpoint: str, seconds: float) -> Request:
+    """What a door asks of inference, to be answered within so many seconds."""
+    return Request(scope[REQUEST_ID], model, payloads, caller_of(scope), endpoint, time.monotonic() + seconds)
 
 
 def new_request_id() -> str:

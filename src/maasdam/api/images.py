@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any, cast
 
 import orjson
@@ -64,8 +63,9 @@ def routes(service: Service) -> APIRouter:
     async def classifications(http: HttpRequest) -> Response:
         """Name what is in an image: the likeliest labels, best first."""
         model, data, top_k = await _read(http, service)
-        deadline = time.monotonic() + service.settings.request_timeout_seconds
-        request = request_of(http.scope, model, (ImagePayload(data, top_k),), ENDPOINT, deadline)
+        request = request_of(
+            http.scope, model, (ImagePayload(data, top_k),), ENDPOINT, service.settings.request_timeout_seconds
+        )
 
         async def written(chunks: list[Chunk], entry: Entry) -> bytes:
             labels = cast(Classification, chunks[0].value).labels

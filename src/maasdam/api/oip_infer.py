@@ -8,7 +8,6 @@ Knows the protocol's JSON and bytes. Refuses to know engines; answers come from 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -107,7 +106,7 @@ class InferRoute:
             timeout = min(timeout, limit / 1e6)
         _check_name(name, asked.request)
         _check_wanted(asked.request)
-        request = request_of(scope, name, asked.payloads, "/v2/infer", time.monotonic() + timeout)
+        request = request_of(scope, name, asked.payloads, "/v2/infer", timeout)
 
         async def written(chunks: list[Chunk], entry: Entry) -> tuple[bytes, int | None, list[tuple[bytes, bytes]]]:
             outputs = _outputs(chunks, asked, entry.task)

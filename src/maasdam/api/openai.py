@@ -113,8 +113,7 @@ def routes(service: Service) -> APIRouter:
 async def _answer(
     service: Service, http: HttpRequest, body: Body, shape: Shape, payloads: Sequence[TextPayload], endpoint: str
 ) -> Response:
-    deadline = time.monotonic() + service.settings.request_timeout_seconds
-    request = request_of(http.scope, body.model, tuple(payloads), endpoint, deadline)
+    request = request_of(http.scope, body.model, tuple(payloads), endpoint, service.settings.request_timeout_seconds)
     writer = _Writer(shape, body, request.id)
     ends_with_usage = has_usage(body)
     if not body.stream:

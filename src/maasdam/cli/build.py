@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from maasdam.cli.output import emit, progress_bar, reporting, table
+from maasdam.cli.output import JSON, emit, progress_bar, reporting, table
 
 if TYPE_CHECKING:
     from maasdam.operations.build import Version
@@ -25,7 +25,7 @@ def build(
     processor: Path = typer.Option(None, "--processor", help="A Hugging Face folder with the processor and the labels."),
     device: str = typer.Option("cpu", "--device", help="cpu or cuda."),
     trust: bool = typer.Option(False, "--trust", help="Load what could run code."),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON document."),
+    as_json: bool = JSON,
 ) -> None:
     """Run a recipe on a model, verify the result, register a version.
 

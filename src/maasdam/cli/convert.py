@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from maasdam.cli.output import emit, progress_bar, reporting, table
+from maasdam.cli.output import JSON, emit, progress_bar, reporting, table
 
 
 @reporting()
@@ -22,7 +22,7 @@ def convert(
         None, "--part", help="encoder or decoder: one network of a model that generates, its cache as tensors."
     ),
     trust: bool = typer.Option(False, "--trust", help="You know who made it: lift the risks that can be lifted."),
-    as_json: bool = typer.Option(False, "--json", help="One JSON document on stdout."),
+    as_json: bool = JSON,
 ) -> None:
     """Convert a model to another format, with a certificate.
 

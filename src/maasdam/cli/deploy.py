@@ -7,9 +7,7 @@ from typing import Any
 
 import typer
 
-from maasdam.cli.output import emit, reporting, table
-
-JSON = typer.Option(False, "--json", help="Print one JSON document.")
+from maasdam.cli.output import JSON, emit, reporting, table
 
 
 def deploy(

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from maasdam.cli.output import emit, progress_bar, reporting, table
+from maasdam.cli.output import JSON, emit, progress_bar, reporting, table
 
 if TYPE_CHECKING:
     from maasdam.operations.doctor import Findings
 
 
-def doctor(as_json: bool = typer.Option(False, "--json", help="Print one JSON document.")) -> None:
+def doctor(as_json: bool = JSON) -> None:
     """What works on this machine and what to install: engines, devices, energy counters, database, disk.
 
     Exits 1 where something every installation needs is broken.

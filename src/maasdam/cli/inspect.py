@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from maasdam.cli.output import emit, printable, reporting
+from maasdam.cli.output import JSON, emit, printable, reporting
 
 if TYPE_CHECKING:
     from maasdam.core import Batching, TensorSpec
@@ -24,7 +24,7 @@ def inspect(
         None, "--processor", help="Hugging Face folder with processor files the source lacks."
     ),
     trust: bool = typer.Option(False, "--trust", help="You know who made it: lift the risks that can be lifted."),
-    as_json: bool = typer.Option(False, "--json", help="One JSON document on stdout."),
+    as_json: bool = JSON,
 ) -> None:
     """Say what a model is: format, task, signature, size, risks.
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from maasdam.cli.output import emit, reporting, table
+from maasdam.cli.output import JSON, emit, reporting, table
 
 app = typer.Typer(rich_markup_mode=None, help="API keys: create, list, revoke.")
-
-JSON = typer.Option(False, "--json", help="Print one JSON document.")
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from maasdam.cli.output import emit, reporting, table
+from maasdam.cli.output import JSON, emit, reporting, table
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -15,7 +15,6 @@ app = typer.Typer(
 )
 
 NAME = typer.Argument(help="NAME, NAME:VERSION or NAME@ALIAS.")
-JSON = typer.Option(False, "--json", help="Print one JSON document.")
 
 
 @app.command("list")

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+JSON = typer.Option(False, "--json", help="Print one JSON document.")
+"""Of every command."""
 MAX_SENTENCE = 2000
 """Characters of an error that are shown: what a hostile file names something may be megabytes long."""
 SECONDS_BETWEEN_LINES = 5.0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from maasdam.cli.output import emit, progress_bar, reporting
+from maasdam.cli.output import JSON, emit, progress_bar, reporting
 
 if TYPE_CHECKING:
     from maasdam.operations.quickstart import Answered, Service, Version
@@ -24,7 +24,7 @@ PLAIN_WIDTH = 150
 def quickstart(
     check: bool = typer.Option(False, "--check", help="Stop at the end; exit 0 only if every verdict and answer is right."),
     port: int = typer.Option(0, "--port", help="Port of the service; default: 8080, with --check a free one."),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON document."),
+    as_json: bool = JSON,
 ) -> None:
     """Build, verify, deploy, serve and call one image, one text and one speech model that ship with the project.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import typer
 
-from maasdam.cli.output import emit, reporting
+from maasdam.cli.output import JSON, emit, reporting
 
 
 def requests(
     request_id: str = typer.Argument(..., metavar="ID", help="The X-Request-Id of an answer."),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON document."),
+    as_json: bool = JSON,
 ) -> None:
     """Say what became of one request: who sent it, to which model, how it ended, and what the log says of it.
 

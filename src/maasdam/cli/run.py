@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from maasdam.cli.output import emit, reporting
+from maasdam.cli.output import JSON, emit, reporting
 
 if TYPE_CHECKING:
     from maasdam.core import Answer
@@ -24,7 +24,7 @@ def run(
     seed: int = typer.Option(None, "--seed", help="Text: the same seed gives the same text."),
     top_k: int = typer.Option(5, "--top-k", min=1, help="Images: how many labels."),
     device: str = typer.Option("cpu", "--device", help="cpu or cuda."),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON document."),
+    as_json: bool = JSON,
 ) -> None:
     """Answer inputs in this process, without a service.
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import typer
 
-from maasdam.cli.output import emit, reporting, table
+from maasdam.cli.output import JSON, emit, reporting, table
 
 COLUMNS = (
     "requests",
@@ -28,7 +28,7 @@ COLUMNS = (
 def usage(
     by: Literal["key", "model", "day"] = typer.Option("model", "--by", help="What to sum by."),
     since: str = typer.Option(None, "--since", help="2026-01-31, 2026-01-31T12:00 (UTC), or an age: 24h, 7d, 2w."),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON document."),
+    as_json: bool = JSON,
 ) -> None:
     """Say what was used: requests, units, seconds, joules (or none, where none were measured), money.
 
