@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from maasdam.api.paths import CLASSIFIES
 from maasdam.errors import BodyTooSlow, InvalidInput, Overloaded, TooLarge, WrongContentType
 
 Message = MutableMapping[str, Any]
@@ -15,10 +16,6 @@ Headers = list[tuple[bytes, bytes]]
 
 HELD, IS_READ, IS_WHOLE = "maasdam.body_bytes", "maasdam.body_is_read", "maasdam.body_is_whole"
 """In a scope: bytes held; that the body was read; that its last byte was here before anybody asked."""
-MEDIA = "/v1/images/"
-"""Routes whose JSON carries pictures in base64 begin so."""
-FORMS = "/v1/audio/"
-"""Routes that take forms only begin so."""
 
 
 class Disconnected(Exception):
@@ -47,6 +44,11 @@ def is_multipart(kind: bytes) -> bool:
 def is_urlencoded(kind: bytes) -> bool:
     """Whether a Content-Type says a form that can't."""
     return kind.partition(b";")[0].strip().lower() == b"application/x-www-form-urlencoded"
+
+
+def takes_forms_only(path: str) -> bool:
+    """Whether a route reads no JSON."""
+    return path.startswith("/v1/audio/") and path not in CLASSIFIES
 
 
 def declared_length(headers: Headers) -> int | None:
@@ -98,7 +100,7 @@ class BodyLimits:
 
     def of_json(self, path: str) -> Limit:
         """What JSON may be at a path."""
-        return self.json_media if path.startswith(MEDIA) else self.json
+        return self.json_media if path in CLASSIFIES else self.json
 
     async def read(self, scope: MutableMapping[str, Any], receive: Receive, limit: Limit | None = None) -> bytes:
         """The whole body. Raises TooLarge (before more than allowed is held), BodyTooSlow, Overloaded, Disconnected.

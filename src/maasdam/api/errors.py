@@ -1,7 +1,7 @@
 """An error in the words of the door that was knocked at. Knows bodies and status codes; never how an answer is made.
 
     /v1/...            OpenAI              {"error": {"message", "type", "param", "code"}}
-    /v1/images/...     RFC 9457            the same "error" beside its own members, for OpenAI's clients
+    …/classifications  RFC 9457            the same "error" beside its own members, for OpenAI's clients
     /v2/...            Open Inference      {"error": "..."}
     everything else    RFC 9457            application/problem+json
 
@@ -23,12 +23,13 @@ from typing import Any, Literal
 
 import orjson
 
+from maasdam.api.paths import CLASSIFIES
 from maasdam.errors import CallerError, InvalidInput, MaasdamError
 from maasdam.settings import load
 
 log = logging.getLogger("maasdam.api")
 
-Door = Literal["openai", "oip", "ours", "images"]
+Door = Literal["openai", "oip", "ours", "classifies"]
 REFUSED = "maasdam.refused"
 """Where in a request's scope its refusal is noted."""
 LONGEST = 2000
@@ -94,7 +95,7 @@ def _folders_with_spaces(_set_home: str | None) -> list[str]:
 def door(path: str) -> Door:
     """Whose words a path speaks."""
     if path == "/v1" or path.startswith("/v1/"):
-        return "images" if path.startswith("/v1/images/") else "openai"
+        return "classifies" if path in CLASSIFIES else "openai"
     return "oip" if path == "/v2" or path.startswith("/v2/") else "ours"
 
 
@@ -125,7 +126,7 @@ def body(refused: Refusal, kind: Door, path: str, request_id: str) -> tuple[byte
         "instance": _text(path),
         "request_id": request_id,
     }
-    if kind == "images":
+    if kind == "classifies":
         problem["error"] = openai_error(refused)
     return orjson.dumps(problem), b"application/problem+json"
 

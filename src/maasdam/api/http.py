@@ -25,9 +25,9 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from starlette.exceptions import HTTPException
 
 from maasdam import __version__
-from maasdam.api import admin, audio, errors, images, oip, openai
+from maasdam.api import admin, audio, classifications, errors, oip, openai
 from maasdam.api.access import Gate
-from maasdam.api.body import FORMS, BodyLimits, Limit, is_json, is_multipart
+from maasdam.api.body import BodyLimits, Limit, is_json, is_multipart, takes_forms_only
 from maasdam.api.connection import HttpConnection
 from maasdam.api.docs_page import page, welcome
 from maasdam.api.entrance import REQUEST_ID, Entrance
@@ -65,7 +65,7 @@ def application(service: Service, has_keys: bool = True) -> Entrance:
         openapi_url="/openapi.json",
         dependencies=[Depends(only_known)],
     )
-    routers = [module.routes(service) for module in (oip, openai, audio, images, admin)]
+    routers = [module.routes(service) for module in (oip, openai, audio, classifications, admin)]
     for router in routers:
         inside.include_router(router)
     _plain_routes(inside, service)
@@ -273,7 +273,7 @@ async def _refuse_fields(request: Request, error: Exception) -> Response:
 def _wrong_kind(request: Request) -> WrongContentType | None:
     """The error where a route got a form for JSON, or JSON for a form."""
     kind = request.headers.get("content-type", "")
-    takes = _FORM if request.scope["path"].startswith(FORMS) else "application/json"
+    takes = _FORM if takes_forms_only(request.scope["path"]) else "application/json"
     if is_json(kind.encode("latin-1")) == (takes != _FORM) or (takes == _FORM and is_multipart(kind.encode("latin-1"))):
         return None
     why = "no content type was sent" if not kind else f"content type '{kind[:60]}' is not read here"

@@ -182,7 +182,7 @@ def _complete(path: str, method: str, operation: Schema) -> None:
         operation["parameters"] = [one for one in operation["parameters"] if one["in"] == "path"]  # it reads no query
     door = errors.door(path)
     kind = "application/json" if door in ("openai", "oip") else "application/problem+json"
-    schema = {"$ref": f"#/components/schemas/Error-{'ours' if door == 'images' else door}"}
+    schema = {"$ref": f"#/components/schemas/Error-{'ours' if door == 'classifies' else door}"}
     if path.endswith("ready"):
         responses["503"] = {"description": "Not yet", "content": {"application/json": {"schema": {"type": "object"}}}}
     for code in _codes(path, method, operation):

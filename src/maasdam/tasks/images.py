@@ -168,4 +168,5 @@ TASK = classification(
     read_examples=lambda path, data: labelled_files(path, IMAGES, "images", data.labels),
     suffixes=IMAGES,
     of_file=ImagePayload,
+    field="image",
 )

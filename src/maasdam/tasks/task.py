@@ -91,6 +91,8 @@ class Task:
     """Endings of the files it takes, one example each; () where examples are something else."""
     of_file: Callable[[bytes, int], Payload] | None = None
     """(a file's bytes, how many labels are wanted) -> a payload; None where no file is one."""
+    field: str = ""
+    """What JSON calls a file in base64, where a door of its own takes it so."""
     oip: Bytes | None = None
     loss: Literal["classes", "ctc", "tokens"] | None = None
     """What it is trained by (`maasdam.pipeline.training`); None where there is no training."""
