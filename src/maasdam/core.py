@@ -45,6 +45,7 @@ Layout = Literal[
 """How the files of an artifact lie in its folder. Each layout belongs to one format."""
 
 IMAGE_CLASSIFICATION = "image-classification"
+AUDIO_CLASSIFICATION = "audio-classification"
 TEXT_GENERATION = "text-generation"
 SPEECH_RECOGNITION = "automatic-speech-recognition"
 
@@ -365,6 +366,8 @@ class AudioPayload:
     language: str | None = None
     timestamps: bool = False
     """Whether the times of single words are asked for; those of segments come anyway where the model gives any."""
+    top_k: int = 5
+    """Of a model that tells classes of sound apart."""
 
 
 @dataclass(frozen=True, slots=True)

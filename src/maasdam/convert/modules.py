@@ -63,12 +63,12 @@ def has_fused_attention(source: Artifact) -> bool:
 
 
 def is_whisper(source: Artifact) -> bool:
-    """Does the Hugging Face folder hold a Whisper model?"""
+    """Does the Hugging Face folder hold a Whisper model that writes?"""
     try:
         config = json.loads((source.path / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise InvalidModel(f"can't read the model's config.json: {first_line(error)}") from error
-    return isinstance(config, dict) and config.get("model_type") == "whisper"
+    return isinstance(config, dict) and config.get("model_type") == "whisper" and source.signature is None
 
 
 def name_module(model: torch.nn.Module, signature: Signature, *, by_position: bool = False) -> torch.nn.Module:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from maasdam.core import IMAGE_CLASSIFICATION, SPEECH_RECOGNITION, TEXT_GENERATION, Signature, TensorSpec
+from maasdam.core import AUDIO_CLASSIFICATION, IMAGE_CLASSIFICATION, SPEECH_RECOGNITION, TEXT_GENERATION, Signature, TensorSpec
 from maasdam.errors import InvalidModel, Unsupported
 from maasdam.sources.bounds import MAX_CONFIG_BYTES, Place, commonest, read_json_object
 from maasdam.sources.finding import Reading
@@ -105,20 +105,27 @@ def _check_layers(description: Description, tensors: int, place: Place) -> None:
 
 
 def _labels(description: Description, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    if description.task not in (IMAGE_CLASSIFICATION, *_TEXT_TASKS[:2], "audio-classification"):
+    if description.task not in (IMAGE_CLASSIFICATION, AUDIO_CLASSIFICATION, *_TEXT_TASKS[:2]):
         return None
     if description.labels:
         return description.labels
-    for name in ("classifier.weight", "classifier.1.weight", "classifier.out_proj.weight", "score.weight"):
-        if name in shapes:
-            return shapes[name][0]
-    return None
+    heads = (
+        "classifier.weight",
+        "classifier.1.weight",
+        "classifier.out_proj.weight",
+        "classifier.dense.weight",
+        "score.weight",
+    )
+    return next((shapes[name][0] for name in heads if name in shapes), None)
 
 
 def _signature(description: Description, shapes: Mapping[str, tuple[int, ...]]) -> Signature | None:
     """What the model takes and gives as a tensor engine; None for models that generate, or where config doesn't say."""
     if description.task == IMAGE_CLASSIFICATION:
         return _image_signature(description, shapes)
+    if description.task == AUDIO_CLASSIFICATION:
+        scores = TensorSpec("logits", "float32", (None, _labels(description, shapes)))
+        return Signature(_sound_inputs(description), (scores,))
     if description.task == SPEECH_RECOGNITION and str(description.architecture).endswith("ForCTC"):
         return _speech_signature(description, shapes)
     if description.task in _TEXT_TASKS:
@@ -190,23 +197,33 @@ def image_size(description: Description) -> tuple[int | None, int | None]:
 
 
 def _speech_signature(description: Description, shapes: Mapping[str, tuple[int, ...]]) -> Signature:
-    config, pre = description.config, description.preprocessor
-    kind = str(pre.get("feature_extractor_type", ""))
-    vocabulary = config.get("vocab_size") or next(
+    vocabulary = description.config.get("vocab_size") or next(
         (s[0] for n, s in shapes.items() if n in ("lm_head.weight", "ctc_head.weight")), None
     )
+    logits = TensorSpec("logits", "float32", (None, None, _count(vocabulary)), layout="NTV")
+    return Signature(_sound_inputs(description), (logits,))
+
+
+def _sound_inputs(description: Description) -> tuple[TensorSpec, ...]:
+    """Samples, or features: of any length, or of the one length that the model was made for."""
+    config, pre = description.config, description.preprocessor
+    kind = str(pre.get("feature_extractor_type", ""))
+    if kind == "WhisperFeatureExtractor":
+        frames = 2 * (_count(config.get("max_source_positions")) or 1500)
+        return (TensorSpec("input_features", "float32", (None, _count(config.get("num_mel_bins", 80)), frames)),)
+    if kind == "ASTFeatureExtractor":
+        shape = (None, _count(config.get("max_length", 1024)), _count(config.get("num_mel_bins", 128)))
+        return (TensorSpec("input_values", "float32", shape, layout="NTF"),)
     mask = TensorSpec("attention_mask", "int64", (None, None), layout="NT")
     takes_waves = kind == "Wav2Vec2FeatureExtractor" or "conv_kernel" in config
     if takes_waves:
         waves = TensorSpec("input_values", "float32", (None, None), layout="NT")
-        inputs: tuple[TensorSpec, ...] = (waves, mask) if pre.get("return_attention_mask") else (waves,)
-    else:
-        features = config.get("feature_projection_input_dim")
-        if features is None:
-            features = _count(pre.get("num_mel_bins", pre.get("feature_size", 80)))
-            features = features * pre.get("stride", 1) if features else None
-        inputs = (TensorSpec("input_features", "float32", (None, None, _count(features)), layout="NTF"), mask)
-    return Signature(inputs, (TensorSpec("logits", "float32", (None, None, _count(vocabulary)), layout="NTV"),))
+        return (waves, mask) if pre.get("return_attention_mask") else (waves,)
+    features = config.get("feature_projection_input_dim")
+    if features is None:
+        features = _count(pre.get("num_mel_bins", pre.get("feature_size", 80)))
+        features = features * pre.get("stride", 1) if features else None
+    return (TensorSpec("input_features", "float32", (None, None, _count(features)), layout="NTF"), mask)
 
 
 def _count(value: Any) -> int | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from maasdam.core import Classification, Label, Signature, Tensors, TensorSpec
 from maasdam.errors import EngineFailure, InvalidModel
-from maasdam.tasks.files import labels_of
+from maasdam.tasks.files import labels_of, read_json
 from maasdam.tasks.scoring import TOP1
 from maasdam.tasks.task import Task
 
@@ -26,6 +26,7 @@ class Classes:
     def __init__(self, folder: Path, signature: Signature, what: str) -> None:
         """`what` is classified ("picture"). Raises InvalidModel where no output, or more than one, can be the scores."""
         self._labels = labels_of(folder)
+        self._is_one_of = read_json(folder / "config.json").get("problem_type") != "multi_label_classification"
         self._output = _scores_output(signature)
         self._what = what
 
@@ -39,7 +40,7 @@ class Classes:
         rows = [np.asarray(tensors[self._output], dtype=np.float64).reshape(-1) for tensors in outputs]
         if not all(np.isfinite(row).all() for row in rows):
             raise EngineFailure(f"the model's scores of this {self._what} are not finite")
-        chances = np.mean([_probabilities(row) for row in rows], axis=0)
+        chances = np.mean([_probabilities(row, self._is_one_of) for row in rows], axis=0)
         best = np.argsort(-chances, kind="stable")[: max(1, min(top_k, len(chances)))]
         return Classification(tuple(Label(self._labels.get(int(i), str(int(i))), int(i), float(chances[i])) for i in best))
 
@@ -54,12 +55,14 @@ def _scores_output(signature: Signature) -> str:
     return found[0].name
 
 
-def _probabilities(row: type_array) -> type_array:
-    """Rows that are none yet go through softmax. float64."""
+def _probabilities(row: type_array, is_one_of: bool) -> type_array:
+    """Rows that are none yet go through softmax; of labels that don't exclude each other, through a sigmoid. float64."""
     import numpy as np
 
-    if bool((row >= 0).all()) and abs(float(row.sum()) - 1.0) < SUM_TOLERANCE:
+    if bool((row >= 0).all()) and (abs(float(row.sum()) - 1.0) < SUM_TOLERANCE or (not is_one_of and row.max() <= 1)):
         return row
+    if not is_one_of:
+        return np.asarray(1 / (1 + np.exp(-row)))
     powers = np.exp(row - row.max())
     chances: type_array = powers / powers.sum()
     return chances

@@ -29,7 +29,7 @@ WINDOW_SECONDS = 30.0
 """A longer recording is heard in windows of this length: attention over all of it would take memory with its square."""
 OVERLAP_SECONDS = 4.0
 """What neighbouring windows share; each is trusted to the middle of it."""
-MOST = {"feature_size": 4096, "num_mel_bins": 4096, "n_fft": 65_536, "sampling_rate": 192_000}
+MOST = {"feature_size": 4096, "num_mel_bins": 4096, "n_fft": 65_536, "sampling_rate": 192_000, "max_length": 65_536}
 """Settings of extractors that tables of their size are made for."""
 
 
@@ -54,11 +54,13 @@ class Hearing:
     def __call__(self, payload: Payload) -> Windows:
         """One input for each window: features [1, T, F] or samples [1, S], and the mask if the model takes one.
 
-        Raises InvalidPayload.
+        A model that takes one length alone hears no windows, but what its extractor makes of it all. Raises InvalidPayload.
         """
         assert isinstance(payload, AudioPayload)
         waveform, seconds = decode_audio(payload.data, self._rate, self._max_seconds)
-        return Windows((self._extract(waveform[start:stop]) for start, stop in windows(len(waveform), self._rate)), seconds)
+        is_whole = None not in self._features.shape[1:]  # then the extractor pads or cuts it itself
+        places = [(0, len(waveform))] if is_whole else windows(len(waveform), self._rate)
+        return Windows((self._extract(waveform[start:stop]) for start, stop in places), seconds)
 
     def _extract(self, waveform: type_array) -> dict[str, type_array]:
         import numpy as np
