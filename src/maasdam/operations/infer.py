@@ -30,6 +30,7 @@ from maasdam.serving.deadlines import Deadlines
 from maasdam.serving.replica import Replica
 from maasdam.serving.router import Lease
 from maasdam.serving.scheduler import settle
+from maasdam.tasks import check_door
 
 CLIENT_CLOSED = 499
 JOULES_PER_KWH = 3.6e6
@@ -166,6 +167,7 @@ class Inference:
         lease = account.lease = self._routes.lease(account.request.model)
         version, entry = lease.version, account.entry
         entry.model, entry.version, entry.task = version.model, version.version, version.task
+        check_door(version.task, account.request.endpoint)
         return lease.replica
 
     async def _submitted(self, account: _Account, replica: Replica) -> list[Chunk]:

@@ -26,12 +26,22 @@ TASKS: dict[str, Task] = {task.name: task for task in (images.TASK, sounds.TASK,
 """Every task that is served. Raw tensors are no task: a model without one takes nothing else."""
 
 
+_DOORS = {door: task for task in TASKS.values() for door in task.doors}
+
+
 def task_of(name: str | None) -> Task:
     """The record of a task; that of raw tensors for None (or "tensors"). Raises Unsupported, naming the tasks there are."""
     found = raw.TASK if name in (None, raw.TASK.name) else TASKS.get(str(name))
     if found is None:
         raise Unsupported(f"no task '{name}'; the tasks are: {', '.join(TASKS)}")
     return found
+
+
+def check_door(name: str | None, endpoint: str) -> None:
+    """Raise InvalidInput where a door is another task's: two may take the same payload, and each writes answers of its own."""
+    owner = _DOORS.get(endpoint)
+    if owner is not None and name in TASKS and owner.name != name:
+        raise InvalidInput(f"this model does {name}, not {owner.name}; use {TASKS[name].door}")
 
 
 def carried_by(name: str | None) -> Bytes | None:

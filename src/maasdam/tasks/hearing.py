@@ -18,6 +18,7 @@ from maasdam.core import AudioPayload, Payload, Signature, TensorSpec
 from maasdam.errors import InvalidModel, InvalidPayload
 from maasdam.tasks.files import opened, preprocessor
 from maasdam.tasks.recordings import decode_audio
+from maasdam.tasks.spectrograms import Spectrograms
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -101,6 +102,8 @@ def _open_extractor(folder: Path) -> Any:
         if isinstance(named.get(key), int | float) and named[key] > most:
             raise InvalidModel(f"the model's preprocessor_config.json has {key} {named[key]:,}; at most {most:,} is taken")
     name = named.get("feature_extractor_type")
+    if name == "ASTFeatureExtractor":
+        return Spectrograms(named)
     kind = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
     if kind is None or not issubclass(kind, transformers.SequenceFeatureExtractor):
         raise InvalidModel(

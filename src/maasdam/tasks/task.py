@@ -70,8 +70,8 @@ class Task:
     """What it gives."""
     takes: str
     """What a caller gives, in words."""
-    door: str
-    """Where callers send it."""
+    doors: tuple[str, ...]
+    """Paths that callers POST it to, which write its answers."""
     open: Callable[[Path, Signature | None, Settings], Processor]
     """The processor of a model's folder, fitted to its engine's signature; see `open_processor`."""
     warm_up: Callable[[Signature | None], Payload | None]
@@ -96,6 +96,11 @@ class Task:
     oip: Bytes | None = None
     loss: Literal["classes", "ctc", "tokens"] | None = None
     """What it is trained by (`maasdam.pipeline.training`); None where there is no training."""
+
+    @property
+    def door(self) -> str:
+        """Where to send it, in words."""
+        return f"POST {' or '.join(self.doors)}"
 
     def payload(self, data: bytes, top_k: int = 5) -> Payload:
         """A file's bytes as a payload that wants `top_k` labels, where there are labels."""

@@ -227,7 +227,7 @@ TASK = Task(
     payloads=(TextPayload,),
     answer=TextPiece,
     takes="prompts",
-    door="POST /v1/chat/completions or /v1/completions",
+    doors=("/v1/chat/completions", "/v1/completions"),
     open=lambda folder, signature, settings: TextProcessor(folder),
     warm_up=lambda signature: TextPayload(prompt="a", sampling=Sampling(max_tokens=2, temperature=0.0)),
     read_examples=lambda path, data: texts(path),
