@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from maasdam.core import IMAGE_CLASSIFICATION, SPEECH_RECOGNITION, TEXT_GENERATION
+from maasdam.core import AUDIO_CLASSIFICATION, IMAGE_CLASSIFICATION, SPEECH_RECOGNITION, TEXT_GENERATION
 from maasdam.errors import InvalidInput
 from maasdam.pipeline.recipe import Limits, built_in_recipes, find_recipe, parse_recipe
 from maasdam.tasks import TASKS
@@ -30,6 +30,7 @@ def test_int8_is_weights_only_for_text_and_static_elsewhere() -> None:
     assert schemes == {
         IMAGE_CLASSIFICATION: "static-int8",
         SPEECH_RECOGNITION: "static-int8",
+        AUDIO_CLASSIFICATION: "static-int8",
         TEXT_GENERATION: "weights-int8",
     }
 

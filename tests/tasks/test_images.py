@@ -257,7 +257,7 @@ def test_labels_that_are_no_table_are_an_invalid_model(tmp_path: Path, labels: A
 
 
 def test_no_such_task_names_the_tasks(tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match="image-classification, audio-classification, text-generation"):
+    with pytest.raises(Unsupported, match="image-classification, text-generation"):
         open_processor("image-segmentation", tmp_path, None)
 
 

@@ -22,7 +22,7 @@ from maasdam.tasks.task import Bytes, ExampleData, Task
 
 T = TypeVar("T")
 
-TASKS: dict[str, Task] = {task.name: task for task in (images.TASK, sounds.TASK, text.TASK, speech.TASK)}
+TASKS: dict[str, Task] = {task.name: task for task in (images.TASK, text.TASK, speech.TASK, sounds.TASK)}
 """Every task that is served. Raw tensors are no task: a model without one takes nothing else."""
 
 
