@@ -1,4 +1,4 @@
-"""Work that may run for ever, take all memory or crash: in a child process that can be ended. Knows processes and limits.
+"""Processes of ours: work that may run for ever, take all memory or crash is in one that can be ended. Knows limits.
 
 Refuses to know what the work is. What it is given and gives back must be picklable, its functions importable.
 
@@ -24,19 +24,20 @@ import os
 import pickle
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
 import traceback
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import IO, Any, Literal, TypeVar, cast
 
 from maasdam.errors import Crashed, LimitExceeded, MaasdamError, ServiceError
 
@@ -201,6 +202,43 @@ class _Watch:
                 f"nothing came of the work{stage} for {limits.cpu_seconds:,.0f} s of computing, its limit (setting "
                 f"{limits.settings[1]}); it was ended"
             )
+
+
+def run_python(
+    words: Sequence[str], *, seconds: float, environ: Mapping[str, str] | None = None, given: bytes = b""
+) -> subprocess.CompletedProcess[bytes]:
+    """A fresh interpreter with these words, which shares nothing with this process. One that takes too long is ended.
+
+    Its status is 1 then, and the last line of its stderr says so.
+    """
+    command = [sys.executable, *words]
+    try:
+        env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **(environ or {})}
+        return subprocess.run(command, input=given, capture_output=True, timeout=seconds, env=env)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, b"", f"it took longer than {seconds:.0f} s".encode())
+
+
+@contextmanager
+def started(
+    words: Sequence[str], out: IO[bytes], environ: Mapping[str, str], grace: float
+) -> Iterator[subprocess.Popen[bytes]]:
+    """An interpreter with these words beside this one, writing to `out`; ended afterwards, and killed after `grace` seconds."""
+    process = subprocess.Popen([sys.executable, *words], stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **environ})
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=grace)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def last_line(written: bytes, otherwise: str) -> str:
+    """The last line that a process wrote, as a reason."""
+    return (written.decode(errors="replace").strip().splitlines() or [otherwise])[-1]
 
 
 def _over_memory(limits: Limits) -> LimitExceeded:

@@ -18,7 +18,7 @@ from maasdam.settings import Settings
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines' libraries are taken to import."""
-    monkeypatch.setattr(doctor, "_probe", lambda code: subprocess.CompletedProcess([], 0, "cpu\n", ""))
+    monkeypatch.setattr(doctor, "run_python", lambda *_, **__: subprocess.CompletedProcess([], 0, b"cpu\n", b""))
 
 
 def test_it_makes_nothing(quick: None, tmp_path: Path) -> None:

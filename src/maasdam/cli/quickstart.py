@@ -15,7 +15,7 @@ import typer
 from maasdam.cli.output import JSON, emit, progress_bar, reporting
 
 if TYPE_CHECKING:
-    from maasdam.operations.quickstart import Answered, Service, Version
+    from maasdam.operations.quickstart import Answered, ServiceProcess, Version
 
 PLAIN_WIDTH = 150
 """Columns of the table where stdout is not a terminal."""
@@ -58,7 +58,7 @@ def _home(temporary: bool) -> Iterator[Path | None]:
         yield Path(folder)
 
 
-def _leave_up(running: Service) -> None:
+def _leave_up(running: ServiceProcess) -> None:
     from maasdam.operations.quickstart import starters
 
     images, _, speech = starters()

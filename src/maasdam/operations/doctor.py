@@ -9,14 +9,12 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from maasdam.children import last_line, run_python
 from maasdam.core import Progress, silent
 from maasdam.engines import ENGINES, installed_version
 from maasdam.engines.processor import has_int8, instructions
@@ -80,20 +78,11 @@ def _engine(name: str) -> EngineFound:
     if missing:
         install = f"pip install 'maasdam[{info.extra}]'" if info.extra else "pip install --force-reinstall maasdam"
         return EngineFound(name, False, info.layouts, versions, problem=f"{', '.join(missing)} not installed; run: {install}")
-    done = _probe(info.probe)
+    done = run_python(["-c", info.probe], seconds=IMPORT_SECONDS, environ={"OMP_NUM_THREADS": "1"})
     if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or [f"the import ended with status {done.returncode}"])[-1]
-        return EngineFound(name, False, info.layouts, versions, problem=f"installed but does not import: {said[:300]}")
-    return EngineFound(name, True, info.layouts, versions, tuple(done.stdout.split()))
-
-
-def _probe(code: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "OMP_NUM_THREADS": "1"}
-    command: Sequence[str] = [sys.executable, "-c", code]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_SECONDS, env=environment)
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 1, "", f"the import took longer than {IMPORT_SECONDS} s")
+        why = last_line(done.stderr, f"the import ended with status {done.returncode}")[:300]
+        return EngineFound(name, False, info.layouts, versions, problem=f"installed but does not import: {why}")
+    return EngineFound(name, True, info.layouts, versions, tuple(done.stdout.decode().split()))
 
 
 def _machine() -> dict[str, Any]:

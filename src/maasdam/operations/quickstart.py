@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maasdam.children import started
 from maasdam.core import (
     IMAGE_CLASSIFICATION,
     SPEECH_RECOGNITION,
@@ -94,8 +95,8 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
-    """The running service."""
+class ServiceProcess:
+    """A service that runs beside this process."""
 
     address: str
     key: str
@@ -158,7 +159,7 @@ def build_all(workspace: Workspace, progress: Progress = silent) -> list[Version
 
 
 @contextmanager
-def service(workspace: Workspace, port: int, models: list[str]) -> Iterator[Service]:
+def service(workspace: Workspace, port: int, models: list[str]) -> Iterator[ServiceProcess]:
     """Run `maasdam serve` as its own process with a fresh key; yields once every model answers; stops it at the end.
 
     Raises ServiceError, with the end of its log, when it does not come up.
@@ -170,26 +171,15 @@ def service(workspace: Workspace, port: int, models: list[str]) -> Iterator[Serv
     log = workspace.settings.home / "serve.log"
     address = f"http://127.0.0.1:{port}"
     with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "maasdam", "serve", "--port", str(port)],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"MAASDAM_HOME": str(workspace.settings.home)},
-        )
-    try:
-        with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {secret}"}, timeout=10) as client:
-            _wait_until_ready(client, process, models, log)
-        yield Service(address, secret, process)
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=workspace.settings.shutdown_grace_seconds + 10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        words = ["-m", "maasdam", "serve", "--port", str(port)]
+        environ, grace = {"MAASDAM_HOME": str(workspace.settings.home)}, workspace.settings.shutdown_grace_seconds + 10
+        with started(words, out, environ, grace) as process:
+            with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {secret}"}, timeout=10) as client:
+                _wait_until_ready(client, process, models, log)
+            yield ServiceProcess(address, secret, process)
 
 
-def ask_all(workspace: Workspace, running: Service, versions: list[Version], progress: Progress = silent) -> list[Answered]:
+def ask_all(workspace: Workspace, own: ServiceProcess, versions: list[Version], progress: Progress = silent) -> list[Answered]:
     """Ask the service every shipped sample of every model and compare with what the same build says in this process."""
     import httpx
 
@@ -198,8 +188,8 @@ def ask_all(workspace: Workspace, running: Service, versions: list[Version], pro
         TEXT_GENERATION: _ask_text,
         SPEECH_RECOGNITION: _ask_speech,
     }
-    headers = {"Authorization": f"Bearer {running.key}"}
-    with httpx.Client(base_url=running.address, headers=headers, timeout=120) as client:
+    headers = {"Authorization": f"Bearer {own.key}"}
+    with httpx.Client(base_url=own.address, headers=headers, timeout=120) as client:
         return [
             ask[starter.task](client, workspace, starter, version, progress)
             for starter, version in zip(starters(), versions, strict=True)

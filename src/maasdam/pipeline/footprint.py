@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import os
 import pickle
-import subprocess
 import sys
 from collections.abc import Sequence
 
+from maasdam.children import last_line, run_python
 from maasdam.core import Artifact, Sampling, SequenceEngine, SequenceRequest
 from maasdam.pipeline.examples import Inputs
 
@@ -27,21 +26,12 @@ def footprint_bytes(artifact: Artifact, inputs: Sequence[Inputs], threads: int, 
 
     (bytes, None), or (None, why it could not be measured).
     """
-    try:
-        child = subprocess.run(
-            [sys.executable, "-m", "maasdam.pipeline.footprint"],
-            input=pickle.dumps((artifact, list(inputs[:RUNS]), threads, device)),
-            capture_output=True,
-            timeout=SECONDS,
-            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
-        )
-    except subprocess.TimeoutExpired:
-        return None, f"memory of {artifact.engine} was not measured: it took more than {SECONDS:.0f} s"
-    lines = child.stdout.decode(errors="replace").splitlines()
-    if child.returncode != 0 or not lines:
-        last = (child.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
-        return None, f"memory of {artifact.engine} was not measured: the child process failed ({last[:200]})"
-    grown = int(lines[-1])
+    given = pickle.dumps((artifact, list(inputs[:RUNS]), threads, device))
+    child = run_python(["-m", "maasdam.pipeline.footprint"], seconds=SECONDS, given=given)
+    if child.returncode != 0 or not child.stdout:
+        why = last_line(child.stderr, "no message")[:200]
+        return None, f"memory of {artifact.engine} was not measured: the child process failed ({why})"
+    grown = int(last_line(child.stdout, "0"))
     return (grown, None) if grown > 0 else (None, f"memory of {artifact.engine} was not measured: it did not grow")
 
 
