@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from maasdam.convert.operators import interpreter, narrow, sequences
+from maasdam.convert.operators import interpreter, narrow
 from maasdam.convert.operators.graph import of_model
 from maasdam.convert.operators.nodes import Graph
-from maasdam.convert.operators.table import Framework
+from maasdam.convert.operators.onnx import OPERATORS
 
 Arrays = Sequence[Any]
 """numpy arrays, lists of them, None."""
@@ -42,7 +42,7 @@ def verdicts(framework: str) -> Iterator[Verdict]:
     """One verdict for each node test of the standard operators. `framework` is one of FRAMEWORKS."""
     from onnx.backend.test.case.node import collect_testcases
 
-    table, run = {"pytorch": _pytorch, "tensorflow": _tensorflow}[framework]()
+    named, run = {"pytorch": _pytorch, "tensorflow": _tensorflow}[framework]()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cases = [case for case in collect_testcases(None) if case.model is not None]
@@ -51,12 +51,12 @@ def verdicts(framework: str) -> Iterator[Verdict]:
             if any(node.domain not in ("", "ai.onnx") for node in case.model.graph.node):
                 continue  # machine learning before networks, training
             whole = case.name.partition("_expanded")[0]  # a case with the operator replaced by its definition
-            yield _judge(case, tested.get(whole, tested[case.name]), table, run)
+            yield _judge(case, tested.get(whole, tested[case.name]), named, run)
 
 
-def _judge(case: Any, operator: str, table: Any, run: Run) -> Verdict:
+def _judge(case: Any, operator: str, framework: str, run: Run) -> Verdict:
     try:
-        graph = of_model(case.model, table)
+        graph = of_model(case.model, framework)
         pairs = [([_array(x) for x in ins], [_array(x) for x in outs]) for ins, outs in case.data_sets]
         found = [_narrowed(graph, run(graph, [_held(x) for x in ins])) for ins, _ in pairs]
     except Exception as error:  # frameworks raise their own kinds
@@ -131,58 +131,54 @@ def _each(function: Callable[[Any], Any], values: Any) -> list[Any]:
     return [v if v is None else _each(function, v) if isinstance(v, list) else function(v) for v in values]
 
 
-def _pytorch() -> tuple[Any, Run]:
+def _pytorch() -> tuple[str, Run]:
     import ml_dtypes
     import torch
 
-    from maasdam.convert.directions.onnx_to_pytorch import _tensor, of_graph
-    from maasdam.convert.operators.pytorch import TABLE
+    from maasdam.convert.directions.onnx_to_pytorch import of_graph
+    from maasdam.convert.operators.pytorch import ARRAYS
 
     def numbers(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
         return tensor.float().numpy().astype(ml_dtypes.bfloat16) if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
     def run(graph: Graph, inputs: Arrays) -> list[Any]:
         with torch.no_grad():
-            found = of_graph(graph)(*_each(_tensor, inputs))
+            found = of_graph(graph)(*_each(ARRAYS.tensor, inputs))
         return _each(numbers, found)
 
-    return TABLE, run
+    return ARRAYS.name, run
 
 
-def _tensorflow() -> tuple[Any, Run]:
+def _tensorflow() -> tuple[str, Run]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
-    from maasdam.convert.operators.tensorflow import TABLE
-    from maasdam.convert.operators.tensorflow.sizes import dims, small, tensor
-
-    framework = Framework(TABLE, tensor, dims, small)
+    from maasdam.convert.operators.tensorflow import ARRAYS
 
     def run(graph: Graph, inputs: Arrays) -> list[Any]:
         """Traced, as in a SavedModel. What must be known while tracing (axes, shapes) is a constant of the graph."""
         given = dict(zip(graph.inputs, inputs, strict=True))
-        stated = _stated(graph, TABLE)
+        stated = _stated(graph)
         live = [name for name in graph.inputs if name not in stated and given[name] is not None]
         absent = {name: None for name in graph.inputs if given[name] is None}
 
         def traced(*tensors: Any) -> list[Any]:
             fixed = graph.constants | {name: given[name] for name in graph.inputs if name in stated}
-            values: dict[str, Any] = {n: interpreter.small_or_tensor(a, framework) for n, a in fixed.items()} | absent
-            return interpreter.run(graph, framework, values | dict(zip(live, tensors, strict=True)))
+            values: dict[str, Any] = {n: interpreter.small_or_tensor(a, ARRAYS) for n, a in fixed.items()} | absent
+            return interpreter.run(graph, ARRAYS, values | dict(zip(live, tensors, strict=True)))
 
         specs = _each(lambda v: tf.TensorSpec(v.shape, v.dtype), [given[name] for name in live])
         function = tf.function(traced, autograph=False, input_signature=specs)
         return _each(lambda t: t.numpy(), function(*_each(tf.constant, [given[name] for name in live])))
 
-    return TABLE, run
+    return ARRAYS.name, run
 
 
-def _stated(graph: Graph, table: Any) -> set[str]:
+def _stated(graph: Graph) -> set[str]:
     """Names that operators read as shapes and axes."""
     found = set()
     for node in graph.nodes:
-        operator = table.find(node.operator, graph.version)
-        found |= {node.inputs[i] for i in sequences.STATED.get(node.operator, ()) if i < len(node.inputs)}
+        operator = OPERATORS.find(node.operator, graph.version)
         if operator is not None:
             found |= {name for i, name in enumerate(node.inputs) if operator.parameter(i) in operator.shapes}
     return found

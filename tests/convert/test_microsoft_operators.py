@@ -12,7 +12,6 @@ import pytest
 from maasdam.artifacts.store import Store
 from maasdam.convert.operators import interpreter
 from maasdam.convert.operators.graph import of_model
-from maasdam.convert.operators.table import Framework
 from maasdam.convert.proof.certificate import certify
 from maasdam.core import Format
 from maasdam.engines.onnxruntime_engine import EXACT
@@ -273,9 +272,8 @@ def in_pytorch(model: Any) -> Any:
     import torch
 
     from maasdam.convert.directions.onnx_to_pytorch import of_graph
-    from maasdam.convert.operators.pytorch import TABLE
 
-    module = of_graph(of_model(model, TABLE))
+    module = of_graph(of_model(model, "PyTorch"))
     names = [v.name for v in model.graph.input]
 
     def run(feeds: dict[str, Any]) -> list[Any]:
@@ -289,18 +287,17 @@ def in_tensorflow(model: Any) -> Any:
     """Traced once, for any size."""
     import tensorflow as tf
 
-    from maasdam.convert.operators.tensorflow import TABLE
-    from maasdam.convert.operators.tensorflow.sizes import dims, small, tensor
+    from maasdam.convert.operators.tensorflow import ARRAYS
 
-    graph, framework = of_model(model, TABLE), Framework(TABLE, tensor, dims, small)
+    graph = of_model(model, ARRAYS.name)
     kinds = {1: tf.float32, 2: tf.uint8, 6: tf.int32, 7: tf.int64, 9: tf.bool}
     tensors = [(v.name, v.type.tensor_type) for v in model.graph.input]
     specs = [tf.TensorSpec([d.dim_value or None for d in t.shape.dim], kinds[t.elem_type]) for _, t in tensors]
 
     @tf.function(autograph=False, input_signature=specs)
     def traced(*given: Any) -> list[Any]:
-        constants = {n: interpreter.small_or_tensor(a, framework) for n, a in graph.constants.items()}
-        return interpreter.run(graph, framework, constants | dict(zip(graph.inputs, given, strict=True)))
+        constants = {n: interpreter.small_or_tensor(a, ARRAYS) for n, a in graph.constants.items()}
+        return interpreter.run(graph, ARRAYS, constants | dict(zip(graph.inputs, given, strict=True)))
 
     return lambda feeds: [t.numpy() for t in traced(*[tf.constant(feeds[name]) for name, _ in tensors])]
 
@@ -328,14 +325,11 @@ def test_an_operator_computes_what_onnx_runtime_computes(case: Case, into: Any) 
                 np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=2e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("table", ["pytorch", "tensorflow"])
-def test_an_operator_nobody_wrote_is_named_with_the_others(table: str) -> None:
-    import importlib
-
+@pytest.mark.parametrize("framework", ["PyTorch", "TensorFlow"])
+def test_an_operator_nobody_wrote_is_named_with_the_others(framework: str) -> None:
     unknown = [(M + "BeamSearch", ["x"], ["a"], {}), ("Multinomial", ["a"], ["b"], {}), (M + "Gelu", ["b"], ["y"], {})]
-    known = importlib.import_module(f"maasdam.convert.operators.{table}").TABLE
     with pytest.raises(Unsupported, match=r"for the model's Multinomial, com\.microsoft\.BeamSearch$"):
-        of_model(Case("", unknown, X, {}).model(), known)
+        of_model(Case("", unknown, X, {}).model(), framework)
 
 
 @pytest.mark.filterwarnings("ignore")

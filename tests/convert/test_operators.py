@@ -17,6 +17,7 @@ from maasdam.convert import convert
 from maasdam.convert.directions.onnx_to_pytorch import load
 from maasdam.convert.operators import shapes
 from maasdam.convert.operators.graph import read
+from maasdam.convert.operators.onnx import OPERATORS
 from maasdam.convert.operators.weights import learned_names
 from maasdam.convert.proof.certificate import certify
 from maasdam.core import Artifact, Format, Signature, TensorSpec
@@ -24,6 +25,7 @@ from maasdam.errors import InvalidModel, Unsupported, VerificationFailed
 from maasdam.sources import ingest
 from tests.convert import tiny
 from tests.convert.test_directions import converted
+from tests.convert.test_microsoft_operators import Case, in_pytorch, in_tensorflow
 from tests.engines.networks import CNN, artifact
 
 WAYS: tuple[Format, ...] = ("pytorch", "tensorflow")
@@ -180,7 +182,7 @@ def test_a_transformers_model_goes_to_onnx_and_comes_back_with_its_parameters(
     there = replace(there, digest="sha256:there")
     for to in WAYS:
         certify(source, converted(there, to, tmp_path / to), seeds=(0,))
-    read_ = read(there.path / "model.onnx", _table())
+    read_ = read(there.path / "model.onnx", "PyTorch")
     left = [a.shape for n, a in read_.constants.items() if a.dtype.kind == "f" and a.size > 1 and n not in learned_names(read_)]
     assert not left, "position embeddings and class tokens are weights too"
 
@@ -189,13 +191,7 @@ def test_a_mask_is_no_weight(tmp_path: Path) -> None:
     hidden = np.array([[0, -3e38, 0, -np.inf]], np.float32)
     learned = np.ones((1, 4), np.float32)
     model = graph([("Add", ["x", "mask"], ["a"]), ("Add", ["a", "positions"], ["y"])], mask=hidden, positions=learned)
-    assert learned_names(read(source_of(tmp_path, model).path / "model.onnx", _table())) == {"positions"}
-
-
-def _table() -> Any:
-    from maasdam.convert.operators.pytorch import TABLE
-
-    return TABLE
+    assert learned_names(read(source_of(tmp_path, model).path / "model.onnx", "PyTorch")) == {"positions"}
 
 
 class Symbol:
@@ -266,14 +262,23 @@ def network_of(folder: Path, nodes: list[Any], x: list[Any], y: list[Any], **wei
     return Artifact("sha256:x", folder, "onnx", "onnx", None, "onnxruntime", signature, 1)
 
 
-@pytest.mark.parametrize(("kind", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
-def test_a_recurrent_layer_goes_to_pytorch_with_its_sequence_open(kind: str, gates: int, tmp_path: Path) -> None:
+RECURRENT: list[tuple[str, int, dict[str, Any]]] = [
+    ("LSTM", 4, {}),
+    ("GRU", 3, {"linear_before_reset": 1}),
+    ("GRU", 3, {}),
+    ("RNN", 1, {}),
+]
+
+
+@pytest.mark.parametrize(("kind", "gates", "options"), RECURRENT)
+def test_a_recurrent_layer_goes_to_pytorch_with_its_sequence_open(
+    kind: str, gates: int, options: dict[str, Any], tmp_path: Path
+) -> None:
     from onnx import helper
 
     random = np.random.default_rng(0)
     sizes = {"w": (2, gates * 3, 4), "r": (2, gates * 3, 3), "b": (2, gates * 6)}
     weights = {name: random.normal(0, 0.5, shape).astype(np.float32) for name, shape in sizes.items()}
-    options = {"linear_before_reset": 1} if kind == "GRU" else {}
     nodes = [helper.make_node(kind, ["x", "w", "r", "b"], ["y"], hidden_size=3, direction="bidirectional", **options)]
     source = network_of(tmp_path / "source", nodes, ["time", "batch", 4], ["time", 2, "batch", 3], **weights)
     candidate = converted(source, "pytorch", tmp_path / "out")
@@ -281,6 +286,23 @@ def test_a_recurrent_layer_goes_to_pytorch_with_its_sequence_open(kind: str, gat
     assert candidate.signature.inputs[0].shape == (None, None, 4)
     lengths = {case["shapes"]["x"][0] for case in certify(source, candidate, seeds=(0,)).cases}
     assert len(lengths) >= 3  # and as many more as time allows
+
+
+@pytest.mark.parametrize("into", [in_pytorch, in_tensorflow])
+@pytest.mark.parametrize(("kind", "gates", "options"), RECURRENT)
+def test_a_recurrent_layer_stops_where_each_item_ends(kind: str, gates: int, options: dict[str, Any], into: Any) -> None:
+    import onnxruntime
+
+    random = np.random.default_rng(1)
+    sizes = {"w": (2, gates * 3, 4), "r": (2, gates * 3, 3), "b": (2, gates * 6)}
+    weights: dict[str, Any] = {name: random.normal(0, 0.5, shape).astype(np.float32) for name, shape in sizes.items()}
+    weights["lengths"] = np.array([1, 3, 2], np.int32)
+    node = (kind, ["x", "w", "r", "b", "lengths"], ["y", "h"], {"hidden_size": 3, "direction": "bidirectional", **options})
+    case = Case(kind, [node], {"x": ("float", ("S", 3, 4))}, weights)
+    session = onnxruntime.InferenceSession(case.model().SerializeToString(), providers=["CPUExecutionProvider"])
+    feeds = case.feeds(0)
+    for found, wanted in zip(into(case.model())(feeds), session.run(None, feeds), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("to", WAYS)
@@ -298,9 +320,7 @@ def test_an_image_whose_sides_are_open_is_resized(to: Format, mode: str, tmp_pat
 
 
 def test_every_value_that_a_loop_carries_stays_a_tensor() -> None:
-    from maasdam.convert.operators.pytorch import TABLE
-
-    loop = TABLE.find("Loop", 21)
+    loop = OPERATORS.find("Loop", 21)
     assert loop is not None
     assert [loop.parameter(i) for i in range(6)] == ["trips", "condition", *["carried"] * 4]
 

@@ -178,15 +178,14 @@ def test_a_narrow_type_at_the_door_or_in_an_operator_that_computes_is_refused(tm
     from onnx import TensorProto, helper
 
     from maasdam.convert.operators.graph import read
-    from maasdam.convert.operators.pytorch import TABLE
 
     made = of_four_bits()
     made.graph.node.append(helper.make_node("Pad", ["t", "pads"], ["u"]))
     onnx.save(made, tmp_path / "a.onnx")
     with pytest.raises(Unsupported, match=r"no counterpart here for the model's Pad of int4$"):
-        read(tmp_path / "a.onnx", TABLE)
+        read(tmp_path / "a.onnx", "PyTorch")
     made = of_four_bits()
     made.graph.output.append(helper.make_tensor_value_info("t", TensorProto.INT4, [3, "N"]))
     onnx.save(made, tmp_path / "b.onnx")
     with pytest.raises(Unsupported, match=r"no tensors of the type of the model's 't' \(int4\)"):
-        read(tmp_path / "b.onnx", TABLE)
+        read(tmp_path / "b.onnx", "PyTorch")

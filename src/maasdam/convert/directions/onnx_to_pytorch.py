@@ -1,6 +1,6 @@
 """ONNX -> PyTorch: the graph as a module with real parameters, then an exported program (.pt2).
 
-Knows modules, parameters and names. The operators are in `operators/pytorch`.
+Knows modules, parameters and names. The operators are in `operators/`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from maasdam.convert.modules import first_line, name_module, need_signature
 from maasdam.convert.operators import interpreter
 from maasdam.convert.operators.graph import read
 from maasdam.convert.operators.nodes import Graph
-from maasdam.convert.operators.table import Framework
 from maasdam.convert.operators.weights import learned_names
 from maasdam.core import Artifact, Signature
 from maasdam.engines.pytorch_engine import load_program
@@ -55,18 +52,15 @@ def load(path: Path) -> torch.nn.Module:
 
     Parameters keep the names they have in the file, as far as PyTorch allows. Raises InvalidModel, Unsupported.
     """
-    from maasdam.convert.operators.pytorch import TABLE
-
-    return of_graph(read(path, TABLE))
+    return of_graph(read(path, "PyTorch"))
 
 
 def of_graph(graph: Graph) -> torch.nn.Module:
-    """As `load`, of a graph that was read for the PyTorch table."""
+    """As `load`, of a graph that was read for PyTorch."""
     import torch
 
-    from maasdam.convert.operators.pytorch import TABLE
+    from maasdam.convert.operators.pytorch import ARRAYS
 
-    framework = Framework(TABLE, _tensor, lambda t: list(t.shape), _small)
     learned = learned_names(graph)
 
     counted = {name for node in graph.walk() if node.operator == "Range" for name in node.inputs}
@@ -83,7 +77,7 @@ def of_graph(graph: Graph) -> torch.nn.Module:
                 if not array.size or name in counted:
                     self.fixed[name] = array
                     continue
-                value = interpreter.small_or_tensor(array, framework)
+                value = interpreter.small_or_tensor(array, ARRAYS)
                 if not isinstance(value, torch.Tensor):
                     self.fixed[name] = value
                     continue
@@ -95,7 +89,7 @@ def of_graph(graph: Graph) -> torch.nn.Module:
                 owner, _, leaf = place.rpartition(".")
                 values[name] = getattr(self.get_submodule(owner), leaf)
             values.update(zip(graph.inputs, inputs, strict=True))
-            return tuple(interpreter.run(graph, framework, values))
+            return tuple(interpreter.run(graph, ARRAYS, values))
 
     return OnnxGraph().eval()
 
@@ -126,22 +120,3 @@ def _add(owner: torch.nn.Module, part: str, child: torch.nn.Module) -> None:
     if hasattr(owner, part):
         raise Unsupported(f"two weights of the model are called '{part}', one of them inside the other")
     owner.add_module(part, child)
-
-
-def _tensor(array: np.ndarray[Any, Any]) -> torch.Tensor:
-    import torch
-
-    if array.dtype != object:
-        if array.dtype.name == "bfloat16":
-            return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
-        if array.dtype.kind not in "iufbc" or array.dtype.name.startswith("float8"):
-            raise Unsupported(f"PyTorch has no tensors of {array.dtype} here")
-        if not array.size:
-            return torch.zeros(array.shape, dtype=torch.from_numpy(array.copy()).dtype)
-        return torch.from_numpy(array.copy()).reshape(array.shape)
-    parts = [torch.scalar_tensor(v, dtype=torch.int64) for v in array.flat]
-    return torch.stack(parts).reshape(array.shape)
-
-
-def _small(tensor: torch.Tensor) -> Any:
-    return tensor.tolist()

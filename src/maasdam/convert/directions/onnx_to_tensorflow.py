@@ -1,6 +1,6 @@
 """ONNX -> TensorFlow: the graph as a traced function over real variables, then a SavedModel with serving_default.
 
-Knows variables, names and signatures. The operators are in `operators/tensorflow`.
+Knows variables, names and signatures. The operators are in `operators/`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from maasdam.convert.modules import first_line, need_signature
 from maasdam.convert.operators import interpreter, shapes
 from maasdam.convert.operators.graph import read
 from maasdam.convert.operators.nodes import Graph
-from maasdam.convert.operators.table import Framework
 from maasdam.convert.operators.weights import learned_names
 from maasdam.convert.signatures import describe
 from maasdam.core import Artifact, Signature, TensorSpec
@@ -36,25 +35,22 @@ def write(source: Artifact, out: Path) -> Signature:
     except ImportError as error:
         raise missing_extra("tensorflow", "tensorflow") from error
     from maasdam.convert.directions.keras_to_savedmodel import signature_of
-    from maasdam.convert.operators.tensorflow import TABLE
 
     signature = need_signature(source)
-    module = of_graph(read(source.path / "model.onnx", TABLE), signature)
+    module = of_graph(read(source.path / "model.onnx", "TensorFlow"), signature)
     tf.saved_model.save(module, str(out), signatures={"serving_default": module.serve})
     return describe(signature_of(tf.saved_model.load(str(out)).signatures["serving_default"]), signature)
 
 
 def of_graph(graph: Graph, signature: Signature) -> tf.Module:
-    """A graph read for the TensorFlow table as a module whose `serve` takes and gives tensors by name.
+    """A graph read for TensorFlow as a module whose `serve` takes and gives tensors by name.
 
     Its weights are trainable variables. Raises Unsupported where TensorFlow can't trace it.
     """
     import tensorflow as tf
 
-    from maasdam.convert.operators.tensorflow import TABLE
-    from maasdam.convert.operators.tensorflow.sizes import dims, small, tensor
+    from maasdam.convert.operators.tensorflow import ARRAYS
 
-    framework = Framework(TABLE, tensor, dims, small)
     learned = learned_names(graph)
     module = tf.Module()
     module.weights = {
@@ -68,9 +64,9 @@ def of_graph(graph: Graph, signature: Signature) -> tf.Module:
         values: dict[str, Any] = {}
         for name, array in graph.constants.items():
             held = places.get(name)
-            values[name] = interpreter.small_or_tensor(array, framework) if held is None else module.weights[held].value()
+            values[name] = interpreter.small_or_tensor(array, ARRAYS) if held is None else module.weights[held].value()
         values.update((name, given[identifier(name)]) for name in graph.inputs)
-        found = interpreter.run(graph, framework, values)
+        found = interpreter.run(graph, ARRAYS, values)
         return {s.name: _shaped(value, s) for s, value in zip(signature.outputs, found, strict=True)}
 
     specs = {identifier(s.name): tf.TensorSpec(s.shape, s.dtype, name=identifier(s.name)) for s in signature.inputs}

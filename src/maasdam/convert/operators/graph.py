@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.convert.operators import functions, narrow, sequences
+from maasdam.convert.operators import functions, narrow
 from maasdam.convert.operators.nodes import Graph, Node
-from maasdam.convert.operators.table import Table
+from maasdam.convert.operators.onnx import OPERATORS
 from maasdam.errors import InvalidModel, Unsupported
 
 if TYPE_CHECKING:
@@ -17,11 +17,10 @@ if TYPE_CHECKING:
 
 OLDEST = 7
 """Before operator set 7 broadcasting had to be asked for, by attributes no table knows."""
-SHAPE_OPERATORS = ("Shape", "Size")
 
 
-def read(path: Path, table: Table) -> Graph:
-    """The graph in an ONNX file, operators that `table` lacks replaced by their ONNX definition where there is one.
+def read(path: Path, framework: str) -> Graph:
+    """The graph in an ONNX file for a framework, operators that the table lacks replaced by their ONNX definition.
 
     Raises InvalidModel for a broken file, Unsupported listing every operator that is left, or where onnx can't inline one.
     """
@@ -36,14 +35,14 @@ def read(path: Path, table: Table) -> Graph:
     ]
     if others:
         raise Unsupported(f"the model takes or gives what is no tensor: {', '.join(others)}")
-    graph = of_model(model, table)
+    graph = of_model(model, framework)
     if graph.narrow:
         named = ", ".join(f"'{name}' ({narrow.KINDS[number].name})" for name, number in graph.narrow.items())
-        raise Unsupported(f"{table.name} has no tensors of the type of the model's {named}")
+        raise Unsupported(f"{framework} has no tensors of the type of the model's {named}")
     return graph
 
 
-def of_model(model: onnx.ModelProto, table: Table) -> Graph:
+def of_model(model: onnx.ModelProto, framework: str) -> Graph:
     """As `read`, of a model in memory."""
     version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     if 0 < version < OLDEST and _means_the_same(model.graph, version):
@@ -53,12 +52,12 @@ def of_model(model: onnx.ModelProto, table: Table) -> Graph:
             f"the model uses ONNX operator set {version}; {OLDEST} and newer are known. "
             "onnx.version_converter.convert_version brings a model to a newer one"
         )
-    known = {name for name in table if table.find(name, version)} | {*SHAPE_OPERATORS, *sequences.OPERATORS}
+    known = {name for name in OPERATORS if OPERATORS.find(name, version)}
     proto = functions.inlined(model, version, known).graph
     types = {v.name: v.type.tensor_type.elem_type for v in (*proto.input, *proto.output)}
     graph, refused = narrow.hold(_graph(proto, version), types)
-    if missing := sorted({*unsupported(graph, table), *refused}):
-        raise Unsupported(f"{table.name} has no counterpart here for the model's {', '.join(missing)}")
+    if missing := sorted({*unsupported(graph), *refused}):
+        raise Unsupported(f"{framework} has no counterpart here for the model's {', '.join(missing)}")
     return graph
 
 
@@ -77,13 +76,11 @@ def _means_the_same(graph: onnx.GraphProto, version: int) -> bool:
     return True
 
 
-def unsupported(graph: Graph, table: Table) -> list[str]:
+def unsupported(graph: Graph) -> list[str]:
     """Every operator of the graph that the table lacks, with the attributes it lacks, sorted."""
     missing = set()
     for node in graph.walk():
-        if node.operator in SHAPE_OPERATORS or node.operator in sequences.OPERATORS:
-            continue
-        operator = table.find(node.operator, graph.version)
+        operator = OPERATORS.find(node.operator, graph.version)
         if operator is None:
             missing.add(node.operator)
         elif unknown := operator.unknown(node.attributes):

@@ -1,4 +1,4 @@
-"""Walk a graph's nodes, calling a framework's table. Knows values and when they die; never a framework's functions."""
+"""Walk a graph's nodes, calling the table. Knows values and when they die; never a framework."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from maasdam.convert.operators import sequences, shapes
+from maasdam.convert.operators import shapes
+from maasdam.convert.operators.arrays import Arrays
 from maasdam.convert.operators.nodes import Graph, Node
-from maasdam.convert.operators.table import Framework, Operator
+from maasdam.convert.operators.onnx import OPERATORS
+from maasdam.convert.operators.table import Operator
 from maasdam.errors import Unsupported
 
-CONTROL = ("If", "Loop", "Scan")
-DECIDES = "condition"
-"""The parameter that says which inner graph runs, or whether: known before the run, or a tensor of one element."""
 
-
-def run(graph: Graph, framework: Framework, values: Mapping[str, Any]) -> list[Any]:
+def run(graph: Graph, xp: Arrays, values: Mapping[str, Any]) -> list[Any]:
     """The outputs of `graph`. `values`: the inputs as tensors, and the constants as tensors or small numpy arrays."""
     known: dict[str, Any] = dict(values)
     wholes: dict[str, shapes.Small] = {}
@@ -32,7 +30,7 @@ def run(graph: Graph, framework: Framework, values: Mapping[str, Any]) -> list[A
         if whole is not None and node.operator == "Cast" and node.attributes["to"] in shapes.INTEGERS:
             found: tuple[Any, ...] = (whole,)
         else:
-            found = _call(node, graph, framework, known, wholes)
+            found = _call(node, graph, xp, known, wholes)
             if whole is not None and not isinstance(found[0], np.ndarray):
                 wholes[node.outputs[0]] = whole
         known.update((name, value) for name, value in zip(node.outputs, found, strict=False) if name)
@@ -40,7 +38,7 @@ def run(graph: Graph, framework: Framework, values: Mapping[str, Any]) -> list[A
             uses[name] -= 1
             if not uses[name]:
                 known.pop(name, None)
-    return [_as_tensor(known[name], framework) for name in graph.outputs]
+    return [_as_tensor(known[name], xp) for name in graph.outputs]
 
 
 def _used_inside(graph: Graph) -> set[str]:
@@ -71,36 +69,29 @@ def _whole(node: Node, graph: Graph, known: Mapping[str, Any], wholes: Mapping[s
         return None
 
 
-def _call(
-    node: Node, graph: Graph, framework: Framework, known: dict[str, Any], wholes: Mapping[str, shapes.Small]
-) -> tuple[Any, ...]:
+def _call(node: Node, graph: Graph, xp: Arrays, known: dict[str, Any], wholes: Mapping[str, shapes.Small]) -> tuple[Any, ...]:
     inputs = [known[name] if name else None for name in node.inputs]
-    if node.operator == "Shape":
-        dims = inputs[0].shape if isinstance(inputs[0], np.ndarray) else framework.dims(inputs[0])
-        return (shapes.of_dims(dims[node.attributes.get("start", 0) : node.attributes.get("end")]),)
-    if node.operator == "Size":
-        dims = list(inputs[0].shape) if isinstance(inputs[0], np.ndarray) else framework.dims(inputs[0])
-        return (shapes.compute("ReduceProd", [shapes.of_dims(dims)], {"keepdims": 0}),)
-    if node.operator in sequences.OPERATORS:
-        return (sequences.call(node.operator, inputs, node.attributes, framework),)
-    if node.operator == "Identity" and (inputs[0] is None or isinstance(inputs[0], list)):
-        return (inputs[0],)
+    operator = OPERATORS.find(node.operator, graph.version)
+    assert operator is not None, node.operator  # reading the graph made sure
+    if operator.on == "values":
+        return _outputs(operator.function(xp, *inputs, **node.attributes))
     if inputs and all(v is None or shapes.is_small(v) for v in inputs):
         try:
             return (shapes.compute(node.operator, inputs, node.attributes),)
         except shapes.NotHere:
             pass  # on tensors then
-    operator = framework.table.find(node.operator, graph.version)
-    assert operator is not None, node.operator  # reading the graph made sure
-    if any(isinstance(v, list) for v in inputs) and node.operator not in CONTROL:
+    if operator.on == "tensors" and any(isinstance(v, list) for v in inputs):
         raise Unsupported(f"{node.operator} '{node.name}' of a sequence")
-    arguments = [_argument(value, operator, i, node, graph, framework, wholes) for i, value in enumerate(inputs)]
+    arguments = [_argument(value, operator, i, node, graph, xp, wholes) for i, value in enumerate(inputs)]
     attributes = dict(node.attributes)
     if any(isinstance(v, Graph) for v in attributes.values()):
-        attributes = {name: _inner(v, framework, known) for name, v in attributes.items()}
+        attributes = {name: _inner(v, xp, known) for name, v in attributes.items()}
     if "outputs" in operator.parameters:
         attributes["outputs"] = len(node.outputs)
-    found = operator.function(*arguments, **attributes)
+    return _outputs(operator.function(xp, *arguments, **attributes))
+
+
+def _outputs(found: Any) -> tuple[Any, ...]:
     return found if isinstance(found, tuple) else (found,)
 
 
@@ -109,20 +100,20 @@ class Body:
     """An inner graph as a function of its inputs; it sees the values around it."""
 
     graph: Graph
-    framework: Framework
+    xp: Arrays
     outer: Mapping[str, Any]
     """What it reads of the values around it, and its own constants, by name."""
 
     def __call__(self, *inputs: Any) -> list[Any]:
-        return run(self.graph, self.framework, {**self.outer, **dict(zip(self.graph.inputs, inputs, strict=True))})
+        return run(self.graph, self.xp, {**self.outer, **dict(zip(self.graph.inputs, inputs, strict=True))})
 
 
-def _inner(value: Any, framework: Framework, known: dict[str, Any]) -> Any:
+def _inner(value: Any, xp: Arrays, known: dict[str, Any]) -> Any:
     if not isinstance(value, Graph):
         return value
     read = {name for node in value.walk() for name in node.inputs} | set(value.outputs) | _used_inside(value)
-    constants = {name: small_or_tensor(array, framework) for name, array in value.constants.items()}
-    return Body(value, framework, {name: known[name] for name in read if name in known} | constants)
+    constants = {name: small_or_tensor(array, xp) for name, array in value.constants.items()}
+    return Body(value, xp, {name: known[name] for name in read if name in known} | constants)
 
 
 def _argument(
@@ -131,36 +122,36 @@ def _argument(
     position: int,
     node: Node,
     graph: Graph,
-    framework: Framework,
+    xp: Arrays,
     wholes: Mapping[str, shapes.Small],
 ) -> Any:
     if value is None:
         return None
     parameter = operator.parameter(position)
-    if parameter not in operator.shapes:
-        return _as_tensor(value, framework)
+    if parameter not in operator.shapes | operator.stated:
+        return _as_tensor(value, xp)
     if (constant := graph.constants.get(node.inputs[position])) is not None:
         return constant.tolist()  # numbers that are known, though they are no integers (the scales of Resize)
     if (whole := wholes.get(node.inputs[position])) is not None:
         return whole.tolist()
     if isinstance(value, np.ndarray):
         return value.tolist()
-    if parameter == DECIDES:
-        return value  # a table may have a way for what is not known before the run
+    if parameter in operator.stated:
+        return value
     try:
-        return framework.small(value)
+        return xp.small(value)
     except ValueError as error:
         raise Unsupported(
             f"{node.operator} '{node.name}' takes its {parameter} from data, whose length is not known"
         ) from error
 
 
-def _as_tensor(value: Any, framework: Framework) -> Any:
+def _as_tensor(value: Any, xp: Arrays) -> Any:
     if isinstance(value, list):
-        return [_as_tensor(each, framework) for each in value]
-    return framework.tensor(value) if isinstance(value, np.ndarray) else value
+        return [_as_tensor(each, xp) for each in value]
+    return xp.tensor(value) if isinstance(value, np.ndarray) else value
 
 
-def small_or_tensor(array: np.ndarray[Any, Any], framework: Framework) -> Any:
+def small_or_tensor(array: np.ndarray[Any, Any], xp: Arrays) -> Any:
     """A constant as the walk wants it: integers that may belong to a shape as they are, anything else as a tensor."""
-    return array if shapes.is_small(array) and array.dtype.kind in "iub" else framework.tensor(array)
+    return array if shapes.is_small(array) and array.dtype.kind in "iub" else xp.tensor(array)

@@ -1,32 +1,36 @@
-"""A framework's operators: name and version -> function. Knows how they are listed and found; never what they compute."""
+"""ONNX's operators: name and version -> function. Knows how they are listed and found; never what they compute."""
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-if TYPE_CHECKING:
-    import numpy as np
-
-Function = Callable[..., Any]
-AnyFunction = TypeVar("AnyFunction", bound=Function)
+AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
+On = Literal["tensors", "lists", "values"]
+"""What an operator works on: tensors; sequences of them too; or values as the walk has them, small arrays and None included."""
+ANY: tuple[int, ...] = tuple(range(64))
+"""Weights may be at any input: what is added or multiplied, unless it is a mask."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """One operator as a function.
+    """One operator as a function of a framework's `Arrays`, the operator's inputs in order, and its attributes by name.
 
-    `shapes`: parameters that take small integers (an int or a list), not tensors. A parameter `outputs` gets the number of
-    outputs the node names.
+    A parameter `outputs` gets the number of outputs the node names.
     """
 
     name: str
     since: int
-    function: Function
+    function: Callable[..., Any]
     shapes: frozenset[str]
+    """Parameters that take small integers (an int or a list), not tensors."""
+    stated: frozenset[str]
+    """Parameters that take numbers where the model states them, and tensors where only the run knows them."""
+    weights: tuple[int, ...]
+    """The inputs that are learned."""
+    on: On
     parameters: tuple[str, ...]
     takes_any_attribute: bool
     rest: str | None
@@ -43,33 +47,37 @@ class Operator:
 
 
 class Table:
-    """Operators of the ONNX default domain, each found by the newest version not newer than the model's."""
+    """Operators, each found by the newest version not newer than the model's. Those of another domain than ONNX's own have
+    it before their name."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self) -> None:
         self._operators: dict[str, list[Operator]] = {}
 
-    def __call__(self, *names: str, since: int = 1, shapes: Iterable[str] = ()) -> Callable[[AnyFunction], AnyFunction]:
-        """List the decorated function under `names`, from operator set `since` on."""
+    def __call__(
+        self,
+        *names: str,
+        since: int = 1,
+        shapes: Iterable[str] = (),
+        stated: Iterable[str] = (),
+        weights: tuple[int, ...] = (),
+        on: On = "tensors",
+    ) -> Callable[[AnyFunction], AnyFunction]:
+        """List the decorated function under `names`, from operator set `since` on; the rest is as `Operator` has it."""
 
         def add(function: AnyFunction) -> AnyFunction:
-            parameters = inspect.signature(function).parameters.values()
+            _, *parameters = inspect.signature(function).parameters.values()
             takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
             rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
+            named = tuple(p.name for p in parameters)
             for name in names:
-                named = tuple(p.name for p in parameters)
-                operator = Operator(name, since, function, frozenset(shapes), named, takes_any, rest)
                 versions = self._operators.setdefault(name, [])
-                versions.append(operator)
+                versions.append(
+                    Operator(name, since, function, frozenset(shapes), frozenset(stated), weights, on, named, takes_any, rest)
+                )
                 versions.sort(key=lambda o: o.since)
             return function
 
         return add
-
-    def adopt(self, other: Table, *first: Any) -> None:
-        """List every operator of `other`, whose functions take `first` before an operator's inputs."""
-        for operator in (o for versions in other._operators.values() for o in versions):
-            self(operator.name, since=operator.since, shapes=operator.shapes)(functools.partial(operator.function, *first))
 
     def find(self, name: str, version: int) -> Operator | None:
         """The operator as operator set `version` defines it, or None."""
@@ -79,18 +87,6 @@ class Table:
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._operators))
 
-    def __len__(self) -> int:
-        return len(self._operators)
 
-
-@dataclass(frozen=True, slots=True)
-class Framework:
-    """What the walk has to know of a framework, beside its operators."""
-
-    table: Table
-    tensor: Callable[[np.ndarray[Any, Any]], Any]
-    """A tensor of a numpy array; one of dtype object holds integers some of which are symbols."""
-    dims: Callable[[Any], list[Any]]
-    """The sizes of a tensor's axes: numbers where known, else symbols."""
-    small: Callable[[Any], list[Any]]
-    """The integers in a tensor of at most one axis, as numbers or symbols. Raises ValueError where they can't be had."""
+operator = Table()
+"""The table, and the decorator that lists a function in it. `onnx.OPERATORS` is the table when all are listed."""

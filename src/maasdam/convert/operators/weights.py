@@ -1,26 +1,16 @@
-"""Which constants of a graph are weights. Knows what layers multiply, add and look up; never a framework."""
+"""Which constants of a graph are weights. Knows what operators say of their inputs; never a framework."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from maasdam.convert.operators.nodes import Graph
+from maasdam.convert.operators.onnx import OPERATORS
+from maasdam.convert.operators.table import ANY
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
 
-WEIGHTS: dict[str, tuple[int, ...]] = {
-    "BatchNormalization": (1, 2), "Conv": (1, 2), "ConvTranspose": (1, 2), "Einsum": (0, 1), "Expand": (0,),
-    "Gather": (0,), "Gemm": (0, 1, 2),
-    "GRU": (1, 2, 3), "GroupNormalization": (1, 2), "InstanceNormalization": (1, 2), "LSTM": (1, 2, 3),
-    "LayerNormalization": (1, 2), "MatMul": (0, 1), "PRelu": (1,), "RMSNormalization": (1,), "RNN": (1, 2, 3),
-    "SimplifiedLayerNormalization": (1,), "com.microsoft.Attention": (1, 2), "com.microsoft.BiasGelu": (1,),
-    "com.microsoft.EmbedLayerNormalization": (2, 3, 4, 5, 6), "com.microsoft.FastGelu": (1,), "com.microsoft.FusedConv": (1, 2),
-    "com.microsoft.FusedGemm": (0, 1, 2), "com.microsoft.FusedMatMul": (0, 1), "com.microsoft.MultiHeadAttention": (3,),
-    "com.microsoft.SkipLayerNormalization": (2, 3, 4), "com.microsoft.SkipSimplifiedLayerNormalization": (2, 3),
-}  # fmt: skip
-"""Which inputs of an operator are learned. Of Add, Mul, Sub and Concat: any constant but masks."""
-ANY_INPUT = ("Add", "Concat", "Mul", "Sub")
 MASK = 1e4
 """A constant that adds or multiplies numbers as large as this hides positions; nobody learned it."""
 PASSED_ON = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
@@ -34,10 +24,10 @@ def learned_names(graph: Graph) -> set[str]:
     for node in graph.nodes:
         if node.operator in PASSED_ON and node.inputs and node.inputs[0] in origin:
             origin[node.outputs[0]] = origin[node.inputs[0]]
-        slots = WEIGHTS.get(node.operator, ())
-        learned |= {origin[n] for i, n in enumerate(node.inputs) if i in slots and n in origin}
-        if node.operator in ANY_INPUT:
-            learned |= {origin[n] for n in node.inputs if n in origin and not _is_mask(graph.constants[origin[n]])}
+        operator = OPERATORS.find(node.operator, graph.version)
+        slots = operator.weights if operator is not None else ()
+        found = {origin[n] for i, n in enumerate(node.inputs) if i in slots and n in origin}
+        learned |= {name for name in found if slots != ANY or not _is_mask(graph.constants[name])}
     return {name for name in learned if graph.constants[name].size > 1}
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 Pads = list[tuple[Any, Any]]
 """(before, after) for each spatial axis."""
+Each = list[int]
+"""One number for each spatial axis."""
 
 
 def paddings(

@@ -1,17 +1,56 @@
-"""PyTorch's functions as composed operators name them: see operators/composed/arrays.py."""
+"""PyTorch's functions as operators name them: see operators/arrays.py."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn import functional
 
-from maasdam.convert.operators.composed.arrays import Arrays
-from maasdam.convert.operators.pytorch import elementwise, layers, rearrange, reduce
+from maasdam.convert.operators.arrays import Arrays
+from maasdam.convert.operators.pytorch import (
+    control,
+    detection,
+    elementwise,
+    layers,
+    rearrange,
+    recurrent,
+    reduce,
+    signal,
+    spatial,
+)
 from maasdam.convert.operators.pytorch.narrow import held, holder
-from maasdam.convert.operators.pytorch.table import dtype
+from maasdam.errors import Unsupported
+
+DTYPES: dict[int, torch.dtype] = {
+    1: torch.float32, 2: torch.uint8, 3: torch.int8, 4: torch.uint16, 5: torch.int16, 6: torch.int32, 7: torch.int64,
+    9: torch.bool, 10: torch.float16, 11: torch.float64, 12: torch.uint32, 13: torch.uint64, 14: torch.complex64,
+    15: torch.complex128, 16: torch.bfloat16,
+}  # fmt: skip
+"""ONNX's numbers for element types (TensorProto.DataType)."""
+
+
+def dtype(number: int) -> torch.dtype:
+    """The element type of an ONNX number. Raises Unsupported for strings and the 8-bit and narrower floats."""
+    if number not in DTYPES:
+        raise Unsupported(f"PyTorch tensors here have no ONNX element type number {number}")
+    return DTYPES[number]
+
+
+def tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    """A tensor of a numpy array; one of dtype object holds integers and symbols."""
+    if array.dtype != object:
+        if array.dtype.name == "bfloat16":
+            return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
+        if array.dtype.kind not in "iufbc" or array.dtype.name.startswith("float8"):
+            raise Unsupported(f"PyTorch has no tensors of {array.dtype} here")
+        if not array.size:
+            return torch.zeros(array.shape, dtype=torch.from_numpy(array.copy()).dtype)
+        return torch.from_numpy(array.copy()).reshape(array.shape)
+    parts = [torch.scalar_tensor(v, dtype=torch.int64) for v in array.flat]
+    return torch.stack(parts).reshape(array.shape)
 
 
 def _limits(kind: torch.dtype) -> tuple[Any, Any]:
@@ -27,40 +66,37 @@ def _spans(mask: Tensor, batch: Any) -> tuple[Tensor, Tensor | None]:
     return mask[:batch], mask[batch:] if mask.shape[0] != batch else None
 
 
+def _moments(x: Tensor, axes: list[int], keep: bool) -> tuple[Tensor, Tensor]:
+    return x.mean(axes, keepdim=keep), x.var(axes, correction=0, keepdim=keep)
+
+
 ARRAYS = Arrays(
+    name="PyTorch",
+    control=control,
+    detection=detection,
+    elementwise=elementwise,
+    layers=layers,
+    rearrange=rearrange,
+    recurrent=recurrent,
+    reduce=reduce,
+    signal=signal,
+    spatial=spatial,
+    math=torch,
     float32=torch.float32,
     float64=torch.float64,
     int32=torch.int32,
     int64=torch.int64,
     uint8=torch.uint8,
-    average_pool=layers.average_pool,
-    concat=rearrange.concat,
-    conv=layers.conv,
-    gather=rearrange.gather,
-    gelu=elementwise.gelu,
-    gemm=layers.gemm,
-    layer_normalization=layers.layer_normalization,
-    leaky_relu=elementwise.leaky_relu,
-    matmul=layers.matmul,
-    rms_normalization=layers.rms_normalization,
-    slice_=rearrange.slice_,
-    softmax=reduce.softmax,
-    softmax_flat=reduce.softmax_flat,
-    split=rearrange.split,
-    swish=elementwise.swish,
-    transpose=rearrange.transpose,
-    where=elementwise.where,
-    ceil=torch.ceil,
-    relu=torch.relu,
-    round=torch.round,
-    rsqrt=torch.rsqrt,
-    sigmoid=torch.sigmoid,
-    tanh=torch.tanh,
     dtype=dtype,
     holder=holder,
     held=held,
     limits=_limits,
+    is_float=torch.is_floating_point,
     cast=lambda x, kind: x.to(kind),
+    as_tensor=lambda x, kind: torch.as_tensor(x, dtype=kind),
+    tensor=tensor,
+    small=lambda x: x.tolist(),
+    known=control.known,
     rank=lambda x: x.dim(),
     dims=lambda x: list(x.shape),
     number=lambda size: size,
@@ -68,19 +104,39 @@ ARRAYS = Arrays(
     whole=lambda x: x.item(),
     larger=torch.sym_max,
     tie=lambda a, b: torch._check(a == b),  # so that torch.export takes them for one
+    broadcast_sizes=lambda have, want: [h if isinstance(w, int) and w == 1 else w for h, w in zip(have, want, strict=True)],
     reshape=torch.reshape,
+    transpose=rearrange.transpose,
+    squeeze=lambda x, axes: x.squeeze(tuple(axes)),
+    unsqueeze=torch.unsqueeze,
+    broadcast=lambda x, sizes: x.expand(sizes),
+    concat=lambda *values, axis: torch.cat(values, axis),
+    split=lambda x, sizes, axis: torch.split(x, list(sizes), axis),
+    stack=lambda parts, axis: torch.stack(list(parts), axis),
+    flip=lambda x, axis: x.flip(axis),
+    repeat=lambda x, times, axis: x.repeat_interleave(times, axis),
+    tile=lambda x, times: x.repeat(times),
+    take=lambda x, places, axis: x.index_select(axis, places),
+    nonzero=lambda x: torch.nonzero(x),
     full=lambda sizes, value, kind: torch.full(sizes, value, dtype=kind),
-    arange=lambda count: torch.arange(count),
+    zeros_like=torch.zeros_like,
+    arange=lambda *bounds: torch.arange(*bounds),
+    equal=torch.eq,
+    where=torch.where,
     clip=torch.clamp,
     extremes=lambda x: (x.min(), x.max()),
-    mean=lambda x, axes: x.mean(axes, keepdim=True),
-    repeat=lambda x, times, axis: x.repeat_interleave(times, axis),
+    total=lambda parts: torch.stack(parts).sum(0),
+    sum=lambda x, axes, keep: x.sum(axes, keepdim=keep, dtype=x.dtype),
+    mean=lambda x, axes, keep: x.mean(axes, keepdim=keep),
+    moments=_moments,
+    gelu=lambda x, approximate: functional.gelu(x, approximate=approximate),
+    leaky_relu=functional.leaky_relu,
+    relu=torch.relu,
     shifted=torch.bitwise_right_shift,
-    stack=lambda parts, axis: torch.stack(parts, axis),
-    sum=lambda x, axes: x.sum(axes, dtype=x.dtype),
-    largest=lambda x, axes: x.amax(axes),
-    linear=linear,
+    matmul=torch.matmul,
+    linear=functional.linear,
     scores=lambda query, key: torch.matmul(query, key.transpose(-1, -2)),
+    einsum=torch.einsum,
     at_places=_at_places,
     spans=_spans,
     pixels=lambda x, item, row, column: x[item, row, column],

@@ -1,9 +1,10 @@
-"""If, Loop and Scan. What they decide on follows from the model or from shapes, and torch.export unrolls them; only an If may
-decide on data: then the program holds both of its branches.
+"""Kernels of If and Loop. What they decide on follows from the model or from shapes, and torch.export unrolls them; only an If
+may decide on data: then the program holds both of its branches.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,38 +13,20 @@ import torch
 from torch import Tensor
 
 from maasdam.convert.operators.interpreter import Body
-from maasdam.convert.operators.pytorch.table import operator
 from maasdam.errors import Unsupported
 
 
-@operator("If", shapes=("condition",))
-def if_(condition: Any, then_branch: Body, else_branch: Body) -> tuple[Tensor, ...]:
-    """ONNX If."""
-    condition = _only(condition)
+def either(condition: Any, then_branch: Body, else_branch: Body) -> tuple[Tensor, ...]:
+    """One of two branches, which only the run can tell."""
     if isinstance(condition, Tensor):
-        return _either(condition.reshape(()), then_branch, else_branch)
-    if isinstance(condition, torch.SymBool):  # a length decides
-        try:
-            return _either(condition, then_branch, else_branch)
-        except Unsupported:
-            pass  # branches of other shapes: the program holds one, for the lengths that take it
-    return tuple(then_branch() if condition else else_branch())
+        return _both(condition.reshape(()), then_branch, else_branch)
+    try:  # a length decides
+        return _both(condition, then_branch, else_branch)
+    except Unsupported:  # branches of other shapes: the program holds one, for the lengths that take it
+        return tuple(then_branch() if condition else else_branch())
 
 
-def _only(value: Any) -> Any:
-    """The one number in a list of lists, however deep ([[False]] is no truth), or in a tensor that is the same in every run.
-
-    A tensor where only the run can tell.
-    """
-    while isinstance(value, list):
-        (value,) = value
-    if isinstance(value, Tensor):
-        known = getattr(value, "constant", None) if torch.compiler.is_compiling() else value
-        return value if known is None else known.item()
-    return value
-
-
-def _either(condition: Tensor | torch.SymBool, *branches: Body) -> tuple[Tensor, ...]:
+def _both(condition: Tensor | torch.SymBool, *branches: Body) -> tuple[Tensor, ...]:
     """One of two branches, chosen when the program runs."""
     from torch._higher_order_ops.cond import cond_op  # torch.cond calls dynamo, which does not follow the walk of a graph
 
@@ -85,12 +68,10 @@ def _either(condition: Tensor | torch.SymBool, *branches: Body) -> tuple[Tensor,
     return found
 
 
-@operator("Loop", shapes=("trips", "condition"))
-def loop(trips: Any, condition: Any, *carried: Tensor, body: Body) -> tuple[Tensor, ...]:
-    """ONNX Loop: what is carried, then what each turn gives, stacked."""
-    limit = _only(trips)
-    goes_on = _only(condition)
-    if isinstance(goes_on, Tensor):
+def loop(limit: Any, condition: Any, carried: tuple[Tensor, ...], body: Callable[..., list[Any]]) -> tuple[Tensor, ...]:
+    """Turn by turn: what is carried, then what each turn gives, stacked."""
+    goes_on = known(condition) if isinstance(condition, Tensor) else condition
+    if condition is not None and goes_on is None:
         raise Unsupported(
             "a loop of the model goes on for as long as its data say, and torch.export has to know how long: convert to "
             "another format than pytorch"
@@ -113,46 +94,14 @@ def loop(trips: Any, condition: Any, *carried: Tensor, body: Body) -> tuple[Tens
     return (*values, *(torch.stack(each) for each in scanned or []))
 
 
-@operator("Scan", since=9)
-def scan(
-    *inputs: Tensor,
-    body: Body,
-    num_scan_inputs: int,
-    scan_input_axes: list[int] | None = None,
-    scan_input_directions: list[int] | None = None,
-    scan_output_axes: list[int] | None = None,
-    scan_output_directions: list[int] | None = None,
-) -> tuple[Tensor, ...]:
-    """ONNX Scan: the body over slices of its last inputs, with carried state."""
-    states, scanned = list(inputs[:-num_scan_inputs]), inputs[-num_scan_inputs:]
-    axes = scan_input_axes or [0] * len(scanned)
-    turns = [
-        tensor.flip(axis).unbind(axis) if backwards else tensor.unbind(axis)
-        for tensor, axis, backwards in zip(scanned, axes, scan_input_directions or [0] * len(scanned), strict=True)
-    ]
-    given: list[list[Tensor]] = []
-    for slices in zip(*turns, strict=True):
-        found = body(*states, *slices)
-        states = found[: len(states)]
-        given.append(found[len(states) :])
-    outputs = [list(column) for column in zip(*given, strict=True)]
-    to_axes, to_directions = scan_output_axes or [0] * len(outputs), scan_output_directions or [0] * len(outputs)
-    stacked = [
-        torch.stack(column[::-1] if backwards else column, axis)
-        for column, axis, backwards in zip(outputs, to_axes, to_directions, strict=True)
-    ]
-    return (*states, *stacked)
+def known(value: Any) -> Any:
+    """The number that a value of one element is, in every run; None where only the run can tell."""
+    if isinstance(value, Tensor):
+        value = getattr(value, "constant", None) if torch.compiler.is_compiling() else value
+        return value if value is None else value.item()
+    return None if isinstance(value, torch.SymBool | torch.SymInt | torch.SymFloat) else value
 
 
-@operator("Scan")
-def scan_of_batches(
-    lengths: Tensor | None, *inputs: Tensor, body: Body, num_scan_inputs: int, directions: list[int] | None = None
-) -> tuple[Tensor, ...]:
-    """ONNX Scan before 9: each item of a batch by itself."""
-    if lengths is not None:
-        raise Unsupported("a Scan before operator set 9 over sequences of their own lengths")
-    found = [
-        scan(*items, body=body, num_scan_inputs=num_scan_inputs, scan_input_directions=directions)
-        for items in zip(*(v.unbind(0) for v in inputs), strict=True)
-    ]
-    return tuple(torch.stack(each) for each in zip(*found, strict=True))
+def slice_at(x: Tensor, turn: np.ndarray[Any, Any]) -> Tensor:
+    """What a Scan's turn sees of its first axis."""
+    return x.select(0, int(turn))

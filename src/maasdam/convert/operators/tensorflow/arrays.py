@@ -1,4 +1,4 @@
-"""TensorFlow's functions as composed operators name them: see operators/composed/arrays.py."""
+"""TensorFlow's functions as operators name them: see operators/arrays.py."""
 
 from __future__ import annotations
 
@@ -7,20 +7,63 @@ from typing import Any
 import tensorflow as tf
 from tensorflow import Tensor
 
-from maasdam.convert.operators.composed.arrays import Arrays
-from maasdam.convert.operators.tensorflow import elementwise, layers, rearrange, reduce
+from maasdam.convert.operators.arrays import Arrays
+from maasdam.convert.operators.tensorflow import (
+    control,
+    detection,
+    elementwise,
+    layers,
+    rearrange,
+    recurrent,
+    reduce,
+    signal,
+    spatial,
+)
 from maasdam.convert.operators.tensorflow.narrow import held, holder
-from maasdam.convert.operators.tensorflow.sizes import Size, dims, packed, rank, reshaped, scalar
-from maasdam.convert.operators.tensorflow.table import dtype, known
+from maasdam.convert.operators.tensorflow.sizes import (
+    Size,
+    broadcast_sizes,
+    dims,
+    packed,
+    rank,
+    reshaped,
+    scalar,
+    small,
+    tensor,
+)
+from maasdam.errors import Unsupported
+
+DTYPES: dict[int, tf.DType] = {
+    1: tf.float32, 2: tf.uint8, 3: tf.int8, 4: tf.uint16, 5: tf.int16, 6: tf.int32, 7: tf.int64,
+    9: tf.bool, 10: tf.float16, 11: tf.float64, 12: tf.uint32, 13: tf.uint64, 14: tf.complex64,
+    15: tf.complex128, 16: tf.bfloat16,
+}  # fmt: skip
+"""ONNX's numbers for element types (TensorProto.DataType)."""
+
+
+def dtype(number: int) -> tf.DType:
+    """The element type of an ONNX number. Raises Unsupported for strings and the 8-bit and narrower floats."""
+    if number not in DTYPES:
+        raise Unsupported(f"TensorFlow tensors here have no ONNX element type number {number}")
+    return DTYPES[number]
+
+
+def _known(*kinds: tf.DType) -> None:
+    """Raise Unsupported for element types TensorFlow has but hardly computes on: 8-bit and narrower floats, 4-bit integers."""
+    for kind in kinds:
+        if kind not in DTYPES.values():
+            raise Unsupported(f"TensorFlow does not compute {kind.name} as ONNX does")
 
 
 def _limits(kind: tf.DType) -> tuple[Any, Any]:
-    known(kind)
+    _known(kind)
     return kind.min, kind.max
 
 
 def _cast(x: Tensor, kind: tf.DType) -> Tensor:
-    known(x.dtype, kind)
+    _known(x.dtype, kind)
+    if kind == tf.bool and x.dtype != tf.bool:
+        return tf.not_equal(x, tf.zeros([], x.dtype))
     return tf.cast(x, kind)
 
 
@@ -50,39 +93,32 @@ def _pixels(x: Tensor, item: Tensor, row: Tensor, column: Tensor) -> Tensor:
 
 
 ARRAYS = Arrays(
+    name="TensorFlow",
+    control=control,
+    detection=detection,
+    elementwise=elementwise,
+    layers=layers,
+    rearrange=rearrange,
+    recurrent=recurrent,
+    reduce=reduce,
+    signal=signal,
+    spatial=spatial,
+    math=tf.math,
     float32=tf.float32,
     float64=tf.float64,
     int32=tf.int32,
     int64=tf.int64,
     uint8=tf.uint8,
-    average_pool=layers.average_pool,
-    concat=rearrange.concat,
-    conv=layers.conv,
-    gather=rearrange.gather,
-    gelu=elementwise.gelu,
-    gemm=layers.gemm,
-    layer_normalization=layers.layer_normalization,
-    leaky_relu=elementwise.leaky_relu,
-    matmul=layers.matmul,
-    rms_normalization=layers.rms_normalization,
-    slice_=rearrange.slice_,
-    softmax=reduce.softmax,
-    softmax_flat=reduce.softmax_flat,
-    split=rearrange.split,
-    swish=elementwise.swish,
-    transpose=rearrange.transpose,
-    where=elementwise.where,
-    ceil=tf.math.ceil,
-    relu=tf.nn.relu,
-    round=tf.round,
-    rsqrt=tf.math.rsqrt,
-    sigmoid=tf.sigmoid,
-    tanh=tf.tanh,
     dtype=dtype,
     holder=holder,
     held=held,
     limits=_limits,
+    is_float=lambda x: x.dtype.is_floating,
     cast=_cast,
+    as_tensor=tf.cast,
+    tensor=tensor,
+    small=small,
+    known=control.known,
     rank=rank,
     dims=dims,
     number=scalar,
@@ -90,19 +126,39 @@ ARRAYS = Arrays(
     whole=Size,
     larger=lambda a, b: Size(tf.maximum(scalar(a), scalar(b))),
     tie=lambda a, b: None,
+    broadcast_sizes=broadcast_sizes,
     reshape=reshaped,
+    transpose=tf.transpose,
+    squeeze=lambda x, axes: tf.squeeze(x, axes) if axes else x,
+    unsqueeze=tf.expand_dims,
+    broadcast=lambda x, sizes: tf.broadcast_to(x, packed(sizes)),
+    concat=lambda *values, axis: tf.concat(values, axis),
+    split=lambda x, sizes, axis: tf.split(x, packed(sizes), axis, num=len(sizes)),
+    stack=tf.stack,
+    flip=lambda x, axis: tf.reverse(x, [axis]),
+    repeat=tf.repeat,
+    tile=lambda x, times: tf.tile(x, packed(times)),
+    take=lambda x, places, axis: tf.gather(x, places, axis=axis),
+    nonzero=tf.where,
     full=lambda sizes, value, kind: tf.fill(packed(sizes), tf.constant(value, kind)),
-    arange=lambda count: tf.range(scalar(count), dtype=tf.int64),
+    zeros_like=tf.zeros_like,
+    arange=lambda *bounds: tf.range(*(scalar(v) for v in bounds), dtype=tf.int64),
+    equal=tf.equal,
+    where=tf.where,
     clip=_clip,
     extremes=lambda x: (tf.reduce_min(x), tf.reduce_max(x)),
-    mean=lambda x, axes: tf.reduce_mean(x, axes, True),
-    repeat=tf.repeat,
-    shifted=tf.bitwise.right_shift,
-    stack=tf.stack,
+    total=tf.add_n,
     sum=tf.reduce_sum,
-    largest=tf.reduce_max,
+    mean=tf.reduce_mean,
+    moments=layers.moments,
+    gelu=lambda x, approximate: tf.nn.gelu(x, approximate == "tanh"),
+    leaky_relu=lambda x, alpha: tf.where(x >= 0, x, x * alpha),
+    relu=tf.nn.relu,
+    shifted=tf.bitwise.right_shift,
+    matmul=layers.matmul,
     linear=_linear,
     scores=lambda query, key: tf.matmul(query, key, transpose_b=True),
+    einsum=tf.einsum,
     at_places=_at_places,
     spans=_spans,
     pixels=_pixels,

@@ -1,15 +1,15 @@
-"""If, Loop and Scan. What they decide, and how often a body runs, may be data: what follows from the model is unrolled."""
+"""Kernels of If and Loop. What they decide, and how often a body runs, may be data: what follows from the model is unrolled."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow import Tensor
 
-from maasdam.convert.operators.tensorflow.sizes import dims, scalar
-from maasdam.convert.operators.tensorflow.table import operator
+from maasdam.convert.operators.tensorflow.sizes import Size, scalar
 from maasdam.errors import Unsupported
 
 Body = Callable[..., list[Tensor]]
@@ -17,23 +17,17 @@ MOST = 256
 """More turns than this are a loop of the graph, not unrolled."""
 
 
-@operator("If")
-def if_(condition: Tensor, then_branch: Body, else_branch: Body) -> tuple[Tensor, ...]:
-    """ONNX If."""
-    known = tf.get_static_value(condition)
-    if known is not None:
-        return tuple(then_branch() if known.all() else else_branch())
+def either(condition: Tensor, then_branch: Body, else_branch: Body) -> tuple[Tensor, ...]:
+    """One of two branches, which only the run can tell."""
     return tuple(tf.cond(tf.reshape(condition, []), lambda: tuple(then_branch()), lambda: tuple(else_branch())))
 
 
-@operator("Loop", shapes=("trips",))
-def loop(trips: Any, condition: Tensor | None, *carried: Tensor, body: Body) -> tuple[Tensor, ...]:
-    """ONNX Loop: what is carried, then what each turn gives, stacked."""
-    limit = trips[0] if isinstance(trips, list) else trips
-    start = None if condition is None else tf.get_static_value(condition)
-    if (condition is not None and start is None) or not isinstance(limit, int | None) or (limit is not None and limit > MOST):
+def loop(limit: Any, condition: Any, carried: tuple[Tensor, ...], body: Body) -> tuple[Tensor, ...]:
+    """What is carried, then what each turn gives, stacked."""
+    start = True if condition is None else known(condition)
+    if start is None or isinstance(limit, Size) or (limit is not None and limit > MOST):
         return _running(limit, condition, carried, body)
-    unrolled = _unrolled(limit, start is None or bool(start.all()), carried, body)
+    unrolled = _unrolled(limit, bool(start), carried, body)
     return _running(limit, condition, carried, body) if unrolled is None else unrolled
 
 
@@ -47,10 +41,10 @@ def _unrolled(limit: int | None, goes_on: bool, carried: tuple[Tensor, ...], bod
         scanned = [[] for _ in rest] if scanned is None else scanned
         for each, value in zip(scanned, rest, strict=True):
             each.append(value)
-        known = tf.get_static_value(going)
-        if known is None or turn == MOST:
+        still = known(going)
+        if still is None or turn == MOST:
             return None
-        goes_on, turn = bool(known.all()), turn + 1
+        goes_on, turn = bool(still), turn + 1
     return None if scanned is None else (*values, *(tf.stack(each) for each in scanned))
 
 
@@ -102,56 +96,12 @@ def _stacked(array: Any, spec: tf.TensorSpec) -> Tensor:
     return out
 
 
-@operator("Scan", since=9)
-def scan(
-    *inputs: Tensor,
-    body: Body,
-    num_scan_inputs: int,
-    scan_input_axes: list[int] | None = None,
-    scan_input_directions: list[int] | None = None,
-    scan_output_axes: list[int] | None = None,
-    scan_output_directions: list[int] | None = None,
-) -> tuple[Tensor, ...]:
-    """ONNX Scan: the body over slices of its last inputs, with carried state."""
-    states, scanned = inputs[:-num_scan_inputs], list(inputs[-num_scan_inputs:])
-    axes, backwards = scan_input_axes or [0] * num_scan_inputs, scan_input_directions or [0] * num_scan_inputs
-    scanned = [
-        _first(tf.reverse(v, [axis]) if back else v, axis) for v, axis, back in zip(scanned, axes, backwards, strict=True)
-    ]
-
-    def turn(i: Tensor, going: Tensor, *values: Tensor) -> list[Tensor]:
-        return [going, *body(*values, *(v[i] for v in scanned))]
-
-    found = loop(dims(scanned[0])[0], None, *states, body=turn)
-    outputs = found[len(states) :]
-    to_axes, to_backwards = scan_output_axes or [0] * len(outputs), scan_output_directions or [0] * len(outputs)
-    stacked = [
-        _from_first(tf.reverse(v, [0]) if back else v, axis)
-        for v, axis, back in zip(outputs, to_axes, to_backwards, strict=True)
-    ]
-    return (*found[: len(states)], *stacked)
+def known(value: Any) -> Any:
+    """The number that a value of one element is, in every run; None where only the run can tell."""
+    found = tf.get_static_value(value) if isinstance(value, Tensor) else value
+    return None if found is None or isinstance(found, Size) else np.asarray(found).item()
 
 
-def _first(x: Tensor, axis: int) -> Tensor:
-    axis = axis % x.shape.rank
-    return x if axis == 0 else tf.transpose(x, [axis, *(i for i in range(x.shape.rank) if i != axis)])
-
-
-def _from_first(x: Tensor, axis: int) -> Tensor:
-    axis = axis % x.shape.rank
-    return x if axis == 0 else tf.transpose(x, [*range(1, axis + 1), 0, *range(axis + 1, x.shape.rank)])
-
-
-@operator("Scan")
-def scan_of_batches(
-    lengths: Tensor | None, *inputs: Tensor, body: Body, num_scan_inputs: int, directions: list[int] | None = None
-) -> tuple[Tensor, ...]:
-    """ONNX Scan before 9: each item of a batch by itself."""
-    count = inputs[0].shape[0]
-    if lengths is not None or count is None:
-        raise Unsupported("a Scan before operator set 9 over sequences of their own lengths, or a batch that is not fixed")
-    found = [
-        scan(*(v[i] for v in inputs), body=body, num_scan_inputs=num_scan_inputs, scan_input_directions=directions)
-        for i in range(count)
-    ]
-    return tuple(tf.stack(each) for each in zip(*found, strict=True))
+def slice_at(x: Tensor, turn: Tensor) -> Tensor:
+    """What a Scan's turn sees of its first axis."""
+    return x[turn]

@@ -94,14 +94,6 @@ def reshaped(x: Tensor, sizes: Sequence[Any]) -> Tensor:
     return tf.reshape(x, packed(sizes))
 
 
-def product(sizes: Iterable[Any]) -> Any:
-    """Of numbers and symbols."""
-    out: Any = 1
-    for size in sizes:
-        out = out * size
-    return out
-
-
 def broadcast_sizes(*shapes: Sequence[Any]) -> list[Any]:
     """What shapes of the same rank broadcast to."""
     out = []

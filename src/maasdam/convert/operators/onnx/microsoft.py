@@ -5,40 +5,43 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from maasdam.convert.operators.composed.arrays import Arrays, Tensor
-from maasdam.convert.operators.composed.table import operator
+from maasdam.convert.operators.arrays import Arrays, Tensor
+from maasdam.convert.operators.onnx.elementwise import swish
+from maasdam.convert.operators.onnx.layers import conv, gemm, layer_normalization, rms_normalization
+from maasdam.convert.operators.onnx.rearrange import gather, split
+from maasdam.convert.operators.table import operator
 from maasdam.errors import Unsupported
 
 
 @operator("com.microsoft.Gelu")
 def gelu(xp: Arrays, x: Tensor) -> Tensor:
     """com.microsoft Gelu: by erf."""
-    return xp.gelu(x)
+    return xp.gelu(x, "none")
 
 
-@operator("com.microsoft.BiasGelu")
+@operator("com.microsoft.BiasGelu", weights=(1,))
 def bias_gelu(xp: Arrays, x: Tensor, bias: Tensor) -> Tensor:
     """com.microsoft BiasGelu: Gelu of x + bias."""
-    return xp.gelu(x + bias)
+    return xp.gelu(x + bias, "none")
 
 
-@operator("com.microsoft.FastGelu")
+@operator("com.microsoft.FastGelu", weights=(1,))
 def fast_gelu(xp: Arrays, x: Tensor, bias: Tensor | None = None) -> Tensor:
     """com.microsoft FastGelu: by tanh."""
-    return xp.gelu(x if bias is None else x + bias, approximate="tanh")
+    return xp.gelu(x if bias is None else x + bias, "tanh")
 
 
 @operator("com.microsoft.QuickGelu")
 def quick_gelu(xp: Arrays, x: Tensor, alpha: float = 1.702) -> Tensor:
     """com.microsoft QuickGelu: x * sigmoid(alpha * x)."""
-    return xp.swish(x, alpha)
+    return swish(xp, x, alpha)
 
 
 @operator("com.microsoft.BiasSplitGelu")
 def bias_split_gelu(xp: Arrays, x: Tensor, bias: Tensor) -> Tensor:
     """com.microsoft BiasSplitGelu: the left half times the Gelu of the right half."""
-    left, right = xp.split(x + bias, axis=-1, num_outputs=2)
-    return left * xp.gelu(right)
+    left, right = split(xp, x + bias, axis=-1, num_outputs=2)
+    return left * xp.gelu(right, "none")
 
 
 @operator("com.microsoft.BiasAdd")
@@ -47,7 +50,7 @@ def bias_add(xp: Arrays, x: Tensor, bias: Tensor, skip: Tensor) -> Tensor:
     return x + bias + skip
 
 
-@operator("com.microsoft.FusedMatMul", "com.microsoft.TransposeMatMul")
+@operator("com.microsoft.FusedMatMul", "com.microsoft.TransposeMatMul", weights=(0, 1))
 def fused_matmul(
     xp: Arrays,
     a: Tensor,
@@ -75,12 +78,12 @@ def _turned(xp: Arrays, x: Tensor, last: int, batch: int) -> Tensor:
 def activation(xp: Arrays, name: str, parameters: list[float]) -> Callable[[Tensor], Tensor]:
     """What ONNX Runtime fuses into a product or a convolution. Raises Unsupported for others."""
     known: dict[str, Callable[[Tensor], Tensor]] = {
-        "LeakyRelu": lambda x: xp.leaky_relu(x, *parameters[:1]),
+        "LeakyRelu": lambda x: xp.leaky_relu(x, *(parameters[:1] or [0.01])),
         "Clip": lambda x: xp.clip(x, parameters[0], parameters[1]),
         "HardSigmoid": lambda x: xp.clip(parameters[0] * x + parameters[1], 0, 1),
         "Relu": xp.relu,
-        "Sigmoid": xp.sigmoid,
-        "Tanh": xp.tanh,
+        "Sigmoid": xp.math.sigmoid,
+        "Tanh": xp.math.tanh,
         "": lambda x: x,
     }
     if name not in known:
@@ -88,7 +91,7 @@ def activation(xp: Arrays, name: str, parameters: list[float]) -> Callable[[Tens
     return known[name]
 
 
-@operator("com.microsoft.FusedConv")
+@operator("com.microsoft.FusedConv", weights=(1, 2))
 def fused_conv(
     xp: Arrays,
     x: Tensor,
@@ -100,11 +103,11 @@ def fused_conv(
 ) -> Tensor:
     """com.microsoft FusedConv: a convolution, what is added to it, an activation."""
     name = attributes.pop("activation", "")
-    out = xp.conv(x, weight, bias, **attributes)
+    out = conv(xp, x, weight, bias, **attributes)
     return activation(xp, name, activation_params or [])(out if added is None else out + added)
 
 
-@operator("com.microsoft.FusedGemm")
+@operator("com.microsoft.FusedGemm", weights=(0, 1, 2))
 def fused_gemm(
     xp: Arrays,
     a: Tensor,
@@ -118,19 +121,19 @@ def fused_gemm(
     """com.microsoft FusedGemm: a Gemm and an activation."""
     name = attributes.pop("activation", "")
     given = [v for v in (activation_alpha, activation_beta) if v is not None]
-    return activation(xp, name, given)(xp.gemm(a, b, c, **attributes))
+    return activation(xp, name, given)(gemm(xp, a, b, c, **attributes))
 
 
-@operator("SimplifiedLayerNormalization")
+@operator("SimplifiedLayerNormalization", weights=(1,))
 def simplified_layer_normalization(
     xp: Arrays, x: Tensor, scale: Tensor, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1, outputs: int = 1
 ) -> Any:
     """ONNX Runtime's SimplifiedLayerNormalization, in the default domain: RMSNormalization before that had a name."""
-    out, wide, rank = xp.rms_normalization(x, scale, axis, epsilon), xp.cast(x, xp.float32), xp.rank(x)
-    return (out, xp.rsqrt(xp.mean(wide * wide, list(range(axis % rank, rank))) + epsilon))[:outputs]
+    out, wide, rank = rms_normalization(xp, x, scale, axis, epsilon), xp.cast(x, xp.float32), xp.rank(x)
+    return (out, xp.math.rsqrt(xp.mean(wide * wide, list(range(axis % rank, rank)), True) + epsilon))[:outputs]
 
 
-@operator("com.microsoft.SkipLayerNormalization")
+@operator("com.microsoft.SkipLayerNormalization", weights=(2, 3, 4))
 def skip_layer_normalization(
     xp: Arrays,
     x: Tensor,
@@ -144,21 +147,21 @@ def skip_layer_normalization(
     """com.microsoft SkipLayerNormalization: of a sum, which is its fourth output."""
     total = x + skip if bias is None else x + skip + bias
     if outputs == 1:
-        return (xp.layer_normalization(total, gamma, beta, -1, epsilon),)
-    return (*xp.layer_normalization(total, gamma, beta, -1, epsilon, outputs=3), total)[:outputs]
+        return (layer_normalization(xp, total, gamma, beta, -1, epsilon),)
+    return (*layer_normalization(xp, total, gamma, beta, -1, epsilon, outputs=3), total)[:outputs]
 
 
-@operator("com.microsoft.SkipSimplifiedLayerNormalization")
+@operator("com.microsoft.SkipSimplifiedLayerNormalization", weights=(2, 3))
 def skip_simplified_layer_normalization(
     xp: Arrays, x: Tensor, skip: Tensor, gamma: Tensor, bias: Tensor | None = None, epsilon: float = 1e-12, outputs: int = 1
 ) -> tuple[Tensor, ...]:
     """com.microsoft SkipSimplifiedLayerNormalization: by the mean of squares, of a sum, which is its fourth output."""
     total = x + skip if bias is None else x + skip + bias
     out, inverse = simplified_layer_normalization(xp, total, gamma, -1, epsilon, outputs=2)
-    return (out, xp.mean(xp.cast(total, xp.float32), [-1]), inverse, total)[:outputs]
+    return (out, xp.mean(xp.cast(total, xp.float32), [-1], True), inverse, total)[:outputs]
 
 
-@operator("com.microsoft.EmbedLayerNormalization")
+@operator("com.microsoft.EmbedLayerNormalization", weights=(2, 3, 4, 5, 6))
 def embed_layer_normalization(
     xp: Arrays,
     ids: Tensor,
@@ -175,11 +178,11 @@ def embed_layer_normalization(
 ) -> tuple[Tensor, ...]:
     """com.microsoft EmbedLayerNormalization: words, positions and segments summed; how many ones each mask has; the sum."""
     spots = places if places is not None else xp.arange(xp.dims(ids)[1])[None]
-    total = xp.gather(words, ids) + xp.gather(positions, spots)
+    total = gather(xp, words, ids) + gather(xp, positions, spots)
     if kinds is not None and segments is not None:
-        total = total + xp.gather(kinds, segments)
-    counted = xp.full(xp.dims(ids)[:1], 0, xp.int32) if mask is None else xp.sum(xp.cast(mask == 1, xp.int32), [1])
-    return xp.layer_normalization(total, gamma, beta, -1, epsilon), counted, total
+        total = total + gather(xp, kinds, segments)
+    counted = xp.full(xp.dims(ids)[:1], 0, xp.int32) if mask is None else xp.sum(xp.cast(mask == 1, xp.int32), [1], False)
+    return layer_normalization(xp, total, gamma, beta, -1, epsilon), counted, total
 
 
 @operator("com.microsoft.RotaryEmbedding")
@@ -210,7 +213,7 @@ def rotary_embedding(
 
 def angles(xp: Arrays, cosines: Tensor, sines: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     """The rows [B, 1, S, size / 2] of both tables for places [B, S]."""
-    return xp.gather(cosines, places)[:, None], xp.gather(sines, places)[:, None]
+    return gather(xp, cosines, places)[:, None], gather(xp, sines, places)[:, None]
 
 
 def rotated(xp: Arrays, heads: Tensor, cosine: Tensor, sine: Tensor, width: int, is_interleaved: bool) -> Tensor:
@@ -220,6 +223,6 @@ def rotated(xp: Arrays, heads: Tensor, cosine: Tensor, sine: Tensor, width: int,
         a, b = part[..., 0::2], part[..., 1::2]
         turned = xp.reshape(xp.stack([a * cosine - b * sine, b * cosine + a * sine], -1), xp.dims(part))
     else:
-        a, b = xp.split(part, axis=-1, num_outputs=2)
+        a, b = split(xp, part, axis=-1, num_outputs=2)
         turned = xp.concat(a * cosine - b * sine, b * cosine + a * sine, axis=-1)
     return xp.concat(turned, rest, axis=-1)

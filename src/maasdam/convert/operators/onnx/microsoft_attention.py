@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from maasdam.convert.operators.composed.arrays import Arrays, Tensor
-from maasdam.convert.operators.composed.microsoft import angles, rotated
-from maasdam.convert.operators.composed.quantized import dequantize
-from maasdam.convert.operators.composed.table import operator
+from maasdam.convert.operators.arrays import Arrays, Tensor
+from maasdam.convert.operators.onnx.microsoft import angles, rotated
+from maasdam.convert.operators.onnx.quantized import dequantize
+from maasdam.convert.operators.onnx.rearrange import split
+from maasdam.convert.operators.onnx.reduce import softmax
+from maasdam.convert.operators.table import operator
 from maasdam.errors import Unsupported
 
 
-@operator("com.microsoft.Attention")
+@operator("com.microsoft.Attention", weights=(1, 2))
 def attention(
     xp: Arrays,
     x: Tensor,
@@ -34,7 +36,7 @@ def attention(
     refuse("Attention", past_length, others, "rotary_embedding_dim")
     found = xp.matmul(x, weights)
     widths = qkv_hidden_sizes or [xp.dims(weights)[1] // 3] * 3
-    query, key, value = xp.split(found if bias is None else found + bias, widths, axis=-1)
+    query, key, value = split(xp, found if bias is None else found + bias, widths, axis=-1)
     query, key, value = heads(xp, query, num_heads), heads(xp, key, num_heads), heads(xp, value, num_heads)
     if past is not None:
         key, value = xp.concat(past[0], key, axis=2), xp.concat(past[1], value, axis=2)
@@ -63,7 +65,7 @@ def quantized_attention(
     return attention(xp, real, own, bias, mask, past, outputs=outputs, **attributes)
 
 
-@operator("com.microsoft.MultiHeadAttention")
+@operator("com.microsoft.MultiHeadAttention", weights=(3,))
 def multi_head_attention(
     xp: Arrays,
     query: Tensor,
@@ -159,10 +161,10 @@ def attend(
     """[batch, heads, sequence, size] each, to [batch, sequence, heads * size]."""
     n, count, length, size = xp.dims(query)
     scores = xp.scores(query, key) * (scale or 1 / math.sqrt(size))
-    scores = softcap * xp.tanh(scores / softcap) if softcap else scores
+    scores = softcap * xp.math.tanh(scores / softcap) if softcap else scores
     scores = scores if added is None else scores + xp.cast(added, scores.dtype)
     scores = scores if is_seen is None else xp.where(is_seen, scores, xp.limits(scores.dtype)[0])
-    out = xp.transpose(xp.matmul(xp.softmax(scores, -1), value), [0, 2, 1, 3])
+    out = xp.transpose(xp.matmul(softmax(xp, scores, -1), value), [0, 2, 1, 3])
     return xp.reshape(out, [n, length, count * xp.dims(value)[3]])
 
 
@@ -205,7 +207,7 @@ def group_query_attention(
     assert past_key is not None and past_value is not None
     if key is None or value is None:
         size = xp.dims(query)[-1] // (num_heads + 2 * kv_num_heads)
-        query, key, value = xp.split(query, [num_heads * size, kv_num_heads * size, kv_num_heads * size], axis=-1)
+        query, key, value = split(xp, query, [num_heads * size, kv_num_heads * size, kv_num_heads * size], axis=-1)
     query, key, value = heads(xp, query, num_heads), heads(xp, key, kv_num_heads), heads(xp, value, kv_num_heads)
     length = xp.dims(query)[2]
     begin = xp.clip(xp.reshape(xp.cast(ends, xp.int64), [-1, 1]) + 1 - xp.number(length), 0, None)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from maasdam.convert.operators.composed.arrays import Arrays, Tensor
-from maasdam.convert.operators.composed.microsoft import embed_layer_normalization
-from maasdam.convert.operators.composed.quantized import dequantize, dynamic_quantize, matmul_integer, quantize
-from maasdam.convert.operators.composed.table import operator
+from maasdam.convert.operators.arrays import Arrays, Tensor
+from maasdam.convert.operators.onnx.layers import average_pool, gemm
+from maasdam.convert.operators.onnx.microsoft import embed_layer_normalization
+from maasdam.convert.operators.onnx.quantized import dequantize, dynamic_quantize, matmul_integer, quantize
+from maasdam.convert.operators.onnx.rearrange import gather
+from maasdam.convert.operators.onnx.reduce import softmax, softmax_flat
+from maasdam.convert.operators.table import operator
 from maasdam.errors import Unsupported
 
 
@@ -85,11 +88,11 @@ def gather_block_quantized(
     rank = xp.rank(data)
     if not is_packed or gather_axis % rank or quantize_axis % rank != rank - 1:
         raise Unsupported("GatherBlockQuantized of other than rows of packed bytes")
-    rows = xp.cast(unpacked(xp, xp.gather(data, indices), bits), scales.dtype)
-    factor = xp.repeat(xp.gather(scales, indices), block_size, -1)[..., : rows.shape[-1]]
+    rows = xp.cast(unpacked(xp, gather(xp, data, indices), bits), scales.dtype)
+    factor = xp.repeat(gather(xp, scales, indices), block_size, -1)[..., : rows.shape[-1]]
     zero: Any = float(2 ** (bits - 1))
     if zeros is not None:
-        own = unpacked(xp, xp.gather(zeros, indices), bits)[..., : scales.shape[-1]]
+        own = unpacked(xp, gather(xp, zeros, indices), bits)[..., : scales.shape[-1]]
         zero = xp.repeat(xp.cast(own, scales.dtype), block_size, -1)[..., : rows.shape[-1]]
     return (rows - zero) * factor
 
@@ -137,7 +140,7 @@ def quantized_gemm(
 ) -> Tensor:
     """com.microsoft QGemm: `c` counts in steps of alpha * a_scale * b_scale; real where no output scale is given."""
     real, own = dequantize(xp, a, a_scale, a_zero), dequantize(xp, b, b_scale, b_zero, axis=0 if transB else 1)
-    out = xp.gemm(real, own, None, alpha=alpha, transA=transA, transB=transB)
+    out = gemm(xp, real, own, None, alpha=alpha, transA=transA, transB=transB)
     if c is not None:
         out = out + xp.cast(c, out.dtype) * (alpha * a_scale * b_scale)
     return out if scale is None else quantize(xp, out, scale, zero)
@@ -172,7 +175,7 @@ def quantized_sigmoid(
     xp: Arrays, x: Tensor, x_scale: Tensor, x_zero: Tensor | None, scale: Tensor, zero: Tensor | None = None
 ) -> Tensor:
     """com.microsoft QLinearSigmoid."""
-    return _back(xp, xp.sigmoid(dequantize(xp, x, x_scale, x_zero)), scale, zero, x)
+    return _back(xp, xp.math.sigmoid(dequantize(xp, x, x_scale, x_zero)), scale, zero, x)
 
 
 @operator("com.microsoft.QLinearLeakyRelu")
@@ -195,7 +198,7 @@ def quantized_softmax(
 ) -> Tensor:
     """com.microsoft QLinearSoftmax, over an axis, or before 13 over all from it on."""
     real = dequantize(xp, x, x_scale, x_zero)
-    return _back(xp, xp.softmax(real, axis) if opset >= 13 else xp.softmax_flat(real, axis), scale, zero, x)
+    return _back(xp, softmax(xp, real, axis) if opset >= 13 else softmax_flat(xp, real, axis), scale, zero, x)
 
 
 @operator("com.microsoft.QLinearConcat")
@@ -238,7 +241,7 @@ def quantized_average_pool(
     """com.microsoft QLinearAveragePool, channels first."""
     if channels_last:
         raise Unsupported("QLinearAveragePool with the channels last")
-    return _back(xp, xp.average_pool(dequantize(xp, x, x_scale, x_zero), **attributes), scale, zero, x)
+    return _back(xp, average_pool(xp, dequantize(xp, x, x_scale, x_zero), **attributes), scale, zero, x)
 
 
 @operator("com.microsoft.QLinearGlobalAveragePool")
@@ -248,7 +251,7 @@ def quantized_global_average_pool(
     """com.microsoft QLinearGlobalAveragePool, channels first."""
     if channels_last:
         raise Unsupported("QLinearGlobalAveragePool with the channels last")
-    return _back(xp, xp.mean(dequantize(xp, x, x_scale, x_zero), list(range(2, xp.rank(x)))), scale, zero, x)
+    return _back(xp, xp.mean(dequantize(xp, x, x_scale, x_zero), list(range(2, xp.rank(x))), True), scale, zero, x)
 
 
 @operator("com.microsoft.QEmbedLayerNormalization")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from maasdam.convert.operators.composed.arrays import Arrays, Tensor
-from maasdam.convert.operators.composed.table import operator
+from maasdam.convert.operators.arrays import Arrays, Tensor
 from maasdam.convert.operators.narrow import KINDS, Real
+from maasdam.convert.operators.onnx.layers import conv
+from maasdam.convert.operators.onnx.rearrange import slice_
+from maasdam.convert.operators.table import operator
 
 
 def _spread(xp: Arrays, parameter: Tensor, like: Tensor, axis: int, block_size: int) -> Tensor:
@@ -14,7 +16,7 @@ def _spread(xp: Arrays, parameter: Tensor, like: Tensor, axis: int, block_size: 
     if all(isinstance(size, int) and size == 1 for size in xp.dims(parameter)):
         return xp.reshape(parameter, [])
     if block_size:
-        return xp.slice_(xp.repeat(parameter, block_size, axis), [0], [xp.dims(like)[axis]], [axis])
+        return slice_(xp, xp.repeat(parameter, block_size, axis), [0], [xp.dims(like)[axis]], [axis])
     shape = [1] * xp.rank(like)
     shape[axis] = -1
     return xp.reshape(parameter, shape)
@@ -54,7 +56,7 @@ def quantize(
     else:
         kind = zero.dtype if zero is not None else xp.dtype(output_dtype) if output_dtype else xp.uint8
         least, most = xp.limits(kind)
-    out = xp.round(real)
+    out = xp.math.round(real)
     if zero is not None:
         out = out + _spread(xp, xp.cast(zero, scale.dtype), x, axis, block_size)
     return xp.cast(xp.clip(out, least, most), kind)
@@ -66,8 +68,8 @@ def dynamic_quantize(xp: Arrays, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     least, most = xp.extremes(x)
     low, high = xp.clip(least, None, 0), xp.clip(most, 0, None)
     scale = (high - low) / 255
-    zero = xp.clip(xp.round(-low / scale), 0, 255)
-    return xp.cast(xp.clip(xp.round(x / scale) + zero, 0, 255), xp.uint8), scale, xp.cast(zero, xp.uint8)
+    zero = xp.clip(xp.math.round(-low / scale), 0, 255)
+    return xp.cast(xp.clip(xp.math.round(x / scale) + zero, 0, 255), xp.uint8), scale, xp.cast(zero, xp.uint8)
 
 
 @operator("MatMulInteger")
@@ -92,7 +94,7 @@ def conv_integer(
         wide = wide - xp.cast(x_zero, xp.float64)
     if weight_zero is not None:
         kernel = kernel - _spread(xp, xp.cast(weight_zero, xp.float64), weight, 0, 0)
-    return xp.cast(xp.conv(wide, kernel, None, **attributes), xp.int32)
+    return xp.cast(conv(xp, wide, kernel, None, **attributes), xp.int32)
 
 
 @operator("QLinearMatMul")
@@ -129,4 +131,4 @@ def quantized_conv(
     """ONNX QLinearConv."""
     own = dequantize(xp, weight, weight_scale, weight_zero, axis=0)
     real_bias = None if bias is None else xp.cast(bias, xp.float32) * x_scale * weight_scale
-    return quantize(xp, xp.conv(dequantize(xp, x, x_scale, x_zero), own, real_bias, **attributes), scale, zero)
+    return quantize(xp, conv(xp, dequantize(xp, x, x_scale, x_zero), own, real_bias, **attributes), scale, zero)
