@@ -76,6 +76,35 @@ def test_an_empty_constant_and_a_range_of_a_size_cast_to_float_become_pytorch(tm
     engine.close()
 
 
+def test_a_length_that_is_filled_up_to_whole_windows_takes_every_length_in_pytorch(tmp_path: Path) -> None:
+    nodes = [
+        node("Shape", ["x"], ["s"]),
+        node("Gather", ["s", "one"], ["length"]),
+        node("Mod", ["length", "seven"], ["rest"]),
+        node("Sub", ["seven", "rest"], ["short"]),
+        node("Mod", ["short", "seven"], ["more"]),
+        node("Reshape", ["more", "row"], ["end"]),
+        node("Concat", ["none", "none", "none", "end"], ["pads"], axis=0),
+        node("Pad", ["x", "pads"], ["whole"]),
+        node("Add", ["length", "more"], ["filled"]),
+        node("Div", ["filled", "seven"], ["count"]),
+        node("Reshape", ["count", "row"], ["windows"]),
+        node("Concat", ["rows", "windows", "each"], ["shape"], axis=0),
+        node("Reshape", ["whole", "shape"], ["cut"]),
+        node("ReduceSum", ["cut", "two"], ["y"], keepdims=0),
+    ]
+    source = graph(
+        tmp_path / "m.onnx", nodes, {"x": ["N", "T"]}, {"y": ["N", "K"]}, one=np.array(1), two=np.array([2]), seven=np.array(7),
+        row=np.array([1]), none=np.array([0]), rows=np.array([-1]), each=np.array([7]),
+    )  # fmt: skip
+    engine = converted(source, "pytorch", tmp_path / "out")
+    for length in (1, 7, 50):
+        x = np.ones((2, length), np.float32)
+        wanted = np.pad(x, ((0, 0), (0, -length % 7))).reshape(2, -1, 7).sum(2)
+        np.testing.assert_array_equal(engine.run({"x": x})["y"], wanted)
+    engine.close()
+
+
 @pytest.mark.parametrize("to", ["openvino", "pytorch"])
 def test_a_squeeze_without_axes_keeps_an_open_batch(to: Format, tmp_path: Path) -> None:
     nodes = [node("ReduceMean", ["x"], ["m"], axes=[1], keepdims=1), node("Squeeze", ["m"], ["y"])]

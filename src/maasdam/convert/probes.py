@@ -51,6 +51,8 @@ _NATURAL_LENGTH = {"input_values": 6400, "input_features": 61, "input_ids": 12}
 _DEFAULT_LENGTH = 24
 _DEFAULT_SIDE = 64
 _DEFAULT_VOCABULARY = 2
+ALPHABET = 12
+"""How many different integers an item has where they have a range."""
 _OTHERS: tuple[tuple[float, int], ...] = ((1, 32), (0.5, 1), (0.25, 1), (0.1, 1), (2.5, 32), (4, 1))
 """Stretch and multiple of sizes to fall back on."""
 _LONGER: tuple[tuple[float, int], ...] = ((16, 1), (64, 1), (256, 1))
@@ -64,7 +66,7 @@ def probe(signature: Signature, sizes: Sizes, *, seed: int, folder: Path | None 
     random = np.random.default_rng([seed, sizes.batch, round(sizes.stretch * 1000)])
     length = _length(signature, sizes)
     past = sizes.past if has_cache(signature) else 0
-    vocabulary = _vocabulary(folder)
+    words = vocabulary(folder)
     named = _named_sizes(signature, sizes, length, past)
     out = {}
     for spec in signature.inputs:
@@ -72,7 +74,7 @@ def probe(signature: Signature, sizes: Sizes, *, seed: int, folder: Path | None 
         if "mask" in spec.name:
             out[spec.name] = _mask(shape, sizes, spec.dtype)
         elif spec.dtype.startswith(("int", "uint")):
-            out[spec.name] = _integers(spec, shape, vocabulary, past, length, random)
+            out[spec.name] = _integers(spec, shape, words, past, length, random)
         elif spec.dtype.startswith("float"):
             out[spec.name] = _floats(spec, shape, random)
         elif spec.dtype == "bool":
@@ -211,11 +213,11 @@ def _mask(shape: tuple[int, ...], sizes: Sizes, dtype: str) -> type_array:
 
 
 def _integers(
-    spec: TensorSpec, shape: tuple[int, ...], vocabulary: int | None, past: int, length: int, random: np.random.Generator
+    spec: TensorSpec, shape: tuple[int, ...], words: int | None, past: int, length: int, random: np.random.Generator
 ) -> type_array:
     import numpy as np
 
-    low, high = (0, vocabulary or _DEFAULT_VOCABULARY) if spec.dtype != "uint8" else (0, 256)
+    low, high = (0, words or _DEFAULT_VOCABULARY) if spec.dtype != "uint8" else (0, 256)
     if spec.value_range:
         low, high = int(spec.value_range[0]), int(spec.value_range[1]) + 1
     elif "length" in spec.name:  # of something that is as long as the other inputs: all of it, or the most of it
@@ -224,6 +226,10 @@ def _integers(
         return np.broadcast_to(np.arange(past, past + shape[-1]), shape).astype(spec.dtype)
     elif "type" in spec.name:
         return np.zeros(shape, spec.dtype)
+    if spec.dtype != "uint8" and high - low > ALPHABET and len(shape) > 1 and words is None:
+        # as files and codes are: of all values evenly each item is much like the other
+        own = [random.choice(random.integers(low, high, ALPHABET), shape[1:]) for _ in range(shape[0])]
+        return np.stack(own).astype(spec.dtype) if own else np.zeros(shape, spec.dtype)
     return random.integers(low, high, shape).astype(spec.dtype)
 
 
@@ -251,7 +257,8 @@ def _fields(shape: tuple[int, ...], random: np.random.Generator) -> type_array:
     return field if shape[1] <= 4 else np.moveaxis(field, 1, 3)
 
 
-def _vocabulary(folder: Path | None) -> int | None:
+def vocabulary(folder: Path | None) -> int | None:
+    """How many tokens config.json says there are."""
     file = folder / "config.json" if folder else None
     if file is None or not file.is_file():
         return None

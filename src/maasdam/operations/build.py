@@ -134,8 +134,8 @@ def _make(root: Path, settings: Settings, asked: Asked, attempts: Attempts, prog
     recipe = wanted if artifact.task == asked.task else find_recipe(asked.recipe, artifact.task)
     building = Build(store, asked.paths, asked.device, settings.threads, progress, attempts=attempts)
     building.check(recipe, artifact, asked.to)
-    examples = _examples(artifact, asked.paths, progress)
-    building.notes += [moved] if moved else []
+    examples, said = _examples(artifact, asked.paths, progress)
+    building.notes += [note for note in (moved, said) if note]
     candidate = building.run(recipe, artifact, asked.to)
     if recipe.batch is not None:
         changed = replace(candidate, settings={**candidate.settings, "batch": recipe.batch})
@@ -148,9 +148,10 @@ def _an_example(artifact: Artifact, paths: Data) -> list[Tensors]:
     """Tensors that show what TorchScript takes, which its file doesn't say; [] where none are given or needed."""
     from maasdam.pipeline.examples import evaluation_examples
 
-    if artifact.layout != "torchscript" or artifact.signature is not None or artifact.task is not None or paths.data is None:
+    path = paths.data or paths.calibrate
+    if artifact.layout != "torchscript" or artifact.signature is not None or artifact.task is not None or path is None:
         return []
-    return [e.payload.tensors for e in evaluation_examples(artifact, paths.data, 1) if isinstance(e.payload, TensorPayload)]
+    return [e.payload.tensors for e in evaluation_examples(artifact, path, 1) if isinstance(e.payload, TensorPayload)]
 
 
 def _verified(
@@ -216,19 +217,30 @@ def _there(path: Path | None, flag: str) -> Path | None:
     return path
 
 
-def _examples(artifact: Artifact, paths: Data, progress: Progress) -> PreparedExamples:
-    """The evaluation examples, read and prepared; --train checked against them. Raises InvalidInput."""
-    from maasdam.pipeline.examples import PreparedExamples, Preparer, check_disjoint, evaluation_examples, unlabelled_payloads
+def _examples(artifact: Artifact, paths: Data, progress: Progress) -> tuple[PreparedExamples, str | None]:
+    """The evaluation examples, prepared, and what to say of them; --train checked against --data. Raises InvalidInput."""
+    from maasdam.pipeline.examples import (
+        PreparedExamples,
+        Preparer,
+        check_disjoint,
+        evaluation_examples,
+        held_out_examples,
+        unlabelled_payloads,
+    )
 
     examples = [] if paths.data is None else evaluation_examples(artifact, paths.data)
+    if paths.train is not None:
+        check_disjoint(evaluation_examples(artifact, paths.train), examples)
+    said = None
+    if paths.calibrate is not None:
+        if examples or artifact.signature is None:
+            unlabelled_payloads(artifact.task, paths.calibrate, 1, signature=artifact.signature)
+        else:
+            examples, said = held_out_examples(artifact, paths.calibrate)
     prepared = PreparedExamples(examples)
     if examples and artifact.task != TEXT_GENERATION:  # texts may be longer than the context: they are cut into pieces
         prepared.prepare_all(Preparer(artifact), progress)
-    if paths.calibrate is not None:
-        unlabelled_payloads(artifact.task, paths.calibrate, 1, signature=artifact.signature)
-    if paths.train is not None:
-        check_disjoint(evaluation_examples(artifact, paths.train), examples)
-    return prepared
+    return prepared, said
 
 
 @contextmanager

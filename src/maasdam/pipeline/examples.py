@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from maasdam.core import (
     Artifact,
@@ -21,6 +21,7 @@ from maasdam.core import (
     Signature,
     TensorEngine,
     TensorPayload,
+    Tensors,
     TextPayload,
     silent,
 )
@@ -29,17 +30,22 @@ from maasdam.tasks import load_examples, open_processor, some, task_of
 from maasdam.tasks.files import labels_of
 
 if TYPE_CHECKING:
-    from maasdam.convert.probes import Sizes
     from maasdam.core import type_array
 
 KEPT_BYTES = 1 << 30
 """How many bytes of prepared tensors are held at once."""
 
+HELD_OUT = 4
+"""Without --data the verdict rests on every fourth example of --calibrate, and ranges on the others."""
+LEAST_TO_SPLIT = 16
+MOST_HELD_OUT = 64
+Part = Literal["all", "held out", "rest"]
 MAX_REAL_INPUTS = 32
 """How many examples a conversion is proven on, beside random inputs."""
 MAX_TEXT_CHARACTERS = 1000
 
 Inputs = dict[str, "type_array"]
+T = TypeVar("T")
 
 
 def evaluation_examples(artifact: Artifact, path: Path, limit: int | None = None) -> list[Example]:
@@ -52,29 +58,47 @@ def evaluation_examples(artifact: Artifact, path: Path, limit: int | None = None
     return examples
 
 
+def held_out_examples(artifact: Artifact, path: Path) -> tuple[list[Example], str]:
+    """Unlabelled examples of --calibrate to judge by where there is no --data, and what the report says of them."""
+    every = unlabelled_payloads(artifact.task, path, MOST_HELD_OUT, signature=artifact.signature, part="held out")
+    rest = unlabelled_payloads(artifact.task, path, 1, signature=artifact.signature, part="rest")
+    is_apart = rest[0][0] not in {name for name, _ in every}
+    says = f"no --data was given: judged on {len(every)} examples of --calibrate, "
+    says += "which nothing was calibrated on" if is_apart else "the same that ranges are taken from: they are few"
+    return [Example(name, payload) for name, payload in every], says
+
+
 def unlabelled_payloads(
-    task: str | None, path: Path, limit: int, seed: int = 0, signature: Signature | None = None
+    task: str | None, path: Path, limit: int, seed: int = 0, signature: Signature | None = None, part: Part = "all"
 ) -> list[tuple[str, Payload]]:
     """Up to `limit` payloads with their names, chosen by `seed`, in a stable order. Labels are never read.
 
-    `signature` tells which raw tensors have no batch.
+    `signature` tells which raw tensors have no batch. Of few payloads there are no parts: each is all of them.
 
     Raises InvalidInput where the folder holds nothing of the task's kind.
     """
     record = task_of(task)
     if not record.suffixes:
         found = [(e.name, e.payload) for e in load_examples(task, path, signature=signature)]
-        return some(found, limit, seed)
+        return some(_part_of(found, part), limit, seed)
     if not path.is_dir():
         raise InvalidInput(f"no folder of examples at {path}")
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in record.suffixes and p.is_file())
     if not files:
         kinds = ", ".join(sorted(s[1:] for s in record.suffixes))
         raise InvalidInput(f"{path} holds no file for task '{task}'; it takes: {kinds}")
-    return [(str(f.relative_to(path)), record.payload(f.read_bytes())) for f in some(files, limit, seed)]
+    return [(str(f.relative_to(path)), record.payload(f.read_bytes())) for f in some(_part_of(files, part), limit, seed)]
 
 
-def calibration_inputs(source: Artifact, path: Path, limit: int, seed: int = 0, *, gives_ranges: bool = True) -> list[Inputs]:
+def _part_of(found: list[T], part: Part) -> list[T]:
+    if part == "all" or len(found) < LEAST_TO_SPLIT:
+        return found
+    return [one for i, one in enumerate(found) if (i % HELD_OUT == HELD_OUT - 1) == (part == "held out")]
+
+
+def calibration_inputs(
+    source: Artifact, path: Path, limit: int, seed: int = 0, *, gives_ranges: bool = True, part: Part = "all"
+) -> list[Inputs]:
     """Up to `limit` prepared inputs (batch 1) for the tensor engine of `source`, `KEPT_BYTES` at most.
 
     Raises InvalidInput naming the file where one can't be prepared or, where ranges are taken from them, holds NaN or infinity,
@@ -85,7 +109,7 @@ def calibration_inputs(source: Artifact, path: Path, limit: int, seed: int = 0, 
     inputs: list[Inputs] = []
     held = 0
     prepare = Preparer(source)
-    for name, payload in unlabelled_payloads(source.task, path, limit, seed, source.signature):
+    for name, payload in unlabelled_payloads(source.task, path, limit, seed, source.signature, part):
         for tensors in prepare(name, payload):
             endless = next((n for n, a in tensors.items() if a.dtype.kind == "f" and not np.isfinite(a).all()), None)
             if endless is not None and gives_ranges:
@@ -182,32 +206,30 @@ class PreparedExamples:
 
 def made_up_inputs(artifact: Artifact, count: int = 8) -> list[Inputs]:
     """Random inputs of batch 1, seeds 0 to count - 1, for where no data is given. Raises Unsupported for strings."""
-    from maasdam.convert.probes import probe
-
-    assert artifact.signature is not None
-    sizes = _sizes_taken(artifact, artifact.signature)
-    return [probe(artifact.signature, sizes, seed=seed, folder=artifact.path) for seed in range(count)]
-
-
-def _sizes_taken(artifact: Artifact, signature: Signature) -> Sizes:
-    """Sizes that the model answers something to: where nothing tells a length, the usual one may be too short."""
-    from maasdam.convert.probes import Sizes, has_unknown_lengths, taken
+    from maasdam.convert.probes import Sizes, has_unknown_lengths, probe, taken
+    from maasdam.convert.proof.edges import has_unknown_rows, in_rows
     from maasdam.engines import open_engine
 
-    if not has_unknown_lengths(signature):
-        return Sizes(1)
-    engine = cast(TensorEngine, open_engine(artifact))
+    signature, sizes = artifact.signature, Sizes(1)
+    assert signature is not None
+    if has_unknown_lengths(signature) or has_unknown_rows(signature, artifact.path):
+        engine = cast(TensorEngine, open_engine(artifact))
 
-    def run(batch: Inputs) -> None:
-        if not all(array.size for array in engine.run(batch).values()):
-            raise EngineFailure("an answer without elements")
+        def run(batch: Tensors) -> Tensors:
+            answer = engine.run(batch)
+            if not all(array.size for array in answer.values()):  # where nothing tells a length, the usual one may be too short
+                raise EngineFailure("an answer without elements")
+            return answer
 
-    try:
-        return taken(run, signature, Sizes(1), seed=0, folder=artifact.path)[0]
-    except (EngineFailure, InvalidInput):
-        return Sizes(1)  # whoever runs it says why it doesn't
-    finally:
-        engine.close()
+        try:
+            asked = in_rows(run, signature, artifact.path, sizes)
+            sizes = taken(run, asked, sizes, seed=0, folder=artifact.path)[0]
+            signature = asked
+        except (EngineFailure, InvalidInput):
+            pass  # whoever runs it says why it doesn't
+        finally:
+            engine.close()
+    return [probe(signature, sizes, seed=seed, folder=artifact.path) for seed in range(count)]
 
 
 def check_disjoint(train: Sequence[Example], data: Sequence[Example]) -> None:

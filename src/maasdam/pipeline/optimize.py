@@ -104,7 +104,8 @@ def _inputs(artifact: Artifact, context: PassContext) -> list[Inputs]:
     path = context.data or context.calibrate
     if path is not None:
         return calibration_inputs(artifact, path, INPUTS, gives_ranges=False)
-    return made_up_inputs(artifact, INPUTS)
+    original = context.original
+    return made_up_inputs(artifact if original is None or original.signature is None else original, INPUTS)
 
 
 def _open(candidate: Candidate, inputs: list[Inputs], context: PassContext, open_engine: Callable[..., Any]) -> None:

@@ -300,7 +300,7 @@ class Build:
         }
         for reads in found.reads(settings):
             path = (self.data.calibrate or self.data.data) if reads == "calibrate" else self.data.train
-            facts[reads] = None if path is None else content_digest(path)
+            facts[reads] = None if path is None else [content_digest(path), self.data.data is None]
         if files := found.files(settings):
             facts["files"] = [content_digest(path) for path in files if path.exists()]
         if found.measures:

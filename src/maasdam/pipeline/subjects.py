@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from maasdam.core import Answer, Artifact, Example, TensorEngine, Tensors
-from maasdam.pipeline.examples import Inputs, PreparedExamples, Preparer, made_up_inputs
+from maasdam.pipeline.examples import Inputs, PreparedExamples, Preparer
 from maasdam.pipeline.parity import flat
 
 if TYPE_CHECKING:
@@ -33,14 +33,16 @@ class Observed:
 
 
 class TensorSubject:
-    """A tensor engine with its artifact's processor, over one set of examples (made-up inputs where there is none)."""
+    """A tensor engine with its artifact's processor, over one set of examples, or over made-up inputs where there is none."""
 
-    def __init__(self, artifact: Artifact, engine: TensorEngine, examples: PreparedExamples) -> None:
+    def __init__(
+        self, artifact: Artifact, engine: TensorEngine, examples: PreparedExamples, made_up: Sequence[Inputs] = ()
+    ) -> None:
         self.artifact = artifact
         self.engine = engine
         self._examples = examples
         self._prepare = Preparer(artifact)
-        self._made_up = [] if len(examples) else made_up_inputs(artifact)
+        self._made_up = made_up
         self._timed = self._timed_inputs()
         self._batch = stacked(self._timed[0][0], self.engine) if self._timed else {}
 

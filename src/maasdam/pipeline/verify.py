@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,7 +31,7 @@ from maasdam.errors import (
 from maasdam.pipeline.answers import Answers
 from maasdam.pipeline.columns import column, energy, memory, not_proven_elsewhere, report_of, timed
 from maasdam.pipeline.conditions import Conditions
-from maasdam.pipeline.examples import PreparedExamples
+from maasdam.pipeline.examples import Inputs, PreparedExamples, made_up_inputs
 from maasdam.pipeline.fidelity import Fidelity
 from maasdam.pipeline.recipe import Limits
 from maasdam.pipeline.report import Column, Report, finished
@@ -125,6 +126,7 @@ class _Tensors:
         from maasdam.engines import open_engine
 
         opened: dict[str, TensorSubject] = {}
+        made_up = [] if len(self.examples) else self._made_up()
         subjects: dict[str, TensorSubject] = {}
         wanted = {"candidate": self.candidate}
         wanted |= {f"reference on {r.engine}": r for r in self.references}
@@ -136,7 +138,7 @@ class _Tensors:
                 if key not in opened:
                     with self.how.attempts.step("verify", key):
                         engine: Any = open_engine(artifact, device=self.how.device, threads=threads)
-                        subject = TensorSubject(artifact, engine, self.examples)
+                        subject = TensorSubject(artifact, engine, self.examples, made_up)
                         subject.run_one(0)
                     opened[key] = subject
                 subjects[name] = opened[key]
@@ -147,6 +149,14 @@ class _Tensors:
                     raise VerificationFailed(f"the candidate does not run on {artifact.engine}: {error}") from error
                 self.notes.append(f"{name} was not measured: {error}")
         return subjects
+
+    def _made_up(self) -> list[Inputs]:
+        """The same for all, of what the source takes; of what another takes where the source does not open."""
+        for artifact in (self.source, *self.references):
+            with suppress(MaasdamError):
+                if artifact.signature is not None:
+                    return made_up_inputs(artifact)
+        return made_up_inputs(self.candidate)
 
     def _settle_references(self, subjects: dict[str, TensorSubject]) -> None:
         """Leave out references that do not answer as the source does; the source itself is the reference where none is left."""

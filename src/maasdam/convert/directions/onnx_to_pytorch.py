@@ -6,6 +6,7 @@ Knows modules, parameters and names. The operators are in `operators/`.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from maasdam.errors import MaasdamError, Unsupported, missing_extra
 
 if TYPE_CHECKING:
     import torch
+    from torch.export import ExportedProgram
 
 
 def write(source: Artifact, out: Path) -> Signature:
@@ -32,19 +34,37 @@ def write(source: Artifact, out: Path) -> Signature:
     from maasdam.convert.signatures import describe, of_program
 
     signature = need_signature(source)
-    module = load(source.path / "model.onnx")
-    try:
-        program = export_module(name_module(module, signature, by_position=True), signature, source.path)
-    except MaasdamError:
-        raise
-    except Exception as error:  # torch.export raises anything
-        raise Unsupported(f"torch.export can't trace the ONNX graph: {first_line(error)}") from error
+    graph = read(source.path / "model.onnx", "PyTorch")
+
+    def export(counts: bool) -> ExportedProgram:
+        return export_module(name_module(of_graph(graph, counts), signature, by_position=True), signature, source.path)
+
+    program, failure = None, None
+    for counts in (False, True) if any(node.operator == "Mod" for node in graph.walk()) else (False,):
+        if program is None or _has_conditions(program, signature):
+            try:
+                program = export(counts)
+            except MaasdamError:
+                raise
+            except Exception as error:  # torch.export raises anything
+                failure = failure or error
+    if program is None:
+        assert failure is not None
+        raise Unsupported(f"torch.export can't trace the ONNX graph: {first_line(failure)}") from failure
     save_pt2(program, str(out / "model.pt2"))
     try:
         program = load_program(out / "model.pt2")
     except RuntimeError as error:  # what torch.export itself wrote
         raise Unsupported(f"PyTorch can't read back the program it wrote of the ONNX graph: {first_line(error)}") from error
     return describe(of_program(program), signature)
+
+
+def _has_conditions(program: ExportedProgram, signature: Signature) -> bool:
+    """Are there open axes that may have some sizes only, or one?"""
+    inputs = program.graph.find_nodes(op="placeholder")[-len(signature.inputs) :]  # parameters come first
+    sizes = [size for node in inputs for size in node.meta["val"].shape]
+    told = [size for spec in signature.inputs for size in spec.shape]
+    return any(t is None and (isinstance(s, int) or not s.node.expr.is_symbol) for s, t in zip(sizes, told, strict=True))
 
 
 def load(path: Path) -> torch.nn.Module:
@@ -55,12 +75,16 @@ def load(path: Path) -> torch.nn.Module:
     return of_graph(read(path, "PyTorch"))
 
 
-def of_graph(graph: Graph) -> torch.nn.Module:
-    """As `load`, of a graph that was read for PyTorch."""
+def of_graph(graph: Graph, counts: bool = False) -> torch.nn.Module:
+    """As `load`, of a graph that was read for PyTorch. `counts`: quotients and rests of sizes are counted by the run.
+
+    torch.export else derives from them which sizes an axis may have, and finds only those like its example's.
+    """
     import torch
 
     from maasdam.convert.operators.pytorch import ARRAYS
 
+    xp = replace(ARRAYS, counted=_counted) if counts else ARRAYS
     learned = learned_names(graph)
 
     counted = {name for node in graph.walk() if node.operator == "Range" for name in node.inputs}
@@ -77,7 +101,7 @@ def of_graph(graph: Graph) -> torch.nn.Module:
                 if not array.size or name in counted:
                     self.fixed[name] = array
                     continue
-                value = interpreter.small_or_tensor(array, ARRAYS)
+                value = interpreter.small_or_tensor(array, xp)
                 if not isinstance(value, torch.Tensor):
                     self.fixed[name] = value
                     continue
@@ -89,7 +113,7 @@ def of_graph(graph: Graph) -> torch.nn.Module:
                 owner, _, leaf = place.rpartition(".")
                 values[name] = getattr(self.get_submodule(owner), leaf)
             values.update(zip(graph.inputs, inputs, strict=True))
-            return tuple(interpreter.run(graph, ARRAYS, values))
+            return tuple(interpreter.run(graph, xp, values))
 
     return OnnxGraph().eval()
 
@@ -120,3 +144,11 @@ def _add(owner: torch.nn.Module, part: str, child: torch.nn.Module) -> None:
     if hasattr(owner, part):
         raise Unsupported(f"two weights of the model are called '{part}', one of them inside the other")
     owner.add_module(part, child)
+
+
+def _counted(size: Any) -> Any:
+    import torch
+
+    found = torch.scalar_tensor(size, dtype=torch.int64).item()
+    torch._check(found >= 0)
+    return found

@@ -81,6 +81,8 @@ class Arrays:
     """Say that two sizes are the same in every run."""
     broadcast_sizes: Callable[[list[Size], list[Size]], list[Size]]
     """What two shapes of the same rank broadcast to."""
+    counted: Callable[[Size], Size] | None = None
+    """A symbol by itself for a quotient or a rest of sizes, which only the run counts: conditions on it put none on axes."""
 
     reshape: Callable[[Tensor, Sequence[Size]], Tensor]
     transpose: Callable[[Tensor, Sequence[int] | None], Tensor]

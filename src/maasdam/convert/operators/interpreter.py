@@ -77,7 +77,10 @@ def _call(node: Node, graph: Graph, xp: Arrays, known: dict[str, Any], wholes: M
         return _outputs(operator.function(xp, *inputs, **node.attributes))
     if inputs and all(v is None or shapes.is_small(v) for v in inputs):
         try:
-            return (shapes.compute(node.operator, inputs, node.attributes),)
+            found = shapes.compute(node.operator, inputs, node.attributes)
+            if xp.counted is not None and node.operator in ("Div", "Mod"):
+                found = shapes.of_each(xp.counted, found)
+            return (found,)
         except shapes.NotHere:
             pass  # on tensors then
     if operator.on == "tensors" and any(isinstance(v, list) for v in inputs):

@@ -77,6 +77,11 @@ def of_dims(dims: Sequence[Any]) -> Small:
     return tidy(out)
 
 
+def of_each(function: Callable[[Any], Any], values: Small) -> Small:
+    """`function` of every symbol; numbers stay."""
+    return tidy(np.array([v if is_number(v) else function(v) for v in values.flat], values.dtype).reshape(values.shape))
+
+
 def compute(operator: str, inputs: Sequence[Small | None], attributes: dict[str, Any]) -> Small:
     """What the operator makes of small arrays. Raises NotHere."""
     function = _OPERATORS.get(operator)

@@ -18,6 +18,7 @@ from maasdam.convert.proof.clues import clues_of
 from maasdam.convert.proof.conditions import Watch, watch
 from maasdam.convert.proof.differences import Certificate, Neighbours, Pairs, Proof, Tolerance
 from maasdam.convert.proof.edges import Question, neighbours
+from maasdam.convert.proof.nudged import Beside, beside, is_rounding
 from maasdam.convert.proof.precision import tolerance_of
 from maasdam.convert.proof.questions import Asked, questions
 from maasdam.convert.proof.trials import trials
@@ -91,19 +92,19 @@ def _certify_tensors(
             proof = Proof(tolerance, names, drops_ones=drops_ones(source))
             given = [begin(original.signature, batch) for batch in inputs]
             count = len(seeds) * len(proof_sizes(original.signature)) + len(given)
-            watched = watch(source)
+            watched, aside = watch(source), beside(source)
             bases: list[Tensors] = []
             for done, (seed, batch, answer) in enumerate(_cases(original, given, seeds, source.path, tolerance)):
                 progress("compare with the source", done, count)
                 check_fixed(fixed, answer)
                 watched.look(batch)
-                steps = _steps(original, batch, is_tied=False)
+                steps = _steps(original, batch, aside, is_tied=False)
                 proof.add(seed, batch, answer, _answer(engine, batch), neighbours=steps)
                 bases.append(batch)
             progress("compare with the source", count, count)
             asked = Asked()
             seconds = max(LEAST_SECONDS, time.monotonic() - began)
-            facts = _edges(source, original, engine, proof, bases, fixed, watched, asked, seconds, progress)
+            facts = _edges(source, original, engine, proof, bases, fixed, watched, aside, asked, seconds, progress)
             facts |= {"settings": _settings(candidate, engine, bases, tolerance)}
         finally:
             engine.close()
@@ -120,6 +121,7 @@ def _edges(
     bases: Sequence[Tensors],
     fixed: Fixed,
     watched: Watch,
+    aside: Beside | None,
     asked: Asked,
     seconds: float,
     progress: Progress,
@@ -135,7 +137,7 @@ def _edges(
     ):
         progress("compare at the edges", number)
         check_fixed(fixed, question.answer)
-        if question.is_beyond:
+        if question.is_beyond or (aside and _is_one_number(question.batch) and is_rounding(question, aside, proof.limit)):
             beyond.append(_beyond(engine, question, proof.tolerance))
             continue
         try:
@@ -145,7 +147,7 @@ def _edges(
                 raise
             refused.append(question.kind)
             continue
-        steps = _steps(original, question.batch, is_tied=question.is_tied)
+        steps = _steps(original, question.batch, aside, is_tied=question.is_tied)
         proof.add(
             None, question.batch, question.answer, found, kind=question.kind, group=question.group, neighbours=steps,
             pairs=_pairs(original, engine, question.batch) if question.kind.startswith(EXACT) else None,
@@ -159,8 +161,11 @@ def _edges(
     }
 
 
-def _steps(original: TensorEngine, batch: Tensors, *, is_tied: bool) -> Neighbours:
-    """What the source answers one step of its input's type beside the batch, in the n-th direction."""
+def _steps(original: TensorEngine, batch: Tensors, aside: Beside | None, *, is_tied: bool) -> Neighbours:
+    """What the source answers one step of its input's type beside the batch, in the n-th direction; of its weights' type where
+    the input has no steps."""
+    if aside is not None:
+        return lambda n: aside(batch, n)
     return lambda n: original.run(neighbours(batch, seed=n, is_tied=is_tied))
 
 
@@ -180,6 +185,10 @@ def _beyond(engine: TensorEngine, question: Question, tolerance: Tolerance) -> d
     except MaasdamError:
         return {"inputs": question.kind, "agrees": False}
     return {"inputs": question.kind, "agrees": alone.agrees()}
+
+
+def _is_one_number(batch: Tensors) -> bool:
+    return all(array.size and (array == array.flat[0]).all() for array in batch.values())
 
 
 def _answer(candidate: TensorEngine, batch: Tensors) -> Tensors:

@@ -86,10 +86,10 @@ def watch(source: Artifact) -> Watch:
 
         model.graph.node.append(helper.make_node("Identity", [name], [f"{_WENT}_{i}"]))
         model.graph.output.append(helper.make_tensor_value_info(f"{_WENT}_{i}", TensorProto.INT32, [2]))
-    return Watch(tuple(names), _opened(model, path))
+    return Watch(tuple(names), opened(model, path))
 
 
-def _opened(model: onnx.ModelProto, path: Path) -> Any:
+def opened(model: onnx.ModelProto, path: Path) -> Any:
     """A session, or None where the graph with its conditions does not open."""
     import onnxruntime as ort
 

@@ -332,6 +332,10 @@ class Proof:
         """What may differ."""
         return self._tolerance
 
+    def limit(self, name: str) -> float:
+        """What may differ of an output, as far as is known by now."""
+        return self._limit(self._outputs[name])
+
     def agrees(self) -> bool:
         """Is nothing over its limit? Whether it proves anything is not asked."""
         return not any(self._over(output) for output in self._outputs.values())

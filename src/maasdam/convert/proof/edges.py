@@ -7,10 +7,13 @@ answer.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maasdam.convert.probes import Sizes, accepted, vocabulary
 from maasdam.convert.proof.clues import Clues
 from maasdam.core import PAST, Signature, Tensors, TensorSpec
 
@@ -31,6 +34,9 @@ MOST_BYTES = 64 * 1024 * 1024
 """Of an answer that grows with an integer: it is a size or a number of repeats, and larger ones would fill the memory."""
 MOST_SINGLE = 64
 """A single integer may be a size or a number of turns: no larger one is tried, save those the graph names."""
+ANY = 256
+"""Of integers that may be anything bytes are drawn: of 0 and 1 alone most networks tell little apart."""
+ASKING_SECONDS = 5.0
 EXTREMES = (1e6, 1e30, 1e-40)
 
 
@@ -275,6 +281,44 @@ def rows_of(
             low, high = (middle, high) if takes(middle) else (low, middle)
         found[spec.name] = low + 1 if low < info.max else None
     return found
+
+
+def has_unknown_rows(signature: Signature, folder: Path | None) -> bool:
+    """Is there an integer input of which nothing tells how many rows it numbers?"""
+    return vocabulary(folder) is None and any(
+        s.dtype.startswith(("int", "uint")) and not s.value_range for s in signature.inputs
+    )
+
+
+def in_rows(run: Callable[[Tensors], Tensors], signature: Signature, folder: Path | None, sizes: Sizes) -> Signature:
+    """The signature with the range of integers of which nothing tells how many rows they number, as far as asking finds it."""
+    if not has_unknown_rows(signature, folder):
+        return signature
+    import numpy as np
+
+    try:
+        batch, answer = accepted(run, signature, sizes, seed=0, folder=folder)
+    except Exception:  # whoever runs it next says why it doesn't
+        return signature
+    until = time.monotonic() + ASKING_SECONDS
+    rows = rows_of(run, batch, signature, lambda: time.monotonic() > until)
+
+    def known(spec: TensorSpec) -> TensorSpec:
+        array = batch[spec.name]
+        if array.size < 2 or spec.name not in rows:
+            return spec
+        count = rows[spec.name]
+        if count is None:  # any, or it is a size
+            count = min(ANY, int(np.iinfo(array.dtype).max) + 1)
+            try:
+                found = run({**batch, spec.name: np.full_like(array, count - 1)})
+            except Exception:  # each engine has its own words
+                return spec
+            if any(found[name].shape != answer[name].shape for name in answer):
+                return spec
+        return replace(spec, value_range=(0, count - 1))
+
+    return Signature(tuple(known(s) for s in signature.inputs), signature.outputs)
 
 
 def neighbours(batch: Tensors, *, seed: int, is_tied: bool) -> dict[str, type_array]:

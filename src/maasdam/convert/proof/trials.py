@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from maasdam.convert.probes import Sizes, accepted, proof_sizes
 from maasdam.convert.proof.differences import Proof, Tolerance
+from maasdam.convert.proof.edges import in_rows
 from maasdam.core import PAST, Signature, TensorEngine, Tensors, TensorSpec
 from maasdam.errors import EngineFailure, InvalidTensor, VerificationFailed
 
@@ -42,10 +44,11 @@ def _liveliest(
     failure: EngineFailure | InvalidTensor | None = None
     found: list[tuple[int, Signature, Tried]] = []
     names = [s.name for s in source.signature.outputs]
-    for span in RANGES:
-        signature = Signature(tuple(_within(s, span) for s in source.signature.inputs), source.signature.outputs)
-        if span is not None and signature == source.signature:
-            break  # it has no input whose range could be another
+    asked = in_rows(source.run, source.signature, folder, proof_sizes(source.signature)[0])
+    for plain, span in product(dict.fromkeys((asked, source.signature)), RANGES):
+        signature = Signature(tuple(_within(s, span) for s in plain.inputs), plain.outputs)
+        if span is not None and signature == plain:
+            continue  # it has no input whose range could be another
         try:
             tried = _try(source, signature, seeds, folder)
         except (EngineFailure, InvalidTensor) as error:

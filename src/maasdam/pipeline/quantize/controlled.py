@@ -13,7 +13,7 @@ from maasdam.artifacts.produced import PassFacts, Produced
 from maasdam.core import Answer, Artifact, Example
 from maasdam.engines.openvino_library import openvino
 from maasdam.errors import InvalidInput, Unsupported
-from maasdam.pipeline.examples import Inputs, Preparer, calibration_inputs, describe, evaluation_examples
+from maasdam.pipeline.examples import Inputs, Part, Preparer, calibration_inputs, describe, evaluation_examples
 from maasdam.pipeline.passes import PassContext
 from maasdam.pipeline.quantize import openvino_saturation, saturation
 from maasdam.pipeline.quantize.openvino_models import check_is_float, is_transformer, open_nncf, quiet, recurrent, save
@@ -39,7 +39,8 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
 
     metric = _Metric(source, context, settings["samples"])
     path = context.calibrate or context.train
-    inputs = calibration_inputs(source, path, settings["samples"])
+    part: Part = "all" if context.data or not context.calibrate else "rest"  # the others are kept to judge by
+    inputs = calibration_inputs(source, path, settings["samples"], part=part)
     model = ov.Core().read_model(source.path / "model.xml")
     check_is_float(model)
     attends = is_transformer(model)

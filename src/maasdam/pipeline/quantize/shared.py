@@ -10,7 +10,7 @@ from typing import Any
 from maasdam.artifacts.store import MANIFEST
 from maasdam.core import Artifact, TextPayload
 from maasdam.errors import InvalidInput
-from maasdam.pipeline.examples import Inputs, Preparer, calibration_inputs, describe, unlabelled_payloads
+from maasdam.pipeline.examples import Inputs, Part, Preparer, calibration_inputs, describe, unlabelled_payloads
 from maasdam.pipeline.passes import PassContext
 
 PIECE_TOKENS = 2048
@@ -25,7 +25,8 @@ def calibration(source: Artifact, settings: Mapping[str, Any], context: PassCont
     if path is None:
         raise InvalidInput("static int8 needs calibration data: name a folder with --calibrate or --data")
     context.progress("prepare calibration data")
-    inputs = calibration_inputs(source, path, settings["samples"])
+    part: Part = "all" if context.data else "rest"  # of --calibrate alone, some is kept to judge by
+    inputs = calibration_inputs(source, path, settings["samples"], part=part)
     return inputs, _said(len(inputs), path, context)
 
 
