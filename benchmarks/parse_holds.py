@@ -73,10 +73,10 @@ CASES: dict[str, Case] = {
         _chat(b",".join([b'{"role":"user","content":[{"type":"text","text":"hi"}]}'] * 15_000)),
     ),
     "190,000 numbers for messages": (CHAT, JSON, _chat(b",".join([b"1"] * 190_000))),
-    "95,000 unknown fields": (
+    "65,000 unknown fields": (
         CHAT,
         JSON,
-        _chat(b'{"role":"user","content":"a"}],' + b",".join(b'"k%d":1' % i for i in range(95_000)) + b',"z":['),
+        _chat(b'{"role":"user","content":"a"}],' + b",".join(b'"k%d":1' % i for i in range(65_000)) + b',"z":['),
     ),
     "8 MB of text": (COMPLETIONS, JSON, _prompt(b'"' + b"hello " * 1_350_000 + b'"')),
     "8 MB of escapes": (COMPLETIONS, JSON, _prompt(b'"' + b"\\u00e9" * 1_350_000 + b'"')),
@@ -87,8 +87,8 @@ CASES: dict[str, Case] = {
     "15,000 fractions of 499 digits": (COMPLETIONS, JSON, _prompt(b"[" + b",".join([b"1." + b"9" * 497] * 15_000) + b"]")),
     "190,000 fractions of 24 digits": (COMPLETIONS, JSON, _prompt(b"[" + b",".join([b"1." + b"9" * 22] * 190_000) + b"]")),
     "25,000 numbers of 40 digits": (COMPLETIONS, JSON, _prompt(b"[" + b",".join([b"1." + b"9" * 38] * 25_000) + b"]")),
-    "49,000 objects": (COMPLETIONS, JSON, _prompt(b"[" + b",".join(b'{"k%07d":{}}' % i for i in range(49_000)) + b"]")),
-    "49,000 objects for messages": (CHAT, JSON, _chat(b",".join(b'{"k%07d":{}}' % i for i in range(49_000)))),
+    "39,000 objects": (COMPLETIONS, JSON, _prompt(b"[" + b",".join(b'{"k%07d":{}}' % i for i in range(39_000)) + b"]")),
+    "39,000 objects for messages": (CHAT, JSON, _chat(b",".join(b'{"k%07d":{}}' % i for i in range(39_000)))),
     "95,000 lists in lists": (COMPLETIONS, JSON, _prompt(b"[" + b",".join([b"[[]]"] * 95_000) + b"]")),
     "2,600,000 lists": (COMPLETIONS, JSON, _prompt(b"[" + b",".join([b"[]"] * 2_600_000) + b"]")),
     "8 MB of brackets": (COMPLETIONS, JSON, lambda: b"[" * 8_000_000),

@@ -42,7 +42,7 @@ class Settings:
     max_json_tensor_bytes: int = 16 * 1024 * 1024
     """Largest JSON of a tensor request, bytes; what is larger goes as binary data."""
     max_json_values: int = 200_000
-    """Most values and keys in one JSON body, tensors' numbers apart."""
+    """Most values in one JSON body, a key counting as two, tensors' numbers apart."""
     max_image_pixels: int = 32_000_000
     """Largest image decoded, pixels (width x height)."""
     max_audio_seconds: float = 600.0

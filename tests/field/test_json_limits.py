@@ -277,6 +277,15 @@ def test_long_numbers_count_as_the_work_that_they_are(digit: bytes) -> None:
     assert len(json_body.parse(plain, LIMITS)) == 150_000  # as machines write them
 
 
+def test_a_key_counts_as_two() -> None:
+    def body(keys: int) -> bytes:
+        return b"{" + b",".join(b'"%d":1' % i for i in range(keys)) + b"}"
+
+    assert len(json_body.parse(body(66_000), LIMITS)) == 66_000
+    with pytest.raises(TooLarge, match="200000 values"):
+        json_body.parse(body(67_000), LIMITS)
+
+
 def test_a_piece_of_a_tensor_is_small_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[int] = []
 
