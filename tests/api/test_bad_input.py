@@ -380,13 +380,13 @@ def test_a_fault_of_ours_in_any_door_shows_only_the_request_id(own_service: Runn
     def break_down(*about: Any) -> Any:
         raise RuntimeError("secret detail")
 
-    own_service.service.router.copies = break_down  # type: ignore[method-assign]
-    own_service.service.router.models = break_down  # type: ignore[method-assign]
+    router = own_service.service.router
+    router.groups = router.models = router.serving = break_down  # type: ignore[method-assign]
     with own_service.client() as client:
         answer = client.get(path)
         assert answer.status_code == 500 and "secret" not in answer.text
         assert answer.headers["x-request-id"] in sentence(answer)
-    del own_service.service.router.copies, own_service.service.router.models  # the class's own again
+    del router.groups, router.models, router.serving  # the class's own again
 
 
 def test_a_model_whose_decoding_hangs_holds_up_no_other(own_service: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,15 +19,7 @@ from maasdam.core import Axis, Signature, TensorSpec, distinct
 from maasdam.errors import InvalidModel, UnsafeModel, Unsupported
 from maasdam.sources import calls
 from maasdam.sources.archives import ZIP_MAGIC, Archive, open_archive
-from maasdam.sources.bounds import (
-    MAX_AXIS,
-    MAX_GRAPH_JSON_BYTES,
-    MAX_JSON_DEPTH,
-    MAX_RANK,
-    Place,
-    commonest,
-    parse_json,
-)
+from maasdam.sources.bounds import MAX_AXIS, MAX_GRAPH_JSON_BYTES, MAX_JSON_DEPTH, MAX_RANK, Place, commonest, parse_json
 from maasdam.sources.finding import Reading, Risk, told_apart, with_axes
 from maasdam.sources.pickles import MARK_NAMES, MAX_PICKLE_BYTES, TENSOR_NAMES, looks_like_pickle, scan
 

@@ -18,7 +18,7 @@ from maasdam.core import Answer, Example, Processor, Score, Signature
 from maasdam.errors import InvalidInput, Unsupported
 from maasdam.settings import Settings
 from maasdam.tasks import images, raw, sounds, speech, text
-from maasdam.tasks.task import Bytes, ExampleData, Task
+from maasdam.tasks.task import Bytes, Task
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ def load_examples(
         raise InvalidInput(f"no data at {path}; give a folder or file of examples")
     if limit is not None and limit < 1:
         raise InvalidInput(f"the limit is {limit} examples; it takes at least 1")
-    found = record.read_examples(path, ExampleData(labels, signature))
+    found = record.read_examples(path, labels, signature)
     if not found:
         raise InvalidInput(f"{path} holds no examples for {record.name}; see the Hugging Face folder convention")
     return [

@@ -9,16 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import (
-    IMAGE_CLASSIFICATION,
-    Answer,
-    ImagePayload,
-    Payload,
-    Signature,
-    Tensors,
-    TensorSpec,
-    Units,
-)
+from maasdam.core import IMAGE_CLASSIFICATION, Answer, ImagePayload, Payload, Signature, Tensors, TensorSpec, Units
 from maasdam.errors import InvalidModel, InvalidPayload
 from maasdam.tasks.classes import Classes, classification, shape_of
 from maasdam.tasks.examples import labelled_files
@@ -165,7 +156,7 @@ TASK = classification(
     doors=("/v1/images/classifications",),
     open=lambda folder, signature, settings: ImageClassifier(folder, signature, settings.max_image_pixels),
     warm_up=_gray,
-    read_examples=lambda path, data: labelled_files(path, IMAGES, "images", data.labels),
+    read_examples=lambda path, labels, signature: labelled_files(path, IMAGES, "images", labels),
     suffixes=IMAGES,
     of_file=ImagePayload,
     field="image",

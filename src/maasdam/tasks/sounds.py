@@ -56,7 +56,7 @@ TASK = classification(
     doors=("/v1/audio/classifications",),
     open=lambda folder, signature, settings: AudioClassifier(folder, signature, settings.max_audio_seconds),
     warm_up=quiet,
-    read_examples=lambda path, data: labelled_files(path, RECORDINGS, "recordings", data.labels),
+    read_examples=lambda path, labels, signature: labelled_files(path, RECORDINGS, "recordings", labels),
     suffixes=RECORDINGS,
     of_file=lambda data, top_k: AudioPayload(data, top_k=top_k),
     field="audio",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from maasdam.core import SPEECH_RECOGNITION, Answer, AudioPayload, Payload, Processor, Signature, Tensors, Transcript, Units
 from maasdam.errors import EngineFailure, InvalidModel
+from maasdam.settings import Settings
 from maasdam.tasks.examples import transcribed_files
 from maasdam.tasks.files import opened, read_json
 from maasdam.tasks.hearing import OVERLAP_SECONDS, RECORDINGS, WINDOW_SECONDS, Hearing, Windows, quiet
@@ -24,11 +25,10 @@ if TYPE_CHECKING:
 WHISPER_RATE = 16_000
 
 
-def open_speech(folder: Path, signature: Signature | None, max_seconds: float) -> Processor:
+def _open(folder: Path, signature: Signature | None, settings: Settings) -> Processor:
     """For a CTC model (with a signature) or for an engine that decodes by itself (without). Raises InvalidModel."""
-    if signature is None:
-        return WaveformProcessor(max_seconds)
-    return CtcProcessor(folder, signature, max_seconds)
+    seconds = settings.max_audio_seconds
+    return WaveformProcessor(seconds) if signature is None else CtcProcessor(folder, signature, seconds)
 
 
 class WaveformProcessor:
@@ -123,9 +123,9 @@ TASK = Task(
     answer=Transcript,
     takes="audio files",
     doors=("/v1/audio/transcriptions",),
-    open=lambda folder, signature, settings: open_speech(folder, signature, settings.max_audio_seconds),
+    open=_open,
     warm_up=quiet,
-    read_examples=lambda path, data: transcribed_files(path, RECORDINGS),
+    read_examples=lambda path, labels, signature: transcribed_files(path, RECORDINGS),
     metric=WER,
     same=lambda one, other: one.text == other.text,
     shown=lambda answer: answer.text,

@@ -47,14 +47,6 @@ class Bytes:
     """An answer -> its element of each output."""
 
 
-@dataclass(frozen=True, slots=True)
-class ExampleData:
-    """What a reader of examples is told beside the path: the model's labels by id, and which tensors have no batch."""
-
-    labels: Mapping[int, str] | None = None
-    signature: Signature | None = None
-
-
 Found = tuple[str, Payload | Path, Any]
 """One example as it is found: its name, its payload or the file that holds it, and what is right."""
 
@@ -76,8 +68,8 @@ class Task:
     """The processor of a model's folder, fitted to its engine's signature; see `open_processor`."""
     warm_up: Callable[[Signature | None], Payload | None]
     """Something plain of the right kind; None where nothing can be made up."""
-    read_examples: Callable[[Path, ExampleData], list[Found]]
-    """The examples of a folder or file. Raises InvalidInput."""
+    read_examples: Callable[[Path, Mapping[int, str] | None, Signature | None], list[Found]]
+    """The examples of a folder or file, by the model's labels and signature. Raises InvalidInput."""
     metric: Metric
     same: Callable[[Any, Any], bool | None]
     """Whether two answers are the same to whoever asks; None where that is no question of yes or no."""

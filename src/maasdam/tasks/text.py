@@ -230,16 +230,12 @@ TASK = Task(
     doors=("/v1/chat/completions", "/v1/completions"),
     open=lambda folder, signature, settings: TextProcessor(folder),
     warm_up=lambda signature: TextPayload(prompt="a", sampling=Sampling(max_tokens=2, temperature=0.0)),
-    read_examples=lambda path, data: texts(path),
+    read_examples=lambda path, labels, signature: texts(path),
     metric=PERPLEXITY,
     same=lambda one, other: one.token_ids == other.token_ids,
     shown=lambda answer: answer.text,
     lines=lambda answer: [answer.text],
-    to_json=lambda answer: {
-        "text": answer.text,
-        "token_ids": list(answer.token_ids),
-        "finish_reason": answer.finish_reason,
-    },
+    to_json=lambda a: {"text": a.text, "token_ids": list(a.token_ids), "finish_reason": a.finish_reason},
     oip=Bytes("text_input", (("text_output", "BYTES"),), lambda answer: (answer.text.encode(),)),
     loss="tokens",
 )
