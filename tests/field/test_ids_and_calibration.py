@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from maasdam.artifacts.store import Store
 from maasdam.convert.proof.certificate import certify
 from maasdam.core import Artifact, TensorPayload, silent
+from maasdam.engines import open_engine
 from maasdam.errors import VerificationFailed
 from maasdam.operations.build import _examples
 from maasdam.operations.convert import convert_model
@@ -70,6 +71,26 @@ def test_one_wrong_row_of_a_table_is_seen(tmp_path: Path) -> None:
 def test_made_up_ids_are_of_the_whole_table(tmp_path: Path) -> None:
     made = np.stack([batch["bytes"] for batch in made_up_inputs(ingest(str(words(tmp_path / "a")), Store(tmp_path / "s")))])
     assert made.max() > ROWS * 0.9 and len(np.unique(made)) > ROWS // 2
+
+
+def test_made_up_pictures_have_sides_that_the_network_takes(tmp_path: Path) -> None:
+    """A reader of lines folds the height away, and takes one height though its file says that it is open."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w"], ["h"], kernel_shape=[32, 1], strides=[32, 1]),
+            helper.make_node("Squeeze", ["h", "two"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "high", "wide"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4, "wide"])],
+        [numpy_helper.from_array(np.ones((4, 3, 32, 1), np.float32), "w"), numpy_helper.from_array(np.int64([2]), "two")],
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    source = ingest(str(path), Store(tmp_path / "s"))
+    engine: Any = open_engine(source)
+    assert all(engine.run(batch)["y"].size for batch in made_up_inputs(source))
+    engine.close()
 
 
 def rows(folder: Path, count: int) -> Path:

@@ -209,7 +209,8 @@ def made_up_inputs(artifact: Artifact, count: int = 8) -> list[Inputs]:
 
     signature, sizes = artifact.signature, Sizes(1)
     assert signature is not None
-    if has_unknown_lengths(signature) or has_unknown_rows(signature, artifact.path):
+    has_sides = any(len(s.shape) == 4 and None in s.shape[1:] for s in signature.inputs)  # which not every network takes
+    if has_sides or has_unknown_lengths(signature) or has_unknown_rows(signature, artifact.path):
         engine = cast(TensorEngine, open_engine(artifact))
 
         def run(batch: Tensors) -> Tensors:
