@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -102,3 +103,15 @@ def test_the_operators_import_each_other_in_no_circle(repository: Path) -> None:
     while ready := {name for name, imported in waiting.items() if not imported & waiting.keys()}:
         waiting = {name: imported for name, imported in waiting.items() if name not in ready}
     assert waiting == {}
+
+
+def test_every_exception_from_the_rules_has_its_reason_beside_it(repository: Path) -> None:
+    exception = re.compile(r"#\s*(?:no" + r"qa: [A-Z]+\d+(?:, ?[A-Z]+\d+)*|type: ig" + r"nore\[[^\]]+\])")
+    bare = [
+        f"{path.relative_to(repository)}:{number}"
+        for room in ("src", "tests", "tools", "benchmarks")
+        for path in (repository / room).rglob("*.py")
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if (found := exception.search(line)) and not exception.sub("", line[found.start() :]).strip(" #-")
+    ]
+    assert bare == []

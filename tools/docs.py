@@ -93,7 +93,7 @@ def compression_page() -> str:
 
 
 def _help(app: object, words: list[str]) -> str:
-    result = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "100"}, prog_name="maasdam")  # type: ignore[arg-type]
+    result = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "100"}, prog_name="maasdam")
     if result.exit_code:
         raise SystemExit(f"maasdam {' '.join(words)} --help failed: {result.output}")
     return "\n".join(line.rstrip() for line in result.output.strip().splitlines())

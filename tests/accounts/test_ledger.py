@@ -26,7 +26,7 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 def entry(request_id: str = "r1", **changes: object) -> Entry:
     whole = Entry(request_id, NOON, None, "anonymous", "digits", "/v2/models/digits/infer", 200, 0.01, version=1)
-    return replace(whole, **changes)  # type: ignore[arg-type]
+    return replace(whole, **changes)
 
 
 def ids(database: Engine) -> list[str]:

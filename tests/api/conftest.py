@@ -105,7 +105,7 @@ def records(home: Path, settings: Settings) -> Records:
     for name, (task, layout) in MODELS.items():
         digest = f"sha256:{name}"
         signature = None if layout == "genai" else DOUBLES
-        artifact = Artifact(digest, home, "onnx", layout, task, "fake", signature, 1)  # type: ignore[arg-type]  # layouts are names
+        artifact = Artifact(digest, home, "onnx", layout, task, "fake", signature, 1)
         made.store.artifacts[digest] = artifact
         made.catalog.register(name, artifact, source="fake", recipe="none", report={"passed": True}, passes=[])
         made.catalog.deploy(name)
@@ -122,13 +122,13 @@ def run_in_thread(home: Path, settings: Settings, has_keys: bool = True) -> Iter
         engines[artifact.digest.removeprefix("sha256:")] = engine = make_engine(artifact)
         return engine
 
-    service = open_service(made, open_engine=open_engine, open_processor=lambda task, *about: FakeProcessor(task))  # type: ignore[arg-type]
+    service = open_service(made, open_engine=open_engine, open_processor=lambda task, *about: FakeProcessor(task))
     listener = bound_socket("127.0.0.1", 0)
     port = listener.getsockname()[1]
     entrance = application(service, has_keys)
     config = uvicorn.Config(
         entrance,
-        http=partial(HttpConnection, refuse=entrance.refuse_unread),  # type: ignore[arg-type]  # called as the class is
+        http=partial(HttpConnection, refuse=entrance.refuse_unread),
         loop="uvloop",
         ws="none",
         log_config=None,

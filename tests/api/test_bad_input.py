@@ -235,7 +235,7 @@ def test_files_that_are_none(client: httpx.Client, path: str) -> None:
         answer = client.post(path, data={"model": model}, files={"file": ("f", data)})
         assert answer.status_code == 400 and "send PNG or JPEG" in sentence(answer)
     for send in ({"data": {"model": model}}, {"files": {"file": b"AB"}}, {"content": b"AB"}, {"json": {}}):
-        answer = client.post(path, **send)  # type: ignore[arg-type]
+        answer = client.post(path, **send)
         assert answer.status_code in (400, 415), answer.text
         assert sentence(answer)
 
@@ -381,7 +381,7 @@ def test_a_fault_of_ours_in_any_door_shows_only_the_request_id(own_service: Runn
         raise RuntimeError("secret detail")
 
     router = own_service.service.router
-    router.groups = router.models = router.serving = break_down  # type: ignore[method-assign]
+    router.groups = router.models = router.serving = break_down
     with own_service.client() as client:
         answer = client.get(path)
         assert answer.status_code == 500 and "secret" not in answer.text

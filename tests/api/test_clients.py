@@ -181,7 +181,7 @@ class TestOpenAI:
         whole = gpt.chat.completions.create(**ask)
         assert whole.choices[0].message.role == "assistant" and whole.usage is not None
         assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
-        assert whole.usage.model_extra["maasdam"]["compute_seconds"] > 0  # type: ignore[index]
+        assert whole.usage.model_extra["maasdam"]["compute_seconds"] > 0
         events = list(gpt.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
         assert events[0].choices[0].delta.role == "assistant"
         text = "".join(event.choices[0].delta.content or "" for event in events if event.choices)
@@ -194,13 +194,13 @@ class TestOpenAI:
         two = gpt.completions.create(prompt=["To be", "What"], **ask)
         alone = gpt.completions.create(prompt="What", **ask)
         assert [choice.index for choice in two.choices] == [0, 1] and two.choices[1].text == alone.choices[0].text
-        ids = alone.choices[0].model_extra["token_ids"]  # type: ignore[index]
-        assert len(ids) == alone.usage.completion_tokens  # type: ignore[union-attr]
+        ids = alone.choices[0].model_extra["token_ids"]
+        assert len(ids) == alone.usage.completion_tokens
         more = gpt.completions.create(prompt=ids, **ask)
-        assert more.usage.prompt_tokens == len(ids)  # type: ignore[union-attr]
+        assert more.usage.prompt_tokens == len(ids)
         events = list(gpt.completions.create(prompt="What", stream=True, **ask))
         assert "".join(event.choices[0].text for event in events) == alone.choices[0].text
-        assert [i for event in events for i in event.choices[0].model_extra["token_ids"]] == ids  # type: ignore[index]
+        assert [i for event in events for i in event.choices[0].model_extra["token_ids"]] == ids
 
     def test_a_stop_string_is_left_out(self, gpt: openai.OpenAI) -> None:
         ask: dict[str, Any] = {"model": "text", "prompt": "To be", "max_tokens": 12, "temperature": 0}
@@ -263,6 +263,7 @@ class TestOpenAI:
         else:
             assert kind == "lying length", "the sound that is there may be heard, and nothing else"
 
+    @pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # openai says so of translations
     def test_what_no_model_does(self, gpt: openai.OpenAI) -> None:
         with pytest.raises(openai.BadRequestError, match="embeddings"):
             gpt.embeddings.create(model="text", input="a")

@@ -59,7 +59,7 @@ def test_text_grows_token_by_token_over_the_cache_as_in_transformers(tmp_path: P
     for start, end in ((0, 4), (4, 5), (5, 9)):
         positions = np.broadcast_to(np.arange(start, end), (2, end - start))
         given = {"input_ids": ids[:, start:end], "attention_mask": np.ones((2, end), np.int64), "position_ids": positions}
-        answer = engine.run({**given, **caches})  # type: ignore[union-attr]
+        answer = engine.run({**given, **caches})
         caches = {name: answer[name.replace("past_key_values", "present")] for name in caches}
         found.append(answer["logits"])
     wanted = reference_logits(load_transformers(source, "eager"), ids, None)
@@ -75,13 +75,13 @@ def test_the_halves_of_whisper_transcribe_as_the_whole(tmp_path: Path) -> None:
         half = converted(take_part(whole, part), "onnx", tmp_path / part)
         engines[part] = open_engine(half)
     features = np.random.default_rng(0).standard_normal((2, 80, 3000)).astype(np.float32)
-    heard = engines["encoder"].run({"input_features": features})  # type: ignore[union-attr]
+    heard = engines["encoder"].run({"input_features": features})
     ids = np.random.default_rng(1).integers(0, 300, (2, 5))
     caches = {f"past_key_values.{n.removeprefix('present.')}": v for n, v in heard.items() if n.startswith("present")}
     caches |= {n.replace("encoder", "decoder"): v[:, :, :0] for n, v in caches.items()}
     found = []
     for step in range(5):
-        answer = engines["decoder"].run({"input_ids": ids[:, step : step + 1], **caches})  # type: ignore[union-attr]
+        answer = engines["decoder"].run({"input_ids": ids[:, step : step + 1], **caches})
         caches |= {f"past_key_values.{n.removeprefix('present.')}": v for n, v in answer.items() if n.startswith("present")}
         found.append(answer["logits"])
     model = load_transformers(whole, "eager")

@@ -85,7 +85,7 @@ def artifact(folder: Path, network: Network, layout: str, engine: str) -> Artifa
     BUILDERS[layout](folder, network)
     kind: Any = formats.get(layout, "pytorch")
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-    return Artifact(f"sha256:{network.name}", folder, kind, layout, None, engine, network.signature, size)  # type: ignore[arg-type]
+    return Artifact(f"sha256:{network.name}", folder, kind, layout, None, engine, network.signature, size)
 
 
 def _onnx(folder: Path, network: Network) -> None:

@@ -169,7 +169,7 @@ def test_an_index_outside_the_table_harms_nobody_else(engines: Engines, way: tup
 
 @every_way
 def test_precisions_are_counts(engines: Engines, way: tuple[str, str]) -> None:
-    found = engines(way, MLP).precisions()  # type: ignore[attr-defined]
+    found = engines(way, MLP).precisions()
     assert all(count > 0 for count in found.values())
     if way[0] in ("openvino", "onnxruntime"):
         assert sum(found.values()) == found["f32"] == 2

@@ -101,14 +101,14 @@ async def test_compute_seconds_grow_and_are_less_than_the_time_it_took(engine: S
 
 
 async def test_the_end_token_ends_it_and_is_not_handed_out(engine: SequenceEngine, reference: list[list[int]]) -> None:
-    ends = engine._defaults  # type: ignore[attr-defined]
+    ends = engine._defaults
     at = next(i for i, token in enumerate(reference[1]) if token not in reference[1][:i] and i > 2)
-    engine._defaults = replace(ends, eos=frozenset({reference[1][at]}))  # type: ignore[attr-defined]
+    engine._defaults = replace(ends, eos=frozenset({reference[1][at]}))
     try:
         got = await all_of(engine.submit(ask(PROMPTS[1], replace(GREEDY, ignore_eos=False))))
         ignored = await all_of(engine.submit(ask(PROMPTS[1])))
     finally:
-        engine._defaults = ends  # type: ignore[attr-defined]
+        engine._defaults = ends
     assert got == (reference[1][:at], "stop")
     assert ignored == (reference[1], "length")
 

@@ -355,8 +355,8 @@ def test_rows_are_joined_only_within_the_sizes_that_were_tried() -> None:
 class Hundred(Pace):
     """A hundred rows, and so fast that the event loop runs them."""
 
-    cap = 100  # type: ignore[assignment]  # a constant for a property
-    seconds_alone = 1e-6  # type: ignore[assignment]
+    cap = 100
+    seconds_alone = 1e-6
 
 
 @pytest.mark.parametrize("is_fixed", [True, False], ids=["in the event loop", "in a thread"])

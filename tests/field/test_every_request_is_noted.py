@@ -103,7 +103,7 @@ def counts(client: httpx.Client) -> dict[str, float]:
     ],
 )
 def test_a_request_is_one_line_one_count_and_perhaps_a_row(
-    own_service: Running,  # noqa: F811
+    own_service: Running,
     lines: list[dict[str, Any]],
     ask: dict[str, Any],
     status: int,
@@ -141,7 +141,7 @@ def test_a_request_is_one_line_one_count_and_perhaps_a_row(
             assert (rows[0].price, rows[0].items, rows[0].caller) == (None, 0, "tests") and rows[0].error_code is not None
 
 
-def test_a_malformed_request_is_noted_too(own_service: Running, lines: list[dict[str, Any]]) -> None:  # noqa: F811
+def test_a_malformed_request_is_noted_too(own_service: Running, lines: list[dict[str, Any]]) -> None:
     with own_service.client() as chief:
         for given in (b"rubbish\r\n\r\n", b"GET /v1/models HTTP/1.1\r\n\r\n"):
             with socket.create_connection(("127.0.0.1", own_service.port), timeout=5) as it:
@@ -151,7 +151,7 @@ def test_a_malformed_request_is_noted_too(own_service: Running, lines: list[dict
         assert 'maasdam_refusals_total{reason="malformed_request",status="400"} 2.0' in chief.get("/metrics").text
 
 
-def test_a_client_that_goes_away_is_noted(own_service: Running, lines: list[dict[str, Any]]) -> None:  # noqa: F811
+def test_a_client_that_goes_away_is_noted(own_service: Running, lines: list[dict[str, Any]]) -> None:
     own_service.engines["text"].delay = 0.05
     body = json.dumps(CHAT | {"max_tokens": 50}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {own_service.key}\r\n"
@@ -167,7 +167,7 @@ def test_a_client_that_goes_away_is_noted(own_service: Running, lines: list[dict
     assert own_service.rows(line["request_id"])[0].error_code == "client_closed"
 
 
-def test_names_that_callers_make_up_are_one_row_of_usage(own_service: Running) -> None:  # noqa: F811
+def test_names_that_callers_make_up_are_one_row_of_usage(own_service: Running) -> None:
     with own_service.client() as chief:
         for i in range(20):
             assert chief.post("/v1/chat/completions", json=CHAT | {"model": f"made-up-{i}"}).status_code == 404

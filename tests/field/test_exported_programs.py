@@ -19,7 +19,7 @@ from maasdam.sources import inspect
 torch = pytest.importorskip("torch")
 
 
-class Halved(torch.nn.Module):  # type: ignore[name-defined,misc]
+class Halved(torch.nn.Module):
     """Shifts of integers, as quantised modules unpack weights, and divisions of integers and of a size."""
 
     def __init__(self) -> None:

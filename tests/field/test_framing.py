@@ -51,7 +51,7 @@ def chunked(body: bytes, trailers: bytes = b"", extension: bytes = b"") -> bytes
 
 
 @pytest.mark.parametrize("path", [INFER, COMPLETIONS])
-def test_a_trailer_is_no_header(fake_service: Running, path: str) -> None:  # noqa: F811
+def test_a_trailer_is_no_header(fake_service: Running, path: str) -> None:
     body = BODY if path == INFER else TEXT
     trailers = f"Authorization: Bearer {fake_service.key}\r\n".encode()
     answer = sent(fake_service, head(fake_service, path, CHUNKED, key=""), chunked(body, trailers))
@@ -62,7 +62,7 @@ def test_a_trailer_is_no_header(fake_service: Running, path: str) -> None:  # no
 
 @pytest.mark.parametrize("key", ["", None])
 @pytest.mark.parametrize("junk", [b"a:b\r\n" * 2000, b"a: " + b"b" * 10_000, b"c" * 10_000])
-def test_endless_trailers_are_refused_and_take_no_memory(fake_service: Running, key: str | None, junk: bytes) -> None:  # noqa: F811
+def test_endless_trailers_are_refused_and_take_no_memory(fake_service: Running, key: str | None, junk: bytes) -> None:
     before = psutil.Process().memory_info().rss
     with socket.create_connection(("127.0.0.1", fake_service.port), timeout=10) as it:
         it.sendall(head(fake_service, INFER, CHUNKED, key=key) + b"%x\r\n%b\r\n0\r\n" % (len(BODY), BODY))
@@ -73,7 +73,7 @@ def test_endless_trailers_are_refused_and_take_no_memory(fake_service: Running, 
     assert psutil.Process().memory_info().rss - before < 20_000_000
 
 
-def test_chunk_extensions_are_bounded_and_many_small_chunks_are_not_refused(fake_service: Running) -> None:  # noqa: F811
+def test_chunk_extensions_are_bounded_and_many_small_chunks_are_not_refused(fake_service: Running) -> None:
     assert statuses(sent(fake_service, head(fake_service, INFER, CHUNKED), chunked(BODY, extension=b";a=b"))) == [200]
     by_one = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY + b" " * 20_000) + b"0\r\n\r\n"
     assert statuses(sent(fake_service, head(fake_service, INFER, CHUNKED), by_one)) == [200]
@@ -83,7 +83,7 @@ def test_chunk_extensions_are_bounded_and_many_small_chunks_are_not_refused(fake
 @pytest.mark.parametrize("protocol", ["h2c", "websocket"])
 @pytest.mark.parametrize("path", [INFER, COMPLETIONS])
 @pytest.mark.parametrize("pause", [0.0, 0.1])
-def test_upgrade_is_ignored_and_its_body_is_no_request(fake_service: Running, path: str, protocol: str, pause: float) -> None:  # noqa: F811
+def test_upgrade_is_ignored_and_its_body_is_no_request(fake_service: Running, path: str, protocol: str, pause: float) -> None:
     body = BODY if path == INFER else TEXT
     lines = ("Connection: Upgrade, HTTP2-Settings", f"Upgrade: {protocol}", "HTTP2-Settings: AAMAAABkAAQAAP__")
     for framed, kind in ((body, f"Content-Length: {len(body)}"), (chunked(body), CHUNKED)):
@@ -121,7 +121,7 @@ def test_upgrade_is_ignored_and_its_body_is_no_request(fake_service: Running, pa
     ],
 )
 def test_framing_is_read_in_one_way_or_refused(
-    fake_service: Running,  # noqa: F811
+    fake_service: Running,
     path: str,
     lines: list[str],
     version: str,
@@ -139,13 +139,13 @@ def test_framing_is_read_in_one_way_or_refused(
 
 
 @pytest.mark.parametrize("tail", [b"rubbish\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab"])
-def test_rubbish_behind_a_request_does_not_take_its_answer(fake_service: Running, tail: bytes) -> None:  # noqa: F811
+def test_rubbish_behind_a_request_does_not_take_its_answer(fake_service: Running, tail: bytes) -> None:
     one = head(fake_service, INFER, f"Content-Length: {len(BODY)}") + BODY
     answer = sent(fake_service, one + one + tail)
     assert statuses(answer) == [200, 200] and b"connection: close" in answer.lower()
 
 
-def test_a_full_queue_is_told_and_closed_at_once(own_service: Running) -> None:  # noqa: F811
+def test_a_full_queue_is_told_and_closed_at_once(own_service: Running) -> None:
     engine = own_service.engines["doubles"]
     engine.gate.clear()
     one = head(own_service, INFER, f"Content-Length: {len(BODY)}") + BODY
@@ -173,7 +173,7 @@ def test_a_full_queue_is_told_and_closed_at_once(own_service: Running) -> None: 
 
 
 @pytest.mark.parametrize("header", ["Host: [", "Host: ]", "Host: a:b:c", "Host: [::1", "Origin: http://[", "Origin: \xff"])
-def test_a_malformed_host_or_origin_is_refused_without_keys(open_to_all: Running, header: str) -> None:  # noqa: F811
+def test_a_malformed_host_or_origin_is_refused_without_keys(open_to_all: Running, header: str) -> None:
     host = "" if header.startswith("Host") else "Host: localhost\r\n"
     given = f"GET /v1/models HTTP/1.1\r\n{host}{header}\r\nConnection: close\r\n\r\n".encode("latin-1")
     assert statuses(sent(open_to_all, given)) == [403]

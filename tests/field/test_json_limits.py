@@ -244,21 +244,21 @@ def test_a_body_over_its_limit_is_told_what_to_do(strict: Running, is_chunked: b
         assert answer.status_code == 400  # too small for its number of values to matter
 
 
-def test_many_broken_fields_are_told_as_one(client: httpx.Client) -> None:  # noqa: F811
+def test_many_broken_fields_are_told_as_one(client: httpx.Client) -> None:
     answer = client.post(CHAT, json={"model": "text", "messages": [1] * 50_000})
     assert answer.status_code == 400 and len(answer.content) < 5000
     answer = client.post(CHAT, json={"model": "text", "messages": [{"role": "user", "content": "a"}], "y" * 100_000: 1})
     assert answer.status_code == 400 and len(answer.content) < 5000
 
 
-def test_a_header_left_over_from_a_binary_request_is_named(client: httpx.Client) -> None:  # noqa: F811
+def test_a_header_left_over_from_a_binary_request_is_named(client: httpx.Client) -> None:
     body = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}
     for length in ("5", "40", "5000"):
         answer = client.post(INFER, json=body, headers={"Inference-Header-Content-Length": length})
         assert answer.status_code == 400 and "left over from a request with binary data" in answer.json()["error"]
 
 
-def test_a_form_without_files_is_not_parsed(client: httpx.Client) -> None:  # noqa: F811
+def test_a_form_without_files_is_not_parsed(client: httpx.Client) -> None:
     answer = client.post(
         "/v1/audio/transcriptions", content=b"&" * 1_000_000, headers={"Content-Type": "application/x-www-form-urlencoded"}
     )

@@ -168,7 +168,7 @@ async def test_an_answer_too_large_is_refused_before_it_is_made_where_shapes_tel
     with ThreadPoolExecutor(1) as pool:
         replica = TensorReplica(engine, None, pool=pool, meter=CpuMeter(), queue_size=8, max_answer_bytes=10_000_000)
         chunk = await anext(replica.answer(Request("r", "m", (TensorPayload({"x": np.zeros((2, 2), np.float32)}),), ANONYMOUS)))
-        assert chunk.value["y"].nbytes == 8_000_000 and len(engine.batches) == 1  # type: ignore[index]
+        assert chunk.value["y"].nbytes == 8_000_000 and len(engine.batches) == 1
         with pytest.raises(TooLarge, match="12,000,000"):
             await anext(replica.answer(Request("r", "m", (TensorPayload({"x": np.zeros((3, 2), np.float32)}),), ANONYMOUS)))
         assert len(engine.batches) == 1

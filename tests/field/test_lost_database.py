@@ -46,7 +46,7 @@ class Watched:
 
     def rows(self) -> dict[str, int]:
         with self.database.connect() as connection:
-            return dict(connection.execute(select(LedgerRow.request_id, LedgerRow.status)).all())  # type: ignore[arg-type]
+            return dict(connection.execute(select(LedgerRow.request_id, LedgerRow.status)).all())
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def test_data_of_a_fixed_batch_and_of_a_state_beside_a_batch_are_split_into_exam
     def shapes(signature: Signature, **arrays: Any) -> list[dict[str, tuple[int, ...]]]:
         np.savez(tmp_path / "d.npz", **{name: np.zeros(shape, np.float32) for name, shape in arrays.items()})
         found = load_examples("tensors", tmp_path / "d.npz", signature=signature)
-        return [{name: array.shape for name, array in e.payload.tensors.items()} for e in found]  # type: ignore[union-attr]
+        return [{name: array.shape for name, array in e.payload.tensors.items()} for e in found]
 
     four = Signature((TensorSpec("x", "float32", (4, 2)),), ())
     assert shapes(four, x=(8, 2)) == [{"x": (4, 2)}] * 2 and shapes(four, x=(4, 2)) == [{"x": (4, 2)}]

@@ -130,7 +130,7 @@ def test_functions_of_a_file_s_own_are_written_out_for_openvino(tmp_path: Path) 
 def test_an_input_that_is_returned_is_an_output_of_its_own(to: Format, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
 
-    class Back(torch.nn.Module):  # type: ignore[name-defined,misc]
+    class Back(torch.nn.Module):
         def forward(self, x: Any) -> Any:
             return x, x * 2 - 1
 

@@ -72,7 +72,7 @@ def test_sizes_that_an_engine_refuses_are_a_refusal_and_no_end_of_everything(tmp
                 return super().run(batch)
             return {"y": batch["x"]}
 
-    pixels: TensorEngine = Once()  # type: ignore[assignment]
+    pixels: TensorEngine = Once()
     assert all(batch["x"].min() >= 0 for _, batch, _ in trials(pixels, (0, 1), None, Tolerance()))
     assert issubclass(InvalidTensor, NOT_HAD)
 

@@ -51,7 +51,7 @@ def test_openvino_answers_where_its_memory_is_in_use_by_another(tmp_path: Path, 
 
 
 def test_many_messages_are_looked_through_beside_the_event_loop(
-    client: httpx.Client,  # noqa: F811
+    client: httpx.Client,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     where: list[str] = []

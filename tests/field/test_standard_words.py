@@ -38,7 +38,7 @@ LONG = {"model": "text", "messages": [{"role": "user", "content": "x" * 100}]}
     ],
 )
 def test_all_of_v1_errs_as_openai_does(
-    client: httpx.Client,  # noqa: F811
+    client: httpx.Client,
     method: str,
     path: str,
     send: dict[str, Any],
@@ -53,7 +53,7 @@ def test_all_of_v1_errs_as_openai_does(
     assert ("allow" in answer.headers) == (status == 405)
 
 
-def test_the_context_error_is_in_the_phrase_that_clients_parse(client: httpx.Client) -> None:  # noqa: F811
+def test_the_context_error_is_in_the_phrase_that_clients_parse(client: httpx.Client) -> None:
     error = client.post("/v1/chat/completions", json=LONG).json()["error"]
     assert (
         error["message"].startswith("This model's maximum context length is 64 tokens. However, ") and "100" in error["message"]
@@ -69,7 +69,7 @@ def test_an_errors_code_is_its_kind_not_its_wording() -> None:
         assert (refused.code, refused.param) == (code, param)
 
 
-def test_curl_without_a_content_type_is_told_so(client: httpx.Client) -> None:  # noqa: F811
+def test_curl_without_a_content_type_is_told_so(client: httpx.Client) -> None:
     for path in ("/v1/chat/completions", "/v1/completions", "/admin/keys"):
         headers = {"content-type": "application/x-www-form-urlencoded"}
         answer = client.post(path, content=json.dumps(CHAT), headers=headers)
@@ -90,7 +90,7 @@ def test_curl_without_a_content_type_is_told_so(client: httpx.Client) -> None:  
         "/admin/keys",
     ],
 )
-def test_what_has_get_has_head_and_options(client: httpx.Client, path: str) -> None:  # noqa: F811
+def test_what_has_get_has_head_and_options(client: httpx.Client, path: str) -> None:
     get, head, options = (client.request(method, path) for method in ("GET", "HEAD", "OPTIONS"))
     assert head.status_code == get.status_code == 200 and head.content == b""
     assert head.headers["content-type"] == get.headers["content-type"]
@@ -100,7 +100,7 @@ def test_what_has_get_has_head_and_options(client: httpx.Client, path: str) -> N
     assert ("POST" in allowed) == (path == "/admin/keys"), "all of the path's methods, not of one route only"
 
 
-def test_probes_need_no_key(fake_service: Running) -> None:  # noqa: F811
+def test_probes_need_no_key(fake_service: Running) -> None:
     for path in ("/healthz", "/livez", "/readyz", "/health"):
         assert httpx.get(fake_service.url + path).status_code == 200
 
@@ -110,7 +110,7 @@ def events(answer: httpx.Response) -> list[Any]:
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
-def test_stream_chunks_say_usage_null_where_usage_was_asked_for(client: httpx.Client, path: str) -> None:  # noqa: F811
+def test_stream_chunks_say_usage_null_where_usage_was_asked_for(client: httpx.Client, path: str) -> None:
     asked = (CHAT if "chat" in path else {"model": "text", "prompt": "hi", "max_tokens": 2}) | {"stream": True}
     *chunks, last = events(client.post(path, json=asked | {"stream_options": {"include_usage": True}}))
     assert chunks and all(chunk["usage"] is None for chunk in chunks)
@@ -118,7 +118,7 @@ def test_stream_chunks_say_usage_null_where_usage_was_asked_for(client: httpx.Cl
     assert all("usage" not in chunk for chunk in events(client.post(path, json=asked)))
 
 
-def test_no_tokens_may_be_asked_for_where_the_standard_has_it(client: httpx.Client, fake_service: Running) -> None:  # noqa: F811
+def test_no_tokens_may_be_asked_for_where_the_standard_has_it(client: httpx.Client, fake_service: Running) -> None:
     answer = client.post("/v1/completions", json={"model": "text", "prompt": "hi", "max_tokens": 0})
     assert answer.status_code == 200
     (choice,) = answer.json()["choices"]
@@ -131,7 +131,7 @@ def test_no_tokens_may_be_asked_for_where_the_standard_has_it(client: httpx.Clie
     assert client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 0}).status_code == 400
 
 
-def test_the_document_says_who_needs_a_key_and_which_codes_come(client: httpx.Client) -> None:  # noqa: F811
+def test_the_document_says_who_needs_a_key_and_which_codes_come(client: httpx.Client) -> None:
     spec = client.get("/openapi.json").json()
     assert spec["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer" and spec["security"] == [{"bearer": []}]
     for path, methods in spec["paths"].items():

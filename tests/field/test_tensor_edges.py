@@ -162,7 +162,7 @@ def test_a_scalar_comes_to_the_model_as_a_scalar(store: Store, tmp_path: Path, e
 def test_torch_gets_a_scalar_too(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="needs torch")
 
-    class Axes(torch.nn.Module):  # type: ignore[misc, name-defined]  # torch is known only here
+    class Axes(torch.nn.Module):
         def forward(self, x: Any) -> Any:
             return torch.full((1,), float(x.dim())) + 0 * x
 

@@ -152,7 +152,7 @@ def test_recipes_that_make_no_sense_are_refused_in_a_sentence_before_any_work(
     says, to = REFUSED[recipe]
     data = Data(data=Path(), train=Path())
     with pytest.raises(Unsupported, match=says):
-        Build(Store(tmp_path / "store"), data).check(find_recipe(recipe, source.task), source, to)  # type: ignore[arg-type]  # a format's name
+        Build(Store(tmp_path / "store"), data).check(find_recipe(recipe, source.task), source, to)
 
 
 def test_silence_after_a_recording_sounds_like_silence(folder: Path) -> None:

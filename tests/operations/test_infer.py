@@ -64,7 +64,7 @@ def inference(replica: Says | None, ledger: Any = None, **options: Any) -> tuple
     def lease(name: str) -> Lease:
         if replica is None:
             raise NotFound(f"no model '{name}' is deployed")
-        return Lease(SimpleNamespace(model="bard", version=3, task="text-generation"), replica)  # type: ignore[arg-type]
+        return Lease(SimpleNamespace(model="bard", version=3, task="text-generation"), replica)
 
     ledger = ledger or FakeLedger()
     made = Inference(SimpleNamespace(lease=lease), ledger, grams_co2e_per_kwh=400.0, **options)
@@ -301,7 +301,7 @@ async def test_a_name_of_any_length_is_cut_for_the_ledger() -> None:
 async def test_a_caller_who_goes_away_is_one_row_499_and_the_replica_hears_of_it() -> None:
     replica = Says("a", "b", "c", delay=0.01)
     infer, ledger = inference(replica)
-    async with aclosing(infer.stream(asked(), itself)) as chunks:  # type: ignore[type-var]
+    async with aclosing(infer.stream(asked(), itself)) as chunks:
         await anext(chunks)
     assert [row.status for row in ledger.rows] == [499] and replica.closed == 1
     task = asyncio.create_task(infer.whole(asked(), the_first))
@@ -314,7 +314,7 @@ async def test_a_caller_who_goes_away_is_one_row_499_and_the_replica_hears_of_it
 
 async def test_closing_after_the_last_chunk_adds_no_row() -> None:
     infer, ledger = inference(Says("a"))
-    async with aclosing(infer.stream(asked(), itself)) as chunks:  # type: ignore[type-var]
+    async with aclosing(infer.stream(asked(), itself)) as chunks:
         assert (await anext(chunks)).is_last
     assert [row.status for row in ledger.rows] == [200]
 

@@ -110,7 +110,7 @@ def test_a_broken_limit_is_named_with_its_value(limits: Limits, says: str) -> No
 
 def test_every_limit_there_is_can_be_broken_and_stands_in_the_report() -> None:
     strictest = {f.name: (1e-9 if f.name.startswith("max_") else 1e9) for f in fields(Limits)}
-    report = replace(REPORT, limits=Limits(**strictest)).to_json()  # type: ignore[arg-type]
+    report = replace(REPORT, limits=Limits(**strictest)).to_json()
     assert {c["limit"] for c in report["checks"]} == strictest.keys()
     assert not any(c["holds"] for c in report["checks"])
     assert next(c for c in report["checks"] if c["limit"] == "min_speedup") == {

@@ -127,7 +127,7 @@ def test_an_engine_that_can_not_have_it_is_left_out_with_the_reason(store: Store
 
 
 def test_a_killed_build_goes_on_after_the_last_finished_pass(store: Store, source: Artifact) -> None:
-    fakes = FakePasses(broken={"quantize openvino": KeyboardInterrupt()})  # type: ignore[dict-item]  # as good as a kill
+    fakes = FakePasses(broken={"quantize openvino": KeyboardInterrupt()})
     with pytest.raises(KeyboardInterrupt):
         Build(store, find=fakes.find, prove=proven).run(INT8, source, "openvino")
     assert not list((store.root / "tmp").iterdir())

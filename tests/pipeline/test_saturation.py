@@ -137,7 +137,7 @@ def _network(
 def _built(store: Store, source: Artifact, data: Path, scheme: str, to: str) -> tuple[Artifact, Any]:
     building = Build(store, Data(calibrate=data))
     use = Use("quantize", find_pass("quantize", "test").check({"scheme": scheme, "format": to}, "test"))
-    made = building.apply(use, building.convert(source, to))  # type: ignore[arg-type]  # a format by its name
+    made = building.apply(use, building.convert(source, to))
     return made, building.steps[-1].facts["saturation"]
 
 
@@ -212,7 +212,7 @@ def test_an_int8_graph_that_others_made_is_computed_without_cutting_off(tmp_path
     source, data = _bright(store, tmp_path / "model")
     x = np.load(data)["x"]
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime's class has no types
+    class Reader(quantization.CalibrationDataReader):
         left = iter([{"x": x}])
 
         def get_next(self) -> Any:

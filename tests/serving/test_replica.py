@@ -67,7 +67,7 @@ async def test_bad_payload_fails_only_its_sender(pool: ThreadPoolExecutor) -> No
     assert isinstance(answers[1], InvalidPayload)
     for answer, best in ((answers[0], 2 * ord("B")), (answers[2], 2 * ord("D"))):
         assert not isinstance(answer, BaseException)
-        assert answer[0].is_last and answer[0].value.labels[0].score == best  # type: ignore[union-attr]
+        assert answer[0].is_last and answer[0].value.labels[0].score == best
     assert replica.in_flight == 0
     await asyncio.to_thread(replica.close)
 
@@ -106,7 +106,7 @@ async def test_text_comes_in_pieces_and_only_the_last_is_last(pool: ThreadPoolEx
     chunks = await every(text_replica(pool, FakeSequenceEngine()).answer(request(payload)))
     pieces = [chunk.value for chunk in chunks]
     assert all(isinstance(piece, TextPiece) for piece in pieces)
-    assert "".join(piece.text for piece in pieces) == "abc"  # type: ignore[union-attr]
+    assert "".join(piece.text for piece in pieces) == "abc"
     assert [chunk.is_last for chunk in chunks] == [False, False, True]
     assert chunks[-1].units.prompt_tokens == 5 and chunks[-1].units.completion_tokens == 3
     assert chunks[-1].cost is not None and chunks[-1].cost.cpu_seconds == pytest.approx(0.003)
@@ -130,7 +130,7 @@ async def test_a_decoder_that_takes_long_leaves_the_event_loop(pool: ThreadPoolE
     )
     payload = TextPayload(prompt="x", sampling=Sampling(max_tokens=4))
     chunks = await every(replica.answer(request(payload)))
-    assert "".join(chunk.value.text for chunk in chunks) == "abcd"  # type: ignore[union-attr]
+    assert "".join(chunk.value.text for chunk in chunks) == "abcd"
     assert where[0] == threading.get_ident() and threading.get_ident() not in where[1:]
 
 
@@ -138,8 +138,8 @@ async def test_a_stop_string_ends_the_generation_in_the_engine_too(pool: ThreadP
     engine = FakeSequenceEngine()
     payload = TextPayload(prompt="x", sampling=Sampling(max_tokens=20, stop=("c",)))
     chunks = await every(text_replica(pool, engine).answer(request(payload)))
-    assert "".join(chunk.value.text for chunk in chunks) == "ab"  # type: ignore[union-attr]
-    assert chunks[-1].value.finish_reason == "stop"  # type: ignore[union-attr]
+    assert "".join(chunk.value.text for chunk in chunks) == "ab"
+    assert chunks[-1].value.finish_reason == "stop"
     assert engine.cancelled == ["r1"]
 
 
@@ -148,13 +148,13 @@ async def test_a_prompt_beyond_the_context_is_refused_and_a_long_answer_is_fitte
     with pytest.raises(InvalidPayload, match="context is 64"):
         await every(replica.answer(request(TextPayload(prompt="x" * 64))))
     chunks = await every(replica.answer(request(TextPayload(prompt="x" * 60, sampling=Sampling(max_tokens=100)))))
-    assert len(chunks) == 4 and chunks[-1].value.finish_reason == "length"  # type: ignore[union-attr]
+    assert len(chunks) == 4 and chunks[-1].value.finish_reason == "length"
 
 
 async def test_closing_the_answer_cancels_the_generation(pool: ThreadPoolExecutor) -> None:
     engine = FakeSequenceEngine(delay=0.001)
     replica = text_replica(pool, engine)
-    async with aclosing(replica.answer(request(TextPayload(prompt="x")))) as chunks:  # type: ignore[type-var]
+    async with aclosing(replica.answer(request(TextPayload(prompt="x")))) as chunks:
         await anext(chunks)
         assert engine.cancelled == []
     assert engine.cancelled == ["r1"] and replica.in_flight == 0

@@ -84,7 +84,7 @@ class Loads:
 
 @asynccontextmanager
 async def routing(catalog: FakeCatalog, load: Loads, **options: Any) -> AsyncIterator[Router]:
-    router = Router(catalog, load, poll_seconds=0.01, **options)  # type: ignore[arg-type]  # a fake catalog and replicas
+    router = Router(catalog, load, poll_seconds=0.01, **options)
     await router.start()
     try:
         yield router
@@ -288,9 +288,9 @@ async def test_a_catalog_that_is_away_for_a_while_changes_nothing() -> None:
     catalog.deploy("a")
     async with routing(catalog, load) as router:
         await until(lambda: router.is_ready)
-        revision, catalog.revision = catalog.revision, lambda: 1 // 0  # type: ignore[method-assign]
+        revision, catalog.revision = catalog.revision, lambda: 1 // 0
         await asyncio.sleep(0.05)
         assert router.lease("a")
-        catalog.revision = revision  # type: ignore[method-assign]
+        catalog.revision = revision
         catalog.deploy("b")
         await until(lambda: "b" in router.models() and router.is_ready)

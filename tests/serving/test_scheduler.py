@@ -21,7 +21,7 @@ from maasdam.serving.scheduler import Scheduler
 class Eights(Pace):
     """Eight rows, whatever is measured."""
 
-    cap = 8  # type: ignore[assignment]  # a constant for a property
+    cap = 8
 
 
 def row(*values: float) -> Tensors:

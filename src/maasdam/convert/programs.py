@@ -53,7 +53,7 @@ def with_program(source: Artifact, use: Callable[[ExportedProgram], Out]) -> Out
     Raises Unsupported with the exporter's reason when none does.
     """
     try:
-        import torch  # noqa: F401
+        import torch  # noqa: F401  # asked for, to say which extra is missing
     except ImportError as error:
         raise missing_extra("torch", "pytorch") from error
     if source.layout == "pt2":
@@ -194,7 +194,7 @@ def save_pt2(program: ExportedProgram, path: str) -> None:
     import torch
 
     # an empty dict is what loading a program without any gives; the public setter takes only inputs that fit
-    program._example_inputs = {}  # type: ignore[assignment]
+    program._example_inputs = {}  # type: ignore[assignment]  # torch says None or a pair; empty is what its writer takes
     torch.export.save(program, path)
 
 

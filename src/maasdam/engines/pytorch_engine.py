@@ -153,10 +153,10 @@ def load_program(path: Path) -> ExportedProgram:
         before = os.environ.get(key)
         os.environ[key] = "1"
         try:
-            PT2ArchiveReader.read_bytes = without_examples  # type: ignore[method-assign,assignment]
+            PT2ArchiveReader.read_bytes = without_examples  # type: ignore[method-assign,assignment]  # put back below
             return torch.export.load(path)
         finally:
-            PT2ArchiveReader.read_bytes = read_bytes  # type: ignore[method-assign]
+            PT2ArchiveReader.read_bytes = read_bytes  # type: ignore[method-assign]  # as it was
             if before is None:
                 del os.environ[key]
             else:

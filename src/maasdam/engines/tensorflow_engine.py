@@ -84,7 +84,7 @@ def _keras(tf: Any, artifact: Artifact) -> tuple[Function, Any, Signature]:
     answers = {signature.outputs[at].name: own.outputs[port].name for at, port in enumerate(where)}
     types = {name: tf.TensorSpec(s.shape, s.dtype if s.dtype != "object" else "string") for name, s in asked.items()}
 
-    @tf.function(input_signature=[types])  # type: ignore[untyped-decorator]
+    @tf.function(input_signature=[types])  # type: ignore[untyped-decorator]  # TensorFlow ships no types
     def forward(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
         return network({asked[name].name: tensor for name, tensor in tensors.items()})
 

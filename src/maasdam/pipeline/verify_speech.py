@@ -95,7 +95,7 @@ def verify_speech(
         _hear(engines, inputs, [e.name for e in examples.examples], heard, how)
         chosen = list(inputs[:: max(1, len(inputs) // TIMED)])[:TIMED]
         every: Runner[SequenceEngine] = lambda e: lambda number: [transcribe(e, each) for each in chosen]  # noqa: E731 - a type
-        alone: Runner[SequenceEngine] = lambda e: lambda number: transcribe(e, chosen[number % len(chosen)])  # noqa: E731
+        alone: Runner[SequenceEngine] = lambda e: lambda number: transcribe(e, chosen[number % len(chosen)])  # noqa: E731  # a type
         times = timed(engines, alone, "latency", how.latency_seconds, (5, 100), how)
         batches = timed(engines, every, "throughput", how.throughput_seconds, (1, 20), how)
         joules = energy(engines, every, how)

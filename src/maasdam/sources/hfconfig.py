@@ -215,6 +215,6 @@ def _own_code(parsed: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]
 
 def _is_known(model_type: str) -> bool:
     # the list is there; the module's __all__ leaves it out
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]  # made when imported
 
     return model_type in CONFIG_MAPPING_NAMES

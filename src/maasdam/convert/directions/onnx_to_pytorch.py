@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def write(source: Artifact, out: Path) -> Signature:
     """Write `out`/model.pt2 and return its signature. Raises Unsupported listing operators PyTorch has no counterpart for."""
     try:
-        import torch  # noqa: F401
+        import torch  # noqa: F401  # asked for, to say which extra is missing
     except ImportError as error:
         raise missing_extra("torch", "pytorch") from error
     from maasdam.convert.programs import export_module, save_pt2

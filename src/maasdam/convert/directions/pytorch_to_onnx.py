@@ -27,7 +27,7 @@ MAX_SINGLE_FILE_BYTES = 1_900_000_000
 def write(source: Artifact, out: Path) -> Signature:
     """Write `out`/model.onnx and return its signature. Raises Unsupported with the exporter's reason."""
     try:
-        import onnxscript  # noqa: F401
+        import onnxscript  # noqa: F401  # asked for, to say which extra is missing
     except ImportError as error:
         raise missing_extra("onnxscript", "build") from error
     return with_program(source, lambda program: _export(program, source.signature, out / "model.onnx"))

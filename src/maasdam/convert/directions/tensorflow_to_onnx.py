@@ -27,8 +27,8 @@ SIGNATURE = "serving_default"
 def write(source: Artifact, out: Path) -> Signature:
     """Write `out`/model.onnx and return its signature. Raises Unsupported naming what tf2onnx can't convert."""
     try:
-        import tensorflow  # noqa: F401
-        import tf2onnx  # noqa: F401
+        import tensorflow  # noqa: F401  # asked for, to say which extra is missing
+        import tf2onnx  # noqa: F401  # asked for, to say which extra is missing
     except ImportError as error:
         raise missing_extra(str(error.name), "tensorflow") from error
     if source.layout == "savedmodel":
