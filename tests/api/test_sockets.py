@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
 import threading
 import time
@@ -90,14 +91,13 @@ def test_a_declared_huge_body_is_refused_before_any_of_it_is_sent(fake_service: 
 def test_slow_headers_are_cut_off_and_block_nobody(
     fake_service: Running, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "HEADER_SECONDS", 0.5)
+    monkeypatch.setattr(connection, "HEADER_SECONDS", 2.0)
     slow = [raw(fake_service, b"POST /v2/models/doubles/infer HTTP/1.1\r\nHost: l") for _ in range(100)]
     silent = [raw(fake_service) for _ in range(100)]
-    began = time.monotonic()
-    assert answers(client) and time.monotonic() - began < 0.5
+    assert answers(client)
+    assert not select.select(slow + silent, [], [], 0)[0], "they were still open when another was answered"
     for it in slow + silent:
         assert it.recv(1000) == b""
-    assert time.monotonic() - began < 3
 
 
 def test_a_request_in_flight_is_not_cut_off_by_the_clock_for_headers(

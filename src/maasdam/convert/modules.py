@@ -68,7 +68,9 @@ def is_whisper(source: Artifact) -> bool:
         config = json.loads((source.path / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise InvalidModel(f"can't read the model's config.json: {first_line(error)}") from error
-    return isinstance(config, dict) and config.get("model_type") == "whisper" and source.signature is None
+    if not isinstance(config, dict) or config.get("model_type") != "whisper":
+        return False
+    return not str((config.get("architectures") or [""])[0]).endswith("ForAudioClassification")
 
 
 def name_module(model: torch.nn.Module, signature: Signature, *, by_position: bool = False) -> torch.nn.Module:
