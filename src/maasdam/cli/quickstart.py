@@ -112,11 +112,14 @@ def _table(versions: Sequence[Version]) -> str:
     from rich.console import Console
     from rich.table import Table
 
+    from maasdam.operations.reports import report_of
+
     table = Table(title="Quickstart: before → after", box=box.SIMPLE_HEAD)
     for head in ("model", "format", "engine", "size", "accuracy", "latency p50", "energy per request", "verdict"):
         table.add_column(head, overflow="fold")
     for version in versions:
         table.add_row(*_row(version))
+    table.caption = "energy: " + "; ".join(sorted({report_of(version).energy_method for version in versions}))
     console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     with console.capture() as captured:
         console.print(table)
@@ -137,7 +140,7 @@ def _row(version: Version) -> list[str]:
         f"{cells['size']} MB",
         f"{report.metric} {cells['metric']} (n={report.examples})",
         f"{cells['p50']} ms",
-        f"{'not measured' if joules is None else f'{joules:.3g} J'} ({report.energy_method})",
+        "not measured" if joules is None else f"{joules:.3g} J",
         ("passed" if version.passed else "FAILED: " + "; ".join(report.failures)) + slower,
     ]
 
