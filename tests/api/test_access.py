@@ -131,3 +131,14 @@ def test_without_keys_only_this_machine_is_answered(open_to_all: Running) -> Non
 def test_scopes_cover_every_prefix_once() -> None:
     assert len({prefix for prefix, _ in SCOPES}) == len(SCOPES)
     assert FastAPI  # the table, not the framework, decides
+
+
+@pytest.mark.parametrize("name", ["Authorization", "api-key", "x-api-key", "X-API-Key"])
+def test_a_key_is_read_where_clients_send_it(fake_service: Running, name: str) -> None:
+    value = f"Bearer {fake_service.key}" if name == "Authorization" else fake_service.key
+    with httpx.Client(base_url=fake_service.url) as client:
+        assert client.get("/v1/models", headers={name: value}).status_code == 200
+        assert client.get("/v1/models", headers={name: value[:-1]}).status_code == 401
+        assert client.get("/v1/models", headers={name: ""}).status_code == 401
+        if name != "Authorization":  # which is the one that counts where there are two
+            assert client.get("/v1/models", headers={name: value, "Authorization": "Bearer wrong"}).status_code == 401

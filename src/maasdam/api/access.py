@@ -1,4 +1,8 @@
-"""Who may call what. Knows paths, scopes and keys; never bodies or models. Everything not listed needs a key."""
+"""Who may call what. Knows paths, scopes and keys; never bodies or models. Everything not listed needs a key.
+
+    HTTP: path, headers -> `caller`, `check` -\
+    any other wire: a secret, a scope -> `admit`, `permit`
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,9 @@ SCOPES: tuple[tuple[str, str], ...] = (
     ("/admin/requests", "admin"),
     ("/admin", "deploy"),
 )
+KEY_HEADERS = (b"authorization", b"api-key", b"x-api-key")
+"""Where a key may be: `Bearer KEY` in the first, bare in the others, as some clients send it. The first there is counts."""
+NO_KEY = "no API key; send the header 'Authorization: Bearer KEY' (make one with: maasdam keys create NAME)"
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -43,28 +50,42 @@ class Gate:
             return ANONYMOUS
         if path in self._open:
             return ANONYMOUS
-        return await self._authenticate(_secret(headers))
+        return await self.admit(secret_of(*(header(headers, name) for name in KEY_HEADERS)))
 
     def check(self, path: str, caller: Caller) -> None:
         """Raise Forbidden where the caller's key lacks the scope that `path` needs."""
-        if self._authenticate is None or path in self._open:
-            return
-        scope = next((scope for prefix, scope in SCOPES if path.startswith(prefix)), None)
-        if scope is not None and scope not in caller.scopes:
+        if path not in self._open:
+            self.permit(caller, next((scope for prefix, scope in SCOPES if path.startswith(prefix)), None))
+
+    async def admit(self, secret: str | None) -> Caller:
+        """Who holds a key's secret; without keys anyone. Raises Unauthenticated, also for None."""
+        if self._authenticate is None:
+            return ANONYMOUS
+        if secret is None:
+            raise Unauthenticated(NO_KEY)
+        return await self._authenticate(secret)
+
+    def permit(self, caller: Caller, scope: str | None) -> None:
+        """Raise Forbidden where the caller's key lacks a scope; any key has None."""
+        if self._authenticate is not None and scope is not None and scope not in caller.scopes:
             raise Forbidden(
                 f"this key lacks the scope '{scope}'; use one that has it: maasdam keys create NAME --scope {scope}"
             )
 
 
-def _secret(headers: Headers) -> str:
-    value = header(headers, b"authorization")
-    if value is None:
-        raise Unauthenticated(
-            "no API key; send the header 'Authorization: Bearer KEY' (make one with: maasdam keys create NAME)"
-        )
-    scheme, _, secret = value.partition(b" ")
-    if scheme.lower() != b"bearer" or not secret.strip():
-        raise Unauthenticated("the Authorization header is not 'Bearer KEY'")
+def secret_of(authorization: bytes | None, *plain: bytes | None) -> str | None:
+    """The secret in `Authorization: Bearer KEY`, else in the first header there is that is nothing but a key.
+
+    None: there is none. Raises Unauthenticated where one can't be read.
+    """
+    if authorization is None:
+        secret = next((value for value in plain if value is not None), None)
+        if secret is None:
+            return None
+    else:
+        scheme, _, secret = authorization.partition(b" ")
+        if scheme.lower() != b"bearer" or not secret.strip():
+            raise Unauthenticated("the Authorization header is not 'Bearer KEY'")
     try:
         return secret.strip().decode("ascii")
     except UnicodeDecodeError:

@@ -14,7 +14,7 @@ from maasdam import __version__
 from maasdam.api.entrance import JSON
 from maasdam.api.errors import without_places
 from maasdam.api.fields import check_known
-from maasdam.api.oip_infer import name_of
+from maasdam.api.oip_call import name_of
 from maasdam.api.oip_tensors import FROM_NUMPY
 from maasdam.api.paths import MODELS
 from maasdam.api.routing import JsonRoute

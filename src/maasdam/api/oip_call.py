@@ -1,0 +1,201 @@
+"""What an inference request of the Open Inference Protocol means, however it was written: in JSON, in bytes, in protobuf.
+
+Knows names, datatypes, parameters and payloads. Refuses to know a wire: `oip_json` and `oip_proto` read and write one each.
+
+    wire -> codec -> OipCall -> Request -> operations.infer -> chunks -> OipReply -> codec -> wire
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from maasdam.api import json_body
+from maasdam.api.fields import check_known, check_neutral
+from maasdam.api.oip_tensors import TO_NUMPY, Wanted
+from maasdam.api.sampling import NAMES, sampling_from
+from maasdam.core import Caller, Chunk, Entry, Facts, Payload, Request, TensorPayload, TextPayload
+from maasdam.errors import InvalidField, InvalidInput, InvalidTensor, ModelNotFound, Unsupported
+from maasdam.tasks import TASKS, carried_by
+
+if TYPE_CHECKING:
+    from maasdam.core import type_array
+
+REQUEST_PARAMETERS = ("timeout",)
+STATELESS = ("sequence_id", "sequence_start", "sequence_end")
+NO_PRIORITY: Mapping[str, tuple[Any, ...]] = {"priority": (0,)}
+SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
+"""Said to be of another place where they are used; without a region they mean nothing."""
+CARRIED = {task.oip.input: task for task in reversed(TASKS.values()) if task.oip is not None}
+"""Tasks by the BYTES input that carries them. Those that share one take the same payload."""
+MOST_PROMPTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class OipCall:
+    """One inference request, read."""
+
+    model: str
+    """NAME or NAME:VERSION."""
+    id: str | None
+    outputs: Sequence[Wanted]
+    """Those asked for; none is all."""
+    parameters: Mapping[str, Any]
+    payloads: tuple[Payload, ...]
+    """What the inputs are: tensors, or what one of BYTES carries."""
+    shape: tuple[int, ...]
+    """Of the BYTES input, where the payloads came from one."""
+
+    def request(self, request_id: str, caller: Caller, endpoint: str, seconds: float) -> Request:
+        """What inference is asked, to be answered within so many seconds, or what the parameter `timeout` says."""
+        limit = self.parameters.get("timeout")
+        if limit is not None:
+            if isinstance(limit, bool) or not isinstance(limit, int) or limit <= 0:
+                raise InvalidInput(f"parameter 'timeout' is {limit!r}; send microseconds, a whole number above 0")
+            seconds = min(seconds, limit / 1e6)
+        return Request(request_id, self.model, self.payloads, caller, endpoint, time.monotonic() + seconds)
+
+    def check(self, facts: Facts) -> None:
+        """Refuse an output that does not exist before the model runs for nothing. Raises InvalidTensor."""
+        if not self.outputs:
+            return
+        carried = carried_by(facts.task)
+        if not isinstance(self.payloads[0], TensorPayload):
+            have = [output for output, _ in carried.outputs] if carried else None
+        else:
+            have = [spec.name for spec in facts.signature.outputs] if facts.signature else None
+        if have is None:
+            return  # inference says that the model takes something else
+        for wanted in self.outputs:
+            if wanted.name not in have:
+                raise InvalidTensor(f"no output '{wanted.name}'; this model gives: {', '.join(have)}")
+
+    def reply(self, chunks: Sequence[Chunk], entry: Entry) -> OipReply:
+        """The outputs asked for, of one chunk a payload, in the order they were asked for in."""
+        outputs = self._outputs(chunks, entry.task)
+        if self.outputs:
+            outputs = {wanted.name: outputs[wanted.name] for wanted in self.outputs}
+        return OipReply(entry.model, str(entry.version), self.id, outputs)
+
+    def _outputs(self, chunks: Sequence[Chunk], task: str | None) -> Mapping[str, type_array]:
+        carried = carried_by(task)
+        if isinstance(self.payloads[0], TensorPayload) or carried is None:
+            return chunks[0].value  # type: ignore[return-value]  # a TensorPayload is answered with tensors
+        columns = zip(*(carried.values(chunk.value) for chunk in chunks), strict=True)
+        return {
+            name: np.array(column, TO_NUMPY.get(datatype, "object")).reshape(self.shape)
+            for (name, datatype), column in zip(carried.outputs, columns, strict=True)
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class OipReply:
+    """One answer, to be written."""
+
+    model: str
+    version: str
+    id: str | None
+    outputs: Mapping[str, type_array]
+
+    @property
+    def nbytes(self) -> int:
+        """How large it is, about."""
+        return sum(array.nbytes for array in self.outputs.values())
+
+
+def check_stateless(parameters: Mapping[str, Any]) -> None:
+    """Raise Unsupported where a request says that it is one of a sequence."""
+    for name in STATELESS:
+        if parameters.get(name):
+            raise Unsupported(f"parameter '{name}': this service keeps no state between requests")
+
+
+def check_input_parameters(parameters: Mapping[str, Any], i: int, of_wire: tuple[str, ...] = ()) -> None:
+    """Refuse what nobody reads of the parameters of input `i`. `of_wire`: those that the codec reads."""
+    if parameters:
+        check_known(parameters, (*of_wire, *SHARED_MEMORY), "parameter", f"inputs[{i}]")
+
+
+def call_of(
+    model: str,
+    inputs: Mapping[str, type_array],
+    outputs: Sequence[Wanted],
+    parameters: Mapping[str, Any],
+    call_id: str | None,
+    *,
+    of_wire: tuple[str, ...] = (),
+    of_output: tuple[str, ...] = (),
+    is_base64: bool = False,
+) -> OipCall:
+    """A request's meaning. Raises InvalidInput and Unsupported, naming what is wrong.
+
+    `of_wire` and `of_output` are parameters of the request and of its outputs that the codec reads by itself, true or false;
+    `is_base64`: a file in a BYTES input is text.
+    """
+    name = next(iter(inputs))
+    array = inputs[name]
+    payloads: tuple[Payload, ...] = (TensorPayload(inputs),)
+    shape: tuple[int, ...] = ()
+    known: tuple[str, ...] = ()
+    if len(inputs) == 1 and name in CARRIED and array.dtype == object:
+        payloads, shape = _carried(name, array, parameters, is_base64), array.shape
+        known = NAMES if isinstance(payloads[0], TextPayload) else ()
+    if parameters:
+        check_known(parameters, (*REQUEST_PARAMETERS, *of_wire, *known, *STATELESS, *NO_PRIORITY), "parameter")
+        check_neutral(parameters, NO_PRIORITY)
+        _check_truths(parameters, of_wire)
+    for i, wanted in enumerate(outputs):
+        if wanted.parameters:
+            _check_wanted(wanted.parameters, i, of_output)
+    return OipCall(model, call_id, outputs, parameters, payloads, shape)
+
+
+def name_of(model: str, version: str | None) -> str:
+    """NAME or NAME:VERSION. Raises NotFound for a version that is no number."""
+    if not version:
+        return model
+    if not (version.isascii() and version.isdigit() and len(version) < 10):
+        raise ModelNotFound(f"model '{model}' has no version '{version[:50]}'; versions are numbers")
+    return f"{model}:{version}"
+
+
+def _check_wanted(parameters: Mapping[str, Any], i: int, of_output: tuple[str, ...]) -> None:
+    check_known(parameters, (*of_output, "classification", *SHARED_MEMORY), "parameter", f"outputs[{i}]")
+    _check_truths(parameters, of_output)
+    if parameters.get("classification"):
+        raise Unsupported("the classification extension is not here; POST /v1/images/classifications gives labels")
+    if "shared_memory_region" in parameters:
+        raise Unsupported("shared memory is not read here; ask for JSON or binary data")
+
+
+def _check_truths(parameters: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    for name in names:
+        if not isinstance(parameters.get(name, False), bool | None):
+            raise InvalidField(f"parameter '{name}' is {parameters[name]!r:.40}; send true or false", name)
+
+
+def _carried(name: str, array: type_array, parameters: Mapping[str, Any], is_base64: bool) -> tuple[Payload, ...]:
+    if not 1 <= array.size <= MOST_PROMPTS:
+        raise InvalidTensor(f"input '{name}' has {array.size} elements; send 1 to {MOST_PROMPTS}")
+    elements: list[bytes] = list(array.ravel())
+    if CARRIED[name].of_file is not None:
+        if is_base64:
+            elements = [_from_base64(element, name) for element in elements]
+        return tuple(CARRIED[name].payload(element) for element in elements)
+    sampling = sampling_from(parameters)
+    try:
+        texts = [element.decode() for element in elements]
+    except UnicodeDecodeError:
+        raise InvalidTensor(f"input '{name}' is not UTF-8; send text") from None
+    return tuple(TextPayload(prompt=text, sampling=sampling) for text in texts)
+
+
+def _from_base64(element: bytes, name: str) -> bytes:
+    try:
+        return json_body.from_base64(element)
+    except ValueError:
+        raise InvalidTensor(f"input '{name}' in JSON must be base64; or send it as binary data") from None
