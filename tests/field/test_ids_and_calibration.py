@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ from maasdam.sources import ingest
 ROWS = 131
 
 
-def words(folder: Path, changed: int | None = None) -> Path:
-    """Bytes, each with a row of a table, normed along the text. All the same they leave a variance that is rounding alone."""
+def words(folder: Path, changed: int | None = None, *, epsilon: float = 1e-6, masked: float | None = None) -> Path:
+    """Bytes, each with a row of a table, normed along the text. All the same they leave a variance that is rounding alone.
+
+    `masked` is added to one column of sixteen.
+    """
     rows = np.random.default_rng(3).standard_normal((ROWS, 16)).astype(np.float32)
     if changed is not None:
         rows[changed] += 0.1
@@ -39,14 +43,21 @@ def words(folder: Path, changed: int | None = None) -> Path:
         helper.make_node("Add", ["variance", "little"], ["more"]),
         helper.make_node("Sqrt", ["more"], ["deviation"]),
         helper.make_node("Sub", ["e", "mean"], ["centred"]),
-        helper.make_node("Div", ["centred", "deviation"], ["y"]),
+        helper.make_node("Div", ["centred", "deviation"], ["normed"]),
+        helper.make_node("Add", ["normed", "mask"], ["y"]),
     ]
+    mask = np.zeros(16, np.float32)
+    mask[3] = masked or 0
     graph = helper.make_graph(
         nodes,
         "g",
         [helper.make_tensor_value_info("bytes", TensorProto.INT32, ["n", 64])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 64, 16])],
-        [numpy_helper.from_array(rows, "rows"), numpy_helper.from_array(np.float32(1e-6), "little")],
+        [
+            numpy_helper.from_array(rows, "rows"),
+            numpy_helper.from_array(np.float32(epsilon), "little"),
+            numpy_helper.from_array(mask, "mask"),
+        ],
     )
     folder.mkdir(exist_ok=True)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), folder / "model.onnx")
@@ -66,6 +77,27 @@ def test_one_wrong_row_of_a_table_is_seen(tmp_path: Path) -> None:
     assert certify(right, right).to_json()["passed"]
     with pytest.raises(VerificationFailed, match="output 'y' differs"):
         certify(right, wrong)
+
+
+def test_a_column_that_is_masked_hides_nothing(tmp_path: Path) -> None:
+    """An infinity that stays where it is makes no answer undecided: not its own, and not those beside it."""
+    store = Store(tmp_path / "store")
+    masked, another, seven = (
+        ingest(str(words(tmp_path / name, changed, masked=value)), store)
+        for name, changed, value in (("a", None, -np.inf), ("b", ROWS - 1, -np.inf), ("c", None, 7.0))
+    )
+    assert certify(masked, masked).to_json()["passed"]
+    for wrong in (another, seven):
+        with pytest.raises(VerificationFailed, match="output 'y'"):
+            certify(masked, wrong)
+
+
+def test_a_lost_epsilon_is_seen(tmp_path: Path) -> None:
+    """Only where a text has one byte throughout: the source's own rounding decides there, but not that there is a number."""
+    store = Store(tmp_path / "store")
+    right, lost = (ingest(str(words(tmp_path / n, epsilon=e)), store) for n, e in (("a", 1e-5), ("b", 0.0)))
+    with pytest.raises(VerificationFailed, match="output 'y'"):
+        certify(right, lost)
 
 
 def test_made_up_ids_are_of_the_whole_table(tmp_path: Path) -> None:
@@ -116,3 +148,16 @@ def test_without_data_what_nothing_was_calibrated_on_is_judged_by(tmp_path: Path
     assert told(examples.examples) == set(range(5)) and said is not None and "they are few" in said
     examples, said = _examples(source, Data(few, many), silent)
     assert told(examples.examples) == set(range(5)) and said is None
+
+
+def test_what_is_trained_on_judges_nothing(tmp_path: Path) -> None:
+    source: Artifact = ingest(str(words(tmp_path / "a")), Store(tmp_path / "store"))
+    many = rows(tmp_path / "many", 24)
+    held = told(_examples(source, Data(None, many), silent)[0].examples)
+    train = tmp_path / "train"
+    train.mkdir()
+    for row in list(held)[:4]:
+        shutil.copy(many / f"{row:02}.npz", train)
+    examples, said = _examples(source, Data(None, many, train), silent)
+    assert told(examples.examples) == set(list(held)[4:])
+    assert said is not None and "4 of them are in --train and were left out" in said

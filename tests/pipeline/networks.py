@@ -17,14 +17,15 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
 SIDE = 16
 
 
-def write_colours(folder: Path, weights: Any = None) -> Path:
+def write_colours(folder: Path, weights: Any = None, dtype: str = "float32") -> Path:
     """A classifier of plain colours (ONNX, with labels and a processor): 10 times the mean of each channel."""
     import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import helper, numpy_helper
 
     folder.mkdir(parents=True, exist_ok=True)
     head = (np.eye(3) * 10).astype(np.float32) if weights is None else np.asarray(weights, np.float32)
     stored = {"conv": np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1), "head": head}
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     node = helper.make_node
     nodes = [
         node("Conv", ["pixel_values", "conv"], ["a"]),
@@ -35,9 +36,9 @@ def write_colours(folder: Path, weights: Any = None) -> Path:
     graph = helper.make_graph(
         nodes,
         "colours",
-        [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
-        [numpy_helper.from_array(array, name) for name, array in stored.items()],
+        [helper.make_tensor_value_info("pixel_values", kind, ["batch", 3, SIDE, SIDE])],
+        [helper.make_tensor_value_info("logits", kind, ["batch", 3])],
+        [numpy_helper.from_array(array.astype(dtype), name) for name, array in stored.items()],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), folder / "model.onnx")
     labels = {str(i): name for i, name in enumerate(COLOURS)}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from maasdam.artifacts.store import Store
-from maasdam.core import TEXT_GENERATION, Artifact
+from maasdam.core import IMAGE_CLASSIFICATION, TEXT_GENERATION, Artifact
 from maasdam.engines import open_engine
 from maasdam.errors import InvalidInput, Unsupported
 from maasdam.pipeline.parity import cosine, flat
@@ -22,7 +22,7 @@ from maasdam.pipeline.recipe import Use
 from maasdam.pipeline.run_recipe import Build, Data
 from maasdam.sources import ingest
 from tests.engines import tiny_language_model
-from tests.pipeline.networks import convolutional, write_photographs, write_resnet, write_tensors
+from tests.pipeline.networks import convolutional, write_colours, write_photographs, write_resnet, write_tensors
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +278,19 @@ def test_accuracy_control_holds_the_drop_on_training_data(store: Store, trained:
     precisions = engine.precisions()
     engine.close()
     assert precisions.get("i8", 0) + precisions.get("u8", 0) > 0, precisions
+
+
+def test_accuracy_control_takes_a_network_in_halves(store: Store, tmp_path: Path) -> None:
+    source = ingest(str(write_colours(tmp_path / "halves", dtype="float16")), store, task=IMAGE_CLASSIFICATION)
+    train = write_photographs(tmp_path / "train", 12, seed=3)
+    how = {"scheme": "static-int8", "max_drop": 0.05, "format": "openvino"}
+    building = Build(store, Data(train=train))
+    made = building.apply(Use("quantize", find_pass("quantize", "t").check(how, "t")), source)
+    assert building.steps[-1].facts["control"]["quantized"] > 0.9
+    assert made.signature is not None and made.signature.inputs[0].dtype == "float16"
+    engine: Any = open_engine(made, threads=1)
+    assert engine.run({"pixel_values": np.ones((1, 3, 16, 16), np.float16)})["logits"].dtype == np.float16
+    engine.close()
 
 
 def test_accuracy_control_wants_labels_of_training_data(store: Store, trained: Artifact, tmp_path: Path) -> None:

@@ -68,7 +68,14 @@ def test_a_report_comes_back_from_its_json_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    "kept", [None, 3, [], {"accuracy": 3, "latency_ms": [], "size_bytes": None, "checks": {}, "parity": {"parts": [3]}}]
+    "kept",
+    [
+        None,
+        3,
+        [],
+        {"accuracy": 3, "latency_ms": [], "size_bytes": None, "checks": {}, "parity": {"parts": [3]}},
+        {"source": {"latency_ms": {"samples": 5}}},
+    ],
 )
 def test_of_a_report_of_anything_what_is_no_report_is_left_out(kept: Any) -> None:
     read = Report.from_json(kept)

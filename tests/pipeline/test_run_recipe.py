@@ -88,6 +88,29 @@ def test_a_second_run_takes_everything_from_the_cache(store: Store, source: Arti
     assert [s.facts for s in second.steps] == [s.facts for s in first.steps]
 
 
+def test_what_is_calibrated_on_is_made_anew_where_other_data_is_held_out(
+    store: Store, source: Artifact, tmp_path: Path
+) -> None:
+    """The same folder: a part of it is judged by without --data, a sample of it is taken where it is --data itself."""
+    x, y = tmp_path / "x.png", tmp_path / "y.png"
+    x.write_bytes(b"x")
+    y.write_bytes(b"y")
+    found, counts = FakePasses(), []
+    for data in (Data(calibrate=x), Data(y, x), Data(x), Data(x, x), Data(y, x)):
+        found.ran.clear()
+        Build(store, data, find=found.find, prove=proven).run(_recipe(("quantize", {"scheme": "static-int8"})), source, "onnx")
+        counts.append(found.ran.count("quantize onnx"))
+    assert counts == [1, 1, 1, 0, 0]
+
+
+def test_what_is_trained_does_not_depend_on_what_it_is_evaluated_on(store: Store, source: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"x")
+    found = FakePasses()
+    for data in (Data(train=tmp_path / "x.png"), Data(tmp_path / "x.png", None, tmp_path / "x.png")):
+        Build(store, data, find=found.find, prove=proven).apply(Use("prune", find_pass("prune", "r").check({}, "r")), source)
+    assert found.ran == ["prune"]
+
+
 def test_int8_is_made_for_both_engines_and_the_better_one_chosen(store: Store, source: Artifact) -> None:
     fakes = FakePasses()
     Build(store, find=fakes.find, prove=proven).run(INT8, source, None)

@@ -20,7 +20,9 @@ def build(
     recipe: str = typer.Option("fp32", "--recipe", help="A built-in recipe, or a TOML file."),
     to: str = typer.Option(None, "--to", help="Result's format: onnx, pytorch, tensorflow or openvino; default: the fastest."),
     data: Path = typer.Option(None, "--data", help="Labelled examples to evaluate on."),
-    calibrate: Path = typer.Option(None, "--calibrate", help="Examples for static quantisation; default: a sample of --data."),
+    calibrate: Path = typer.Option(
+        None, "--calibrate", help="Examples for static quantisation, and to judge by without --data."
+    ),
     train: Path = typer.Option(None, "--train", help="Labelled examples for passes that train; none of them in --data."),
     processor: Path = typer.Option(None, "--processor", help="A Hugging Face folder with the processor and the labels."),
     device: str = typer.Option("cpu", "--device", help="cpu or cuda."),

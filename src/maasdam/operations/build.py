@@ -229,14 +229,14 @@ def _examples(artifact: Artifact, paths: Data, progress: Progress) -> tuple[Prep
     )
 
     examples = [] if paths.data is None else evaluation_examples(artifact, paths.data)
-    if paths.train is not None:
-        check_disjoint(evaluation_examples(artifact, paths.train), examples)
+    train = [] if paths.train is None else evaluation_examples(artifact, paths.train)
+    check_disjoint(train, examples)
     said = None
     if paths.calibrate is not None:
         if examples or artifact.signature is None:
             unlabelled_payloads(artifact.task, paths.calibrate, 1, signature=artifact.signature)
         else:
-            examples, said = held_out_examples(artifact, paths.calibrate)
+            examples, said = held_out_examples(artifact, paths.calibrate, train)
     prepared = PreparedExamples(examples)
     if examples and artifact.task != TEXT_GENERATION:  # texts may be longer than the context: they are cut into pieces
         prepared.prepare_all(Preparer(artifact), progress)

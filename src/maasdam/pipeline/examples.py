@@ -55,14 +55,21 @@ def evaluation_examples(artifact: Artifact, path: Path, limit: int | None = None
     return load_examples(artifact.task, path, labels=labels_of(artifact.path), limit=limit, signature=artifact.signature)
 
 
-def held_out_examples(artifact: Artifact, path: Path) -> tuple[list[Example], str]:
-    """Unlabelled examples of --calibrate to judge by where there is no --data, and what the report says of them."""
+def held_out_examples(artifact: Artifact, path: Path, train: Sequence[Example] = ()) -> tuple[list[Example], str]:
+    """Unlabelled examples of --calibrate to judge by where there is no --data, and what the report says of them.
+
+    Those that are trained on are left out.
+    """
     every = unlabelled_payloads(artifact.task, path, MOST_HELD_OUT, signature=artifact.signature, part="held out")
     rest = unlabelled_payloads(artifact.task, path, 1, signature=artifact.signature, part="rest")
     is_apart = rest[0][0] not in {name for name, _ in every}
     says = f"no --data was given: judged on {len(every)} examples of --calibrate, "
     says += "which nothing was calibrated on" if is_apart else "the same that ranges are taken from: they are few"
-    return [Example(name, payload) for name, payload in every], says
+    known = {payload_digest(e.payload) for e in train}
+    examples = [Example(name, payload) for name, payload in every if payload_digest(payload) not in known]
+    if len(examples) < len(every):
+        says += f"; {len(every) - len(examples)} of them are in --train and were left out"
+    return examples, says
 
 
 def unlabelled_payloads(

@@ -18,7 +18,7 @@ from typing import Any
 from maasdam.artifacts.produced import PassFacts, Produced
 from maasdam.artifacts.store import MANIFEST
 from maasdam.core import Artifact, Format, TensorEngine, Tensors
-from maasdam.errors import Crashed, LimitExceeded, MaasdamError, Unsupported
+from maasdam.errors import EngineFailure, LimitExceeded, MaasdamError, Unsupported
 from maasdam.pipeline.examples import Inputs, calibration_inputs, made_up_inputs
 from maasdam.pipeline.fidelity import Fidelity
 from maasdam.pipeline.measure import take_turns
@@ -78,7 +78,7 @@ def choose(
             try:
                 with context.attempts.step("inputs", rival.digest):
                     inputs[rival.digest] = _inputs(rival, context)
-            except (Crashed, LimitExceeded) as error:
+            except (EngineFailure, LimitExceeded) as error:
                 for candidate in (c for c in candidates if c.artifact is rival):
                     candidate.why_not = f"does not run: {error}"
         for candidate in [c for c in candidates if c.why_not is None]:
@@ -140,8 +140,11 @@ def _check_drift(
     if wanted is None:
         return
     for candidate in [c for c in running if c.why_not is None]:
-        with _trial(candidate, context):
-            candidate.cosine, candidate.lost = _apart(candidate, inputs[candidate.artifact.digest], wanted)
+        try:
+            with _trial(candidate, context):
+                candidate.cosine, candidate.lost = _apart(candidate, inputs[candidate.artifact.digest], wanted)
+        except (EngineFailure, LimitExceeded) as error:
+            candidate.why_not = f"does not run: {error}"
     closest = min((c.lost for c in running if c.lost is not None and c.why_not is None), default=None)
     if closest is None:
         return

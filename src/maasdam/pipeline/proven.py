@@ -24,7 +24,7 @@ from maasdam.pipeline.sameness import content_digest
 if TYPE_CHECKING:
     from maasdam.artifacts.store import Store
 
-VERSION = 2
+VERSION = 3
 """Raised when the same two sides would be proven otherwise: what was found before no longer counts."""
 BROKE = (EngineFailure, InvalidTensor)
 """An engine broke on a batch: that names no difference, and may be another thing tomorrow."""

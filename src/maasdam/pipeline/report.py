@@ -278,13 +278,14 @@ def _source(s: Column) -> dict[str, Any]:
 
 
 def _source_of(kept: Mapping[str, Any]) -> Column:
+    samples = _at(kept, "latency_ms", "samples")
     return Column(
         engine=str(kept.get("engine", "-")),
         digest=str(kept.get("digest", "")),
         size_bytes=_whole(kept, "size_bytes"),
         p50=number(_at(kept, "latency_ms", "p50")),
         p99=number(_at(kept, "latency_ms", "p99")),
-        latency_ms=tuple(_at(kept, "latency_ms", "samples") or ()),
+        latency_ms=tuple(s for s in samples if number(s) is not None) if isinstance(samples, list) else (),
         throughput=number(kept.get("throughput")),
         joules=number(kept.get("energy_joules")),
         memory_bytes=_whole(kept, "memory_bytes"),

@@ -80,7 +80,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Where the examples are. `calibrate` falls back to a sample of `data`."""
+    """Where the examples are. `calibrate` falls back to a sample of `data`; without `data` a part of it is judged by."""
 
     data: Path | None = None
     calibrate: Path | None = None
@@ -299,8 +299,11 @@ class Build:
             "libraries": {name: installed_version(name) for name in found.libraries},
         }
         for reads in found.reads(settings):
-            path = (self.data.calibrate or self.data.data) if reads == "calibrate" else self.data.train
-            facts[reads] = None if path is None else [content_digest(path), self.data.data is None]
+            data = self.data
+            path = (data.calibrate or data.data) if reads == "calibrate" else data.train
+            facts[reads] = None if path is None else [content_digest(path)]
+            if path is not None and reads == "calibrate":  # what is kept to judge by, and what is said of it
+                facts[reads] += [data.data is None, data.calibrate is None]
         if files := found.files(settings):
             facts["files"] = [content_digest(path) for path in files if path.exists()]
         if found.measures:

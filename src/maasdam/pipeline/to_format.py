@@ -21,7 +21,7 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
 
 PASS = Pass(
     use="convert",
-    version=3,
+    version=4,
     settings={"to": Setting(str, None, choices=FORMATS, says="the format to convert to", is_required=True)},
     run=run,
     is_proven=True,

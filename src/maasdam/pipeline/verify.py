@@ -19,7 +19,6 @@ from typing import Any
 from maasdam.artifacts.store import file_digests
 from maasdam.core import TEXT_GENERATION, UNKNOWN, Artifact, Batching, Example
 from maasdam.errors import (
-    Crashed,
     EngineFailure,
     InvalidInput,
     InvalidTensor,
@@ -224,8 +223,8 @@ class _Tensors:
         try:
             with self.how.attempts.step("batching", self.candidate.digest):
                 return find_batching(candidate.engine, ranges, examples)
-        except (Crashed, LimitExceeded) as error:
-            return Batching(UNKNOWN, f"trying it ended the process: {error}")
+        except (EngineFailure, LimitExceeded) as error:
+            return Batching(UNKNOWN, f"trying it ended the process, or could not be done: {error}")
 
     def _judged(
         self, limits: Limits, columns: Mapping[str, Column], answers: Answers, precisions: Mapping[str, int], threads: int

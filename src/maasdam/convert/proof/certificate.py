@@ -137,7 +137,7 @@ def _edges(
     ):
         progress("compare at the edges", number)
         check_fixed(fixed, question.answer)
-        if question.is_beyond or (aside and _is_one_number(question.batch) and is_rounding(question, aside, proof.limit)):
+        if question.is_beyond:
             beyond.append(_beyond(engine, question, proof.tolerance))
             continue
         try:
@@ -146,6 +146,9 @@ def _edges(
             if not question.may_be_refused:
                 raise
             refused.append(question.kind)
+            continue
+        if aside and _is_one_number(question.batch) and is_rounding(question, found, bases, aside, proof.limit):
+            beyond.append(_beyond(engine, question, proof.tolerance))
             continue
         steps = _steps(original, question.batch, aside, is_tied=question.is_tied)
         proof.add(

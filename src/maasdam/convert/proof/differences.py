@@ -216,7 +216,7 @@ class Proof:
             if not wanted.size:
                 continue
             output.is_exact = wanted.dtype.kind in "iub"
-            difference, values = _difference(wanted, found)
+            difference, values = differences_of(wanted, found)
             output.undecided += int(np.isnan(wanted).sum()) if wanted.dtype.kind == "f" else 0
             at = output.groups.setdefault(group, Group())
             at.cases += 1
@@ -426,7 +426,7 @@ class Proof:
         return found
 
 
-def _difference(wanted: type_array, found: type_array) -> tuple[type_array, type_array]:
+def differences_of(wanted: type_array, found: type_array) -> tuple[type_array, type_array]:
     """How far each number is off, and the reference's numbers: 0 where it holds NaN, and where both hold one infinity."""
     import numpy as np
 
@@ -454,7 +454,7 @@ def _beside(
     for each in moved:
         if each.shape != wanted.shape:
             return np.zeros_like(difference), int(difference.size)
-        other, _ = _difference(wanted, each)
+        other, _ = differences_of(wanted, each)
         moves = np.maximum(moves, other)
     if is_exact:
         undecided = moves > 0
@@ -474,8 +474,8 @@ def _decided_otherwise(wanted: type_array, pairs: Sequence[tuple[type_array, typ
     for source, candidate in pairs:
         if source.shape != wanted.shape or candidate.shape != wanted.shape:
             return np.zeros(wanted.shape, np.bool_)
-        moved, _ = _difference(wanted, source)
-        apart, _ = _difference(source, candidate)
+        moved, _ = differences_of(wanted, source)
+        apart, _ = differences_of(source, candidate)
         turns |= moved > allowed
         agree &= apart <= allowed
     found: type_array = turns & agree

@@ -6,16 +6,19 @@ candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 from maasdam.convert.proof.conditions import opened
+from maasdam.convert.proof.differences import differences_of
 from maasdam.convert.proof.edges import Question
 from maasdam.core import Artifact, Tensors
 
 DRAWS = 3
 """How often an answer is asked for anew to tell whether it is rounding alone."""
+OTHERS = 32
+"""Ids that are asked about to tell whether the source has a number for each."""
 MOST_BYTES = 128 * 1024 * 1024
 """Larger graphs would be held once more for each draw."""
 Beside = Callable[[Tensors, int], Tensors]
@@ -40,16 +43,34 @@ def beside(source: Artifact) -> Beside | None:
     return answer if session(0) is not None else None
 
 
-def is_rounding(question: Question, answer: Beside, allowed: Callable[[str], float]) -> bool:
-    """Does the source itself answer otherwise, by more than is `allowed` of an output?"""
+def is_rounding(
+    question: Question, found: Tensors, bases: Sequence[Tensors], answer: Beside, allowed: Callable[[str], float]
+) -> bool:
+    """Does the source itself answer one id everywhere otherwise, by more than is `allowed` of an output?
+
+    An infinity that stays is no other answer. Where `found` holds a number and the source none, or the other way round, the
+    source has to do so itself for another id, taken from `bases`: that there is a number is seldom rounding.
+    """
+    wanted = {name: array for name, array in question.answer.items() if array.dtype.kind == "f" and array.size}
+    if not _are_numbers_alike(wanted, found):
+        others = (_filled(question.batch, base, draw) for draw in range(OTHERS) for base in bases[:1])
+        if all(_are_numbers_alike(wanted, answer(other, 0)) for other in others):
+            return False
+    moved = (answer(question.batch, draw) for draw in range(DRAWS))
+    return any(differences_of(array, each[name])[0].max() > allowed(name) for each in moved for name, array in wanted.items())
+
+
+def _are_numbers_alike(one: Tensors, other: Tensors) -> bool:
     import numpy as np
 
-    for draw in range(DRAWS):
-        for name, moved in answer(question.batch, draw).items():
-            wanted = question.answer[name]
-            if wanted.dtype.kind == "f" and wanted.size and not np.abs(moved - wanted).max() <= allowed(name):  # or it is NaN
-                return True
-    return False
+    return all(np.array_equal(np.isfinite(array), np.isfinite(other[name])) for name, array in one.items())
+
+
+def _filled(batch: Tensors, base: Tensors, draw: int) -> Tensors:
+    """The batch with other ids, one for each input, as `base` has them."""
+    import numpy as np
+
+    return {name: np.full_like(array, base[name].flat[draw * 7919 % base[name].size]) for name, array in batch.items()}
 
 
 def _nudged(source: Artifact, draw: int) -> Any:
@@ -63,5 +84,8 @@ def _nudged(source: Artifact, draw: int) -> Any:
         if weight.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE):
             array = numpy_helper.to_array(weight)
             ends = random.choice(np.array([-np.inf, np.inf], array.dtype), array.shape)
-            weight.CopyFrom(numpy_helper.from_array(np.asarray(np.nextafter(array, ends), array.dtype), weight.name))
+            with np.errstate(over="ignore"):
+                moved = np.nextafter(array, ends)
+            kept = np.where(np.isfinite(array) & np.isfinite(moved), moved, array)  # one step from infinity is no step
+            weight.CopyFrom(numpy_helper.from_array(np.asarray(kept, array.dtype), weight.name))
     return opened(model, source.path / "model.onnx")

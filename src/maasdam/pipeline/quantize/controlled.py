@@ -16,7 +16,17 @@ from maasdam.errors import InvalidInput, Unsupported
 from maasdam.pipeline.examples import Inputs, Part, Preparer, calibration_inputs, describe, evaluation_examples
 from maasdam.pipeline.passes import PassContext
 from maasdam.pipeline.quantize import openvino_saturation, saturation
-from maasdam.pipeline.quantize.openvino_models import check_is_float, is_transformer, open_nncf, quiet, recurrent, save
+from maasdam.pipeline.quantize.openvino_models import (
+    as_float32,
+    check_is_float,
+    is_transformer,
+    open_nncf,
+    quiet,
+    recurrent,
+    save,
+    single,
+    with_halves_at_its_ends,
+)
 from maasdam.pipeline.quantize.shared import Counted, copy_all_but
 from maasdam.tasks import TASKS, score, task_of
 
@@ -43,6 +53,8 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
     inputs = calibration_inputs(source, path, settings["samples"], part=part)
     model = ov.Core().read_model(source.path / "model.xml")
     check_is_float(model)
+    metric.was_half = as_float32(model)
+    inputs = [single(tensors, metric.was_half) for tensors in inputs]
     attends = is_transformer(model)
     with quiet():
         quantized = nncf.quantize_with_accuracy_control(
@@ -58,7 +70,7 @@ def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], contex
         )
     quantized, narrowed = _narrowed(quantized, model, inputs, metric, settings["max_drop"], context)
     copy_all_but(source.path, out, {"model.xml", "model.bin"})
-    save(quantized, out / "model.xml")
+    save(with_halves_at_its_ends(quantized, metric.was_half), out / "model.xml")
     facts = _facts(metric, path, inputs, settings, context, narrowed)
     return Produced("openvino", "ir", "openvino", source.signature, dict(source.settings), facts)
 
@@ -117,6 +129,8 @@ class _Metric:
         if unlabelled is not None:
             raise InvalidInput(f"example '{unlabelled.name}' of --train has no label; max_drop is held on labelled examples")
         self.seen: list[float] = []
+        self.was_half: frozenset[str] = frozenset()
+        """Inputs of half precision, which the network in hand takes in single."""
         self._task = str(source.task)
         self._prepare = Preparer(source)
         self._outputs = [s.name for s in source.signature.outputs] if source.signature else []
@@ -132,7 +146,7 @@ class _Metric:
             self._progress("hold the metric", number, len(chosen))
             outputs = [
                 {name: model(tensors)[name] for name in self._outputs}
-                for tensors in self._prepare(example.name, example.payload)
+                for tensors in (single(t, self.was_half) for t in self._prepare(example.name, example.payload))
             ]
             answers.append(processor.finish(outputs, example.payload))
         each = [self._higher(score(self._task, [a], [e]).value) for a, e in zip(answers, chosen, strict=True)]
