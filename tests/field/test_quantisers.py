@@ -66,6 +66,16 @@ def gemm_with_alpha_and_beta(path: Path) -> tuple[int, ...]:
     return (1, 32)
 
 
+def two_products_without_a_bias(path: Path) -> tuple[int, ...]:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"]),
+        helper.make_node("Relu", ["m"], ["r"]),
+        helper.make_node("MatMul", ["r", "w2"], ["y"]),
+    ]
+    _save(path, nodes, {"w": _array(64, 64), "w2": _array(64, 4)}, ["n", 64], ["n", 4])
+    return (1, 64)
+
+
 def transposed_in_groups(path: Path) -> tuple[int, ...]:
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["h"], pads=[1, 1, 1, 1]),
@@ -165,6 +175,7 @@ GRAPHS = (
     colliding_names,
     weights_among_the_inputs,
     boxes_beside_scores,
+    two_products_without_a_bias,
 )
 
 
