@@ -30,7 +30,7 @@ from benchmarks.breadth import sentence
 from benchmarks.breadth_models import FAMILIES, VOCABULARY, Maker
 from maasdam import settings
 from maasdam.errors import MaasdamError
-from maasdam.operations.build import build
+from maasdam.operations.build import BuildSpec, build
 from maasdam.operations.workspace import Workspace
 
 PICTURES = 48
@@ -101,7 +101,7 @@ def _row(family: str, make: Maker, recipes: tuple[str, ...]) -> Iterator[tuple[s
 def _cell(home: Workspace, source: Path, recipe: str, held: Path, train: Path, processor: Path | None, task: str) -> Cell:
     try:
         data: dict[str, Any] = {"data": held, "calibrate": train, "train": train}
-        version = build(home, str(source), name="it", task=task, recipe=recipe, processor=processor, **data)
+        version = build(home, BuildSpec("it", str(source), task, recipe, processor=processor, **data))
     except MaasdamError as error:
         return "refused", sentence(error)
     except Exception as error:  # a fault of ours: the user would see a traceback

@@ -14,9 +14,8 @@ from tests.field import limited_work as work
 from maasdam.children import Limits
 from maasdam.core import silent
 from maasdam.errors import Crashed, LimitExceeded
-from maasdam.operations.build import Asked
+from maasdam.operations.build import BuildSpec
 from maasdam.pipeline.attempts import in_steps
-from maasdam.pipeline.run_recipe import Data
 from maasdam.settings import Settings
 
 PLENTY = Limits(120, None, 3_000_000_000)
@@ -48,9 +47,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _made(folder: Path, home: Path, what: str, *, to: Any = None) -> Any:
     model, recipe = str(folder / "model.onnx"), str(folder / "recipe.toml")
-    asked = Asked(model, None, recipe, to, Data(folder / "data"), None, "cpu", False)
+    spec = BuildSpec("it", model, None, recipe, to, folder / "data")
     settings = Settings(home=home, threads=1)
-    return in_steps(work.builds, what, home / "artifacts", settings, asked, limits=PLENTY, progress=silent)
+    return in_steps(work.builds, what, home / "artifacts", settings, spec, limits=PLENTY, progress=silent)
 
 
 def test_a_quantiser_that_crashes_leaves_the_other_its_build(folder: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.pipeline.networks import convolutional, write_colours, write_photographs
 
 from maasdam.errors import CallerError, InvalidInput
-from maasdam.operations.build import build
+from maasdam.operations.build import BuildSpec, build
 from maasdam.operations.workspace import Workspace
 from maasdam.settings import Settings
 
@@ -38,7 +38,7 @@ def _refused(workspace: Workspace, model: Path, tmp_path: Path, recipe: str, **h
     written = tmp_path / "recipe.toml"
     written.write_text(recipe)
     with pytest.raises(CallerError) as caught:
-        build(workspace, str(model), name="colours", recipe=str(written), **how)
+        build(workspace, BuildSpec("colours", str(model), recipe=str(written), **how))
     assert workspace.catalog.versions() == []
     assert workspace.catalog.builds()[0].state == "failed"
     assert list((workspace.store.root / "tmp").iterdir()) == []
@@ -176,5 +176,5 @@ def test_labels_of_calibration_data_are_never_read(workspace: Workspace, model: 
 
 def test_the_error_is_the_caller_s(workspace: Workspace, model: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="--calibrate: nothing is at"):
-        build(workspace, str(model), name="colours", calibrate=tmp_path / "nowhere", **_picture_build(model, "onnx"))
+        build(workspace, BuildSpec("colours", str(model), calibrate=tmp_path / "nowhere", **_picture_build(model, "onnx")))
     assert workspace.catalog.versions() == []

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from tests.pipeline.networks import write_colours, write_photographs
 
+from maasdam.core import silent
 from maasdam.errors import InvalidInput, InvalidModel, MaasdamError, Unsupported, VerificationFailed
-from maasdam.operations.build import build, document
+from maasdam.operations.build import BuildSpec, build, document
 from maasdam.operations.workspace import Workspace
 from maasdam.settings import Settings
 
@@ -40,7 +41,9 @@ def photographs(tmp_path: Path) -> Path:
 
 def _build(workspace: Workspace, model: Path, **how: Any) -> Any:
     how.setdefault("processor", model.parent)
-    return build(workspace, str(model), **{"name": "colours", "task": "image-classification", **how})
+    progress = how.pop("progress", silent)
+    spec = BuildSpec(**{"name": "colours", "source": str(model), "task": "image-classification", **how})
+    return build(workspace, spec, progress=progress)
 
 
 def test_a_build_is_registered_with_its_report_and_can_be_promoted(
@@ -163,7 +166,7 @@ def test_what_is_trained_on_may_not_be_evaluated_on(workspace: Workspace, model:
 def test_a_file_that_is_no_model_leaves_nothing_behind(workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_text("a poem")
     with pytest.raises(InvalidModel):
-        build(workspace, str(tmp_path / "model.onnx"), name="poem")
+        build(workspace, BuildSpec("poem", str(tmp_path / "model.onnx")))
     assert workspace.catalog.versions() == [] and workspace.store.digests() == []
     state = workspace.catalog.builds()[0]
     assert (state.name, state.state) == ("poem", "failed") and state.error

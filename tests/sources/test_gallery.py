@@ -11,7 +11,7 @@ import pytest
 
 from maasdam.artifacts.store import Store
 from maasdam.errors import CallerError
-from maasdam.sources import ingest, inspect, look
+from maasdam.sources import examine, ingest, inspect
 from tests.hostile import GALLERY
 
 SECONDS = 30.0
@@ -71,7 +71,7 @@ def test_trust_does_not_lift_what_runs_code_of_the_files_own(name: str, folder: 
 @pytest.mark.parametrize("name", sorted(LIFTABLE))
 def test_trust_lifts_what_a_framework_runs_by_design(name: str, folder: Path, tmp_path: Path, store: Store) -> None:
     path = GALLERY[name].build(folder, tmp_path / "canary")
-    listed = look(str(path))
+    listed = examine(str(path)).inspection
     assert [risk.severity for risk in listed.risks].count("blocked") >= 1
     trusted = inspect(str(path), trust=True)
     assert [risk.severity for risk in trusted.risks].count("warning") >= 1

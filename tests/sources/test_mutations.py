@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from maasdam.errors import CallerError
-from maasdam.sources import look
+from maasdam.sources import examine
 from tests import hostile
 
 MUTATIONS = 150
@@ -69,7 +69,7 @@ def test_damage_ends_in_one_of_our_errors(make: Callable[[Path], str], tmp_path:
     for _ in range(MUTATIONS):
         path.write_bytes(_damaged(whole, name, chance))
         with contextlib.suppress(CallerError):
-            look(str(tmp_path))
+            examine(str(tmp_path))
 
 
 def _damaged(whole: bytes, name: str, chance: random.Random) -> bytes:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from maasdam.cli.output import JSON, emit, progress_bar, reporting, table
+from maasdam.cli.output import JSON, emit, in_workspace, progress_bar, table
 
 if TYPE_CHECKING:
     from maasdam.operations.build import Version
@@ -33,34 +33,19 @@ def build(
 
     Example: maasdam build hf:google/mobilenet_v2_1.0_224 --name photos --recipe int8 --data photos/
     """
-    with reporting():
-        from typing import cast
+    from typing import cast
 
-        from maasdam import settings
-        from maasdam.core import Format
-        from maasdam.operations.build import build as run
-        from maasdam.operations.build import document
-        from maasdam.operations.limits import step_limits
-        from maasdam.operations.workspace import Workspace
+    from maasdam.core import Format
+    from maasdam.operations.build import BuildSpec, document
+    from maasdam.operations.build import build as run
+    from maasdam.operations.limits import step_limits
 
-        with Workspace.open(settings.load()) as workspace, progress_bar() as progress:
+    wanted = cast("Format | None", to)
+    spec = BuildSpec(name, source, task, recipe, wanted, data, calibrate, train, processor, device, trust)
+    with in_workspace() as workspace:
+        with progress_bar() as progress:
             try:
-                version = run(
-                    workspace,
-                    source,
-                    name=name,
-                    task=task,
-                    recipe=recipe,
-                    to=cast("Format | None", to),
-                    data=data,
-                    calibrate=calibrate,
-                    train=train,
-                    processor=processor,
-                    device=device,
-                    trust=trust,
-                    limits=step_limits(workspace.settings),
-                    progress=progress,
-                )
+                version = run(workspace, spec, limits=step_limits(workspace.settings), progress=progress)
             except KeyboardInterrupt:
                 progress.close()
                 typer.echo("interrupted: nothing was registered; run it again to go on after the last finished pass", err=True)

@@ -41,16 +41,7 @@ def convert(
     limits = step_limits(settings.load())
     with progress_bar() as progress:
         document = convert_model(
-            source,
-            to,
-            out,
-            processor=processor,
-            data=data,
-            task=task,
-            part=part,
-            trust=trust,
-            limits=limits,
-            progress=progress,
+            source, to, out, processor=processor, data=data, task=task, part=part, trust=trust, limits=limits, progress=progress
         )
     emit(document, as_json, lambda: shown(document))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from maasdam.cli.output import JSON, emit, reporting, table
+from maasdam.cli.output import JSON, emit, in_workspace, reporting, table
 
 
 def deploy(
@@ -25,10 +25,10 @@ def deploy(
     if shadow is not None:
         raise typer.BadParameter("shadow traffic is not supported yet; leave it out", param_hint="--shadow")
     shares = dict(_share(text) for text in traffic)
-    from maasdam.operations.workspace import Workspace
+    from maasdam.operations.release import deploy
 
-    with reporting(), Workspace.open() as workspace:
-        deployment = workspace.catalog.deploy(name, replicas, shares or None, trust=trust)
+    with in_workspace() as workspace:
+        deployment = deploy(workspace, name, replicas, shares, trust)
         what = f"version {deployment.version}" if deployment.version else "its alias prod, else the newest that passed"
         emit(asdict(deployment), as_json, f"{deployment.model} is deployed: {what}, {deployment.replicas} replica(s)")
 
@@ -38,10 +38,10 @@ def undeploy(name: str = typer.Argument(help="NAME"), as_json: bool = JSON) -> N
 
     Example: maasdam undeploy photos
     """
-    from maasdam.operations.workspace import Workspace
+    from maasdam.operations.release import undeploy
 
-    with reporting(), Workspace.open() as workspace:
-        workspace.catalog.undeploy(name)
+    with in_workspace() as workspace:
+        undeploy(workspace, name)
         emit({"undeployed": name}, as_json, f"{name} is not deployed any more")
 
 

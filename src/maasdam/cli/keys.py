@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from maasdam.cli.output import JSON, emit, reporting, table
+from maasdam.cli.output import JSON, emit, in_workspace, table
 
 app = typer.Typer(rich_markup_mode=None, help="API keys: create, list, revoke.")
 
@@ -20,9 +20,8 @@ def create(
     Example: maasdam keys create web-app --scope infer
     """
     from maasdam.operations.keys import create_key
-    from maasdam.operations.workspace import Workspace
 
-    with reporting(), Workspace.open() as workspace:
+    with in_workspace() as workspace:
         key = create_key(workspace, name, scope)
         emit(key, as_json, f"{key['secret']}\n\nKey {key['id']} ({', '.join(key['scopes'])}). Keep it: it is shown only now.")
 
@@ -34,9 +33,8 @@ def list_(as_json: bool = JSON) -> None:
     Example: maasdam keys list
     """
     from maasdam.operations.keys import list_keys
-    from maasdam.operations.workspace import Workspace
 
-    with reporting(), Workspace.open() as workspace:
+    with in_workspace() as workspace:
         keys = list_keys(workspace)
         rows = [
             (key["id"], key["name"], ", ".join(key["scopes"]), f"{key['created_at']:%Y-%m-%d}", bool(key["revoked_at"]))
@@ -54,8 +52,7 @@ def revoke(key: str = typer.Argument(help="A key's id, or its name."), as_json: 
     Example: maasdam keys revoke web-app
     """
     from maasdam.operations.keys import revoke_key
-    from maasdam.operations.workspace import Workspace
 
-    with reporting(), Workspace.open() as workspace:
+    with in_workspace() as workspace:
         revoked = revoke_key(workspace, key)
         emit(revoked, as_json, f"revoked {revoked['id']} ({revoked['name']})")

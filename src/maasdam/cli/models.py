@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from maasdam.cli.output import JSON, emit, reporting, table
+from maasdam.cli.output import JSON, emit, in_workspace, table
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -24,9 +24,8 @@ def list_(as_json: bool = JSON) -> None:
     Example: maasdam models list --json
     """
     from maasdam.operations import release
-    from maasdam.operations.workspace import Workspace
 
-    with reporting(), Workspace.open() as workspace:
+    with in_workspace() as workspace:
         rows = release.listed(workspace)
         facts = ("name", "version", "task", "format", "engine", "verdict")
         heads = (*facts, "size MB", "metric", "value", "aliases", "deployed")
@@ -53,9 +52,8 @@ def show(name: str = NAME, as_json: bool = JSON) -> None:
     """
     from maasdam.operations import release
     from maasdam.operations.card import card as described
-    from maasdam.operations.workspace import Workspace
 
-    with reporting(), Workspace.open() as workspace:
+    with in_workspace() as workspace:
         facts = release.shown(workspace, name)
         emit(facts, as_json, lambda: _shown(facts, described(workspace, name)))
 
@@ -71,10 +69,10 @@ def promote(
 
     Example: maasdam models promote photos:2
     """
-    from maasdam.operations.workspace import Workspace
+    from maasdam.operations import release
 
-    with reporting(), Workspace.open() as workspace:
-        version = workspace.catalog.promote(name, alias, trust)
+    with in_workspace() as workspace:
+        version = release.promote(workspace, name, alias, trust)
         facts = {"name": version.model, "version": version.version, "alias": alias}
         then = f"\nnext: maasdam deploy {version.model}" if alias == "prod" and not version.deployed else ""
         emit(facts, as_json, f"{version.model}@{alias} is version {version.version}{then}")
@@ -90,10 +88,10 @@ def rollback(
 
     Example: maasdam models rollback photos
     """
-    from maasdam.operations.workspace import Workspace
+    from maasdam.operations import release
 
-    with reporting(), Workspace.open() as workspace:
-        version = workspace.catalog.rollback(name, alias)
+    with in_workspace() as workspace:
+        version = release.rollback(workspace, name, alias)
         facts = {"name": version.model, "version": version.version, "alias": alias}
         emit(facts, as_json, f"{version.model}@{alias} is version {version.version} again")
 
@@ -105,9 +103,8 @@ def delete(name: str = typer.Argument(help="NAME:VERSION, or NAME for all its ve
     Example: maasdam models delete photos:1
     """
     from maasdam.operations import release
-    from maasdam.operations.workspace import Workspace
 
-    with reporting(), Workspace.open() as workspace:
+    with in_workspace() as workspace:
         gone = release.delete(workspace, name)
         emit({"deleted": name, "digests": gone}, as_json, f"deleted {name}, and {len(gone)} artifact(s) nothing else used")
 
@@ -120,9 +117,8 @@ def check(as_json: bool = JSON) -> None:
     """
     from maasdam.cli.output import progress_bar
     from maasdam.operations import release
-    from maasdam.operations.workspace import Workspace
 
-    with reporting(), Workspace.open() as workspace:
+    with in_workspace() as workspace:
         with progress_bar() as progress:
             found = release.checked(workspace, progress)
         damaged = found["damaged"]
@@ -145,9 +141,8 @@ def export(
     Example: maasdam models export photos@prod -o photos.tar
     """
     from maasdam.operations import carry
-    from maasdam.operations.workspace import Workspace
 
-    with reporting(), Workspace.open() as workspace:
+    with in_workspace() as workspace:
         path = carry.export(workspace, name, output)
         emit({"path": path, "bytes": path.stat().st_size}, as_json, f"wrote {path}")
 
@@ -167,9 +162,8 @@ def import_(
     Example: maasdam models import photos.tar
     """
     from maasdam.operations import carry
-    from maasdam.operations.workspace import Workspace
 
-    with reporting(), Workspace.open() as workspace:
+    with in_workspace() as workspace:
         version = carry.import_(workspace, path, name, trust=trust)
         facts = {"name": version.model, "version": version.version, "digest": version.digest}
         name = f"{version.model}:{version.version}"
@@ -194,9 +188,8 @@ def verify(
     from maasdam.cli.output import progress_bar
     from maasdam.operations.limits import step_limits
     from maasdam.operations.reverify import reverify
-    from maasdam.operations.workspace import Workspace
 
-    with reporting(), Workspace.open() as workspace:
+    with in_workspace() as workspace:
         with progress_bar() as progress:
             version = reverify(workspace, name, data=data, limits=step_limits(workspace.settings), progress=progress)
         failures = (version.report or {}).get("failures", [])
@@ -218,9 +211,8 @@ def card(
     Example: maasdam models card photos -o README.md
     """
     from maasdam.operations.card import card as described
-    from maasdam.operations.workspace import Workspace
 
-    with reporting(), Workspace.open() as workspace:
+    with in_workspace() as workspace:
         text = described(workspace, name)
         if output is not None:
             output.write_text(text)
@@ -239,9 +231,8 @@ def report(
     Example: maasdam models report photos -o photos.html
     """
     from maasdam.operations.report_page import write_report
-    from maasdam.operations.workspace import Workspace
 
-    with reporting(), Workspace.open() as workspace:
+    with in_workspace() as workspace:
         facts = write_report(workspace, name, output)
         emit(facts, as_json, f"wrote {facts['path']}: {facts['versions']} versions, {facts['bytes'] / 1000:.0f} kB")
 

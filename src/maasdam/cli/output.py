@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+    from maasdam.operations.workspace import Workspace
+
 JSON = typer.Option(False, "--json", help="Print one JSON document.")
 """Of every command."""
 MAX_SENTENCE = 2000
@@ -87,6 +89,16 @@ def reporting() -> Iterator[None]:
         kind = type(error).__name__
         _say(f"error: {kind}: {str(error) or 'no message'} (MAASDAM_LOG_LEVEL=debug shows where)", error)
         raise SystemExit(1) from None
+
+
+@contextmanager
+def in_workspace() -> Iterator[Workspace]:
+    """`reporting`, with what the settings name open."""
+    with reporting():
+        from maasdam.operations.workspace import Workspace
+
+        with Workspace.open() as workspace:
+            yield workspace
 
 
 def table(heads: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:

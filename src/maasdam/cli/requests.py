@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from maasdam.cli.output import JSON, emit, reporting
+from maasdam.cli.output import JSON, emit, in_workspace
 
 
 def requests(
@@ -15,18 +15,16 @@ def requests(
 
     Example: maasdam requests 019a2f6c1d2e5b7c8d9e0f1a2b3c4d5e
     """
-    with reporting():
-        import json
+    import json
 
-        from maasdam.operations.requests import find_request
-        from maasdam.operations.workspace import Workspace
+    from maasdam.operations.requests import find_request
 
-        with Workspace.open() as workspace:
-            found = find_request(workspace, request_id)
-        row = found["ledger"]
+    with in_workspace() as workspace:
+        facts = find_request(workspace, request_id)
+        row = facts["ledger"]
         lines = ["No row in the ledger: it was refused without a valid key, or asked for no model."] if row is None else []
         lines += [f"{name:20} {value}" for name, value in (row or {}).items() if value is not None]
-        lines += ["", *(json.dumps(line, ensure_ascii=True) for line in found["log"])]
-        if not found["log"]:
+        lines += ["", *(json.dumps(line, ensure_ascii=True) for line in facts["log"])]
+        if not facts["log"]:
             lines.append("No lines in the log: it is kept elsewhere, or they are gone.")
-        emit(found, as_json, "\n".join(lines))
+        emit(facts, as_json, "\n".join(lines))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from maasdam.cli.output import JSON, emit, reporting
+from maasdam.cli.output import JSON, emit, in_workspace
 
 if TYPE_CHECKING:
     from maasdam.core import Answer
@@ -30,22 +30,19 @@ def run(
 
     Example: maasdam run mobilenet photo.jpg other.jpg --json
     """
-    with reporting():
-        from maasdam import settings
-        from maasdam.core import Sampling
-        from maasdam.operations import run as job
-        from maasdam.operations.workspace import Workspace
-        from maasdam.tasks.torchless import without_torch
+    from maasdam.core import Sampling
+    from maasdam.operations import run as job
+    from maasdam.tasks.torchless import without_torch
 
-        without_torch()
+    without_torch()
+    with in_workspace() as workspace:
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
         answers: list[tuple[str, Answer]] = []
-        with Workspace.open(settings.load()) as workspace, job.opened(workspace, name, device) as model:
+        with job.opened(workspace, name, device) as model:
             for given in inputs:
-                said = sys.stdin.read() if given == "-" else given
-                payload = job.payload_of(model.version.task, said, sampling=sampling, top_k=top_k, chats=chat)
-                told = None if as_json else _print_piece
-                answers.append((given, model.answer(payload, told)))
+                text = sys.stdin.read() if given == "-" else given
+                payload = job.payload_of(model.version.task, text, sampling=sampling, top_k=top_k, chats=chat)
+                answers.append((given, model.answer(payload, None if as_json else _print_piece)))
                 if not as_json:
                     _print_answer(given, answers[-1][1])
             version = model.version

@@ -6,22 +6,11 @@ from typing import Literal
 
 import typer
 
-from maasdam.cli.output import JSON, emit, reporting, table
+from maasdam.cli.output import JSON, emit, in_workspace, table
 
 COLUMNS = (
-    "requests",
-    "errors",
-    "items",
-    "prompt_tokens",
-    "completion_tokens",
-    "audio_seconds",
-    "seconds",
-    "compute_seconds",
-    "joules",
-    "grams_co2e",
-    "price",
-    "currency",
-    "unpriced",
+    *("requests", "errors", "items", "prompt_tokens", "completion_tokens", "audio_seconds"),
+    *("seconds", "compute_seconds", "joules", "grams_co2e", "price", "currency", "unpriced"),
 )
 
 
@@ -34,12 +23,10 @@ def usage(
 
     Example: maasdam usage --by key --since 7d
     """
-    with reporting():
-        from maasdam.operations.usage import usage as sums
-        from maasdam.operations.workspace import Workspace
+    from maasdam.operations.usage import usage as sums
 
-        with Workspace.open() as workspace:
-            rows = sums(workspace, by, since)
+    with in_workspace() as workspace:
+        rows = sums(workspace, by, since)
         cells = [(row["name"], *(row[column] for column in COLUMNS)) for row in rows]
         text = table((by, *COLUMNS), cells) if rows else "Nothing was used yet."
         if any(row["unpriced"] for row in rows):

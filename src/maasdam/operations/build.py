@@ -31,78 +31,65 @@ DEVICES = ("cpu", "cuda")
 HEARTBEAT_SECONDS = 1.0
 
 
-def build(
-    workspace: Workspace,
-    source: str,
-    *,
-    name: str,
-    task: str | None = None,
-    recipe: str = DEFAULT_RECIPE,
-    to: Format | None = None,
-    data: Path | None = None,
-    calibrate: Path | None = None,
-    train: Path | None = None,
-    processor: Path | None = None,
-    device: str = "cpu",
-    trust: bool = False,
-    limits: Limits | None = None,
-    progress: Progress = silent,
-) -> Version:
-    """Run a recipe on a model, verify the result and register it as the next version of `name`.
+@dataclass(frozen=True, slots=True)
+class BuildSpec:
+    """What is to be built, of what, with which data."""
+
+    name: str
+    """The model's, in the catalog."""
+    source: str
+    """A path, or hf:org/name."""
+    task: str | None = None
+    recipe: str = DEFAULT_RECIPE
+    to: Format | None = None
+    """The result's format; None is the fastest."""
+    data: Path | None = None
+    calibrate: Path | None = None
+    train: Path | None = None
+    processor: Path | None = None
+    device: str = "cpu"
+    trust: bool = False
+
+    def checked(self) -> BuildSpec:
+        """Itself with absolute paths. Raises InvalidInput, Unsupported (no such device here)."""
+        from maasdam.artifacts.names import check_name
+
+        check_name(self.name)
+        _check_flags(self.to, self.device)
+        paths: dict[str, Any] = {
+            flag: _there(getattr(self, flag), f"--{flag}") for flag in ("data", "calibrate", "train", "processor")
+        }
+        return replace(self, **paths)
+
+
+def build(workspace: Workspace, spec: BuildSpec, *, limits: Limits | None = None, progress: Progress = silent) -> Version:
+    """Run a recipe on a model, verify the result and register it as the next version of its name.
 
     With `limits` all of it but the registering runs in a process of its own; a step that crosses one or ends that process is
     left out where the build can do without it. A build that fails its recipe's limits is registered with its report and can't
     be promoted. Raises CallerError before any work for a bad recipe, data of the wrong kind, a device that is not here;
     LimitExceeded, Crashed; nothing is registered then.
     """
-    from maasdam.artifacts.names import check_name
-    from maasdam.pipeline.run_recipe import Data
     from maasdam.sources import hub
 
-    check_name(name)
-    _check_flags(to, device)
-    paths = Data(_there(data, "--data"), _there(calibrate, "--calibrate"), _there(train, "--train"))
-    with running(workspace.catalog, workspace.store, name) as build_id, _told(workspace.catalog, build_id, progress) as tell:
-        asked = Asked(source, task, recipe, to, paths, _there(processor, "--processor"), device, trust)
+    spec = spec.checked()
+    catalog, store, settings = workspace.catalog, workspace.store, workspace.settings
+    with running(catalog, store, spec.name) as build_id, _reported(catalog, build_id, progress) as tell:
         if limits is None:
-            made = _make(workspace.store.root, workspace.settings, asked, Attempts(), progress=tell)
+            made = _make(store.root, settings, spec, Attempts(), progress=tell)
         else:
-            if source.startswith(hub.PREFIX):
-                hub.fetch(source)  # however slow the network is: it is no work of the model's
-            made = in_steps(_make, workspace.store.root, workspace.settings, asked, limits=limits, progress=tell)
-        return workspace.catalog.register(
-            name, made.candidate, source=source, recipe=made.recipe, report=made.report, passes=made.passes
+            if spec.source.startswith(hub.PREFIX):
+                hub.fetch(spec.source)  # however slow the network is: it is no work of the model's
+            made = in_steps(_make, store.root, settings, spec, limits=limits, progress=tell)
+        return catalog.register(
+            spec.name, made.candidate, source=spec.source, recipe=made.recipe, report=made.report, passes=made.passes
         )
 
 
 def document(version: Version) -> dict[str, Any]:
     """What `build --json` prints."""
-    return {
-        "name": version.model,
-        "version": version.version,
-        "digest": version.digest,
-        "format": version.format,
-        "engine": version.engine,
-        "task": version.task,
-        "source": version.source,
-        "recipe": version.recipe,
-        "passes": version.passes,
-        "report": version.report,
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a build was asked for."""
-
-    source: str
-    task: str | None
-    recipe: str
-    to: Format | None
-    paths: Data
-    processor: Path | None
-    device: str
-    trust: bool
+    names = ("version", "digest", "format", "engine", "task", "source", "recipe", "passes", "report")
+    return {"name": version.model, **{name: getattr(version, name) for name in names}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,28 +102,28 @@ class Made:
     passes: list[dict[str, Any]]
 
 
-def _make(root: Path, settings: Settings, asked: Asked, attempts: Attempts, progress: Progress) -> Made:
+def _make(root: Path, settings: Settings, spec: BuildSpec, attempts: Attempts, progress: Progress) -> Made:
     """All of a build that needs no catalog: it may run in another process."""
     from maasdam.artifacts.store import Store
     from maasdam.convert.asking import kept
     from maasdam.pipeline.own_engine import on_its_own_engine
-    from maasdam.pipeline.run_recipe import Build
+    from maasdam.pipeline.run_recipe import Build, Data
     from maasdam.sources import ingest
 
-    store, source, trust = Store(root), asked.source, asked.trust
-    wanted = find_recipe(asked.recipe, asked.task)  # a bad recipe is said before a large model is read
+    store, paths = Store(root), Data(spec.data, spec.calibrate, spec.train)
+    wanted = find_recipe(spec.recipe, spec.task)  # a bad recipe is said before a large model is read
     progress("read the source")
-    artifact = ingest(source, store, task=asked.task, processor=asked.processor, trust=trust)
+    artifact = ingest(spec.source, store, task=spec.task, processor=spec.processor, trust=spec.trust)
     if artifact.task is None and wanted.task is not None:  # the source names none: what the recipe is for
-        artifact = ingest(source, store, task=wanted.task, processor=asked.processor, trust=trust)
-    artifact, moved = on_its_own_engine(artifact, store, asked.device, attempts)  # before it is asked anything
-    artifact = kept(artifact, store, _an_example(artifact, asked.paths))
-    recipe = wanted if artifact.task == asked.task else find_recipe(asked.recipe, artifact.task)
-    building = Build(store, asked.paths, asked.device, settings.threads, progress, attempts=attempts)
-    building.check(recipe, artifact, asked.to)
-    examples, said = _examples(artifact, asked.paths, progress)
-    building.notes += [note for note in (moved, said) if note]
-    candidate = building.run(recipe, artifact, asked.to)
+        artifact = ingest(spec.source, store, task=wanted.task, processor=spec.processor, trust=spec.trust)
+    artifact, moved = on_its_own_engine(artifact, store, spec.device, attempts)  # before it is asked anything
+    artifact = kept(artifact, store, _an_example(artifact, paths))
+    recipe = wanted if artifact.task == spec.task else find_recipe(spec.recipe, artifact.task)
+    building = Build(store, paths, spec.device, settings.threads, progress, attempts=attempts)
+    building.check(recipe, artifact, spec.to)
+    examples, sample = _examples(artifact, paths, progress)
+    building.notes += [note for note in (moved, sample) if note]
+    candidate = building.run(recipe, artifact, spec.to)
     if recipe.batch is not None:
         changed = replace(candidate, settings={**candidate.settings, "batch": recipe.batch})
         candidate = store.add_as(candidate.path, changed, candidate.task, candidate.digest, *candidate.parents)
@@ -155,12 +142,7 @@ def _an_example(artifact: Artifact, paths: Data) -> list[Tensors]:
 
 
 def _verified(
-    settings: Settings,
-    building: Build,
-    candidate: Artifact,
-    source: Artifact,
-    examples: PreparedExamples,
-    recipe: Recipe,
+    settings: Settings, building: Build, candidate: Artifact, source: Artifact, examples: PreparedExamples, recipe: Recipe
 ) -> dict[str, Any]:
     from maasdam.engines.batching_kept import Findings
     from maasdam.pipeline.conditions import Conditions
@@ -231,31 +213,31 @@ def _examples(artifact: Artifact, paths: Data, progress: Progress) -> tuple[Prep
     examples = [] if paths.data is None else evaluation_examples(artifact, paths.data)
     train = [] if paths.train is None else evaluation_examples(artifact, paths.train)
     check_disjoint(train, examples)
-    said = None
+    note = None
     if paths.calibrate is not None:
         if examples or artifact.signature is None:
             unlabelled_payloads(artifact.task, paths.calibrate, 1, signature=artifact.signature)
         else:
-            examples, said = held_out_examples(artifact, paths.calibrate, train)
+            examples, note = held_out_examples(artifact, paths.calibrate, train)
     prepared = PreparedExamples(examples)
     if examples and artifact.task != TEXT_GENERATION:  # texts may be longer than the context: they are cut into pieces
         prepared.prepare_all(Preparer(artifact), progress)
-    return prepared, said
+    return prepared, note
 
 
 @contextmanager
-def _told(
+def _reported(
     catalog: Catalog, build_id: str, progress: Progress, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Progress]:
     """A Progress that also beats in the build's row, at most once a second; the row ends with the work, well or not."""
-    said, said_at = "", clock() - HEARTBEAT_SECONDS
+    last, last_at = "", clock() - HEARTBEAT_SECONDS
 
     def tell(stage: str, done: int = 0, total: int | None = None) -> None:
-        nonlocal said, said_at
+        nonlocal last, last_at
         progress(stage, done, total)
         now = clock()
-        if stage != said or now - said_at >= HEARTBEAT_SECONDS:
-            said, said_at = stage, now
+        if stage != last or now - last_at >= HEARTBEAT_SECONDS:
+            last, last_at = stage, now
             catalog.heartbeat(build_id, stage, done / total if total else 0.0, stage)
 
     try:

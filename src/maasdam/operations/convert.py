@@ -62,28 +62,20 @@ def convert_model(
     began = time.perf_counter()
     with _beside(out) as folder:
         try:
-            asked = (source, to, folder, processor, data, task, part, trust)
+            given = (source, to, folder, processor, data, task, part, trust)
             if limits is None:
-                candidate, certificate = _proven(*asked, progress=progress)
+                candidate, certificate = _proven(*given, progress=progress)
             else:
                 if source.startswith(hub.PREFIX):
                     hub.fetch(source)  # however slow the network is: it is no work of the model's
-                candidate, certificate = run_limited(_proven, *asked, limits=limits, progress=progress)
+                candidate, certificate = run_limited(_proven, *given, limits=limits, progress=progress)
         except StorageFailure as error:  # the working folder is nobody's business
             raise StorageFailure(str(error).replace(str(folder / "store"), str(out.parent))) from error
         _put(candidate.path, out, certificate)
     signature = candidate.signature
-    return {
-        "path": str(out),
-        "format": candidate.format,
-        "layout": candidate.layout,
-        "engine": candidate.engine,
-        "task": candidate.task,
-        "signature": signature.to_json() if signature else None,
-        "digest": candidate.digest,
-        "seconds": round(time.perf_counter() - began, 3),
-        "certificate": certificate,
-    }
+    facts = {name: getattr(candidate, name) for name in ("format", "layout", "engine", "task")}
+    facts |= {"signature": signature.to_json() if signature else None, "digest": candidate.digest}
+    return {"path": str(out), **facts, "seconds": round(time.perf_counter() - began, 3), "certificate": certificate}
 
 
 def _proven(
@@ -128,26 +120,21 @@ def _certified(
     artifact: Artifact, to: Format, store: Store, real: Sequence[Tensors], progress: Progress
 ) -> tuple[Artifact, dict[str, Any]]:
     from maasdam.convert import convert
+    from maasdam.convert.directions.openvino_file import hold_precision
     from maasdam.convert.proof.certificate import certify
 
     began = time.perf_counter()
-    candidate = _converted(artifact, to, store, convert, progress)
-    converted = time.perf_counter()
-    certificate = certify(artifact, candidate, inputs=real, progress=progress).to_json()
-    seconds = {"convert": round(converted - began, 3), "certify": round(time.perf_counter() - converted, 3)}
-    return candidate, certificate | {"seconds": seconds}
-
-
-def _converted(artifact: Artifact, to: Format, store: Store, convert: Any, progress: Progress) -> Artifact:
-    from maasdam.convert.directions.openvino_file import hold_precision
-
     with store.workspace() as work:
         files = work / "files"
         files.mkdir()
         made = convert(artifact, to, files, progress=progress)
         if made.layout == "ir":  # somebody else may open it, with nothing said
             hold_precision(files)
-        return store.add_as(files, made, artifact.task, artifact.digest)
+        candidate = store.add_as(files, made, artifact.task, artifact.digest)
+    converted = time.perf_counter()
+    certificate = certify(artifact, candidate, inputs=real, progress=progress).to_json()
+    seconds = {"convert": round(converted - began, 3), "certify": round(time.perf_counter() - converted, 3)}
+    return candidate, certificate | {"seconds": seconds}
 
 
 def _check_free(out: Path) -> None:

@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,24 +134,17 @@ def _installed() -> Path:
 
 def build_all(workspace: Workspace, progress: Progress = silent) -> list[Version]:
     """Build, promote and deploy each starter. A build whose report failed is not promoted: VerificationFailed says why."""
-    from maasdam.operations.build import build
+    from maasdam.operations.build import BuildSpec, build
 
     versions = []
     for starter in starters():
 
-        def told(stage: str, done: int = 0, total: int | None = None, name: str = starter.name) -> None:
+        def tell(stage: str, done: int = 0, total: int | None = None, name: str = starter.name) -> None:
             progress(f"{name}: {stage}", done, total)
 
-        version = build(
-            workspace,
-            str(starter.model),
-            name=starter.name,
-            task=starter.task,
-            recipe=str(starter.recipe),
-            data=starter.samples,
-            calibrate=starter.calibrate,
-            progress=told,
-        )
+        recipe, data, calibrate = str(starter.recipe), starter.samples, starter.calibrate
+        spec = BuildSpec(starter.name, str(starter.model), starter.task, recipe, data=data, calibrate=calibrate)
+        version = build(workspace, spec, progress=tell)
         workspace.catalog.promote(f"{version.model}:{version.version}")
         workspace.catalog.deploy(version.model)
         versions.append(version)
@@ -183,63 +176,60 @@ def ask_all(workspace: Workspace, own: ServiceProcess, versions: list[Version], 
     """Ask the service every shipped sample of every model and compare with what the same build says in this process."""
     import httpx
 
-    ask: dict[str, Callable[[httpx.Client, Workspace, Starter, Version, Progress], Answered]] = {
-        IMAGE_CLASSIFICATION: _ask_images,
-        TEXT_GENERATION: _ask_text,
-        SPEECH_RECOGNITION: _ask_speech,
-    }
     headers = {"Authorization": f"Bearer {own.key}"}
+    answers = []
     with httpx.Client(base_url=own.address, headers=headers, timeout=120) as client:
-        return [
-            ask[starter.task](client, workspace, starter, version, progress)
-            for starter, version in zip(starters(), versions, strict=True)
-        ]
+        for starter, version in zip(starters(), versions, strict=True):
+            ask = _ask_text if starter.task == TEXT_GENERATION else _ask_files
+            answers.append(ask(client, workspace, starter, version, progress))
+    return answers
 
 
-def _ask_images(client: httpx.Client, workspace: Workspace, starter: Starter, version: Version, progress: Progress) -> Answered:
-    reported = _reported(version)
-    rows = _metadata(starter.samples)
-    wrong, shown = [], ""
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """How a file is sent, what in the answer counts, and how it is told beside what is right."""
+
+    path: str
+    kind: str
+    fields: Mapping[str, str]
+    answer: Callable[[Any], Any]
+    told: Callable[[Any], str]
+    truth: str
+
+
+_ROUTES = {
+    IMAGE_CLASSIFICATION: _Route(
+        "/v1/images/classifications", "image/png", {"top_k": "3"}, lambda reply: reply["data"][0]["label"],
+        lambda reply: "{label} ({score:.2f}); it is".format(**reply["data"][0]), "label",
+    ),
+    SPEECH_RECOGNITION: _Route(
+        "/v1/audio/transcriptions", "audio/wav", {}, lambda reply: reply["text"],
+        lambda reply: f"{reply['text']}; it says", "transcription",
+    ),
+}  # fmt: skip
+
+
+def _ask_files(client: httpx.Client, workspace: Workspace, starter: Starter, version: Version, progress: Progress) -> Answered:
+    route, rows = _ROUTES[starter.task], _metadata(starter.samples)
+    reported = {sample["name"]: sample["candidate"] for sample in report_of(version).samples}
+    wrong, told = [], []
     for i, row in enumerate(rows):
         progress(f"{starter.name}: ask over HTTP", i, len(rows))
-        name = row["file_name"]
-        reply = client.post(
-            "/v1/images/classifications",
-            data={"model": starter.name, "top_k": "3"},
-            files={"file": (name, (starter.samples / name).read_bytes(), "image/png")},
-        )
-        best = _json(reply)["data"][0]
-        if str(best["label"]) != str(reported.get(name)):
-            wrong.append(f"{name}: '{best['label']}' over HTTP, '{reported.get(name)}' in the report")
-        shown = shown or f"{name} → {best['label']} ({best['score']:.2f}); it is {row['label']}"
-    return Answered(starter, len(rows), tuple(wrong), shown)
-
-
-def _ask_speech(client: httpx.Client, workspace: Workspace, starter: Starter, version: Version, progress: Progress) -> Answered:
-    reported = _reported(version)
-    rows = _metadata(starter.samples)
-    wrong, shown = [], ""
-    for i, row in enumerate(rows):
-        progress(f"{starter.name}: ask over HTTP", i, len(rows))
-        name = row["file_name"]
-        reply = client.post(
-            "/v1/audio/transcriptions",
-            data={"model": starter.name},
-            files={"file": (name, (starter.samples / name).read_bytes(), "audio/wav")},
-        )
-        text = _json(reply)["text"]
-        if text != reported.get(name):
-            wrong.append(f"{name}: '{text}' over HTTP, '{reported.get(name)}' in the report")
-        if not shown or (" " in row["transcription"] and " " not in shown.partition(" → ")[2].partition(";")[0]):
-            shown = f"{name} → {text}; it says {row['transcription']}"
-    return Answered(starter, len(rows), tuple(wrong), shown)
+        name, truth = row["file_name"], row[route.truth]
+        file = {"file": (name, (starter.samples / name).read_bytes(), route.kind)}
+        reply = _json(client.post(route.path, data={"model": starter.name, **route.fields}, files=file))
+        answer = route.answer(reply)
+        if str(answer) != str(reported.get(name)):
+            wrong.append(f"{name}: '{answer}' over HTTP, '{reported.get(name)}' in the report")
+        told.append((" " not in truth, i, f"{name} → {route.told(reply)} {truth}"))
+    return Answered(starter, len(rows), tuple(wrong), min(told)[-1])  # the first of several words, else the first
 
 
 def _ask_text(client: httpx.Client, workspace: Workspace, starter: Starter, version: Version, progress: Progress) -> Answered:
     from maasdam.operations.run import opened
 
     prompts = _prompts(starter.samples)
-    wrong, shown = [], ""
+    wrong = []
     with opened(workspace, f"{version.model}:{version.version}") as model:
         for i, prompt in enumerate(prompts):
             progress(f"{starter.name}: ask over HTTP", i, len(prompts))
@@ -264,8 +254,8 @@ def _ask_text(client: httpx.Client, workspace: Workspace, starter: Starter, vers
         "max_tokens": TOKENS_PER_PROMPT,
         "seed": 1,
     }
-    said = _json(client.post("/v1/chat/completions", json=chat))["choices"][0]["message"]["content"]
-    shown = f"What news from Rome? → {' '.join(said.split())}"
+    answer = _json(client.post("/v1/chat/completions", json=chat))["choices"][0]["message"]["content"]
+    shown = f"What news from Rome? → {' '.join(answer.split())}"
     return Answered(starter, len(prompts), tuple(wrong), shown)
 
 
@@ -275,11 +265,6 @@ def _stream(client: httpx.Client, question: dict[str, Any]) -> Iterator[str]:
             if line.startswith("data: ") and line != "data: [DONE]":
                 for choice in json.loads(line[6:])["choices"]:
                     yield choice["text"]
-
-
-def _reported(version: Version) -> dict[str, Any]:
-    """What the report says this build answered, by sample."""
-    return {sample["name"]: sample["candidate"] for sample in report_of(version).samples}
 
 
 def _metadata(folder: Path) -> list[dict[str, str]]:

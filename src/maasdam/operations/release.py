@@ -1,4 +1,4 @@
-"""From a registered version to a served one: list, show, delete, and say what is deployed and running.
+"""From a registered version to a served one: list, show, promote, deploy, delete, and say what is deployed and running.
 
 Knows the catalog and the store together. Refuses to know how it looks on a terminal.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from maasdam.artifacts.catalog import Version
+from maasdam.artifacts.catalog import Deployment, Version
 from maasdam.artifacts.names import UNVERIFIED
 from maasdam.artifacts.store import Store
 from maasdam.core import Progress, silent
@@ -63,6 +63,26 @@ def shown(workspace: Workspace, name: str) -> dict[str, Any]:
         "files": sorted(p.relative_to(artifact.path).as_posix() for p in artifact.path.rglob("*") if p.is_file()),
     }
     return asdict(version) | facts
+
+
+def promote(workspace: Workspace, name: str, alias: str, trust: bool) -> Version:
+    """Let NAME@alias be this version; `trust` takes the report of an imported one at its word. Raises VerificationFailed."""
+    return workspace.catalog.promote(name, alias, trust)
+
+
+def rollback(workspace: Workspace, model: str, alias: str) -> Version:
+    """Let NAME@alias be the version it was before. Raises NotFound when it was none."""
+    return workspace.catalog.rollback(model, alias)
+
+
+def deploy(workspace: Workspace, name: str, replicas: int, traffic: Mapping[int, float], trust: bool) -> Deployment:
+    """Desired state: a running service follows. Raises NotFound, InvalidInput, VerificationFailed, see `Catalog.deploy`."""
+    return workspace.catalog.deploy(name, replicas, traffic or None, trust=trust)
+
+
+def undeploy(workspace: Workspace, model: str) -> None:
+    """Take a name out of the desired state. Raises NotFound when it is not in it."""
+    workspace.catalog.undeploy(model)
 
 
 def delete(workspace: Workspace, name: str) -> list[str]:

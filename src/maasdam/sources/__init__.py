@@ -12,9 +12,9 @@ from pathlib import Path
 
 from maasdam.sources.examine import examine, refuse_blocked
 from maasdam.sources.finding import Inspection, Risk
-from maasdam.sources.ingest import check_task, ingest, ingested
+from maasdam.sources.ingest import ingest, ingested
 
-__all__ = ["Inspection", "Risk", "check_task", "examine", "ingest", "ingested", "inspect", "look", "refuse_blocked"]
+__all__ = ["Inspection", "Risk", "examine", "ingest", "ingested", "inspect", "refuse_blocked"]
 
 
 def inspect(source: str, *, trust: bool = False, processor: Path | None = None) -> Inspection:
@@ -23,11 +23,6 @@ def inspect(source: str, *, trust: bool = False, processor: Path | None = None) 
     `trust` lifts the risks that can be lifted; `processor` is a Hugging Face folder with the processor files that the
     source lacks. Raises NotFound, InvalidModel (broken), UnsafeModel (would run code), Unsupported (known, not read).
     """
-    inspection = look(source, trust=trust, processor=processor)
+    inspection = examine(source, trust=trust, processor=processor).inspection
     refuse_blocked(inspection)
     return inspection
-
-
-def look(source: str, *, trust: bool = False, processor: Path | None = None) -> Inspection:
-    """Like `inspect`, but blocked risks are listed in the answer rather than raised."""
-    return examine(source, trust=trust, processor=processor).inspection

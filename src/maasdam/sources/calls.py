@@ -37,83 +37,17 @@ _IN_PYTHONS_WORDS = re.compile(r"(?<=\.)__i?(and|or|xor|lshift|rshift)__(?=\.|$)
 _FILE_OPERATORS = {"save", "load", "from_file", "_save", "_load", "format", "warn"}
 """Operators under torch.ops.aten that reach files, by their bare names."""
 
-_EXPRESSION_CALLS = frozenset(
-    [
-        "Symbol",
-        "Integer",
-        "Float",
-        "Rational",
-        "Add",
-        "Mul",
-        "Pow",
-        "Mod",
-        "Min",
-        "Max",
-        "Abs",
-        "Not",
-        "And",
-        "Or",
-        "Eq",
-        "Ne",
-        "Lt",
-        "Le",
-        "Gt",
-        "Ge",
-        "Equality",
-        "Unequality",
-        "StrictLessThan",
-        "LessThan",
-        "StrictGreaterThan",
-        "GreaterThan",
-        "floor",
-        "ceiling",
-        "Piecewise",
-        "ExprCondPair",
-        "Tuple",
-        "ITE",
-        "true",
-        "false",
-        "BooleanTrue",
-        "BooleanFalse",
-        "Half",
-        "One",
-        "Zero",
-        "NegativeOne",
-        "Infinity",
-        "NegativeInfinity",
-        "FloorDiv",
-        "CleanDiv",
-        "CeilDiv",
-        "ModularIndexing",
-        "PythonMod",
-        "IntTrueDiv",
-        "FloatTrueDiv",
-        "TruncToInt",
-        "TruncToFloat",
-        "CeilToInt",
-        "FloorToInt",
-        "RoundToInt",
-        "RoundDecimal",
-        "ToFloat",
-        "PowByNatural",
-        "FloatPow",
-        "LShift",
-        "RShift",
-        "Where",
-        "IsNonOverlappingAndDenseIndicator",
-        "Identity",
-        "OpaqueUnaryFn_sqrt",
-        "OpaqueUnaryFn_exp",
-        "OpaqueUnaryFn_log",
-        "OpaqueUnaryFn_log2",
-        "BitwiseFn_bitwise_and",
-        "BitwiseFn_bitwise_or",
-        "int_oo",
-        "sqrt",
-        "exp",
-        "log",
-    ]
-)
+_EXPRESSION_CALLS = {
+    "Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Pow", "Mod", "Min", "Max", "Abs", "Not", "And", "Or", "Eq", "Ne",
+    "Lt", "Le", "Gt", "Ge", "Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan", "floor",
+    "ceiling", "Piecewise", "ExprCondPair", "Tuple", "ITE", "true", "false", "BooleanTrue", "BooleanFalse", "Half", "One",
+    "Zero", "NegativeOne", "Infinity", "NegativeInfinity", "FloorDiv", "CleanDiv", "CeilDiv", "ModularIndexing", "PythonMod",
+    "IntTrueDiv", "FloatTrueDiv", "TruncToInt", "TruncToFloat", "CeilToInt", "FloorToInt", "RoundToInt", "RoundDecimal",
+    "ToFloat", "PowByNatural", "FloatPow", "LShift", "RShift", "Where", "IsNonOverlappingAndDenseIndicator", "Identity",
+    "OpaqueUnaryFn_sqrt", "OpaqueUnaryFn_exp", "OpaqueUnaryFn_log", "OpaqueUnaryFn_log2", "BitwiseFn_bitwise_and",
+    "BitwiseFn_bitwise_or", "int_oo", "sqrt", "exp", "log",
+}  # fmt: skip
+"""What sympy's `srepr` and torch's own functions of sizes are called."""
 _POWERS = frozenset({"Pow", "PowByNatural", "FloatPow", "LShift"})
 _GUARD_CALLS = frozenset(
     {"size", "stride", "storage_offset", "dim", "numel", "item", "len", "max", "min", "isnan", "abs", "int", "float"}
@@ -126,14 +60,7 @@ _SYMBOL = re.compile(r"[a-z]{1,4}\d{1,6}|.*[ ()+*/-].*", re.ASCII)
 _GUARD_TEXT = re.compile(r"[\w.]+", re.ASCII)
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 
-_CONTAINERS = {
-    "builtins.tuple",
-    "builtins.list",
-    "builtins.dict",
-    "collections.OrderedDict",
-    "collections.deque",
-    "torch.Size",
-}
+_CONTAINERS = {"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict", "collections.deque", "torch.Size"}
 _CONTAINER_MODULES = ("transformers.", "torch.return_types.")
 _NODES = (
     ast.Expression, ast.Constant, ast.Name, ast.Load, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp, ast.Call, ast.keyword,
@@ -182,12 +109,8 @@ def _is_expression(text: str) -> bool:
             return False
         if isinstance(node, ast.Call) and not (isinstance(node.func, ast.Name) and node.func.id in _EXPRESSION_CALLS):
             return False
-        if (
-            isinstance(node, ast.Constant)
-            and isinstance(node.value, str)
-            and not _NAME.match(node.value)
-            and not _is_number(node.value)
-        ):
+        value = node.value if isinstance(node, ast.Constant) else None
+        if isinstance(value, str) and not _NAME.match(value) and not _is_number(value):
             return False  # sympy evaluates text it is given
         if isinstance(node, ast.Name) and not _NAME.match(node.id):
             return False
@@ -204,13 +127,7 @@ def _is_guard(text: str) -> bool:
             if node.attr.startswith("_"):
                 return False
         elif isinstance(node, ast.Call):
-            called = (
-                node.func.attr
-                if isinstance(node.func, ast.Attribute)
-                else node.func.id
-                if isinstance(node.func, ast.Name)
-                else ""
-            )
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
             if called not in _GUARD_CALLS and called not in _GUARD_NAMES:
                 return False
         elif isinstance(node, ast.Name):

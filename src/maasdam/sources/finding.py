@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +24,6 @@ class Risk:
     severity: Literal["info", "warning", "blocked"]
     what: str
     liftable: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
-        return {"severity": self.severity, "what": self.what, "liftable": self.liftable}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +78,10 @@ class Inspection:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; unknown facts are null."""
-        return {
-            "source": self.source,
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {
             "path": str(self.path),
-            "format": self.format,
-            "layout": self.layout,
-            "task": self.task,
-            "architecture": self.architecture,
             "signature": self.signature.to_json() if self.signature else None,
-            "parameters": self.parameters,
-            "size_bytes": self.size_bytes,
-            "precision": self.precision,
-            "labels": self.labels,
-            "risks": [risk.to_json() for risk in self.risks],
+            "risks": [asdict(risk) for risk in self.risks],
             "notes": list(self.notes),
             "files": list(self.files),
         }

@@ -16,33 +16,13 @@ from maasdam.errors import InvalidModel
 from maasdam.sources.bounds import MAX_PROCESSOR_FILE_BYTES, Place, read_json_object
 from maasdam.sources.finding import Risk
 
-PROCESSOR_FILES = frozenset(
-    {
-        "config.json",
-        "generation_config.json",
-        "preprocessor_config.json",
-        "processor_config.json",
-        "image_processor_config.json",
-        "video_preprocessor_config.json",
-        "feature_extractor_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "tokenizer.model",
-        "spiece.model",
-        "sentencepiece.bpe.model",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "vocab.txt",
-        "vocabulary.json",
-        "vocabulary.txt",
-        "merges.txt",
-        "normalizer.json",
-        "chat_template.jinja",
-        "chat_template.json",
-        "labels.txt",
-    }
-)
+PROCESSOR_FILES = frozenset({
+    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "image_processor_config.json",
+    "video_preprocessor_config.json", "feature_extractor_config.json", "tokenizer.json", "tokenizer_config.json",
+    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "vocabulary.json", "vocabulary.txt", "merges.txt", "normalizer.json", "chat_template.jinja",
+    "chat_template.json", "labels.txt",
+})  # fmt: skip
 """Files that describe the processor, flat beside the model. None of them is code."""
 
 LAYER_COUNTS = frozenset(

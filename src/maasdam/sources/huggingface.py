@@ -109,13 +109,8 @@ def _labels(description: Description, shapes: Mapping[str, tuple[int, ...]]) -> 
         return None
     if description.labels:
         return description.labels
-    heads = (
-        "classifier.weight",
-        "classifier.1.weight",
-        "classifier.out_proj.weight",
-        "classifier.dense.weight",
-        "score.weight",
-    )
+    ends = ("weight", "1.weight", "out_proj.weight", "dense.weight")
+    heads = (*(f"classifier.{end}" for end in ends), "score.weight")
     return next((shapes[name][0] for name in heads if name in shapes), None)
 
 

@@ -35,7 +35,8 @@ def ingest(
     same artifact, and are copied once. Raises NotFound, InvalidModel, UnsafeModel, Unsupported (no such task), InvalidInput
     (a task that contradicts the architecture; labels that don't fit).
     """
-    check_task(task)
+    if task not in (None, *TASKS):
+        raise Unsupported(f"no task '{task}'; the tasks are: {', '.join(TASKS)}")
     examined = examine(source, trust=trust, processor=processor)
     refuse_blocked(examined.inspection)
     chosen = _choose_task(task, examined.inspection)
@@ -70,12 +71,6 @@ def ingested(examined: Examined, store: Store) -> Artifact | None:
     """What the files came to when they were ingested with nothing said of their task; None where they were not."""
     known = store.cached(_key(examined, _choose_task(None, examined.inspection)))
     return known[0] if known else None
-
-
-def check_task(task: str | None) -> None:
-    """Raise Unsupported, naming the tasks there are, when `task` is none of them."""
-    if task not in (None, *TASKS):
-        raise Unsupported(f"no task '{task}'; the tasks are: {', '.join(TASKS)}")
 
 
 def _choose_task(task: str | None, inspection: Inspection) -> str | None:

@@ -74,29 +74,20 @@ class _Reader:
             raise InvalidModel(f"{self.what} has too many or too deeply nested elements; convert the model again")
         if not self._path:
             self.top = name
-        inside_body = "body" in self._path or "then_body" in self._path or "else_body" in self._path
+        inside_body = not {"body", "then_body", "else_body"}.isdisjoint(self._path)
         self._path.append(name)
         self._text = ""
+        get = attributes.get
         if name == "layer" and not inside_body:
-            self.layers.append(
-                _Layer(
-                    attributes.get("id", ""),
-                    attributes.get("name", ""),
-                    attributes.get("type", ""),
-                    attributes.get("version", ""),
-                )
-            )
+            self.layers.append(_Layer(get("id", ""), get("name", ""), get("type", ""), get("version", "")))
         elif inside_body or not self.layers:
             return
         elif name == "data":
             self.layers[-1].data = attributes
         elif name == "port":
-            self.layers[-1].ports.append(
-                _Port(attributes.get("id", ""), attributes.get("precision", ""), attributes.get("names", ""))
-            )
+            self.layers[-1].ports.append(_Port(get("id", ""), get("precision", ""), get("names", "")))
         elif name == "edge":
-            key = (attributes.get("to-layer", ""), attributes.get("to-port", ""))
-            self.edges[key] = (attributes.get("from-layer", ""), attributes.get("from-port", ""))
+            self.edges[get("to-layer", ""), get("to-port", "")] = get("from-layer", ""), get("from-port", "")
 
     def text(self, data: str) -> None:
         """Text within an element."""

@@ -53,7 +53,7 @@ def read(place: Place, name: str) -> Reading:
         metadata = parse_json(archive.read("metadata.json", MAX_CONFIG_BYTES), f"{path}: metadata.json", 10)
         if not isinstance(metadata, dict) or not isinstance(config, dict):
             raise InvalidModel(f"{path}: config.json or metadata.json is no JSON object; save the model again")
-        bad = sorted(set(_running(config)))
+        bad = sorted({what for value in _objects(config) for what in _running(value)})
         if bad:
             raise UnsafeModel(
                 f"{path} would run code of its own when loaded: {', '.join(bad[:8])}; refused: use Keras' own layers and "
@@ -90,20 +90,25 @@ def read(place: Place, name: str) -> Reading:
 def computed(path: Path) -> frozenset[str]:
     """numpy's names of the types that the layers of a .keras file, which was read before, compute in."""
     with open_archive(path, path) as archive:
-        stack = [parse_json(archive.read("config.json", MAX_CONFIG_BYTES), f"{path}: config.json", MAX_KERAS_JSON_DEPTH)]
-    found = set()
+        config = parse_json(archive.read("config.json", MAX_CONFIG_BYTES), f"{path}: config.json", MAX_KERAS_JSON_DEPTH)
+    dtypes = set()
+    for value in _objects(config):
+        policy = value.get("dtype")
+        if isinstance(policy, dict):  # {"class_name": "DTypePolicy", "config": {"name": "mixed_float16"}}
+            policy = (policy.get("config") or {}).get("name")
+        if isinstance(policy, str):
+            dtypes.add(policy.removeprefix("mixed_"))
+    return frozenset(dtypes)
+
+
+def _objects(config: Any) -> Iterator[dict[str, Any]]:
+    """Every object of a config, the outermost first."""
+    stack = [config]
     while stack:
         value = stack.pop()
-        if isinstance(value, list):
-            stack.extend(value)
-        elif isinstance(value, dict):
-            stack.extend(value.values())
-            policy = value.get("dtype")
-            if isinstance(policy, dict):  # {"class_name": "DTypePolicy", "config": {"name": "mixed_float16"}}
-                policy = (policy.get("config") or {}).get("name")
-            if isinstance(policy, str):
-                found.add(policy.removeprefix("mixed_"))
-    return frozenset(found)
+        if isinstance(value, dict):
+            yield value
+        stack.extend(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
 
 
 def _weights(archive: Archive) -> dict[str, tuple[str, tuple[int, ...]]] | None:
@@ -113,35 +118,20 @@ def _weights(archive: Archive) -> dict[str, tuple[str, tuple[int, ...]]] | None:
 
 def _check_sizes(config: Any, shapes: Mapping[str, tuple[str, tuple[int, ...]]] | None, path: Path) -> None:
     """Raise InvalidModel for a layer wider than any weight: Keras makes room for it before it looks at the weights."""
-    widest = max((max((0, *shape)) for _, shape in (shapes or {}).values()), default=0)
-    stack = [config]
-    while stack and shapes is not None:
-        value = stack.pop()
-        if isinstance(value, list):
-            stack.extend(value)
-        elif isinstance(value, dict):
-            stack.extend(value.values())
-            for key in _SIZES:
-                if isinstance(value.get(key), int) and value[key] > PACKED * widest:
-                    raise InvalidModel(
-                        f"{path}: config.json has {key} {value[key]:,}, and no weight in it is longer than {widest:,}; "
-                        "save the model again"
-                    )
+    if shapes is None:
+        return
+    widest = max((max((0, *shape)) for _, shape in shapes.values()), default=0)
+    for value in _objects(config):
+        for key in _SIZES:
+            if isinstance(value.get(key), int) and value[key] > PACKED * widest:
+                raise InvalidModel(
+                    f"{path}: config.json has {key} {value[key]:,}, and no weight in it is longer than {widest:,}; "
+                    "save the model again"
+                )
 
 
-def _running(config: Any) -> Iterator[str]:
-    """What in a config would run, import or open something that does not come with Keras."""
-    stack = [config]
-    while stack:
-        value = stack.pop()
-        if isinstance(value, list):
-            stack.extend(value)
-        elif isinstance(value, dict):
-            stack.extend(value.values())
-            yield from _running_here(value)
-
-
-def _running_here(value: dict[str, Any]) -> Iterator[str]:
+def _running(value: dict[str, Any]) -> Iterator[str]:
+    """What an object of a config would run, import or open that does not come with Keras."""
     kind, module, inner = value.get("class_name"), value.get("module"), value.get("config")
     if kind is not None and not isinstance(kind, str):
         yield "a class whose name is no text"

@@ -295,15 +295,8 @@ def _externals(place: Place, name: str, externals: dict[str, int]) -> dict[str, 
     inside = PurePosixPath(name).parent
     for location, needed in sorted(externals.items()):
         parts = PurePosixPath(location)
-        if (
-            not location
-            or str(parts) != location
-            or parts.is_absolute()
-            or ".." in parts.parts
-            or "\\" in location
-            or "\0" in location
-            or ":" in location
-        ):
+        is_plain = bool(location) and str(parts) == location and not parts.is_absolute() and ".." not in parts.parts
+        if not is_plain or any(sign in location for sign in "\\\0:"):
             raise UnsafeModel(
                 f"{place.path / name} keeps weights in '{location[:200]}', which is no plain name within its folder; refused: "
                 "put them beside the model"

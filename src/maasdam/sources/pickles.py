@@ -32,28 +32,9 @@ TENSOR_NAMES: frozenset[str] = frozenset(
             f"torch {kind}Storage"
             for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
         ),
-        *(
-            f"torch {dtype}"
-            for dtype in [
-                "float32",
-                "float64",
-                "float16",
-                "bfloat16",
-                "int64",
-                "int32",
-                "int16",
-                "int8",
-                "uint8",
-                "uint16",
-                "uint32",
-                "uint64",
-                "bool",
-                "complex64",
-                "complex128",
-                "float8_e4m3fn",
-                "float8_e5m2",
-            ]
-        ),
+        *(f"torch {sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+        *(f"torch float{bits}" for bits in ("16", "32", "64", "8_e4m3fn", "8_e5m2")),
+        *("torch bfloat16", "torch bool", "torch complex64", "torch complex128"),
     }
 )
 """Names ("module name") that only rebuild tensors and plain containers."""

@@ -34,20 +34,10 @@ SCALAR_TYPES = {
 """torch.export's number of a dtype -> numpy's name and bytes an element (torch/_export/serde/schema.py)."""
 
 _KINDS: dict[str, calls.Kind] = {
-    "target": "operator",
-    "as_operator": "operator",
-    "expr_str": "expression",
-    "class_fqn": "class",
-    "name": "name",
-    "as_name": "name",
-    "forward_arg_names": "name",
-    "field_names": "name",
-    "fqn": "attribute",
-    "parameter_name": "attribute",
-    "buffer_name": "attribute",
-    "tensor_constant_name": "attribute",
-    "custom_obj_name": "attribute",
-    "user_input_name": "attribute",
+    **dict.fromkeys(("target", "as_operator"), "operator"),
+    **dict.fromkeys(("name", "as_name", "forward_arg_names", "field_names"), "name"),
+    **dict.fromkeys(("fqn", "parameter_name", "buffer_name", "tensor_constant_name", "custom_obj_name"), "attribute"),
+    **{"user_input_name": "attribute", "expr_str": "expression", "class_fqn": "class"},
 }
 """The keys of a serialized program whose text loading does more with than keep it."""
 

@@ -126,8 +126,7 @@ def _specs(signature: Message, number: int, path: Path) -> tuple[TensorSpec, ...
             raise Unsupported(f"{path}: '{name}' has a type that can't be sent (TensorFlow's number {info.number(2)})")
         if shape is not None and shape.number(3):
             raise Unsupported(f"{path}: '{name}' has no fixed number of axes; export the model with an input signature")
-        sizes = [dim.number(1) for dim in shape.messages(2)] if shape else []
-        out.append(TensorSpec(name, dtype, tuple(size if size >= 0 else None for size in sizes)))
+        out.append(TensorSpec(name, dtype, tuple(size if size >= 0 else None for size in _sizes(shape))))
     return tuple(out)
 
 
@@ -181,22 +180,26 @@ def _weights(nodes: list[Node]) -> Counter[str]:
     out: Counter[str] = Counter()
     for node in nodes:
         if node.operator in ("VarHandleOp", "VariableV2", "Variable"):
-            shape, dtype = node.attribute("shape"), node.attribute("dtype")
-            kind = shape.message(7) if shape else None
-            sizes = [dim.number(1) for dim in kind.messages(2)] if kind else []
+            shape = node.attribute("shape")
+            sizes = _sizes(shape.message(7) if shape else None)
         elif node.operator == "Const":
-            value, dtype = node.attribute("value"), node.attribute("dtype")
+            value = node.attribute("value")
             tensor = value.message(8) if value else None
-            kind = tensor.message(2) if tensor else None
-            sizes = [dim.number(1) for dim in kind.messages(2)] if kind else []
+            sizes = _sizes(tensor.message(2) if tensor else None)
             if len(sizes) < 2 and math.prod(sizes[:1]) < 64:
                 continue  # axes, sizes and such
         else:
             continue
+        dtype = node.attribute("dtype")
         name = DTYPES.get(dtype.number(6)) if dtype else None
         if name and len(sizes) <= MAX_RANK and all(0 <= size <= MAX_AXIS for size in sizes):
             out[name] += math.prod(sizes)
     return out
+
+
+def _sizes(shape: Message | None) -> list[int]:
+    """Of a TensorShapeProto."""
+    return [dim.number(1) for dim in shape.messages(2)] if shape else []
 
 
 def _files(place: Place) -> dict[str, Path]:
