@@ -365,6 +365,10 @@ def test_a_busy_service_answers_503_at_once_with_retry_after(own_service: Runnin
     assert {answer.status_code for answer in answers} <= {200, 503, 504}, "504 where the machine is slower than the time limit"
 
 
+def test_a_time_limit_beyond_any_number_of_seconds_is_none(client: httpx.Client) -> None:
+    assert infer(client, GOOD_TENSOR, parameters={"timeout": 10**400}).status_code == 200
+
+
 def test_a_request_that_takes_too_long_gets_504(own_service: Running) -> None:
     with own_service.client() as client:
         own_service.engines["doubles"].gate.clear()

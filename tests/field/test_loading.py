@@ -18,8 +18,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from tests.fakes import FakeEngine
+from tests.fakes import FakeEngine, FakeSequenceEngine
 from tests.served import add_mlp, open_home
+from tests.waiting import until
 
 from maasdam.core import ANONYMOUS, Artifact, Request, Signature, TensorPayload, TensorSpec
 from maasdam.engines import open_engine
@@ -39,14 +40,10 @@ def workspace(tmp_path: Path):
         yield made
 
 
-async def until(service: Service, condition: Callable[[dict[str, str]], bool]) -> dict[str, Any]:
+async def states_of(service: Service, condition: Callable[[dict[str, str]], bool]) -> dict[str, Any]:
     """The replica sets by model, once their states fulfil the condition."""
-    async with asyncio.timeout(30):
-        while True:
-            groups = {group.version.model: group for group in service.router.groups()}
-            if condition({name: group.state for name, group in groups.items()}):
-                return groups
-            await asyncio.sleep(0.01)
+    await until(lambda: condition({group.version.model: group.state for group in service.router.groups()}))
+    return {group.version.model: group for group in service.router.groups()}
 
 
 @pytest.mark.parametrize("where", ["open", "warm"])
@@ -66,9 +63,9 @@ async def test_a_model_that_loads_for_ever_fails_and_no_other_waits_for_it(works
     limited = replace(workspace, settings=replace(workspace.settings, load_seconds=2.0))
     service = open_service(limited, open_engine=opener)
     await service.start()
-    copies = await until(service, lambda states: states.get("good") == "ready")
+    copies = await states_of(service, lambda states: states.get("good") == "ready")
     assert copies["endless"].state == "loading"
-    copies = await until(service, lambda states: states["endless"] == "failed")
+    copies = await states_of(service, lambda states: states["endless"] == "failed")
     assert "2 s (setting load_seconds)" in copies["endless"].reason and service.is_ready
     gate.set()
     await service.stop()
@@ -86,12 +83,28 @@ async def test_what_failed_to_load_is_tried_again_only_when_it_is_deployed_again
 
     service = open_service(workspace, open_engine=opener)
     await service.start()
-    await until(service, lambda states: states == {"endless": "failed", "good": "ready"})
+    await states_of(service, lambda states: states == {"endless": "failed", "good": "ready"})
     workspace.catalog.undeploy("good")
     workspace.catalog.deploy("good")
     assert (await service.router.settled("good", 30)).state == "ready" and service.is_ready and tries == 1
     workspace.catalog.deploy("endless")  # as POST /v2/repository/models/endless/load does
     assert (await service.router.settled("endless", 30)).state == "failed" and tries == 2
+    await service.stop()
+
+
+async def test_an_engine_that_no_replica_can_be_made_of_is_closed(workspace: Workspace) -> None:
+    """A sequence engine without a task: nothing can be prepared for it."""
+    opened: list[FakeSequenceEngine] = []
+
+    def opener(artifact: Artifact, **options: Any) -> Any:
+        opened.append(FakeSequenceEngine())
+        return opened[-1]
+
+    service = open_service(workspace, open_engine=opener)
+    await service.start()
+    found = await states_of(service, lambda states: states == {"endless": "failed", "good": "failed"})
+    assert all("names no task" in group.reason for group in found.values())
+    await until(lambda: all(engine.is_closed for engine in opened))
     await service.stop()
 
 
@@ -125,13 +138,13 @@ async def test_what_was_loading_when_the_service_died_is_failed_until_it_is_depl
     for _ in range(2):  # at each start
         service = open_service(workspace)
         await service.start()
-        copies = await until(service, lambda states: states.get("good") == "ready" and states["endless"] != "loading")
+        copies = await states_of(service, lambda states: states.get("good") == "ready" and states["endless"] != "loading")
         assert copies["endless"].state == "failed" and "the service died while it loaded endless:1" in copies["endless"].reason
         await service.stop()
     workspace.catalog.deploy("endless")
     service = open_service(workspace)
     await service.start()
-    await until(service, lambda states: set(states.values()) == {"ready"})
+    await states_of(service, lambda states: set(states.values()) == {"ready"})
     await service.stop()
     assert list((home / "loading").iterdir()) == []
 

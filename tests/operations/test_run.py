@@ -111,8 +111,11 @@ def test_what_the_command_line_is_given_becomes_a_payload(tmp_path: Path) -> Non
     assert isinstance(chat, TextPayload) and chat.messages == ({"role": "user", "content": "hello"},)
     with pytest.raises(NotFound, match="takes image files"):
         payload_of(IMAGES, "nowhere.png")
-    with pytest.raises(InvalidInput, match="npz"):
-        payload_of(None, str(tmp_path / "a.png"))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:100])
+    np.save(tmp_path / "one.npy", np.zeros(2))
+    for file in ("a.png", "cut.npz", "one.npy"):
+        with pytest.raises(InvalidInput, match=r"is no \.npz of named arrays"):
+            payload_of(None, str(tmp_path / file))
 
 
 def run(home: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:

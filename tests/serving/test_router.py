@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.waiting import until
 
 from maasdam.core import Facts
 from maasdam.errors import InvalidModel, NotFound, NotReady
@@ -84,7 +86,7 @@ class Loads:
 
 @asynccontextmanager
 async def routing(catalog: FakeCatalog, load: Loads, **options: Any) -> AsyncIterator[Router]:
-    router = Router(catalog, load, poll_seconds=0.01, **options)
+    router = Router(catalog, load, **{"poll_seconds": 0.01} | options)
     await router.start()
     try:
         yield router
@@ -97,12 +99,6 @@ def leased(router: Router, name: str) -> int:
     lease = router.lease(name)
     lease.release()
     return lease.version.version
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - the router polls too
-            await asyncio.sleep(0.002)
 
 
 async def test_what_is_deployed_comes_up_and_a_later_deployment_too() -> None:
@@ -230,6 +226,15 @@ async def test_traffic_is_shared_by_percent() -> None:
         assert 23 <= got.count(2) <= 27 and got.count(1) + got.count(2) == 100
 
 
+async def test_all_of_the_traffic_may_go_to_another_version_than_the_deployed_one() -> None:
+    catalog, load = FakeCatalog({}, {"a": 2}), Loads()
+    catalog.deploy("a", version=1, traffic={"2": 100})
+    async with routing(catalog, load) as router:
+        await until(lambda: router.is_ready)
+        assert {leased(router, "a") for _ in range(20)} == {2}
+        assert leased(router, "a:1") == 1
+
+
 async def test_a_check_and_its_answer_meet_one_version_and_metadata_draws_nothing() -> None:
     catalog, load = FakeCatalog({}, {"a": 2}), Loads()
     catalog.deploy("a", version=1, traffic={"2": 50})
@@ -272,6 +277,47 @@ async def test_replicas_are_added_and_taken_away() -> None:
         catalog.deploy("a", replicas=1)
         await until(lambda: first.is_closed or second.is_closed)
         assert leased(router, "a") == 1
+
+
+async def test_a_replica_that_came_up_after_it_was_not_wanted_any_more_is_closed() -> None:
+    catalog, load = FakeCatalog({}, {"a": 1}), Loads()
+    catalog.deploy("a")
+    async with routing(catalog, load, poll_seconds=60) as router:
+        await until(lambda: router.is_ready)
+        load.held["a:1"] = asyncio.Event()
+        catalog.deploy("a", replicas=2)
+        await router.follow()
+        await until(lambda: len(load.tried) == 2)
+        catalog.deploy("a", replicas=1)
+        await router.follow()
+        load.held["a:1"].set()
+        await until(lambda: len(load.spies["a:1"]) == 2 and load.spies["a:1"][1].is_closed)
+        assert not load.spies["a:1"][0].is_closed and leased(router, "a") == 1
+
+
+async def test_what_was_read_before_a_change_is_not_acted_on_after_it() -> None:
+    catalog, load = FakeCatalog({}, {"a": 1, "b": 1}), Loads()
+    catalog.deploy("a")
+    async with routing(catalog, load) as router:
+        await until(lambda: router.is_ready)
+        now, begun, gate = catalog.deployments, threading.Event(), threading.Event()
+
+        def slowly() -> list[Any]:
+            found = now()
+            begun.set()
+            assert gate.wait(10)
+            return found
+
+        catalog.deployments = slowly
+        early = asyncio.create_task(router.follow())
+        await asyncio.to_thread(begun.wait, 10)
+        catalog.deployments = now
+        catalog.deployed["b"] = SimpleNamespace(**vars(catalog.deployed["a"]) | {"model": "b"})
+        late = asyncio.create_task(router.settled("b", 5))
+        await asyncio.wait([late], timeout=0.2)  # it would be done, were it not to wait for the other
+        gate.set()
+        await asyncio.gather(early, late)
+        assert "b" in router.models() and leased(router, "b") == 1
 
 
 async def test_a_name_that_resolves_to_nothing_is_told_not_hidden() -> None:

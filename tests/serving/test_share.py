@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -58,6 +60,23 @@ def test_work_that_nobody_waits_for_any_more_is_not_begun() -> None:
     gate.set()
     first.result(10)
     assert share.submit(pow, 2, 3).result(10) == 8
+
+
+def test_work_that_nobody_waits_for_any_more_is_not_kept_by_threads_that_hang() -> None:
+    gate, begun = threading.Event(), threading.Event()
+    share = Share("test", threads=1)
+    first = share.submit(lambda: (begun.set(), gate.wait(10)))
+    assert begun.wait(10)
+    payload = type("Payload", (), {})()
+    kept = weakref.ref(payload)
+    second, third = share.submit(id, payload), share.submit(pow, 2, 2)
+    assert second.cancel()
+    del payload
+    gc.collect()
+    assert kept() is None
+    gate.set()
+    first.result(10)
+    assert third.result(10) == 4
 
 
 async def test_apart_answers_while_others_hang() -> None:

@@ -88,11 +88,12 @@ class Entrance:
         bind_contextvars(request_id=request_id)  # the context is this request's own: uvicorn starts a task for each
         task = asyncio.current_task()
         assert task is not None
+        cancel = task.cancel
         try:
             if connection is None:
                 await self._answer(scope, receive, reply)
                 return
-            connection.on_close = task.cancel
+            connection.on_close = cancel
             if not connection.is_closed:
                 await self._answer(scope, receive, reply)
         except asyncio.CancelledError:
@@ -101,7 +102,7 @@ class Entrance:
                 stopping = NotReady("the service is stopping and this took too long to finish; send it again")
                 await self._refuse(stopping, scope, receive, reply)
         finally:
-            if connection is not None:
+            if connection is not None and connection.on_close is cancel:  # not of a request that came since on this connection
                 connection.on_close = None
             self._ended(scope, reply.status, began)
 

@@ -56,7 +56,7 @@ class OipCall:
         if limit is not None:
             if isinstance(limit, bool) or not isinstance(limit, int) or limit <= 0:
                 raise InvalidInput(f"parameter 'timeout' is {limit!r}; send microseconds, a whole number above 0")
-            seconds = min(seconds, limit / 1e6)
+            seconds = min(seconds * 1e6, limit) / 1e6  # `limit` may be beyond any float
         return Request(request_id, self.model, self.payloads, caller, endpoint, time.monotonic() + seconds)
 
     def check(self, facts: Facts) -> None:

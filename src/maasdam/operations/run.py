@@ -26,8 +26,9 @@ from maasdam.core import (
     TextPiece,
 )
 from maasdam.engines.generating import text_of, transcript_of
-from maasdam.errors import InvalidInput, NotFound, Unsupported
+from maasdam.errors import NotFound, Unsupported
 from maasdam.tasks import giving, open_processor, task_of
+from maasdam.tasks.examples import arrays_of
 
 if TYPE_CHECKING:
     from maasdam.artifacts.catalog import Version
@@ -111,18 +112,8 @@ def payload_of(task: str | None, given: str, *, sampling: Sampling = NEUTRAL, to
     if not path.is_file():
         raise NotFound(f"no file {path}; this model takes {record.takes}")
     if path.suffix == ".npz" or record.of_file is None:
-        return TensorPayload(_arrays(path))
+        return TensorPayload(arrays_of(path))
     return record.payload(path.read_bytes(), top_k)
-
-
-def _arrays(path: Path) -> dict[str, Any]:
-    import numpy as np
-
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, AttributeError) as error:
-        raise InvalidInput(f"{path} is no .npz file of named arrays: {error}") from error
 
 
 def to_json(answer: Answer) -> dict[str, Any]:

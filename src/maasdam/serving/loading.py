@@ -112,15 +112,17 @@ class Loader:
             async with asyncio.timeout(self._settings.load_seconds):
                 opening = apart("opening", self._open, version, note, given_up, around=self._meter.without_this_thread)
                 engine, processor = await opening
-                batching = UNTRIED
-                if isinstance(engine, TensorEngine):
-                    batching = await self._found(version, engine, processor)
-                replica = self._replica(version, engine, processor, batching)
+                opened: Engine | Replica = engine
                 try:
+                    batching = UNTRIED
+                    if isinstance(engine, TensorEngine):
+                        trying = (self._batching, version, engine, processor)
+                        batching = await apart("trying", *trying, around=self._meter.without_this_thread)
+                    opened = replica = self._replica(version, engine, processor, batching)
                     await _warm(replica, processor.task if processor else None)
                 except BaseException:
                     # not waited for: what warms up for ever would never end, and nobody else may wait for that
-                    Share("closing", threads=1, idle_seconds=0.0).submit(replica.close)
+                    Share("closing", threads=1, idle_seconds=0.0).submit(opened.close)
                     raise
         except TimeoutError:
             raise LimitExceeded(
@@ -171,14 +173,6 @@ class Loader:
         finally:
             if has_turn:
                 self._turn.release()
-
-    async def _found(self, version: Version, engine: TensorEngine, processor: Processor | None) -> Batching:
-        try:
-            trying = apart("trying", self._batching, version, engine, processor, around=self._meter.without_this_thread)
-            return await trying
-        except BaseException:
-            Share("closing", threads=1, idle_seconds=0.0).submit(engine.close)
-            raise
 
     def _batching(self, version: Version, engine: TensorEngine, processor: Processor | None) -> Batching:
         """Whether callers may be computed together: as it was found here before, else tried now."""

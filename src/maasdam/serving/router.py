@@ -147,6 +147,7 @@ class Router:
         self._background: set[asyncio.Task[None]] = set()
         self._poll: asyncio.Task[None] | None = None
         self._is_stopping = False
+        self._following = asyncio.Lock()
         self._changed = asyncio.Event()
 
     async def start(self) -> None:
@@ -268,7 +269,10 @@ class Router:
 
     async def follow(self) -> None:
         """Read the desired state now and begin to act on it."""
-        desired, versions = await asyncio.to_thread(self._read)
+        async with self._following:  # or what was read before a change could be acted on after it
+            self._act(*await asyncio.to_thread(self._read))
+
+    def _act(self, desired: dict[str, Desired], versions: Mapping[tuple[str, int], Version]) -> None:
         self._desired = desired
         for model, want in desired.items():
             groups = self._groups.setdefault(model, [])
@@ -317,7 +321,7 @@ class Router:
         shares = desired.shares
         ready = [c for c in groups if c.state == "ready" and shares.get(c.version.version)]
         if len(ready) < 2:
-            return None
+            return ready[0] if ready else None
         point = self._draw() * sum(shares[c.version.version] for c in ready)
         for group in ready:
             point -= shares[group.version.version]
@@ -338,7 +342,7 @@ class Router:
             while len(group.replicas) < group.wanted and not group.is_unwanted:
                 target = group.target
                 replica = await self._load(group.version)
-                if group.is_unwanted:
+                if group.is_unwanted or len(group.replicas) >= group.wanted:  # since it began to load
                     self._spawn(self._retire([replica]))
                     return
                 group.replicas.append(replica)

@@ -53,7 +53,14 @@ class Share(Executor):
             elif self._threads < self._most:
                 self._threads += 1
                 threading.Thread(target=self._live, name=self._name, daemon=True).start()
+        future.add_done_callback(self._drop)
         return future
+
+    def _drop(self, future: Future[Any]) -> None:
+        """Where nobody waits for it any more, nothing is kept of it: threads that hang would never come to it."""
+        if future.cancelled():
+            with self._ready:
+                self._work = deque(job for job in self._work if job[0] is not future)
 
     def _live(self) -> None:
         with self._around():

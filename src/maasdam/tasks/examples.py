@@ -77,24 +77,29 @@ def texts(path: Path) -> list[Found]:
 
 def tensors(path: Path, signature: Signature | None) -> list[Found]:
     """Each row of the arrays is one example, with batch 1; see `_examples_of` for what has no rows."""
-    import numpy as np
-
     files = [path] if path.is_file() else sorted(path.glob("*.npz"))
     out: list[Found] = []
     for file in files:
-        try:
-            _check_unpacked(file)
-            with np.load(file, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-        except InvalidInput:
-            raise
-        except Exception as error:  # zipfile's, zlib's and numpy's own, and MemoryError for a header that lies
-            raise InvalidInput(f"{file} is no .npz of named arrays: {error}") from error
+        arrays = arrays_of(file)
         shapes = {s.name: s for s in signature.inputs} if signature else {}
         out += [(f"{file.name}:{i}", TensorPayload(t), None) for i, t in enumerate(_examples_of(arrays, shapes, file))]
         if len(out) > MAX_EXAMPLES:
             raise InvalidInput(f"{path} holds over {MAX_EXAMPLES:,} examples; give a sample of them")
     return out
+
+
+def arrays_of(file: Path) -> dict[str, Any]:
+    """The named arrays of an .npz file. Raises InvalidInput where it is none."""
+    import numpy as np
+
+    try:
+        _check_unpacked(file)
+        with np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except InvalidInput:
+        raise
+    except Exception as error:  # zipfile's, zlib's and numpy's own, and MemoryError for a header that lies
+        raise InvalidInput(f"{file} is no .npz of named arrays: {error}") from error
 
 
 def _examples_of(arrays: Mapping[str, Any], shapes: Mapping[str, TensorSpec], file: Path) -> list[dict[str, Any]]:
