@@ -83,6 +83,11 @@ class TensorSpec:
     axes: tuple[Axis | None, ...] = ()
     """One for each axis, where the file says more of them than that the first is the batch; () where it doesn't."""
 
+    @property
+    def sizes(self) -> str:
+        """The shape in words; "?" is any size."""
+        return "[" + ", ".join("?" if size is None else str(size) for size in self.shape) + "]"
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object; absent facts are left out."""
         out: dict[str, Any] = {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
@@ -175,8 +180,8 @@ class Signature:
             if len(array.shape) != len(spec.shape) or any(
                 want is not None and want != got for want, got in zip(spec.shape, array.shape, strict=True)
             ):
-                want_text = "[" + ", ".join("-1" if d is None else str(d) for d in spec.shape) + "]"
-                raise InvalidTensor(f"input '{name}' has shape {list(array.shape)}; send {want_text} (-1 is any size)")
+                sizes = spec.sizes.replace("?", "-1")
+                raise InvalidTensor(f"input '{name}' has shape {list(array.shape)}; send {sizes} (-1 is any size)")
             if not spec.takes_nan and array.dtype.kind == "f" and bool((array != array).any()):
                 raise InvalidTensor(f"input '{name}' holds NaN; send finite numbers")
             if spec.shape and spec.shape[0] is None and rows.setdefault(spec.rows_of, array.shape[0]) != array.shape[0]:

@@ -101,5 +101,4 @@ def _can_lift(risk: Any) -> bool:
 
 
 def _tensor(spec: TensorSpec) -> str:
-    sizes = ", ".join("?" if size is None else str(size) for size in spec.shape)
-    return f"{spec.name}: {spec.dtype} [{sizes}]" + (f" {spec.layout}" if spec.layout else "")
+    return f"{spec.name}: {spec.dtype} {spec.sizes}" + (f" {spec.layout}" if spec.layout else "")

@@ -69,12 +69,10 @@ class _Verdict(Exception):
 
 def why_never(signature: Signature) -> str | None:
     """Why rows of several callers can't even be put together; None where they can."""
-    for spec in signature.inputs:
-        if not spec.shape or spec.shape[0] is not None:
-            return f"input '{spec.name}' has no open first axis: {_shown(spec)}"
-    for spec in signature.outputs:
-        if not spec.shape or spec.shape[0] is not None:
-            return f"output '{spec.name}' has no open first axis: {_shown(spec)}"
+    for side, specs in (("input", signature.inputs), ("output", signature.outputs)):
+        for spec in specs:
+            if not spec.shape or spec.shape[0] is not None:
+                return f"{side} '{spec.name}' has no open first axis: {spec.sizes}"
     return None
 
 
@@ -410,7 +408,3 @@ def _differing(found: Tensors, base: Tensors, keep: Any) -> tuple[str, str] | No
                 by = float(np.nanmax(np.abs(wide - was), initial=0.0))
             return name, f" by {by:.2g}"
     return None
-
-
-def _shown(spec: TensorSpec) -> str:
-    return "[" + ", ".join("?" if size is None else str(size) for size in spec.shape) + "]"

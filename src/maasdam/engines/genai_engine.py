@@ -9,19 +9,18 @@ At the default precision (f32 computation and f32 cache) greedy tokens equal tra
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from maasdam.core import Artifact, Cost, Meter, SequenceRequest, Tokens, total_cost
-from maasdam.engines.generation import Choice, begin, read_defaults
+from maasdam.engines.generation import Choice, begin, read_config, read_defaults
 from maasdam.engines.mailbox import Job, Turns, tokens_of
 from maasdam.engines.openvino_engine import PRECISIONS, dynamic_quantization
 from maasdam.engines.openvino_library import kept_in, openvino
-from maasdam.engines.tensors import first_line, loading_with
-from maasdam.errors import EngineFailure, InvalidInput, InvalidModel
+from maasdam.engines.tensors import chosen, first_line, loading_with
+from maasdam.errors import EngineFailure, InvalidModel, MaasdamError
 from maasdam.telemetry.meter import CpuMeter
 
 NAME = "openvino-genai"
@@ -54,12 +53,8 @@ def _pipeline(folder: Path, settings: Mapping[str, Any]) -> tuple[Callable[[], A
     """What makes the pipeline, and the context length that its cache allows."""
     import openvino_genai as genai
 
-    precision, kv = settings.get("precision", "f32"), settings.get("kv_precision", "f32")
-    if precision not in PRECISIONS:
-        raise InvalidInput(f"setting 'precision' is {precision!r}; it takes one of: {', '.join(PRECISIONS)}")
-    if kv not in KV_BYTES:
-        raise InvalidInput(f"setting 'kv_precision' is {kv!r}; it takes one of: {', '.join(KV_BYTES)}")
-    kv = kept_in(kv)
+    precision = chosen(settings, "precision", "f32", PRECISIONS)
+    kv = kept_in(chosen(settings, "kv_precision", "f32", KV_BYTES))
     wanted = read_defaults(folder).context_length
     tokens = cache_tokens(kv_bytes_per_token(folder, KV_BYTES[kv]), wanted, _free_memory())
     properties = {"INFERENCE_NUM_THREADS": settings["threads"], "KV_CACHE_PRECISION": kv, "ENABLE_CPU_PINNING": False}
@@ -79,8 +74,7 @@ def _pipeline(folder: Path, settings: Mapping[str, Any]) -> tuple[Callable[[], A
 
 def kv_bytes_per_token(folder: Path, bytes_per_number: int) -> int:
     """Bytes of key-value cache that one token takes, from config.json."""
-    config = json.loads((folder / "config.json").read_text())
-    config = config.get("text_config") or config
+    config = read_config(folder)
     layers, heads, wide = (_first(config, names) for names in _CACHE_KEYS)
     width = config.get("head_dim") or wide // heads
     return int(2 * layers * (config.get("num_key_value_heads") or heads) * width * bytes_per_number)
@@ -139,16 +133,12 @@ class GenaiEngine:
         Raises at the first step: InvalidPayload (beyond the context, not in the vocabulary), DeadlineExceeded,
         EngineFailure. Closing the iterator cancels.
         """
-        return tokens_of(Job(request), self._start)
+        return tokens_of(request, self._turns.add, self.meter)
 
     def close(self) -> None:
         """End the thread and free the pipeline; requests in flight end with EngineFailure."""
         self._turns.close()
         self._pipeline = None
-
-    def _start(self, job: Job) -> None:
-        self.meter.exclude_this_thread()
-        self._turns.add(job)
 
     def _join(self, job: Job) -> _Running | None:
         """Give a job to the pipeline; one that can't be run fails alone."""
@@ -235,6 +225,4 @@ def configuration(choice: Choice) -> Any:
 
 
 def _ours(error: Exception) -> Exception:
-    from maasdam.errors import MaasdamError
-
     return error if isinstance(error, MaasdamError) else EngineFailure(f"engine {NAME} refused a request: {first_line(error)}")

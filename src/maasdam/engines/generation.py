@@ -63,9 +63,7 @@ class Choice:
 
 def read_defaults(folder: Path) -> Defaults:
     """From config.json and generation_config.json; missing facts are neutral, a missing context is 2048."""
-    config = _read(folder / "config.json")
-    config = config.get("text_config") or config
-    own = _read(folder / "generation_config.json")
+    config, own = read_config(folder), _read(folder / "generation_config.json")
     context = next((config[k] for k in CONTEXT_KEYS if isinstance(config.get(k), int)), 2048)
     eos = own.get("eos_token_id", config.get("eos_token_id"))
     ids = eos if isinstance(eos, list) else [eos]
@@ -154,6 +152,13 @@ def pick(logits: type_array, choice: Choice, prompt: type_array, generated: list
     keep = int(np.searchsorted(np.cumsum(chances), choice.top_p, side="left")) + 1
     chances = chances[:keep] / chances[:keep].sum()
     return int(order[int(np.searchsorted(np.cumsum(chances), random.random(), side="right").clip(0, len(chances) - 1))])
+
+
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """config.json with what it says of the text model within; {} where it is none."""
+    config = _read(folder / "config.json")
+    inner = config.get("text_config")
+    return {**config, **inner} if isinstance(inner, dict) else config
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Signature, TensorSpec, distinct
 from maasdam.engines import keras2
+from maasdam.engines.tensors import first_line
 from maasdam.errors import InvalidModel, UnsafeModel, Unsupported, missing_extra
 
 if TYPE_CHECKING:
@@ -47,13 +48,13 @@ def open_keras(path: Path) -> KerasNetwork:
     except ValueError as error:
         if "safe" in str(error).lower() or "lambda" in str(error).lower():
             raise UnsafeModel("model.keras holds code that would run when loaded (a Lambda layer); refused") from error
-        raise InvalidModel(f"Keras can't load model.keras: {_first_line(error)}") from error
+        raise InvalidModel(f"Keras can't load model.keras: {first_line(error)}") from error
     except (OSError, KeyError, TypeError) as error:
-        raise InvalidModel(f"Keras can't load model.keras: {_first_line(error)}") from error
+        raise InvalidModel(f"Keras can't load model.keras: {first_line(error)}") from error
     if not getattr(model, "inputs", None):
         raise Unsupported("the Keras model names no inputs: it was saved before it was built; call it once and save it again")
-    inputs = tuple(_spec(tensor.name, tensor) for tensor in model.inputs)
-    outputs = tuple(_spec(name, tensor) for name, tensor in zip(_output_names(model), model.outputs, strict=True))
+    inputs = tuple(spec_of(tensor.name, tensor) for tensor in model.inputs)
+    outputs = tuple(spec_of(name, tensor) for name, tensor in zip(_output_names(model), model.outputs, strict=True))
     return KerasNetwork(model, Signature(inputs, outputs))
 
 
@@ -76,10 +77,7 @@ def _structure(model: Any, which: str) -> Any:
     return getattr(getattr(model, "_functional", None) or model, which)
 
 
-def _spec(name: str, tensor: Any) -> TensorSpec:
+def spec_of(name: str, tensor: Any) -> TensorSpec:
+    """A tensor of Keras or TensorFlow under a name."""
     dtype = tensor.dtype if isinstance(tensor.dtype, str) else tensor.dtype.name
     return TensorSpec(name, "object" if dtype == "string" else dtype, tuple(tensor.shape))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

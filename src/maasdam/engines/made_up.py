@@ -8,12 +8,12 @@ next. So integers stay within the rows of the table that they are looked up in, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import PAST, Artifact, Signature, TensorSpec
+from maasdam.engines.generation import read_config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +57,7 @@ def rows(signature: Signature, length: int, count: int, ranges: Ranges, like: Ro
 def integer_ranges(artifact: Artifact, signature: Signature) -> dict[str, tuple[int, int]]:
     """What the integers of each input may be: by its declared range, its table's rows or its name; else 0 and 1."""
     tables = _tables(artifact) if any(_is_integer(s) and not s.value_range for s in signature.inputs) else {}
-    config = _config(artifact.path)
+    config = read_config(artifact.path)
     found = {}
     for spec in signature.inputs:
         if not _is_integer(spec):
@@ -119,17 +119,6 @@ def _dtype(name: str) -> Any:
     import ml_dtypes
 
     return ml_dtypes.bfloat16
-
-
-def _config(folder: Path) -> Mapping[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(config, dict):
-        return {}
-    inner = config.get("text_config")
-    return config | inner if isinstance(inner, dict) else config
 
 
 def _tables(artifact: Artifact) -> dict[str, int]:

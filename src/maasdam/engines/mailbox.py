@@ -2,7 +2,7 @@
 
 Knows tokens, loops, turns and cancellation. Refuses to know models.
 
-    event loop: `tokens_of(job, start, cancel)` ◄─ call_soon_threadsafe ─ engine thread: `job.give`, `job.fail`
+    event loop: `tokens_of(request, add, meter)` ◄─ call_soon_threadsafe ─ engine thread: `job.give`, `job.fail`
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Generic, TypeVar
 
-from maasdam.core import SequenceRequest, Tokens
+from maasdam.core import Meter, SequenceRequest, Tokens
+from maasdam.engines.tensors import closed
 from maasdam.errors import DeadlineExceeded, EngineFailure
 
 
@@ -51,9 +52,11 @@ class Job:
         return item
 
 
-async def tokens_of(job: Job, start: Callable[[Any], None]) -> AsyncGenerator[Tokens]:
-    """Start the job and yield its tokens to the last; leaving early cancels it."""
-    start(job)
+async def tokens_of(request: SequenceRequest, add: Callable[[Job], None], meter: Meter) -> AsyncGenerator[Tokens]:
+    """Add a job and yield its tokens to the last; leaving early cancels it. `meter` is told whose thread waits here."""
+    meter.exclude_this_thread()
+    job = Job(request)
+    add(job)
     try:
         while True:
             tokens = await job.read()
@@ -91,7 +94,7 @@ class Turns(Generic[Running]):
         """Raises EngineFailure where it was closed."""
         with self._wake:
             if self._is_closing:
-                raise EngineFailure(f"the {self._name} engine was closed; open the model again")
+                raise closed(self._name)
             self._waiting.append(job)
             self._wake.notify()
 

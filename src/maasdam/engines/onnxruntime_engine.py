@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact, Signature, Tensors, TensorSpec
-from maasdam.engines.tensors import LARGE_BYTES, breaking_as, closed, loading_with, must_have
-from maasdam.errors import InvalidInput, Unsupported
+from maasdam.engines.tensors import LARGE_BYTES, chosen, computing, loading_with, must_have
+from maasdam.errors import Unsupported
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -31,20 +31,9 @@ SHARED = "replace the existing tensor"
 """What onnxruntime 1.32 says where EXACT meets int8 products that share weights or zero points, which it does not expect."""
 PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
-DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(double)": "float64",
-    "tensor(float16)": "float16",
-    "tensor(int8)": "int8",
-    "tensor(int16)": "int16",
-    "tensor(int32)": "int32",
-    "tensor(int64)": "int64",
-    "tensor(uint8)": "uint8",
-    "tensor(uint16)": "uint16",
-    "tensor(uint32)": "uint32",
-    "tensor(uint64)": "uint64",
-    "tensor(bool)": "bool",
-    "tensor(string)": "object",
+DTYPES = {f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)} | {
+    **{"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16"},
+    **{"tensor(bool)": "bool", "tensor(string)": "object"},
 }
 
 
@@ -89,11 +78,12 @@ def _opened(
 ) -> Any:
     import onnxruntime as ort
 
+    graph = chosen(settings, "graph", "all", GRAPHS)
     for number, switches in enumerate(ways, 1):
         options = ort.SessionOptions()
         options.intra_op_num_threads = settings["threads"]
         options.inter_op_num_threads = 1
-        options.graph_optimization_level = _graph_level(settings)
+        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, GRAPHS[graph])
         options.log_severity_level = 4  # what breaks is raised, with the same words
         options.enable_cpu_mem_arena = keeps_memory
         for pool in ("intra_op", "inter_op"):  # spinning burns the CPU of every other model of the service
@@ -112,15 +102,6 @@ def _opened(
     raise AssertionError("the last way opens or raises")
 
 
-def _graph_level(settings: Mapping[str, Any]) -> Any:
-    import onnxruntime as ort
-
-    graph = settings.get("graph", "all")
-    if graph not in GRAPHS:
-        raise InvalidInput(f"setting 'graph' is {graph!r}; it takes one of: {', '.join(GRAPHS)}")
-    return getattr(ort.GraphOptimizationLevel, GRAPHS[graph])
-
-
 def _providers(device: str, settings: Mapping[str, Any]) -> list[tuple[str, dict[str, str]]]:
     """ONNX Runtime's execution providers with their options, the one asked for first. Raises Unsupported, InvalidInput."""
     import onnxruntime as ort
@@ -128,15 +109,12 @@ def _providers(device: str, settings: Mapping[str, Any]) -> list[tuple[str, dict
     if device != "cuda":
         return [("CPUExecutionProvider", {})]
     quantized = bool(settings.get("int8", False))
-    asked = settings.get("provider", "tensorrt" if quantized else "cuda")
-    if asked not in PROVIDERS:
-        raise InvalidInput(f"setting 'provider' is {asked!r}; it takes one of: {', '.join(PROVIDERS)}")
-    if PROVIDERS[asked] not in ort.get_available_providers():
-        raise Unsupported(f"this onnxruntime has no {PROVIDERS[asked]}; install onnxruntime-gpu, or use --device cpu")
+    wanted = chosen(settings, "provider", "tensorrt" if quantized else "cuda", PROVIDERS)
+    if PROVIDERS[wanted] not in ort.get_available_providers():
+        raise Unsupported(f"this onnxruntime has no {PROVIDERS[wanted]}; install onnxruntime-gpu, or use --device cpu")
     switches = {"trt_fp16_enable": settings.get("precision") == "f16", "trt_int8_enable": quantized}
     tensorrt = (PROVIDERS["tensorrt"], {name: "1" if is_on else "0" for name, is_on in switches.items()})
-    found = [tensorrt] if asked == "tensorrt" else []
-    return [*found, (PROVIDERS["cuda"], {}), ("CPUExecutionProvider", {})]
+    return [*[tensorrt] * (wanted == "tensorrt"), (PROVIDERS["cuda"], {}), ("CPUExecutionProvider", {})]
 
 
 def signature_of(session: Any) -> Signature:
@@ -173,11 +151,7 @@ class OnnxRuntimeEngine:
 
     def run(self, batch: Tensors) -> dict[str, type_array]:
         """Outputs in the signature's order. Raises InvalidTensor, EngineFailure."""
-        session = self._session
-        if session is None:
-            raise closed(NAME)
-        self.signature.check(batch)
-        with breaking_as(NAME, self.signature, batch):
+        with computing(NAME, self._session, self.signature, batch) as session:
             outputs = dict(zip(self._outputs, session.run(self._outputs, dict(batch)), strict=True))
         if self._reopen is not None and sum(array.nbytes for array in outputs.values()) > LARGE_BYTES:
             self._keep_no_memory()

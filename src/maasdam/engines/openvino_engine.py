@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact, Signature, Tensors, TensorSpec
 from maasdam.engines.openvino_library import openvino
-from maasdam.engines.tensors import LARGE_BYTES, breaking_as, closed, loading_with, positions
-from maasdam.errors import InvalidInput, Unsupported
+from maasdam.engines.tensors import LARGE_BYTES, chosen, closed, computing, loading_with, positions
+from maasdam.errors import Unsupported
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -95,13 +95,8 @@ def _is_small_product(node: Any) -> bool:
 
 def properties(settings: Mapping[str, Any], where: str = "CPU") -> dict[str, Any]:
     """OpenVINO's own words for our settings."""
-    precision = settings.get("precision", "f32")
-    if precision not in PRECISIONS:
-        raise InvalidInput(f"setting 'precision' is {precision!r}; it takes one of: {', '.join(PRECISIONS)}")
-    hint = settings.get("hint", "latency")
-    if hint not in HINTS:
-        raise InvalidInput(f"setting 'hint' is {hint!r}; it takes one of: {', '.join(HINTS)}")
-    out: dict[str, Any] = {"PERFORMANCE_HINT": hint.upper()}
+    precision = chosen(settings, "precision", "f32", PRECISIONS)
+    out: dict[str, Any] = {"PERFORMANCE_HINT": chosen(settings, "hint", "latency", HINTS).upper()}
     if precision != "auto":
         out["INFERENCE_PRECISION_HINT"] = precision
     if where == "CPU":
@@ -155,11 +150,8 @@ class OpenVinoEngine:
         """Outputs in the signature's order, in memory of their own. Raises InvalidTensor, EngineFailure."""
         import numpy as np
 
-        compiled, row = self._compiled, self._row
-        if compiled is None:
-            raise closed(NAME)
-        self.signature.check(batch)
-        with breaking_as(NAME, self.signature, batch):
+        row = self._row
+        with computing(NAME, self._compiled, self.signature, batch) as compiled:
             inputs = {i: np.asarray(batch[name], order="C") for name, i in self._inputs}
             is_row = row is not None and self._row_shapes == {i: array.shape for i, array in inputs.items()}
             compiled, idle = row if is_row else compiled, self._idle[is_row]
@@ -191,15 +183,8 @@ class OpenVinoEngine:
 
 
 _COMPUTES = (
-    "Convolution",
-    "Deconvolution",
-    "FullyConnected",
-    "MatMul",
-    "RNN",
-    "LSTM",
-    "GRU",
-    "ScaledDotProduct",
-    "PagedAttention",
+    *("Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNN", "LSTM", "GRU"),
+    *("ScaledDotProduct", "PagedAttention"),
 )
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact, Signature, Tensors, TensorSpec, distinct
-from maasdam.engines.tensors import breaking_as, closed, loading_with, must_have, positions
+from maasdam.engines.tensors import chosen, computing, loading_with, must_have, positions
 from maasdam.engines.transformers_library import open_module
-from maasdam.errors import InvalidInput, InvalidModel, Unsupported
+from maasdam.errors import InvalidModel, Unsupported
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -31,6 +31,7 @@ Function = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 Wrap = Callable[[Any], Any]
 """What is done to a module before it is called: nothing, or torch.compile."""
 HALVES = {"f32": None, "f16": "float16", "bf16": "bfloat16"}
+"""torch's names of the types that products are computed in; None is float32."""
 
 
 def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> PyTorchEngine:
@@ -50,14 +51,7 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> PyTorc
             raise Unsupported("TorchScript is compiled already; torch.compile takes a Hugging Face folder or a .pt2 program")
         wrap: Wrap = torch.compile if settings.get("compile", False) else lambda module: module
         function, signature = makers[artifact.layout](artifact, device, wrap)
-        return PyTorchEngine(function, signature, device, _half(settings.get("precision", "f32")))
-
-
-def _half(precision: str) -> str | None:
-    """The name of torch's type that products are computed in; None is float32. Raises InvalidInput."""
-    if precision not in HALVES:
-        raise InvalidInput(f"setting 'precision' is {precision!r}; it takes one of: {', '.join(HALVES)}")
-    return HALVES[precision]
+        return PyTorchEngine(function, signature, device, HALVES[chosen(settings, "precision", "f32", HALVES)])
 
 
 def _huggingface(artifact: Artifact, device: str, wrap: Wrap) -> tuple[Function, Signature]:
@@ -187,12 +181,8 @@ class PyTorchEngine:
         import numpy as np
         import torch
 
-        function = self._function
-        if function is None:
-            raise closed(NAME)
-        self.signature.check(batch)
         half = torch.autocast(self._device, dtype=getattr(torch, self._half)) if self._half else nullcontext()
-        with breaking_as(NAME, self.signature, batch), torch.inference_mode(), half:
+        with computing(NAME, self._function, self.signature, batch) as function, torch.inference_mode(), half:
             # torch takes no negative strides; and it copies, since it would write to arrays that are read-only
             tensors = {n: torch.tensor(np.asarray(array, order="C"), device=self._device) for n, array in batch.items()}
             outputs = function(tensors)

@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import Artifact, Signature, Tensors, TensorSpec
-from maasdam.engines.keras_library import open_keras
+from maasdam.core import Artifact, Signature, Tensors
+from maasdam.engines.keras_library import open_keras, spec_of
 from maasdam.engines.savedmodel_library import readable
-from maasdam.engines.tensors import breaking_as, closed, identifier, loading_with, must_have, positions
+from maasdam.engines.tensors import computing, identifier, loading_with, must_have, positions
 from maasdam.errors import InvalidModel, Unsupported
 
 if TYPE_CHECKING:
@@ -57,9 +57,7 @@ def _saved_model(tf: Any, artifact: Artifact) -> tuple[Function, Any, Signature]
         raise InvalidModel(f"the SavedModel has no signature '{SIGNATURE}'; it has: {has}. Export it with one")
     function = loaded.signatures[SIGNATURE]
     takes, gives = function.structured_input_signature[1], function.structured_outputs
-    own = Signature(
-        tuple(_spec(name, takes[name]) for name in sorted(takes)), tuple(_spec(name, gives[name]) for name in sorted(gives))
-    )
+    own = Signature(*(tuple(spec_of(name, side[name]) for name in sorted(side)) for side in (takes, gives)))
     if artifact.signature is not None:
         must_have(takes, artifact.signature, "inputs")
         must_have(gives, artifact.signature, "outputs")
@@ -95,11 +93,6 @@ def _keras(tf: Any, artifact: Artifact) -> tuple[Function, Any, Signature]:
     return function, network, own
 
 
-def _spec(name: str, tensor: Any) -> TensorSpec:
-    dtype = tensor.dtype if isinstance(tensor.dtype, str) else tensor.dtype.name
-    return TensorSpec(name, "object" if dtype == "string" else dtype, tuple(tensor.shape))
-
-
 class TensorFlowEngine:
     """One concrete function; TensorFlow lets several threads call it at once."""
 
@@ -111,11 +104,7 @@ class TensorFlowEngine:
 
     def run(self, batch: Tensors) -> dict[str, type_array]:
         """Outputs in the signature's order. Raises InvalidTensor, EngineFailure."""
-        function = self._function
-        if function is None:
-            raise closed(NAME)
-        self.signature.check(batch)
-        with breaking_as(NAME, self.signature, batch):
+        with computing(NAME, self._function, self.signature, batch) as function:
             outputs = function({name: self._tf.constant(array) for name, array in batch.items()})
             return {s.name: outputs[s.name].numpy() for s in self.signature.outputs}
 

@@ -9,22 +9,30 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from keyword import iskeyword
+from typing import Any, TypeVar
 
 from maasdam.core import Artifact, Signature, Tensors
-from maasdam.errors import EngineFailure, InvalidModel, InvalidTensor, MaasdamError, MissingExtra
+from maasdam.errors import EngineFailure, InvalidInput, InvalidModel, InvalidTensor, MaasdamError, MissingExtra
 
 LARGE_BYTES = 256 * 1024 * 1024
 """After an answer larger than this an engine gives the memory back, where its library can."""
 
 
-@contextmanager
-def breaking_as(engine: str, signature: Signature, batch: Tensors) -> Iterator[None]:
-    """What an engine's library raises while it runs becomes EngineFailure with the first line of its message.
+T = TypeVar("T")
 
-    Where the batch has an axis of size 0, or first axes of different sizes, it is the batch that is no good: InvalidTensor.
+
+@contextmanager
+def computing(engine: str, opened: T | None, signature: Signature, batch: Tensors) -> Iterator[T]:
+    """What was opened, to run a batch that fits: InvalidTensor for another, EngineFailure where `close` came before.
+
+    What the engine's library raises meanwhile becomes EngineFailure with the first line of its message. Where the batch has
+    an axis of size 0, or first axes of different sizes, it is the batch that is no good: InvalidTensor.
     """
+    if opened is None:
+        raise closed(engine)
+    signature.check(batch)
     try:
-        yield
+        yield opened
     except MaasdamError:
         raise
     except Exception as error:
@@ -55,6 +63,14 @@ def loading_with(engine: str, artifact: Artifact, extra: str | None = None) -> I
         raise InvalidModel(
             f"engine {engine} can't load the {artifact.layout} model {artifact.digest[:19]}: {first_line(error)}"
         ) from error
+
+
+def chosen(settings: Mapping[str, Any], name: str, default: str, among: Iterable[str]) -> str:
+    """A setting that takes one of a few words. Raises InvalidInput for another."""
+    value = settings.get(name, default)
+    if value not in (words := tuple(among)):
+        raise InvalidInput(f"setting '{name}' is {value!r}; it takes one of: {', '.join(words)}")
+    return str(value)
 
 
 def first_line(error: BaseException) -> str:

@@ -69,16 +69,12 @@ class TransformersEngine:
 
     def submit(self, request: SequenceRequest) -> AsyncGenerator[Tokens]:
         """Token ids as they come, without the end token. Raises as `GenaiEngine.submit`; closing the iterator cancels."""
-        return tokens_of(Job(request), self._start)
+        return tokens_of(request, self._turns.add, self.meter)
 
     def close(self) -> None:
         """End the thread and free the module; requests in flight end with EngineFailure."""
         self._turns.close()
         self._module = None
-
-    def _start(self, job: Job) -> None:
-        self.meter.exclude_this_thread()
-        self._turns.add(job)
 
     def _join(self, job: Job) -> _Running | None:
         try:

@@ -9,16 +9,15 @@ A request carries "waveform" [1, S] float32, and where the caller said so "langu
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from maasdam.core import Artifact, Meter, SequenceRequest, Tensors, Tokens
-from maasdam.engines.mailbox import Job, tokens_of
-from maasdam.engines.tensors import first_line, loading_with
-from maasdam.errors import DeadlineExceeded, EngineFailure, InvalidInput, InvalidPayload, MaasdamError
+from maasdam.core import Artifact, Cost, Meter, SequenceRequest, Tensors, Tokens, total_cost
+from maasdam.engines.mailbox import Job, Turns, tokens_of
+from maasdam.engines.tensors import chosen, closed, first_line, loading_with
+from maasdam.errors import EngineFailure, InvalidPayload, MaasdamError
 from maasdam.telemetry.meter import CpuMeter
 
 if TYPE_CHECKING:
@@ -54,13 +53,10 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> Whispe
     Greedy, as transformers: the same recording always gives the same transcript, nothing is sampled again at higher
     temperatures.
     """
-    precision = settings.get("precision", "f32")
-    if precision not in COMPUTE_TYPES:
-        raise InvalidInput(f"setting 'precision' is {precision!r}; it takes one of: {', '.join(COMPUTE_TYPES)}")
+    kind = COMPUTE_TYPES[chosen(settings, "precision", "f32", COMPUTE_TYPES)]
     with loading_with(NAME, artifact, "speech"):
         from maasdam.engines.faster_whisper_library import FasterWhisper
 
-        kind = COMPUTE_TYPES[precision]
         model = FasterWhisper(artifact.path, device, kind, settings["threads"])
     return WhisperEngine(model, NAME)
 
@@ -142,6 +138,14 @@ class _Transformers:
         return {"start": round(float(found["start"]), 3), "end": round(float(found["end"]), 3), "text": text, "tokens": tokens}
 
 
+class _Running:
+    """A recording that is being heard."""
+
+    def __init__(self, job: Job, written: Iterator[Tokens]) -> None:
+        self.job, self.written = job, written
+        self.cost: Cost | None = None
+
+
 class WhisperEngine:
     """One model, one recording at a time, in a thread of its own; segments are handed out as they come."""
 
@@ -150,17 +154,16 @@ class WhisperEngine:
     def __init__(self, model: Writes, name: str) -> None:
         self._model: Writes | None = model
         self._name = name
+        self._alone = threading.Lock()
         self.meter: Meter = CpuMeter()
-        self._lock = threading.Lock()
-        self._jobs: set[Job] = set()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._turns = Turns(name, lambda job: _Running(job, _written(model, job.request.inputs)), self._step, most=1)
 
     def submit(self, request: SequenceRequest) -> AsyncGenerator[Tokens]:
         """Text by segments; the last Tokens has `finish_reason` "stop" and no text. Closing the iterator cancels.
 
         Raises InvalidPayload (a language it doesn't know), DeadlineExceeded, EngineFailure.
         """
-        return tokens_of(Job(request), self._start)
+        return tokens_of(request, self._turns.add, self.meter)
 
     def text_tokens(self, ids: Sequence[int]) -> list[int]:
         """Of an answer's tokens those that are text: no times, no controls."""
@@ -169,54 +172,45 @@ class WhisperEngine:
 
     def log_likelihoods(self, inputs: Tensors, tokens: Sequence[int], language: str | None) -> type_array:
         """For verification: how likely each of the `tokens` of text is in the recording's first half minute, [T] float64."""
-        if self._model is None:
-            raise EngineFailure(f"the {self._name} engine was closed; open the model again")
-        return self._pool.submit(self._model.log_likelihoods, inputs["waveform"][0], tokens, language).result()
+        model = self._model
+        if model is None:
+            raise closed(self._name)
+        with self._alone:
+            return model.log_likelihoods(inputs["waveform"][0], tokens, language)
 
     def close(self) -> None:
         """End what is in flight with EngineFailure and free the model."""
+        self._turns.close()
         self._model = None
-        with self._lock:
-            for job in self._jobs:
-                job.is_cancelled = True
-                job.fail(EngineFailure(f"the {self._name} engine was closed while it transcribed"))
-        self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _start(self, job: Job) -> None:
-        self.meter.exclude_this_thread()
-        if self._model is None:
-            raise EngineFailure(f"the {self._name} engine was closed; open the model again")
-        with self._lock:
-            self._jobs.add(job)
-        self._pool.submit(self._run, job)
+    def _step(self, running: list[_Running]) -> list[_Running]:
+        return [r for r in running if not self._is_done(r)]
 
-    def _run(self, job: Job) -> None:
+    def _is_done(self, r: _Running) -> bool:
+        """Hear the next segment of a recording; True when that was the end."""
         try:
-            self._answer(job)
+            span = self.meter.start()
+            try:
+                with self._alone:
+                    tokens = next(r.written)
+            finally:
+                r.cost = total_cost((r.cost, self.meter.stop(span)))
         except MaasdamError as error:
-            job.fail(error)
+            r.job.fail(error)
+            return True
         except Exception as error:
-            job.fail(EngineFailure(f"engine {self._name} broke on a recording: {first_line(error)}"))
-        finally:
-            with self._lock:
-                self._jobs.discard(job)
+            r.job.fail(EngineFailure(f"engine {self._name} broke on a recording: {first_line(error)}"))
+            return True
+        r.job.give(replace(tokens, cost=r.cost))
+        return tokens.finish_reason is not None
 
-    def _answer(self, job: Job) -> None:
-        model, inputs, deadline = self._model, job.request.inputs, job.request.deadline
-        if model is None or job.is_cancelled:
-            return
-        language = str(inputs["language"][0]) if "language" in inputs else None
-        has_words = "timestamps" in inputs and bool(inputs["timestamps"][0])
-        span = self.meter.start()
-        try:
-            language, segments = model.transcribe(inputs["waveform"][0], language, has_words)
-            for segment in segments:
-                if job.is_cancelled:
-                    return
-                if deadline is not None and time.monotonic() > deadline:
-                    raise DeadlineExceeded(f"request {job.request.id} was not transcribed in time")
-                shown = {**segment, "tokens": list(segment["tokens"])}
-                job.give(Tokens(tuple(segment["tokens"]), text=segment["text"], segments=(shown,)))
-        finally:
-            spent = self.meter.stop(span)
-        job.give(Tokens((), text="", finish_reason="stop", cost=spent, language=language))
+
+def _written(model: Writes, inputs: Tensors) -> Iterator[Tokens]:
+    """What the model writes of a recording, by segments, and then that it is done."""
+    language = str(inputs["language"][0]) if "language" in inputs else None
+    has_words = "timestamps" in inputs and bool(inputs["timestamps"][0])
+    language, segments = model.transcribe(inputs["waveform"][0], language, has_words)
+    for segment in segments:
+        tokens = tuple(segment["tokens"])
+        yield Tokens(tokens, text=segment["text"], segments=({**segment, "tokens": list(tokens)},))
+    yield Tokens((), text="", finish_reason="stop", language=language)

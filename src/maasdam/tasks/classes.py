@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maasdam.core import Classification, Label, Signature, Tensors, TensorSpec
+from maasdam.core import Classification, Label, Signature, Tensors
 from maasdam.errors import EngineFailure, InvalidModel
 from maasdam.tasks.files import labels_of, read_json
 from maasdam.tasks.scoring import TOP1
@@ -50,7 +50,7 @@ def _scores_output(signature: Signature) -> str:
     flat = [s for s in signature.outputs if len(s.shape) == 2 and s.dtype.startswith("float")]
     found = named or flat or [s for s in signature.outputs if s.dtype.startswith("float") and set(s.shape[2:]) == {1}]
     if len(found) != 1:
-        has = ", ".join(f"{s.name} {shape_of(s)}" for s in signature.outputs)
+        has = ", ".join(f"{s.name} {s.sizes}" for s in signature.outputs)
         raise InvalidModel(f"a classifier gives one output of 2 axes, or one called 'logits'; this model gives {has}")
     return found[0].name
 
@@ -66,11 +66,6 @@ def _probabilities(row: type_array, is_one_of: bool) -> type_array:
     powers = np.exp(row - row.max())
     chances: type_array = powers / powers.sum()
     return chances
-
-
-def shape_of(spec: TensorSpec) -> str:
-    """A tensor's shape in words."""
-    return "[" + ", ".join("any" if d is None else str(d) for d in spec.shape) + "]"
 
 
 def _lines(answer: Classification) -> list[str]:

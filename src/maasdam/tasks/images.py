@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from maasdam.core import IMAGE_CLASSIFICATION, Answer, ImagePayload, Payload, Signature, Tensors, TensorSpec, Units
 from maasdam.errors import InvalidModel, InvalidPayload
-from maasdam.tasks.classes import Classes, classification, shape_of
+from maasdam.tasks.classes import Classes, classification
 from maasdam.tasks.examples import labelled_files
 from maasdam.tasks.files import opened, preprocessor
 from maasdam.tasks.pictures import decode_image
@@ -53,7 +53,7 @@ class ImageClassifier:
         fits = all(want is None or want == got for want, got in zip(self._input.shape[1:], pixels.shape[1:], strict=True))
         if not fits:
             raise InvalidPayload(
-                f"the model takes pictures of shape {shape_of(self._input)} and its own processor made {list(pixels.shape)} of "
+                f"the model takes pictures of shape {self._input.sizes} and its own processor made {list(pixels.shape)} of "
                 f"a {image.width} x {image.height} one; the size in its preprocessor_config.json does not fit the model"
             )
         return [{self._input.name: pixels}]
@@ -118,7 +118,7 @@ def _pillow_class(folder: Path) -> Any:
 def _image_input(signature: Signature) -> TensorSpec:
     found = [s for s in signature.inputs if len(s.shape) == 4]
     if len(found) != 1 or len(signature.inputs) != 1:
-        has = ", ".join(f"{s.name} {shape_of(s)}" for s in signature.inputs)
+        has = ", ".join(f"{s.name} {s.sizes}" for s in signature.inputs)
         raise InvalidModel(f"an image classifier takes one tensor of 4 axes; this model takes {has}")
     if not found[0].dtype.startswith("float"):
         raise InvalidModel(f"input '{found[0].name}' is {found[0].dtype}; image processors make floats")
@@ -136,7 +136,7 @@ def channel_axis(spec: TensorSpec) -> tuple[bool, int | None]:
         return True, spec.shape[3]
     if spec.shape[1] is None:
         return False, None  # all dynamic: as Hugging Face has it
-    raise InvalidModel(f"input '{spec.name}' has shape {shape_of(spec)}: none of its axes holds 1 or 3 channels")
+    raise InvalidModel(f"input '{spec.name}' has shape {spec.sizes}: none of its axes holds 1 or 3 channels")
 
 
 def _gray(signature: Signature | None) -> Payload:
