@@ -18,6 +18,7 @@ from tests.databases import (  # noqa: F401  fixtures
     sqlite_template,
 )
 
+os.environ.setdefault("MAASDAM_GRPC_PORT", "0")  # services side by side can't all have 8081; those that need gRPC choose a port
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

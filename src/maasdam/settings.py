@@ -31,10 +31,12 @@ class Settings:
     """Address the service listens on."""
     port: int = 8080
     """HTTP port; 0 picks a free one."""
+    grpc_port: int = 8081
+    """gRPC port; 0 is none. Where nobody chose it and another program has it, the service answers HTTP alone and says so."""
     threads: int = 0
     """Engine threads per replica; 0 is every core this process may use."""
     max_body_bytes: int = 64 * 1024 * 1024
-    """Largest HTTP body taken, bytes: tensors as binary data, and forms with files. JSON has limits of its own."""
+    """Largest HTTP body and gRPC message taken, bytes: tensors as binary data, forms with files. JSON has limits of its own."""
     max_json_bytes: int = 8 * 1024 * 1024
     """Largest JSON body, bytes."""
     max_json_media_bytes: int = 32 * 1024 * 1024

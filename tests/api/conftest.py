@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -71,6 +72,8 @@ class Running:
     service: Service
     records: Records
     engines: dict[str, Any]
+    loop: asyncio.AbstractEventLoop
+    """The one that it runs in."""
 
     def client(self, key: str | None = None) -> httpx.Client:
         return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {key or self.admin_key}"}, timeout=30)
@@ -112,6 +115,16 @@ def records(home: Path, settings: Settings) -> Records:
     return made
 
 
+class _Server(uvicorn.Server):
+    """uvicorn's, which says in which event loop it runs."""
+
+    loop: asyncio.AbstractEventLoop
+
+    async def startup(self, sockets: Any = None) -> None:
+        self.loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+
 def run_in_thread(home: Path, settings: Settings, has_keys: bool = True) -> Iterator[Running]:
     made = records(home, settings)
     _, key = made.keys.create("tests", ["infer"])
@@ -135,14 +148,14 @@ def run_in_thread(home: Path, settings: Settings, has_keys: bool = True) -> Iter
         access_log=False,
         timeout_graceful_shutdown=2,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config)
     thread = threading.Thread(target=lambda: server.run(sockets=[listener]), daemon=True)
     thread.start()
     deadline = time.monotonic() + 20
     while not (server.started and service.router.is_ready):
         assert time.monotonic() < deadline, "the service did not come up"
         time.sleep(0.01)
-    yield Running(f"http://127.0.0.1:{port}", port, key, admin_key, service, made, engines)
+    yield Running(f"http://127.0.0.1:{port}", port, key, admin_key, service, made, engines, server.loop)
     server.should_exit = True
     thread.join(20)
     made.ledger.close()

@@ -153,7 +153,8 @@ class TestTriton:
     def test_the_model_repository_loads_and_unloads(self, client: triton.InferenceServerClient) -> None:
         client.unload_model("mlp")
         assert not client.is_model_ready("mlp")
-        assert "mlp" not in [row["name"] for row in client.get_model_repository_index()]
+        unloaded = {row["name"]: (row["state"], row["reason"]) for row in client.get_model_repository_index()}
+        assert unloaded["mlp"] == ("UNAVAILABLE", "not deployed") and unloaded["text"] == ("READY", "")
         client.load_model("mlp")
         assert client.is_model_ready("mlp")
         states = {row["name"]: row["state"] for row in client.get_model_repository_index()}

@@ -7,12 +7,15 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from tests.served import open_home, serving
 
-from maasdam.cli.serve import is_loopback
+from maasdam.cli.serve import _grpc_listener, is_loopback
+from maasdam.errors import InvalidInput
+from maasdam.settings import Settings
 
 
 def serve(home: Path, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -25,7 +28,7 @@ def serve(home: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     ("flags", "says"),
     [
         (["--workers", "2"], "more than one worker is not supported yet"),
-        (["--grpc-port", "8081"], "gRPC is not supported yet"),
+        (["--grpc-port", "70000"], "65535"),
         (["--no-auth", "--host", "0.0.0.0"], "only on a loopback address"),
         (["--no-auth", "--host", "192.0.2.1"], "only on a loopback address"),
         (["--port", "70000"], "65535"),
@@ -45,6 +48,31 @@ def test_a_port_in_use_is_one_clear_sentence(tmp_path: Path) -> None:
         done = serve(tmp_path, "--port", str(port))
     assert done.returncode == 1 and f"port {port}" in done.stderr and "--port" in done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_grpc_port_in_use_is_one_clear_sentence(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = serve(tmp_path, "--port", "0", "--grpc-port", str(port))
+    assert done.returncode == 1 and f"port {port}" in done.stderr and "another --grpc-port" in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_where_another_has_the_grpc_port_that_nobody_chose_there_is_http(tmp_path: Path, capsys: Any) -> None:
+    resolved = Settings(host="127.0.0.1")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        there = Settings(grpc_port=taken.getsockname()[1])
+        with pytest.raises(InvalidInput, match="another --grpc-port"):
+            _grpc_listener(there, is_asked=False)
+    assert _grpc_listener(Settings(grpc_port=0), is_asked=False) is None
+    one = _grpc_listener(resolved, is_asked=False)
+    assert _grpc_listener(resolved, is_asked=False) is None and "No gRPC" in capsys.readouterr().err
+    if one is not None:
+        one.close()
 
 
 def test_a_host_that_is_not_ours_is_one_clear_sentence(tmp_path: Path) -> None:

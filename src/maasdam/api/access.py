@@ -23,6 +23,7 @@ SCOPES: tuple[tuple[str, str], ...] = (
     ("/v1/", "infer"),
     ("/v2/repository/index", "infer"),
     ("/v2/repository/", "deploy"),
+    ("/v2/logging", "admin"),
     ("/v2", "infer"),
     ("/admin/keys", "admin"),
     ("/admin/usage", "admin"),

@@ -36,6 +36,14 @@ def is_json(kind: bytes) -> bool:
     return main == b"application/json" or (main.startswith(b"application/") and main.endswith(b"+json"))
 
 
+def reads_as_json(kind: bytes | None, path: str) -> bool:
+    """Whether a body of this Content-Type, or of none, is JSON. Clients of the Open Inference Protocol may say less of it."""
+    says_little = kind is None or (
+        path.startswith("/v2/") and kind.partition(b";")[0].strip().lower() in (b"text/plain", b"application/octet-stream")
+    )
+    return says_little or is_json(kind or b"")
+
+
 def is_multipart(kind: bytes) -> bool:
     """Whether a Content-Type says a form that can hold files."""
     return kind.partition(b";")[0].strip().lower() == b"multipart/form-data"

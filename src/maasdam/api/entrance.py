@@ -189,7 +189,7 @@ class Entrance:
         if kind is not None and bodies.is_urlencoded(kind) and bodies.takes_forms_only(scope["path"]):
             raise WrongContentType("a form without files is not read here; send multipart/form-data")
         data = await self._limits.read(scope, receive, None if is_form else self._limits.of_json(scope["path"]))
-        if data and (kind is None or bodies.is_json(kind)):
+        if data and bodies.reads_as_json(kind, scope["path"]):
             if len(data) <= IN_THE_LOOP:
                 scope[JSON] = json_body.parse(data, self._json)
             else:

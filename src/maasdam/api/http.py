@@ -3,6 +3,7 @@
 Knows FastAPI and uvicorn. Refuses to know engines and accounts; what it wires is constructed in `assembly`.
 
     HttpConnection (sockets) -> Entrance (id, key, limits) -> InferRoute (tensors) | FastAPI (everything else)
+    GrpcDoor (a port of its own) beside it
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import Depends, FastAPI, Request
@@ -41,6 +42,9 @@ from maasdam.operations.deployments import served_versions
 from maasdam.operations.leaving import Leaving
 from maasdam.operations.service import Service
 from maasdam.settings import Settings
+
+if TYPE_CHECKING:
+    from maasdam.api.oip_grpc import GrpcDoor
 
 log = logging.getLogger("maasdam.api")
 
@@ -76,8 +80,12 @@ def application(service: Service, has_keys: bool = True) -> Entrance:
     inside.add_exception_handler(RequestValidationError, _refuse_fields)
     inside.add_exception_handler(HTTPException, _refuse_http)
     limits = body_limits(settings)
-    gate = Gate(service.authenticate if has_keys else None, settings.public_docs)
-    return Entrance(inside, InferRoute(service, limits), gate, limits, service)
+    return Entrance(inside, InferRoute(service, limits), gate_of(service, has_keys), limits, service)
+
+
+def gate_of(service: Service, has_keys: bool = True) -> Gate:
+    """Who is let in."""
+    return Gate(service.authenticate if has_keys else None, service.settings.public_docs)
 
 
 def body_limits(settings: Settings) -> BodyLimits:
@@ -96,7 +104,7 @@ def body_limits(settings: Settings) -> BodyLimits:
     )
 
 
-def bound_socket(host: str, port: int) -> socket.socket:
+def bound_socket(host: str, port: int, flag: str = "--port") -> socket.socket:
     """A listening address; port 0 picks a free one. Raises InvalidInput when it is taken or not ours."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -110,13 +118,21 @@ def bound_socket(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         why = error.strerror or str(error)
-        raise InvalidInput(f"can't listen on {host} port {port}: {why}; stop what uses it or choose another --port") from error
+        raise InvalidInput(f"can't listen on {host} port {port}: {why}; stop what uses it or choose another {flag}") from error
     listener.setblocking(False)
     return listener
 
 
-def serve(service: Service, has_keys: bool, listener: socket.socket, on_ready: Callable[[], None]) -> None:
+def serve(
+    service: Service,
+    has_keys: bool,
+    listener: socket.socket,
+    on_ready: Callable[[], None],
+    grpc_listener: socket.socket | None = None,
+) -> None:
     """Run until SIGTERM or SIGINT, then drain. `on_ready` is called once all models are up or have failed.
+
+    gRPC has a listener of its own; None: there is none.
 
     The process ends within the grace whatever hangs, and at once on a second signal: then this does not return.
     """
@@ -137,15 +153,29 @@ def serve(service: Service, has_keys: bool, listener: socket.socket, on_ready: C
     )
     _allow_many_connections()
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its start and stop are told by the command
-    server = _Server(config, service, leaving, on_ready)
-    server.run(sockets=[listener])
+    open_grpc = None
+    if grpc_listener is not None:
+        from maasdam.api.oip_grpc import GrpcDoor  # it costs who does without it 10 MB
+
+        limit = body_limits(service.settings).any
+        open_grpc = partial(GrpcDoor, service, gate_of(service, has_keys), limit, grpc_listener)
+    _Server(config, service, leaving, on_ready, open_grpc).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
     """uvicorn's server, which tells the service that it is stopping, and when it is up."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, leaving: Leaving, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        leaving: Leaving,
+        on_ready: Callable[[], None],
+        open_grpc: Callable[[], GrpcDoor] | None = None,
+    ) -> None:
         super().__init__(config)
+        self._open_grpc = open_grpc
+        self._grpc: GrpcDoor | None = None
         self._service = service
         self._leaving = leaving
         self._on_ready: Callable[[], None] | None = on_ready
@@ -171,6 +201,9 @@ class _Server(uvicorn.Server):
         """As uvicorn's; from now on signals are heard of even where this thread hangs."""
         self._leaving.watch_signals()
         await super().startup(sockets)
+        if self._open_grpc is not None:
+            self._grpc = self._open_grpc()
+            await self._grpc.start()
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
@@ -182,7 +215,15 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Say not ready, then drain."""
         self._service.is_draining = True
+        if self._grpc is not None:
+            self._grpc.begin_stop(self._leaving.finish_seconds)
         await super().shutdown(sockets)
+
+    async def _wait_tasks_to_complete(self) -> None:
+        """As uvicorn's, which waits here until requests have finished: so do gRPC's."""
+        await super()._wait_tasks_to_complete()
+        if self._grpc is not None:
+            await self._grpc.stopped()
 
 
 def _allow_many_connections() -> None:

@@ -110,12 +110,7 @@ def decode(header: bytes) -> InferRequest:
         raise InvalidInput(f"the request does not follow the Open Inference Protocol: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"the request is not valid JSON: {error}") from None
-    if not request.inputs:
-        raise InvalidInput("'inputs' is empty; send at least one tensor")
-    if len(request.inputs) > MOST_TENSORS or len(request.outputs or ()) > MOST_TENSORS:
-        raise InvalidInput(f"more than {MOST_TENSORS} tensors; send fewer")
-    _check_names("input", [tensor.name for tensor in request.inputs])
-    _check_names("output", [wanted.name for wanted in request.outputs or ()])
+    check_tensors([tensor.name for tensor in request.inputs], [wanted.name for wanted in request.outputs or ()])
     return request
 
 
@@ -131,7 +126,7 @@ def read(request: InferRequest, binary: memoryview) -> dict[str, type_array]:
     arrays: dict[str, type_array] = {}
     start = 0
     for tensor in request.inputs:
-        count = _count(tensor)
+        count = elements(tensor)
         size = tensor.parameters.get("binary_data_size")
         if "shared_memory_region" in tensor.parameters:
             raise InvalidTensor(f"input '{tensor.name}' is in shared memory; this service takes JSON or binary data")
@@ -144,7 +139,7 @@ def read(request: InferRequest, binary: memoryview) -> dict[str, type_array]:
             raise InvalidTensor(f"input '{tensor.name}' has both data and binary_data_size; send one of them")
         if size > len(binary) - start:
             raise InvalidTensor(f"input '{tensor.name}' claims {size} bytes where {len(binary) - start} are left in the body")
-        arrays[tensor.name] = _from_bytes(tensor, count, binary[start : start + size])
+        arrays[tensor.name] = from_bytes(tensor, count, binary[start : start + size])
         start += size
     if start != len(binary):
         raise InvalidTensor(
@@ -189,14 +184,24 @@ def to_json(array: type_array) -> Any:
     return np.ascontiguousarray(array).ravel()
 
 
+def check_tensors(inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Raise InvalidInput where a request has no inputs, too many tensors, or two of one name."""
+    if not inputs:
+        raise InvalidInput("'inputs' is empty; send at least one tensor")
+    if len(inputs) > MOST_TENSORS or len(outputs) > MOST_TENSORS:
+        raise InvalidInput(f"more than {MOST_TENSORS} tensors; send fewer")
+    _check_names("input", inputs)
+    _check_names("output", outputs)
+
+
 def _check_names(what: str, names: Sequence[str]) -> None:
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InvalidInput(f"{what} '{twice}' is named twice; name each once")
 
 
-def _count(tensor: Tensor) -> int:
-    """How many elements the shape holds."""
+def elements(tensor: Tensor) -> int:
+    """How many elements the shape holds. Raises InvalidTensor for a datatype there is not, and a shape that can't be."""
     if tensor.datatype not in SIZES and tensor.datatype != "BYTES":
         known = ", ".join([*SIZES, "BYTES"])
         raise InvalidTensor(f"input '{tensor.name}' has datatype '{tensor.datatype}'; the datatypes are {known}")
@@ -209,7 +214,8 @@ def _count(tensor: Tensor) -> int:
     return math.prod(tensor.shape)
 
 
-def _from_bytes(tensor: Tensor, count: int, raw: memoryview) -> type_array:
+def from_bytes(tensor: Tensor, count: int, raw: memoryview) -> type_array:
+    """The tensor of `count` elements that `raw` is. Raises InvalidTensor."""
     if tensor.datatype == "BYTES":
         return _strings(tensor, count, raw)
     needs = count * SIZES[tensor.datatype]

@@ -63,6 +63,16 @@ def unserved_names(service: Service) -> dict[str, str]:
     return {model: want.reason or "" for model, want in service.router.models().items() if want.version is None}
 
 
+def deployed_names(service: Service) -> list[str]:
+    """Every deployed name, also those that mean no version."""
+    return list(service.router.models())
+
+
+async def catalog_versions(service: Service) -> list[tuple[str, int]]:
+    """Every version in the catalog, deployed or not."""
+    return [(version.model, version.version) for version in await asyncio.to_thread(service.catalog.versions)]
+
+
 async def deploy(
     service: Service, name: str, *, replicas: int = 1, traffic: Mapping[int, float] | None = None
 ) -> dict[str, Any]:

@@ -110,6 +110,10 @@ class Service:
         """Threads whose CPU time is no engine's."""
         return ThreadPoolExecutor(count, name, self.meter.exclude_this_thread)
 
+    def exclude_thread(self, ident: int) -> None:
+        """Say that the CPU time of another thread, by its ident, is no engine's."""
+        self.meter.exclude(ident)
+
     async def authenticate(self, secret: str) -> Caller:
         """Who holds an API key's secret. Raises Unauthenticated."""
         seen = self.keys.seen(secret)

@@ -131,6 +131,8 @@ class Loader:
             ) from None
         finally:
             given_up.set()
+        if replica.executions is not None:
+            replica.executions.clear()
         log.info("model %s:%d warmed up in %.2f s", version.model, version.version, time.perf_counter() - began)
         return replica
 

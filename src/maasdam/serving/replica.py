@@ -47,7 +47,7 @@ from maasdam.core import (
 )
 from maasdam.engines.generating import text_of, transcript_of
 from maasdam.errors import EngineFailure, InvalidInput, InvalidPayload, MaasdamError, Overloaded, TooLarge
-from maasdam.serving.scheduler import Ran, Scheduler, settle
+from maasdam.serving.scheduler import Executions, Ran, Scheduler, settle
 from maasdam.tasks import TASKS, task_of
 from maasdam.telemetry.meter import CpuMeter
 
@@ -85,6 +85,11 @@ class Replica(Protocol):
 
     def answer(self, request: Request) -> AsyncGenerator[Chunk]:
         """Chunks of the answer to a request's only payload, as they come; closing the generator cancels."""
+        ...
+
+    @property
+    def executions(self) -> Executions | None:
+        """What its engine has run; None where the engine puts requests together by itself."""
         ...
 
     def close(self) -> None:
@@ -137,6 +142,11 @@ class TensorReplica:
     def waiting(self) -> int:
         """Items queued."""
         return self._scheduler.waiting
+
+    @property
+    def executions(self) -> Executions:
+        """What the engine has run."""
+        return self._scheduler.executions
 
     def submit(self, request: Request, done: Done) -> Cancel:
         """See `Replica`. Tensors go to the scheduler at once; what must be decoded takes the way of threads.
@@ -322,6 +332,11 @@ class SequenceReplica:
     def waiting(self) -> int:
         """0: a sequence engine lets everyone in and shares its steps among them."""
         return 0
+
+    @property
+    def executions(self) -> None:
+        """Its steps are its own."""
+        return None
 
     def submit(self, request: Request, done: Done) -> Cancel:
         """See `Replica`: the pieces that `answer` gives, joined."""

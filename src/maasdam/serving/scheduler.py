@@ -19,8 +19,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,8 @@ INLINE_SECONDS = 0.0002
 MOST_INLINE_ROWS = 256
 MOST_INLINE_ITEMS = 64
 """Items of one turn of the loop: those that may not be put together run one after the other."""
+MOST_SIZES = 64
+"""Of batches, that are counted apart."""
 TOO_LONG_INLINE_SECONDS = 0.02
 CLOSING = "this model is being taken down; send the request again"
 
@@ -62,10 +64,61 @@ class Ran:
     batch_rows: int
 
 
+@dataclass(slots=True)
+class Executions:
+    """What one engine has run since it was opened; a run that failed is not among it."""
+
+    items: int = 0
+    """Requests, or parts of one."""
+    rows: int = 0
+    batches: int = 0
+    seconds: float = 0.0
+    """Of the batches, in the engine."""
+    waited: float = 0.0
+    """Of the items, from when they came until their batch began."""
+    last: float = 0.0
+    """When the last one ended, seconds since 1970; 0 is never."""
+    by_rows: dict[int, tuple[int, float]] = field(default_factory=dict)
+    """Batches and their seconds by how many rows they had, of the first MOST_SIZES sizes."""
+
+    def clear(self) -> None:
+        """Begin anew: what ran so far was no caller's."""
+        self.items = self.rows = self.batches = 0
+        self.seconds = self.waited = self.last = 0.0
+        self.by_rows.clear()
+
+    def add(self, items: Sequence[Item], rows: int, seconds: float) -> None:
+        """One batch has run."""
+        now = time.perf_counter()
+        self.items += len(items)
+        self.rows += rows
+        self.batches += 1
+        self.seconds += seconds
+        self.waited += sum(now - seconds - item.came for item in items)
+        self.last = time.time()
+        self._count(rows, 1, seconds)
+
+    def join(self, other: Executions) -> None:
+        """Add up what two engines of one version have run."""
+        self.items += other.items
+        self.rows += other.rows
+        self.batches += other.batches
+        self.seconds += other.seconds
+        self.waited += other.waited
+        self.last = max(self.last, other.last)
+        for rows, (batches, seconds) in list(other.by_rows.items()):
+            self._count(rows, batches, seconds)
+
+    def _count(self, rows: int, batches: int, seconds: float) -> None:
+        so_far, before = self.by_rows.get(rows, (0, 0.0))
+        if so_far or len(self.by_rows) < MOST_SIZES:
+            self.by_rows[rows] = so_far + batches, before + seconds
+
+
 class Item:
     """One item that waits or runs."""
 
-    __slots__ = ("deadline", "done", "is_cancelled", "loop", "most", "number", "rows", "shape", "tensors")
+    __slots__ = ("came", "deadline", "done", "is_cancelled", "loop", "most", "number", "rows", "shape", "tensors")
 
     def __init__(self, tensors: Tensors, rows: int, most: int, shape: Shape, deadline: float | None, done: Done) -> None:
         self.tensors = tensors
@@ -76,6 +129,7 @@ class Item:
         self.deadline = deadline
         self.done = done
         self.loop = asyncio.get_running_loop()
+        self.came = time.perf_counter()
         self.number = 0
         self.is_cancelled = False
 
@@ -113,6 +167,7 @@ class Scheduler:
         self._meter = meter or CpuMeter()
         self._clock = clock
         self._pace = pace or Pace()
+        self.executions = Executions()
         self._ready = threading.Condition()
         self._queues: dict[Shape, deque[Item]] = {}
         self._waiting = 0
@@ -303,6 +358,7 @@ class Scheduler:
             return [(item, self._run_one(item, is_inline)) for item in batch]
         with self._ready:
             self._pace.learn(rows, wall)
+            self.executions.add(batch, rows, wall)
         results: list[Outcome] = []
         start = 0
         for item in batch:
@@ -321,6 +377,7 @@ class Scheduler:
             return _failure(error)
         with self._ready:
             self._pace.learn(item.rows, wall)
+            self.executions.add((item,), item.rows, wall)
         return Ran(outputs, cost, item.rows)
 
     def _timed(self, tensors: Tensors, is_inline: bool) -> tuple[dict[str, type_array], float, Cost]:

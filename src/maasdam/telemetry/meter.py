@@ -49,7 +49,10 @@ class CpuMeter:
 
     def exclude_this_thread(self) -> None:
         """Say that the calling thread's CPU time is not an engine's."""
-        ident = threading.get_ident()
+        self.exclude(threading.get_ident())
+
+    def exclude(self, ident: int) -> None:
+        """The same of another thread of this process, by its ident."""
         if sys.platform == "linux" and ident not in self._others:
             with self._lock:
                 self._others[ident] = time.pthread_getcpuclockid(ident)

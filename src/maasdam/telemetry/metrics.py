@@ -103,6 +103,18 @@ class Metrics:
             self._in_flight.labels(model, str(version)).set(in_flight)
             self._queued.labels(model, str(version)).set(queued)
 
+    def asked(self) -> dict[tuple[str, str], dict[str, tuple[int, float]]]:
+        """Requests and their seconds by (model, version), then by HTTP status."""
+        found: dict[tuple[str, str], dict[str, tuple[int, float]]] = {}
+        for sample in next(iter(self._duration.collect())).samples:
+            by = found.setdefault((sample.labels["model"], sample.labels["version"]), {})
+            count, seconds = by.get(sample.labels["status"], (0, 0.0))
+            if sample.name.endswith("_count"):
+                by[sample.labels["status"]] = count + int(sample.value), seconds
+            elif sample.name.endswith("_sum"):
+                by[sample.labels["status"]] = count, seconds + sample.value
+        return found
+
     def text(self) -> bytes:
         """The exposition, as /metrics answers."""
         return generate_latest(self.registry)
