@@ -63,6 +63,18 @@ INFER_SCHEMA: dict[str, Any] = {
     }
 }
 
+_LOGGED = {"log_info": "boolean", "log_warning": "boolean", "log_error": "boolean", "log_verbose_level": "integer"}
+LOG_SCHEMA: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"type": "object", "properties": {name: {"type": kind} for name, kind in _LOGGED.items()}}
+            }
+        },
+    }
+}
+
 
 def routes(service: Service) -> APIRouter:
     """The router for /v2, but for infer."""
@@ -113,7 +125,7 @@ def routes(service: Service) -> APIRouter:
         """What is logged, as Triton's log settings have it."""
         return oip_models.log_settings()
 
-    @router.post("/logging")
+    @router.post("/logging", openapi_extra=LOG_SCHEMA)
     async def set_log(http: Request) -> dict[str, Any]:
         """Log more or less from now on: `log_info`, `log_warning`, `log_error`, `log_verbose_level`."""
         return oip_models.set_log(await _asked(http))
