@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy
 
 from maasdam.database.engine import HEAD, open_database
-from maasdam.database.tables import Table
+from maasdam.database.tables import Base
 
 
 def _programs() -> Path | None:
@@ -82,7 +82,7 @@ def _postgres_database(server: str) -> str:
 def _emptied(url: str) -> str:
     engine = sqlalchemy.create_engine(url)
     with engine.begin() as connection:
-        names = ", ".join(table.name for table in Table.metadata.sorted_tables if table.name != "revision")
+        names = ", ".join(table.name for table in Base.metadata.sorted_tables if table.name != "revision")
         connection.exec_driver_sql(f"TRUNCATE {names}")
         connection.exec_driver_sql("UPDATE revision SET number = 0")
         connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{HEAD}'")

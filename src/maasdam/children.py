@@ -60,7 +60,7 @@ _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ChildLimits:
     """What work may take. None is unlimited."""
 
     seconds: float | None = None
@@ -72,7 +72,7 @@ class Limits:
     """The settings that these come from, for messages."""
 
 
-def run_limited(function: Callable[..., T], *args: Any, limits: Limits, progress: Tell | None = None, **named: Any) -> T:
+def run_limited(function: Callable[..., T], *args: Any, limits: ChildLimits, progress: Tell | None = None, **named: Any) -> T:
     """What `function(*args, **named)` gives, run in a child. With `progress` the function gets one too, as `progress`.
 
     Raises what the function raises, with its type; LimitExceeded, which names the limit; Crashed, which names the signal.
@@ -91,7 +91,7 @@ def run_limited(function: Callable[..., T], *args: Any, limits: Limits, progress
 class Child:
     """One limited process. Calls run one after another; `kill` may come from any thread."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ChildLimits) -> None:
         """Start it and wait until it is ready. Raises ServiceError."""
         self.limits = limits
         self._connection, theirs = multiprocessing.Pipe()
@@ -174,7 +174,7 @@ class Child:
 class _Watch:
     """Time and memory of one call."""
 
-    def __init__(self, pid: int | None, limits: Limits) -> None:
+    def __init__(self, pid: int | None, limits: ChildLimits) -> None:
         self._pid, self._limits = pid, limits
         self._looked = time.monotonic()
         self.begin_again()
@@ -241,7 +241,7 @@ def last_line(written: bytes, otherwise: str) -> str:
     return (written.decode(errors="replace").strip().splitlines() or [otherwise])[-1]
 
 
-def _over_memory(limits: Limits) -> LimitExceeded:
+def _over_memory(limits: ChildLimits) -> LimitExceeded:
     assert limits.memory_bytes is not None
     return LimitExceeded(
         f"the work needs more memory than its limit of {limits.memory_bytes / 1e9:,.1f} GB (setting {limits.settings[2]}); "
@@ -255,7 +255,7 @@ _idle_lock = threading.Lock()
 _start_lock = threading.Lock()
 
 
-def _take(limits: Limits) -> Child:
+def _take(limits: ChildLimits) -> Child:
     with _idle_lock:
         child = _idle.pop() if _idle else None
     if child is not None:
@@ -409,7 +409,7 @@ def _packed(error: BaseException) -> _Packed:
     return _Packed(pickled, kind.__module__, kind.__qualname__, str(error), facts, trace, _is_out_of_memory(error))
 
 
-def _unpacked(packed: _Packed, limits: Limits) -> BaseException:
+def _unpacked(packed: _Packed, limits: ChildLimits) -> BaseException:
     """The exception as it was, with what the child's traceback said as its cause."""
     if packed.is_memory and limits.memory_bytes is not None and packed.name != LimitExceeded.__name__:
         error: BaseException = _over_memory(limits)

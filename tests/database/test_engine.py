@@ -12,13 +12,13 @@ import sqlalchemy
 from sqlalchemy import Engine, inspect, text
 
 from maasdam.database.engine import HEAD, _engine, migrations, open_database
-from maasdam.database.tables import Table
+from maasdam.database.tables import Base
 from maasdam.errors import InvalidInput, StorageFailure
 
 
 def test_a_new_database_has_every_table_and_column_the_code_knows(database: Engine) -> None:
     there = inspect(database)
-    for table in Table.metadata.sorted_tables:
+    for table in Base.metadata.sorted_tables:
         columns = {column["name"]: column for column in there.get_columns(table.name)}
         assert set(columns) == {column.name for column in table.columns}, table.name
         assert {c for c in columns if columns[c]["nullable"]} == {c.name for c in table.columns if c.nullable}, table.name
@@ -29,7 +29,7 @@ def test_the_migrations_make_what_the_tables_say(database: Engine) -> None:
     from alembic.migration import MigrationContext
 
     with database.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
 
 
 def test_head_is_the_newest_migration() -> None:

@@ -11,14 +11,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.field import limited_work as work
 
-from maasdam.children import Limits
+from maasdam.children import ChildLimits
 from maasdam.core import silent
 from maasdam.errors import Crashed, LimitExceeded
 from maasdam.operations.build import BuildSpec
 from maasdam.pipeline.attempts import in_steps
 from maasdam.settings import Settings
 
-PLENTY = Limits(120, None, 3_000_000_000)
+PLENTY = ChildLimits(120, None, 3_000_000_000)
 INT8 = '[limits]\nmax_drop = 0.05\n[[pass]]\nuse = "quantize"\nscheme = "static-int8"\n[[pass]]\nuse = "optimize"\n'
 
 

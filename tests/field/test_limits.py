@@ -14,11 +14,11 @@ import pytest
 from tests.field import limited_work as work
 
 from maasdam import children
-from maasdam.children import Limits, run_limited
+from maasdam.children import ChildLimits, run_limited
 from maasdam.errors import ContextExceeded, Crashed, LimitExceeded
 
 MEMORY = 1_500_000_000
-PLENTY = Limits(60, None, MEMORY)
+PLENTY = ChildLimits(60, None, MEMORY)
 
 
 def test_answers_progress_and_surroundings_cross(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,14 +46,14 @@ def test_errors_keep_their_type_and_bring_their_traceback() -> None:
 @pytest.mark.parametrize(
     ("function", "limits", "says"),
     [
-        (work.loops, Limits(0.5, None, MEMORY), "0 s, its limit of time (setting step_seconds)"),
-        (work.native_loop, Limits(0.5, None, MEMORY), "setting step_seconds"),
-        (work.loops, Limits(60, 0.3, MEMORY), "setting step_cpu_seconds"),
+        (work.loops, ChildLimits(0.5, None, MEMORY), "0 s, its limit of time (setting step_seconds)"),
+        (work.native_loop, ChildLimits(0.5, None, MEMORY), "setting step_seconds"),
+        (work.loops, ChildLimits(60, 0.3, MEMORY), "setting step_cpu_seconds"),
         (work.allocates, PLENTY, "1.5 GB (setting step_memory_bytes)"),
-        (work.loops, Limits(0.5, None, MEMORY, ("inspect_seconds", "", "")), "setting inspect_seconds"),
+        (work.loops, ChildLimits(0.5, None, MEMORY, ("inspect_seconds", "", "")), "setting inspect_seconds"),
     ],
 )
-def test_what_crosses_a_limit_is_ended_and_the_limit_is_named(function, limits: Limits, says: str) -> None:
+def test_what_crosses_a_limit_is_ended_and_the_limit_is_named(function, limits: ChildLimits, says: str) -> None:
     with pytest.raises(LimitExceeded) as caught:
         run_limited(function, limits=limits)
     assert says in str(caught.value)
@@ -74,7 +74,7 @@ def test_a_crash_names_the_signal_and_the_next_work_is_well() -> None:
 
 
 def test_work_that_tells_how_far_it_is_may_take_long() -> None:
-    limits = Limits(2.0, None, MEMORY)
+    limits = ChildLimits(2.0, None, MEMORY)
     assert run_limited(work.tell, 12, 0.25, limits=limits, progress=lambda *told: None) == 12
 
 
@@ -82,7 +82,7 @@ def test_a_good_child_is_used_again_and_an_ended_one_is_not() -> None:
     first = run_limited(work.pid, limits=PLENTY)
     assert run_limited(work.pid, limits=PLENTY) == first
     with pytest.raises(LimitExceeded):
-        run_limited(work.loops, limits=Limits(0.3, None, MEMORY))
+        run_limited(work.loops, limits=ChildLimits(0.3, None, MEMORY))
     assert run_limited(work.pid, limits=PLENTY) != first
 
 
@@ -104,7 +104,7 @@ def test_interrupting_ends_the_work_and_what_it_started(tmp_path: Path) -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            child = children.Child(Limits(60, None, MEMORY))
+            child = children.Child(ChildLimits(60, None, MEMORY))
             try:
                 child.call(work.starts_another_and_loops, (str(note),), {}, None)
             except KeyboardInterrupt:
@@ -122,8 +122,8 @@ def test_interrupting_ends_the_work_and_what_it_started(tmp_path: Path) -> None:
 def test_a_child_ends_with_the_process_that_started_it_however_that_ends(tmp_path: Path) -> None:
     note = tmp_path / "pid"
     code = (
-        "import sys; from maasdam.children import Limits, run_limited; from tests.field import limited_work as work; "
-        "run_limited(work.notes_and_loops, sys.argv[1], limits=Limits(60))"
+        "import sys; from maasdam.children import ChildLimits, run_limited; from tests.field import limited_work as work; "
+        "run_limited(work.notes_and_loops, sys.argv[1], limits=ChildLimits(60))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(note)])
     try:

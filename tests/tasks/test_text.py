@@ -16,8 +16,8 @@ from maasdam.core import Sampling, TextPayload, TextPiece
 from maasdam.engines.generation import choose, read_defaults
 from maasdam.errors import ContextExceeded, InvalidModel, InvalidPayload
 from maasdam.tasks import open_processor
+from maasdam.tasks.detokenizer import Detokenizer
 from maasdam.tasks.text import TextProcessor
-from maasdam.tasks.text_stream import TextStream
 from tests.engines import tiny_language_model
 from tests.engines.tiny_language_model import CONTEXT, VOCABULARY
 
@@ -180,7 +180,7 @@ def test_any_tokens_at_all_give_the_text_that_they_are(processor: TextProcessor,
 
 def spelled(text: str, stop: tuple[str, ...]) -> tuple[str, bool, list[str]]:
     """`text` fed letter by letter."""
-    stream = TextStream(lambda codes: "".join(map(chr, codes)), stop)
+    stream = Detokenizer(lambda codes: "".join(map(chr, codes)), stop)
     pieces = [stream.feed([ord(c)]) for c in text]
     pieces.append(stream.finish())
     return "".join(pieces), stream.is_stopped, pieces
@@ -217,6 +217,6 @@ def test_no_stop_string_is_ever_given_out(text: str, stop: list[str]) -> None:
 
 
 def test_a_stopped_stream_stays_stopped() -> None:
-    stream = TextStream(lambda codes: "".join(map(chr, codes)), ("x",))
+    stream = Detokenizer(lambda codes: "".join(map(chr, codes)), ("x",))
     assert stream.feed([ord("a"), ord("x"), ord("b")]) == "a"
     assert (stream.feed([ord("c")]), stream.finish(), stream.is_stopped) == ("", "", True)

@@ -21,7 +21,7 @@ from fastapi.responses import Response
 from maasdam.api import errors
 from maasdam.api.entrance import READING, request_of
 from maasdam.api.measured import measured
-from maasdam.api.openai_schema import Body, ChatBody, CompletionBody, EmbeddingBody, check_fields, has_usage, messages_of
+from maasdam.api.openai_schema import ChatBody, CompletionBody, EmbeddingBody, TextBody, check_fields, has_usage, messages_of
 from maasdam.api.paths import MODELS
 from maasdam.api.routing import JsonRoute
 from maasdam.api.sampling import sampling_from
@@ -111,7 +111,7 @@ def routes(service: Service) -> APIRouter:
 
 
 async def _answer(
-    service: Service, http: HttpRequest, body: Body, shape: Shape, payloads: Sequence[TextPayload], endpoint: str
+    service: Service, http: HttpRequest, body: TextBody, shape: Shape, payloads: Sequence[TextPayload], endpoint: str
 ) -> Response:
     request = request_of(http.scope, body.model, tuple(payloads), endpoint, service.settings.request_timeout_seconds)
     writer = _Writer(shape, body, request.id)
@@ -159,7 +159,7 @@ class _EventStream(Response):
 class _Writer:
     """One answer's JSON."""
 
-    def __init__(self, shape: Shape, body: Body, request_id: str) -> None:
+    def __init__(self, shape: Shape, body: TextBody, request_id: str) -> None:
         self.shape = shape
         self.request_id = request_id
         self._model = body.model

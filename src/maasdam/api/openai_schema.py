@@ -58,7 +58,7 @@ ADVICE = {
 }
 
 
-class Body(BaseModel):
+class TextBody(BaseModel):
     """Fields of both text routes. Unknown fields are kept, to be refused by name."""
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -78,14 +78,14 @@ class Body(BaseModel):
     return_token_ids: bool | None = Field(None, description="ours: adds token_ids to each choice")
 
 
-class ChatBody(Body):
+class ChatBody(TextBody):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[dict[str, Any]], FailFast()]
     max_completion_tokens: Any = None
 
 
-class CompletionBody(Body):
+class CompletionBody(TextBody):
     """POST /v1/completions."""
 
     prompt: Any = Field(description="a string, a list of strings, token ids, or a list of lists of token ids")
@@ -98,7 +98,7 @@ class EmbeddingBody(BaseModel):
     input: Any = Field(description="a string, a list of strings, token ids, or a list of lists of token ids")
 
 
-def check_fields(body: Body) -> None:
+def check_fields(body: TextBody) -> None:
     """Refuse what can't be honoured instead of ignoring it. Raises InvalidField."""
     for name, value in (body.model_extra or {}).items():
         if name in IGNORED or value is None:
@@ -143,7 +143,7 @@ def _message(i: int, message: Mapping[str, Any]) -> Mapping[str, Any]:
     return said if name is None else said | {"name": name}  # the model's template shows it, where it has a place for it
 
 
-def has_usage(body: Body) -> bool:
+def has_usage(body: TextBody) -> bool:
     """Whether a stream is to end with what it cost. Raises InvalidField."""
     options = body.stream_options
     if options is None:

@@ -9,7 +9,7 @@ import typer
 from maasdam.cli.output import JSON, emit, progress_bar, reporting, table
 
 if TYPE_CHECKING:
-    from maasdam.operations.doctor import Findings
+    from maasdam.operations.doctor import Diagnosis
 
 
 def doctor(as_json: bool = JSON) -> None:
@@ -30,7 +30,7 @@ def doctor(as_json: bool = JSON) -> None:
         raise typer.Exit(1)
 
 
-def _page(found: Findings) -> str:
+def _page(found: Diagnosis) -> str:
     rows: list[tuple[object, ...]] = [
         (
             e.name,

@@ -30,7 +30,7 @@ import sqlalchemy
 from sqlalchemy import Engine, event
 
 from maasdam.database.engine import HEAD, RESCUED, marker_of, say_storage_failed
-from maasdam.database.tables import Table
+from maasdam.database.tables import Base
 from maasdam.errors import StorageFailure
 
 log = logging.getLogger("maasdam.database")
@@ -376,9 +376,7 @@ def _damage(path: Path) -> str | None:
     return None
 
 
-_ANY_ROWS = [
-    f"SELECT EXISTS (SELECT 1 FROM {table.name})" for table in Table.metadata.sorted_tables if table.name != "revision"
-]
+_ANY_ROWS = [f"SELECT EXISTS (SELECT 1 FROM {table.name})" for table in Base.metadata.sorted_tables if table.name != "revision"]
 
 
 def _is_empty(path: Path) -> bool:

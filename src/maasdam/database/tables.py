@@ -31,13 +31,13 @@ class UtcTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-class Table(DeclarativeBase):
+class Base(DeclarativeBase):
     """All tables."""
 
     type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON, datetime: UtcTime}  # noqa: RUF012  SQLAlchemy reads it so
 
 
-class VersionRow(Table):
+class VersionRow(Base):
     """One version of a model."""
 
     __tablename__ = "versions"
@@ -59,7 +59,7 @@ class VersionRow(Table):
     created_at: Mapped[datetime] = mapped_column(UtcTime)
 
 
-class ModelRow(Table):
+class ModelRow(Base):
     """One name; counts its versions, so that a deleted number is never given again."""
 
     __tablename__ = "models"
@@ -68,7 +68,7 @@ class ModelRow(Table):
     last_version: Mapped[int] = mapped_column(Integer)
 
 
-class AliasRow(Table):
+class AliasRow(Base):
     """NAME@ALIAS; `previous` lists the versions it named before, newest last."""
 
     __tablename__ = "aliases"
@@ -80,7 +80,7 @@ class AliasRow(Table):
     updated_at: Mapped[datetime] = mapped_column(UtcTime)
 
 
-class DeploymentRow(Table):
+class DeploymentRow(Base):
     """Desired state: one row a served name."""
 
     __tablename__ = "deployments"
@@ -93,7 +93,7 @@ class DeploymentRow(Table):
     updated_at: Mapped[datetime] = mapped_column(UtcTime)
 
 
-class RevisionRow(Table):
+class RevisionRow(Base):
     """One row; grows with each change of versions, aliases and deployments."""
 
     __tablename__ = "revision"
@@ -102,7 +102,7 @@ class RevisionRow(Table):
     number: Mapped[int] = mapped_column(BigInteger)
 
 
-class BuildRow(Table):
+class BuildRow(Base):
     """One run of a recipe."""
 
     __tablename__ = "builds"
@@ -119,7 +119,7 @@ class BuildRow(Table):
     finished_at: Mapped[datetime | None] = mapped_column(UtcTime)
 
 
-class KeyRow(Table):
+class KeyRow(Base):
     """An API key; the secret itself is nowhere."""
 
     __tablename__ = "keys"
@@ -132,7 +132,7 @@ class KeyRow(Table):
     revoked_at: Mapped[datetime | None] = mapped_column(UtcTime)
 
 
-class LedgerRow(Table):
+class LedgerRow(Base):
     """One request, answered or not. Unmeasured is NULL."""
 
     __tablename__ = "ledger"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.children import Limits
+from maasdam.children import ChildLimits
 from maasdam.core import FORMATS, TEXT_GENERATION, Artifact, Format, Progress, TensorPayload, Tensors, silent
 from maasdam.errors import InvalidInput, StorageFailure, Unsupported
 from maasdam.operations.builds import running
@@ -62,7 +62,7 @@ class BuildSpec:
         return replace(self, **paths)
 
 
-def build(workspace: Workspace, spec: BuildSpec, *, limits: Limits | None = None, progress: Progress = silent) -> Version:
+def build(workspace: Workspace, spec: BuildSpec, *, limits: ChildLimits | None = None, progress: Progress = silent) -> Version:
     """Run a recipe on a model, verify the result and register it as the next version of its name.
 
     With `limits` all of it but the registering runs in a process of its own; a step that crosses one or ends that process is

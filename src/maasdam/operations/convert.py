@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from maasdam.children import Limits, run_limited
+from maasdam.children import ChildLimits, run_limited
 from maasdam.core import FORMATS, Artifact, Format, Progress, Tensors, silent
 from maasdam.errors import Conflict, InvalidInput, MaasdamError, StorageFailure
 
@@ -37,7 +37,7 @@ def convert_model(
     task: str | None = None,
     part: str | None = None,
     trust: bool = False,
-    limits: Limits | None = None,
+    limits: ChildLimits | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Convert `source` (a path or hf:org/name) to the format `to` into the new folder `out`, with its certificate.

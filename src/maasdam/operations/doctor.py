@@ -25,7 +25,7 @@ LOW_DISK_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
-class EngineFound:
+class EngineState:
     """One engine: whether it can be used, with which versions, and what to do where not."""
 
     name: str
@@ -37,10 +37,10 @@ class EngineFound:
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class Diagnosis:
     """All that was found; `problems` are sentences that say what to do, empty where all is well."""
 
-    engines: tuple[EngineFound, ...]
+    engines: tuple[EngineState, ...]
     machine: dict[str, Any]
     energy: dict[str, Any]
     database: dict[str, Any]
@@ -52,18 +52,18 @@ class Findings:
         return asdict(self)
 
 
-def examine(settings: Settings, progress: Progress = silent) -> Findings:
+def examine(settings: Settings, progress: Progress = silent) -> Diagnosis:
     """Look at everything. Takes seconds: each engine's libraries are really imported."""
     engines = _engines(progress)
     progress("look at the energy counter, the database and the disk")
     energy, database, disk = _energy(settings), _database(settings), _disk(settings)
     problems = [f"{e.name}: {e.problem}" for e in engines if e.problem and ENGINES[e.name].extra is None]
     problems += [str(part["problem"]) for part in (database, disk) if part.get("problem")]
-    return Findings(tuple(engines), _machine(), energy, database, disk, tuple(problems))
+    return Diagnosis(tuple(engines), _machine(), energy, database, disk, tuple(problems))
 
 
-def _engines(progress: Progress) -> list[EngineFound]:
-    found: list[EngineFound] = []
+def _engines(progress: Progress) -> list[EngineState]:
+    found: list[EngineState] = []
     with ThreadPoolExecutor(2) as pool:
         for name, engine in zip(ENGINES, pool.map(_engine, ENGINES), strict=True):
             found.append(engine)
@@ -71,18 +71,18 @@ def _engines(progress: Progress) -> list[EngineFound]:
     return found
 
 
-def _engine(name: str) -> EngineFound:
+def _engine(name: str) -> EngineState:
     info = ENGINES[name]
     versions = {library: version for library in info.libraries if (version := installed_version(library))}
     missing = [library for library in info.libraries if library not in versions]
     if missing:
         install = f"pip install 'maasdam[{info.extra}]'" if info.extra else "pip install --force-reinstall maasdam"
-        return EngineFound(name, False, info.layouts, versions, problem=f"{', '.join(missing)} not installed; run: {install}")
+        return EngineState(name, False, info.layouts, versions, problem=f"{', '.join(missing)} not installed; run: {install}")
     done = run_python(["-c", info.probe], seconds=IMPORT_SECONDS, environ={"OMP_NUM_THREADS": "1"})
     if done.returncode != 0:
         why = last_line(done.stderr, f"the import ended with status {done.returncode}")[:300]
-        return EngineFound(name, False, info.layouts, versions, problem=f"installed but does not import: {why}")
-    return EngineFound(name, True, info.layouts, versions, tuple(done.stdout.decode().split()))
+        return EngineState(name, False, info.layouts, versions, problem=f"installed but does not import: {why}")
+    return EngineState(name, True, info.layouts, versions, tuple(done.stdout.decode().split()))
 
 
 def _machine() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from maasdam.children import Limits
+from maasdam.children import ChildLimits
 from maasdam.settings import Settings
 
 PART_OF_MEMORY = 0.8
@@ -13,15 +13,15 @@ PART_OF_MEMORY = 0.8
 _CONTAINER = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
-def step_limits(settings: Settings) -> Limits:
+def step_limits(settings: Settings) -> ChildLimits:
     """Of a step of build, convert and verify."""
-    return Limits(settings.step_seconds or None, settings.step_cpu_seconds or None, _memory(settings))
+    return ChildLimits(settings.step_seconds or None, settings.step_cpu_seconds or None, _memory(settings))
 
 
-def inspect_limits(settings: Settings) -> Limits:
+def inspect_limits(settings: Settings) -> ChildLimits:
     """Of reading what a source says of itself."""
     names = ("inspect_seconds", "step_cpu_seconds", "step_memory_bytes")
-    return Limits(settings.inspect_seconds or None, settings.step_cpu_seconds or None, _memory(settings), names)
+    return ChildLimits(settings.inspect_seconds or None, settings.step_cpu_seconds or None, _memory(settings), names)
 
 
 def _memory(settings: Settings) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from maasdam.artifacts.catalog import built_here
 from maasdam.artifacts.names import UNVERIFIED
-from maasdam.children import Limits, run_limited
+from maasdam.children import ChildLimits, run_limited
 from maasdam.core import Progress, silent
 from maasdam.errors import InvalidInput
 
@@ -27,7 +27,12 @@ BY_ITSELF = (
 
 
 def reverify(
-    workspace: Workspace, name: str, *, data: Path | None = None, limits: Limits | None = None, progress: Progress = silent
+    workspace: Workspace,
+    name: str,
+    *,
+    data: Path | None = None,
+    limits: ChildLimits | None = None,
+    progress: Progress = silent,
 ) -> Version:
     """Measure NAME:VERSION here and let that be its report. Its files, engine and answers are tried; with `data` its metric.
 
@@ -49,7 +54,7 @@ def _measured(root: Path, settings: Settings, digest: str, data: Path | None, pr
     from maasdam.artifacts.store import Store
     from maasdam.pipeline.conditions import Conditions
     from maasdam.pipeline.examples import PreparedExamples, evaluation_examples
-    from maasdam.pipeline.recipe import Limits as Asked
+    from maasdam.pipeline.recipe import Limits
     from maasdam.pipeline.verify import verify
     from maasdam.telemetry.energy import open_meter
 
@@ -58,7 +63,7 @@ def _measured(root: Path, settings: Settings, digest: str, data: Path | None, pr
     examples = PreparedExamples([] if data is None else evaluation_examples(artifact, data))
     meter = open_meter(settings.watts_per_core)
     how = Conditions(threads=settings.threads, joules=meter.joules, progress=progress, notes=(BY_ITSELF,))
-    return verify(artifact, (artifact,), artifact, examples, Asked(), how).to_json()
+    return verify(artifact, (artifact,), artifact, examples, Limits(), how).to_json()
 
 
 def _claimed(version: Version) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from maasdam.children import Limits, Tell, run_limited
+from maasdam.children import ChildLimits, Tell, run_limited
 from maasdam.errors import Crashed, EngineFailure, LimitExceeded
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class Attempts:
             self.note.write_text(around)
 
 
-def in_steps(function: Callable[..., T], *args: Any, limits: Limits, progress: Tell, **named: Any) -> T:
+def in_steps(function: Callable[..., T], *args: Any, limits: ChildLimits, progress: Tell, **named: Any) -> T:
     """As `run_limited`, with `attempts` given to the function: after a step that ended the child it begins again without it."""
     ended: dict[str, Ended] = {}
     with tempfile.TemporaryDirectory(prefix="maasdam-") as folder:

@@ -16,7 +16,7 @@ from maasdam.errors import InvalidModel, UnsafeModel, Unsupported
 from maasdam.sources import tfoperators
 from maasdam.sources.bounds import MAX_AXIS, MAX_RANK, Place, commonest
 from maasdam.sources.finding import Reading, Risk
-from maasdam.sources.tfgraph import Graph, Node
+from maasdam.sources.tfgraph import TfGraph, TfNode
 from maasdam.sources.wire import Message, mapped
 
 MAX_SAVED_MODEL_BYTES = 2**31 - 1
@@ -41,7 +41,7 @@ def read(place: Place) -> Reading:
         raise InvalidModel(f"{path} is over 2 GiB, more than its format allows; export it again")
     with mapped(path, str(path)) as saved:
         meta = _serving(saved, path)
-        graph = Graph(meta, str(path))
+        graph = TfGraph(meta, str(path))
         _refuse_reaching(saved, meta, path)
         signatures = dict(meta.map(5))
         default = signatures.get(DEFAULT)
@@ -80,7 +80,7 @@ def computed(path: Path) -> tuple[frozenset[str], frozenset[str]]:
     with mapped(path, str(path)) as saved:
         meta = _serving(saved, path)
         default = dict(meta.map(5)).get(DEFAULT)
-        nodes = Graph(meta, str(path)).reached(_tensors(default)) if default is not None else []
+        nodes = TfGraph(meta, str(path)).reached(_tensors(default)) if default is not None else []
         types = {kind.number(6) for n in nodes if n.operator not in _PASSING and (kind := n.attribute("T")) is not None}
         types |= {kind.number(6) for n in nodes if n.operator == "Cast" and (kind := n.attribute("DstT")) is not None}
         return frozenset(n.operator for n in nodes), frozenset(DTYPES[t] for t in types if t in DTYPES)
@@ -105,7 +105,7 @@ def _refuse_reaching(saved: Message, chosen: Message, path: Path) -> None:
     for meta in saved.messages(2):
         if meta.view == chosen.view:
             continue
-        found = tfoperators.found(Graph(meta, str(path)).all_nodes())
+        found = tfoperators.found(TfGraph(meta, str(path)).all_nodes())
         reaching = sorted({name for names in found.values() for name in names} - tfoperators.SAVING - tfoperators.RESTORING)
         if reaching:
             raise UnsafeModel(
@@ -135,7 +135,7 @@ def _tensors(signature: Message) -> list[str]:
     return [info.text(1) for _, info in signature.map(2) if info.has(1)]
 
 
-def _risks(graph: Graph, meta: Message, signatures: dict[str, Message]) -> Iterator[Risk]:
+def _risks(graph: TfGraph, meta: Message, signatures: dict[str, Message]) -> Iterator[Risk]:
     """Operators that touch files, processes or the network, by who reaches them."""
     running: list[str] = []
     for signature in signatures.values():
@@ -175,7 +175,7 @@ def _loaded_functions(meta: Message) -> list[str]:
     return [name for name, _ in objects.map(2)] if objects else []
 
 
-def _weights(nodes: list[Node]) -> Counter[str]:
+def _weights(nodes: list[TfNode]) -> Counter[str]:
     """Numbers by dtype in the variables and the large constants that serving reaches."""
     out: Counter[str] = Counter()
     for node in nodes:

@@ -11,7 +11,7 @@ from maasdam.errors import UnsafeModel
 from maasdam.sources.wire import Message
 
 
-class Node:
+class TfNode:
     """One operation: `operator` is its type, `inputs` name the nodes it takes from, `functions` those it may call."""
 
     __slots__ = ("_message", "functions", "inputs", "name", "operator")
@@ -36,19 +36,19 @@ class Node:
         return value.text(2)
 
 
-class Graph:
+class TfGraph:
     """The main graph of a MetaGraphDef and its function library."""
 
     def __init__(self, meta: Message, what: str) -> None:
         self.what = what
         definition = meta.message(2)
-        self._nodes: dict[str, Node] = {}
-        self._library: dict[str, list[Node]] = {}
+        self._nodes: dict[str, TfNode] = {}
+        self._library: dict[str, list[TfNode]] = {}
         self._gradients: dict[str, str] = {}
         if definition is None:
             return
         for message in definition.messages(1):
-            node = Node(message)
+            node = TfNode(message)
             if node.name in self._nodes:
                 raise twice(what, "node", node.name)
             self._nodes[node.name] = node
@@ -58,21 +58,21 @@ class Graph:
             name = signature.text(1) if signature else ""
             if name in self._library:
                 raise twice(what, "function", name)
-            self._library[name] = [Node(m) for m in function.messages(3)]
+            self._library[name] = [TfNode(m) for m in function.messages(3)]
         for gradient in library.messages(2) if library else ():
             self._gradients[gradient.text(1)] = gradient.text(2)
 
-    def all_nodes(self) -> Iterator[Node]:
+    def all_nodes(self) -> Iterator[TfNode]:
         """Every node of the graph and of every function."""
         yield from self._nodes.values()
         for nodes in self._library.values():
             yield from nodes
 
-    def reached(self, tensors: Iterable[str]) -> list[Node]:
+    def reached(self, tensors: Iterable[str]) -> list[TfNode]:
         """The nodes that computing `tensors` ("name:0" or "name") runs, those within called functions included."""
         seen: set[str] = set()
         waiting = [_node_of(tensor) for tensor in tensors if tensor]
-        out: list[Node] = []
+        out: list[TfNode] = []
         while waiting:
             name = waiting.pop()
             if name in seen or name not in self._nodes:
@@ -83,11 +83,11 @@ class Graph:
             waiting += node.inputs
         return out + self.reached_from_functions(name for node in out for name in node.functions)
 
-    def reached_from_functions(self, names: Iterable[str]) -> list[Node]:
+    def reached_from_functions(self, names: Iterable[str]) -> list[TfNode]:
         """The nodes of the named functions and of all they may call. Names of no function are passed over."""
         seen: set[str] = set()
         waiting = list(names)
-        out: list[Node] = []
+        out: list[TfNode] = []
         while waiting:
             name = waiting.pop()
             if name in seen or name not in self._library:

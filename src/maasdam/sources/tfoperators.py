@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Literal
 
-from maasdam.sources.tfgraph import Node
+from maasdam.sources.tfgraph import TfNode
 
 Reach = Literal["files", "python", "network", "hidden"]
 
@@ -49,7 +49,7 @@ _NETWORK = re.compile(
 )
 
 
-def found(nodes: Iterable[Node]) -> dict[Reach, list[str]]:
+def found(nodes: Iterable[TfNode]) -> dict[Reach, list[str]]:
     """The operators among `nodes` that reach beyond tensors, sorted, by what they reach."""
     out: dict[Reach, set[str]] = {}
     for node in nodes:
@@ -59,7 +59,7 @@ def found(nodes: Iterable[Node]) -> dict[Reach, list[str]]:
     return {reach: sorted(names) for reach, names in out.items()}
 
 
-def reach_of(node: Node) -> Reach | None:
+def reach_of(node: TfNode) -> Reach | None:
     """What one operation reaches beyond tensors; None is nothing."""
     operator = node.operator
     if _PYTHON.fullmatch(operator):

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from maasdam.core import CONTEXT_KEYS, TEXT_GENERATION, Answer, Payload, Sampling, Tensors, TextPayload, TextPiece, Units
 from maasdam.errors import ContextExceeded, InvalidModel, InvalidPayload, MaasdamError
 from maasdam.tasks.control_tokens import ControlTokens
+from maasdam.tasks.detokenizer import BROKEN, Detokenizer
 from maasdam.tasks.examples import texts
 from maasdam.tasks.files import opened, read_json
 from maasdam.tasks.scoring import PERPLEXITY
 from maasdam.tasks.task import Bytes, Task
-from maasdam.tasks.text_stream import BROKEN, TextStream
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -98,9 +98,10 @@ class TextProcessor:
         if self.context_length is not None and len(text) > self.context_length * self._longest:
             raise ContextExceeded(f"at least {len(text) // self._longest}", self.context_length)
 
-    def stream(self, stop: tuple[str, ...] = (), after: Sequence[int] = ()) -> TextStream:
+    def stream(self, stop: tuple[str, ...] = (), after: Sequence[int] = ()) -> Detokenizer:
         """Token ids to text as they come. `after` are the prompt's: a first token's space depends on them."""
-        return TextStream(self._text, stop, context=self._context([int(i) for i in after[-2 * CONTEXT :]]), hidden=self._hidden)
+        context = self._context([int(i) for i in after[-2 * CONTEXT :]])
+        return Detokenizer(self._text, stop, context=context, hidden=self._hidden)
 
     def _text(self, ids: list[int]) -> str:
         """Without control tokens, and without making the text prettier than the tokens say."""

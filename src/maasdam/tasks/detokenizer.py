@@ -18,10 +18,10 @@ STAND_IN = 0xD800
 """Stands for a control token while stop strings are looked for: half of a surrogate pair, which no text has."""
 
 
-class TextStream:
+class Detokenizer:
     """Feed it token ids, get text. Ends before the first stop string, even one that spans pieces.
 
-    >>> stream = TextStream(lambda ids: "".join("abc"[i] for i in ids), stop=("ca",))
+    >>> stream = Detokenizer(lambda ids: "".join("abc"[i] for i in ids), stop=("ca",))
     >>> stream.feed([0, 1, 2]), stream.feed([0]), stream.is_stopped
     ('ab', '', True)
     """
