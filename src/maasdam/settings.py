@@ -77,6 +77,8 @@ class Settings:
     """Carbon intensity of the electricity, gCO2e per kWh; 0 is unknown: grams stay null."""
     public_docs: bool = False
     """Whether /docs and /openapi.json can be read without a key: they say what the service can do, nothing of its models."""
+    cors_origins: str = ""
+    """Origins of web pages that may call the service from browsers (https://app.example.com), separated by commas; * is any."""
     log_level: str = "info"
     """debug, info, warning or error. The line of each request is of level info."""
     log_file: str = "logs/maasdam.log"

@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from maasdam.api.encodings import coding_of, unpacked
 from maasdam.api.paths import CLASSIFIES
-from maasdam.errors import BodyTooSlow, InvalidInput, Overloaded, TooLarge, WrongContentType
+from maasdam.errors import BodyTooSlow, InvalidInput, Overloaded, TooLarge
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -69,12 +70,6 @@ def declared_length(headers: Headers) -> int | None:
     return int(value)
 
 
-def check_encoding(headers: Headers) -> None:
-    """Raise WrongContentType for a compressed body."""
-    if (header(headers, b"content-encoding") or b"identity").lower() != b"identity":
-        raise WrongContentType("compressed bodies are not read; send it without Content-Encoding")
-
-
 @dataclass(frozen=True, slots=True)
 class Limit:
     """The most bytes of one body, and what to do about one that has more."""
@@ -129,7 +124,16 @@ class BodyLimits:
                 slow = f"the body did not arrive within {self.seconds:g} s; send it faster or in one piece"
                 raise BodyTooSlow(slow) from None
         scope[IS_READ] = True
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        coding = coding_of(header(scope["headers"], b"content-encoding"))
+        return data if coding is None else await self._unpacked(scope, data, coding, limit)
+
+    async def _unpacked(self, scope: MutableMapping[str, Any], data: bytes, coding: bytes, limit: Limit) -> bytes:
+        whole = await asyncio.to_thread(unpacked, data, coding, limit.most)
+        if whole is None:
+            raise limit.error()
+        self._add(scope, len(whole))
+        return whole
 
     async def _parts(self, scope: MutableMapping[str, Any], receive: Receive, limit: Limit) -> list[bytes]:
         parts: list[bytes] = []
@@ -148,9 +152,12 @@ class BodyLimits:
 
     def _hold(self, scope: MutableMapping[str, Any], message: Message, limit: Limit) -> None:
         size = len(message.get("body", b""))
+        if scope.get(HELD, 0) + size > limit.most:
+            raise limit.error()
+        self._add(scope, size)
+
+    def _add(self, scope: MutableMapping[str, Any], size: int) -> None:
         scope[HELD] = scope.get(HELD, 0) + size
         self.held += size
-        if scope[HELD] > limit.most:
-            raise limit.error()
         if self.held > self.held_bytes:
             raise Overloaded(f"the service holds {self.held} bytes of requests already; send this again in a second")

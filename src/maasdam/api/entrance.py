@@ -22,6 +22,9 @@ from maasdam.api import docs_page, errors, json_body
 from maasdam.api.access import DOCS, Gate
 from maasdam.api.body import BodyLimits, Disconnected, Message, Receive
 from maasdam.api.connection import SCOPE_KEY, Connection
+from maasdam.api.correlation import id_headers, trace_of
+from maasdam.api.cors import Origins
+from maasdam.api.encodings import coding_of
 from maasdam.api.errors import REFUSED, Refusal
 from maasdam.api.paths import INFER
 from maasdam.core import Caller, Payload, Request
@@ -69,6 +72,7 @@ class Entrance:
         settings = service.settings
         self._json = json_body.JsonLimits(settings.max_json_depth, settings.max_json_values)
         self._readers = service.threads(READERS, "read")
+        self.origins = Origins.of(settings.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; lifespan events pass through."""
@@ -141,7 +145,7 @@ class Entrance:
             status = refused.status
         ended = Ended(
             scope[REQUEST_ID],
-            _trace(scope.get("headers", ())),
+            trace_of(bodies.header(scope.get("headers", ()), b"traceparent")),
             scope.get("method", ""),
             _route(scope),
             CLIENT_CLOSED if status is None else status,
@@ -155,10 +159,15 @@ class Entrance:
     async def _answer(self, scope: Scope, receive: Receive, reply: _Reply) -> None:
         path: str = scope["path"]
         headers = scope["headers"]
+        preflight = self.origins.preflight(scope["method"], headers)
+        if preflight is not None:
+            await reply({"type": "http.response.start", "status": 204, "headers": preflight})
+            await reply({"type": "http.response.body", "body": b"", "more_body": False})
+            return
         try:
             scope[CALLER] = caller = await self._gate.caller(path, headers)
             self._gate.check(path, caller)
-            bodies.check_encoding(headers)
+            coding_of(bodies.header(headers, b"content-encoding"))
             found = INFER.fullmatch(path) if scope["method"] == "POST" and path.endswith("/infer") else None
             if found is not None:
                 scope["path_params"] = found.groupdict()
@@ -275,7 +284,9 @@ class _Reply:
         if message["type"] == "http.response.start":
             self.is_started = True
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode())]
+            asked = self._scope["headers"]
+            ids = id_headers(self.request_id, bodies.header(asked, b"x-request-id"))
+            message["headers"] = [*message.get("headers", ()), *ids, *self._entrance.origins.headers(asked)]
             if message["status"] >= 400:
                 await self._entrance.note_refusal(self._scope, message["status"], self._began)
         elif not message.get("more_body", False):
@@ -300,15 +311,6 @@ def _model(scope: Scope) -> str | None:
     named = scope.get("path_params")
     named = named.get("model") if named else None
     return None if not named else str(named)[:LONGEST_NAME]
-
-
-def _trace(headers: Any) -> str | None:
-    """The trace id of a W3C traceparent: 00-<32 hexadecimal digits>-<16>-<2>."""
-    value = bodies.header(headers, b"traceparent")
-    if value is None or len(value) != 55 or value[2:3] != b"-" or value[35:36] != b"-":
-        return None
-    trace = value[3:35].decode("latin-1")
-    return trace if all(c in "0123456789abcdef" for c in trace) else None
 
 
 _chance = random.Random()  # seeded by the system; asking it for every request would let go of Python's lock

@@ -27,7 +27,7 @@ from structlog.contextvars import bind_contextvars
 from maasdam.api import errors, oip_models, oip_proto
 from maasdam.api.access import Gate, secret_of
 from maasdam.api.body import Limit
-from maasdam.api.correlation import trace_of, well_formed
+from maasdam.api.correlation import id_headers, trace_of
 from maasdam.api.entrance import CLIENT_CLOSED, LONGEST_NAME, new_request_id
 from maasdam.api.measured import measured_headers
 from maasdam.api.oip_call import OipCall, name_of
@@ -84,9 +84,8 @@ class _Rpc:
 
     def trailers(self, *more: tuple[str, str]) -> tuple[tuple[str, str], ...]:
         """Its ids, and more, as trailing metadata."""
-        theirs = well_formed(self.metadata.get("x-request-id"))
-        ids = (("x-request-id", self.id),) if theirs is None else (("x-request-id", theirs), ("maasdam-request-id", self.id))
-        return (*ids, *self.cost, *more)
+        ids = id_headers(self.id, self.metadata.get("x-request-id"))
+        return (*((name.decode(), value.decode()) for name, value in ids), *self.cost, *more)
 
 
 @dataclass(frozen=True, slots=True)

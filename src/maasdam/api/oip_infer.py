@@ -12,6 +12,7 @@ import asyncio
 from maasdam.api import body as bodies
 from maasdam.api import oip_json
 from maasdam.api.body import Receive
+from maasdam.api.encodings import packed, wished
 from maasdam.api.entrance import REQUEST_ID, Scope, Send, caller_of
 from maasdam.api.fields import check_query
 from maasdam.api.measured import measured_headers
@@ -60,7 +61,12 @@ class InferRoute:
 
         written, length, measured = await self._service.inference.whole(request, write, call.check)
         kind = b"application/json" if length is None else b"application/octet-stream"
-        out = [(b"content-type", kind), (b"content-length", b"%d" % len(written)), *measured]
+        out = [(b"content-type", kind), *measured]
+        coding = wished(bodies.header(headers, b"accept-encoding"))
+        if coding is not None:
+            written = await asyncio.get_running_loop().run_in_executor(self._service.pool, packed, written, coding)
+            out += [(b"content-encoding", coding), (b"vary", b"Accept-Encoding")]
+        out.append((b"content-length", b"%d" % len(written)))
         if length is not None:
             out.append((JSON_LENGTH, b"%d" % length))
         await send({"type": "http.response.start", "status": 200, "headers": out})
