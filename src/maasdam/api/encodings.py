@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 
-from maasdam.errors import InvalidInput, WrongContentType
+from maasdam.errors import WrongContentType
 
 GZIP, ZLIB, RAW = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS
 FORMATS = {b"gzip": GZIP, b"x-gzip": GZIP, b"deflate": ZLIB}
@@ -29,7 +29,7 @@ def coding_of(content_encoding: bytes | None) -> bytes | None:
 
 
 def unpacked(data: bytes, coding: bytes, most: int) -> bytes | None:
-    """The body that was packed; None where it has more than `most` bytes. Raises InvalidInput where it is broken."""
+    """The body that was packed; None where it has more than `most` bytes. Raises WrongContentType where it is not that."""
     try:
         try:
             return _inflated(data, FORMATS[coding], most)
@@ -38,7 +38,8 @@ def unpacked(data: bytes, coding: bytes, most: int) -> bytes | None:
                 raise
             return _inflated(data, RAW, most)  # some take "deflate" at its word
     except zlib.error as error:
-        raise InvalidInput(f"the body is no {coding.decode()}: {error}; send it whole, or without Content-Encoding") from None
+        why = f"the body is no {coding.decode()}: {error}; send it whole, or without Content-Encoding"
+        raise WrongContentType(why) from None
 
 
 def _inflated(data: bytes, form: int, most: int) -> bytes | None:
