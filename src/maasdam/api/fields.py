@@ -29,7 +29,9 @@ def check_known(given: Iterable[str], known: Iterable[str], what: str = "field",
             raise InvalidField(f"unknown {what} '{param[:100]}'{there}", param[:100], UNKNOWN)
 
 
-def check_neutral(given: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]], where: str = "") -> None:
+def check_neutral(
+    given: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]], where: str = "", advice: str = "leave it out"
+) -> None:
     """Raise InvalidField for a field of `given` that this service can't honour and that asks for something.
 
     `neutral`: names of such fields -> the values that ask for nothing; null never does. Fields of other names pass.
@@ -39,7 +41,7 @@ def check_neutral(given: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...
             continue
         if not any(value == nothing and type(value) is type(nothing) for nothing in neutral[name]):
             param = f"{where}.{name}" if where else name
-            raise InvalidField(f"'{param}' is not supported; leave it out", param, "unsupported_parameter")
+            raise InvalidField(f"'{param}' is not supported; {advice}", param, "unsupported_parameter")
 
 
 def check_query(query: bytes) -> None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from maasdam.api.fields import check_known, check_neutral
 from maasdam.errors import InvalidField
+from maasdam.tasks.text import joined
 
 IGNORED = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
@@ -105,9 +106,7 @@ def check_fields(body: TextBody) -> None:
             continue
         if name not in MEANINGLESS:
             raise InvalidField(f"unknown field '{name}'; leave it out", name, "unknown_parameter")
-        if not any(value == nothing and type(value) is type(nothing) for nothing in MEANINGLESS[name]):
-            advice = ADVICE.get(name, "leave it out")
-            raise InvalidField(f"'{name}' is not supported; {advice}", name, "unsupported_parameter")
+        check_neutral({name: value}, MEANINGLESS, advice=ADVICE.get(name, "leave it out"))
 
 
 def messages_of(body: ChatBody) -> tuple[Mapping[str, Any], ...]:
@@ -125,22 +124,17 @@ def _message(i: int, message: Mapping[str, Any]) -> Mapping[str, Any]:
     if role not in ("system", "developer", "user", "assistant"):
         raise InvalidField(f"{where}: role is {role!r:.40}; send system, developer, user or assistant", f"{where}.role")
     content = message.get("content")
-    if isinstance(content, list):
-        texts = []
-        for j, part in enumerate(content):
-            if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-                raise InvalidField(f"{where}: this model reads text only; send parts of type 'text'", f"{where}.content")
-            check_known(part, (*PART, *PART_IGNORED, "cache_control"), where=f"{where}.content[{j}]")
-            check_neutral(part, PART_IGNORED, f"{where}.content[{j}]")
-            texts.append(part["text"])
-        content = "".join(texts)
-    if not isinstance(content, str):
-        raise InvalidField(f"{where}: content is missing; send a string", f"{where}.content")
+    text = joined(content)
+    if text is None:
+        raise InvalidField(f"{where}: content is no text; send a string, or parts of type 'text'", f"{where}.content")
+    for j, part in enumerate(content if isinstance(content, list) else ()):
+        check_known(part, (*PART, *PART_IGNORED, "cache_control"), where=f"{where}.content[{j}]")
+        check_neutral(part, PART_IGNORED, f"{where}.content[{j}]")
     name = message.get("name")
     if name is not None and not isinstance(name, str):
         raise InvalidField(f"{where}: name is {name!r:.40}; send a string", f"{where}.name")
-    said = {"role": "system" if role == "developer" else role, "content": content}
-    return said if name is None else said | {"name": name}  # the model's template shows it, where it has a place for it
+    plain = {"role": "system" if role == "developer" else role, "content": text}
+    return plain if name is None else plain | {"name": name}  # the model's template shows it, where it has a place for it
 
 
 def has_usage(body: TextBody) -> bool:

@@ -23,36 +23,23 @@ Schema = dict[str, Any]
 
 ANSWERS_LATE = ("/v1/chat", "/v1/completions", "/v1/audio", "/v1/images", "/infer")
 """Routes that run a model have these in their path."""
+_STRING: Schema = {"type": "string"}
+_STRING_OR_NULL: Schema = {"type": ["string", "null"]}
+
+
+def _object(required: Schema, optional: Schema | None = None, **more: Any) -> Schema:
+    return {"type": "object", "required": [*required], "properties": required | (optional or {}), **more}
+
+
 ERRORS: dict[str, Schema] = {
-    "openai": {
-        "type": "object",
-        "required": ["error"],
-        "properties": {
-            "error": {
-                "type": "object",
-                "required": ["message", "type", "param", "code"],
-                "properties": {
-                    "message": {"type": "string"},
-                    "type": {"type": "string"},
-                    "param": {"type": ["string", "null"]},
-                    "code": {"type": ["string", "null"]},
-                },
-            }
-        },
-    },
-    "oip": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},
-    "ours": {
-        "type": "object",
-        "required": ["type", "title", "status", "detail", "instance", "request_id"],
-        "properties": {
-            "type": {"type": "string"},
-            "title": {"type": "string"},
-            "status": {"type": "integer"},
-            "detail": {"type": "string"},
-            "instance": {"type": "string"},
-            "request_id": {"type": "string"},
-        },
-    },
+    "openai": _object(
+        {"error": _object(dict.fromkeys(("message", "type"), _STRING) | dict.fromkeys(("param", "code"), _STRING_OR_NULL))}
+    ),
+    "oip": _object({"error": _STRING}),
+    "ours": _object(
+        dict.fromkeys(("type", "title", "status", "detail", "instance", "request_id"), _STRING)
+        | {"status": {"type": "integer"}}
+    ),
 }
 EVENTS: Schema = {"text/event-stream": {"schema": {"type": "string"}}}
 TEXT: Schema = {"text/plain": {"schema": {"type": "string"}}}
@@ -73,29 +60,15 @@ def _within(kind: type, low: int, high: int) -> Schema:
 _STOP: Schema = {"type": "string", "minLength": 1, "maxLength": Sampling.MOST_STOP_CHARACTERS}
 _TOKENS: Schema = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
 _TEXTS: Schema = {"type": "array", "minItems": 1, "maxItems": 64, "items": {"type": "string"}}
-_MESSAGE: Schema = {
-    "type": "object",
-    "required": ["role", "content"],
-    "properties": {
+_PART: Schema = _object({"type": {"const": "text"}, "text": _STRING}, additionalProperties=False)
+_MESSAGE: Schema = _object(
+    {
         "role": {"enum": ["system", "developer", "user", "assistant"]},
-        "content": {
-            "anyOf": [
-                {"type": "string"},
-                {
-                    "type": "array",
-                    "items": {
-                        "type": "object",
-                        "required": ["type", "text"],
-                        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                        "additionalProperties": False,
-                    },
-                },
-            ]
-        },
-        "name": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        "content": {"anyOf": [_STRING, {"type": "array", "items": _PART}]},
     },
-    "additionalProperties": False,
-}
+    {"name": {"anyOf": [_STRING, {"type": "null"}]}},
+    additionalProperties=False,
+)
 FIELDS: dict[str, Schema] = {
     **{name: _within(*limits) for name, limits in Sampling.RANGES.items()},
     "stop": {"anyOf": [_STOP, {"type": "array", "maxItems": Sampling.MOST_STOPS, "items": _STOP}, {"type": "null"}]},

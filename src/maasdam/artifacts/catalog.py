@@ -9,9 +9,9 @@ import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Engine, delete, false, select, update
 from sqlalchemy.orm import Session
@@ -29,8 +29,10 @@ from maasdam.artifacts.names import (
     served_by,
 )
 from maasdam.core import Artifact, split_name
-from maasdam.database.tables import AliasRow, BuildRow, DeploymentRow, ModelRow, RevisionRow, VersionRow
+from maasdam.database.tables import AliasRow, Base, BuildRow, DeploymentRow, ModelRow, RevisionRow, VersionRow
 from maasdam.errors import Conflict, InvalidInput, NotFound, VerificationFailed
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +277,7 @@ class Catalog:
             row.traffic = {str(number): share for number, share in shares.items()} or None
             session.add(row)
             session.flush()
-            return _deployment(row)
+            return _as(Deployment, row)
 
     def undeploy(self, model: str) -> None:
         """Take a name out of the desired state. Raises NotFound when it is not in it."""
@@ -289,7 +291,7 @@ class Catalog:
     def deployments(self) -> list[Deployment]:
         """All desired state, by name."""
         with Session(self._reads) as session:
-            return [_deployment(row) for row in session.scalars(select(DeploymentRow).order_by(DeploymentRow.model))]
+            return [_as(Deployment, row) for row in session.scalars(select(DeploymentRow).order_by(DeploymentRow.model))]
 
     def deployed_at(self, model: str) -> datetime | None:
         """When the model was deployed last, or how it is served was changed; None where it is not deployed."""
@@ -323,7 +325,7 @@ class Catalog:
     def interrupt_builds(self, is_gone: Callable[[BuildState], bool]) -> None:
         """Note which running builds will never end: those that `is_gone` says have no process any more."""
         with Session(self._reads) as session:
-            rows = [_build_state(row) for row in session.scalars(select(BuildRow).where(BuildRow.state == "running"))]
+            rows = [_as(BuildState, row) for row in session.scalars(select(BuildRow).where(BuildRow.state == "running"))]
         for build in [build for build in rows if is_gone(build)]:
             stage = f" in '{build.stage}'" if build.stage else ""
             said = f"its process was killed{stage}; build it again: passes that had finished are taken from the cache"
@@ -337,7 +339,7 @@ class Catalog:
         """The hundred latest builds, newest first."""
         with Session(self._reads) as session:
             rows = session.scalars(select(BuildRow).order_by(BuildRow.started_at.desc()).limit(100)).all()
-            return [_build_state(row) for row in rows]
+            return [_as(BuildState, row) for row in rows]
 
     def _update_build(self, build_id: str, **values: Any) -> None:
         with self._writes.begin() as connection:
@@ -357,10 +359,6 @@ def _refuse_unverified(row: VersionRow, trust: bool, done: str) -> None:
             f"'{name}' can't be {done}: it was imported, and its report is as true as whoever made it. "
             f"Verify it here (maasdam models verify {name}), or pass --trust if you know who made it"
         )
-
-
-def _build_state(row: BuildRow) -> BuildState:
-    return BuildState(**{name: getattr(row, name) for name in BuildState.__dataclass_fields__})
 
 
 def _shares(traffic: Mapping[Any, float] | None) -> dict[int, float]:
@@ -398,5 +396,6 @@ def _version(row: VersionRow, aliases: tuple[str, ...], deployed: bool) -> Versi
     return Version(**{name: getattr(row, name) for name in names}, aliases=aliases, deployed=deployed)
 
 
-def _deployment(row: DeploymentRow) -> Deployment:
-    return Deployment(row.model, row.version, row.replicas, row.traffic, row.shadow, row.updated_at)
+def _as(kind: type[T], row: Base) -> T:
+    """A row as the facts of the same names."""
+    return kind(**{field.name: getattr(row, field.name) for field in fields(kind)})  # type: ignore[arg-type]  # of dataclasses

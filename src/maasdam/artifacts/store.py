@@ -28,6 +28,8 @@ from maasdam.core import Artifact, Format, Layout, Signature
 from maasdam.errors import InvalidModel, MaasdamError, NotFound, StorageFailure
 
 MANIFEST = "artifact.json"
+DESCRIBED = ("format", "layout", "task", "engine", "signature", "settings")
+"""What a digest is over, beside the files."""
 BLOCK = 1024 * 1024
 NOTHING_LEFT_BYTES = 64 * 1024
 """Work that breaks with less than this left on the disk broke for that."""
@@ -151,18 +153,10 @@ class Store:
             raise NotFound(f"no artifact '{digest}' in {self.root}; build it again") from error
 
     def _described(self, manifest: Mapping[str, Any], place: Path) -> Artifact:
-        return Artifact(
-            digest=manifest["digest"],
-            path=place,
-            format=manifest["format"],
-            layout=manifest["layout"],
-            task=manifest["task"],
-            engine=manifest["engine"],
-            signature=Signature.from_json(manifest["signature"]) if manifest["signature"] else None,
-            size_bytes=sum(file["size"] for file in manifest["files"]),
-            settings=manifest["settings"],
-            parents=tuple(manifest["parents"]),
-        )
+        plain = {name: manifest[name] for name in ("digest", *DESCRIBED) if name != "signature"}
+        signature = Signature.from_json(manifest["signature"]) if manifest["signature"] else None
+        size = sum(file["size"] for file in manifest["files"])
+        return Artifact(path=place, signature=signature, size_bytes=size, parents=tuple(manifest["parents"]), **plain)
 
     def intact(self, digest: str) -> Artifact:
         """The artifact, to be loaded: its bytes are what they were. Raises NotFound, InvalidModel.
@@ -180,8 +174,7 @@ class Store:
         stamps = _stamps(place)
         try:
             described = json.loads((place / MANIFEST).read_text())
-            facts = {key: described[key] for key in ("format", "layout", "task", "engine", "signature", "settings")}
-            found = _digest(_hash_files(place), facts)
+            found = _digest(_hash_files(place), {key: described[key] for key in DESCRIBED})
         except (OSError, ValueError, KeyError) as error:
             self._proven.pop(digest, None)
             raise InvalidModel(f"the files of artifact {digest} can't be read ({error}); {_AGAIN}") from error

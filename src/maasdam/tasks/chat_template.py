@@ -18,6 +18,7 @@ import re
 import string
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from types import BuiltinMethodType, MethodType
 from typing import Any, cast
@@ -177,16 +178,16 @@ class _Bounded(ImmutableSandboxedEnvironment):
         self.filters["tojson"] = self._bounded("tojson", _to_json)
         self.tests = {name: self._looking(cast(Any, call)) if name in LOOKING else call for name, call in self.tests.items()}
         del self.globals["lipsum"]
-        self.globals |= {
-            "raise_exception": _raise,
-            "strftime_now": _now,
-            "dict": _Dictionaries(),
-            "namespace": _Attributes,
-        }
+        self.globals |= {"raise_exception": _raise, "strftime_now": _now, "dict": _Dictionaries(), "namespace": _Attributes}
 
-    def within(self, budget: _Budget) -> _Within:
+    @contextmanager
+    def within(self, budget: _Budget) -> Iterator[None]:
         """Charge what this thread renders to `budget`."""
-        return _Within(self._running, budget)
+        self._running.budget = budget
+        try:
+            yield
+        finally:
+            del self._running.budget
 
     @property
     def budget(self) -> _Budget:
@@ -226,12 +227,11 @@ class _Bounded(ImmutableSandboxedEnvironment):
         """The operators that grow."""
         budget = self.budget
         numbers = isinstance(left, int) and isinstance(right, int)
-        if operator == "**":
-            if numbers and left.bit_length() * max(right, 0) > MOST_DIGITS:
+        if numbers and operator in ("*", "**"):
+            digits = left.bit_length() * max(right, 0) if operator == "**" else left.bit_length() + right.bit_length()
+            if digits > MOST_DIGITS:
                 raise TooMuch("it works with numbers of more than a thousand digits")
-        elif operator == "*":
-            if numbers and left.bit_length() + right.bit_length() > MOST_DIGITS:
-                raise TooMuch("it works with numbers of more than a thousand digits")
+        if operator == "*":
             for value, times in ((left, right), (right, left)):
                 if isinstance(times, int) and not isinstance(value, int | float):
                     budget.charge(budget.weigh(value) * max(times, 0))
@@ -298,20 +298,6 @@ class _Bounded(ImmutableSandboxedEnvironment):
         return looking
 
 
-class _Within:
-    """While a budget is in force in this thread."""
-
-    def __init__(self, running: threading.local, budget: _Budget) -> None:
-        self._running = running
-        self._budget = budget
-
-    def __enter__(self) -> None:
-        self._running.budget = self._budget
-
-    def __exit__(self, *exception: object) -> None:
-        del self._running.budget
-
-
 class _Generation(jinja2.ext.Extension):
     """`{% generation %}`, with which templates for training mark what the assistant says: here it changes nothing."""
 
@@ -336,15 +322,6 @@ class _Counting(NodeTransformer):
         if node.test is not None:  # which is asked for elements that the body never sees
             node.test = nodes.And(_ask("step", node), node.test, lineno=node.lineno)
         return node
-
-    def visit_Macro(self, node: nodes.Macro) -> Any:
-        return self._body(node)
-
-    def visit_CallBlock(self, node: nodes.CallBlock) -> Any:
-        return self._body(node)
-
-    def visit_Block(self, node: nodes.Block) -> Any:
-        return self._body(node)
 
     def visit_Output(self, node: nodes.Output) -> Any:
         self.generic_visit(node)
@@ -385,6 +362,8 @@ class _Counting(NodeTransformer):
         self.generic_visit(node)
         node.body.insert(0, nodes.ExprStmt(_ask("step", node), lineno=node.lineno))
         return node
+
+    visit_Macro = visit_CallBlock = visit_Block = _body
 
 
 def _ask(name: str, at: nodes.Node, *arguments: nodes.Expr) -> Any:
@@ -470,19 +449,11 @@ def _check_width(width: Any) -> None:
         raise TooMuch(f"it pads a text to more than {WIDEST} characters")
 
 
-def _center(budget: _Budget, given: Mapping[str, Any]) -> None:
-    _check_width(given.get("width", 0))
-
-
 def _indent(budget: _Budget, given: Mapping[str, Any]) -> None:
     width = given.get("width", 4)
     _check_width(width)
     lines = str(given["s"]).count("\n") + 1
     budget.charge(lines * (len(width) if isinstance(width, str) else max(int(width), 0)))
-
-
-def _replace(budget: _Budget, given: Mapping[str, Any]) -> None:
-    _charge_replace(budget, given["s"], given["old"], given["new"])
 
 
 def _join(budget: _Budget, given: Mapping[str, Any]) -> None:
@@ -517,9 +488,9 @@ def _written(budget: _Budget, given: Mapping[str, Any]) -> None:
 
 
 GROWING: dict[str, Callable[[_Budget, Mapping[str, Any]], None]] = {
-    "center": _center,
+    "center": lambda budget, given: _check_width(given.get("width", 0)),
     "indent": _indent,
-    "replace": _replace,
+    "replace": lambda budget, given: _charge_replace(budget, given["s"], given["old"], given["new"]),
     "join": _join,
     "format": _format,
     "batch": _pieces,

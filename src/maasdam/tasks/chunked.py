@@ -65,9 +65,7 @@ def mended(data: bytes) -> bytes:
 
 
 def _wav(data: bytes, start: int, kind: _Kind) -> bytes:
-    found: dict[bytes, memoryview] = {}
-    for name, piece in _chunks(data, start, kind):
-        found.setdefault(name, piece)
+    found = _first_chunks(data, start, kind)
     if b"data" not in found:
         raise InvalidPayload(f"the {kind.called} file has no sound in it (no 'data' chunk); send a whole file")
     form = bytes(found.get(b"fmt ", b""))
@@ -86,9 +84,7 @@ def _wav(data: bytes, start: int, kind: _Kind) -> bytes:
 
 
 def _aiff(data: bytes) -> bytes:
-    found: dict[bytes, memoryview] = {}
-    for name, piece in _chunks(data, 12, _AIFF):
-        found.setdefault(name, piece)
+    found = _first_chunks(data, 12, _AIFF)
     form, sound = bytes(found.get(b"COMM", b"")), found.get(b"SSND")
     if len(form) < 18:
         raise InvalidPayload("the AIFF file does not say how its sound is kept (no 'COMM' chunk); send a whole file")
@@ -111,6 +107,14 @@ def _file(outer: bytes, inner: bytes, chunks: list[tuple[bytes, bytes | memoryvi
     for name, piece in chunks:
         pieces += [name, struct.pack(f"{order}I", len(piece)), piece, b"\0" * (len(piece) % 2)]
     return b"".join([outer, struct.pack(f"{order}I", sum(map(len, pieces))), *pieces])
+
+
+def _first_chunks(data: bytes, start: int, kind: _Kind) -> dict[bytes, memoryview]:
+    """The first chunk of each name."""
+    first: dict[bytes, memoryview] = {}
+    for name, piece in _chunks(data, start, kind):
+        first.setdefault(name, piece)
+    return first
 
 
 def _chunks(data: bytes, start: int, kind: _Kind) -> Iterator[tuple[bytes, memoryview]]:

@@ -188,23 +188,14 @@ def _files(path: Path, suffixes: tuple[str, ...], advice: str) -> list[Path]:
 
 def _rows(path: Path, suffixes: tuple[str, ...]) -> list[tuple[Row, Path, str]] | None:
     """Each row of a folder's metadata, the file it names and where it stands; None where the folder has none."""
-    rows = _metadata(path)
-    if rows is None:
-        return None
-    where, table = rows
-    return [(row, _file(path, row, suffixes, where, i), f"{where.name} row {i}") for i, row in table]
-
-
-def _metadata(path: Path) -> tuple[Path, list[tuple[int, Row]]] | None:
-    """The metadata file of a folder and its rows, numbered from 1; None where it has none."""
     where = next((path / name for name in METADATA if (path / name).is_file()), None)
     if where is None:
         return None
-    rows = list(_json_lines(where)) if where.suffix == ".jsonl" else _csv(where)
+    rows = _json_lines(where) if where.suffix == ".jsonl" else _csv(where)
     for i, row in rows:
         if not isinstance(row.get("file_name"), str) or not row["file_name"]:
             raise InvalidInput(f"{where.name} row {i} has no file_name; each row names one file")
-    return where, rows
+    return [(row, _file(path, row, suffixes, where, i), f"{where.name} row {i}") for i, row in rows]
 
 
 def _csv(where: Path) -> list[tuple[int, Row]]:

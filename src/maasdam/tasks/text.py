@@ -211,16 +211,20 @@ def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         raise InvalidPayload(f"message {index} has role {role!r}; roles are: {', '.join(ROLES)}")
+    text = joined(content)
+    if text is None:
+        raise InvalidPayload(f"message {index} has content that is not text; this model takes text only")
+    return {**message, "content": text}
+
+
+def joined(content: Any) -> str | None:
+    """A message's content as one text, whether it came whole or in parts; None where it holds anything else."""
     if isinstance(content, list | tuple):
-        parts = []
-        for part in content:
-            if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-                raise InvalidPayload(f"message {index} holds a part that is not text; this model takes text only")
-            parts.append(part["text"])
-        content = "".join(parts)
-    if not isinstance(content, str):
-        raise InvalidPayload(f"message {index} has content of type {type(content).__name__}; send a string")
-    return {**message, "content": content}
+        texts = [
+            part["text"] for part in content if isinstance(part, Mapping) and part.get("type") == "text" and "text" in part
+        ]
+        return "".join(texts) if len(texts) == len(content) and all(isinstance(text, str) for text in texts) else None
+    return content if isinstance(content, str) else None
 
 
 TASK = Task(
