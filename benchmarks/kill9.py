@@ -100,6 +100,7 @@ def one_round(home: Path, key: str, models: list[str], seconds: float, seed: int
 
 def _rows(home: Path) -> int:
     workspace = open_home(home)
+    workspace.ledger.take_in()
     with Session(workspace.database) as session:
         count = session.scalar(select(func.count()).select_from(LedgerRow)) or 0
     workspace.close()
@@ -108,6 +109,7 @@ def _rows(home: Path) -> int:
 
 def _count(home: Path, seen: Round, before: int) -> None:
     workspace = open_home(home)
+    workspace.ledger.take_in()
     with Session(workspace.database) as session:
         ids = list(session.scalars(select(LedgerRow.request_id)))
     workspace.close()

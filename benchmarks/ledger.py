@@ -1,11 +1,11 @@
-"""How many ledger rows become durable in a second, and how long a caller waits for one.
+"""How many ledger rows become durable in a second, how long a caller waits for one, and what the way into SQL takes.
 
     python -m benchmarks.ledger [--seconds 5] [--callers 1 16 64 256] [--folder DIR] [--url URL] [--json]
 
-Each caller is a thread-free loop in one event loop, as in the service: it records a row, waits until the row is
-durable (SQLite: WAL, synchronous=FULL, so each group is one fsync), and records the next. `--folder` says which disk;
-`--url` measures another database, such as a PostgreSQL server. Beside it stands what the disk itself does: a file
-that is written and fsynced in a loop.
+Each caller is a thread-free loop in one event loop, as in the service: it records a row, waits until the row is durable
+(a journal, synced once a group), and records the next. Then the rows are brought into SQL (SQLite: WAL, synchronous=FULL).
+`--folder` says which disk; `--url` names another database, such as a PostgreSQL server. Beside it stands what the disk
+itself does: a file that is written and synced in a loop.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import event
-
+from maasdam.accounts.journal import Journal
 from maasdam.accounts.ledger import Ledger
+from maasdam.accounts.outbox import Outbox
+from maasdam.accounts.prices import Prices
 from maasdam.core import Entry
 from maasdam.database.engine import open_database
+from maasdam.telemetry.metrics import Metrics
 
 
 def main() -> None:
@@ -41,36 +43,45 @@ def main() -> None:
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=flags.folder) as folder:
         facts: dict[str, Any] = {"machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"}
-        facts["fsync_ms"] = _fsync_ms(Path(folder))
+        facts["sync_ms"] = _sync_ms(Path(folder))
         facts["load_average"] = os.getloadavg()[0]
         url = flags.url or f"sqlite:///{folder}/maasdam.db"
-        facts["rows"] = [measure(url, callers, flags.seconds) for callers in flags.callers]
+        facts["rows"] = [measure(url, Path(folder), callers, flags.seconds) for callers in flags.callers]
     if flags.json:
         print(json.dumps(facts, indent=2))
         return
-    disk = facts["fsync_ms"]
-    print(f"{facts['machine']}, load {facts['load_average']:.1f}; fsync: median {disk['p50']:.2f}, p99 {disk['p99']:.2f} ms")
-    print("| callers | rows/s | p50 ms | p99 ms | rows a commit | CPU us a row |\n|---|---|---|---|---|---|")
+    disk = facts["sync_ms"]
+    print(
+        f"{facts['machine']}, load {facts['load_average']:.1f}; fdatasync: median {disk['p50']:.2f}, p99 {disk['p99']:.2f} ms"
+    )
+    columns = ("callers", "rows/s", "p50 ms", "p99 ms", "rows a sync", "CPU us a row", "into SQL, CPU us a row")
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for row in facts["rows"]:
         print(
-            "| {callers} | {rows_per_second:.0f} | {p50_ms:.2f} | {p99_ms:.2f} | {rows_per_commit:.1f} | {cpu_us:.0f} |".format(
-                **row
-            )
+            "| {callers} | {rows_per_second:.0f} | {p50_ms:.2f} | {p99_ms:.2f} | {rows_per_sync:.1f} | {cpu_us:.0f} "
+            "| {sql_cpu_us:.0f} |".format(**row)
         )
 
 
-def measure(url: str, callers: int, seconds: float) -> dict[str, float]:
+def measure(url: str, folder: Path, callers: int, seconds: float) -> dict[str, float]:
     """Rows per second, waiting times and CPU for this many callers at once."""
-    database = open_database(url)
-    commits = []
-    event.listen(database, "commit", lambda connection: commits.append(1))
-    ledger = Ledger(database)
-    ledger.record(_entry()).result()  # the thread and the connection are there
-    commits.clear()
+    groups: list[int] = []
+
+    class Counted(Journal):
+        def append(self, payload: bytes) -> None:
+            groups.append(1)
+            super().append(payload)
+
+    journal = Counted(folder / f"journals-{callers}")
+    outbox = Outbox(journal, Metrics(), Prices({}))
     cpu, began = time.process_time(), time.perf_counter()
-    waits = asyncio.run(_call(ledger, callers, began + seconds))
+    waits = asyncio.run(_call(outbox, callers, began + seconds))
     cpu, took = time.process_time() - cpu, time.perf_counter() - began
-    ledger.close()
+    outbox.close()
+    database = open_database(url)
+    taking = time.process_time()
+    Ledger(database, folder / f"journals-{callers}").take_in()
+    taking = time.process_time() - taking
     database.dispose()
     cuts = statistics.quantiles(waits, n=100)
     return {
@@ -79,18 +90,23 @@ def measure(url: str, callers: int, seconds: float) -> dict[str, float]:
         "p50_ms": cuts[49] * 1000,
         "p99_ms": cuts[98] * 1000,
         "max_ms": max(waits) * 1000,
-        "rows_per_commit": len(waits) / max(len(commits), 1),
+        "rows_per_sync": len(waits) / len(groups),
         "cpu_us": cpu / len(waits) * 1e6,
+        "sql_cpu_us": taking / len(waits) * 1e6,
     }
 
 
-async def _call(ledger: Ledger, callers: int, until: float) -> list[float]:
+async def _call(outbox: Outbox, callers: int, until: float) -> list[float]:
     waits: list[float] = []
+    loop = asyncio.get_running_loop()
 
     async def one() -> None:
         while time.perf_counter() < until:
             began = time.perf_counter()
-            await asyncio.wrap_future(ledger.record(_entry()))
+            told = loop.create_future()
+            outbox.record(_entry(), told.set_result)
+            if await told is not None:
+                raise SystemExit(f"a row could not be written: {told.result()}")
             waits.append(time.perf_counter() - began)
 
     await asyncio.gather(*(one() for _ in range(callers)))
@@ -114,13 +130,13 @@ def _entry() -> Entry:
     )
 
 
-def _fsync_ms(folder: Path, times: int = 200) -> dict[str, float]:
+def _sync_ms(folder: Path, times: int = 200) -> dict[str, float]:
     took = []
     with (folder / "probe").open("wb", buffering=0) as file:
         for _ in range(times):
             began = time.perf_counter()
             file.write(b"x" * 4096)
-            os.fsync(file.fileno())
+            os.fdatasync(file.fileno())
             took.append((time.perf_counter() - began) * 1000)
     cuts = statistics.quantiles(took, n=100)
     return {"p50": cuts[49], "p99": cuts[98]}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from maasdam.core import (
     Transcript,
     Units,
 )
-from maasdam.errors import ContextExceeded, InvalidPayload
+from maasdam.errors import ContextExceeded, InvalidPayload, MaasdamError
 from maasdam.telemetry.meter import CpuMeter
 
 DOUBLES = Signature((TensorSpec("x", "float32", (None, 2)),), (TensorSpec("y", "float32", (None, 2)),))
@@ -165,24 +164,21 @@ class FakeProcessor:
         return FakeTextStream(stop)
 
 
-class FakeLedger:
-    """Rows in a list; `delay` seconds until one is durable."""
+class FakeOutbox:
+    """Rows in a list, durable at once, or as `error` says not."""
 
-    def __init__(self, delay: float = 0.0) -> None:
+    def __init__(self, error: MaasdamError | None = None) -> None:
         self.rows: list[Any] = []
-        self.delay = delay
+        self.error = error
+        self.first_chunks = 0
 
-    def record(self, entry: Any) -> Future[None]:
+    def record(self, entry: Any, done: Callable[[BaseException | None], None]) -> int:
         self.rows.append(entry)
-        future: Future[None] = Future()
-        if self.delay:
-            threading.Timer(self.delay, future.set_result, (None,)).start()
-        else:
-            future.set_result(None)
-        return future
+        done(self.error)
+        return len(self.rows)
 
-    def restate(self, row: Future[None], status: int, error_code: str) -> bool:
+    def restate(self, row: int, status: int, error_code: str) -> bool:
         return False
 
-    def usage(self, by: str, since: Any) -> list[Mapping[str, Any]]:
-        return []
+    def first_chunk(self, entry: Any, seconds: float) -> None:
+        self.first_chunks += 1

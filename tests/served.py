@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -17,8 +18,11 @@ from typing import IO
 import httpx
 
 from maasdam import settings
-from maasdam.core import Signature, TensorSpec
-from maasdam.operations.workspace import Workspace
+from maasdam.accounts.journal import Journal
+from maasdam.accounts.outbox import Outbox
+from maasdam.core import Entry, Signature, TensorSpec
+from maasdam.operations.workspace import JOURNALS, Workspace
+from maasdam.telemetry.metrics import Metrics
 
 MLP = Signature((TensorSpec("x", "float32", (None, 8)),), (TensorSpec("y", "float32", (None, 4)),))
 ADDRESS = re.compile(r"listens on (http://\S+?),")
@@ -27,6 +31,20 @@ ADDRESS = re.compile(r"listens on (http://\S+?),")
 def open_home(home: Path) -> Workspace:
     """The workspace in `home`."""
     return Workspace.open(settings.load({"home": home}, environ={}))
+
+
+def record(workspace: Workspace, *entries: Entry) -> None:
+    """Rows as a service leaves them: priced, and in a journal of the home."""
+
+    async def leave() -> None:
+        outbox = Outbox(Journal(workspace.settings.home / JOURNALS), Metrics(), workspace.prices)
+        told = [asyncio.get_running_loop().create_future() for _ in entries]
+        for entry, future in zip(entries, told, strict=True):
+            outbox.record(entry, future.set_result)
+        assert set(await asyncio.gather(*told)) == {None}
+        outbox.close()
+
+    asyncio.run(leave())
 
 
 def add_mlp(workspace: Workspace, name: str = "mlp", width: int = 64) -> None:

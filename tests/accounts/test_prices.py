@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from maasdam import settings
 from maasdam.accounts.prices import Prices
+from maasdam.core import Entry
 from maasdam.errors import InvalidInput
 
 LIST = """
@@ -22,12 +25,16 @@ requests = 0.001
 """
 
 
+def entry(model: str, **units: Any) -> Entry:
+    return Entry("r", datetime.now(UTC), None, "anonymous", model, "/", 200, 0.1, **units)
+
+
 def test_a_request_costs_what_the_list_says(tmp_path: Path) -> None:
     path = tmp_path / "maasdam.toml"
     path.write_text(LIST)
     prices = Prices.load(path)
-    assert prices.of("bard", {"prompt_tokens": 1_000_000, "completion_tokens": None}) == (pytest.approx(0.2), "EUR")
-    assert prices.of("digits", {"items": 5}) == (0.001, "EUR")
+    assert prices.of(entry("bard", prompt_tokens=1_000_000, completion_tokens=None)) == (pytest.approx(0.2), "EUR")
+    assert prices.of(entry("digits", items=5)) == (0.001, "EUR")
 
 
 def test_settings_and_prices_share_a_file(tmp_path: Path) -> None:
@@ -37,8 +44,8 @@ def test_settings_and_prices_share_a_file(tmp_path: Path) -> None:
 
 
 def test_without_a_list_nothing_has_a_price(tmp_path: Path) -> None:
-    assert Prices.load(tmp_path / "none.toml").of("bard", {"prompt_tokens": 5}) == (None, None)
-    assert Prices({"bard": {"currency": "EUR", "requests": 1}}).of("digits", {}) == (None, None)
+    assert Prices.load(tmp_path / "none.toml").of(entry("bard", prompt_tokens=5)) == (None, None)
+    assert Prices({"bard": {"currency": "EUR", "requests": 1}}).of(entry("digits")) == (None, None)
 
 
 @pytest.mark.parametrize(

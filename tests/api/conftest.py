@@ -18,12 +18,14 @@ from tests.fakes import DOUBLES, FakeEngine, FakeProcessor, FakeSequenceEngine
 
 from maasdam.accounts.keys import Keys
 from maasdam.accounts.ledger import Ledger
+from maasdam.accounts.prices import Prices
 from maasdam.api.connection import HttpConnection
 from maasdam.api.http import application, bound_socket
 from maasdam.artifacts.catalog import Catalog
 from maasdam.core import Artifact
 from maasdam.database.engine import open_database
 from maasdam.operations.service import Service, open_service
+from maasdam.operations.workspace import JOURNALS
 from maasdam.settings import Settings
 
 MODELS = {
@@ -59,6 +61,7 @@ class Records:
     catalog: Catalog
     keys: Keys
     ledger: Ledger
+    prices: Prices
 
 
 @dataclass
@@ -84,6 +87,7 @@ class Running:
 
         from maasdam.database.tables import LedgerRow
 
+        self.records.ledger.take_in()
         with Session(self.records.ledger._reads) as session:
             return list(session.scalars(select(LedgerRow).where(LedgerRow.request_id == request_id)))
 
@@ -93,6 +97,7 @@ class Running:
 
         from maasdam.database.tables import LedgerRow
 
+        self.records.ledger.take_in()
         with Session(self.records.ledger._reads) as session:
             return session.scalars(select(LedgerRow).order_by(LedgerRow.at.desc()).limit(1)).one_or_none()
 
@@ -104,7 +109,8 @@ def make_engine(artifact: Artifact, **options: Any) -> Any:
 
 def records(home: Path, settings: Settings) -> Records:
     database = open_database(f"sqlite:///{home / 'maasdam.db'}")
-    made = Records(settings, FakeStore(), database, Catalog(database), Keys(database), Ledger(database))
+    ledger = Ledger(database, settings.home / JOURNALS)
+    made = Records(settings, FakeStore(), database, Catalog(database), Keys(database), ledger, Prices({}))
     for name, (task, layout) in MODELS.items():
         digest = f"sha256:{name}"
         signature = None if layout == "genai" else DOUBLES
@@ -158,7 +164,6 @@ def run_in_thread(home: Path, settings: Settings, has_keys: bool = True) -> Iter
     yield Running(f"http://127.0.0.1:{port}", port, key, admin_key, service, made, engines, server.loop)
     server.should_exit = True
     thread.join(20)
-    made.ledger.close()
 
 
 SMALL = Settings(max_body_bytes=2_000_000, request_timeout_seconds=3.0, queue_size=8, watts_per_core=10.0)

@@ -6,13 +6,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import wait
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from tests.served import add_mlp, open_home
+from tests.served import add_mlp, open_home, record
 from typer.testing import CliRunner, Result
 
 from maasdam.cli import command_line
@@ -166,7 +165,7 @@ def test_a_secret_is_printed_once(home: Path) -> None:
 def test_usage_by_and_since(workspace: Workspace) -> None:
     entry = Entry("r", datetime.now(UTC), None, "anonymous", "bard", "/v1/completions", 200, 0.5, 1, prompt_tokens=3)
     old = replace(entry, request_id="old", at=datetime(2025, 1, 1, tzinfo=UTC))
-    wait([workspace.ledger.record(row) for row in (entry, replace(entry, request_id="s", status=400, model="ghost"), old)])
+    record(workspace, entry, replace(entry, request_id="s", status=400, model="ghost"), old)
     answer = document("usage", "--by", "model", "--since", "7d")
     assert [(row["name"], row["requests"], row["errors"], row["joules"]) for row in answer["usage"]] == [
         ("bard:1", 1, 0, None),

@@ -14,7 +14,7 @@ import httpx
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from tests.served import add_mlp, open_home, serving
+from tests.served import add_mlp, open_home, record, serving
 
 from maasdam import settings
 from maasdam.accounts.prices import Prices
@@ -82,8 +82,7 @@ def test_usage_shows_the_currency_and_counts_what_has_no_price(tmp_path: Path) -
     with open_home(tmp_path) as workspace:  # the prices of the home folder
         entry = Entry("a", datetime.now(UTC), None, "anonymous", "bard", "/v1/completions", 200, 0.5, 1)
         others = [replace(entry, request_id="b", model="other"), replace(entry, request_id="c", model="other", status=400)]
-        for future in [workspace.ledger.record(row) for row in (entry, *others)]:
-            future.result(10)
+        record(workspace, entry, *others)
     rows = {row["name"]: row for row in json.loads(maasdam(tmp_path, "usage", "--json").stdout)["usage"]}
     assert (rows["bard:1"]["price"], rows["bard:1"]["currency"], rows["bard:1"]["unpriced"]) == (0.5, "EUR", 0)
     assert (rows["other:1"]["price"], rows["other:1"]["currency"], rows["other:1"]["unpriced"]) == (None, None, 1)

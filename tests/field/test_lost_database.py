@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ from sqlalchemy import event, select
 from tests.operations.test_infer import Says, asked, itself, the_first
 from tests.served import add_mlp, open_home, serving
 
-from maasdam.accounts.ledger import Ledger
+from maasdam.accounts.journal import Journal
+from maasdam.accounts.ledger import Ledger, Row, packed
+from maasdam.accounts.outbox import Outbox
+from maasdam.accounts.prices import Prices
 from maasdam.api.errors import refusal, without_places
 from maasdam.core import Entry
 from maasdam.database import presence as presences
@@ -27,24 +31,35 @@ from maasdam.database.tables import LedgerRow
 from maasdam.errors import DeadlineExceeded, InvalidModel, StorageFailure
 from maasdam.operations.infer import Inference
 from maasdam.serving.router import Lease
+from maasdam.telemetry.metrics import Metrics
 
 BODY = {"inputs": [{"name": "x", "shape": [1, 8], "datatype": "FP32", "data": [0.5] * 8}]}
 
 
 class Watched:
-    """A database, its ledger and who looks after both; looked at when a test says so."""
+    """A database, its ledger and who looks after both, as in a service; looked at when a test says so."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.database = open_database(f"sqlite:///{file}")
-        self.ledger = Ledger(self.database)
-        self.presence = Presence(self.database, on_back=self.ledger.write_again)
+        self.ledger = Ledger(self.database, file.with_name("journals"))
+        self.journal = Journal(file.with_name("journals"))
+        self.presence = Presence(self.database, on_back=self.ledger.look_anew)
 
     def record(self, name: str) -> BaseException | None:
-        entry = Entry(name, datetime.now(UTC), None, "c", "m", "/", 200, 0.1)
-        return self.ledger.record(entry).exception(30)
+        """A request's row, whether it is answered or refused since the database is known to be lost."""
+        entry, refusal = Entry(name, datetime.now(UTC), None, "c", "m", "/", 200, 0.1), None
+        try:
+            self.presence.refuse_if_lost()
+        except StorageFailure as error:
+            entry.status, refusal = 503, error
+        self.journal.append(packed([Row(entry)]))
+        with suppress(StorageFailure):
+            self.ledger.take_in()
+        return refusal
 
     def rows(self) -> dict[str, int]:
+        self.ledger.take_in()
         with self.database.connect() as connection:
             return dict(connection.execute(select(LedgerRow.request_id, LedgerRow.status)).all())
 
@@ -55,7 +70,7 @@ def watched(tmp_path: Path, sqlite_template: Path) -> Iterator[Watched]:
     made = Watched(tmp_path / "maasdam.db")
     yield made
     made.presence.stop()
-    made.ledger.close()
+    made.journal.close()
     made.database.dispose()
 
 
@@ -188,10 +203,12 @@ def test_an_older_file_in_its_place_is_taken_up_and_what_it_lacks_is_written_aga
     older = backup(watched.file)
     assert [watched.record(f"r{n}") for n in range(50)] == [None] * 50
     older.rename(watched.file)
-    assert isinstance(watched.record("early"), StorageFailure)
+    assert watched.record("early") is None, "it is durable, whatever lies at the database's place"
+    assert isinstance(watched.record("noticed"), StorageFailure)
     watched.presence.look()
     assert watched.presence.reason is None and watched.record("later") is None
-    assert watched.rows() == {"oldest": 200} | {f"r{n}": 200 for n in range(50)} | {"early": 503, "later": 200}
+    answered = ["oldest", "early", "later", *(f"r{n}" for n in range(50))]
+    assert watched.rows() == dict.fromkeys(answered, 200) | {"noticed": 503}
 
 
 def test_an_older_copy_written_into_the_file_is_noticed(watched: Watched) -> None:
@@ -274,25 +291,44 @@ def _refuses(*_: object, **__: object) -> None:
     raise psycopg.OperationalError("connection refused")
 
 
+def test_another_writer_of_the_database_keeps_no_answer_waiting(watched: Watched) -> None:
+    with closing(sqlite3.connect(watched.file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        watched.journal.append(packed([Row(Entry("r1", datetime.now(UTC), None, "c", "m", "/", 200, 0.1))]))
+        assert watched.ledger.bytes_behind > 0
+        other.execute("ROLLBACK")
+    assert watched.rows() == {"r1": 200}
+
+
 @pytest.mark.parametrize("is_stream", [False, True])
-async def test_a_deadline_covers_the_wait_for_the_ledger_and_the_row_says_so(watched: Watched, is_stream: bool) -> None:
+async def test_a_deadline_covers_the_wait_for_a_slow_disk_and_the_row_says_so(watched: Watched, is_stream: bool) -> None:
     from types import SimpleNamespace
 
     bard: Any = SimpleNamespace(model="bard", version=3, task=None)
-    infer = Inference(SimpleNamespace(lease=lambda name: Lease(bard, Says("a", "b"))), watched.ledger)
-    with closing(sqlite3.connect(watched.file, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(DeadlineExceeded):
-            async with asyncio.timeout(20):
-                asking = asked(time.monotonic() + 0.2)
-                if is_stream:
-                    async for _ in infer.stream(asking, itself):
-                        pass
-                else:
-                    await infer.whole(asking, the_first)
-        other.execute("ROLLBACK")
-    await asyncio.to_thread(watched.ledger.close)
-    assert watched.rows() == {"r1": 504}
+    may_write = threading.Event()
+
+    class Slow(Journal):
+        def append(self, payload: bytes) -> None:
+            assert may_write.wait(20)
+            super().append(payload)
+
+    journal = Slow(watched.file.with_name("journals"))
+    journal.is_slow = True
+    outbox = Outbox(journal, Metrics(), Prices({}))
+    infer = Inference(SimpleNamespace(lease=lambda name: Lease(bard, Says("a", "b"))), outbox)
+    outbox.record(Entry("before", datetime.now(UTC), None, "c", "m", "/", 200, 0.1), lambda error: None)
+    await asyncio.sleep(0)  # it is being written
+    asyncio.get_running_loop().call_later(0.6, may_write.set)
+    with pytest.raises(DeadlineExceeded):
+        async with asyncio.timeout(20):
+            asking = asked(time.monotonic() + 0.2)
+            if is_stream:
+                async for _ in infer.stream(asking, itself):
+                    pass
+            else:
+                await infer.whole(asking, the_first)
+    await asyncio.to_thread(outbox.close)
+    assert watched.rows() == {"before": 200, "r1": 504}
     row = watched.ledger.row("r1")
     assert row is not None and row["error_code"] == "deadline_exceeded"
 

@@ -184,6 +184,7 @@ class Served:
         return {"headers": {"Authorization": f"Bearer {self.key}"}, "timeout": 60}
 
     def newest_row(self) -> Any:
+        self.workspace.ledger.take_in()
         with Session(self.workspace.ledger._reads) as session:
             return session.scalars(select(LedgerRow).order_by(LedgerRow.at.desc()).limit(1)).one()
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.fakes import FakeLedger
+from tests.fakes import FakeOutbox
 
 from maasdam.core import ANONYMOUS, Caller, Chunk, Cost, Entry, Facts, Request, TextPayload, TextPiece, Units
 from maasdam.errors import (
@@ -66,7 +65,7 @@ def inference(replica: Says | None, ledger: Any = None, **options: Any) -> tuple
             raise NotFound(f"no model '{name}' is deployed")
         return Lease(SimpleNamespace(model="bard", version=3, task="text-generation"), replica)
 
-    ledger = ledger or FakeLedger()
+    ledger = ledger or FakeOutbox()
     made = Inference(SimpleNamespace(lease=lease), ledger, grams_co2e_per_kwh=400.0, **options)
     return made, ledger
 
@@ -106,22 +105,33 @@ async def test_an_answer_in_one_piece_is_folded_metered_and_priced() -> None:
     assert joules == 1.0 and seconds > 0
 
 
-class Slow(FakeLedger):
-    """Rows become durable when told."""
+class Held(FakeOutbox):
+    """Rows that are durable once that is said. `is_early`: none is being written yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_early: bool = False) -> None:
         super().__init__()
-        self.futures: list[Future[None]] = []
+        self.done: list[Callable[[BaseException | None], None]] = []
+        self.is_early = is_early
 
-    def record(self, entry: Any) -> Future[None]:
+    def record(self, entry: Any, done: Callable[[BaseException | None], None]) -> int:
         self.rows.append(entry)
-        self.futures.append(Future())
-        return self.futures[-1]
+        self.done.append(done)
+        return 0
+
+    def restate(self, row: int, status: int, error_code: str) -> bool:
+        if self.is_early:
+            self.rows[row].status, self.rows[row].error_code = status, error_code
+        return self.is_early
+
+    async def recorded(self) -> None:
+        async with asyncio.timeout(5):
+            while not self.rows:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.001)
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
 async def test_the_last_chunk_waits_for_the_durable_row(is_stream: bool) -> None:
-    ledger = Slow()
+    ledger = Held()
     infer, _ = inference(Says("a", "b"), ledger)
     got: list[Chunk] = []
 
@@ -136,7 +146,7 @@ async def test_the_last_chunk_waits_for_the_durable_row(is_stream: bool) -> None
     await asyncio.sleep(0.05)
     assert len(ledger.rows) == 1 and ledger.rows[0].status == 200
     assert [chunk.is_last for chunk in got] == ([False] if is_stream else [])
-    await asyncio.to_thread(ledger.futures[0].set_result, None)
+    ledger.done[0](None)
     await task
     assert got[-1].is_last
 
@@ -183,15 +193,7 @@ async def test_what_a_request_cost_is_known_when_its_answer_is_written(is_stream
 
 
 async def test_an_answer_whose_row_can_not_be_written_is_not_given() -> None:
-    class Full(FakeLedger):
-        def record(self, entry: Any) -> Future[None]:
-            future: Future[None] = Future()
-            future.set_exception(ServiceError("the ledger can't be written: disk full"))
-            return future
-
-    counted: list[int] = []
-    meters = SimpleNamespace(answered=lambda entry, status: counted.append(status), first_chunk=lambda *_: None)
-    infer, _ = inference(Says("a", "b"), Full(), meters=meters)
+    infer, outbox = inference(Says("a", "b"), FakeOutbox(ServiceError("the journal can't be written: disk full")))
     with pytest.raises(ServiceError, match="disk full"):
         await infer.whole(asked(), the_first)
     got = []
@@ -199,55 +201,37 @@ async def test_an_answer_whose_row_can_not_be_written_is_not_given() -> None:
         async for chunk in infer.stream(asked(), itself):
             got.append(chunk.is_last)
     assert got == [False]
-    assert counted == [ServiceError.http_status] * 2, "what was answered, and once each"
+    assert len(outbox.rows) == 2 and outbox.first_chunks == 1, "once each"
 
 
-class Held(FakeLedger):
-    """Rows that are durable once that is said."""
-
-    def __init__(self, is_late: bool = False) -> None:
-        super().__init__()
-        self.row: Future[None] = Future()
-        self.is_late = is_late
-
-    def record(self, entry: Any) -> Future[None]:
-        self.rows.append(entry)
-        return self.row
-
-    def restate(self, row: Future[None], status: int, code: str | None = None) -> bool:
-        return self.is_late
-
-
-async def test_an_answer_is_counted_once_its_row_is_durable_and_as_what_was_answered() -> None:
-    counted: list[int] = []
-    meters = SimpleNamespace(answered=lambda entry, status: counted.append(status), first_chunk=lambda *_: None)
-
-    def asking(ledger: Held, deadline: float | None = None) -> asyncio.Task[Chunk]:
-        infer, _ = inference(Says("a"), ledger, meters=meters)
-        return asyncio.create_task(infer.whole(asked(deadline), the_first))
-
-    async def recorded(ledger: Held) -> None:
-        async with asyncio.timeout(5):
-            while not ledger.rows:  # noqa: ASYNC110 - nobody tells
-                await asyncio.sleep(0.001)
-
-    ledger = Held()
-    answer = asking(ledger)
-    await recorded(ledger)
-    assert counted == []
-    ledger.row.set_result(None)
-    await answer
-    assert counted == [200]
+async def test_an_answer_that_is_late_while_its_row_waits_is_an_error_in_its_row_too() -> None:
+    outbox = Held(is_early=True)
+    infer, _ = inference(Says("a"), outbox)
     with pytest.raises(DeadlineExceeded):
-        await asking(Held(is_late=True), time.monotonic() + 0.2)
-    assert counted == [200, 504]
-    gone = Held()
-    leaves = asking(gone)
-    await recorded(gone)
+        await infer.whole(asked(time.monotonic() + 0.05), the_first)
+    assert [(row.status, row.error_code) for row in outbox.rows] == [(504, "deadline_exceeded")]
+
+
+async def test_an_answer_whose_row_is_being_written_waits_for_it_and_is_given() -> None:
+    outbox = Held()
+    infer, _ = inference(Says("a"), outbox)
+    late = asyncio.create_task(infer.whole(asked(time.monotonic() + 0.05), the_first))
+    await outbox.recorded()
+    asyncio.get_running_loop().call_later(0.15, outbox.done[0], None)
+    assert (await late).is_last
+    assert [row.status for row in outbox.rows] == [200]
+
+
+async def test_who_goes_away_while_the_row_waits_leaves_one_row() -> None:
+    outbox = Held()
+    infer, _ = inference(Says("a"), outbox)
+    leaves = asyncio.create_task(infer.whole(asked(), the_first))
+    await outbox.recorded()
     leaves.cancel()
     with pytest.raises(asyncio.CancelledError):
         await leaves
-    assert counted == [200, 504, 499]
+    outbox.done[0](None)
+    assert [row.status for row in outbox.rows] == [200]
 
 
 @pytest.mark.parametrize(
@@ -326,6 +310,7 @@ async def test_the_deadline_bounds_a_whole_answer_and_the_first_piece_of_a_strea
     infer, ledger = inference(replica)
     with pytest.raises(DeadlineExceeded):
         await infer.whole(asked(time.monotonic() + 0.15), the_first)
+    await asyncio.sleep(0)  # it is told, and ends in its turn
     assert ledger.rows[0].status == 504 and replica.closed == 1
     got = [chunk async for chunk in infer.stream(asked(time.monotonic() + 0.15), itself)]
     assert len(got) == 3
@@ -348,17 +333,3 @@ async def test_one_bad_payload_of_several_ends_all_and_is_one_row() -> None:
     with pytest.raises(InvalidPayload):
         await infer.whole(asked(prompts="xyz"), all_of_them)
     assert [row.status for row in ledger.rows] == [400] and replica.closed == 3
-
-
-async def test_many_rows_that_become_durable_in_a_thread_wake_everyone() -> None:
-    class Threaded(FakeLedger):
-        def record(self, entry: Any) -> Future[None]:
-            future: Future[None] = Future()
-            told: Callable[..., None] = future.set_result
-            asyncio.get_running_loop().run_in_executor(None, told, None)
-            return future
-
-    infer, _ = inference(Says("a"), Threaded())
-    for _ in range(20):
-        async with asyncio.timeout(10):
-            await asyncio.gather(*(infer.whole(asked(), the_first) for _ in range(50)))

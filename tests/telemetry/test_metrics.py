@@ -20,6 +20,7 @@ class Receipt:
     seconds: float = 0.02
     compute_seconds: float | None = None
     joules: float | None = None
+    status: int = 200
 
 
 def values(metrics: Metrics) -> dict[tuple[str, ...], float]:
@@ -36,19 +37,20 @@ def values(metrics: Metrics) -> dict[tuple[str, ...], float]:
 
 def test_answers_are_counted_by_model_and_status() -> None:
     metrics = Metrics()
-    for status in (200, 200, 400):
-        metrics.answered(Receipt(), status)
+    metrics.answered([Receipt(), Receipt(), Receipt(status=400)])
+    metrics.answered([Receipt()], 503)
     found = values(metrics)
     assert found["maasdam_requests_total", "model=digits", "status=200"] == 2
     assert found["maasdam_requests_total", "model=digits", "status=400"] == 1
+    assert found["maasdam_requests_total", "model=digits", "status=503"] == 1
     assert found["maasdam_request_duration_seconds_count", "model=digits", "status=200"] == 2
 
 
 def test_what_was_not_measured_is_not_counted_as_nought() -> None:
     metrics = Metrics()
-    metrics.answered(Receipt(), 200)
+    metrics.answered([Receipt()])
     assert not any(key[0] in ("maasdam_joules_total", "maasdam_tokens_total") for key in values(metrics))
-    metrics.answered(Receipt(joules=2.5, compute_seconds=0.5, prompt_tokens=7, completion_tokens=9), 200)
+    metrics.answered([Receipt(joules=2.0, prompt_tokens=3), Receipt(joules=0.5, prompt_tokens=4, completion_tokens=9)])
     found = values(metrics)
     assert found["maasdam_joules_total", "model=digits"] == 2.5
     assert found["maasdam_tokens_total", "kind=prompt", "model=digits"] == 7
@@ -58,14 +60,14 @@ def test_what_was_not_measured_is_not_counted_as_nought() -> None:
 def test_names_that_callers_invent_make_one_series() -> None:
     metrics = Metrics()
     for number in range(100):
-        metrics.answered(Receipt(f"ghost{number}", None, None), 404)
+        metrics.answered([Receipt(f"ghost{number}", None, None, status=404)])
     requests = {key: value for key, value in values(metrics).items() if key[0] == "maasdam_requests_total"}
     assert requests == {("maasdam_requests_total", "model=", "status=404"): 100}
 
 
 def test_two_services_in_one_process_do_not_mix() -> None:
     first, second = Metrics(), Metrics()
-    first.answered(Receipt(), 200)
+    first.answered([Receipt()])
     assert not any(key[0] == "maasdam_requests_total" for key in values(second))
 
 

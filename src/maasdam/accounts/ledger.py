@@ -1,38 +1,42 @@
-"""Facts to bill from: one durable row a request. Knows rows and sums; refuses to know what a request was about.
+"""Facts to bill from: one row a request. Knows rows, sums and how far each journal is in; never what a request was about.
 
-    record(entry) -> Future --one writer thread--> one transaction for all that queued meanwhile -> futures resolve
+    journals --take_in: their rows and their ends in one transaction--> SQL --> usage, row
 
-A future resolves once its row is on disk (group commit), so an answer whose last byte waits for it can't be lost.
-A database can be lost under a running service: the newest rows are kept in memory too, to be written again.
+What is durable is in a journal (`accounts.journal`) before its caller hears of it. It comes into the database soon after,
+once whatever happens: how far a file is in stands in the database itself, so an older copy of it, put in its place, gets what
+it lacks. Whoever reads takes in first what is there.
 """
 
 from __future__ import annotations
 
-import queue
+import logging
 import threading
-from collections import deque
-from collections.abc import Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import MISSING, dataclass, replace
 from datetime import datetime
 from functools import lru_cache
+from operator import attrgetter
+from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import Engine, Text, case, func, select
+import msgspec
+from sqlalchemy import Connection, Engine, Text, bindparam, case, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from maasdam.accounts.prices import Prices
+from maasdam.accounts import journal
 from maasdam.core import Entry
-from maasdam.database.tables import LedgerRow, ModelRow
-from maasdam.errors import LostConnection, ServiceError, StorageFailure
+from maasdam.database.tables import JournalRow, LedgerRow, ModelRow
+from maasdam.errors import LostConnection, MaasdamError, StorageFailure
+
+log = logging.getLogger("maasdam.ledger")
 
 GROUP = 512
-"""Rows in one transaction at most."""
-KEPT = 10_000
-"""The newest rows are kept in memory, so many of them, in case the database is lost."""
-UNAVAILABLE = 503
-"""What became of a request whose row could not be written: it was not answered."""
+"""Rows in one transaction, about."""
+KEPT_SECONDS = 3600.0
+"""Journals whose writer has ended stay so long, in case the database is put back to an older copy."""
 
 NO_MODEL = "(no model)"
 """What usage calls requests that named no model of the catalog."""
@@ -65,90 +69,125 @@ class Usage:
     """Answered requests that no price list covered: `price` is of the others."""
 
 
-class _Row(Future[None]):
-    """One row on its way to the disk."""
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row on its way. `is_restated`: it may be there already with another status, as what it was before it was refused."""
 
-    def __init__(self, entry: Entry, is_again: bool = False) -> None:
-        super().__init__()
-        self.entry = entry
-        self.is_again = is_again
-        """Whether what became of the request is known: this is not the first time the row is written."""
-        self.is_restated = False
-        """Whether it may be there already with another status: a commit that nobody heard of, then a refusal."""
-        self.is_taken = False
-        """Whether a transaction has begun that will write it as it is now."""
-        self.set_running_or_notify_cancel()  # who waits may go away (a disconnect); the row is written all the same
+    entry: Entry
+    is_restated: bool = False
 
 
 class Ledger:
-    """The ledger in one database: one writer thread, any number of callers."""
+    """The ledger in one database, and the journals of one folder. Thread-safe; any number of processes may have one."""
 
-    def __init__(self, database: Engine, prices: Prices | None = None) -> None:
+    def __init__(self, database: Engine, folder: Path | None = None) -> None:
+        """Without a folder there are no journals to take in."""
         self._writes = database
         self._reads = database.execution_options(is_reader=True)
-        self._prices = prices or Prices({})
-        self._queue: queue.SimpleQueue[_Row | None] = queue.SimpleQueue()
-        self._written: deque[Entry] = deque(maxlen=KEPT)
-        self._unwritten: deque[Entry] = deque(maxlen=KEPT)
-        self._thread: threading.Thread | None = None
+        self._folder = folder
+        self._ends: dict[str, int] = {}
+        """How far files are in, as far as is known: what saves most looks a transaction."""
         self._lock = threading.Lock()
-        self._is_closed = False
 
-    def record(self, entry: Entry) -> Future[None]:
-        """Resolved once the row is durable; fails with ServiceError when it can't be written.
+    def take_in(self, is_ending: bool = False) -> None:
+        """Bring what the journals hold into the database. Raises StorageFailure; what was not taken in stays where it is.
 
-        A request_id that is in the ledger already is left as it is: recording twice counts once. So an id must be
-        the service's own: a caller who chose it could have a second request for nothing.
+        `is_ending`: files that are in are let go of, even young ones.
         """
-        return self._queued(_Row(entry))
-
-    def _queued(self, row: _Row) -> _Row:
+        if self._folder is None:
+            return
         with self._lock:
-            if self._is_closed:
-                row.set_exception(ServiceError("the ledger is closed"))
-                return row
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._write_all, name="ledger", daemon=True)
-                self._thread.start()
-            self._queue.put(row)  # inside the lock: nothing may queue behind the end that `close` puts
-        return row
+            for path in sorted(self._folder.glob(journal.PATTERN)):
+                with suppress(FileNotFoundError):  # another process was faster
+                    self._take_file(path, is_ending)
 
-    def restate(self, row: Future[None], status: int, error_code: str) -> bool:
-        """Let a row that `record` gave be that of an error; False where it is being written already, or is."""
-        assert isinstance(row, _Row)
+    def look_anew(self) -> None:
+        """Another database, or an older copy, is in place: how far files are in is to be asked of it."""
         with self._lock:
-            if row.is_taken or row.done():
-                return False
-            row.entry = _refused(row.entry, status, error_code)
-            return True
+            self._ends.clear()
 
-    def write_again(self) -> None:
-        """The database was lost and is back: queue the newest rows once more. Those that are there stay single.
+    @property
+    def bytes_behind(self) -> int:
+        """How much of the journals is not known to be in."""
+        paths = [] if self._folder is None else list(self._folder.glob(journal.PATTERN))
+        behind = 0
+        for path in paths:
+            with suppress(FileNotFoundError):
+                behind += path.stat().st_size - self._ends.get(path.name, 0)
+        return behind
 
-        Rows that could not be written are queued too, answered ones as what became of them: 503.
-        """
-        with self._lock:
-            again = [_Row(entry, is_again=True) for entry in self._written] + self._late()
-            self._written.clear()
-        for row in again:
-            self._queued(row)
+    def _take_file(self, path: Path, is_ending: bool) -> None:
+        status = path.stat()
+        is_over = not journal.is_written(path)  # asked before it is read: what comes after the last look is none
+        if self._ends.get(path.name) != status.st_size:
+            is_more = True
+            while is_more:
+                try:
+                    end, is_more = self._take_some(path)
+                except LostConnection:  # the server went away, perhaps after it committed: then its end says so
+                    end, is_more = self._take_some(path)
+            self._ends[path.name] = status.st_size if is_over else end
+        if is_over and (is_ending or status.st_mtime + KEPT_SECONDS < time.time()):
+            journal.discard(path)
+            del self._ends[path.name]
+            with self._writes.begin() as connection:
+                connection.execute(delete(JournalRow).where(JournalRow.name == path.name))
 
-    def _late(self) -> list[_Row]:
-        """The rows that could not be written, to be written now. With the lock."""
-        rows = [_Row(entry, is_again=True) for entry in self._unwritten]
+    def _take_some(self, path: Path) -> tuple[int, bool]:
+        """The next rows of a file, in one transaction; how far it is in then, and whether there is more."""
+        try:
+            with self._writes.begin() as connection:
+                return self._take_group(connection, path, self._insert)
+        except MaasdamError:
+            raise
+        except (SQLAlchemyError, ValueError, TypeError, AttributeError):  # one bad row must not take its neighbours down
+            with self._writes.begin() as connection:
+                return self._take_group(connection, path, self._insert_singly)
+
+    def _take_group(self, connection: Connection, path: Path, insert: Any) -> tuple[int, bool]:
+        connection.execute(_insert(self._writes, JournalRow).values(name=path.name, end=0).on_conflict_do_nothing())
+        its = JournalRow.name == path.name
+        end = begun = int(connection.execute(select(JournalRow.end).where(its).with_for_update()).scalar_one())
+        rows: list[Values] = []
+        for payload, end in journal.read(path, begun):  # noqa: B007  the last one
+            rows += unpacked(payload)
+            if len(rows) >= GROUP:
+                break
+        if end > begun:
+            insert(connection, rows)
+            connection.execute(JournalRow.__table__.update().where(its).values(end=end))  # type: ignore[attr-defined]  # a Table
+        return end, len(rows) >= GROUP
+
+    def _insert(self, connection: Connection, rows: Sequence[Values]) -> None:
+        is_sqlite = self._writes.dialect.name == "sqlite"
+        for is_restated in (False, True):
+            values = [row[:-1] for row in rows if row[-1] == is_restated]
+            if values and is_sqlite:  # a third of what it takes by way of dictionaries
+                connection.exec_driver_sql(
+                    _in_sqlite(is_restated), [(*row[:AT], _text(row[AT]), *row[AT + 1 :]) for row in values]
+                )
+            elif values:
+                connection.execute(_how(postgresql, is_restated), [dict(zip(COLUMNS, row, strict=True)) for row in values])
+
+    def _insert_singly(self, connection: Connection, rows: Sequence[Values]) -> None:
         for row in rows:
-            row.is_restated = True
-        self._unwritten.clear()
-        return rows
+            try:
+                self._insert_apart(connection, row)
+            except (SQLAlchemyError, ValueError, TypeError, AttributeError) as error:
+                log.error("a row can't be kept in the ledger: %s: %s", dict(zip(COLUMNS, row, strict=False)), error)
 
-    def close(self) -> None:
-        """Write what is queued and stop. Whoever calls it waits for that, not only the first."""
-        with self._lock:
-            if self._thread is not None and not self._is_closed:
-                self._queue.put(None)
-            self._is_closed = True
-        if self._thread is not None:
-            self._thread.join()
+    def _insert_apart(self, connection: Connection, row: Values) -> None:
+        try:
+            with connection.begin_nested():
+                self._insert(connection, [row])
+        except IntegrityError:
+            key_id, caller = row[KEY_ID], f"{row[CALLER]} ({row[KEY_ID]})"
+            if key_id is None:
+                raise
+            # another database was put in place that lacks the key: who called is still told by the name
+            changed = {KEY_ID: None, CALLER: _fitting(caller, WIDTHS["caller"])}
+            with connection.begin_nested():
+                self._insert(connection, [tuple(changed.get(i, value) for i, value in enumerate(row))])
 
     def usage(self, by: By = "model", since: datetime | None = None) -> list[Usage]:
         """Sums by key (named by its name and id), model (NAME:VERSION) or day (UTC), busiest first (days in order).
@@ -174,6 +213,7 @@ class Ledger:
         ).group_by(*columns)
         if since is not None:
             query = query.where(LedgerRow.at >= since)
+        self._catch_up()
         with self._reads.connect() as connection:
             rows = connection.execute(query).all()
         out = []
@@ -189,89 +229,25 @@ class Ledger:
 
     def row(self, request_id: str) -> dict[str, Any] | None:
         """One request's row as column -> value; None where there is none."""
+        self._catch_up()
         with self._reads.connect() as connection:
             found = connection.execute(select(LedgerRow.__table__).where(LedgerRow.request_id == request_id)).mappings().first()
         return None if found is None else dict(found)
 
-    def _write_all(self) -> None:
-        while True:
-            first = self._queue.get()
-            if first is None:
-                return
-            group, is_last = [first], False
-            while len(group) < GROUP and not self._queue.empty():
-                more = self._queue.get()
-                if more is None:
-                    is_last = True
-                    break
-                group.append(more)
-            if self._write(group):
-                self._write_late()
-            if is_last:
-                return
-
-    def _write_late(self) -> None:
-        """The database takes rows: so it may take those of a failure that was over before anybody looked."""
-        with self._lock:
-            late = self._late()
-        for start in range(0, len(late), GROUP):
-            self._write(late[start : start + GROUP])
-
-    def _write(self, group: list[_Row]) -> bool:
-        """Write and resolve; the thread outlives whatever goes wrong. False: the database takes no rows now."""
+    def _catch_up(self) -> None:
+        """So that who reads what was used sees the newest too; what can't be taken in now is told by `bytes_behind`."""
         try:
-            self._insert_surely(group)
-        except StorageFailure as error:  # full disk, lost or locked database: the same for every row
-            with self._lock:
-                for row in group:
-                    was_answered = row.is_again or row.entry.status >= 400
-                    self._unwritten.append(row.entry if was_answered else _refused(row.entry, UNAVAILABLE, error.code))
-            for row in group:
-                row.set_exception(StorageFailure(f"the ledger can't be written: {error}"))
-            return False
-        except Exception as error:
-            if len(group) > 1:  # one bad row must not take its neighbours down
-                return all([self._write([row]) for row in group])
-            (row,) = group
-            if isinstance(error, IntegrityError) and row.entry.key_id is not None:
-                # another database was put in place that lacks the key: who called is still told by the name
-                row.entry = replace(row.entry, key_id=None, caller=f"{row.entry.caller} ({row.entry.key_id})")
-                return self._write([row])
-            row.set_exception(ServiceError(f"the ledger can't be written: {error}"))
-        else:
-            with self._lock:
-                self._written += [row.entry for row in group]
-            for row in group:
-                row.set_result(None)
-        return True
-
-    def _insert_surely(self, group: list[_Row]) -> None:
-        try:
-            self._insert(group)
-        except LostConnection:
-            self._insert(group)  # the server went away, perhaps after it committed: rows that are there stay single
-
-    def _insert(self, group: list[_Row]) -> None:
-        with self._writes.begin() as connection:  # may wait for another writer; until then a row can be restated
-            with self._lock:
-                for row in group:
-                    row.is_taken = True
-            for how, is_restated in zip(_inserts(self._writes.dialect.name), (False, True), strict=True):
-                entries = [_fitting(self._priced(row.entry)) for row in group if row.is_restated == is_restated]
-                if entries:
-                    connection.execute(how, [{name: getattr(entry, name) for name in COLUMNS} for entry in entries])
-
-    def _priced(self, entry: Entry) -> Entry:
-        if entry.price is not None or entry.status >= 400:
-            return entry
-        price, currency = self._prices.of(entry.model, {name: getattr(entry, name) for name in COLUMNS})
-        return entry if price is None else replace(entry, price=price, currency=currency)
+            self.take_in()
+        except StorageFailure as error:
+            log.warning("what is in the journals is not in the ledger yet: %s", error)
 
 
 COLUMNS = tuple(Entry.__dataclass_fields__)
 TOLD = ("status", "price", "currency", "error_code")
 """What an answer that became a refusal changes in its row."""
-WIDTHS = {name: LedgerRow.__table__.c[name].type.length for name in ("caller", "model", "task", "endpoint", "error_code")}  # type: ignore[attr-defined]  # String
+TEXTS = ("caller", "model", "task", "endpoint", "error_code")
+WIDTHS = {name: LedgerRow.__table__.c[name].type.length for name in TEXTS}  # type: ignore[attr-defined]  # String
+DEFAULTS = {name: field.default for name, field in Entry.__dataclass_fields__.items() if field.default is not MISSING}
 
 SUMMED = (
     "items",
@@ -286,28 +262,69 @@ SUMMED = (
 )
 
 
+AT, KEY_ID, CALLER = (COLUMNS.index(name) for name in ("at", "key_id", "caller"))
+Values = tuple[Any, ...]
+"""What the columns of a row hold, in the order of COLUMNS; then whether it is restated, see `Row`."""
+
+_values = attrgetter(*COLUMNS)
+_encode = msgspec.msgpack.Encoder(enc_hook=lambda number: number.item()).encode  # NumPy's
+_decode = msgspec.msgpack.Decoder(tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]).decode
+
+
+def packed(rows: Sequence[Row]) -> bytes:
+    """Rows for a journal. Their names are beside them: another version may have others."""
+    return _encode((COLUMNS, [(*_values(row.entry), row.is_restated) for row in rows]))
+
+
+def unpacked(payload: bytes) -> Sequence[Values]:
+    """What `packed` was given."""
+    names, rows = _decode(payload)
+    if names == COLUMNS:
+        return rows
+    known = [dict(zip(names, row, strict=False)) | {"": row[-1]} for row in rows]
+    return [tuple(row.get(name, DEFAULTS.get(name)) for name in (*COLUMNS, "")) for row in known]
+
+
+def _insert(database: Engine, table: Any) -> Any:
+    return (postgresql if database.dialect.name == "postgresql" else sqlite).insert(table.__table__)
+
+
 @lru_cache
-def _inserts(database: str) -> tuple[Any, Any]:
+def _how(database: Any, is_restated: bool) -> Any:
     """How rows are written: those that are there stay as they are, or become what was told instead."""
-    new = (postgresql if database == "postgresql" else sqlite).insert(LedgerRow.__table__)
+    new = database.insert(LedgerRow.__table__).values({name: bindparam(name) for name in COLUMNS})
     told = {name: new.excluded[name] for name in TOLD}
     is_other = LedgerRow.__table__.c.status != new.excluded.status
-    return new.on_conflict_do_nothing(), new.on_conflict_do_update(index_elements=["request_id"], set_=told, where=is_other)
+    if not is_restated:
+        return new.on_conflict_do_nothing()
+    return new.on_conflict_do_update(index_elements=["request_id"], set_=told, where=is_other)
 
 
-def _refused(entry: Entry, status: int, error_code: str) -> Entry:
-    """The row of an answer that could not be given after all: nobody pays for it."""
-    return replace(entry, status=status, error_code=error_code, price=None, currency=None)
+@lru_cache
+def _in_sqlite(is_restated: bool) -> str:
+    """The same as text, its parameters numbered as COLUMNS are."""
+    how = _how(sqlite, is_restated).compile(dialect=sqlite.dialect())
+    first, *parts = str(how).split("?")
+    return first + "".join(f"?{COLUMNS.index(name) + 1}{part}" for name, part in zip(how.positiontup, parts, strict=True))
 
 
-def _fitting(entry: Entry) -> Entry:
+def _text(at: datetime) -> str:
+    """As SQLAlchemy keeps moments in SQLite."""
+    return at.isoformat(" ", "microseconds")[:26]
+
+
+def fitting(entry: Entry) -> Entry:
     """What callers wrote, as a column can hold it: a wrong model's name may be endless or no text at all."""
     cut: dict[str, Any] = {}
     for name, width in WIDTHS.items():
         text = getattr(entry, name)
         if text is not None and (len(text) > width or not text.isprintable()):
-            cut[name] = "".join(c if c.isprintable() else "\ufffd" for c in text[:width])
+            cut[name] = _fitting(text, width)
     return replace(entry, **cut) if cut else entry
+
+
+def _fitting(text: str, width: int) -> str:
+    return "".join(c if c.isprintable() else "\ufffd" for c in text[:width])
 
 
 def _numbers(known: Mapping[str, Any]) -> dict[str, Any]:

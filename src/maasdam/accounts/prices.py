@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maasdam.core import Entry
 from maasdam.errors import InvalidInput
 
 UNITS = ("requests", "items", "prompt_tokens", "completion_tokens", "audio_seconds", "compute_seconds")
@@ -55,10 +56,10 @@ class Prices:
                     raise InvalidInput(f"{path}: prices.{model}.{key} = {value!r}; it takes {takes}{meant}")
         return Prices(tables)
 
-    def of(self, model: str, entry: Mapping[str, Any]) -> tuple[float | None, str | None]:
+    def of(self, entry: Entry) -> tuple[float | None, str | None]:
         """The price of one ledger entry and its currency, or (None, None) where the list names none."""
-        table = self.by_model.get(model) or self.by_model.get("*")
+        table = self.by_model.get(entry.model) or self.by_model.get("*")
         if not table:
             return None, None
-        units = {**entry, "requests": 1}
-        return sum(table[u] * (units.get(u) or 0) for u in UNITS if u in table), table.get("currency")
+        price = sum(table[u] * ((getattr(entry, u) if u != "requests" else 1) or 0) for u in UNITS if u in table)
+        return price, table.get("currency")

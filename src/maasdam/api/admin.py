@@ -72,7 +72,7 @@ def routes(service: Service) -> APIRouter:
     @router.get("/requests/{request_id}")
     async def request(request_id: Annotated[str, Path(description="the X-Request-Id of an answer")]) -> dict[str, Any]:
         """What became of one request: its row in the ledger, and its lines in the log."""
-        service.requests.flush()
+        service.outbox.flush()
         return await asyncio.to_thread(find_request, service, request_id)
 
     return router

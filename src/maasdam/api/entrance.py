@@ -154,7 +154,7 @@ class Entrance:
             _model(scope),
             None if refused is None else refused.code,
         )
-        self._service.requests.ended(ended)
+        self._service.outbox.ended(ended)
 
     async def _answer(self, scope: Scope, receive: Receive, reply: _Reply) -> None:
         path: str = scope["path"]

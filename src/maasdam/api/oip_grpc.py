@@ -424,7 +424,7 @@ class GrpcDoor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships 
         trace = trace_of(rpc.metadata.get("traceparent"))
         seconds = time.perf_counter() - rpc.began
         key = rpc.caller.key_id
-        self._service.requests.ended(
+        self._service.outbox.ended(
             Ended(rpc.id, trace, "gRPC", rpc.endpoint, rpc.status, seconds, key, rpc.model or None, rpc.reason)
         )
 

@@ -23,12 +23,16 @@ def usage(
 
     Example: maasdam usage --by key --since 7d
     """
+    from maasdam.operations.usage import bytes_behind
     from maasdam.operations.usage import usage as sums
 
     with in_workspace() as workspace:
         rows = sums(workspace, by, since)
+        behind = bytes_behind(workspace)
         cells = [(row["name"], *(row[column] for column in COLUMNS)) for row in rows]
         text = table((by, *COLUMNS), cells) if rows else "Nothing was used yet."
         if any(row["unpriced"] for row in rows):
             text += "\n\nunpriced: answered while no price list covered the model; write [prices.MODEL] tables in maasdam.toml"
-        emit({"by": by, "since": since, "usage": rows}, as_json, text)
+        if behind:
+            text += f"\n\n{behind:,} bytes of what was answered are in journals still: the database takes no rows now"
+        emit({"by": by, "since": since, "usage": rows, "bytes_behind": behind}, as_json, text)

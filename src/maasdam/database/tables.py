@@ -132,6 +132,15 @@ class KeyRow(Base):
     revoked_at: Mapped[datetime | None] = mapped_column(UtcTime)
 
 
+class JournalRow(Base):
+    """A file of answered requests, and up to which byte of it they are in the ledger."""
+
+    __tablename__ = "journals"
+
+    name: Mapped[str] = mapped_column(String(96), primary_key=True)
+    end: Mapped[int] = mapped_column(BigInteger)
+
+
 class LedgerRow(Base):
     """One request, answered or not. Unmeasured is NULL."""
 

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -37,6 +35,8 @@ JOULES_PER_KWH = 3.6e6
 LONGEST_NAME = 200
 """What is kept of a name that a caller made up, characters."""
 Written = TypeVar("Written")
+Queued = TypeVar("Queued")
+"""A row on its way to the disk."""
 LEAST_WAIT_SECONDS = 0.25
 """An error's row is waited for so long at least: most are durable by then."""
 TOO_LATE = "no answer within the time limit; try again when the service is less busy"
@@ -53,23 +53,15 @@ class Routes(Protocol):
         ...
 
 
-class Rows(Protocol):
-    """What inference needs of the ledger."""
+class Outbox(Protocol[Queued]):
+    """What inference needs of the outbox, the seam that rows and counts leave through."""
 
-    def record(self, entry: Entry) -> Future[None]:
-        """Resolved once the row is durable."""
+    def record(self, entry: Entry, done: Callable[[BaseException | None], None]) -> Queued:
+        """`done` is called once the row is durable, or with why it is not; it is counted too."""
         ...
 
-    def restate(self, row: Future[None], status: int, error_code: str) -> bool:
+    def restate(self, row: Queued, status: int, error_code: str) -> bool:
         """Another status, an error's, for a row that is not being written yet; False where it is too late for that."""
-        ...
-
-
-class Meters(Protocol):
-    """What inference needs of the metrics."""
-
-    def answered(self, entry: Entry, status: int) -> None:
-        """A request has ended."""
         ...
 
     def first_chunk(self, entry: Entry, seconds: float) -> None:
@@ -83,10 +75,9 @@ class Inference:
     def __init__(
         self,
         routes: Routes,
-        ledger: Rows,
+        outbox: Outbox[Any],
         *,
         grams_co2e_per_kwh: float = 0.0,
-        meters: Meters | None = None,
         refuse_if_lost: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -95,13 +86,11 @@ class Inference:
         `refuse_if_lost` raises StorageFailure while nothing can be recorded: then no model runs for nothing.
         """
         self._routes = routes
-        self._ledger = ledger
+        self._outbox = outbox
         self._grams_co2e_per_joule = grams_co2e_per_kwh / JOULES_PER_KWH
-        self._meters = meters
         self._refuse_if_lost = refuse_if_lost
         self._clock = clock
-        self._deadlines = Deadlines(clock)
-        self._durable = _Durable(self._deadlines)
+        self.deadlines = Deadlines(clock)
 
     async def whole(
         self,
@@ -142,8 +131,7 @@ class Inference:
                 left = None if request.deadline is None else request.deadline - self._clock()
                 async with asyncio.timeout(left):
                     chunk = await anext(chunks)
-                if self._meters:
-                    self._meters.first_chunk(account.entry, self._clock() - account.began)
+                self._outbox.first_chunk(account.entry, self._clock() - account.began)
                 while not chunk.is_last:
                     account.see([chunk])
                     yield write(chunk, account.entry)
@@ -162,6 +150,13 @@ class Inference:
             account.release()
         yield last
 
+    async def note(self, entry: Entry, until: float) -> None:
+        """Write a row of what no model was asked for, and wait for it until then: it costs nothing, and need not be certain."""
+        durable = _Durable()
+        self._outbox.record(entry, durable.tell)
+        with contextlib.suppress(MaasdamError, TimeoutError):
+            await durable.wait(self.deadlines, until)
+
     def _lease(self, account: _Account) -> Replica:
         self._refuse_if_lost()
         lease = account.lease = self._routes.lease(account.request.model)
@@ -174,7 +169,7 @@ class Inference:
         waiter: asyncio.Future[list[Chunk]] = asyncio.get_running_loop().create_future()
         told = partial(settle, waiter)
         deadline = account.request.deadline
-        late = None if deadline is None else self._deadlines.add(deadline, partial(told, TimeoutError()))
+        late = None if deadline is None else self.deadlines.add(deadline, partial(told, TimeoutError()))
         try:
             cancel = replica.submit(account.request, told)
             try:
@@ -184,7 +179,7 @@ class Inference:
                 raise
         finally:
             if late is not None:
-                self._deadlines.remove(late)
+                self.deadlines.remove(late)
         account.see(chunks)
         return chunks
 
@@ -233,45 +228,31 @@ class _Account:
 
     async def answered(self, deadline: float | None) -> None:
         """Write the row of an answer, and wait until it is durable. Raises DeadlineExceeded, and the row says so then."""
-        row = self._record(200)
-        if row is None:
+        if self._is_settled:
             return
-        durable, ledger = self._inference._durable, self._inference._ledger
-        status = 200
+        row, durable = self._record(200)
         try:
-            try:
-                await durable.wait(row, deadline)
-            except TimeoutError:
-                if ledger.restate(row, DeadlineExceeded.http_status, DeadlineExceeded.code):
-                    raise DeadlineExceeded(TOO_LATE) from None
-                await durable.wait(row, None)  # it is being committed, which waits for nobody
-        except BaseException as error:
-            status = _status(error)
-            raise
-        finally:
-            self._count(status)
+            await durable.wait(self._inference.deadlines, deadline)
+        except TimeoutError:
+            if self._inference._outbox.restate(row, DeadlineExceeded.http_status, DeadlineExceeded.code):
+                raise DeadlineExceeded(TOO_LATE) from None
+            await durable.wait(self._inference.deadlines, None)  # it is being written, which waits for nobody
 
     async def settle(self, status: int, error_code: str) -> None:
         """Write the row of an error, once, and wait until it is durable, but not for long beyond the deadline."""
-        row = self._record(status, error_code)
-        if row is None:
+        if self._is_settled:
             return
+        _, durable = self._record(status, error_code)
         deadline = self.request.deadline
         until = None if deadline is None else max(deadline, self._inference._clock() + LEAST_WAIT_SECONDS)
-        try:
-            with contextlib.suppress(TimeoutError):  # it stays queued
-                await self._inference._durable.wait(row, until)
-        except BaseException as error:
-            status = _status(error)
-            raise
-        finally:
-            self._count(status)
+        with contextlib.suppress(TimeoutError):  # it stays queued
+            await durable.wait(self._inference.deadlines, until)
 
     async def failed(self, error: BaseException) -> BaseException:
         """Write the row of a request that `error` ended; the error to raise."""
         if isinstance(error, GeneratorExit | asyncio.CancelledError):
-            if self._record(CLIENT_CLOSED, "client_closed") is not None:
-                self._count(CLIENT_CLOSED)
+            if not self._is_settled:
+                self._record(CLIENT_CLOSED, "client_closed")
             return error
         shown: BaseException = error
         if isinstance(error, TimeoutError):
@@ -284,62 +265,44 @@ class _Account:
             await self.settle(500, MaasdamError.code)
         return shown
 
-    def _record(self, status: int, error_code: str | None = None) -> Future[None] | None:
-        if self._is_settled:
-            return None
+    def _record(self, status: int, error_code: str | None = None) -> tuple[Any, _Durable]:
         self._is_settled = True
         if not self._is_added_up:
             self.add_up()
         entry = self.entry
         entry.at, entry.status, entry.error_code = datetime.now(UTC), status, error_code
-        return self._inference._ledger.record(entry)
-
-    def _count(self, status: int) -> None:
-        if self._inference._meters:
-            self._inference._meters.answered(self.entry, status)
-
-
-def _status(error: BaseException) -> int:
-    """As what a request is counted whose row was waited for in vain."""
-    if isinstance(error, asyncio.CancelledError | GeneratorExit):
-        return CLIENT_CLOSED
-    return error.http_status if isinstance(error, MaasdamError) else MaasdamError.http_status
+        durable = _Durable()
+        return self._inference._outbox.record(entry, durable.tell), durable
 
 
 class _Durable:
-    """Waits for rows. The ledger tells of a whole group at once; so the event loop is woken once for all of it."""
+    """Whether a row is on disk; waited for as often as need be."""
 
-    def __init__(self, deadlines: Deadlines) -> None:
-        self._lock = threading.Lock()
-        self._deadlines = deadlines
-        self._told: list[tuple[asyncio.Future[None], Future[None]]] = []
+    __slots__ = ("_error", "_is_told", "_waiter")
 
-    async def wait(self, row: Future[None], until: float | None) -> None:
-        """Return once the row is on disk. Raises what the ledger says when it can't be written, TimeoutError."""
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
-        late = None if until is None else self._deadlines.add(until, partial(settle, waiter, TimeoutError()))
+    def __init__(self) -> None:
+        self._is_told = False
+        self._error: BaseException | None = None
+        self._waiter: asyncio.Future[None] | None = None
 
-        def tell(done: Future[None]) -> None:
-            with self._lock:
-                is_first = not self._told
-                self._told.append((waiter, done))
-            if is_first:
-                with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits
-                    loop.call_soon_threadsafe(self._wake)
+    def tell(self, error: BaseException | None) -> None:
+        """It is; or what is in the way."""
+        self._is_told, self._error = True, error
+        if self._waiter is not None:
+            settle(self._waiter, error)
 
-        row.add_done_callback(tell)
-        try:
-            await waiter
-        finally:
-            if late is not None:
-                self._deadlines.remove(late)
-
-    def _wake(self) -> None:
-        with self._lock:
-            told, self._told = self._told, []
-        for waiter, done in told:
-            settle(waiter, done.exception())
+    async def wait(self, deadlines: Deadlines, until: float | None) -> None:
+        """Return once it is. Raises what is in the way, TimeoutError."""
+        if not self._is_told:
+            waiter = self._waiter = asyncio.get_running_loop().create_future()
+            late = None if until is None else deadlines.add(until, partial(settle, waiter, TimeoutError()))
+            try:
+                await waiter
+            finally:
+                if late is not None:
+                    deadlines.remove(late)
+        elif self._error is not None:
+            raise self._error
 
 
 def _sum(many: Sequence[Units]) -> Units:

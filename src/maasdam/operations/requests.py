@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from contextlib import suppress
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Entry
-from maasdam.errors import MaasdamError, NotFound
+from maasdam.errors import NotFound
 from maasdam.telemetry.logs import LogFile, lines_of
 
 if TYPE_CHECKING:
@@ -48,10 +47,9 @@ async def note_refusal(
     service: Service, request_id: str, caller: Caller, *, model: str, endpoint: str, status: int, code: str, seconds: float
 ) -> None:
     """Write the row of a request that a valid key sent and that was refused before any model was asked: it costs nothing."""
-    if service.requests.has_row(request_id):  # inference has written it
+    if service.outbox.has_row(request_id):  # inference has written it
         return
     entry = Entry(
         request_id, datetime.now(UTC), caller.key_id, caller.name, model, endpoint, status, seconds, items=0, error_code=code
     )
-    with suppress(MaasdamError, TimeoutError):
-        await asyncio.wait_for(asyncio.wrap_future(service.ledger.record(entry)), REFUSAL_SECONDS)
+    await service.inference.note(entry, time.monotonic() + REFUSAL_SECONDS)

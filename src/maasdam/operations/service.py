@@ -9,12 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from maasdam.accounts.importer import Importer
+from maasdam.accounts.journal import Journal
 from maasdam.accounts.ledger import Ledger
+from maasdam.accounts.outbox import Outbox
 from maasdam.database.presence import Presence
 from maasdam.engines.batching_kept import Findings
 from maasdam.errors import NotReady
 from maasdam.operations.builds import builds
 from maasdam.operations.infer import Inference
+from maasdam.operations.workspace import JOURNALS
 from maasdam.serving.attempts import Attempts
 from maasdam.serving.loading import Loader
 from maasdam.serving.router import Router
@@ -22,12 +26,12 @@ from maasdam.settings import Settings
 from maasdam.telemetry.energy import open_meter
 from maasdam.telemetry.meter import CpuMeter
 from maasdam.telemetry.metrics import Metrics
-from maasdam.telemetry.requests import RequestLog
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine as Database
 
     from maasdam.accounts.keys import Keys
+    from maasdam.accounts.prices import Prices
     from maasdam.artifacts.catalog import BuildState, Catalog
     from maasdam.artifacts.store import Store
     from maasdam.core import Batching, Caller, Engine, Processor
@@ -69,6 +73,11 @@ class Records(Protocol):
         """What was used."""
         ...
 
+    @property
+    def prices(self) -> Prices:
+        """What it costs."""
+        ...
+
 
 @dataclass(slots=True)
 class Service:
@@ -84,7 +93,8 @@ class Service:
     ledger: Ledger
     metrics: Metrics
     presence: Presence
-    requests: RequestLog
+    importer: Importer
+    outbox: Outbox
     batching: Callable[[str], Batching]
     """What is known here of the artifact of a digest; it blocks."""
     builds: Callable[[], list[BuildState]]
@@ -138,18 +148,20 @@ class Service:
         """Bring up what is deployed; returns before it is ready."""
         self.meter.exclude_this_thread()
         self.presence.start()
+        self.importer.start()
         await self.router.start()
 
     def close_records(self) -> None:
-        """Make durable what is known of the requests so far; blocks."""
-        self.requests.flush()
-        self.ledger.close()
+        """Make durable what is known of the requests so far, then bring it into the database; blocks."""
+        self.outbox.close()
+        self.importer.stop()
 
     async def stop(self) -> None:
         """Let go of every replica."""
         await self.router.stop()
-        self.requests.flush()
+        self.outbox.flush()
         self.pool.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self.close_records)
         await asyncio.to_thread(self.presence.stop)
 
 
@@ -180,13 +192,12 @@ def open_service(
     )
     router = Router(workspace.catalog, load, drain_seconds=settings.shutdown_grace_seconds)
     metrics = Metrics()
-    requests = RequestLog(metrics)
-    presence = Presence(workspace.database, on_back=workspace.ledger.write_again)
+    outbox = Outbox(Journal(settings.home / JOURNALS), metrics, workspace.prices)
+    presence = Presence(workspace.database, on_back=workspace.ledger.look_anew)
     inference = Inference(
         router,
-        workspace.ledger,
+        outbox,
         grams_co2e_per_kwh=settings.grams_co2e_per_kwh,
-        meters=requests,
         refuse_if_lost=presence.refuse_if_lost,
     )
     return Service(
@@ -200,7 +211,8 @@ def open_service(
         ledger=workspace.ledger,
         metrics=metrics,
         presence=presence,
-        requests=requests,
+        outbox=outbox,
+        importer=Importer(workspace.ledger),
         batching=lambda digest: findings.told(store.get(digest), threads=settings.threads),
         builds=lambda: builds(workspace.catalog, store),
     )

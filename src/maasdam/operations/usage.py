@@ -23,6 +23,11 @@ def usage(where: Workspace | Service, by: By = "model", since: str | None = None
     return [asdict(row) for row in where.ledger.usage(by, None if since is None else moment(since))]
 
 
+def bytes_behind(where: Workspace | Service) -> int:
+    """How much of what was answered could not be brought into the database yet, as far as `usage` has found."""
+    return where.ledger.bytes_behind
+
+
 def moment(text: str, now: datetime | None = None) -> datetime:
     """A date, a time or an age as a moment in UTC. Raises InvalidInput."""
     try:

@@ -31,6 +31,7 @@ class Workspace:
     catalog: Catalog
     keys: Keys
     ledger: Ledger
+    prices: Prices
     umask: int = 0o022
     """The process's mask before: for files that people asked for elsewhere."""
 
@@ -57,15 +58,15 @@ class Workspace:
         except BaseException:
             os.umask(umask)
             raise
-        return Workspace(settings, database, store, Catalog(database), Keys(database), Ledger(database, prices), umask)
+        ledger = Ledger(database, settings.home / JOURNALS)
+        return Workspace(settings, database, store, Catalog(database), Keys(database), ledger, prices, umask)
 
     def shared(self, path: Path) -> None:
         """Let others read a file that a person asked for outside the home, as far as the process's own mask has it."""
         path.chmod(0o666 & ~self.umask)
 
     def close(self) -> None:
-        """Write what the ledger holds and let go of the database."""
-        self.ledger.close()
+        """Let go of the database."""
         self.database.dispose()
         os.umask(self.umask)
 
@@ -76,9 +77,12 @@ class Workspace:
         self.close()
 
 
+JOURNALS = "journals"
+"""In the home: what was answered, until it is in the database."""
 OURS = (
     "artifacts",
     "batching",
+    JOURNALS,
     "loading",
     "logs",
     "maasdam.db*",

@@ -5,8 +5,9 @@ The registry belongs to the object, not to the process, so that two services in 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -18,7 +19,7 @@ class Measured(Protocol):
     """What is counted of a request; None is unmeasured."""
 
     @property
-    def request_id(self) -> str: ...
+    def status(self) -> int: ...
     @property
     def model(self) -> str: ...
     @property
@@ -66,22 +67,29 @@ class Metrics:
         """A counter's child, which costs more to look up than to count with."""
         self._queued = Gauge("maasdam_queue_depth", "Requests waiting for an engine", ("model", "version"), registry=made)
 
-    def answered(self, receipt: Measured, status: int) -> None:
-        """One request has ended. A request for a model that does not exist counts under the model "" (names are endless)."""
-        by = _labels(receipt)
-        of = self._of
-        of(self._requests, *by, str(status)).inc()
-        of(self._duration, *by, str(status)).observe(receipt.seconds)
-        if receipt.prompt_tokens is not None:
-            of(self._tokens, *by, "prompt").inc(receipt.prompt_tokens)
-        if receipt.completion_tokens is not None:
-            of(self._tokens, *by, "completion").inc(receipt.completion_tokens)
-        if receipt.audio_seconds is not None:
-            of(self._audio, *by).inc(receipt.audio_seconds)
-        if receipt.compute_seconds is not None:
-            of(self._compute, *by).inc(receipt.compute_seconds)
-        if receipt.joules is not None:
-            of(self._joules, *by).inc(receipt.joules)
+    def answered(self, group: Iterable[Measured], status: int | None = None) -> None:
+        """Requests have ended: as what each says of itself, or all as `status`.
+
+        A request for a model that does not exist counts under the model "" (names are endless).
+        """
+        sums: dict[tuple[Any, tuple[str, ...]], float] = {}
+        for receipt in group:
+            by = _labels(receipt)
+            how = (*by, str(status or receipt.status))
+            self._of(self._duration, *how).observe(receipt.seconds)
+            counts: tuple[tuple[Any, tuple[str, ...], float | None], ...] = (
+                (self._requests, how, 1),
+                (self._tokens, (*by, "prompt"), receipt.prompt_tokens),
+                (self._tokens, (*by, "completion"), receipt.completion_tokens),
+                (self._audio, by, receipt.audio_seconds),
+                (self._compute, by, receipt.compute_seconds),
+                (self._joules, by, receipt.joules),
+            )
+            for counter, labels, count in counts:
+                if count is not None:
+                    sums[counter, labels] = sums.get((counter, labels), 0) + count
+        for (counter, labels), total in sums.items():
+            self._of(counter, *labels).inc(total)
 
     def passed(self, status: int) -> None:
         """One request has ended that reached no model: refused at the door, or about something else."""

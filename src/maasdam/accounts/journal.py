@@ -1,0 +1,175 @@
+"""What must not be lost, on disk within one tick: append-only files in one folder, each with one writer.
+
+Knows bytes, files and the disk; refuses to know what is written.
+
+    file  = MAGIC, frame, frame, ...        name: when it was begun, who began it
+    frame = length, CRC-32 (4 bytes each, little-endian), payload
+
+A frame is there whole or it was never acknowledged: what a kill or a full disk left half-written is cut by whoever reads.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import statistics
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from zlib import crc32
+
+from maasdam.errors import ServiceError, StorageFailure
+
+log = logging.getLogger("maasdam.journal")
+
+MAGIC = b"maasdam journal 1\n"
+PATTERN = "*.journal"
+FILE_BYTES = 8 * 1024 * 1024
+"""A file that is as long is ended, and another begun."""
+SLOW_SECONDS = 0.001
+"""A disk whose median sync takes longer holds an event loop up: see `is_slow`."""
+_HEAD = struct.Struct("<II")
+_SYNCS = 32
+"""The median is of so many."""
+
+
+class Journal:
+    """The end of one writer. Thread-safe; files are begun as they are needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._file: int | None = None
+        self._path = folder
+        self._end = 0
+        self._seconds: deque[float] = deque(maxlen=_SYNCS)
+        self._is_closed = False
+        self.is_slow = False
+        """Whether appending is for a thread."""
+
+    def append(self, payload: bytes) -> None:
+        """Return once it is on disk. Raises StorageFailure, and then nothing of it is there; ServiceError once it is closed."""
+        with self._lock:
+            if self._is_closed:
+                raise ServiceError("the journal is closed")
+            try:
+                file = self._open()
+                began = time.perf_counter()
+                end = _write(file, _HEAD.pack(len(payload), crc32(payload)) + payload, self._end)
+                os.fdatasync(file)
+            except OSError as error:
+                self._take_back()
+                raise StorageFailure(f"the journal can't be written: {error.strerror}") from error
+            self._end = end
+            self._seconds.append(time.perf_counter() - began)
+            if len(self._seconds) == _SYNCS:
+                self.is_slow = statistics.median(self._seconds) > SLOW_SECONDS
+                self._seconds.clear()
+            if end >= FILE_BYTES:
+                self._let_go()
+
+    def close(self) -> None:
+        """Let others have the file."""
+        with self._lock:
+            self._is_closed = True
+            self._let_go()
+
+    def _open(self) -> int:
+        if self._file is not None and os.fstat(self._file).st_nlink:
+            return self._file
+        kept = MAGIC
+        if self._file is not None:  # somebody removed it; what it held may not be anywhere else yet
+            kept = os.pread(self._file, self._end, 0)
+            self._let_go()
+        else:
+            self._path = self._folder / f"{time.time_ns():x}.{os.getpid()}.journal"
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        fcntl.flock(self._file, fcntl.LOCK_EX)  # until it is let go: see `is_written`
+        self._end = _write(self._file, kept, 0)
+        folder = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # or the file's name could be lost with the power
+        finally:
+            os.close(folder)
+        return self._file
+
+    def _take_back(self) -> None:
+        """What a failed sync left on the disk is not known: it is cut off as far as possible, and the file not used again."""
+        if self._file is not None:
+            with suppress(OSError):
+                os.ftruncate(self._file, self._end)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def read(path: Path, offset: int) -> Iterator[tuple[bytes, int]]:
+    """Each whole payload from `offset` on (0: from the begin) and where its frame ends. Raises StorageFailure."""
+    data = _bytes_of(path, offset)
+    place = 0 if offset else len(MAGIC)
+    while (frame := _frame(data, place)) is not None and crc32(frame[0]) == frame[1]:
+        place += _HEAD.size + len(frame[0])
+        yield frame[0], offset + place
+
+
+def discard(path: Path) -> None:
+    """Remove a file of which all is read; one that is damaged in the midst is put aside as NAME.damaged instead."""
+    end = max((end for _, end in read(path, 0)), default=0)
+    if _frame(_bytes_of(path, 0), end or len(MAGIC)) is None:
+        path.unlink(missing_ok=True)
+    else:
+        log.error("%s is damaged at byte %d: what follows could not be read, and is kept as it is", path, end)
+        path.rename(path.with_name(f"{path.name}.damaged"))
+
+
+def _bytes_of(path: Path, offset: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise StorageFailure(f"can't read the journal {path.name}: {error.strerror}") from error
+
+
+def _frame(data: bytes, place: int) -> tuple[bytes, int] | None:
+    """The payload of the frame at `place` and what it should sum to; None where none is there whole."""
+    if place + _HEAD.size > len(data):
+        return None
+    length, check = _HEAD.unpack_from(data, place)
+    payload = data[place + _HEAD.size : place + _HEAD.size + length]
+    return None if length == 0 or len(payload) < length else (payload, check)  # zeros: the power went while it grew
+
+
+def is_written(path: Path) -> bool:
+    """Whether a process still writes to it, or may."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # held; or a file system without locks
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
+def _write(file: int, data: bytes, at: int) -> int:
+    """Where it ends."""
+    rest = memoryview(data)
+    while rest:
+        count = os.pwrite(file, rest, at)
+        rest, at = rest[count:], at + count
+    return at
