@@ -95,16 +95,16 @@ class Child:
         """Start it and wait until it is ready. Raises ServiceError."""
         self.limits = limits
         self._connection, theirs = multiprocessing.Pipe()
-        said, says = multiprocessing.Pipe(duplex=False)
+        reader, writer = multiprocessing.Pipe(duplex=False)
         context = multiprocessing.get_context("forkserver")
         with _without_main():
             context.set_forkserver_preload([name for name in LIBRARIES if name in sys.modules] + [__name__])
-            self._process = context.Process(target=_serve, args=(theirs, says, limits.memory_bytes), name="maasdam-child")
+            self._process = context.Process(target=_serve, args=(theirs, writer, limits.memory_bytes), name="maasdam-child")
             self._process.start()
         theirs.close()
-        says.close()
+        writer.close()
         _living.add(self)
-        self._repeating = threading.Thread(target=_repeat, args=(said,), name="child-stderr", daemon=True)
+        self._repeating = threading.Thread(target=_repeat, args=(reader,), name="child-stderr", daemon=True)
         self._repeating.start()
         try:
             if not self._connection.poll(READY_SECONDS) or self._connection.recv() != _READY:
@@ -303,18 +303,18 @@ _FAILED: _Kind = "failed"
 _NOTHING: _Kind = "nothing"
 
 
-def _repeat(said: Connection) -> None:
+def _repeat(reader: Connection) -> None:
     """What libraries in the child print, on this process's stderr: no name of a model's making drives a terminal."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     with contextlib.suppress(OSError, ValueError):  # until the child, and what it started, are gone, or stderr is
-        while data := os.read(said.fileno(), 65536):
+        while data := os.read(reader.fileno(), 65536):
             text = decoder.decode(data)
             sys.stderr.write("".join(c if c.isprintable() or c in "\n\t" else "" if c == "\r" else "\ufffd" for c in text))
             sys.stderr.flush()
-    said.close()
+    reader.close()
 
 
-def _serve(connection: Connection, says: Connection, memory_bytes: int | None) -> None:
+def _serve(connection: Connection, writer: Connection, memory_bytes: int | None) -> None:
     """In the child: do what comes until nothing comes."""
     import resource
 
@@ -325,8 +325,8 @@ def _serve(connection: Connection, says: Connection, memory_bytes: int | None) -
         ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     for standard in (1, 2):  # stdout is for the parent's answer alone
-        os.dup2(says.fileno(), standard)
-    says.close()
+        os.dup2(writer.fileno(), standard)
+    writer.close()
     multiprocessing.set_start_method(None, force=True)  # as libraries have it elsewhere: what they share needs no tracker then
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if memory_bytes is not None:

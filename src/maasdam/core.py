@@ -126,12 +126,12 @@ def distinct(outputs: Iterable[str], inputs: Iterable[str]) -> list[str]:
     """
     taken, out = set(inputs), []
     for name in outputs:
-        number, found = 0, name
-        while found in taken:
+        number, candidate = 0, name
+        while candidate in taken:
             number += 1
-            found = f"{name}_{number}"
-        taken.add(found)
-        out.append(found)
+            candidate = f"{name}_{number}"
+        taken.add(candidate)
+        out.append(candidate)
     return out
 
 

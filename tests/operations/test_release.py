@@ -107,7 +107,7 @@ def test_show_tells_the_whole_lineage(workspace: Workspace) -> None:
     converted = add(workspace, "converted", source)
     made = add(workspace, "made", converted)
     register(workspace, "a", made)
-    facts = release.shown(workspace, "a")
+    facts = release.details(workspace, "a")
     assert facts["lineage"] == [made.digest, converted.digest, source.digest]
     assert facts["files"] == ["artifact.json", "model.onnx"] and facts["size_bytes"] == 4
     json.dumps(facts)

@@ -14,7 +14,7 @@ from tests.served import open_home
 
 from maasdam.errors import InvalidInput, NotFound
 from maasdam.operations.card import card
-from maasdam.operations.report_page import UNMEASURED, flat, report_page, said, write_report
+from maasdam.operations.report_page import UNMEASURED, cell, flat, report_page, write_report
 from maasdam.operations.workspace import Workspace
 
 pytest.importorskip("matplotlib")
@@ -118,8 +118,8 @@ def test_a_report_that_holds_little_makes_a_page_that_says_little(workspace: Wor
 
 
 def test_not_a_number_is_a_dash_and_no_point() -> None:
-    assert said(float("nan")) == said(None) == said(float("inf")) == UNMEASURED
-    assert (said(True), said(12345), said(0.123456), said(1234.5)) == ("yes", "12,345", "0.1235", "1,234")
+    assert cell(float("nan")) == cell(None) == cell(float("inf")) == UNMEASURED
+    assert (cell(True), cell(12345), cell(0.123456), cell(1234.5)) == ("yes", "12,345", "0.1235", "1,234")
     assert flat({"macs": {"before": 4, "after": 2}, "kept": [1, None]}) == "macs before 4, after 2, kept 1 " + UNMEASURED
 
 

@@ -110,13 +110,13 @@ def _write(transcript: Transcript, kind: str, times: Collection[str], language: 
     return Response(orjson.dumps(out), media_type="application/json", headers=headers)
 
 
-TOLD = ("seek", "tokens", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob")
+SEGMENT_FACTS = ("seek", "tokens", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob")
 """What OpenAI's segments hold beside times and text; null where the engine does not tell."""
 
 
 def _segment(i: int, segment: Mapping[str, Any]) -> dict[str, Any]:
     named = {name: segment[name] for name in ("start", "end", "text")}
-    return {"id": i, **named, **{name: segment.get(name) for name in TOLD}}
+    return {"id": i, **named, **{name: segment.get(name) for name in SEGMENT_FACTS}}
 
 
 def _word(word: Mapping[str, Any]) -> dict[str, Any]:

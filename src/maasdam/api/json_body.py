@@ -131,27 +131,27 @@ def _digits(data: bytes, places: type_array, before: int, least: int) -> list[in
     Raises InvalidInput for one of more than LONGEST_NUMBER.
     """
     starts = np.concatenate(([before], places[:-1]))
-    found = []
+    lengths = []
     for i in np.flatnonzero(places - starts > least + 1):
         value = data[starts[i] : places[i]].lstrip(b"[]{},: \t\r\n")
         if value[:1] not in b"-0123456789":
             continue
-        found.append(len(value.rstrip()))
-        if found[-1] > LONGEST_NUMBER:
+        lengths.append(len(value.rstrip()))
+        if lengths[-1] > LONGEST_NUMBER:
             raise InvalidInput(f"the JSON holds a number of more than {LONGEST_NUMBER} characters; send a shorter one")
-    return found
+    return lengths
 
 
 def count(data: bytes, marks: bytes, enough: int) -> int:
     """How many of these marks stand outside strings; counting stops somewhere above `enough`."""
     is_counted = np.zeros(256, bool)
     is_counted[[*marks]] = True
-    found = 0
+    total = 0
     for block in scan(data):
-        found += int(np.count_nonzero(is_counted[block.codes]))
-        if found > enough:
+        total += int(np.count_nonzero(is_counted[block.codes]))
+        if total > enough:
             break
-    return found
+    return total
 
 
 def scan(data: bytes) -> Iterator[Marks]:

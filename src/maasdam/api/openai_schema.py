@@ -146,7 +146,7 @@ def has_usage(body: TextBody) -> bool:
         raise InvalidField("'stream_options' goes with stream: true", "stream_options")
     check_known(options, ("include_usage", *STREAM_OPTIONS), where="stream_options")
     check_neutral(options, STREAM_OPTIONS, "stream_options")
-    asked = options.get("include_usage")
-    if asked is not None and not isinstance(asked, bool):
+    include = options.get("include_usage")
+    if include is not None and not isinstance(include, bool):
         raise InvalidField("'stream_options.include_usage' must be true or false", "stream_options.include_usage")
-    return bool(asked)
+    return bool(include)

@@ -36,8 +36,8 @@ class JsonRoute(APIRoute):
 
 def methods_of(routes: Iterable[BaseRoute]) -> dict[str, list[str]]:
     """Every path's methods; HEAD where there is GET, and OPTIONS."""
-    found: dict[str, set[str]] = {}
+    by_path: dict[str, set[str]] = {}
     for route in routes:
         if isinstance(route, Route | APIRoute):
-            found.setdefault(route.path, {"OPTIONS"}).update(route.methods or ())
-    return {path: sorted(methods | ({"HEAD"} if "GET" in methods else set())) for path, methods in found.items()}
+            by_path.setdefault(route.path, {"OPTIONS"}).update(route.methods or ())
+    return {path: sorted(methods | ({"HEAD"} if "GET" in methods else set())) for path, methods in by_path.items()}

@@ -328,11 +328,11 @@ class Catalog:
             rows = [_as(BuildState, row) for row in session.scalars(select(BuildRow).where(BuildRow.state == "running"))]
         for build in [build for build in rows if is_gone(build)]:
             stage = f" in '{build.stage}'" if build.stage else ""
-            said = f"its process was killed{stage}; build it again: passes that had finished are taken from the cache"
+            reason = f"its process was killed{stage}; build it again: passes that had finished are taken from the cache"
             with self._writes.begin() as connection:  # one that ended meanwhile stays as it ended
                 which = (BuildRow.id == build.id) & (BuildRow.state == "running")
                 connection.execute(
-                    update(BuildRow).where(which).values(state="interrupted", error=said, finished_at=build.heartbeat_at)
+                    update(BuildRow).where(which).values(state="interrupted", error=reason, finished_at=build.heartbeat_at)
                 )
 
     def builds(self) -> list[BuildState]:

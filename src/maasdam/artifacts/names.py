@@ -78,8 +78,8 @@ def no_model(session: Session, model: str) -> ModelNotFound:
     """The error for a name there is no model of: says which there are."""
     names = session.scalars(select(VersionRow.model).distinct().order_by(VersionRow.model).limit(20)).all()
     have = f"there are: {', '.join(names)}" if names else "the catalog is empty; begin with: maasdam build"
-    shown = "".join(c if c.isprintable() else "\ufffd" for c in model[:200])
-    return ModelNotFound(f"no model '{shown}'; {have}")
+    printable = "".join(c if c.isprintable() else "\ufffd" for c in model[:200])
+    return ModelNotFound(f"no model '{printable}'; {have}")
 
 
 def aliases_of(session: Session, model: str) -> dict[int, tuple[str, ...]]:

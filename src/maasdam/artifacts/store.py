@@ -174,13 +174,13 @@ class Store:
         stamps = _stamps(place)
         try:
             described = json.loads((place / MANIFEST).read_text())
-            found = _digest(_hash_files(place), {key: described[key] for key in DESCRIBED})
+            now = _digest(_hash_files(place), {key: described[key] for key in DESCRIBED})
         except (OSError, ValueError, KeyError) as error:
             self._proven.pop(digest, None)
             raise InvalidModel(f"the files of artifact {digest} can't be read ({error}); {_AGAIN}") from error
-        if found != digest:
+        if now != digest:
             self._proven.pop(digest, None)
-            raise InvalidModel(f"artifact {digest} has changed on disk (now {found}); {_AGAIN}")
+            raise InvalidModel(f"artifact {digest} has changed on disk (now {now}); {_AGAIN}")
         self._proven[digest] = stamps
 
     def _make_way(self, digest: str) -> None:

@@ -33,8 +33,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 
 
-def command_line(asked: str | None) -> typer.Typer:
-    """The Typer application, with the command `asked` imported and the others known by their line of help only."""
+def command_line(command: str | None) -> typer.Typer:
+    """The Typer application, with `command` imported and the others known by their line of help only."""
     app = typer.Typer(
         name="maasdam",
         help="Deploy, run and serve trained models, measured. Start with: maasdam quickstart",
@@ -52,29 +52,29 @@ def command_line(asked: str | None) -> typer.Typer:
         """Deploy, run and serve trained models, measured. Start with: maasdam quickstart"""
 
     for name, (module, attribute, line) in COMMANDS.items():
-        if name != asked:
+        if name != command:
             app.command(name, help=line)(_not_asked_for)
             continue
-        found = getattr(importlib.import_module(f"maasdam.cli.{module}"), attribute)
-        if isinstance(found, typer.Typer):
-            app.add_typer(found, name=name, help=line, no_args_is_help=True)
+        target = getattr(importlib.import_module(f"maasdam.cli.{module}"), attribute)
+        if isinstance(target, typer.Typer):
+            app.add_typer(target, name=name, help=line, no_args_is_help=True)
         else:
-            app.command(name)(found)
+            app.command(name)(target)
     return app
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The `maasdam` program."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    asked = next((word for word in words if not word.startswith("-")), None)
-    command_line(asked if asked in COMMANDS else None)(args=words, prog_name="maasdam")
+    command = next((word for word in words if not word.startswith("-")), None)
+    command_line(command if command in COMMANDS else None)(args=words, prog_name="maasdam")
 
 
 def _not_asked_for() -> None:
     raise AssertionError("only the command that was asked for runs")
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
         typer.echo(f"maasdam {__version__}")
         raise typer.Exit

@@ -50,14 +50,14 @@ def build(
                 progress.close()
                 typer.echo("interrupted: nothing was registered; run it again to go on after the last finished pass", err=True)
                 raise
-        emit(document(version), as_json, lambda: _shown(version))
+        emit(document(version), as_json, lambda: _text(version))
         failures = (version.report or {}).get("failures", [])
     if failures:
         typer.echo(f"error: {version.model}:{version.version} did not pass: {'; '.join(failures)}", err=True)
         raise typer.Exit(1)
 
 
-def _shown(version: Version) -> str:
+def _text(version: Version) -> str:
     from maasdam.operations.reports import report_of, rows
 
     report = report_of(version)

@@ -43,10 +43,10 @@ def convert(
         document = convert_model(
             source, to, out, processor=processor, data=data, task=task, part=part, trust=trust, limits=limits, progress=progress
         )
-    emit(document, as_json, lambda: shown(document))
+    emit(document, as_json, lambda: _text(document))
 
 
-def shown(document: dict[str, Any]) -> str:
+def _text(document: dict[str, Any]) -> str:
     """Where it is and what was proven."""
     certificate = document["certificate"]
     lines = [f"{document['path']}  {document['format']} ({document['layout']})  {document['digest']}", ""]

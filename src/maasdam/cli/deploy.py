@@ -71,10 +71,10 @@ def status(as_json: bool = JSON) -> None:
             for copy in row["serving"] or ():
                 if copy["version"] == row["version"]:
                     row |= {key: copy[key] for key in ("batching", "batching_how") if key in copy}
-        emit({"deployments": rows, "service": service, "builds": builds}, as_json, lambda: _told(rows, service, builds))
+        emit({"deployments": rows, "service": service, "builds": builds}, as_json, lambda: _text(rows, service, builds))
 
 
-def _told(rows: list[dict[str, Any]], service: dict[str, Any], builds: list[dict[str, Any]]) -> str:
+def _text(rows: list[dict[str, Any]], service: dict[str, Any], builds: list[dict[str, Any]]) -> str:
     heads = ("model", "version", "follows", "task", "format", "engine", "batching", "replicas", "traffic")
     cells = [(*(row[head] for head in heads), _states(row["serving"])) for row in rows]
     hint = f" ({service['hint']})" if service["hint"] else ""

@@ -24,13 +24,13 @@ def doctor(as_json: bool = JSON) -> None:
         from maasdam.operations.doctor import examine
 
         with progress_bar() as progress:
-            found = examine(settings.load(), progress)
-        emit(found.to_json(), as_json, lambda: _page(found))
-    if found.problems:
+            diagnosis = examine(settings.load(), progress)
+        emit(diagnosis.to_json(), as_json, lambda: _page(diagnosis))
+    if diagnosis.problems:
         raise typer.Exit(1)
 
 
-def _page(found: Diagnosis) -> str:
+def _page(diagnosis: Diagnosis) -> str:
     rows: list[tuple[object, ...]] = [
         (
             e.name,
@@ -40,9 +40,9 @@ def _page(found: Diagnosis) -> str:
             " ".join(e.layouts),
             e.problem or "",
         )
-        for e in found.engines
+        for e in diagnosis.engines
     ]
-    machine, disk = found.machine, found.disk
+    machine, disk = diagnosis.machine, diagnosis.disk
     instructions = machine["instructions"]
     lines = [
         table(("engine", "works", "versions", "devices", "opens", "to do"), rows),
@@ -51,10 +51,10 @@ def _page(found: Diagnosis) -> str:
         f"{machine['memory_bytes'] / 2**30:.1f} GB; instructions for int8 and bf16: "
         f"{'not known' if instructions is None else ' '.join(instructions) or 'none'}"
         f"{'' if machine['has_int8'] else ' (none made for int8: it gains less here than on processors with VNNI)'}",
-        f"energy    {found.energy['method']} (RAPL: {found.energy['rapl']})",
-        f"database  {found.database['url']}: {found.database['state']}",
+        f"energy    {diagnosis.energy['method']} (RAPL: {diagnosis.energy['rapl']})",
+        f"database  {diagnosis.database['url']}: {diagnosis.database['state']}",
         f"disk      {disk['home']}: {disk['free_bytes'] / 2**30:.1f} GB free",
         "",
-        *(found.problems or ("Everything that every installation needs works.",)),
+        *(diagnosis.problems or ("Everything that every installation needs works.",)),
     ]
     return "\n".join(lines)

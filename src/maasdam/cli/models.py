@@ -54,8 +54,8 @@ def show(name: str = NAME, as_json: bool = JSON) -> None:
     from maasdam.operations.card import card as described
 
     with in_workspace() as workspace:
-        facts = release.shown(workspace, name)
-        emit(facts, as_json, lambda: _shown(facts, described(workspace, name)))
+        facts = release.details(workspace, name)
+        emit(facts, as_json, lambda: _text(facts, described(workspace, name)))
 
 
 @app.command()
@@ -120,12 +120,12 @@ def check(as_json: bool = JSON) -> None:
 
     with in_workspace() as workspace:
         with progress_bar() as progress:
-            found = release.checked(workspace, progress)
-        damaged = found["damaged"]
+            result = release.checked(workspace, progress)
+        damaged = result["damaged"]
         lines = [f"{row['reason']} (it is {', '.join(row['versions']) or 'no version itself'})" for row in damaged]
-        count, size = found["artifacts"], found["bytes"] / 1e6
+        count, size = result["artifacts"], result["bytes"] / 1e6
         whole = f"{count - len(damaged)} of {count} artifacts are whole, {size:,.1f} MB"
-        emit(found, as_json, "\n".join([*lines, whole]))
+        emit(result, as_json, "\n".join([*lines, whole]))
         if damaged:
             raise typer.Exit(1)
 
@@ -237,7 +237,7 @@ def report(
         emit(facts, as_json, f"wrote {facts['path']}: {facts['versions']} versions, {facts['bytes'] / 1000:.0f} kB")
 
 
-def _shown(facts: dict[str, Any], card: str) -> str:
+def _text(facts: dict[str, Any], card: str) -> str:
     body = card.split("---\n", 2)[-1].strip()
     steps = facts["passes"]
     passes = [(step["use"], round(float(step["seconds"]), 1), bool(step["cached"]), step["digest"][:19]) for step in steps]

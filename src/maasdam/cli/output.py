@@ -61,7 +61,7 @@ def emit(document: Mapping[str, Any], as_json: bool, text: str | Callable[[], st
     if as_json:
         is_ascii = not encoding.lower().startswith("utf")
         words = json.dumps(_plain(document), indent=2, ensure_ascii=is_ascii, allow_nan=False)
-        words = _NO_TEXT.sub(lambda found: f"\\u{ord(found[0]):04x}", words)
+        words = _NO_TEXT.sub(lambda match: f"\\u{ord(match[0]):04x}", words)
     else:
         words = text if isinstance(text, str) else text()
         words = words if is_styled else "\n".join(harmless(line.expandtabs()) for line in words.split("\n"))
@@ -134,7 +134,7 @@ class ProgressBar:
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
         self._stage: str | None = None
-        self._said = -math.inf
+        self._line_time = -math.inf
         self._last_line = ""
         self._began = -math.inf, 0
         """When the stage began, and how much of it was done then."""
@@ -180,14 +180,14 @@ class ProgressBar:
     def _print(self, stage: str, done: int, total: int | None) -> None:
         now = self._clock()
         is_new, is_end = stage != self._stage, total is not None and done >= total > 0
-        if not is_new and not is_end and now - self._said < SECONDS_BETWEEN_LINES:
+        if not is_new and not is_end and now - self._line_time < SECONDS_BETWEEN_LINES:
             return
         line = stage if total is None and not done else f"{stage} {done}" if total is None else f"{stage} {done}/{total}"
         if is_new:
             self._began = now, done
         if line == self._last_line:
             return
-        self._stage, self._said, self._last_line = stage, now, line
+        self._stage, self._line_time, self._last_line = stage, now, line
         self._stream.write(f"{printable(line)}{self._left(now, done, total)}\n")
         self._stream.flush()
 

@@ -98,9 +98,9 @@ def _document(versions: Sequence[Version], answers: Sequence[Answered], right: b
                 "engine": v.engine,
                 "digest": v.digest,
                 "report": {k: x for k, x in (v.report or {}).items() if k != "samples"},
-                "asked": a.asked,
+                "asked": a.samples,
                 "wrong": list(a.wrong),
-                "shown": a.shown,
+                "shown": a.example,
             }
             for v, a in zip(versions, answers, strict=True)
         ],
@@ -152,7 +152,7 @@ def _number(value: Any) -> str:
 def _answers(answers: Sequence[Answered], right: bool) -> str:
     lines = [""]
     for a in answers:
-        lines.append(f"{a.starter.name}: {a.asked} samples over HTTP, {len(a.wrong)} other than in the report. {a.shown}")
+        lines.append(f"{a.starter.name}: {a.samples} samples over HTTP, {len(a.wrong)} other than in the report. {a.example}")
         lines += [f"  WRONG {sentence}" for sentence in a.wrong[:10]]
     lines.append("Everything is right." if right else "NOT right; see above.")
     return "\n".join(lines)

@@ -109,13 +109,13 @@ def _refuse_to_begin_anew(file: Path) -> None:
 
 
 def _bring_up_to_date(engine: Engine) -> None:
-    found = _revision(engine)
-    if found == HEAD:
+    revision = _revision(engine)
+    if revision == HEAD:
         return
-    if found is not None and found > HEAD:  # migrations are numbered
+    if revision is not None and revision > HEAD:  # migrations are numbered
         url = engine.url.render_as_string(hide_password=True)
         raise InvalidInput(
-            f"the database '{url}' was written by a newer Maasdam (schema {found}, this one knows {HEAD}); "
+            f"the database '{url}' was written by a newer Maasdam (schema {revision}, this one knows {HEAD}); "
             "update Maasdam, or name another database"
         )
     _migrate(engine)

@@ -365,14 +365,14 @@ def _damage(path: Path) -> str | None:
     """What is wrong with the database file at `path`; None: it is whole and has our schema."""
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=_BUSY_SECONDS)) as connection:
-            said = connection.execute("PRAGMA quick_check(1)").fetchone()
-            if said is None or said[0] != "ok":
-                return f"it is damaged ({said and said[0]})"
-            found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+            verdict = connection.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict is None or verdict[0] != "ok":
+                return f"it is damaged ({verdict and verdict[0]})"
+            schema = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.Error as error:
         return str(error)
-    if found is None or found[0] != HEAD:
-        return f"its schema is {found and found[0]}, this service needs {HEAD}; any maasdam command brings an older one up"
+    if schema is None or schema[0] != HEAD:
+        return f"its schema is {schema and schema[0]}, this service needs {HEAD}; any maasdam command brings an older one up"
     return None
 
 

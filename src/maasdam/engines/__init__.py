@@ -90,8 +90,8 @@ def in_force(
 ) -> tuple[str, dict[str, Any]]:
     """The device and the settings that `open_engine` opens `artifact` with when it is given the same."""
     merged = {**artifact.settings, **(settings or {})}
-    asked = (settings or {}).get("threads") or threads or artifact.settings.get("threads") or available_threads()
-    return device or str(merged.get("device") or "cpu"), merged | {"threads": asked}
+    count = (settings or {}).get("threads") or threads or artifact.settings.get("threads") or available_threads()
+    return device or str(merged.get("device") or "cpu"), merged | {"threads": count}
 
 
 def open_engine(
@@ -112,8 +112,8 @@ def open_engine(
         raise Unsupported(f"engine {info.name} doesn't open layout '{artifact.layout}'; engines that do: {can}")
     if device not in info.devices:
         raise Unsupported(f"engine {info.name} runs on {' or '.join(info.devices)} here, not on '{device}'")
-    asked = merged["threads"]
-    if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
-        raise InvalidInput(f"setting 'threads' is {asked!r}; it takes a whole number, at least 1")
+    count = merged["threads"]
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise InvalidInput(f"setting 'threads' is {count!r}; it takes a whole number, at least 1")
     module = importlib.import_module(f"maasdam.engines.{info.module}")
     return cast(Engine, module.open(artifact, device, merged))

@@ -97,8 +97,8 @@ def find_batching(
     trial = _Trial(engine, ranges, clock, clock() + limit_seconds, clock() + grows_seconds)
     try:
         trial.run(examples)
-    except _Verdict as found:
-        return Batching(found.verdict, found.how)
+    except _Verdict as verdict:
+        return Batching(verdict.verdict, verdict.how)
     except Exception as error:  # whatever an engine does to what was made up: then requests run one by one, which is right
         log.warning("batching could not be tried", exc_info=error)
         return Batching(UNKNOWN, f"it could not be tried: {error}")
@@ -184,8 +184,8 @@ class _Trial:
                 self._prove(made, self.grows_until, self.proven[0].rows)
             except MaasdamError:
                 continue  # not every model takes every length
-            except _Verdict as found:
-                if found.verdict == UNKNOWN:
+            except _Verdict as verdict:
+                if verdict.verdict == UNKNOWN:
                     continue
                 raise
 
@@ -207,8 +207,8 @@ class _Trial:
                 break
             try:
                 seconds = self._count(count, kept, alone, until if count == 2 else self.grows_until + SLACK_SECONDS)
-            except _Verdict as found:
-                if count == 2 or found.verdict == DEPENDENT:
+            except _Verdict as verdict:
+                if count == 2 or verdict.verdict == DEPENDENT:
                     raise
                 break  # the number of rows changes the answer, or there was no time: no more are put together
             except MaasdamError:
@@ -251,13 +251,13 @@ class _Trial:
             other[keep] = array[keep]
             changed[spec.name] = other
         try:
-            found = self._answer(changed, count)
+            answer = self._answer(changed, count)
         except MaasdamError as error:
             if kind == OTHER:
                 raise _Verdict(UNKNOWN, f"a batch of {count} was refused: {error}") from error
             return  # not a value that this model takes
         self.taken[kind] = None
-        differing = _differing(found, base, keep)
+        differing = _differing(answer, base, keep)
         if differing is not None:
             name, by = differing
             raise _Verdict(DEPENDENT, f"in a batch of {count}, a row's '{name}' changed{by} when the other rows became {kind}")
@@ -272,15 +272,15 @@ class _Trial:
 
     def _answer(self, batch: Tensors, count: int) -> Tensors:
         try:
-            found = self._run(batch)
+            answer = self._run(batch)
         except MaasdamError as error:
             if count == 2 and not self.taken:
                 raise _Verdict(UNKNOWN, f"two rows were refused: {error}") from error
             raise
-        for name, array in found.items():
+        for name, array in answer.items():
             if array.ndim == 0 or array.shape[0] != count:
                 raise _Verdict(DEPENDENT, f"to {count} rows, '{name}' is of shape {list(array.shape)}: not a row for each")
-        return found
+        return answer
 
     def _same_alone(self, base: Tensors, alone: Tensors, place: int, count: int) -> None:
         import numpy as np
@@ -386,12 +386,12 @@ def _is_float(array: Any) -> bool:
     return bool(array.dtype.kind == "f" or array.dtype.name == "bfloat16")
 
 
-def _differing(found: Tensors, base: Tensors, keep: Any) -> tuple[str, str] | None:
+def _differing(answer: Tensors, base: Tensors, keep: Any) -> tuple[str, str] | None:
     """The first output that is not the same, bit for bit, in the rows of `keep`, and by how much; None where none is."""
     import numpy as np
 
     for name, array in base.items():
-        a, b = found[name][keep], array[keep]
+        a, b = answer[name][keep], array[keep]
         if a.shape != b.shape:
             return name, f" its shape from {list(b.shape)} to {list(a.shape)}"
         if a.dtype.kind == "O":

@@ -44,14 +44,14 @@ class Findings:
             return NEVER
         return self.get(artifact, threads=threads) or UNTRIED
 
-    def keep(self, artifact: Artifact, found: Batching, *, device: str | None = None, threads: int = 0) -> None:
+    def keep(self, artifact: Artifact, batching: Batching, *, device: str | None = None, threads: int = 0) -> None:
         """Keep what was found of `artifact` as it runs here. Where the disk takes no more it is found again next time."""
         facts = _facts(artifact, device, threads)
         path = self._file(facts)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         with suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(facts | found.to_json(), indent=1))
+            temporary.write_text(json.dumps(facts | batching.to_json(), indent=1))
             temporary.replace(path)
 
     def _file(self, facts: Mapping[str, Any]) -> Path:

@@ -57,8 +57,8 @@ class FasterWhisper:
         known = self._model.supported_languages
         if language is not None and language not in known:
             raise InvalidPayload(f"this model doesn't know the language '{language}'; it knows: {', '.join(known)}")
-        segments, found = self._model.transcribe(waveform, language=language, word_timestamps=words, **self._how)
-        return str(found.language), self._segments(segments, words)
+        segments, info = self._model.transcribe(waveform, language=language, word_timestamps=words, **self._how)
+        return str(info.language), self._segments(segments, words)
 
     def log_likelihoods(self, waveform: type_array, tokens: Sequence[int], language: str | None) -> type_array:
         """See `whisper_engine.Writes`."""
@@ -69,8 +69,8 @@ class FasterWhisper:
         if model.model.is_multilingual and language is None:
             language = model.model.detect_language(encoded)[0][0][0].strip("<|>")
         tokenizer = Tokenizer(model.hf_tokenizer, model.model.is_multilingual, task="transcribe", language=language or "en")
-        found = model.model.align(encoded, tokenizer.sot_sequence, [list(tokens)], features.shape[1])[0]
-        likely: type_array = np.log(np.maximum(np.asarray(found.text_token_probs, np.float64), 1e-30))
+        alignment = model.model.align(encoded, tokenizer.sot_sequence, [list(tokens)], features.shape[1])[0]
+        likely: type_array = np.log(np.maximum(np.asarray(alignment.text_token_probs, np.float64), 1e-30))
         return likely
 
     @staticmethod
@@ -102,9 +102,9 @@ class _Features(FeatureExtractor):  # type: ignore[misc]  # it ships no types
 
     def __call__(self, waveform: type_array, padding: int = 0, chunk_length: int | None = None) -> type_array:
         """`padding` and `chunk_length` are faster-whisper's; neither changes what is given."""
-        found: type_array = super().__call__(np.pad(waveform, (0, self.n_samples)), padding=0, chunk_length=chunk_length)
-        self.silence = max(QUIET, float(found.max()) - RANGE)
-        return found[:, : len(waveform) // self.hop_length + 1]
+        features: type_array = super().__call__(np.pad(waveform, (0, self.n_samples)), padding=0, chunk_length=chunk_length)
+        self.silence = max(QUIET, float(features.max()) - RANGE)
+        return features[:, : len(waveform) // self.hop_length + 1]
 
 
 class _Model(WhisperModel):  # type: ignore[misc]  # it ships no types

@@ -85,10 +85,10 @@ _CACHE_KEYS = (("num_hidden_layers", "n_layer"), ("num_attention_heads", "n_head
 
 
 def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int:
-    found = [config[name] for name in names if name in config]
-    if not found:
+    values = [config[name] for name in names if name in config]
+    if not values:
         raise InvalidModel(f"config.json has none of: {', '.join(names)}; the size of the key-value cache is not known")
-    return int(found[0])
+    return int(values[0])
 
 
 def cache_tokens(bytes_per_token: int, context: int, free_bytes: int) -> int:

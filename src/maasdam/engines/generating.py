@@ -48,12 +48,12 @@ async def transcript_of(
     engine: SequenceEngine, prepared: Sequence[Tensors], name: str, deadline: float | None = None
 ) -> tuple[Transcript, list[Tokens]]:
     """What an engine that writes by itself hears in a recording of one or more parts, and the tokens it said so with."""
-    found: list[Tokens] = []
+    pieces: list[Tokens] = []
     for inputs in prepared:
-        found += await all_of(engine, SequenceRequest(name, inputs, Sampling(), deadline))
-    text = "".join(tokens.text or "" for tokens in found).strip()
-    language = next((tokens.language for tokens in reversed(found) if tokens.language), None)
-    return Transcript(text, tuple(segment for tokens in found for segment in tokens.segments), language), found
+        pieces += await all_of(engine, SequenceRequest(name, inputs, Sampling(), deadline))
+    text = "".join(tokens.text or "" for tokens in pieces).strip()
+    language = next((tokens.language for tokens in reversed(pieces) if tokens.language), None)
+    return Transcript(text, tuple(segment for tokens in pieces for segment in tokens.segments), language), pieces
 
 
 async def all_of(engine: SequenceEngine, request: SequenceRequest) -> list[Tokens]:
@@ -75,11 +75,11 @@ def greedy(
         limit = most if isinstance(most, int) else most[number]
         sampling = Sampling(max_tokens=limit, temperature=0.0, ignore_eos=True)
         request = SequenceRequest(f"greedy-{number}", {"input_ids": np.asarray(ids, np.int64).reshape(1, -1)}, sampling)
-        found = tuple(token for tokens in await all_of(engine, request) for token in tokens.token_ids)
+        answer = tuple(token for tokens in await all_of(engine, request) for token in tokens.token_ids)
         done += 1
         if tell is not None:
             tell(done, len(prompts))
-        return found
+        return answer
 
     async def every() -> list[tuple[int, ...]]:
         return list(await asyncio.gather(*(one(number, ids) for number, ids in enumerate(prompts))))

@@ -58,20 +58,20 @@ def integer_ranges(artifact: Artifact, signature: Signature) -> dict[str, tuple[
     """What the integers of each input may be: by its declared range, its table's rows or its name; else 0 and 1."""
     tables = _tables(artifact) if any(_is_integer(s) and not s.value_range for s in signature.inputs) else {}
     config = read_config(artifact.path)
-    found = {}
+    ranges = {}
     for spec in signature.inputs:
         if not _is_integer(spec):
             continue
-        told = next((config[key] for part, key in _CONFIG if part in spec.name and isinstance(config.get(key), int)), None)
+        size = next((config[key] for part, key in _CONFIG if part in spec.name and isinstance(config.get(key), int)), None)
         if spec.value_range:
-            found[spec.name] = (int(spec.value_range[0]), int(spec.value_range[1]))
+            ranges[spec.name] = (int(spec.value_range[0]), int(spec.value_range[1]))
         elif "mask" in spec.name:
-            found[spec.name] = (0, 1)
-        elif spec.name in tables or told:
-            found[spec.name] = (0, max(1, (tables.get(spec.name) or told or 2) - 1))
+            ranges[spec.name] = (0, 1)
+        elif spec.name in tables or size:
+            ranges[spec.name] = (0, max(1, (tables.get(spec.name) or size or 2) - 1))
         else:
-            found[spec.name] = (0, 255) if spec.dtype == "uint8" else (0, 1)
-    return found
+            ranges[spec.name] = (0, 255) if spec.dtype == "uint8" else (0, 1)
+    return ranges
 
 
 _CONFIG = (("token_type", "type_vocab_size"), ("position", "max_position_embeddings"), ("input_ids", "vocab_size"))
@@ -133,9 +133,9 @@ def _tables(artifact: Artifact) -> dict[str, int]:
     return {}
 
 
-def _smallest(found: Iterable[tuple[str, int]]) -> dict[str, int]:
+def _smallest(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
     out: dict[str, int] = {}
-    for name, size in found:
+    for name, size in sizes:
         out[name] = min(size, out.get(name, size))
     return out
 

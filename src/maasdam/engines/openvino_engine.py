@@ -41,16 +41,16 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> OpenVi
         if where not in {d.partition(".")[0] for d in core.available_devices}:
             raise Unsupported(f"OpenVINO sees no {where} here; it sees: {', '.join(core.available_devices)}")
         model = core.read_model(str(artifact.path / FILES[artifact.layout]).rstrip("/"))
-        told = properties(settings, where)
+        options = properties(settings, where)
         if where == "CPU" and _joins_rounded_products(model):
-            told["SNIPPETS_MODE"] = "DISABLE"
-        compiled = core.compile_model(model, where, told)
+            options["SNIPPETS_MODE"] = "DISABLE"
+        compiled = core.compile_model(model, where, options)
         signature = artifact.signature or signature_of(compiled)
         is_small = where == "CPU" and artifact.size_bytes <= SMALL_BYTES
-        return OpenVinoEngine(compiled, signature, _for_one_row(core, model, told) if is_small else None)
+        return OpenVinoEngine(compiled, signature, _for_one_row(core, model, options) if is_small else None)
 
 
-def _for_one_row(core: Any, model: Any, told: Mapping[str, Any]) -> Any:
+def _for_one_row(core: Any, model: Any, options: Mapping[str, Any]) -> Any:
     """`model`, which is changed, compiled for one row alone; None where more than its first axes is open, or nothing is.
 
     With an open axis OpenVINO works out every operator's sizes at every run (decision 0029).
@@ -62,7 +62,7 @@ def _for_one_row(core: Any, model: Any, told: Mapping[str, Any]) -> Any:
         shape[:1] = [1 if d.is_dynamic and d.min_length <= 1 else d for d in shape[:1]]
     try:
         model.reshape(shapes)
-        return None if model.is_dynamic() else core.compile_model(model, "CPU", told)
+        return None if model.is_dynamic() else core.compile_model(model, "CPU", options)
     except RuntimeError:  # one row is none of its sizes
         return None
 
@@ -190,13 +190,13 @@ _COMPUTES = (
 
 def runtime_precisions(model: Any) -> dict[str, int]:
     """Of a compiled model's graph: how many operators that compute (convolutions, matrix products) run in which precision."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for node in model.get_ordered_ops():
         info = node.get_rt_info()
         kind, precision = (_text(info, key) for key in ("layerType", "runtimePrecision"))
         if kind and precision and kind.startswith(_COMPUTES):
-            found[precision.lower().replace("u8", "i8")] += 1  # 8 bits, signed or not
-    return dict(found)
+            counts[precision.lower().replace("u8", "i8")] += 1  # 8 bits, signed or not
+    return dict(counts)
 
 
 def _text(info: Any, key: str) -> str:

@@ -21,8 +21,8 @@ def instructions() -> tuple[str, ...] | None:
 
 def has_int8() -> bool:
     """Whether the processor has instructions made for int8; True where the system doesn't tell."""
-    found = instructions()
-    return found is None or any(name in INT8 for name in found)
+    names = instructions()
+    return names is None or any(name in INT8 for name in names)
 
 
 def processor_name() -> str:
@@ -31,7 +31,7 @@ def processor_name() -> str:
     Cloud machines tell no more than a family ("AMD EPYC"); the instruction is what tells two of them apart.
     """
     name = _cpuinfo().get("model name") or platform.processor() or platform.machine()
-    best = f" ({found[0]})" if (found := instructions()) else ""
+    best = f" ({names[0]})" if (names := instructions()) else ""
     return f"{name}{best}, {available_threads()} cores"
 
 

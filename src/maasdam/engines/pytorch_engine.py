@@ -89,8 +89,8 @@ def _exported(artifact: Artifact, device: str, wrap: Wrap) -> tuple[Function, Si
 
     def function(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
         args, kwargs = pytree.tree_unflatten([tensors[n] for n in names], in_spec)
-        found = pytree.tree_leaves(module(*args, **kwargs))
-        return {s.name: found[i] for s, i in zip(signature.outputs, where, strict=True)}
+        leaves = pytree.tree_leaves(module(*args, **kwargs))
+        return {s.name: leaves[i] for s, i in zip(signature.outputs, where, strict=True)}
 
     return function, signature
 
@@ -119,10 +119,10 @@ def _scripted(artifact: Artifact, device: str, wrap: Wrap) -> tuple[Function, Si
         if isinstance(out, Mapping):
             must_have(out.keys(), signature, "outputs")
             return out
-        found = list(out) if isinstance(out, tuple | list) else [out]
-        if len(found) < len(signature.outputs):
-            raise InvalidModel(f"the TorchScript gives {len(found)} outputs; the signature says {len(signature.outputs)}")
-        return {s.name: tensor for s, tensor in zip(signature.outputs, found, strict=False)}
+        outputs = list(out) if isinstance(out, tuple | list) else [out]
+        if len(outputs) < len(signature.outputs):
+            raise InvalidModel(f"the TorchScript gives {len(outputs)} outputs; the signature says {len(signature.outputs)}")
+        return {s.name: tensor for s, tensor in zip(signature.outputs, outputs, strict=False)}
 
     return function, signature
 

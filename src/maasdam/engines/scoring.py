@@ -92,8 +92,8 @@ def _openvino(folder: Path, settings: Mapping[str, Any]) -> Any:
             "beam_idx": np.zeros(1, dtype=np.int32),
         }
         request.infer({name: array for name, array in inputs.items() if name in takes})
-        found: type_array = request.get_tensor("logits").data[0]
-        return found
+        logits: type_array = request.get_tensor("logits").data[0]
+        return logits
 
     return logits_of
 
@@ -109,7 +109,7 @@ def _torch(folder: Path, settings: Mapping[str, Any]) -> Any:
 
     def logits_of(ids: list[int]) -> type_array:
         with torch.inference_mode():
-            found: type_array = module(input_ids=torch.tensor([ids])).logits[0].numpy()
-        return found
+            logits: type_array = module(input_ids=torch.tensor([ids])).logits[0].numpy()
+        return logits
 
     return logits_of

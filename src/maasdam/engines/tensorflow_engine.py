@@ -66,8 +66,8 @@ def _saved_model(tf: Any, artifact: Artifact) -> tuple[Function, Any, Signature]
     answers = {s.name: s.name if s.name in gives else identifier(s.name) for s in wanted.outputs}
 
     def run(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
-        found = function(**{called[name]: tensor for name, tensor in tensors.items()})
-        return {name: found[key] for name, key in answers.items()}
+        outputs = function(**{called[name]: tensor for name, tensor in tensors.items()})
+        return {name: outputs[key] for name, key in answers.items()}
 
     return run, loaded, own
 
@@ -78,17 +78,17 @@ def _keras(tf: Any, artifact: Artifact) -> tuple[Function, Any, Signature]:
     signature = artifact.signature or own
     order = positions([s.name for s in signature.inputs], [{s.name} for s in own.inputs], "inputs")
     where = positions([s.name for s in signature.outputs], [{s.name} for s in own.outputs], "outputs")
-    asked = {signature.inputs[at].name: own.inputs[port] for at, port in enumerate(order)}
+    inputs = {signature.inputs[at].name: own.inputs[port] for at, port in enumerate(order)}
     answers = {signature.outputs[at].name: own.outputs[port].name for at, port in enumerate(where)}
-    types = {name: tf.TensorSpec(s.shape, s.dtype if s.dtype != "object" else "string") for name, s in asked.items()}
+    types = {name: tf.TensorSpec(s.shape, s.dtype if s.dtype != "object" else "string") for name, s in inputs.items()}
 
     @tf.function(input_signature=[types])  # type: ignore[untyped-decorator]  # TensorFlow ships no types
     def forward(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
-        return network({asked[name].name: tensor for name, tensor in tensors.items()})
+        return network({inputs[name].name: tensor for name, tensor in tensors.items()})
 
     def function(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
-        found = forward(dict(tensors))
-        return {name: found[key] for name, key in answers.items()}
+        outputs = forward(dict(tensors))
+        return {name: outputs[key] for name, key in answers.items()}
 
     return function, network, own
 

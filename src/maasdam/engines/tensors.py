@@ -122,11 +122,11 @@ def positions(names: Sequence[str], available: Sequence[Iterable[str]], side: st
     Raises InvalidModel where some names fit and others don't, or the counts differ.
     """
     sets = [set(port) for port in available]
-    found: Mapping[str, int] = {name: i for i, port in enumerate(sets) for name in port}
+    places: Mapping[str, int] = {name: i for i, port in enumerate(sets) for name in port}
     for called in (list(names), [identifier(name) for name in names], parameter_names(names)):
-        if all(name in found for name in called):
-            return [found[name] for name in called]
-    if not any(name in found for name in names) and len(names) == len(sets):
+        if all(name in places for name in called):
+            return [places[name] for name in called]
+    if not any(name in places for name in names) and len(names) == len(sets):
         return list(range(len(names)))
-    has = ", ".join(sorted(found))
+    has = ", ".join(sorted(places))
     raise InvalidModel(f"the model's {side} are {has}; the signature says {', '.join(names)}")

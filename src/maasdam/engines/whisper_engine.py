@@ -75,8 +75,8 @@ class _Transformers:
         self._module = open_module(folder).to(device)
         self._processor = transformers_with_torch().WhisperProcessor.from_pretrained(str(folder), local_files_only=True)
         self._device = device
-        told = self._module.generation_config
-        self._is_multilingual = bool(getattr(told, "is_multilingual", hasattr(told, "lang_to_id")))
+        config = self._module.generation_config
+        self._is_multilingual = bool(getattr(config, "is_multilingual", hasattr(config, "lang_to_id")))
         self.end = int(self._processor.tokenizer.convert_tokens_to_ids("<|endoftext|>"))
 
     def transcribe(self, waveform: type_array, language: str | None, words: bool) -> tuple[str | None, Iterable[Segment]]:
@@ -95,7 +95,7 @@ class _Transformers:
         options = {"language": language, "task": "transcribe"} if language and self._is_multilingual else {}
         with torch.inference_mode():
             out = self._module.generate(**features, return_timestamps=True, return_segments=True, **options)
-        return language, [self._segment(found) for found in out["segments"][0]]
+        return language, [self._segment(segment) for segment in out["segments"][0]]
 
     def log_likelihoods(self, waveform: type_array, tokens: Sequence[int], language: str | None) -> type_array:
         """See `Writes`."""
@@ -115,27 +115,27 @@ class _Transformers:
         return np.asarray(likely.cpu().numpy())
 
     def _features(self, waveform: type_array, **how: Any) -> dict[str, Any]:
-        found = self._processor.feature_extractor(waveform, sampling_rate=RATE, return_tensors="pt", **how)
-        return {name: tensor.to(self._device) for name, tensor in found.items()}
+        features = self._processor.feature_extractor(waveform, sampling_rate=RATE, return_tensors="pt", **how)
+        return {name: tensor.to(self._device) for name, tensor in features.items()}
 
-    def _language(self, features: Any, asked: str | None) -> str | None:
+    def _language(self, features: Any, language: str | None) -> str | None:
         if not self._is_multilingual:
             return "en"
         known = [name.strip("<|>") for name in self._module.generation_config.lang_to_id]
-        if asked is None:
+        if language is None:
             import torch
 
             with torch.inference_mode():
-                found = self._module.detect_language(input_features=features[..., :3000])
-            return str(self._processor.tokenizer.decode(found[:1])).strip("<|>")
-        if asked not in known:
-            raise InvalidPayload(f"this model doesn't know the language '{asked}'; it knows: {', '.join(sorted(known))}")
-        return asked
+                ids = self._module.detect_language(input_features=features[..., :3000])
+            return str(self._processor.tokenizer.decode(ids[:1])).strip("<|>")
+        if language not in known:
+            raise InvalidPayload(f"this model doesn't know the language '{language}'; it knows: {', '.join(sorted(known))}")
+        return language
 
-    def _segment(self, found: Mapping[str, Any]) -> Segment:
-        tokens = tuple(int(token) for token in found["tokens"])
+    def _segment(self, raw: Mapping[str, Any]) -> Segment:
+        tokens = tuple(int(token) for token in raw["tokens"])
         text = self._processor.tokenizer.decode(tokens, skip_special_tokens=True)
-        return {"start": round(float(found["start"]), 3), "end": round(float(found["end"]), 3), "text": text, "tokens": tokens}
+        return {"start": round(float(raw["start"]), 3), "end": round(float(raw["end"]), 3), "text": text, "tokens": tokens}
 
 
 class _Running:

@@ -61,16 +61,16 @@ def _origin(version: Version) -> str:
 
 
 def _verdict(version: Version, report: Report) -> str:
-    said = ["## Measured", "", f"Verification **{verdict_of(version)}**."]
+    lines = ["## Measured", "", f"Verification **{verdict_of(version)}**."]
     if version.imported is not None:
         elsewhere = "all that follows was measured elsewhere, by whoever made the file"
-        said[-1] += f" It was imported: {elsewhere if version.imported == UNVERIFIED else 'it was verified here since'}."
-    said += [f"- {_text(failure)}" for failure in report.failures]
-    return "\n".join(said)
+        lines[-1] += f" It was imported: {elsewhere if version.imported == UNVERIFIED else 'it was verified here since'}."
+    lines += [f"- {_text(failure)}" for failure in report.failures]
+    return "\n".join(lines)
 
 
 def _table(report: Report) -> str:
-    cells = [(_text(r.what), _said(r.reference), _said(r.candidate)) for r in rows(report)]
+    cells = [(_text(r.what), _cell(r.reference), _cell(r.candidate)) for r in rows(report)]
     lines = [("", "reference (uncompressed)", "this version"), ("---", "---", "---"), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -78,10 +78,10 @@ def _table(report: Report) -> str:
 def _passes(version: Version) -> str:
     """What pruning and distillation reported of themselves."""
     blocks = []
-    for told in pass_tables(version.passes):
-        rows = [told.heads, ("---",) * len(told.heads), *told.rows]
-        lines = ["| " + " | ".join(_said(cell) for cell in row) + " |" for row in rows]
-        blocks.append("\n".join([*lines, "", *(f"{_text(sentence)}." for sentence in told.says)]))
+    for each in pass_tables(version.passes):
+        rows = [each.heads, ("---",) * len(each.heads), *each.rows]
+        lines = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
+        blocks.append("\n".join([*lines, "", *(f"{_text(sentence)}." for sentence in each.says)]))
     return "\n\n".join(["## Compressed", *blocks]) if blocks else ""
 
 
@@ -99,21 +99,21 @@ def _details(report: Report) -> str:
         lines.append(f"- batching: {_text(report.batching.verdict)} ({_text(report.batching.how)})")
     if report.precisions:
         lines.append(f"- operators by the precision that ran: {_listed(report.precisions)}")
-    lines.append(f"- energy: {_said(report.energy_method or None)}")
+    lines.append(f"- energy: {_cell(report.energy_method or None)}")
     if conditions := {key: value for key, value in report.conditions.items() if isinstance(value, str | int | float)}:
         lines.append("- measured on: " + ", ".join(f"{_text(key)} {_text(value)}" for key, value in conditions.items()))
     return "\n".join([*lines, *(f"- {_text(note)}" for note in report.notes)])
 
 
 def _listed(numbers: Mapping[str, Any]) -> str:
-    return ", ".join(f"{_text(key)} {_said(value)}" for key, value in numbers.items())
+    return ", ".join(f"{_text(key)} {_cell(value)}" for key, value in numbers.items())
 
 
 def _use(step: Any) -> str:
     return str((step.get("use") if isinstance(step, Mapping) else None) or "?")
 
 
-def _said(value: Any) -> str:
+def _cell(value: Any) -> str:
     if value is None:
         return "not measured"
     return f"{value:.4g}" if isinstance(value, float) else _text(value)
@@ -125,7 +125,7 @@ _MARKUP = re.compile(r"[\\`*\[\]|]")
 def _text(value: Any) -> str:
     """One line of words in Markdown and HTML, whatever a file named something: nothing in it is markup."""
     line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(str(value).split()))
-    return _MARKUP.sub(lambda found: f"\\{found[0]}", line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
+    return _MARKUP.sub(lambda match: f"\\{match[0]}", line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
 
 
 def _code(value: Any) -> str:

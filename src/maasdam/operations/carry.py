@@ -114,7 +114,7 @@ def _checked(tar: tarfile.TarFile, path: Path, room: int) -> list[tarfile.TarInf
         is_ours = member.name == FACTS or (len(parts) > 1 and parts[0] == "artifact")
         is_plain = member.isreg() and not member.issparse() and "/".join(parts) == member.name and ".." not in parts
         if not (is_ours and is_plain and member.name.isprintable() and "\\" not in member.name):
-            raise InvalidModel(f"{path}: '{_shown(member.name)}' is no plain file of an export; nothing was imported")
+            raise InvalidModel(f"{path}: '{_printable(member.name)}' is no plain file of an export; nothing was imported")
         if member.name in names:
             raise InvalidModel(f"{path}: '{member.name}' is in it twice; nothing was imported")
         if len(members) >= MOST_MEMBERS or (member.name == FACTS and member.size > MOST_FACTS_BYTES):
@@ -165,9 +165,9 @@ def _refuse_unsafe(folder: Path, layout: str, trust: bool) -> None:
 
     if layout == "ctranslate2":
         return  # not a layout that sources know: a table of numbers and a vocabulary, read by CTranslate2 without pickles
-    found = inspect(str(folder), trust=trust)
-    if found.layout != layout:
-        raise InvalidModel(f"its files are '{found.layout}' and it says that they are '{layout}'; export the model again")
+    inspection = inspect(str(folder), trust=trust)
+    if inspection.layout != layout:
+        raise InvalidModel(f"its files are '{inspection.layout}' and it says that they are '{layout}'; export the model again")
 
 
 def _nameless(member: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -178,5 +178,5 @@ def _nameless(member: tarfile.TarInfo) -> tarfile.TarInfo:
     return member
 
 
-def _shown(name: str) -> str:
+def _printable(name: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in name[:200])

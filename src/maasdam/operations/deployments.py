@@ -138,10 +138,10 @@ def _of(group: ReplicaSet) -> ServedVersion:
 
 def _batching(service: Service, digests: Iterable[str]) -> dict[str, Batching]:
     """What was found of artifacts, by digest."""
-    found = {}
+    batchings = {}
     for digest in set(digests):
         try:
-            found[digest] = service.batching(digest)
+            batchings[digest] = service.batching(digest)
         except (NotFound, KeyError):  # its files are gone
-            found[digest] = UNTRIED
-    return found
+            batchings[digest] = UNTRIED
+    return batchings

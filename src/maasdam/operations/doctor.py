@@ -63,12 +63,12 @@ def examine(settings: Settings, progress: Progress = silent) -> Diagnosis:
 
 
 def _engines(progress: Progress) -> list[EngineState]:
-    found: list[EngineState] = []
+    engines: list[EngineState] = []
     with ThreadPoolExecutor(2) as pool:
         for name, engine in zip(ENGINES, pool.map(_engine, ENGINES), strict=True):
-            found.append(engine)
-            progress(f"import engines, each in a process of its own ({name})", len(found), len(ENGINES))
-    return found
+            engines.append(engine)
+            progress(f"import engines, each in a process of its own ({name})", len(engines), len(ENGINES))
+    return engines
 
 
 def _engine(name: str) -> EngineState:
@@ -96,7 +96,7 @@ def _machine() -> dict[str, Any]:
         "cores": available_threads(),
         "memory_bytes": psutil.virtual_memory().total,
         "has_int8": has_int8(),
-        "instructions": found if (found := instructions()) is None else list(found),
+        "instructions": names if (names := instructions()) is None else list(names),
     }
 
 
@@ -119,20 +119,20 @@ def _database(settings: Settings) -> dict[str, Any]:
     from sqlalchemy.exc import SQLAlchemyError
 
     url = settings.resolved_database_url
-    shown: dict[str, Any] = {"url": url}
+    facts: dict[str, Any] = {"url": url}
     try:
         parsed = sqlalchemy.make_url(url)
-        shown["url"] = parsed.render_as_string(hide_password=True)
+        facts["url"] = parsed.render_as_string(hide_password=True)
         if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).exists():
-            return shown | {"state": "not made yet; the first command makes it"}
+            return facts | {"state": "not made yet; the first command makes it"}
         engine = sqlalchemy.create_engine(parsed)
         with engine.connect() as connection:
             schema = connection.execute(sqlalchemy.text("SELECT version_num FROM alembic_version")).scalar()
         engine.dispose()
-        return shown | {"state": f"opens, schema {schema}"}
+        return facts | {"state": f"opens, schema {schema}"}
     except (SQLAlchemyError, ImportError) as error:
         why = " ".join(str(error).split())[:200]
-        return shown | {"state": "does not open", "problem": f"the database does not open: {why}; see MAASDAM_DATABASE_URL"}
+        return facts | {"state": "does not open", "problem": f"the database does not open: {why}; see MAASDAM_DATABASE_URL"}
 
 
 def _disk(settings: Settings) -> dict[str, Any]:

@@ -65,22 +65,22 @@ def _inspected(
             store = Store(settings.home / "artifacts")
             artifact = ingested(examined, store)
             if artifact is not None:
-                return examined.inspection, _found(artifact, store, Findings(settings.home), settings.threads)
+                return examined.inspection, _findings_of(artifact, store, Findings(settings.home), settings.threads)
     except MaasdamError:  # a home that can't be read knows nothing of it
         pass
     return examined.inspection, UNTRIED
 
 
-def _found(artifact: Artifact, store: Store, findings: Findings, threads: int) -> Batching:
+def _findings_of(artifact: Artifact, store: Store, findings: Findings, threads: int) -> Batching:
     """What was found of the source as it is, else of what was built from it here."""
     own = findings.told(artifact, threads=threads)
     if own != UNTRIED:
         return own
     built = [made for made in map(store.get, store.digests()) if artifact.digest in made.parents and made.signature is not None]
-    found = {f"{made.engine} {made.digest[:19]}": findings.told(made, threads=threads) for made in built}
-    tried = {name: batching for name, batching in found.items() if batching != UNTRIED}
+    by_build = {f"{made.engine} {made.digest[:19]}": findings.told(made, threads=threads) for made in built}
+    tried = {name: batching for name, batching in by_build.items() if batching != UNTRIED}
     if not tried:
         return own
     verdicts = {batching.verdict for batching in tried.values()}
-    said = "; ".join(f"as built for {name}, {batching.verdict}: {batching.how}" for name, batching in tried.items())
-    return Batching(verdicts.pop() if len(verdicts) == 1 else UNKNOWN, said)
+    how = "; ".join(f"as built for {name}, {batching.verdict}: {batching.how}" for name, batching in tried.items())
+    return Batching(verdicts.pop() if len(verdicts) == 1 else UNKNOWN, how)

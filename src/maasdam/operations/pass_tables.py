@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SHOWN = ("shrank", "scores", "alone")
+IN_TABLES = ("shrank", "scores", "alone")
 """The facts that stand in these tables, and need not be told again."""
 
 
@@ -25,12 +25,12 @@ class PassTable:
 
 def pass_tables(passes: Sequence[Any]) -> list[PassTable]:
     """Of every pass that has one, in order. A version that was imported brings what its maker wrote: it may hold anything."""
-    found = []
+    tables = []
     for step in passes:
         facts = step.get("facts") if isinstance(step, Mapping) else None
         if isinstance(facts, Mapping):
-            found += [_shrank(str(step.get("use")), facts), _scores(facts)]
-    return [table for table in found if table is not None]
+            tables += [_shrank(str(step.get("use")), facts), _scores(facts)]
+    return [table for table in tables if table is not None]
 
 
 def _shrank(use: str, facts: Mapping[str, Any]) -> PassTable | None:

@@ -86,11 +86,11 @@ class Answered:
     """What one model answered over HTTP."""
 
     starter: Starter
-    asked: int
+    samples: int
     """Samples asked."""
     wrong: tuple[str, ...]
     """One sentence per answer that is not what the same build says in this process."""
-    shown: str
+    example: str
     """One question and its answer, for people."""
 
 
@@ -193,7 +193,7 @@ class _Route:
     kind: str
     fields: Mapping[str, str]
     answer: Callable[[Any], Any]
-    told: Callable[[Any], str]
+    says: Callable[[Any], str]
     truth: str
 
 
@@ -212,7 +212,7 @@ _ROUTES = {
 def _ask_files(client: httpx.Client, workspace: Workspace, starter: Starter, version: Version, progress: Progress) -> Answered:
     route, rows = _ROUTES[starter.task], _metadata(starter.samples)
     reported = {sample["name"]: sample["candidate"] for sample in report_of(version).samples}
-    wrong, told = [], []
+    wrong, sentences = [], []
     for i, row in enumerate(rows):
         progress(f"{starter.name}: ask over HTTP", i, len(rows))
         name, truth = row["file_name"], row[route.truth]
@@ -221,8 +221,8 @@ def _ask_files(client: httpx.Client, workspace: Workspace, starter: Starter, ver
         answer = route.answer(reply)
         if str(answer) != str(reported.get(name)):
             wrong.append(f"{name}: '{answer}' over HTTP, '{reported.get(name)}' in the report")
-        told.append((" " not in truth, i, f"{name} → {route.told(reply)} {truth}"))
-    return Answered(starter, len(rows), tuple(wrong), min(told)[-1])  # the first of several words, else the first
+        sentences.append((" " not in truth, i, f"{name} → {route.says(reply)} {truth}"))
+    return Answered(starter, len(rows), tuple(wrong), min(sentences)[-1])  # the first of several words, else the first
 
 
 def _ask_text(client: httpx.Client, workspace: Workspace, starter: Starter, version: Version, progress: Progress) -> Answered:
@@ -255,8 +255,8 @@ def _ask_text(client: httpx.Client, workspace: Workspace, starter: Starter, vers
         "seed": 1,
     }
     answer = _json(client.post("/v1/chat/completions", json=chat))["choices"][0]["message"]["content"]
-    shown = f"What news from Rome? → {' '.join(answer.split())}"
-    return Answered(starter, len(prompts), tuple(wrong), shown)
+    example = f"What news from Rome? → {' '.join(answer.split())}"
+    return Answered(starter, len(prompts), tuple(wrong), example)
 
 
 def _stream(client: httpx.Client, question: dict[str, Any]) -> Iterator[str]:

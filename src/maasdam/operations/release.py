@@ -47,7 +47,7 @@ def _measured(version: Version, report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def shown(workspace: Workspace, name: str) -> dict[str, Any]:
+def details(workspace: Workspace, name: str) -> dict[str, Any]:
     """One version whole: its report, passes, lineage and files."""
     from maasdam.engines.batching_kept import Findings
 
@@ -157,15 +157,15 @@ def running(settings: Settings, key: str | None, seconds: float = 2.0) -> dict[s
     with the scope deploy (a service with --no-auth needs none).
     """
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    told, own = whereabouts(settings.home), f"http://{host}:{settings.port}"
+    address, own = whereabouts(settings.home), f"http://{host}:{settings.port}"
     hint = "set MAASDAM_API_KEY to a key with the scope deploy to see its models"
-    for url, secret in [*([(told.url, told.secret)] if told else []), (own, key)]:
+    for url, secret in [*([(address.url, address.secret)] if address else []), (own, key)]:
         answer: dict[str, Any] = {"url": url, "state": "running", "serving": None, "hint": None}
         try:
-            return answer | {"serving": _asked(f"{url}/admin/deployments", secret, seconds)}
+            return answer | {"serving": _serving_at(f"{url}/admin/deployments", secret, seconds)}
         except urllib.error.HTTPError as error:
             is_refused = error.code in (401, 403)
-            if is_refused and told is not None and secret == told.secret:
+            if is_refused and address is not None and secret == address.secret:
                 continue  # another service took the place of one that was killed
             return answer | {"hint": hint if is_refused else str(error)}
         except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError):  # nobody, or another program
@@ -173,7 +173,7 @@ def running(settings: Settings, key: str | None, seconds: float = 2.0) -> dict[s
     return {"url": own, "state": "not running", "serving": None, "hint": "start it with: maasdam serve"}
 
 
-def _asked(url: str, key: str | None, seconds: float) -> dict[str, list[dict[str, Any]]]:
+def _serving_at(url: str, key: str | None, seconds: float) -> dict[str, list[dict[str, Any]]]:
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=seconds) as reply:
         answer = json.loads(reply.read())
@@ -182,7 +182,7 @@ def _asked(url: str, key: str | None, seconds: float) -> dict[str, list[dict[str
 
 def _ancestors(store: Store, digests: Iterable[str]) -> list[str]:
     """What these artifacts were made from, nearest first, as far as the store still knows."""
-    found: list[str] = []
+    ancestors: list[str] = []
     queue = list(digests)
     seen = set(queue)
     while queue:
@@ -191,10 +191,10 @@ def _ancestors(store: Store, digests: Iterable[str]) -> list[str]:
         except NotFound:
             continue
         new = [parent for parent in dict.fromkeys(parents) if parent not in seen]
-        found += new
+        ancestors += new
         queue += new
         seen.update(new)
-    return found
+    return ancestors
 
 
 def _is_building(workspace: Workspace) -> bool:

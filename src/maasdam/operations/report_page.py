@@ -15,7 +15,7 @@ from maasdam.artifacts.catalog import Version
 from maasdam.artifacts.produced import PassFacts
 from maasdam.core import split_name
 from maasdam.errors import InvalidInput, NotFound
-from maasdam.operations.pass_tables import SHOWN, pass_tables
+from maasdam.operations.pass_tables import IN_TABLES, pass_tables
 from maasdam.operations.plots import Point, Spread, scatter, spreads
 from maasdam.operations.reports import report_of, rows, verdict_of
 from maasdam.operations.workspace import Workspace
@@ -67,7 +67,7 @@ def render(model: str, versions: Sequence[Version], chosen: Version) -> str:
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"said": said, "flat": flat}
+    environment.filters |= {"cell": cell, "flat": flat}
     template = importlib.resources.files("maasdam.operations").joinpath("pages/report.html.jinja").read_text(encoding="utf-8")
     first = [chosen, *(v for v in reversed(versions) if v.version != chosen.version)]
     return environment.from_string(template).render(
@@ -81,7 +81,7 @@ def render(model: str, versions: Sequence[Version], chosen: Version) -> str:
     )
 
 
-def said(value: Any) -> str:
+def cell(value: Any) -> str:
     """A number in few digits, a dash for what was not measured, anything else as text."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return UNMEASURED
@@ -98,7 +98,7 @@ def flat(value: Any) -> str:
         return ", ".join(f"{key} {flat(inner)}" for key, inner in value.items())
     if isinstance(value, list | tuple):
         return " ".join(flat(inner) for inner in value)
-    return said(value)
+    return cell(value)
 
 
 def _chosen(workspace: Workspace, name: str, versions: Sequence[Version], is_exact: bool) -> Version:
@@ -113,7 +113,7 @@ def _chosen(workspace: Workspace, name: str, versions: Sequence[Version], is_exa
 def _headline(report: Report) -> list[tuple[str, str, str]]:
     """What matters of one version: (what, value, beside it)."""
     wanted = ("metric", "size", "p50", "joules")
-    return [(row.what, said(row.candidate), row.gain) for row in rows(report) if row.key in wanted]
+    return [(row.what, cell(row.candidate), row.gain) for row in rows(report) if row.key in wanted]
 
 
 def _summary(version: Version) -> dict[str, Any]:
@@ -167,12 +167,12 @@ def _detail(version: Version) -> dict[str, Any]:
 
 def _group(value: Any, key: str) -> Mapping[str, Any]:
     """What lies at `key`; passes of a version from elsewhere may hold anything."""
-    found = value.get(key) if isinstance(value, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
+    inner = value.get(key) if isinstance(value, Mapping) else None
+    return inner if isinstance(inner, Mapping) else {}
 
 
 def _pass(step: Any) -> dict[str, Any]:
-    facts = {key: value for key, value in PassFacts.from_json(_group(step, "facts")).others.items() if key not in SHOWN}
+    facts = {key: value for key, value in PassFacts.from_json(_group(step, "facts")).others.items() if key not in IN_TABLES}
     facts = {key: value for key, value in facts.items() if key != "says" or not pass_tables([step])}
     step = step if isinstance(step, Mapping) else {}
     return {
@@ -198,12 +198,12 @@ def _certificate(certificate: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plots(versions: Sequence[Version], chosen: Version) -> list[tuple[str, str]]:
     """(title, svg) of each plot that has at least one point."""
-    told = {v.version: report_of(v) for v in (*versions, chosen)}
-    metric = told[chosen.version].metric
+    reports = {v.version: report_of(v) for v in (*versions, chosen)}
+    metric = reports[chosen.version].metric
     way = METRICS.get(metric or "", Metric())
     accuracy = f"{metric} ({way.better})"
     size, latency = "size, MB (smaller is better)", "latency p50, ms (lower is better)"
-    of_metric = [v for v in versions if told[v.version].metric == metric]
+    of_metric = [v for v in versions if reports[v.version].metric == metric]
     wanted: tuple[tuple[str, str, list[Point], str, str], ...] = (
         ("size-accuracy", "Size against accuracy", _points(of_metric, chosen, _size, _accuracy), size, accuracy),
         ("latency-accuracy", "Latency against accuracy", _points(of_metric, chosen, _latency, _accuracy), latency, accuracy),
@@ -235,7 +235,7 @@ def _accuracy(of: Column) -> float | None:
 
 def _points(versions: Sequence[Version], chosen: Version, x: Axis, y: Axis) -> list[Point]:
     """Each version that has both numbers, and the reference of the chosen one."""
-    found = []
+    points = []
     for version, side, column in _columns(versions, chosen):
         at_x, at_y = x(column), y(column)
         if at_x is None or at_y is None:
@@ -243,19 +243,19 @@ def _points(versions: Sequence[Version], chosen: Version, x: Axis, y: Axis) -> l
         low, high = (report_of(version).interval(side) if y is _accuracy else None) or (None, None)
         is_reference = side == "reference"
         label = "reference" if is_reference else f"v{version.version}"
-        title = f"{label}: {said(at_x)}, {said(at_y)}" + ("" if is_reference else f"; {version.recipe}, {verdict_of(version)}")
-        found.append(Point(label, at_x, at_y, low, high, version.passed is not False, is_reference, title))
-    return found
+        title = f"{label}: {cell(at_x)}, {cell(at_y)}" + ("" if is_reference else f"; {version.recipe}, {verdict_of(version)}")
+        points.append(Point(label, at_x, at_y, low, high, version.passed is not False, is_reference, title))
+    return points
 
 
 def _spreads(versions: Sequence[Version], chosen: Version) -> list[Spread]:
-    found = []
+    boxes = []
     for version, side, column in reversed(_columns(versions[::-1], chosen)):
         is_reference = side == "reference"
         label = "reference" if is_reference else f"v{version.version}"
         if column.latency_ms:
-            found.append(Spread(label, column.latency_ms, version.passed is not False, is_reference))
-    return found
+            boxes.append(Spread(label, column.latency_ms, version.passed is not False, is_reference))
+    return boxes
 
 
 def _columns(versions: Sequence[Version], chosen: Version) -> list[tuple[Version, str, Column]]:

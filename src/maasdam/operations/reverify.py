@@ -70,33 +70,33 @@ def _claimed(version: Version) -> dict[str, Any]:
     """What the report that came with a version says; one that was made here since has kept it."""
     report = version.report or {}
     kept = None if version.imported == UNVERIFIED else report.get("claimed")
-    said = kept if isinstance(kept, dict) else report
-    return {key: said[key] for key in ("passed", "failures", "accuracy") if key in said}
+    claims = kept if isinstance(kept, dict) else report
+    return {key: claims[key] for key in ("passed", "failures", "accuracy") if key in claims}
 
 
 def _compared(report: dict[str, Any], claimed: dict[str, Any]) -> dict[str, Any]:
     """The new report, failed where the old one failed, or says a better metric: alone, a model has nothing to fall short of."""
-    found = [*_failed_before(claimed), *_worse(report, claimed)]
+    failures = [*_failed_before(claimed), *_worse(report, claimed)]
     report = report | {"claimed": claimed}
-    return report | {"passed": False, "failures": [*report["failures"], *found]} if found else report
+    return report | {"passed": False, "failures": [*report["failures"], *failures]} if failures else report
 
 
 def _failed_before(claimed: dict[str, Any]) -> list[str]:
     if claimed.get("passed", True) is True:
         return []
     failures = claimed.get("failures")
-    said = "; ".join(map(str, failures)) if isinstance(failures, list) else ""
-    return [f"it failed where it was made: {said or 'its report does not say why'}"]
+    reasons = "; ".join(map(str, failures)) if isinstance(failures, list) else ""
+    return [f"it failed where it was made: {reasons or 'its report does not say why'}"]
 
 
 def _worse(report: dict[str, Any], claimed: dict[str, Any]) -> list[str]:
     from maasdam.pipeline.report import drop_of
 
     now, then = (part if isinstance(part := r.get("accuracy"), dict) else {} for r in (report, claimed))
-    metric, value, said = now.get("metric"), now.get("candidate"), then.get("candidate")
-    if metric is None or metric != then.get("metric") or not isinstance(said, int | float) or value is None:
+    metric, value, claim = now.get("metric"), now.get("candidate"), then.get("candidate")
+    if metric is None or metric != then.get("metric") or not isinstance(claim, int | float) or value is None:
         return []
-    drop = drop_of(metric, float(said), value)
+    drop = drop_of(metric, float(claim), value)
     if drop is None or drop <= MOST_BELOW:
         return []
-    return [f"{metric} is {value:.4g} here, and {said:.4g} in the report that came with it"]
+    return [f"{metric} is {value:.4g} here, and {claim:.4g} in the report that came with it"]

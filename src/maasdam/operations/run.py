@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 NEUTRAL = Sampling()
 
-Told = Callable[[str], None]
+OnPiece = Callable[[str], None]
 """Told each piece of a text as it comes."""
 
 
@@ -51,7 +51,7 @@ class OpenedModel:
     max_tokens: int
     """Tokens generated where the payload names no limit."""
 
-    def answer(self, payload: Payload, told: Told | None = None) -> Answer:
+    def answer(self, payload: Payload, on_piece: OnPiece | None = None) -> Answer:
         """The whole answer. Raises InvalidPayload, InvalidTensor, Unsupported (another kind of payload), EngineFailure."""
         if isinstance(payload, TensorPayload):
             if not isinstance(self.engine, TensorEngine):
@@ -65,10 +65,10 @@ class OpenedModel:
         if isinstance(self.engine, TensorEngine):
             return self.processor.finish([self.engine.run(tensors) for tensors in prepared], payload)
         if isinstance(payload, TextPayload):
-            return asyncio.run(self._text(self.engine, payload.sampling, prepared[0], told))
+            return asyncio.run(self._text(self.engine, payload.sampling, prepared[0], on_piece))
         return asyncio.run(transcript_of(self.engine, prepared, "run"))[0]
 
-    async def _text(self, engine: SequenceEngine, sampling: Sampling, inputs: Tensors, told: Told | None) -> TextPiece:
+    async def _text(self, engine: SequenceEngine, sampling: Sampling, inputs: Tensors, on_piece: OnPiece | None) -> TextPiece:
         if sampling.max_tokens is None:
             sampling = replace(sampling, max_tokens=self.max_tokens)
         request = SequenceRequest("run", inputs, sampling)
@@ -76,8 +76,8 @@ class OpenedModel:
         stream = cast(Any, self.processor).stream(sampling.stop, inputs["input_ids"][0])
         async for piece, _ in text_of(engine, request, stream):
             pieces.append(piece)
-            if told is not None and piece.text:
-                told(piece.text)
+            if on_piece is not None and piece.text:
+                on_piece(piece.text)
         ids = tuple(i for piece in pieces for i in piece.token_ids)
         return TextPiece("".join(piece.text for piece in pieces), ids, pieces[-1].finish_reason)
 

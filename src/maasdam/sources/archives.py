@@ -66,17 +66,17 @@ class Archive:
 
 
 @contextmanager
-def open_archive(source: Path | IO[bytes], shown: Path) -> Iterator[Archive]:
-    """Open and check a zip; `shown` names it in errors. Raises InvalidModel when broken, UnsafeModel when it plays tricks."""
+def open_archive(source: Path | IO[bytes], label: Path) -> Iterator[Archive]:
+    """Open and check a zip; `label` names it in errors. Raises InvalidModel when broken, UnsafeModel when it plays tricks."""
     with _opened(source) as stream:
-        _check_end(stream, shown)
+        _check_end(stream, label)
         try:
             zipped = zipfile.ZipFile(stream)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
-            raise InvalidModel(f"{shown} is not a whole zip archive ({error}); fetch or export it again") from error
+            raise InvalidModel(f"{label} is not a whole zip archive ({error}); fetch or export it again") from error
         with zipped:
-            _check(zipped, stream.seek(0, io.SEEK_END), shown)
-            yield Archive(shown, zipped)
+            _check(zipped, stream.seek(0, io.SEEK_END), label)
+            yield Archive(label, zipped)
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def _opened(source: Path | IO[bytes]) -> Iterator[IO[bytes]]:
         yield source
 
 
-def _check_end(stream: IO[bytes], shown: Path) -> None:
+def _check_end(stream: IO[bytes], label: Path) -> None:
     """The archive ends with its end record, whose list of entries is of sane size: that list is read whole at once."""
     size = stream.seek(0, io.SEEK_END)
     stream.seek(max(size - _END_RECORD.size - _LOCATOR.size, 0))
@@ -96,45 +96,45 @@ def _check_end(stream: IO[bytes], shown: Path) -> None:
     end = tail[-_END_RECORD.size :]
     if len(end) < _END_RECORD.size or not end.startswith(b"PK\x05\x06"):
         raise InvalidModel(
-            f"{shown} is not a whole zip archive (its end is missing or followed by other bytes); fetch it again"
+            f"{label} is not a whole zip archive (its end is missing or followed by other bytes); fetch it again"
         )
     directory = _END_RECORD.unpack(end)[5]
     if len(tail) == _LOCATOR.size + _END_RECORD.size and tail.startswith(b"PK\x06\x07"):
         stream.seek(min(_LOCATOR.unpack(tail[: _LOCATOR.size])[2], size))
         record = stream.read(_END_RECORD_64.size)
         if len(record) < _END_RECORD_64.size or not record.startswith(b"PK\x06\x06"):
-            raise InvalidModel(f"{shown} is not a whole zip archive (its end record is damaged); fetch it again")
+            raise InvalidModel(f"{label} is not a whole zip archive (its end record is damaged); fetch it again")
         directory = _END_RECORD_64.unpack(record)[8]
     if directory > min(size, MAX_DIRECTORY_BYTES):
-        raise UnsafeModel(f"{shown} has a list of entries of {directory:,} bytes: refused as a zip bomb")
+        raise UnsafeModel(f"{label} has a list of entries of {directory:,} bytes: refused as a zip bomb")
 
 
-def _check(zipped: zipfile.ZipFile, size: int, shown: Path) -> None:
+def _check(zipped: zipfile.ZipFile, size: int, label: Path) -> None:
     infos = zipped.infolist()
     if len(infos) > MAX_ENTRIES:
-        raise UnsafeModel(f"{shown} has {len(infos):,} entries, over {MAX_ENTRIES:,}: refused as a zip bomb")
+        raise UnsafeModel(f"{label} has {len(infos):,} entries, over {MAX_ENTRIES:,}: refused as a zip bomb")
     unpacked = sum(info.file_size for info in infos)
     packed = sum(info.compress_size for info in infos)
     if unpacked > max(FREE_BYTES, MAX_RATIO * size):
-        raise UnsafeModel(f"{shown} unpacks from {size:,} to {unpacked:,} bytes, over {MAX_RATIO} times: refused as a zip bomb")
+        raise UnsafeModel(f"{label} unpacks from {size:,} to {unpacked:,} bytes, over {MAX_RATIO} times: refused as a zip bomb")
     if packed > size:
-        raise UnsafeModel(f"{shown} has overlapping entries: refused as a zip bomb")
+        raise UnsafeModel(f"{label} has overlapping entries: refused as a zip bomb")
     # Another reader of the same bytes (PyTorch's) may see other entries: allow nothing the two could disagree on.
     if _has_other_bytes(zipped, size):
-        raise UnsafeModel(f"{shown} has bytes before or behind its archive; save the model again")
+        raise UnsafeModel(f"{label} has bytes before or behind its archive; save the model again")
     seen: set[str] = set()
     for info in infos:
         name = info.filename
         if name != info.orig_filename or "\\" in name or name.startswith("/") or ".." in name.split("/"):
-            raise UnsafeModel(f"{shown} has an entry named {info.orig_filename!r}, which leaves the archive; refused")
+            raise UnsafeModel(f"{label} has an entry named {info.orig_filename!r}, which leaves the archive; refused")
         if name.lower() in seen:
-            raise UnsafeModel(f"{shown} has two entries named {name!r}; refused, since readers differ in which one they see")
+            raise UnsafeModel(f"{label} has two entries named {name!r}; refused, since readers differ in which one they see")
         seen.add(name.lower())
         if info.compress_type not in _METHODS or info.flag_bits & 0x1:
-            raise InvalidModel(f"{shown}: {name} is encrypted or packed in a way model files aren't; save the model again")
+            raise InvalidModel(f"{label}: {name} is encrypted or packed in a way model files aren't; save the model again")
         if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
             raise InvalidModel(
-                f"{shown}: {name} declares {info.file_size:,} bytes and stores {info.compress_size:,}; save it again"
+                f"{label}: {name} declares {info.file_size:,} bytes and stores {info.compress_size:,}; save it again"
             )
 
 

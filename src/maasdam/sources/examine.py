@@ -34,8 +34,8 @@ def examine(source: str, *, trust: bool = False, processor: Path | None = None) 
     """
     path = hub.fetch(source) if source.startswith(hub.PREFIX) else opened(Path(source).expanduser())
     try:
-        found = recognise(path)
-        own = describe(found.place)
+        model = recognise(path)
+        own = describe(model.place)
     except OSError as error:
         raise _unreadable(error, path) from error
     if processor is not None:
@@ -47,8 +47,8 @@ def examine(source: str, *, trust: bool = False, processor: Path | None = None) 
             raise InvalidInput(
                 f"--processor {processor} holds no processor files (preprocessor_config.json, tokenizer.json, config.json)"
             )
-        own = merge(own, given, keeps_config=found.layout in ("huggingface", "genai"))
-    reading = _read(found, own)
+        own = merge(own, given, keeps_config=model.layout in ("huggingface", "genai"))
+    reading = _read(model, own)
     files = {**own.files, **reading.files}
     inspection = Inspection(
         source=source,
@@ -62,8 +62,8 @@ def examine(source: str, *, trust: bool = False, processor: Path | None = None) 
         size_bytes=sum(file.stat().st_size for file in files.values()),
         precision=reading.precision,
         labels=reading.labels or own.labels,
-        risks=tuple(_weighed(risk, trust) for risk in (*reading.risks, *_code_risks(found, own))),
-        notes=(*reading.notes, *_notes(found, path)),
+        risks=tuple(_weighed(risk, trust) for risk in (*reading.risks, *_code_risks(model, own))),
+        notes=(*reading.notes, *_notes(model, path)),
         files=tuple(sorted(files)),
     )
     return Examined(inspection, reading, files)
@@ -79,40 +79,40 @@ def refuse_blocked(inspection: Inspection) -> None:
     raise UnsafeModel(f"{inspection.path} is refused: {what} ({way})")
 
 
-def _read(found: Recognised, description: Description) -> Reading:
+def _read(model: Recognised, description: Description) -> Reading:
     """The reading; bytes that break a reader in a way it did not foresee are a broken model, never a crash of ours."""
     try:
-        return _by_layout(found, description)
+        return _by_layout(model, description)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"[:200]
-        raise InvalidModel(f"{found.place.path / found.name} is not as its format says ({reason}); export it again") from error
+        raise InvalidModel(f"{model.place.path / model.name} is not as its format says ({reason}); export it again") from error
     except OSError as error:
-        raise _unreadable(error, found.place.path) from error
+        raise _unreadable(error, model.place.path) from error
 
 
 def _unreadable(error: OSError, path: Path) -> InvalidModel:
     return InvalidModel(f"can't read {error.filename or path}: {error.strerror}; check its name and its permissions")
 
 
-def _by_layout(found: Recognised, description: Description) -> Reading:
-    place, name = found.place, found.name
-    if found.layout == "huggingface":
+def _by_layout(model: Recognised, description: Description) -> Reading:
+    place, name = model.place, model.name
+    if model.layout == "huggingface":
         return huggingface.read(place, description)
-    if found.layout == "savedmodel":
+    if model.layout == "savedmodel":
         return savedmodel.read(place)
-    if found.layout == "genai":
+    if model.layout == "genai":
         return ir.read_genai(place, description)
     readers = {"onnx": onnx.read, "pt2": pt2.read, "torchscript": torchscript.read, "keras": keras.read, "ir": ir.read}
-    return readers[found.layout](place, name)
+    return readers[model.layout](place, name)
 
 
 def _weighed(risk: Risk, trust: bool) -> Risk:
     return replace(risk, severity="warning") if trust and risk.liftable and risk.severity == "blocked" else risk
 
 
-def _code_risks(found: Recognised, description: Description) -> tuple[Risk, ...]:
+def _code_risks(model: Recognised, description: Description) -> tuple[Risk, ...]:
     """A repository's own code matters where transformers would build the model; other layouts only mention it."""
-    if found.layout == "huggingface":
+    if model.layout == "huggingface":
         return description.risks
     return tuple(
         Risk("info", "the folder names Python code of its own (auto_map), which is neither needed nor run")
@@ -120,16 +120,16 @@ def _code_risks(found: Recognised, description: Description) -> tuple[Risk, ...]
     )
 
 
-def _notes(found: Recognised, path: Path) -> list[str]:
+def _notes(model: Recognised, path: Path) -> list[str]:
     notes = []
-    if found.also:
-        notes.append(f"also holds {', '.join(found.also[:5])}, which {'was' if len(found.also) == 1 else 'were'} passed over")
+    if model.also:
+        notes.append(f"also holds {', '.join(model.also[:5])}, which {'was' if len(model.also) == 1 else 'were'} passed over")
     folder = path if path.is_dir() else path.parent
-    if found.layout in ("huggingface", "onnx", "ir") and (folder / "modules.json").is_file():
+    if model.layout in ("huggingface", "onnx", "ir") and (folder / "modules.json").is_file():
         notes.append(
             "a sentence-transformers folder: its encoder is taken, which gives a vector a token; what modules.json adds "
             "(pooling, normalising, dense layers) is not"
         )
-    if path.is_file() and found.layout != "savedmodel" and (path.parent / "config.json").is_file():
+    if path.is_file() and model.layout != "savedmodel" and (path.parent / "config.json").is_file():
         notes.append("a config.json lies beside it: give the folder, or --processor, to use it")
     return notes

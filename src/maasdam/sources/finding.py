@@ -113,15 +113,15 @@ def with_axes(inputs: Sequence[TensorSpec], axes: Sequence[Sequence[Axis | None]
     by_name: dict[str, set[int]] = defaultdict(set)
     by_place: dict[int, set[str]] = defaultdict(set)
     says_sizes = False
-    for spec, found in zip(inputs, axes, strict=True):
-        for number, axis in enumerate(found):
+    for spec, own in zip(inputs, axes, strict=True):
+        for number, axis in enumerate(own):
             if axis is not None:
                 place = number if len(spec.shape) == 4 else min(number, 1)
                 by_name[axis.name].add(place)
                 by_place[place].add(axis.name)
                 says_sizes = says_sizes or axis.least > FEWEST or axis.most is not None
-    several = [len(found) for found in by_name.values()] + [len(found) for found in by_place.values()]
+    several = [len(own) for own in by_name.values()] + [len(own) for own in by_place.values()]
     tells = says_sizes or max(several, default=0) > 1
     if not tells or any(spec.name.startswith(PAST) for spec in inputs):
         return tuple(inputs)
-    return tuple(replace(spec, axes=tuple(found)) if any(found) else spec for spec, found in zip(inputs, axes, strict=True))
+    return tuple(replace(spec, axes=tuple(own)) if any(own) else spec for spec, own in zip(inputs, axes, strict=True))

@@ -114,8 +114,8 @@ def describe(place: Place) -> Description:
                 raise InvalidModel(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_PROCESSOR_FILE_BYTES:,} are taken")
             files[name] = path
     parsed = {name: read_json_object(path) for name, path in files.items() if name.endswith("config.json")}
-    for name, found in parsed.items():
-        _check_counts(found, files[name])
+    for name, values in parsed.items():
+        _check_counts(values, files[name])
     config = parsed.get("config.json", {})
     preprocessor = dict(parsed.get("preprocessor_config.json", {}))
     inner = parsed.get("processor_config.json", {})

@@ -101,9 +101,9 @@ def _earlier(source: str, repository: str, revision: str | None, cause: Exceptio
     from huggingface_hub import try_to_load_from_cache
 
     for main, *_ in _KINDS:
-        found = try_to_load_from_cache(repository, main, revision=revision)
-        if isinstance(found, str):
-            return Path(found).parents[main.count("/")]
+        file = try_to_load_from_cache(repository, main, revision=revision)
+        if isinstance(file, str):
+            return Path(file).parents[main.count("/")]
     raise NotFound(
         f"can't reach the hub for '{source}' ({type(cause).__name__}), and no earlier download of it is here; "
         "go online once, or give the path of a folder with the model"

@@ -136,7 +136,7 @@ def read(place: Place, name: str) -> Reading:
 def read_genai(place: Place, description: Description) -> Reading:
     """Read a folder as Optimum exports language models for OpenVINO GenAI: model, tokenizer and detokenizer."""
     path = place.need(GENAI_MODEL, "the graph is missing")
-    files = {name: found for name in _GENAI_FILES if (found := place.file(name)) is not None}
+    files = {name: file for name in _GENAI_FILES if (file := place.file(name)) is not None}
     for name in ("openvino_model.bin", "openvino_tokenizer.xml", "openvino_detokenizer.xml"):
         if name not in files:
             raise InvalidModel(f"{place.path} has {GENAI_MODEL} but no {name}; export the model again, with its tokenizer")

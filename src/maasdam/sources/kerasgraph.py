@@ -48,7 +48,7 @@ def _functional(inner: Mapping[str, Any], layers: list[dict[str, Any]]) -> Signa
     by_name = {str(layer["name"]): layer for layer in layers}
     inputs = [by_name[end.layer] for end in _ends(inner["input_layers"])]
     ends = _ends(inner["output_layers"])
-    shapes = [_answer(by_name[end.layer], _asked(by_name[end.layer], end.call)) for end in ends]
+    shapes = [_answer(by_name[end.layer], _input_shape(by_name[end.layer], end.call)) for end in ends]
     if any(shape is None for shape in shapes):
         return None
     names = distinct((end.key or end.layer for end in ends), (str(layer["config"]["name"]) for layer in inputs))
@@ -67,7 +67,7 @@ def _sequential(inner: Mapping[str, Any], layers: list[dict[str, Any]]) -> Signa
         return None
     shape: Shape | None = _shape(_batch_shape(first))
     for layer in layers[1:]:
-        shape = _answer(layer, _asked(layer) or shape)
+        shape = _answer(layer, _input_shape(layer) or shape)
     if shape is None:
         return None
     last = layers[-1]
@@ -104,7 +104,7 @@ def _batch_shape(layer: Mapping[str, Any]) -> Any:
     return config["batch_shape"] if "batch_shape" in config else config["batch_input_shape"]
 
 
-def _asked(layer: Mapping[str, Any], call: int = 0) -> Shape | None:
+def _input_shape(layer: Mapping[str, Any], call: int = 0) -> Shape | None:
     """The shape a layer takes in one of its calls: of the first inbound tensor, else the one it was built with."""
     for made in (layer.get("inbound_nodes") or ())[call : call + 1]:
         stack = list(made["args"]) if isinstance(made, dict) else []  # Keras 2 wrote lists, without shapes
@@ -118,26 +118,26 @@ def _asked(layer: Mapping[str, Any], call: int = 0) -> Shape | None:
     return _shape(built) if isinstance(built, list) and not any(isinstance(size, list) for size in built) else None
 
 
-def _answer(layer: Mapping[str, Any], asked: Shape | None) -> Shape | None:
+def _answer(layer: Mapping[str, Any], shape: Shape | None) -> Shape | None:
     """The shape a layer gives; None where that isn't known here."""
     kind, config = layer["class_name"], layer["config"]
     if kind == "InputLayer":
         return _shape(_batch_shape(layer))
-    if asked is None:
+    if shape is None:
         return None
     if kind in _SAME:
-        return asked
+        return shape
     if kind == "Dense":
-        return (*asked[:-1], int(config["units"]))
+        return (*shape[:-1], int(config["units"]))
     if kind == "Flatten":
-        rest = asked[1:]
-        return (asked[0], None if None in rest else math.prod(size or 0 for size in rest))
+        rest = shape[1:]
+        return (shape[0], None if None in rest else math.prod(size or 0 for size in rest))
     if kind in ("GlobalAveragePooling2D", "GlobalMaxPooling2D", "GlobalAveragePooling1D", "GlobalMaxPooling1D"):
         if config.get("keepdims") or config.get("data_format") == "channels_first":
             return None
-        return (asked[0], asked[-1])
+        return (shape[0], shape[-1])
     if kind == "Reshape" and -1 not in config["target_shape"]:
-        return (asked[0], *(int(size) for size in config["target_shape"]))
+        return (shape[0], *(int(size) for size in config["target_shape"]))
     return None
 
 

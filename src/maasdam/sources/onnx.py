@@ -56,7 +56,7 @@ _Function = tuple[str, str, str]
 
 
 @dataclass
-class _Found:
+class _Totals:
     """What the walk over a model's graphs adds up."""
 
     parameters: int = 0
@@ -77,7 +77,7 @@ def read(place: Place, name: str) -> Reading:
     if size > MAX_ONNX_BYTES:
         raise InvalidModel(f"{path} is over 2 GiB, more than an ONNX file may be; save its weights as external data")
     _check_is_binary(path)
-    found = _Found()
+    totals = _Totals()
     with mapped(path, str(path)) as model:
         graph = model.message(7)
         if graph is None or not model.numbers(1):
@@ -86,28 +86,28 @@ def read(place: Place, name: str) -> Reading:
         opsets = {opset.text(1): opset.number(2) for opset in model.messages(8)}
         if not opsets:
             raise InvalidModel(f"{path} is not an ONNX model (it imports no operator set); export it again")
-        weights = _walk(graph, found, str(path))
-        _check_functions(model, found, str(path))
+        weights = _walk(graph, totals, str(path))
+        _check_functions(model, totals, str(path))
         inputs, first_axes = list(_specs(graph, 11, skip=weights, what=str(path))), list(_first_axes(graph, weights))
-        missing = takes_nan(graph, inputs, weights) if found.operators.keys() & NAN_READERS else set()
+        missing = takes_nan(graph, inputs, weights) if totals.operators.keys() & NAN_READERS else set()
         inputs = [replace(spec, takes_nan=True) if spec.name in missing else spec for spec in inputs]
-        told = with_axes(told_apart(inputs, first_axes), list(_axes(graph, weights)))
-        signature = Signature(told, tuple(_specs(graph, 12, skip=set(), what=str(path))))
+        specs = with_axes(told_apart(inputs, first_axes), list(_axes(graph, weights)))
+        signature = Signature(specs, tuple(_specs(graph, 12, skip=set(), what=str(path))))
         producer = " ".join(filter(None, (model.text(2), model.text(3))))
     if not signature.outputs:
         raise InvalidModel(f"{path} has no outputs; export it again")
-    files = {"model.onnx": path} | _externals(place, name, found.externals)
-    if not any((place.path / name).parent.joinpath(location).is_symlink() for location in found.externals):
+    files = {"model.onnx": path} | _externals(place, name, totals.externals)
+    if not any((place.path / name).parent.joinpath(location).is_symlink() for location in totals.externals):
         _check_model(place.path / name)  # links of the Hugging Face cache: the checker wants files; ingest checks the copy
     return Reading(
         format="onnx",
         layout="onnx",
         files=files,
         signature=signature,
-        parameters=found.parameters,
-        precision=commonest(found.elements_by_dtype),
-        risks=tuple(_risks(found, functions)),
-        notes=tuple(_notes(found, functions, opsets, producer)),
+        parameters=totals.parameters,
+        precision=commonest(totals.elements_by_dtype),
+        risks=tuple(_risks(totals, functions)),
+        notes=tuple(_notes(totals, functions, opsets, producer)),
     )
 
 
@@ -129,36 +129,36 @@ def _check_is_binary(path: Path) -> None:
         raise InvalidModel(f"{path} is a text file, not an ONNX model; export the model to ONNX and give that file")
 
 
-def _walk(graph: Message, found: _Found, what: str) -> set[str]:
+def _walk(graph: Message, totals: _Totals, what: str) -> set[str]:
     """Add up a graph and those within it; the names of its initializers."""
     weights: set[str] = set()
     for tensor in graph.messages(5):
         weights.add(tensor.text(8))
-        _add_tensor(tensor, found, what, counts=True)
+        _add_tensor(tensor, totals, what, counts=True)
     for sparse in graph.messages(15):
         for number in (1, 2):
             tensor_or_none = sparse.message(number)
             if tensor_or_none is not None:
                 weights.add(tensor_or_none.text(8))
-                _add_tensor(tensor_or_none, found, what, counts=number == 1)
+                _add_tensor(tensor_or_none, totals, what, counts=number == 1)
     for node in graph.messages(1):
-        _walk_node(node, found, what)
+        _walk_node(node, totals, what)
     return weights
 
 
-def _check_functions(model: Message, found: _Found, what: str) -> None:
+def _check_functions(model: Message, totals: _Totals, what: str) -> None:
     """Add up the model's own functions. Raises InvalidModel where writing them out would unfold without measure or end."""
     main = ("", "", "")
-    calls = {main: Counter(found.calls)}
+    calls = {main: Counter(totals.calls)}
     for fn in model.messages(25):
-        own = _Found()
+        own = _Totals()
         for node in fn.messages(7):
             _walk_node(node, own, what)
         calls[(fn.text(10), fn.text(1), fn.text(13))] = own.calls
-        found.operators += own.operators
-        found.parameters += own.parameters
-        found.elements_by_dtype += own.elements_by_dtype
-        found.externals |= {name: max(size, found.externals.get(name, 0)) for name, size in own.externals.items()}
+        totals.operators += own.operators
+        totals.parameters += own.parameters
+        totals.elements_by_dtype += own.elements_by_dtype
+        totals.externals |= {name: max(size, totals.externals.get(name, 0)) for name, size in own.externals.items()}
     sizes: dict[_Function, int] = {}
     waiting = [main]
     opened: set[_Function] = set()
@@ -180,20 +180,20 @@ def _check_functions(model: Message, found: _Found, what: str) -> None:
             )
 
 
-def _walk_node(node: Message, found: _Found, what: str) -> None:
+def _walk_node(node: Message, totals: _Totals, what: str) -> None:
     operator = node.text(4)
-    found.operators[(node.text(7), operator)] += 1
-    found.calls[(node.text(7), operator, node.text(8))] += 1
+    totals.operators[(node.text(7), operator)] += 1
+    totals.calls[(node.text(7), operator, node.text(8))] += 1
     for attribute in node.messages(5):
         for number in (5, 10):
             for tensor in attribute.messages(number):
-                _add_tensor(tensor, found, what, counts=operator == "Constant")
+                _add_tensor(tensor, totals, what, counts=operator == "Constant")
         for number in (6, 11):
             for graph in attribute.messages(number):
-                _walk(graph, found, what)
+                _walk(graph, totals, what)
 
 
-def _add_tensor(tensor: Message, found: _Found, what: str, counts: bool) -> None:
+def _add_tensor(tensor: Message, totals: _Totals, what: str, counts: bool) -> None:
     dims = tensor.numbers(1)
     kind = tensor.number(2)
     name = tensor.text(8)
@@ -210,7 +210,7 @@ def _add_tensor(tensor: Message, found: _Found, what: str, counts: bool) -> None
         if offset < 0 or length < 0 or (needed is not None and length != needed):
             raise InvalidModel(f"{what}: the weight '{name}' claims {length:,} external bytes where its shape needs {needed:,}")
         location = entries.get("location", "")
-        found.externals[location] = max(found.externals.get(location, 0), offset + length)
+        totals.externals[location] = max(totals.externals.get(location, 0), offset + length)
     else:
         stored = tensor.size(9)
         if stored is not None and needed is not None and stored != needed:
@@ -218,8 +218,8 @@ def _add_tensor(tensor: Message, found: _Found, what: str, counts: bool) -> None
                 f"{what}: the weight '{name}' stores {stored:,} bytes where its shape needs {needed:,}; export it again"
             )
     if counts:
-        found.parameters += elements
-        found.elements_by_dtype[_DTYPES[kind]] += elements
+        totals.parameters += elements
+        totals.elements_by_dtype[_DTYPES[kind]] += elements
 
 
 def _specs(graph: Message, number: int, skip: set[str], what: str) -> Iterator[TensorSpec]:
@@ -270,18 +270,18 @@ def takes_nan(graph: Message, inputs: list[TensorSpec], weights: set[str]) -> se
     floats = {spec.name for spec in inputs if spec.dtype.startswith(("float", "bfloat"))}
     stands_for = {name: {name} for name in floats}
     constants = set(weights)
-    found: set[str] = set()
+    takers: set[str] = set()
     for node in graph.messages(1):  # in the order they are computed
         takes, operator = node.texts(1), node.text(4)
         known = [name for name in takes if name in stands_for]
         if operator == "Constant":
             constants.update(node.texts(2))
         elif (node.text(7), operator) in NAN_READERS and known:
-            found |= stands_for[known[0]]
+            takers |= stands_for[known[0]]
         elif known and (operator in _MOVES or (operator in _SCALES and all(n in stands_for or n in constants for n in takes))):
             reached = set().union(*(stands_for[name] for name in known))
             stands_for |= dict.fromkeys(node.texts(2), reached)
-    return found
+    return takers
 
 
 def _dimension(dim: Message) -> int | None:
@@ -331,30 +331,30 @@ def _check_model(path: Path) -> None:
         raise InvalidModel(f"{path} is not a valid ONNX model: {reason}; export it again") from error
 
 
-def _custom(found: _Found, functions: set[tuple[str, str]]) -> dict[str, list[str]]:
+def _custom(totals: _Totals, functions: set[tuple[str, str]]) -> dict[str, list[str]]:
     out: dict[str, list[str]] = {}
-    for domain, operator in sorted(found.operators):
+    for domain, operator in sorted(totals.operators):
         if domain not in _KNOWN_DOMAINS and (domain, operator) not in functions:
             out.setdefault(domain, []).append(operator)
     return out
 
 
-def _risks(found: _Found, functions: set[tuple[str, str]]) -> Iterator[Risk]:
-    python = sorted({operator for _, operator in found.operators if operator in _PYTHON_OPERATORS})
+def _risks(totals: _Totals, functions: set[tuple[str, str]]) -> Iterator[Risk]:
+    python = sorted({operator for _, operator in totals.operators if operator in _PYTHON_OPERATORS})
     if python:
         yield Risk("blocked", f"operators that call Python: {', '.join(python)}; export the model without them")
-    if any(operator in _BINARY_OPERATORS for _, operator in found.operators):
+    if any(operator in _BINARY_OPERATORS for _, operator in totals.operators):
         yield Risk("blocked", "EPContext operators: programs for one device, which can't be looked into; export without")
-    for domain, operators in _custom(found, functions).items():
+    for domain, operators in _custom(totals, functions).items():
         yield Risk("warning", f"operators of the custom domain '{domain}' need its own library: {', '.join(operators[:20])}")
 
 
-def _notes(found: _Found, functions: set[tuple[str, str]], opsets: dict[str, int], producer: str) -> Iterator[str]:
+def _notes(totals: _Totals, functions: set[tuple[str, str]], opsets: dict[str, int], producer: str) -> Iterator[str]:
     if producer:
         yield f"written by {producer}"
     yield "operator sets: " + ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in sorted(opsets.items()))
-    if found.externals:
-        yield f"weights in {len(found.externals)} external file{'s' * (len(found.externals) > 1)}"
-    custom = _custom(found, functions)
+    if totals.externals:
+        yield f"weights in {len(totals.externals)} external file{'s' * (len(totals.externals) > 1)}"
+    custom = _custom(totals, functions)
     if custom:
         yield "custom domains: " + ", ".join(custom)

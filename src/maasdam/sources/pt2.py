@@ -306,17 +306,17 @@ def _signature(program: Mapping[str, Any], path: Path) -> tuple[Signature, list[
 def _nan_takers(graph: Mapping[str, Any], floats: set[str]) -> set[str]:
     """The inputs of floats whose values reach an operator that reads NaN as a missing value, moved or scaled at most."""
     stands_for = {name: {name} for name in floats}
-    found: set[str] = set()
+    takers: set[str] = set()
     for node in graph["nodes"]:
         operator = str(node["target"]).removeprefix("torch.ops.aten.").partition(".")[0]
         takes = [one["arg"]["as_tensor"]["name"] for one in node["inputs"] if "as_tensor" in one["arg"]]
         known = [name for name in takes if name in stands_for]
         if known and operator in _NAN_READERS:
-            found |= stands_for[known[0]]
+            takers |= stands_for[known[0]]
         elif known and operator in _MOVES:
             made = [end["as_tensor"]["name"] for end in node["outputs"] if "as_tensor" in end]
             stands_for |= dict.fromkeys(made, stands_for[known[0]])
-    return found
+    return takers
 
 
 _SYMBOL_OF_A_SIZE = re.compile(r"(?:Symbol\(')?(\w+)(?:'.*\))?", re.ASCII)
@@ -324,12 +324,12 @@ _SYMBOL_OF_A_SIZE = re.compile(r"(?:Symbol\(')?(\w+)(?:'.*\))?", re.ASCII)
 
 def _axis(size: Mapping[str, Any], ranges: Mapping[str, Any]) -> Axis | None:
     """An open axis by its symbol, with the range that the program declares; None where it is fixed or computed of others."""
-    found = _SYMBOL_OF_A_SIZE.fullmatch(str(size.get("as_expr", {}).get("expr_str", "")))
-    if found is None:
+    match = _SYMBOL_OF_A_SIZE.fullmatch(str(size.get("as_expr", {}).get("expr_str", "")))
+    if match is None:
         return None
-    declared = ranges.get(found[1]) or {}
+    declared = ranges.get(match[1]) or {}
     least, most = declared.get("min_val"), declared.get("max_val")
-    return Axis(found[1], max(1, int(least or 1)), most if isinstance(most, int) and most < MAX_AXIS else None)
+    return Axis(match[1], max(1, int(least or 1)), most if isinstance(most, int) and most < MAX_AXIS else None)
 
 
 def _output_names(module: Mapping[str, Any]) -> list[str]:

@@ -53,28 +53,28 @@ def _folder(path: Path) -> Recognised:
     names = place.names()
     if "modules.json" in names and "config.json" not in names and (encoder := _sentence_encoder(place)) is not None:
         return _folder(encoder)
-    found: list[tuple[Layout, str]] = []
+    models: list[tuple[Layout, str]] = []
     if "model.safetensors" in names or "model.safetensors.index.json" in names:
-        found.append(("huggingface", "config.json"))
+        models.append(("huggingface", "config.json"))
     if "saved_model.pb" in names:
-        found.append(("savedmodel", "saved_model.pb"))
+        models.append(("savedmodel", "saved_model.pb"))
     if "openvino_model.xml" in names and "openvino_tokenizer.xml" in names:
-        found.append(("genai", "openvino_model.xml"))
+        models.append(("genai", "openvino_model.xml"))
     else:
-        found += [("ir", name) for name in names if name.endswith(".xml") and name.removesuffix(".xml") + ".bin" in names]
+        models += [("ir", name) for name in names if name.endswith(".xml") and name.removesuffix(".xml") + ".bin" in names]
     inner = [f"onnx/{name}" for name in place.names("onnx")] if "onnx/" in names else []
     graphs = [name for name in names if name.endswith(".onnx")] or [name for name in inner if name.endswith(".onnx")]
-    found += [("onnx", name) for name in sorted(graphs, key=lambda name: (not name.endswith("model.onnx"), name))]
-    found += [("pt2", name) for name in names if name.endswith(".pt2")]
-    found += [("keras", name) for name in names if name.endswith(".keras")]
-    if found:
-        layout, name = found[0]
-        rivals = [other for kind, other in found[1:] if kind == layout]
+    models += [("onnx", name) for name in sorted(graphs, key=lambda name: (not name.endswith("model.onnx"), name))]
+    models += [("pt2", name) for name in names if name.endswith(".pt2")]
+    models += [("keras", name) for name in names if name.endswith(".keras")]
+    if models:
+        layout, name = models[0]
+        rivals = [other for kind, other in models[1:] if kind == layout]
         if rivals and not name.endswith(("model.onnx", "model.xml", "model.pt2", "model.keras")):
             raise Unsupported(
                 f"{path} holds several models ({', '.join([name, *rivals][:6])}); name the file of the one you mean"
             )
-        return Recognised(layout, place, name, tuple(other for _, other in found[1:]))
+        return Recognised(layout, place, name, tuple(other for _, other in models[1:]))
     scripts = [name for name in names if name.endswith((".pt", ".pth", ".ts"))]
     if len(scripts) == 1 and (file := place.file(scripts[0])) is not None:
         return Recognised(_of_file(file), place, scripts[0])

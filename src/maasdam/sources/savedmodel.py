@@ -105,8 +105,8 @@ def _refuse_reaching(saved: Message, chosen: Message, path: Path) -> None:
     for meta in saved.messages(2):
         if meta.view == chosen.view:
             continue
-        found = tfoperators.found(TfGraph(meta, str(path)).all_nodes())
-        reaching = sorted({name for names in found.values() for name in names} - tfoperators.SAVING - tfoperators.RESTORING)
+        by_reach = tfoperators.by_reach(TfGraph(meta, str(path)).all_nodes())
+        reaching = sorted({name for names in by_reach.values() for name in names} - tfoperators.SAVING - tfoperators.RESTORING)
         if reaching:
             raise UnsafeModel(
                 f"{path} holds another graph, not tagged '{SERVE}' alone, with {', '.join(reaching[:8])}; refused: "
@@ -150,18 +150,18 @@ def _risks(graph: TfGraph, meta: Message, signatures: dict[str, Message]) -> Ite
     serving = graph.reached(running)
     loading = graph.reached_from_functions(_loaded_functions(meta))
     reached = [*serving, *loading]
-    yield from _named(tfoperators.found(reached), "which a signature or its start-up runs")
+    yield from _named(tfoperators.by_reach(reached), "which a signature or its start-up runs")
     only_saver = {id(node) for node in saving if node.operator in tfoperators.SAVING}
     only_saver |= {id(node) for node in restoring if node.operator in tfoperators.RESTORING}
     known = {id(node) for node in reached} | only_saver
     rest = [node for node in graph.all_nodes() if id(node) not in known]
     # Nothing that runs names these, but another loader might: ordinary savers hold only what SAVING and RESTORING list.
-    yield from _named(tfoperators.found(rest), "outside its saver")
+    yield from _named(tfoperators.by_reach(rest), "outside its saver")
     yield Risk("info", "a SavedModel is a program for TensorFlow's runtime; its operators were listed, none was run")
 
 
-def _named(found: dict[tfoperators.Reach, list[str]], where: str) -> Iterator[Risk]:
-    for reach, operators in sorted(found.items()):
+def _named(by_reach: dict[tfoperators.Reach, list[str]], where: str) -> Iterator[Risk]:
+    for reach, operators in sorted(by_reach.items()):
         yield Risk(
             "blocked",
             f"the graph {tfoperators.WHAT[reach]}: {', '.join(operators)}, {where}; export the model without them",

@@ -25,8 +25,8 @@ class TfNode:
 
     def attribute(self, name: str) -> Message | None:
         """An attribute's value (AttrValue)."""
-        found = [value for key, value in self._message.map(5) if key == name]
-        return found[-1] if found else None  # of a key that occurs twice a protocol buffer keeps the last
+        values = [value for key, value in self._message.map(5) if key == name]
+        return values[-1] if values else None  # of a key that occurs twice a protocol buffer keeps the last
 
     def text_attribute(self, name: str) -> str:
         """An attribute that is text; "" where absent or none."""

@@ -49,7 +49,7 @@ _NETWORK = re.compile(
 )
 
 
-def found(nodes: Iterable[TfNode]) -> dict[Reach, list[str]]:
+def by_reach(nodes: Iterable[TfNode]) -> dict[Reach, list[str]]:
     """The operators among `nodes` that reach beyond tensors, sorted, by what they reach."""
     out: dict[Reach, set[str]] = {}
     for node in nodes:

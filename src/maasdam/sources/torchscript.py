@@ -91,13 +91,13 @@ def _check_pickle(archive: Archive, entry: str) -> None:
 
 
 def _reaching_out(archive: Archive, entries: list[str]) -> list[str]:
-    found: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
     left = MAX_CODE_BYTES
     for entry in entries:
         code = archive.read(entry, left)
         left -= len(code)
-        found.update("torch." + match.group(1).decode() for match in _REACHING_OUT.finditer(code))
+        calls.update("torch." + match.group(1).decode() for match in _REACHING_OUT.finditer(code))
         for match in _FOREIGN_OPERATORS.finditer(code):
             if match.group(1) not in _OWN_SETS:
-                found[f"{match.group(1).decode()}.{match.group(2).decode()}"] += 1
-    return sorted(found)
+                calls[f"{match.group(1).decode()}.{match.group(2).decode()}"] += 1
+    return sorted(calls)

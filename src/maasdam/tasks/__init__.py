@@ -31,10 +31,10 @@ _DOORS = {door: task for task in TASKS.values() for door in task.doors}
 
 def task_of(name: str | None) -> Task:
     """The record of a task; that of raw tensors for None (or "tensors"). Raises Unsupported, naming the tasks there are."""
-    found = raw.TASK if name in (None, raw.TASK.name) else TASKS.get(str(name))
-    if found is None:
+    task = raw.TASK if name in (None, raw.TASK.name) else TASKS.get(str(name))
+    if task is None:
         raise Unsupported(f"no task '{name}'; the tasks are: {', '.join(TASKS)}")
-    return found
+    return task
 
 
 def check_door(name: str | None, endpoint: str) -> None:
@@ -84,20 +84,20 @@ def load_examples(
         raise InvalidInput(f"no data at {path}; give a folder or file of examples")
     if limit is not None and limit < 1:
         raise InvalidInput(f"the limit is {limit} examples; it takes at least 1")
-    found = record.read_examples(path, labels, signature)
-    if not found:
+    rows = record.read_examples(path, labels, signature)
+    if not rows:
         raise InvalidInput(f"{path} holds no examples for {record.name}; see the Hugging Face folder convention")
     return [
         Example(name, record.payload(content.read_bytes()) if isinstance(content, Path) else content, truth)
-        for name, content, truth in some(found, limit, seed)
+        for name, content, truth in some(rows, limit, seed)
     ]
 
 
-def some(found: list[T], limit: int | None, seed: int) -> list[T]:
+def some(items: list[T], limit: int | None, seed: int) -> list[T]:
     """`limit` of them, chosen by `seed`, in their own order."""
-    if limit is None or len(found) <= limit:
-        return found
-    return [found[i] for i in sorted(random.Random(seed).sample(range(len(found)), limit))]
+    if limit is None or len(items) <= limit:
+        return items
+    return [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), limit))]
 
 
 def score(task: str, answers: Sequence[Answer], examples: Sequence[Example]) -> Score:

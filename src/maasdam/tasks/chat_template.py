@@ -202,12 +202,12 @@ class _Bounded(ImmutableSandboxedEnvironment):
         self.budget.step()
         return True
 
-    def shown(self, value: Any) -> Any:
+    def output(self, value: Any) -> Any:
         """A value that is written out."""
         self.budget.charge(self.budget.weigh(value))
         return value
 
-    made = shown
+    made = output
 
     def read(self, value: Any) -> Any:
         """A value that is compared."""
@@ -326,7 +326,7 @@ class _Counting(NodeTransformer):
     def visit_Output(self, node: nodes.Output) -> Any:
         self.generic_visit(node)
         texts = (nodes.Const(n.data, lineno=n.lineno) if isinstance(n, nodes.TemplateData) else n for n in node.nodes)
-        node.nodes = [_ask("shown", n, n) for n in texts]
+        node.nodes = [_ask("output", n, n) for n in texts]
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> Any:

@@ -65,10 +65,10 @@ def mended(data: bytes) -> bytes:
 
 
 def _wav(data: bytes, start: int, kind: _Kind) -> bytes:
-    found = _first_chunks(data, start, kind)
-    if b"data" not in found:
+    chunks = _first_chunks(data, start, kind)
+    if b"data" not in chunks:
         raise InvalidPayload(f"the {kind.called} file has no sound in it (no 'data' chunk); send a whole file")
-    form = bytes(found.get(b"fmt ", b""))
+    form = bytes(chunks.get(b"fmt ", b""))
     if len(form) < 16:
         raise InvalidPayload(f"the {kind.called} file does not say how its sound is kept (no 'fmt ' chunk); send a whole file")
     _, channels, rate, _, align, bits = struct.unpack_from(f"{kind.order}HHIIHH", form)
@@ -78,14 +78,14 @@ def _wav(data: bytes, start: int, kind: _Kind) -> bytes:
             "that is no recording"
         )
     kept: list[tuple[bytes, bytes | memoryview]] = [
-        (name, found[name]) for name in (b"fmt ", b"fact", b"data") if name in found
+        (name, chunks[name]) for name in (b"fmt ", b"fact", b"data") if name in chunks
     ]
     return _file(b"RIFX" if kind.order == ">" else b"RIFF", b"WAVE", kept, kind.order)
 
 
 def _aiff(data: bytes) -> bytes:
-    found = _first_chunks(data, 12, _AIFF)
-    form, sound = bytes(found.get(b"COMM", b"")), found.get(b"SSND")
+    chunks = _first_chunks(data, 12, _AIFF)
+    form, sound = bytes(chunks.get(b"COMM", b"")), chunks.get(b"SSND")
     if len(form) < 18:
         raise InvalidPayload("the AIFF file does not say how its sound is kept (no 'COMM' chunk); send a whole file")
     if sound is None or len(sound) < 8:
@@ -98,7 +98,7 @@ def _aiff(data: bytes) -> bytes:
     if each is not None:
         there = (len(sound) - 8) // (channels * each)
         form = form[:2] + struct.pack(">I", frames if 0 < frames <= there else there) + form[6:]
-    kept: list[tuple[bytes, bytes | memoryview]] = [(b"FVER", found[b"FVER"])] if b"FVER" in found else []
+    kept: list[tuple[bytes, bytes | memoryview]] = [(b"FVER", chunks[b"FVER"])] if b"FVER" in chunks else []
     return _file(b"FORM", data[8:12], [*kept, (b"COMM", form), (b"SSND", sound)], ">")
 
 

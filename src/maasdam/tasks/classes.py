@@ -48,11 +48,11 @@ class Classes:
 def _scores_output(signature: Signature) -> str:
     named = [s for s in signature.outputs if s.name == "logits"]
     flat = [s for s in signature.outputs if len(s.shape) == 2 and s.dtype.startswith("float")]
-    found = named or flat or [s for s in signature.outputs if s.dtype.startswith("float") and set(s.shape[2:]) == {1}]
-    if len(found) != 1:
+    outputs = named or flat or [s for s in signature.outputs if s.dtype.startswith("float") and set(s.shape[2:]) == {1}]
+    if len(outputs) != 1:
         has = ", ".join(f"{s.name} {s.sizes}" for s in signature.outputs)
         raise InvalidModel(f"a classifier gives one output of 2 axes, or one called 'logits'; this model gives {has}")
-    return found[0].name
+    return outputs[0].name
 
 
 def _probabilities(row: type_array, is_one_of: bool) -> type_array:

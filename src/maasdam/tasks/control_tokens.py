@@ -44,7 +44,7 @@ class ControlTokens:
         self._spelled = {text: f"{secret}{i}x" for text, i in self._ids.items()}
         longest_first = sorted(self._ids, key=len, reverse=True)
         self._any = "|".join(map(re.escape, longest_first)) or "(?!)"
-        self._found = re.compile(self._any)
+        self._pattern = re.compile(self._any)
         self._begins = {text[:n] for text in self._ids for n in range(1, len(text)) if text[:n].strip()}
         self._ends = {text[n:] for text in self._ids for n in range(1, len(text)) if text[n:].strip()}
         self._longest = max(map(len, self._ids), default=0)
@@ -74,12 +74,12 @@ class ControlTokens:
         own: list[int] = []
         by_callers: list[str] = []
 
-        def spell(found: re.Match[str]) -> str:
-            if found["own"]:
-                own.append(self._ids[found["own"]])
-                return self._spelled[found["own"]]
-            by_callers.append(found["theirs"] or "")
-            return found["theirs"] or ""
+        def spell(match: re.Match[str]) -> str:
+            if match["own"]:
+                own.append(self._ids[match["own"]])
+                return self._spelled[match["own"]]
+            by_callers.append(match["theirs"] or "")
+            return match["theirs"] or ""
 
         pattern = f"{begin}(?P<theirs>{self._any}){end}|[{begin}{end}]|(?P<own>{self._any})"
         spelled = re.sub(pattern, spell, text)
@@ -107,7 +107,7 @@ class ControlTokens:
 
     def _mark(self, value: Any, begin: str, end: str) -> Any:
         if isinstance(value, str):
-            marked = self._found.sub(lambda found: f"{begin}{found[0]}{end}", value)
+            marked = self._pattern.sub(lambda match: f"{begin}{match[0]}{end}", value)
             # two texts that the template puts side by side must not be one control token together
             if any(value[:n] in self._ends for n in range(1, self._longest)):
                 marked = end + marked

@@ -75,7 +75,7 @@ class Detokenizer:
             return ""
         out = self._pass(self._settle())
         held, self._held = self._held, ""
-        return out if self.is_stopped else out + _shown(held)
+        return out if self.is_stopped else out + _plain(held)
 
     def _feed(self, token: int) -> str:
         self._ids.append(token)
@@ -126,18 +126,18 @@ class Detokenizer:
     def _pass(self, text: str) -> str:
         """Let through what can't become a stop string; cut at the first that is one."""
         self._held += text
-        shown = _shown(self._held)
-        found = [at for s in self._stop_written if (at := self._held.find(s)) >= 0]
-        found += [_place(self._held, at) for s in self._stop if (at := shown.find(s)) >= 0]
-        if found:
+        plain = _plain(self._held)
+        ends = [at for s in self._stop_written if (at := self._held.find(s)) >= 0]
+        ends += [_place(self._held, at) for s in self._stop if (at := plain.find(s)) >= 0]
+        if ends:
             self.is_stopped = True
-            out, self._held = self._held[: min(found)], ""
-            return _shown(out)
+            out, self._held = self._held[: min(ends)], ""
+            return _plain(out)
         begun = [len(self._held) - _overlap(self._held, s) for s in self._stop_written]
-        begun += [_place(self._held, len(shown) - k) for s in self._stop if (k := _overlap(shown, s))]
+        begun += [_place(self._held, len(plain) - k) for s in self._stop if (k := _overlap(plain, s))]
         keep = min(begun, default=len(self._held))
         out, self._held = self._held[:keep], self._held[keep:]
-        return _shown(out)
+        return _plain(out)
 
 
 def _named(hidden: Mapping[int, str], stop: tuple[str, ...]) -> dict[int, str]:
@@ -154,7 +154,7 @@ def _with_stand_ins(stop: str, hidden: Mapping[int, str], named: Mapping[int, st
     return stop
 
 
-def _shown(text: str) -> str:
+def _plain(text: str) -> str:
     """Without stand-ins."""
     if text.isascii():
         return text

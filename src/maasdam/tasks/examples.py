@@ -16,7 +16,7 @@ from typing import Any
 from maasdam.core import Signature, TensorPayload, TensorSpec, TextPayload
 from maasdam.errors import InvalidInput
 from maasdam.tasks.labels import LabelIds
-from maasdam.tasks.task import Found
+from maasdam.tasks.task import RawExample
 
 MAX_EXAMPLES = 1_000_000
 MAX_RATIO = 100
@@ -31,7 +31,7 @@ METADATA = ("metadata.csv", "metadata.jsonl")
 Row = Mapping[str, Any]
 
 
-def labelled_files(path: Path, suffixes: tuple[str, ...], what: str, labels: Mapping[int, str] | None) -> list[Found]:
+def labelled_files(path: Path, suffixes: tuple[str, ...], what: str, labels: Mapping[int, str] | None) -> list[RawExample]:
     """Files with the ids of their labels: of metadata.csv, else of class folders, else None."""
     label_ids = LabelIds(labels)
     rows = _rows(path, suffixes)
@@ -45,17 +45,17 @@ def labelled_files(path: Path, suffixes: tuple[str, ...], what: str, labels: Map
     return [(str(f.relative_to(path)), f, None) for f in files]
 
 
-def transcribed_files(path: Path, suffixes: tuple[str, ...]) -> list[Found]:
+def transcribed_files(path: Path, suffixes: tuple[str, ...]) -> list[RawExample]:
     """Recordings with what metadata.csv says is said in them, else None."""
     rows = _rows(path, suffixes)
     if rows is None:
         files = _files(path, suffixes, "recordings come in a folder with metadata.csv")
         return [(str(f.relative_to(path)), f, None) for f in files]
-    said = [next((r[c] for c in TRANSCRIPTION if r.get(c) is not None), None) for r, _, _ in rows]
-    return [(r["file_name"], file, s if s is None else str(s)) for (r, file, _), s in zip(rows, said, strict=True)]
+    words = [next((r[c] for c in TRANSCRIPTION if r.get(c) is not None), None) for r, _, _ in rows]
+    return [(r["file_name"], file, s if s is None else str(s)) for (r, file, _), s in zip(rows, words, strict=True)]
 
 
-def texts(path: Path) -> list[Found]:
+def texts(path: Path) -> list[RawExample]:
     """Each .txt file, and each line of a .jsonl file, as a prompt."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in (".txt", ".jsonl") and p.is_file())
     out: list[tuple[str, TextPayload, Any]] = []
@@ -75,10 +75,10 @@ def texts(path: Path) -> list[Found]:
     return [(n, p, t) for n, p, t in out if p.prompt and p.prompt.strip()]
 
 
-def tensors(path: Path, signature: Signature | None) -> list[Found]:
+def tensors(path: Path, signature: Signature | None) -> list[RawExample]:
     """Each row of the arrays is one example, with batch 1; see `_examples_of` for what has no rows."""
     files = [path] if path.is_file() else sorted(path.glob("*.npz"))
-    out: list[Found] = []
+    out: list[RawExample] = []
     for file in files:
         arrays = arrays_of(file)
         shapes = {s.name: s for s in signature.inputs} if signature else {}

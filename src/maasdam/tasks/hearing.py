@@ -67,11 +67,11 @@ class Hearing:
         import numpy as np
 
         try:
-            found = self._extractor(waveform, sampling_rate=self._rate, return_tensors="np")
+            output = self._extractor(waveform, sampling_rate=self._rate, return_tensors="np")
         except Exception as error:
             raise InvalidPayload("the recording is too short for this model; send a longer one") from error
-        name = next(k for k in ("input_features", "input_values") if k in found)
-        features = np.ascontiguousarray(found[name], dtype=self._features.dtype)
+        name = next(k for k in ("input_features", "input_values") if k in output)
+        features = np.ascontiguousarray(output[name], dtype=self._features.dtype)
         if features.ndim != len(self._features.shape):
             raise InvalidModel(
                 f"the model's extractor makes features of shape {list(features.shape)}; its input '{self._features.name}' "
@@ -79,7 +79,7 @@ class Hearing:
             )
         inputs = {self._features.name: features}
         if self._mask is not None:
-            mask = found.get("attention_mask")
+            mask = output.get("attention_mask")
             mask = np.ones(features.shape[:2]) if mask is None else mask
             inputs[self._mask.name] = np.ascontiguousarray(mask, dtype=self._mask.dtype)
         return inputs

@@ -116,13 +116,13 @@ def _pillow_class(folder: Path) -> Any:
 
 
 def _image_input(signature: Signature) -> TensorSpec:
-    found = [s for s in signature.inputs if len(s.shape) == 4]
-    if len(found) != 1 or len(signature.inputs) != 1:
+    inputs = [s for s in signature.inputs if len(s.shape) == 4]
+    if len(inputs) != 1 or len(signature.inputs) != 1:
         has = ", ".join(f"{s.name} {s.sizes}" for s in signature.inputs)
         raise InvalidModel(f"an image classifier takes one tensor of 4 axes; this model takes {has}")
-    if not found[0].dtype.startswith("float"):
-        raise InvalidModel(f"input '{found[0].name}' is {found[0].dtype}; image processors make floats")
-    return found[0]
+    if not inputs[0].dtype.startswith("float"):
+        raise InvalidModel(f"input '{inputs[0].name}' is {inputs[0].dtype}; image processors make floats")
+    return inputs[0]
 
 
 def channel_axis(spec: TensorSpec) -> tuple[bool, int | None]:

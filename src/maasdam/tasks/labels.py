@@ -55,11 +55,11 @@ class LabelIds:
         return label_id
 
     def _of_name(self, name: str, where: str) -> int:
-        found = self._exact.get(name) or self._folded.get(_folded(name)) or []
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise InvalidInput(f"{where}: labels {found} of the model are all called '{name}'; say which with label_id")
+        ids = self._exact.get(name) or self._folded.get(_folded(name)) or []
+        if len(ids) == 1:
+            return ids[0]
+        if ids:
+            raise InvalidInput(f"{where}: labels {ids} of the model are all called '{name}'; say which with label_id")
         if name.isdigit():
             return self._of_number(name, where)
         some = ", ".join(f"'{n}'" for n in list(self._labels.values())[:5])

@@ -31,11 +31,11 @@ def _wer(answers: Sequence[Transcript], examples: Sequence[Example]) -> Score:
     characters = wrong = perfect = 0
     heard_wrong: list[tuple[float, float]] = []
     for answer, example in zip(answers, examples, strict=True):
-        said, heard = normalised(str(example.truth)), normalised(answer.text)
-        distance = edits(said.split(), heard.split())
-        heard_wrong.append((float(distance), float(len(said.split()))))
+        truth, heard = normalised(str(example.truth)), normalised(answer.text)
+        distance = edits(truth.split(), heard.split())
+        heard_wrong.append((float(distance), float(len(truth.split()))))
         perfect += distance == 0
-        characters, wrong = characters + len(said), wrong + edits(said, heard)
+        characters, wrong = characters + len(truth), wrong + edits(truth, heard)
     errors, words = (sum(column) for column in zip(*heard_wrong, strict=True))
     if words == 0:
         raise InvalidInput("none of the transcriptions has a word in it; word error rate needs some")

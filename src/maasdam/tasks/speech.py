@@ -109,12 +109,12 @@ def _open_tokenizer(folder: Path) -> Any:
 
 
 def _frames_output(signature: Signature) -> str:
-    found = [s for s in signature.outputs if s.name == "logits"]
-    found = found or [s for s in signature.outputs if len(s.shape) == 3 and s.dtype.startswith("float")]
-    if len(found) != 1:
+    outputs = [s for s in signature.outputs if s.name == "logits"]
+    outputs = outputs or [s for s in signature.outputs if len(s.shape) == 3 and s.dtype.startswith("float")]
+    if len(outputs) != 1:
         has = ", ".join(s.name for s in signature.outputs)
         raise InvalidModel(f"a CTC model gives one output of 3 axes, or one called 'logits'; this model gives {has}")
-    return found[0].name
+    return outputs[0].name
 
 
 TASK = Task(

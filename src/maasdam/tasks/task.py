@@ -47,7 +47,7 @@ class Bytes:
     """An answer -> its element of each output."""
 
 
-Found = tuple[str, Payload | Path, Any]
+RawExample = tuple[str, Payload | Path, Any]
 """One example as it is found: its name, its payload or the file that holds it, and what is right."""
 
 
@@ -68,7 +68,7 @@ class Task:
     """The processor of a model's folder, fitted to its engine's signature; see `open_processor`."""
     warm_up: Callable[[Signature | None], Payload | None]
     """Something plain of the right kind; None where nothing can be made up."""
-    read_examples: Callable[[Path, Mapping[int, str] | None, Signature | None], list[Found]]
+    read_examples: Callable[[Path, Mapping[int, str] | None, Signature | None], list[RawExample]]
     """The examples of a folder or file, by the model's labels and signature. Raises InvalidInput."""
     metric: Metric
     same: Callable[[Any, Any], bool | None]
