@@ -14,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maasdam.api import oip_tensors as wire
-from maasdam.api.json_body import check_json_depth
+from maasdam.api.json_body import JsonLimits, check_json_depth
 from maasdam.errors import CallerError, InvalidInput, InvalidTensor
+
+LIMITS = JsonLimits(64, 200_000)
 
 
 def read(*inputs: dict[str, Any], binary: bytes = b"") -> dict[str, Any]:
-    return wire.read(wire.decode(json.dumps({"inputs": list(inputs)}).encode()), memoryview(binary))
+    return wire.read(wire.decode(json.dumps({"inputs": list(inputs)}).encode(), LIMITS), memoryview(binary))
 
 
 def tensor(datatype: str = "FP32", shape: list[int] | None = None, data: Any = None, size: Any = None) -> dict[str, Any]:
@@ -116,7 +118,7 @@ def test_a_lie_is_refused_with_what_to_do(sent: dict[str, Any], binary: bytes, s
 )
 def test_json_that_is_no_request_is_refused(raw: bytes, says: str) -> None:
     with pytest.raises(InvalidInput, match=says):
-        wire.decode(raw)
+        wire.decode(raw, LIMITS)
 
 
 def test_a_name_twice_is_refused() -> None:
@@ -151,7 +153,7 @@ def test_no_data_makes_it_break_in_another_way(datatype: str, shape: list[int], 
     except orjson.JSONEncodeError:
         return
     with contextlib.suppress(CallerError):
-        wire.read(wire.decode(raw), memoryview(b""))
+        wire.read(wire.decode(raw, LIMITS), memoryview(b""))
 
 
 def test_depth_counts_brackets_outside_strings_only() -> None:

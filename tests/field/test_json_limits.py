@@ -163,6 +163,92 @@ def test_uneven_large_arrays_are_refused(monkeypatch: pytest.MonkeyPatch, data: 
         oip_tensors.read(request, memoryview(b""))
 
 
+def nested(chance: random.Random, depth: int) -> Any:
+    """An array of arrays that is even, or nearly."""
+    if depth == 0:
+        return chance.choice([1, -0.5, "a]", '\\"[', True, None, [], {"data": [1]}] if chance.random() < 0.1 else [1, 2])
+    return [nested(chance, depth - (chance.random() < 0.98)) for _ in range(chance.choice([0, 1, 2, 2, 2]))]
+
+
+def test_what_is_read_in_pieces_is_json() -> None:
+    """Nothing but the pieces themselves says that it is: brackets, commas and what stands beside them are tried at random."""
+    chance, accepted = random.Random(7), 0
+    for _ in range(20_000):
+        text = json.dumps(nested(chance, chance.randrange(1, 4)), indent=chance.choice([None, 1]))
+        for _ in range(chance.choice([0, 1, 1, 2])):
+            at, rest = (chance.randrange(1, len(text)) for _ in range(2))
+            rest = at + (rest > at)
+            text = text[:at] + chance.choice(["", "[", "]", ",", "[]", "1", " ", '"', "}", "[1]"]) + text[rest:]
+        depths = [depth for _, _, depth in read_slowly(text.encode())]
+        if not text.endswith("]") or not depths or depths[-1] or min(depths[:-1], default=1) < 1:
+            continue  # where it ends is known before
+        try:
+            shape, pieces = json_body.leaves(text.encode())
+            flat = [value for piece in pieces for value in piece]
+        except ValueError:
+            continue
+        try:
+            array = np.array(json.loads(text), object)
+        except ValueError:
+            raise AssertionError(text) from None
+        assert array.shape == shape or not array.size, text
+        assert array.ravel().tolist() == flat, text
+        accepted += 1
+    assert accepted > 1000
+
+
+def test_large_data_is_cut_out_before_the_rest_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    class Decoder:
+        def decode(self, header: bytes) -> Any:
+            sizes.append(len(header))
+            return whole.decode(header)
+
+    whole = oip_tensors._decoder
+    monkeypatch.setattr(oip_tensors, "_decoder", Decoder())
+    values = list(range(50_000))
+    tensors = [
+        {"name": "x", "shape": [50_000], "datatype": "INT32", "data": values},
+        {"name": "y", "shape": [2], "datatype": "INT32", "data": [1, 2]},
+        {"name": "z", "shape": [2, 25_000], "datatype": "INT32", "data": [values[:25_000], values[25_000:]]},
+        {"name": 'a"data', "shape": [1], "datatype": "BYTES", "data": ["]" + "x" * 5000]},
+    ]
+    for indent in (None, 1):
+        head = json.dumps({"inputs": tensors, "parameters": {"data": [[["a"]]], "b": '"data":['}}, indent=indent).encode()
+        request = oip_tensors.decode(head, LIMITS)
+        assert request.parameters == {"data": [[["a"]]], "b": '"data":['} and sizes.pop() < 1000
+        found = oip_tensors.read(request, memoryview(b""))
+        assert found["x"].tolist() == values and found["y"].tolist() == [1, 2]
+        assert found["z"].ravel().tolist() == values and found['a"data'].tolist() == [b"]" + b"x" * 5000]
+
+
+LONG = b",".join([b"1"] * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("head", "says"),
+    [
+        (b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[%b' % LONG, "valid JSON"),
+        (b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[%b}}]}' % LONG, "can't be read"),
+        (b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[%b]]}]}' % LONG, "valid JSON"),
+        (b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[%b]1}]}' % LONG, "valid JSON"),
+        (b'{"inputs":[{"name":"x","shape":[%b],"datatype":"FP32","data":[1]}]}' % LONG, "up to 32 sizes"),
+        (b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","date":[%b]}]}' % LONG, "unknown field"),
+        (b'{"inputs":[{"name":"x","shape":[100002],"datatype":"FP32","data":[%b,,1]}]}' % LONG, "data can't be read"),
+        (b'{"inputs":[{"name":"x","shape":[100000],"datatype":"FP32","data":[%b[]]}]}' % LONG, "data can't be read"),
+        (b'{"inputs":[{"name":"x","shape":[100000],"datatype":"FP32","data":{"a":[%b]}}]}' % LONG, "can't be read"),
+        (
+            b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[%b]}]}' % (b"[" * 50_000 + b"]" * 90_000),
+            "deeper than 64",
+        ),
+    ],
+)
+def test_large_requests_that_are_none_are_refused(head: bytes, says: str) -> None:
+    with pytest.raises(InvalidInput, match=says):
+        oip_tensors.read(oip_tensors.decode(head, LIMITS), memoryview(b""))
+
+
 def test_empty_large_arrays_are_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(oip_tensors, "LARGE_BYTES", 0)
     for data, shape in (("[]", [0]), ("[[],[]]", [2, 0]), ("[ [ ] ]", [1, 0])):
@@ -174,7 +260,7 @@ def test_empty_large_arrays_are_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "head",
     [
-        b'{"inputs":[],"parameters":{' + b",".join(b'"%d":1' % i for i in range(30_000)) + b"}}",
+        b'{"inputs":[],"parameters":{' + b",".join(b'"%d":1' % i for i in range(70_000)) + b"}}",
         b'{"inputs":[{"name":"x","datatype":"FP32","data":[1],"shape":[' + b"1," * 200_000 + b"1]}]}",
         b'{"inputs":[{"name":"x","datatype":"FP32","data":[1],"shape":[1],"parameters":{"a":[' + b"1," * 200_000 + b"1]}}]}",
         b'{"inputs":[' + b'{"name":"","datatype":"","shape":[]},' * 50_000 + b'{"name":"","datatype":"","shape":[]}]}',
@@ -182,8 +268,8 @@ def test_empty_large_arrays_are_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_only_data_of_a_tensor_request_may_be_large(head: bytes) -> None:
-    with pytest.raises(InvalidInput, match=r"20000 fields|only data|Protocol"):
-        oip_tensors.decode(head)
+    with pytest.raises((InvalidInput, TooLarge), match=r"200000 values|so large|Protocol"):
+        oip_tensors.decode(head, LIMITS)
 
 
 def test_answers_are_written_in_pieces_as_they_would_be_whole(monkeypatch: pytest.MonkeyPatch) -> None:

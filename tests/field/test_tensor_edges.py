@@ -15,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from maasdam.api import oip_tensors as wire
+from maasdam.api.json_body import JsonLimits
 from maasdam.artifacts.store import Store
 from maasdam.convert.signatures import describe
 from maasdam.core import ANONYMOUS, Artifact, Request, Signature, TensorEngine, TensorPayload, TensorSpec
@@ -239,7 +240,7 @@ ENDS = [
 def read(datatype: str, data: Any) -> Any:
     size = np.array(data, object).size
     tensor = {"name": "x", "shape": [size], "datatype": datatype, "data": data}
-    return wire.read(wire.decode(json.dumps({"inputs": [tensor]}).encode()), memoryview(b""))["x"]
+    return wire.read(wire.decode(json.dumps({"inputs": [tensor]}).encode(), JsonLimits(64, 200_000)), memoryview(b""))["x"]
 
 
 @pytest.mark.parametrize(("datatype", "data"), ENDS)

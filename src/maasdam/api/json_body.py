@@ -10,6 +10,8 @@ time for every input of a size:
 from __future__ import annotations
 
 import binascii
+import re
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -39,7 +41,7 @@ WORDS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf
 PIECE_VALUES, PIECE_BYTES = 32 * 1024, 1 << 20
 """Of a large array that are read or written at once."""
 
-QUOTE, BACKSLASH, OPEN, COMMA = ord('"'), ord("\\"), ord("["), ord(",")
+QUOTE, BACKSLASH, OPEN, CLOSE, COMMA = b'"\\[],'
 _STEPS = np.zeros(256, np.int8)
 _STEPS[[ord("["), ord("{")]] = 1
 _STEPS[[ord("]"), ord("}")]] = -1
@@ -47,6 +49,10 @@ _VALUES = np.zeros(256, np.int8)
 _VALUES[[*b"[{,"]] = 1
 _VALUES[ord(":")] = 2  # a key: it is hashed, and its place in the object made
 _TOO_DEEP = "the JSON nests deeper than {} levels; send it flatter"
+_IS_SPACE = np.zeros(256, bool)
+_IS_SPACE[[*b" \t\r\n"]] = True
+_CUT = secrets.token_hex(16).encode()
+"""No caller knows it, so none can write the word that stands in place of an array."""
 _IS_SPECIAL = np.zeros(256, bool)
 _IS_SPECIAL[[*b'[]{},:"\\']] = True
 
@@ -142,16 +148,35 @@ def _digits(data: bytes, places: type_array, before: int, least: int) -> list[in
     return lengths
 
 
-def count(data: bytes, marks: bytes, enough: int) -> int:
-    """How many of these marks stand outside strings; counting stops somewhere above `enough`."""
-    is_counted = np.zeros(256, bool)
-    is_counted[[*marks]] = True
-    total = 0
-    for block in scan(data):
-        total += int(np.count_nonzero(is_counted[block.codes]))
-        if total > enough:
-            break
-    return total
+def without_arrays(data: bytes, key: bytes, depth: int, limits: JsonLimits) -> tuple[bytes, dict[bytes, bytes]]:
+    """`data` with a word in place of each array that is the value of `key` at `depth` and large; and by word, the arrays.
+
+    What is cut out is no valid JSON yet: `leaves` sees to it. Raises InvalidInput, TooLarge as `check` does of the rest.
+    """
+    opens, closes, kinds = [], [], []
+    for marks in scan(data):
+        if marks.depths.size and int(marks.depths.max()) > limits.depth:
+            raise InvalidInput(_TOO_DEEP.format(limits.depth))
+        steps = _STEPS[marks.codes]
+        is_open = (marks.depths == depth) & (steps == 1)
+        opens.append(marks.places[is_open])
+        kinds.append(marks.codes[is_open])
+        closes.append(marks.places[(marks.depths == depth - 1) & (steps == -1)])
+    ends = np.concatenate(closes)
+    starts, codes = (np.concatenate(many)[: ends.size] for many in (opens, kinds))
+    is_cut = (codes == OPEN) & (ends - starts > SMALL_BYTES)
+    is_key = re.compile(rb'(?<!\\)"%b"[ \t\r\n]*:[ \t\r\n]*\Z' % key)
+    rest: list[bytes] = []
+    cut: dict[bytes, bytes] = {}
+    done = 0
+    for start, end in zip(starts[is_cut].tolist(), ends[is_cut].tolist(), strict=True):
+        if is_key.search(data, max(done, start - 64), start):
+            word = b'"%b %d"' % (_CUT, len(cut))
+            rest += [data[done:start], word]
+            cut[word], done = data[start : end + 1], end + 1
+    whole = b"".join([*rest, data[done:]])
+    check(whole, limits)
+    return whole, cut
 
 
 def scan(data: bytes) -> Iterator[Marks]:
@@ -211,17 +236,23 @@ def from_base64(text: bytes | str) -> bytes:
 def leaves(raw: bytes) -> tuple[tuple[int, ...], Iterator[list[Any]]]:
     """The shape of a JSON array of arrays, and its values row by row, a piece at a time.
 
-    `raw` must be valid JSON. Raises ValueError where the nesting is uneven or holds objects; so may the iterator. Raises
-    InvalidInput for a number of more than LONGEST_NUMBER characters.
+    `raw` goes from a bracket to its own. Raises ValueError where it is no JSON, the nesting is uneven or holds objects; so
+    may the iterator. Raises InvalidInput for a number of more than LONGEST_NUMBER characters.
     """
     blocks = list(scan(raw))
     places, codes, depths = (np.concatenate([getattr(block, name) for block in blocks]) for name in Marks.__slots__)
     _digits(raw, places, 0, LONGEST_NUMBER)
     if not codes.size or codes[0] != OPEN or bool(np.isin(codes, [*b"{}:"]).any()):
         raise ValueError("no array of arrays of values")
+    deepest = int(depths.max())
+    is_between = (depths[:-1] < deepest) & (np.diff(places) > 1)
+    edges = np.stack((places[:-1][is_between] + 1, places[1:][is_between]), axis=1).ravel()
+    is_text = np.logical_or.reduceat(~_IS_SPACE[np.frombuffer(raw, np.uint8)], edges)[::2] if edges.size else edges
+    if bool(is_text.any()) or bool(((codes[:-1] == CLOSE) & (codes[1:] == OPEN)).any()):
+        raise ValueError("lists in it have something else than a comma between them")
     shape: list[int] = []
     lists = 1
-    for depth in range(1, int(depths.max()) + 1):
+    for depth in range(1, deepest + 1):
         opens = places[(codes == OPEN) & (depths == depth)]
         if opens.size != lists:
             raise ValueError("some elements are lists and others are not")
@@ -257,7 +288,8 @@ def numbers(values: type_array) -> Any:
         return values
     starts = range(0, values.size, PIECE_VALUES)
     pieces = [orjson.dumps(worded(values[i : i + PIECE_VALUES]), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for i in starts]
-    return orjson.Fragment(b"[%b]" % b",".join(pieces))
+    pieces[0], pieces[-1] = b"[" + pieces[0], pieces[-1] + b"]"
+    return orjson.Fragment(b",".join(pieces))
 
 
 def worded(values: type_array) -> Any:

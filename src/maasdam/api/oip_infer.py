@@ -15,6 +15,7 @@ from maasdam.api.body import Receive
 from maasdam.api.encodings import packed, wished
 from maasdam.api.entrance import REQUEST_ID, Scope, Send, caller_of
 from maasdam.api.fields import check_query
+from maasdam.api.json_body import JsonLimits
 from maasdam.api.measured import measured_headers
 from maasdam.api.oip_call import OipCall, name_of
 from maasdam.core import Chunk, Entry
@@ -35,6 +36,7 @@ class InferRoute:
     def __init__(self, service: Service, limits: bodies.BodyLimits) -> None:
         self._service = service
         self._limits = limits
+        self._json = JsonLimits(service.settings.max_json_depth, service.settings.max_json_values)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one inference request. Raises what the entrance turns into the protocol's error."""
@@ -76,8 +78,7 @@ class InferRoute:
         length = oip_json.json_length(json_length, data)
         if length > self._limits.json_tensors.most:
             raise self._limits.json_tensors.error(length)
-        depth = self._service.settings.max_json_depth
         if length <= SMALL_BYTES:
-            return oip_json.decode(name, data, length, depth)
+            return oip_json.decode(name, data, length, self._json)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._service.pool, oip_json.decode, name, data, length, depth)
+        return await loop.run_in_executor(self._service.pool, oip_json.decode, name, data, length, self._json)

@@ -21,12 +21,11 @@ OF_REQUEST, OF_INPUT, OF_OUTPUT = ("binary_data_output",), ("binary_data_size",)
 """Parameters that this codec reads by itself."""
 
 
-def decode(name: str, data: bytes, length: int, most_depth: int) -> OipCall:
+def decode(name: str, data: bytes, length: int, limits: json_body.JsonLimits) -> OipCall:
     """The request for the model `name` in a body whose first `length` bytes are JSON. Raises InvalidInput, Unsupported."""
     head = data if length == len(data) else data[:length]
     try:
-        json_body.check_json_depth(head, most_depth)
-        request = wire.decode(head)
+        request = wire.decode(head, limits)
     except InvalidInput:
         _check_not_left_over(data, length)
         raise
@@ -67,10 +66,10 @@ def encode(call: OipCall, reply: OipReply) -> tuple[bytes, int | None]:
     if reply.id is not None:
         answer["id"] = reply.id
     head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
-    if b"null" in head:  # NaN or an infinity, most likely: to look for one in each answer would cost more
-        for one in described:
-            if isinstance(one.get("data"), np.ndarray):
-                one["data"] = json_body.worded(one["data"])
+    small = [one for one in described if isinstance(one.get("data"), np.ndarray)]
+    if small and b"null" in head:  # NaN or an infinity, most likely: to look for one in each answer would cost more
+        for one in small:
+            one["data"] = json_body.worded(one["data"])
         head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     return (b"".join([head, *tail]), len(head)) if tail else (head, None)
 

@@ -41,8 +41,8 @@ SIZES: dict[str, int] = {oip: np.dtype(name).itemsize for oip, name in TO_NUMPY.
 MOST_DIMENSIONS = 32
 MOST_TENSORS = 256
 MOST_ELEMENTS = 1 << 48
-MOST_FIELDS = 20_000
-"""Fields of all objects of one request."""
+MOST_BESIDE = 2 << 20
+"""Bytes of a request's JSON beside large data: they become objects all at once."""
 LARGE_BYTES = 128 * 1024
 """JSON over this size is read in pieces, each of which holds Python's lock for a moment only."""
 
@@ -79,46 +79,32 @@ class InferRequest(msgspec.Struct, forbid_unknown_fields=True):
     model_version: str | None = None
 
 
-class _OutlineTensor(msgspec.Struct):
-    """An input whose parts are left as they came."""
-
-    shape: msgspec.Raw = ABSENT
-    parameters: msgspec.Raw = ABSENT
-
-
-class _Outline(msgspec.Struct):
-    """A request whose parts are left as they came: nothing of a caller's choice becomes an object."""
-
-    inputs: list[_OutlineTensor] = []
-    outputs: list[_OutlineTensor] = []
-    parameters: msgspec.Raw = ABSENT
-
+DATA_DEPTH = 4
+"""Of the brackets of data: the request's, those of its inputs, the input's, its own."""
 
 _decoder = msgspec.json.Decoder(InferRequest)
-_outline = msgspec.json.Decoder(_Outline)
 
 
-def decode(header: bytes) -> InferRequest:
-    """The request's JSON, whose depth was checked. Raises InvalidInput naming the field that is wrong."""
+def decode(header: bytes, limits: json_body.JsonLimits) -> InferRequest:
+    """The request's JSON; large data, beside which `limits` hold, is not looked at yet. Raises InvalidInput, TooLarge."""
+    large: dict[bytes, bytes] = {}
+    if len(header) > LARGE_BYTES:
+        header, large = json_body.without_arrays(header, b"data", DATA_DEPTH, limits)
+        if len(header) > MOST_BESIDE:
+            raise InvalidInput(f"more than {MOST_BESIDE} bytes are not in lists of data; only those may be so large")
+    else:
+        json_body.check_json_depth(header, limits.depth)
     try:
-        if len(header) > LARGE_BYTES:
-            if json_body.count(header, b"{:", MOST_FIELDS) > MOST_FIELDS:
-                raise InvalidInput(f"the request has more than {MOST_FIELDS} fields; only data may be so many")
-            _check_outline(_outline.decode(header))
         request = _decoder.decode(header)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"the request does not follow the Open Inference Protocol: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"the request is not valid JSON: {error}") from None
     check_tensors([tensor.name for tensor in request.inputs], [wanted.name for wanted in request.outputs or ()])
+    for tensor in request.inputs if large else ():
+        data = bytes(tensor.data)
+        tensor.data = msgspec.Raw(large.get(data, data))
     return request
-
-
-def _check_outline(outline: _Outline) -> None:
-    """Refuse a large request that is not large by its data: what is not data becomes objects all at once."""
-    parts = [outline.parameters, *(part for one in (*outline.inputs, *outline.outputs) for part in (one.shape, one.parameters))]
-    if any(len(memoryview(part)) > LARGE_BYTES for part in parts):
-        raise InvalidInput(f"a shape or parameters have more than {LARGE_BYTES} bytes; only data may be so large")
 
 
 def read(request: InferRequest, binary: memoryview) -> dict[str, type_array]:
@@ -270,7 +256,7 @@ def _from_json(tensor: Tensor, count: int) -> type_array:
     if tensor.datatype == "BYTES":
         return _texts(tensor, count, data)
     try:
-        array = _numbers(tensor, _as_numbers(tensor, data, raw))
+        array = _numbers(tensor, json_body.without_words(data) if _has_words(tensor, raw) else data)
     except (ValueError, OverflowError):
         raise InvalidTensor(f"input '{tensor.name}': data is ragged; nest it evenly or send it flat") from None
     if array.size != count:
@@ -286,7 +272,8 @@ def _from_large_json(tensor: Tensor, count: int, raw: bytes) -> type_array:
             raise InvalidTensor(f"input '{tensor.name}' has {has} elements where shape {tensor.shape} holds {count}")
         if tensor.datatype == "BYTES":
             return _texts(tensor, count, [text for piece in pieces for text in piece])
-        arrays = [_cast(tensor, _numbers(tensor, _as_numbers(tensor, piece, raw))) for piece in pieces]
+        has_words = _has_words(tensor, raw)
+        arrays = [_cast(tensor, _numbers(tensor, json_body.without_words(p) if has_words else p)) for p in pieces]
     except (ValueError, OverflowError) as error:
         raise InvalidTensor(f"input '{tensor.name}': data can't be read: {error}; nest it evenly or send it flat") from None
     return np.concatenate(arrays).reshape(tensor.shape) if arrays else _cast(tensor, np.empty(0)).reshape(tensor.shape)
@@ -302,10 +289,9 @@ def _numbers(tensor: Tensor, data: list[Any]) -> type_array:
     return array
 
 
-def _as_numbers(tensor: Tensor, data: list[Any], raw: bytes) -> list[Any]:
-    """With "Infinity", "-Infinity" and "NaN" as the numbers that JSON can't say, where the datatype has them."""
-    has_words = b'"' in raw and tensor.datatype.startswith(("FP", "BF"))
-    return json_body.without_words(data) if has_words else data
+def _has_words(tensor: Tensor, raw: bytes) -> bool:
+    """Whether "Infinity", "-Infinity" and "NaN" may stand in it for numbers that JSON can't say, and the datatype can."""
+    return tensor.datatype.startswith(("FP", "BF")) and b'"' in raw
 
 
 def _cast(tensor: Tensor, array: type_array) -> type_array:
