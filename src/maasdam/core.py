@@ -548,6 +548,8 @@ class Facts:
     task: str | None = None
     batching: Batching | None = None
     """Whether callers may be computed together; None where the engine has a way of its own."""
+    labels: Mapping[int, str] = field(default_factory=dict)
+    """What it calls its classes, by their ids."""
 
 
 @dataclass(frozen=True, slots=True)

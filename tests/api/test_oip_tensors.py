@@ -13,8 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maasdam.api import oip_json
 from maasdam.api import oip_tensors as wire
 from maasdam.api.json_body import JsonLimits, check_json_depth
+from maasdam.api.oip_call import OipReply
+from maasdam.core import TensorPayload
 from maasdam.errors import CallerError, InvalidInput, InvalidTensor
 
 LIMITS = JsonLimits(64, 200_000)
@@ -166,3 +169,35 @@ def test_depth_counts_brackets_outside_strings_only() -> None:
         check_json_depth(b'["]]]]]]]]]]]]]]]]]]]]"' + b",[" * 65, 64)
     with pytest.raises(InvalidInput, match="nests deeper"):
         check_json_depth(b"[" * 100_000, 64)
+
+
+@pytest.mark.parametrize("is_binary", [True, False])
+@pytest.mark.parametrize("shape", [[], [1], [0], [2, 0, 3], [2, 2]])
+@pytest.mark.parametrize("datatype", [*wire.TO_NUMPY, "BF16", "BYTES"])
+def test_every_datatype_goes_through_a_whole_call_and_back(datatype: str, shape: list[int], is_binary: bool) -> None:
+    import ml_dtypes
+
+    kind = {"BF16": ml_dtypes.bfloat16, "BYTES": object}.get(datatype) or wire.TO_NUMPY[datatype]
+    values = [b"a", b"", "ü".encode(), b"d"] if datatype == "BYTES" else [1, 0, 1, 1]
+    array = np.array(values[: int(np.prod(shape))], kind).reshape(shape)
+    sent = tensor(datatype, shape)
+    raw = wire.to_bytes(array)
+    if is_binary:
+        sent["parameters"] = {"binary_data_size": len(raw)}
+    else:
+        flat = wire.to_json(array)
+        sent["data"] = flat if isinstance(flat, list) else flat.tolist()
+    wanted = [{"name": "x", "parameters": {"binary_data": is_binary}}]
+    head = orjson.dumps({"inputs": [sent], "id": "7", "outputs": wanted})
+    call = oip_json.decode("m", head + raw if is_binary else head, len(head), LIMITS)
+    (payload,) = call.payloads
+    assert isinstance(payload, TensorPayload)
+    back = payload.tensors["x"]
+    assert back.dtype == array.dtype and back.shape == array.shape and back.tolist() == array.tolist()
+    body, length = oip_json.encode(call, OipReply("m", "1", call.id, {"x": back}))
+    answer = json.loads(body[:length])
+    assert answer["id"] == "7" and answer["outputs"][0]["datatype"] == datatype and answer["outputs"][0]["shape"] == shape
+    if is_binary:
+        assert length is not None and body[length:] == raw
+    else:
+        assert length is None and answer["outputs"][0]["data"] == sent["data"]

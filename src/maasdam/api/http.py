@@ -26,7 +26,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from starlette.exceptions import HTTPException
 
 from maasdam import __version__
-from maasdam.api import admin, audio, classifications, errors, oip, openai
+from maasdam.api import admin, audio, classifications, errors, oip, oip_generate, openai
 from maasdam.api.access import Gate
 from maasdam.api.body import BodyLimits, Limit, is_json, is_multipart, takes_forms_only
 from maasdam.api.connection import HttpConnection
@@ -69,7 +69,7 @@ def application(service: Service, has_keys: bool = True) -> Entrance:
         openapi_url="/openapi.json",
         dependencies=[Depends(only_known)],
     )
-    routers = [module.routes(service) for module in (oip, openai, audio, classifications, admin)]
+    routers = [module.routes(service) for module in (oip, oip_generate, openai, audio, classifications, admin)]
     for router in routers:
         inside.include_router(router)
     _plain_routes(inside, service)

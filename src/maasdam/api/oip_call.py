@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,15 +27,22 @@ if TYPE_CHECKING:
 
 REQUEST_PARAMETERS = ("timeout",)
 STATELESS = ("sequence_id", "sequence_start", "sequence_end")
-NO_PRIORITY: Mapping[str, tuple[Any, ...]] = {"priority": (0,)}
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {"priority": (0,)}
+OF_TEXT = ("stream", "exclude_input_in_output")
+"""Parameters of a text beside those that `sampling_from` reads."""
+NEUTRAL_OF_TEXT: Mapping[str, tuple[Any, ...]] = {"best_of": (0, 1), "exclude_input_in_output": (True,)}
+ASIDE = frozenset({*OF_TEXT, "sampling_parameters"})
+"""Inputs that Triton's clients of vLLM send beside a text: each is a parameter, the last one an object of them in JSON."""
 SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 """Said to be of another place where they are used; without a region they mean nothing."""
 CARRIED = {task.oip.input: task for task in reversed(TASKS.values()) if task.oip is not None}
 """Tasks by the BYTES input that carries them. Those that share one take the same payload."""
 MOST_PROMPTS = 64
+MOST_DEPTH, MOST_ASIDE_BYTES = 8, 64 * 1024
+"""Of sampling parameters in JSON."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OipCall:
     """One inference request, read."""
 
@@ -49,6 +56,14 @@ class OipCall:
     """What the inputs are: tensors, or what one of BYTES carries."""
     shape: tuple[int, ...]
     """Of the BYTES input, where the payloads came from one."""
+    labels: Mapping[int, str] = field(default_factory=dict)
+    """What the model that answers calls its classes: known once `check` was called."""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it may be answered in pieces: one text, unless its sender wants it whole."""
+        is_one = len(self.payloads) == 1 and isinstance(self.payloads[0], TextPayload)
+        return is_one and self.parameters.get("stream") is not False
 
     def request(self, request_id: str, caller: Caller, endpoint: str, seconds: float) -> Request:
         """What inference is asked, to be answered within so many seconds, or what the parameter `timeout` says."""
@@ -63,6 +78,7 @@ class OipCall:
         """Refuse an output that does not exist before the model runs for nothing. Raises InvalidTensor."""
         if not self.outputs:
             return
+        self.labels = facts.labels
         carried = carried_by(facts.task)
         if not isinstance(self.payloads[0], TensorPayload):
             have = [output for output, _ in carried.outputs] if carried else None
@@ -78,8 +94,12 @@ class OipCall:
         """The outputs asked for, of one chunk a payload, in the order they were asked for in."""
         outputs = self._outputs(chunks, entry.task)
         if self.outputs:
-            outputs = {wanted.name: outputs[wanted.name] for wanted in self.outputs}
+            outputs = {wanted.name: self._wanted(wanted, outputs[wanted.name]) for wanted in self.outputs}
         return OipReply(entry.model, str(entry.version), self.id, outputs)
+
+    def _wanted(self, wanted: Wanted, array: type_array) -> type_array:
+        most = wanted.parameters.get("classification")
+        return classes(wanted.name, array, most, self.labels) if most else array
 
     def _outputs(self, chunks: Sequence[Chunk], task: str | None) -> Mapping[str, type_array]:
         carried = carried_by(task)
@@ -130,12 +150,17 @@ def call_of(
     of_wire: tuple[str, ...] = (),
     of_output: tuple[str, ...] = (),
     is_base64: bool = False,
+    may_stream: bool = False,
 ) -> OipCall:
     """A request's meaning. Raises InvalidInput and Unsupported, naming what is wrong.
 
-    `of_wire` and `of_output` are parameters of the request and of its outputs that the codec reads by itself, true or false;
-    `is_base64`: a file in a BYTES input is text.
+    `may_stream`: an answer may come in pieces; `of_wire` and `of_output` are parameters of the request and of its outputs that
+    the codec reads by itself, true or false; `is_base64`: a file in a BYTES input is text.
     """
+    if len(inputs) > 1 and "text_input" in inputs and inputs.keys() <= ASIDE | {"text_input"}:
+        text = inputs["text_input"]
+        if text.dtype == object:
+            inputs, parameters = {"text_input": text}, {**parameters, **_aside(inputs)}
     name = next(iter(inputs))
     array = inputs[name]
     payloads: tuple[Payload, ...] = (TensorPayload(inputs),)
@@ -143,10 +168,12 @@ def call_of(
     known: tuple[str, ...] = ()
     if len(inputs) == 1 and name in CARRIED and array.dtype == object:
         payloads, shape = _carried(name, array, parameters, is_base64), array.shape
-        known = NAMES if isinstance(payloads[0], TextPayload) else ()
+        if isinstance(payloads[0], TextPayload):
+            known = (*NAMES, *OF_TEXT, *NEUTRAL_OF_TEXT)
+            _check_text(parameters, may_stream)
     if parameters:
-        check_known(parameters, (*REQUEST_PARAMETERS, *of_wire, *known, *STATELESS, *NO_PRIORITY), "parameter")
-        check_neutral(parameters, NO_PRIORITY)
+        check_known(parameters, dict.fromkeys((*REQUEST_PARAMETERS, *of_wire, *known, *STATELESS, *NEUTRAL)), "parameter")
+        check_neutral(parameters, NEUTRAL)
         _check_truths(parameters, of_wire)
     for i, wanted in enumerate(outputs):
         if wanted.parameters:
@@ -166,8 +193,9 @@ def name_of(model: str, version: str | None) -> str:
 def _check_wanted(parameters: Mapping[str, Any], i: int, of_output: tuple[str, ...]) -> None:
     check_known(parameters, (*of_output, "classification", *SHARED_MEMORY), "parameter", f"outputs[{i}]")
     _check_truths(parameters, of_output)
-    if parameters.get("classification"):
-        raise Unsupported("the classification extension is not here; POST /v1/images/classifications gives labels")
+    most = parameters.get("classification")
+    if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 0):
+        raise InvalidField(f"parameter 'classification' is {most!r:.40}; send how many classes are wanted", "classification")
     if "shared_memory_region" in parameters:
         raise Unsupported("shared memory is not read here; ask for JSON or binary data")
 
@@ -176,6 +204,55 @@ def _check_truths(parameters: Mapping[str, Any], names: tuple[str, ...]) -> None
     for name in names:
         if not isinstance(parameters.get(name, False), bool | None):
             raise InvalidField(f"parameter '{name}' is {parameters[name]!r:.40}; send true or false", name)
+
+
+def classes(name: str, array: type_array, most: int, labels: Mapping[int, str]) -> type_array:
+    """The `most` highest of each row's numbers as Triton's classification extension writes them: "NUMBER:INDEX[:LABEL]".
+
+    `array` [rows, ...] -> BYTES [rows, most]; one of no or one axis -> [most]. Raises InvalidTensor for what is no number.
+    """
+    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+        raise InvalidTensor(f"output '{name}' is no number: it has no classes; ask for it without 'classification'")
+    rows = array.reshape(array.shape[0] if array.ndim > 1 else 1, -1).astype(np.float64)
+    best = np.argsort(-rows, axis=1, kind="stable")[:, :most]
+    out = np.empty(best.shape, object)
+    for place, index in np.ndenumerate(best):
+        label = f":{labels[int(index)]}" if int(index) in labels else ""
+        out[place] = f"{rows[place[0], index]:f}:{index}{label}".encode()
+    return out if array.ndim > 1 else out[0]
+
+
+def _aside(inputs: Mapping[str, type_array]) -> dict[str, Any]:
+    """The inputs beside a text, as the parameters that they are."""
+    found: dict[str, Any] = {}
+    for name, array in inputs.items():
+        if name == "text_input":
+            continue
+        if array.size != 1 or array.dtype.kind != ("O" if name == "sampling_parameters" else "b"):
+            wants = "one object in JSON, as BYTES" if name == "sampling_parameters" else "one BOOL"
+            raise InvalidTensor(f"input '{name}' beside a text is {wants}")
+        if name != "sampling_parameters":
+            found[name] = bool(array.ravel()[0])
+            continue
+        text: bytes = array.ravel()[0]
+        if len(text) > MOST_ASIDE_BYTES:
+            raise InvalidTensor(f"input '{name}' has {len(text)} bytes; send at most {MOST_ASIDE_BYTES}")
+        try:
+            json_body.check_json_depth(text, MOST_DEPTH)
+            given = json_body.loads(text)
+        except ValueError as error:
+            raise InvalidTensor(f"input '{name}' is not valid JSON: {error}") from None
+        if not isinstance(given, dict):
+            raise InvalidTensor(f"input '{name}' is no object in JSON; send one of sampling parameters")
+        found |= given
+    return found
+
+
+def _check_text(parameters: Mapping[str, Any], may_stream: bool) -> None:
+    _check_truths(parameters, OF_TEXT)
+    check_neutral(parameters, NEUTRAL_OF_TEXT)
+    if parameters.get("stream") and not may_stream:
+        raise Unsupported("parameter 'stream': one answer comes here; use .../generate_stream, or ModelStreamInfer over gRPC")
 
 
 def _carried(name: str, array: type_array, parameters: Mapping[str, Any], is_base64: bool) -> tuple[Payload, ...]:

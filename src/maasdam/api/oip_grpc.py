@@ -31,7 +31,7 @@ from maasdam.api.correlation import id_headers, trace_of
 from maasdam.api.entrance import CLIENT_CLOSED, LONGEST_NAME, new_request_id
 from maasdam.api.measured import measured_headers
 from maasdam.api.oip_call import OipCall, name_of
-from maasdam.core import ANONYMOUS, Caller, Chunk, Entry, Facts, TextPayload
+from maasdam.core import ANONYMOUS, Caller, Chunk, Entry, Facts
 from maasdam.errors import InvalidInput, MaasdamError, NotReady, Overloaded, Unsupported
 from maasdam.operations.deployments import served_version
 from maasdam.operations.requests import note_refusal
@@ -292,7 +292,7 @@ class GrpcDoor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships 
     # ---- inference ------------------------------------------------------------------------------------------------------
 
     async def _infer(self, rpc: _Rpc, asked: Any, context: Any) -> Any:
-        call = await self._call(rpc, asked, ())
+        call = await self._call(rpc, asked)
         response, entry = await self._whole(rpc, call, context.time_remaining())
         rpc.cost = tuple((name.decode(), value.decode()) for name, value in measured_headers(entry))
         return response
@@ -305,10 +305,10 @@ class GrpcDoor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships 
         request = call.request(rpc.id, rpc.caller, rpc.endpoint, self._seconds(seconds))
         return await self._service.inference.whole(request, write, call.check)
 
-    async def _call(self, rpc: _Rpc, asked: Any, of_wire: tuple[str, ...]) -> OipCall:
+    async def _call(self, rpc: _Rpc, asked: Any, of_wire: tuple[str, ...] = (), may_stream: bool = False) -> OipCall:
         rpc.model = asked.model_name[:LONGEST_NAME]
         try:
-            return await self._off_loop(oip_proto.decode, asked.ByteSize(), asked, of_wire)
+            return await self._off_loop(oip_proto.decode, asked.ByteSize(), asked, of_wire, may_stream)
         except InvalidInput:
             self._service.check_model(name_of(asked.model_name, asked.model_version))
             raise
@@ -363,8 +363,8 @@ class GrpcDoor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships 
                 raise NotReady("the service is stopping; send it to another, or again later")
             asked = oip_proto.parsed(self._methods["ModelStreamInfer"].takes, data)
             call_id = asked.id
-            call = await self._call(rpc, asked, (oip_proto.EMPTY_FINAL,))
-            if len(call.payloads) == 1 and isinstance(call.payloads[0], TextPayload):
+            call = await self._call(rpc, asked, (oip_proto.EMPTY_FINAL,), may_stream=True)
+            if call.is_text:
                 await self._pieces(rpc, call, send, seconds)
             else:
                 response, _ = await self._whole(rpc, call, seconds)

@@ -71,14 +71,14 @@ def values_of(parameters: Any) -> dict[str, Any]:
     return {name: getattr(value, value.WhichOneof("parameter_choice") or "", None) for name, value in parameters.items()}
 
 
-def decode(asked: Any, of_wire: tuple[str, ...] = ()) -> OipCall:
+def decode(asked: Any, of_wire: tuple[str, ...] = (), may_stream: bool = False) -> OipCall:
     """A ModelInferRequest's call. `of_wire`: parameters of it that are read elsewhere. Raises InvalidInput, Unsupported."""
     name = name_of(asked.model_name, asked.model_version)
     wire.check_tensors([tensor.name for tensor in asked.inputs], [output.name for output in asked.outputs])
     parameters = values_of(asked.parameters)
     check_stateless(parameters)
     outputs = [wire.Wanted(output.name, values_of(output.parameters)) for output in asked.outputs]
-    return call_of(name, _arrays(asked), outputs, parameters, asked.id or None, of_wire=of_wire)
+    return call_of(name, _arrays(asked), outputs, parameters, asked.id or None, of_wire=of_wire, may_stream=may_stream)
 
 
 def encode(reply: OipReply) -> Any:

@@ -298,7 +298,8 @@ def _cast(tensor: Tensor, array: type_array) -> type_array:
     """To the datatype, refusing what would change a value's meaning."""
     kind, wants = array.dtype.kind, tensor.datatype
     if array.size == 0:
-        return np.empty(0, TO_NUMPY.get(wants, "float32"))
+        array = np.empty(0, TO_NUMPY.get(wants, "float32"))
+        return array if wants != "BF16" else _bfloat16(array.astype(np.uint16))
     is_float = wants.startswith(("FP", "BF"))
     allowed = "b" if wants == "BOOL" else "iuf" if is_float else "iu"
     if kind not in allowed and not (wants == "BOOL" and kind in "iu" and bool(np.isin(array, (0, 1)).all())):

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,6 +19,7 @@ from fastapi.responses import Response
 
 from maasdam.api import errors
 from maasdam.api.entrance import READING, request_of
+from maasdam.api.events import EventStream, as_event, following
 from maasdam.api.measured import measured
 from maasdam.api.openai_schema import ChatBody, CompletionBody, EmbeddingBody, TextBody, check_fields, has_usage, messages_of
 from maasdam.api.paths import MODELS
@@ -31,11 +31,6 @@ from maasdam.operations import deployments
 from maasdam.operations.service import Service
 
 MOST_PROMPTS = 64
-STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,34 +121,11 @@ async def _answer(
         raise InvalidField("streaming takes one prompt; send several requests", "prompt")
     events = service.inference.stream(request, lambda chunk, entry: writer.event(chunk, entry, ends_with_usage))
     first = await anext(events)  # an error before the first token still has a status of its own
-    return _EventStream(_events(events, first, writer))
 
+    def failed(error: Exception) -> bytes:
+        return as_event({"error": errors.openai_error(errors.refusal(error, request.id))})
 
-async def _events(events: AsyncGenerator[bytes], first: bytes, writer: _Writer) -> AsyncGenerator[bytes]:
-    """Server-sent events. The one that ends the answer comes only once the ledger has its row."""
-    async with aclosing(events):
-        yield first
-        try:
-            async for event in events:
-                yield event
-        except Exception as error:
-            refused = errors.refusal(error, writer.request_id)
-            yield _event({"error": errors.openai_error(refused)})
-
-
-class _EventStream(Response):
-    """Sends events as they come. A client that goes away cancels this task, and so the generation."""
-
-    def __init__(self, events: AsyncGenerator[bytes]) -> None:
-        super().__init__()
-        self._events = events
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async with aclosing(self._events) as events:
-            await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
-            async for event in events:
-                await send({"type": "http.response.body", "body": event, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+    return EventStream(following(first, events, failed))
 
 
 class _Writer:
@@ -186,11 +158,11 @@ class _Writer:
         choice = self._choice(0, piece) | self.shape.delta(piece, not self._has_begun)
         self._has_begun = True
         no_usage_yet = {"usage": None} if has_usage else {}
-        event = _event(self.envelope(self.shape.stream_object) | {"choices": [choice]} | no_usage_yet)
+        event = as_event(self.envelope(self.shape.stream_object) | {"choices": [choice]} | no_usage_yet)
         if not chunk.is_last:
             return event
         if has_usage:
-            event += _event(self.envelope(self.shape.stream_object) | {"choices": [], "usage": self.usage(entry)})
+            event += as_event(self.envelope(self.shape.stream_object) | {"choices": [], "usage": self.usage(entry)})
         return event + b"data: [DONE]\n\n"
 
     def usage(self, entry: Entry) -> dict[str, Any]:
@@ -208,10 +180,6 @@ class _Writer:
         if self._has_token_ids:
             choice["token_ids"] = list(piece.token_ids)
         return choice
-
-
-def _event(data: dict[str, Any]) -> bytes:
-    return b"data: " + orjson.dumps(data) + b"\n\n"
 
 
 def _model(served: deployments.ServedVersion) -> dict[str, Any]:

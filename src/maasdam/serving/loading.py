@@ -32,6 +32,7 @@ from maasdam.serving.replica import Replica, SequenceReplica, TensorReplica
 from maasdam.serving.share import Share, apart
 from maasdam.settings import Settings
 from maasdam.tasks import task_of
+from maasdam.tasks.files import labels_of
 from maasdam.telemetry.meter import CpuMeter
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ class Loader:
     def _replica(self, version: Version, engine: Engine, processor: Processor | None, batching: Batching) -> Replica:
         share = Share(f"prepare {version.model}:{version.version}", self._meter.without_this_thread)
         if isinstance(engine, TensorEngine):
-            streams = int(self._store.get(version.digest).settings.get("streams", 1))
+            artifact = self._store.get(version.digest)
             return TensorReplica(
                 engine,
                 processor,
@@ -206,8 +207,9 @@ class Loader:
                 meter=self._meter,
                 queue_size=self._settings.queue_size,
                 max_answer_bytes=self._settings.max_answer_bytes,
-                threads=streams,
+                threads=int(artifact.settings.get("streams", 1)),
                 batching=batching,
+                labels=labels_of(artifact.path) if processor is not None else {},
             )
         if processor is None:
             raise Unsupported(

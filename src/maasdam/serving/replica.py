@@ -111,9 +111,10 @@ class TensorReplica:
         max_answer_bytes: int = 1 << 62,
         threads: int = 1,
         batching: Batching = UNTRIED,
+        labels: Mapping[int, str] | None = None,
     ) -> None:
         """`batching`: what was found of this engine; unless it is independent, requests run one by one."""
-        self.facts = Facts(engine.signature, None, processor.task if processor else None, batching)
+        self.facts = Facts(engine.signature, None, processor.task if processor else None, batching, labels or {})
         self.in_flight = 0
         self._engine = engine
         self._processor = processor

@@ -11,7 +11,7 @@ from maasdam.core import Classification, Label, Signature, Tensors
 from maasdam.errors import EngineFailure, InvalidModel
 from maasdam.tasks.files import labels_of, read_json
 from maasdam.tasks.scoring import TOP1
-from maasdam.tasks.task import Task
+from maasdam.tasks.task import Bytes, Task
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -66,6 +66,11 @@ def _probabilities(row: type_array, is_one_of: bool) -> type_array:
     powers = np.exp(row - row.max())
     chances: type_array = powers / powers.sum()
     return chances
+
+
+def best_label(of: str) -> Bytes:
+    """How the Open Inference Protocol carries it: the BYTES input `of` to the best label and its score."""
+    return Bytes(of, (("label", "BYTES"), ("score", "FP32")), lambda a: (a.labels[0].label.encode(), a.labels[0].score))
 
 
 def _lines(answer: Classification) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from maasdam.core import IMAGE_CLASSIFICATION, Answer, ImagePayload, Payload, Signature, Tensors, TensorSpec, Units
 from maasdam.errors import InvalidModel, InvalidPayload
-from maasdam.tasks.classes import Classes, classification
+from maasdam.tasks.classes import Classes, best_label, classification
 from maasdam.tasks.examples import labelled_files
 from maasdam.tasks.files import opened, preprocessor
 from maasdam.tasks.pictures import decode_image
@@ -160,4 +160,5 @@ TASK = classification(
     suffixes=IMAGES,
     of_file=ImagePayload,
     field="image",
+    oip=best_label("image"),
 )

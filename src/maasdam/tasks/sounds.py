@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 
 from maasdam.core import AUDIO_CLASSIFICATION, Answer, AudioPayload, Payload, Signature, Tensors, Units
 from maasdam.errors import InvalidModel
-from maasdam.tasks.classes import Classes, classification
+from maasdam.tasks.classes import Classes, best_label, classification
 from maasdam.tasks.examples import labelled_files
 from maasdam.tasks.hearing import RECORDINGS, Hearing, Windows, quiet
-from maasdam.tasks.task import Bytes
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -60,5 +59,5 @@ TASK = classification(
     suffixes=RECORDINGS,
     of_file=lambda data, top_k: AudioPayload(data, top_k=top_k),
     field="audio",
-    oip=Bytes("audio", (("label", "BYTES"), ("score", "FP32")), lambda a: (a.labels[0].label.encode(), a.labels[0].score)),
+    oip=best_label("audio"),
 )
