@@ -159,7 +159,7 @@ def test_a_lying_binary_size_is_refused(client: httpx.Client, size: Any) -> None
     [
         ({"outputs": [{"name": "z"}]}, "gives: y"),
         ({"outputs": [{"name": "y"}, {"name": "y"}]}, "named twice"),
-        ({"outputs": [{"name": "y", "parameters": {"classification": 3}}]}, "classification"),
+        ({"outputs": [{"name": "y", "parameters": {"classification": -3}}]}, "classification"),
         ({"parameters": {"timeout": -5}}, "microseconds"),
         ({"parameters": {"sequence_id": 7}}, "no state"),
         ({"id": 7}, "id"),
