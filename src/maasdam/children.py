@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar, cast
+from typing import IO, Any, Literal, TypeVar, cast, get_args
 
 from maasdam.errors import Crashed, LimitExceeded, MaasdamError, ServiceError
 
@@ -296,11 +296,7 @@ def _without_main() -> Iterator[None]:
 
 
 _Kind = Literal["ready", "progress", "done", "failed", "nothing"]
-_READY: _Kind = "ready"
-_PROGRESS: _Kind = "progress"
-_DONE: _Kind = "done"
-_FAILED: _Kind = "failed"
-_NOTHING: _Kind = "nothing"
+_READY, _PROGRESS, _DONE, _FAILED, _NOTHING = get_args(_Kind)
 
 
 def _repeat(reader: Connection) -> None:

@@ -91,17 +91,10 @@ class TensorSpec:
     def to_json(self) -> dict[str, Any]:
         """A JSON object; absent facts are left out."""
         out: dict[str, Any] = {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
-        if self.layout:
-            out["layout"] = self.layout
-        if self.value_range:
-            out["value_range"] = list(self.value_range)
-        if self.rows_of:
-            out["rows_of"] = self.rows_of
-        if self.takes_nan:
-            out["takes_nan"] = True
-        if self.axes:
-            out["axes"] = [None if a is None else [a.name, a.least, a.most] for a in self.axes]
-        return out
+        axes = [None if a is None else [a.name, a.least, a.most] for a in self.axes]
+        facts: dict[str, Any] = {"layout": self.layout, "value_range": list(self.value_range or ()), "rows_of": self.rows_of}
+        facts |= {"takes_nan": self.takes_nan, "axes": axes}
+        return out | {name: fact for name, fact in facts.items() if fact}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> TensorSpec:

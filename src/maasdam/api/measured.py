@@ -22,12 +22,9 @@ def measured(entry: Entry) -> dict[str, Any]:
 
 def measured_headers(entry: Entry) -> list[tuple[bytes, bytes]]:
     """The same as response headers, for bodies that have no usage block."""
-    return [
-        (b"maasdam-compute-seconds", _text(_rounded(entry.compute_seconds))),
-        (b"maasdam-joules", _text(_rounded(entry.joules))),
-        (b"maasdam-energy-method", _text(entry.energy_method)),
-        (b"maasdam-grams-co2e", _text(_rounded(entry.grams_co2e, 12))),
-    ]
+    facts = measured(entry)
+    names = ("compute_seconds", "joules", "energy_method", "grams_co2e")
+    return [(f"maasdam-{name.replace('_', '-')}".encode(), _text(facts[name])) for name in names]
 
 
 def _rounded(value: float | None, digits: int = 9) -> float | None:

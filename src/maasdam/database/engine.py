@@ -69,7 +69,6 @@ def _engine(url: str) -> Engine:
             file = Path(str(parsed.database))
             file.parent.mkdir(parents=True, exist_ok=True)
             _refuse_to_begin_anew(file)
-        if kind == "sqlite":
             return sqlalchemy.create_engine(parsed)
         return sqlalchemy.create_engine(
             parsed, pool_pre_ping=True, connect_args={k: v for k, v in NOTICED.items() if k not in parsed.query}

@@ -16,6 +16,7 @@ from typing import Any, cast
 from maasdam.engines.compressed_weights import COMPRESSED_TENSORS, open_compressed_tensors
 from maasdam.errors import InvalidModel, Unsupported
 
+FROM_FOLDER = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
 _importing = threading.Lock()
 _loading = threading.Lock()
 """transformers loads with torch's and its own functions replaced, for the whole process: of two loads at once the one that
@@ -57,8 +58,8 @@ def quantization_of(folder: Path) -> str | None:
     return str(method)
 
 
-def open_module(folder: Path, dtype: str = "float32") -> Any:
-    """The module in eval mode, built by transformers' own class for the architecture, weights from safetensors.
+def open_module(folder: Path) -> Any:
+    """The module in eval mode and float32, built by transformers' own class for the architecture, weights from safetensors.
 
     Weights quantised as compressed-tensors are held as floats; activations that are to be quantised are rounded in each call.
     Raises Unsupported (transformers knows no such class), InvalidModel (weights missing, or not of this architecture),
@@ -84,14 +85,7 @@ def open_module(folder: Path, dtype: str = "float32") -> Any:
         where = {"pretrained_model_name_or_path": None, "config": config, "state_dict": weights}
     try:
         with _loading:
-            module, info = loader.from_pretrained(
-                **where,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=getattr(torch, dtype),
-                output_loading_info=True,
-            )
+            module, info = loader.from_pretrained(**where, **FROM_FOLDER, dtype=torch.float32)
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise

@@ -6,7 +6,7 @@ Knows the order, and what to refuse before any work. Refuses to know how a pass 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -226,16 +226,14 @@ def _examples(artifact: Artifact, paths: Data, progress: Progress) -> tuple[Prep
 
 
 @contextmanager
-def _reported(
-    catalog: Catalog, build_id: str, progress: Progress, clock: Callable[[], float] = time.monotonic
-) -> Iterator[Progress]:
+def _reported(catalog: Catalog, build_id: str, progress: Progress) -> Iterator[Progress]:
     """A Progress that also beats in the build's row, at most once a second; the row ends with the work, well or not."""
-    last, last_at = "", clock() - HEARTBEAT_SECONDS
+    last, last_at = "", time.monotonic() - HEARTBEAT_SECONDS
 
     def tell(stage: str, done: int = 0, total: int | None = None) -> None:
         nonlocal last, last_at
         progress(stage, done, total)
-        now = clock()
+        now = time.monotonic()
         if stage != last or now - last_at >= HEARTBEAT_SECONDS:
             last, last_at = stage, now
             catalog.heartbeat(build_id, stage, done / total if total else 0.0, stage)

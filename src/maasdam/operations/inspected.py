@@ -44,9 +44,7 @@ def inspect(
     refuse_blocked(inspection)
 
 
-def _inspected(
-    source: str, settings: Settings, *, trust: bool = False, processor: Path | None = None
-) -> tuple[Inspection, Batching]:
+def _inspected(source: str, settings: Settings, trust: bool, processor: Path | None) -> tuple[Inspection, Batching]:
     """The inspection, blocked risks listed in it; and whether callers may be computed together, as it was found here."""
     from maasdam.artifacts.store import Store
     from maasdam.engines.batching import why_never

@@ -116,17 +116,18 @@ def _headline(report: Report) -> list[tuple[str, str, str]]:
     return [(row.what, cell(row.candidate), row.gain) for row in rows(report) if row.key in wanted]
 
 
+def _head(version: Version) -> dict[str, Any]:
+    runs_on, verdict = f"{version.format} on {version.engine}", verdict_of(version)
+    names = ("version", "aliases", "recipe")
+    return {name: getattr(version, name) for name in names} | {"runs_on": runs_on, "verdict": verdict}
+
+
 def _summary(version: Version) -> dict[str, Any]:
     """One row of the table of versions."""
     report = report_of(version)
     made = report.candidate
-    return {
-        "version": version.version,
-        "aliases": version.aliases,
+    return _head(version) | {
         "deployed": version.deployed,
-        "verdict": verdict_of(version),
-        "recipe": version.recipe,
-        "runs_on": f"{version.format} on {version.engine}",
         "metric": report.metric,
         "accuracy": made.accuracy,
         "interval": between(report.interval("candidate")),
@@ -144,13 +145,8 @@ def _detail(version: Version) -> dict[str, Any]:
     """All that is shown of one version."""
     report = report_of(version)
     facts = [PassFacts.from_json(_group(step, "facts")) for step in version.passes]
-    return {
-        "version": version.version,
-        "aliases": version.aliases,
-        "verdict": verdict_of(version),
+    return _head(version) | {
         "digest": version.digest,
-        "runs_on": f"{version.format} on {version.engine}",
-        "recipe": version.recipe,
         "created": f"{version.created_at:%Y-%m-%d %H:%M} UTC",
         "source": version.source if version.source.startswith("hf:") else Path(version.source).name,
         "report": report,
@@ -241,8 +237,7 @@ def _points(versions: Sequence[Version], chosen: Version, x: Axis, y: Axis) -> l
         if at_x is None or at_y is None:
             continue
         low, high = (report_of(version).interval(side) if y is _accuracy else None) or (None, None)
-        is_reference = side == "reference"
-        label = "reference" if is_reference else f"v{version.version}"
+        is_reference, label = side == "reference", _label(version, side)
         title = f"{label}: {cell(at_x)}, {cell(at_y)}" + ("" if is_reference else f"; {version.recipe}, {verdict_of(version)}")
         points.append(Point(label, at_x, at_y, low, high, version.passed is not False, is_reference, title))
     return points
@@ -251,11 +246,14 @@ def _points(versions: Sequence[Version], chosen: Version, x: Axis, y: Axis) -> l
 def _spreads(versions: Sequence[Version], chosen: Version) -> list[Spread]:
     boxes = []
     for version, side, column in reversed(_columns(versions[::-1], chosen)):
-        is_reference = side == "reference"
-        label = "reference" if is_reference else f"v{version.version}"
+        is_reference, label = side == "reference", _label(version, side)
         if column.latency_ms:
             boxes.append(Spread(label, column.latency_ms, version.passed is not False, is_reference))
     return boxes
+
+
+def _label(version: Version, side: str) -> str:
+    return "reference" if side == "reference" else f"v{version.version}"
 
 
 def _columns(versions: Sequence[Version], chosen: Version) -> list[tuple[Version, str, Column]]:

@@ -231,8 +231,7 @@ def _specs(graph: Message, number: int, skip: set[str], what: str) -> Iterator[T
         count += 1
         if count > MAX_NAMED_INPUTS:
             raise InvalidModel(f"{what} has over {MAX_NAMED_INPUTS:,} inputs or outputs; it is no model that can be served")
-        kind = value.message(2)
-        tensor = kind.message(1) if kind else None
+        tensor = _tensor_type(value)
         if tensor is None:
             raise Unsupported(
                 f"{what}: '{name}' is not a tensor (a sequence, map or optional); export the model with tensors only"
@@ -259,10 +258,14 @@ def _dimensions(graph: Message, skip: set[str]) -> Iterator[list[Message]]:
     for value in graph.messages(11):
         if value.text(1) in skip:
             continue
-        kind = value.message(2)
-        tensor = kind.message(1) if kind else None
+        tensor = _tensor_type(value)
         shape = tensor.message(2) if tensor else None
         yield list(shape.messages(1)) if shape else []
+
+
+def _tensor_type(value: Message) -> Message | None:
+    kind = value.message(2)
+    return kind.message(1) if kind else None
 
 
 def takes_nan(graph: Message, inputs: list[TensorSpec], weights: set[str]) -> set[str]:

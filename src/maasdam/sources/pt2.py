@@ -54,8 +54,7 @@ def read(place: Place, name: str) -> Reading:
     """Read `name` in `place`. Raises InvalidModel when broken, UnsafeModel when loading it would run what it brings."""
     path = place.need(name, "the model file is missing")
     with open_archive(path, path) as archive:
-        root = _root(archive)
-        members = {entry.removeprefix(root): entry for entry in archive.sizes}
+        members = _members(archive)
         if "archive_format" not in members:
             raise InvalidModel(f"{path} is no torch.export archive; save the model with torch.export.save (torch 2.9 or newer)")
         if archive.read(members["archive_format"], 64) != b"pt2":
@@ -93,8 +92,7 @@ def read(place: Place, name: str) -> Reading:
 def computed(path: Path) -> tuple[frozenset[str], frozenset[str]]:
     """(operators, numpy's names of the types they compute in) of the program in an archive that was read before."""
     with open_archive(path, path) as archive:
-        root = _root(archive)
-        members = {entry.removeprefix(root): entry for entry in archive.sizes}
+        members = _members(archive)
         name = f"models/{_only_model(members, path)}.json"
         graph = parse_json(archive.read(members[name], MAX_GRAPH_JSON_BYTES), f"{path}: {name}")["graph_module"]["graph"]
     made = [end["as_tensor"]["name"] for node in graph["nodes"] for end in node["outputs"] if "as_tensor" in end]
@@ -102,13 +100,13 @@ def computed(path: Path) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(node["target"] for node in graph["nodes"]), frozenset(types)
 
 
-def _root(archive: Archive) -> str:
-    """The one folder that all entries lie in, as PyTorch's reader takes it: that of the first entry."""
+def _members(archive: Archive) -> dict[str, str]:
+    """Every entry by its name in the one folder that all lie in, as PyTorch's reader takes it: that of the first entry."""
     first = next(iter(archive.sizes), "")
     root, slash, _ = first.partition("/")
     if not slash or any(not entry.startswith(root + "/") for entry in archive.sizes):
         raise InvalidModel(f"{archive.path} is no PyTorch archive (its entries lie in no common folder); save the model again")
-    return root + "/"
+    return {entry.removeprefix(f"{root}/"): entry for entry in archive.sizes}
 
 
 def _only_model(members: Mapping[str, str], path: Path) -> str:
@@ -155,8 +153,7 @@ def _check_saved(archive: Archive, entry: str, allowed: frozenset[str] = TENSOR_
                 f"{what} is not a torch.save archive{would}; refused: save the model again with torch.export.save"
             )
         with open_archive(stream, Path(what)) as inner:
-            root = _root(inner)
-            names = {name.removeprefix(root): name for name in inner.sizes}
+            names = _members(inner)
             if "constants.pkl" in names or any(name.startswith("code/") for name in names):
                 raise UnsafeModel(f"{what} is TorchScript, which runs when loaded; refused")
             if "data.pkl" not in names:
@@ -221,10 +218,7 @@ def _static(size: Mapping[str, Any]) -> int:
 
 def _refuse_calls(program: Mapping[str, Any], path: Path) -> None:
     """Raise UnsafeModel for names and expressions that torch.export.load would resolve, evaluate or call."""
-    bad: set[str] = set()
-    for kind, text in _callables(program):
-        if not calls.is_harmless(kind, text):
-            bad.add(f"{kind} {text[:80]!r}")
+    bad = {f"{kind} {text[:80]!r}" for kind, text in _callables(program) if not calls.is_harmless(kind, text)}
     if bad:
         raise UnsafeModel(
             f"{path} would run code when loaded: {_listed(sorted(bad))}; refused: torch.export.save writes nothing of the kind"

@@ -15,6 +15,8 @@ from maasdam.errors import InvalidModel
 
 MAX_FIELDS = 2_000_000
 """Fields stepped over in one file, which takes seconds and half a gigabyte at most. MobileNetV2 as a SavedModel has 166,000."""
+MAX_INTEGERS = 1_000_000
+"""In one repeated field."""
 MAX_DEPTH = 64
 """Messages within messages, function calls aside."""
 
@@ -24,9 +26,9 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 class Budget:
     """How many more fields may be looked at in one file."""
 
-    def __init__(self, what: str, fields: int = MAX_FIELDS) -> None:
+    def __init__(self, what: str) -> None:
         self.what = what
-        self.left = fields
+        self.left = MAX_FIELDS
         """Fields that may still be looked at."""
 
     def spend(self, fields: int) -> None:
@@ -94,7 +96,7 @@ class Message:
         values = self.texts(number)
         return values[-1] if values else ""
 
-    def numbers(self, number: int, limit: int = 1_000_000) -> list[int]:
+    def numbers(self, number: int) -> list[int]:
         """Every integer (signed 64 bits) of a repeated field, packed or not."""
         out: list[int] = []
         for value in self._by_number.get(number, ()):
@@ -105,8 +107,8 @@ class Message:
             while place < len(value):
                 one, place = _varint(value, place, self._budget)
                 out.append(_signed(one))
-                if len(out) > limit:
-                    raise self._budget.broken(f"field {number} holds over {limit:,} integers")
+                if len(out) > MAX_INTEGERS:
+                    raise self._budget.broken(f"field {number} holds over {MAX_INTEGERS:,} integers")
             self._budget.spend(len(out))
         return out
 
