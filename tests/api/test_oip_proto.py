@@ -117,7 +117,7 @@ def test_every_datatype_comes_through_raw_and_typed(datatype: str, shape: list[i
         ("FP32", [2], b"1234567", {}, "is 8 bytes, and 7"),
         ("FP32", [-1], b"", {}, "0 or more"),
         ("FP32", [1 << 40, 1 << 40], b"", {}, "more elements"),
-        ("FP32", [2], b"12345678", {"fp32_contents": [1, 2]}, "both contents and raw"),
+        ("FP32", [2], b"12345678", {"fp32_contents": [1, 2]}, "1 raw_input_contents are left over"),
         ("FP32", [2], None, {"fp32_contents": [1]}, "has 1 elements"),
         ("FP32", [1 << 40], None, {"fp32_contents": [1]}, "has 1 elements"),
         ("FP32", [1], None, {"fp64_contents": [1]}, "has fp64_contents; send fp32_contents"),
@@ -134,13 +134,22 @@ def test_a_lie_is_refused_with_what_to_do(datatype: str, shape: list[int], raw: 
         read(datatype, shape, raw, **contents)
 
 
-def test_raw_contents_are_one_for_each_input() -> None:
-    asked = Request(model_name="m", raw_input_contents=[b"1234"])
-    for name in "ab":
+def test_raw_contents_are_of_the_inputs_without_typed_ones() -> None:
+    raw = [np.array([i], np.float32).tobytes() for i in range(3)]
+    asked = Request(model_name="m", raw_input_contents=raw[:2])
+    for name in "abc":
         asked.inputs.add(name=name, datatype="FP32", shape=[1])
-    with pytest.raises(InvalidTensor, match="1 raw_input_contents for 2 inputs"):
+    with pytest.raises(InvalidTensor, match="input 'c' has 0 elements"):
         oip_proto.decode(asked)
-    asked.inputs[0].parameters["shared_memory_region"].string_param = "r"
-    asked.raw_input_contents.append(b"1234")
+    asked.inputs[1].contents.fp32_contents.append(7)
+    (payload,) = oip_proto.decode(asked).payloads
+    assert {name: array.tolist() for name, array in payload.tensors.items()} == {"a": [0], "b": [7], "c": [1]}
+    asked.inputs[0].parameters["binary_data_size"].int64_param = 4
+    assert oip_proto.decode(asked).payloads
+    asked.inputs[0].parameters["binary_data_size"].int64_param = 8
+    with pytest.raises(InvalidTensor, match="binary_data_size is 8 and its raw contents have 4"):
+        oip_proto.decode(asked)
+    shared = Request(model_name="m")
+    shared.inputs.add(name="x", datatype="FP32", shape=[1]).parameters["shared_memory_region"].string_param = "r"
     with pytest.raises(InvalidTensor, match="shared memory"):
-        oip_proto.decode(asked)
+        oip_proto.decode(shared)

@@ -104,25 +104,37 @@ def failed(text: str, call_id: str) -> bytes:
 
 
 def _arrays(asked: Any) -> dict[str, type_array]:
-    raw = asked.raw_input_contents
-    if raw and len(raw) != len(asked.inputs):
-        raise InvalidTensor(f"{len(raw)} raw_input_contents for {len(asked.inputs)} inputs; send one for each, in their order")
+    """The inputs: those with contents as these say, the others from the raw contents in their order."""
+    left = list(asked.raw_input_contents)
+    left.reverse()
     arrays = {}
     for i, sent in enumerate(asked.inputs):
-        if sent.parameters:
-            check_input_parameters(values_of(sent.parameters), i)
-            if "shared_memory_region" in sent.parameters:
-                raise InvalidTensor(f"input '{sent.name}' is in shared memory; this service takes its data in the message")
         tensor = wire.Tensor(sent.name, list(sent.shape), sent.datatype)
+        if sent.parameters:
+            tensor.parameters = values_of(sent.parameters)
+            check_input_parameters(tensor.parameters, i, ("binary_data_size",))
         count = wire.elements(tensor)
-        if raw and sent.HasField("contents") and sent.contents.ListFields():
-            raise InvalidTensor(f"input '{sent.name}' has both contents and raw_input_contents; send one of them")
-        array = wire.from_bytes(tensor, count, memoryview(raw[i])) if raw else _from_contents(tensor, count, sent.contents)
-        arrays[sent.name] = array
+        if not left or (sent.HasField("contents") and sent.contents.ListFields()):
+            arrays[tensor.name] = _from_contents(tensor, count, sent.contents)
+        else:
+            arrays[tensor.name] = _from_raw(tensor, count, left.pop())
+    if left:
+        raise InvalidTensor(f"{len(left)} raw_input_contents are left over; send one for each input without contents, in order")
     return arrays
 
 
+def _from_raw(tensor: wire.Tensor, count: int, raw: bytes) -> type_array:
+    size = tensor.parameters.get("binary_data_size", len(raw))  # KServe's client says it here too
+    if size != len(raw):
+        raise InvalidTensor(
+            f"input '{tensor.name}': binary_data_size is {size!r:.40} and its raw contents have {len(raw)} bytes"
+        )
+    return wire.from_bytes(tensor, count, memoryview(raw))
+
+
 def _from_contents(tensor: wire.Tensor, count: int, contents: Any) -> type_array:
+    if "shared_memory_region" in tensor.parameters:
+        raise InvalidTensor(f"input '{tensor.name}' is in shared memory; this service takes its data in the message")
     field = CONTENTS.get(tensor.datatype)
     if field is None:
         raise InvalidTensor(f"input '{tensor.name}': {tensor.datatype} has no place in contents; send raw_input_contents")
