@@ -22,6 +22,12 @@ LEVELS = [
     {"cli"},
 ]
 LEVEL = {room: i for i, rooms in enumerate(LEVELS) for room in rooms}
+SHARED_NAMES = {
+    "Layer": "of an ONNX graph, of an OpenVINO model and of a recurrent operator: each is known to one file",
+    "Outbox": "the Protocol of what inference needs, and the class that fulfils it",
+    "Sampling": "of tokens, and of pixels in ONNX's words, which conversion alone knows",
+}
+"""Names that two classes must share, and why."""
 HEAVY = ("torch", "tensorflow", "openvino", "transformers", "onnxruntime", "numpy", "sqlalchemy", "fastapi", "ray")
 
 
@@ -87,6 +93,17 @@ def test_errors_of_ours_stand_in_one_file(repository: Path) -> None:
         if isinstance(node, ast.ClassDef) and path.name != "errors.py" and {ast.unparse(base) for base in node.bases} & ours
     ]
     assert elsewhere == []
+
+
+def test_no_two_public_classes_share_a_name(repository: Path) -> None:
+    """One word per idea: who reads a name need not ask which room it is of."""
+    places: dict[str, list[str]] = {}
+    for path in sorted((repository / "src" / "maasdam").rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(path.name)
+    assert {name: files for name, files in places.items() if len(files) > 1 and name not in SHARED_NAMES} == {}
+    assert {name for name in SHARED_NAMES if len(places.get(name, ())) < 2} == set(), "an exception that is none any more"
 
 
 def test_the_operators_import_each_other_in_no_circle(repository: Path) -> None:

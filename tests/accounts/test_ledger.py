@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Engine, event, select
 
 from maasdam.accounts.journal import Journal
-from maasdam.accounts.ledger import Ledger, Row, fitting, packed
+from maasdam.accounts.ledger import Ledger, PendingRow, fitting, packed
 from maasdam.core import Entry
 from maasdam.database.engine import open_database
 from maasdam.database.tables import JournalRow, LedgerRow
@@ -52,7 +52,7 @@ def written(folder: Path) -> Iterator[Journal]:
 
 
 def write(journal: Journal, *entries: Entry, is_restated: bool = False) -> None:
-    journal.append(packed([Row(fitting(each), is_restated) for each in entries]))
+    journal.append(packed([PendingRow(fitting(each), is_restated) for each in entries]))
 
 
 def test_what_is_in_a_journal_is_there_for_another_connection(ledger: Ledger, written: Journal, database_url: str) -> None:
@@ -257,7 +257,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from maasdam.core import Entry
 from maasdam.accounts.journal import Journal
-from maasdam.accounts.ledger import Ledger, Row, packed
+from maasdam.accounts.ledger import Ledger, PendingRow, packed
 from maasdam.database.engine import open_database
 import threading
 folder = Path(sys.argv[2])
@@ -267,7 +267,7 @@ def take():
         ledger.take_in()
 threading.Thread(target=take, daemon=True).start()
 for n in range(int(sys.argv[3]), 10**9, 4):
-    journal.append(packed([Row(Entry(f"r{n + i}", datetime.now(UTC), None, "c", "m", "/", 200, 0.1)) for i in range(4)]))
+    journal.append(packed([PendingRow(Entry(f"r{n + i}", datetime.now(UTC), None, "c", "m", "/", 200, 0.1)) for i in range(4)]))
     print(n, flush=True)
 """
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from maasdam.accounts.journal import Journal
-from maasdam.accounts.ledger import COLUMNS, Row, unpacked
+from maasdam.accounts.ledger import COLUMNS, PendingRow, unpacked
 from maasdam.accounts.outbox import Outbox
 from maasdam.accounts.prices import Prices
 from maasdam.core import Entry
@@ -28,7 +28,7 @@ class Disk:
     """Groups in a list; fails, is slow or waits as it is told."""
 
     def __init__(self) -> None:
-        self.groups: list[list[Row]] = []
+        self.groups: list[list[PendingRow]] = []
         self.is_slow = False
         self.is_full = False
         self.is_closed = False
@@ -43,7 +43,7 @@ class Disk:
             raise StorageFailure("no space left")
         for row in unpacked(payload):
             assert len(row) == len(COLUMNS) + 1
-        self.groups.append([Row(Entry(**dict(zip(COLUMNS, row, strict=False))), row[-1]) for row in unpacked(payload)])
+        self.groups.append([PendingRow(Entry(**dict(zip(COLUMNS, row, strict=False))), row[-1]) for row in unpacked(payload)])
 
     def close(self) -> None:
         self.is_closed = True

@@ -27,7 +27,7 @@ from maasdam.engines import open_engine
 from maasdam.errors import InvalidModel, TooLarge
 from maasdam.operations.service import Service, open_service
 from maasdam.operations.workspace import Workspace
-from maasdam.serving.attempts import Attempts
+from maasdam.serving.attempts import LoadAttempts
 from maasdam.serving.replica import TensorReplica
 from maasdam.telemetry.meter import CpuMeter
 
@@ -150,15 +150,15 @@ async def test_what_was_loading_when_the_service_died_is_failed_until_it_is_depl
 
 
 def test_a_note_that_a_living_service_holds_is_no_crash(tmp_path: Path) -> None:
-    mine = Attempts(tmp_path / "loading", lambda model: None)
+    mine = LoadAttempts(tmp_path / "loading", lambda model: None)
     with mine.noted("acme/photos", 3):
-        Attempts(tmp_path / "loading", lambda model: None).refuse("acme/photos", 3)
+        LoadAttempts(tmp_path / "loading", lambda model: None).refuse("acme/photos", 3)
         (note,) = (tmp_path / "loading").iterdir()
         left = note.read_bytes()
-    Attempts(tmp_path / "loading", lambda model: None).refuse("acme/photos", 3)
+    LoadAttempts(tmp_path / "loading", lambda model: None).refuse("acme/photos", 3)
     note.write_bytes(left)
     with pytest.raises(InvalidModel, match="died while it loaded acme/photos:3"):
-        Attempts(tmp_path / "loading", lambda model: None).refuse("acme/photos", 3)
+        LoadAttempts(tmp_path / "loading", lambda model: None).refuse("acme/photos", 3)
 
 
 class Counting(FakeEngine):

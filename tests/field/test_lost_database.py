@@ -19,7 +19,7 @@ from tests.operations.test_infer import Says, asked, itself, the_first
 from tests.served import add_mlp, open_home, serving
 
 from maasdam.accounts.journal import Journal
-from maasdam.accounts.ledger import Ledger, Row, packed
+from maasdam.accounts.ledger import Ledger, PendingRow, packed
 from maasdam.accounts.outbox import Outbox
 from maasdam.accounts.prices import Prices
 from maasdam.api.errors import refusal, without_places
@@ -53,7 +53,7 @@ class Watched:
             self.presence.refuse_if_lost()
         except StorageFailure as error:
             entry.status, refusal = 503, error
-        self.journal.append(packed([Row(entry)]))
+        self.journal.append(packed([PendingRow(entry)]))
         with suppress(StorageFailure):
             self.ledger.take_in()
         return refusal
@@ -294,7 +294,7 @@ def _refuses(*_: object, **__: object) -> None:
 def test_another_writer_of_the_database_keeps_no_answer_waiting(watched: Watched) -> None:
     with closing(sqlite3.connect(watched.file, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        watched.journal.append(packed([Row(Entry("r1", datetime.now(UTC), None, "c", "m", "/", 200, 0.1))]))
+        watched.journal.append(packed([PendingRow(Entry("r1", datetime.now(UTC), None, "c", "m", "/", 200, 0.1))]))
         assert watched.ledger.bytes_behind > 0
         other.execute("ROLLBACK")
     assert watched.rows() == {"r1": 200}

@@ -70,7 +70,7 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PendingRow:
     """One row on its way. `is_restated`: it may be there already with another status, as what it was before it was refused."""
 
     entry: Entry
@@ -264,14 +264,14 @@ SUMMED = (
 
 AT, KEY_ID, CALLER = (COLUMNS.index(name) for name in ("at", "key_id", "caller"))
 Values = tuple[Any, ...]
-"""What the columns of a row hold, in the order of COLUMNS; then whether it is restated, see `Row`."""
+"""What the columns of a row hold, in the order of COLUMNS; then whether it is restated, see `PendingRow`."""
 
 _values = attrgetter(*COLUMNS)
 _encode = msgspec.msgpack.Encoder(enc_hook=lambda number: number.item()).encode  # NumPy's
 _decode = msgspec.msgpack.Decoder(tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]).decode
 
 
-def packed(rows: Sequence[Row]) -> bytes:
+def packed(rows: Sequence[PendingRow]) -> bytes:
     """Rows for a journal. Their names are beside them: another version may have others."""
     return _encode((COLUMNS, [(*_values(row.entry), row.is_restated) for row in rows]))
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
 
-from maasdam.accounts.ledger import Row, fitting, packed
+from maasdam.accounts.ledger import PendingRow, fitting, packed
 from maasdam.accounts.prices import Prices
 from maasdam.core import Entry
 from maasdam.errors import MaasdamError, ServiceError
@@ -72,7 +72,7 @@ class Outbox:
         self._is_woken = False
         self._is_writing = False
         self._is_closed = False
-        self._refused: deque[Row] = deque(maxlen=KEPT)
+        self._refused: deque[PendingRow] = deque(maxlen=KEPT)
         """Rows of requests that got an error since their own could not be written."""
         self._pool: ThreadPoolExecutor | None = None
         self._loop: asyncio.AbstractEventLoop
@@ -183,14 +183,14 @@ class Outbox:
         entries = [row.entry for row in rows]
         try:
             entries = [fitting(self._priced(entry)) for entry in entries]
-            self._rows.append(packed([*late, *(Row(entry) for entry in entries)]))
+            self._rows.append(packed([*late, *(PendingRow(entry) for entry in entries)]))
         except Exception as problem:  # whatever it is, who waits has to hear of it
             error = problem if isinstance(problem, MaasdamError) else ServiceError(f"the row can't be written: {problem}")
             for entry in entries:
                 was_answered = entry.status < 400
                 if was_answered:
                     entry = replace(entry, status=error.http_status, error_code=error.code, price=None, currency=None)
-                self._refused.append(Row(entry, is_restated=was_answered))
+                self._refused.append(PendingRow(entry, is_restated=was_answered))
             return error
         for _ in late:
             self._refused.popleft()

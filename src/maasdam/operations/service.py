@@ -19,7 +19,7 @@ from maasdam.errors import NotReady
 from maasdam.operations.builds import builds
 from maasdam.operations.infer import Inference
 from maasdam.operations.workspace import JOURNALS
-from maasdam.serving.attempts import Attempts
+from maasdam.serving.attempts import LoadAttempts
 from maasdam.serving.loading import Loader
 from maasdam.serving.router import Router
 from maasdam.settings import Settings
@@ -188,7 +188,7 @@ def open_service(
         meter=meter,
         open_engine=open_engine,
         open_processor=open_processor,
-        attempts=Attempts(settings.home / "loading", workspace.catalog.deployed_at),
+        attempts=LoadAttempts(settings.home / "loading", workspace.catalog.deployed_at),
     )
     router = Router(workspace.catalog, load, drain_seconds=settings.shutdown_grace_seconds)
     metrics = Metrics()

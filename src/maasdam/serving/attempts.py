@@ -23,7 +23,7 @@ DeployedAt = Callable[[str], datetime | None]
 """When a model was deployed last; None: it is not."""
 
 
-class Attempts:
+class LoadAttempts:
     """The notes in one folder. Several services may share it."""
 
     def __init__(self, folder: Path, deployed_at: DeployedAt) -> None:

@@ -27,7 +27,7 @@ from maasdam.core import (
 )
 from maasdam.engines import ENGINES
 from maasdam.errors import LimitExceeded, MaasdamError, NotReady, Unsupported
-from maasdam.serving.attempts import Attempts
+from maasdam.serving.attempts import LoadAttempts
 from maasdam.serving.replica import Replica, SequenceReplica, TensorReplica
 from maasdam.serving.share import Share, apart
 from maasdam.settings import Settings
@@ -83,7 +83,7 @@ class Loader:
         meter: CpuMeter,
         open_engine: Callable[..., Engine] | None = None,
         open_processor: Callable[..., Processor] | None = None,
-        attempts: Attempts | None = None,
+        attempts: LoadAttempts | None = None,
     ) -> None:
         """`attempts` keeps note of what is being loaded, where the service may die of it.
 
