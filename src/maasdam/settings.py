@@ -42,7 +42,7 @@ class Settings:
     max_json_media_bytes: int = 32 * 1024 * 1024
     """Largest JSON body of a route that takes images or recordings in base64, bytes."""
     max_json_tensor_bytes: int = 16 * 1024 * 1024
-    """Largest JSON of a tensor request, bytes; what is larger goes as binary data."""
+    """Largest JSON of a tensor request, or gRPC message without its raw contents, bytes; what is larger goes as binary data."""
     max_json_values: int = 200_000
     """Most values in one JSON body, a key counting as two, tensors' numbers apart."""
     max_image_pixels: int = 32_000_000

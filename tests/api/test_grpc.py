@@ -19,6 +19,7 @@ from tests.api.conftest import Running, wait_for
 from maasdam.api import oip_proto
 from maasdam.api.http import body_limits, bound_socket, gate_of
 from maasdam.api.oip_grpc import SERVICE, GrpcDoor
+from maasdam.errors import TooLarge
 
 Request, Response = oip_proto.message("ModelInferRequest"), oip_proto.message("ModelInferResponse")
 Piece = oip_proto.message("ModelStreamInferResponse")
@@ -37,7 +38,7 @@ class Door:
 
         async def opened() -> GrpcDoor:
             service = running.service
-            door = GrpcDoor(service, gate_of(service, has_keys), body_limits(service.settings).any, listener)
+            door = GrpcDoor(service, gate_of(service, has_keys), body_limits(service.settings), listener)
             await door.start()
             return door
 
@@ -295,6 +296,33 @@ def test_without_keys_it_answers(open_to_all: Running) -> None:
     assert it.call("ModelInfer", tensors(), metadata=())[0] is OK
     it.channel.close()
     it.stop(0).result(10)
+
+
+BIG = [
+    (b"\x3a\x00" * 500_000, grpc.StatusCode.INVALID_ARGUMENT, "more than 10000 fields"),
+    (b"\x2a\x00" * 500_000, grpc.StatusCode.INVALID_ARGUMENT, "more than 10000 fields"),
+    (b"\x0a\xff\xff\xff\x7f" + b"a" * 200_000, grpc.StatusCode.INVALID_ARGUMENT, "no inference.ModelInferRequest"),
+    (b"\xff" * 200_000, grpc.StatusCode.INVALID_ARGUMENT, "no inference.ModelInferRequest"),
+    (b"\x0b" * 200_000, grpc.StatusCode.INVALID_ARGUMENT, "no inference.ModelInferRequest"),
+]
+
+
+@pytest.mark.parametrize(("data", "code", "says"), BIG, ids=["raw", "inputs", "length", "varint", "groups"])
+def test_a_large_message_that_is_none_is_refused_before_it_grows(door: Door, data: bytes, code: Any, says: str) -> None:
+    got, message = door.call("ModelInfer", data)
+    assert got is code and says in message, message
+    got, message = door.call("ModelReady", b"\x0a" + b"\x80\x89\x7a" + b"a" * 2_000_000)
+    assert got is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert door.call("ModelInfer", tensors())[0] is OK
+
+
+def test_what_is_not_raw_has_the_limit_of_json() -> None:
+    asked = Request(model_name="m", raw_input_contents=[b"x" * 300_000])
+    asked.inputs.add(name="x", datatype="FP32", shape=[1]).contents.fp32_contents.extend([1.0] * 50_000)
+    data = asked.SerializeToString()
+    oip_proto.check_outline(data, 210_000)
+    with pytest.raises(TooLarge, match="raw_input_contents, or raise max_json_tensor_bytes"):
+        oip_proto.check_outline(data, 190_000)
 
 
 def test_random_messages_are_refused_and_neighbours_answered(door: Door) -> None:

@@ -157,8 +157,8 @@ def serve(
     if grpc_listener is not None:
         from maasdam.api.oip_grpc import GrpcDoor  # it costs who does without it 10 MB
 
-        limit = body_limits(service.settings).any
-        open_grpc = partial(GrpcDoor, service, gate_of(service, has_keys), limit, grpc_listener)
+        limits = body_limits(service.settings)
+        open_grpc = partial(GrpcDoor, service, gate_of(service, has_keys), limits, grpc_listener)
     _Server(config, service, leaving, on_ready, open_grpc).run(sockets=[listener])
 
 

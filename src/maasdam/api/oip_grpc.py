@@ -26,13 +26,13 @@ from structlog.contextvars import bind_contextvars
 
 from maasdam.api import errors, oip_models, oip_proto
 from maasdam.api.access import Gate, secret_of
-from maasdam.api.body import Limit
+from maasdam.api.body import BodyLimits
 from maasdam.api.correlation import id_headers, trace_of
 from maasdam.api.entrance import CLIENT_CLOSED, LONGEST_NAME, new_request_id
 from maasdam.api.measured import measured_headers
 from maasdam.api.oip_call import OipCall, name_of
 from maasdam.core import ANONYMOUS, Caller, Chunk, Entry, Facts
-from maasdam.errors import InvalidInput, MaasdamError, NotReady, Overloaded, Unsupported
+from maasdam.errors import InvalidInput, MaasdamError, NotReady, Overloaded, TooLarge, Unsupported
 from maasdam.operations.deployments import served_version
 from maasdam.operations.requests import note_refusal
 from maasdam.operations.service import Service
@@ -101,11 +101,11 @@ class _Method:
 class GrpcDoor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no types
     """One gRPC server. Make it within the event loop it is to run in."""
 
-    def __init__(self, service: Service, gate: Gate, limit: Limit, listener: socket.socket) -> None:
+    def __init__(self, service: Service, gate: Gate, limits: BodyLimits, listener: socket.socket) -> None:
         """`listener` has the address, and keeps it until `start`: gRPC takes no socket of somebody else's making."""
         self._service = service
         self._gate = gate
-        self._limit = limit
+        self._limits = limits
         self._held = 0
         self._listener = listener
         self._in_flight = 0
@@ -114,7 +114,10 @@ class GrpcDoor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships 
         self._health = health.aio.HealthServicer()
         self._tasks: list[asyncio.Task[None]] = []
         options = [
-            ("grpc.max_receive_message_length", limit.most + SMALL_BYTES),  # so that a little too much is refused in our words
+            (
+                "grpc.max_receive_message_length",
+                limits.any.most + SMALL_BYTES,
+            ),  # so that a little too much is refused in our words
             ("grpc.max_send_message_length", -1),  # answers have a limit of their own
             ("grpc.so_reuseport", 0),  # two services on one port would share its callers
         ]
@@ -274,7 +277,7 @@ class GrpcDoor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships 
         async def answer(data: bytes, context: Any) -> bytes:
             self._begin(len(data))
             try:
-                self._check_size(len(data))
+                self._check_size(rpc, data)
                 reply = await method.answer(rpc, await self._off_loop(oip_proto.parsed, len(data), method.takes, data), context)
                 context.set_trailing_metadata(rpc.trailers())
                 return bytes(reply.SerializeToString())
@@ -358,7 +361,7 @@ class GrpcDoor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships 
         self._begin(len(data))
         call_id = ""
         try:
-            self._check_size(len(data))
+            self._check_size(rpc, data)
             if self._service.is_draining:
                 raise NotReady("the service is stopping; send it to another, or again later")
             asked = oip_proto.parsed(self._methods["ModelStreamInfer"].takes, data)
@@ -414,10 +417,16 @@ class GrpcDoor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships 
             self._is_idle.set()
         self._ended(rpc)
 
-    def _check_size(self, size: int) -> None:
-        if size > self._limit.most:
-            raise self._limit.error(size)
-        if self._held > self._limit.most * HELD:
+    def _check_size(self, rpc: _Rpc, data: bytes) -> None:
+        """Raise TooLarge or Overloaded before a message is parsed that would take too much memory."""
+        size = len(data)
+        if size > self._limits.any.most:
+            raise self._limits.any.error(size)
+        if size > SMALL_BYTES and rpc.name not in ("ModelInfer", "ModelStreamInfer"):
+            raise TooLarge(f"the message has {size} bytes; {rpc.name} takes at most {SMALL_BYTES}")
+        if size > SMALL_BYTES:
+            oip_proto.check_outline(data, self._limits.json_tensors.most)
+        if self._held > self._limits.any.most * HELD:
             raise Overloaded(f"the service holds {self._held} bytes of requests already; send this again in a second")
 
     def _ended(self, rpc: _Rpc) -> None:

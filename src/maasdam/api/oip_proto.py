@@ -18,7 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from maasdam.api import oip_tensors as wire
 from maasdam.api.oip_call import OipCall, OipReply, call_of, check_input_parameters, check_stateless, name_of
-from maasdam.errors import InvalidInput, InvalidTensor
+from maasdam.errors import InvalidInput, InvalidTensor, TooLarge
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -28,6 +28,10 @@ POOL = DescriptorPool()
 POOL.AddSerializedFile(files("maasdam.api").joinpath("oip.binpb").read_bytes())
 FINAL, EMPTY_FINAL = "triton_final_response", "triton_enable_empty_final_response"
 """Triton's parameters of streamed answers: this is the last one; say so in one of its own if need be (here none is needed)."""
+MOST_FIELDS = 10_000
+"""Of one message, not counting those within others."""
+RAW_TAG = 7 << 3 | 2
+"""How a raw content begins on the wire."""
 CONTENTS = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
@@ -59,6 +63,46 @@ def parsed(kind: Any, data: bytes) -> Any:
         return kind.FromString(data)
     except DecodeError as error:
         raise InvalidInput(f"the message is no {kind.DESCRIPTOR.full_name}: {error}") from None
+
+
+def check_outline(data: bytes, most: int) -> None:
+    """Refuse, before it is parsed, a ModelInferRequest of which more than `most` bytes are not raw contents, or of many fields.
+
+    Raw contents are taken as they are; everything else becomes objects all at once, up to 50 times as large. Raises TooLarge,
+    InvalidInput. What can't be read here is left to the parser to refuse.
+    """
+    place, size, rest, fields = 0, len(data), 0, 0
+    while place < size:
+        start = place
+        tag, place = _varint(data, place)
+        if tag & 7 == 2:
+            length, place = _varint(data, place)
+            place += length
+        elif tag & 7 == 0:
+            _, place = _varint(data, place)
+        else:  # of four or eight bytes, or none that there is
+            place += {1: 8, 5: 4}.get(tag & 7, size)
+        fields += 1
+        rest += 0 if tag == RAW_TAG or place > size else place - start
+        if fields > MOST_FIELDS:
+            raise InvalidInput(f"the message has more than {MOST_FIELDS} fields; a request has one for each tensor")
+    if rest > most:
+        raise TooLarge(
+            f"{rest} bytes of the message are no raw contents, where this service takes at most {most}: send tensors in "
+            "raw_input_contents, or raise max_json_tensor_bytes"
+        )
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while place < len(data) and shift < 70:
+        byte = data[place]
+        value |= (byte & 127) << shift
+        place += 1
+        shift += 7
+        if byte < 128:
+            return value, place
+    return value, len(data)  # cut off, or none
 
 
 def made(kind: Any, values: dict[str, Any]) -> Any:
@@ -105,8 +149,10 @@ def failed(text: str, call_id: str) -> bytes:
 
 def _arrays(asked: Any) -> dict[str, type_array]:
     """The inputs: those with contents as these say, the others from the raw contents in their order."""
-    left = list(asked.raw_input_contents)
-    left.reverse()
+    if len(asked.raw_input_contents) > len(asked.inputs):
+        said = f"{len(asked.raw_input_contents)} raw_input_contents for {len(asked.inputs)} inputs"
+        raise InvalidTensor(f"{said}; send one for each input without contents, in order")
+    left = list(reversed(asked.raw_input_contents))
     arrays = {}
     for i, sent in enumerate(asked.inputs):
         tensor = wire.Tensor(sent.name, list(sent.shape), sent.datatype)
