@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -12,7 +14,11 @@ from tests.api.conftest import SMALL, Running, client, fake_service, run_in_thre
 
 from maasdam.api.correlation import trace_of, well_formed
 from maasdam.api.cors import Origins
-from maasdam.errors import InvalidInput
+from maasdam.errors import InvalidInput, NotFound
+from maasdam.operations.requests import find_request
+from maasdam.settings import Settings
+from maasdam.telemetry.logs import LogFile, lines_of
+from maasdam.telemetry.requests import Ended, RequestLines
 
 TENSOR = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}
 ALLOWED = "https://app.example.com"
@@ -34,6 +40,32 @@ def test_what_is_none_is_replaced(client: httpx.Client, theirs: str) -> None:
     answer = client.get("/health", headers={"X-Request-Id": theirs})
     assert len(answer.headers["x-request-id"]) == 32 and "maasdam-request-id" not in answer.headers
     assert well_formed(theirs.encode()) is None
+
+
+def test_a_request_is_found_by_its_callers_id_too(tmp_path: Path) -> None:
+    file = LogFile(tmp_path / "maasdam.log", 0, 0)
+    ours = [f"{i:032x}" for i in range(3)]
+    told = [(ours[0], "mine-123"), (ours[1], "mine-123"), (ours[2], ours[1])]
+    lines = [{"event": "request", "request_id": own, "client_request_id": theirs} for own, theirs in told]
+    file.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [line["request_id"] for line in lines_of("mine-123", file)] == ours[:2]
+    assert [line["request_id"] for line in lines_of(ours[1], file)] == [ours[1]], "nobody can take another's place"
+    where = SimpleNamespace(
+        settings=Settings(home=tmp_path, log_file=str(file.path)), ledger=SimpleNamespace(row=lambda request_id: None)
+    )
+    assert find_request(where, "mine-123")["request_id"] == ours[1], "the newest"
+    with pytest.raises(NotFound, match="no request other-id"):
+        find_request(where, "other-id")
+
+
+async def test_the_line_has_the_callers_id(caplog: pytest.LogCaptureFixture) -> None:
+    lines = RequestLines()
+    with caplog.at_level("INFO", logger="maasdam.requests"):
+        for theirs in ("mine-123", None):
+            lines.add(Ended("r", None, "GET", "/x", 200, 0.1, None, None, None, theirs), 200, None, None)
+        lines.flush()
+    first, second = (json.loads(line) for line in caplog.records[-1].getMessage().splitlines())
+    assert first["client_request_id"] == "mine-123" and "client_request_id" not in second
 
 
 def test_a_traceparent_is_read_as_w3c_has_it() -> None:

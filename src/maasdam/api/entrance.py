@@ -22,7 +22,7 @@ from maasdam.api import docs_page, errors, json_body
 from maasdam.api.access import DOCS, Gate
 from maasdam.api.body import BodyLimits, Disconnected, Message, Receive
 from maasdam.api.connection import SCOPE_KEY, Connection
-from maasdam.api.correlation import id_headers, trace_of
+from maasdam.api.correlation import id_headers, trace_of, well_formed
 from maasdam.api.cors import Origins
 from maasdam.api.encodings import coding_of
 from maasdam.api.errors import REFUSED, Refusal
@@ -153,6 +153,7 @@ class Entrance:
             None if caller is None else caller.key_id,
             _model(scope),
             None if refused is None else refused.code,
+            well_formed(bodies.header(scope.get("headers", ()), b"x-request-id")),
         )
         self._service.outbox.ended(ended)
 

@@ -27,7 +27,7 @@ from structlog.contextvars import bind_contextvars
 from maasdam.api import errors, oip_models, oip_proto
 from maasdam.api.access import Gate, secret_of
 from maasdam.api.body import BodyLimits
-from maasdam.api.correlation import id_headers, trace_of
+from maasdam.api.correlation import id_headers, trace_of, well_formed
 from maasdam.api.entrance import CLIENT_CLOSED, LONGEST_NAME, new_request_id
 from maasdam.api.measured import measured_headers
 from maasdam.api.oip_call import OipCall, name_of
@@ -433,8 +433,9 @@ class GrpcDoor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships 
         trace = trace_of(rpc.metadata.get("traceparent"))
         seconds = time.perf_counter() - rpc.began
         key = rpc.caller.key_id
+        theirs = well_formed(rpc.metadata.get("x-request-id"))
         self._service.outbox.ended(
-            Ended(rpc.id, trace, "gRPC", rpc.endpoint, rpc.status, seconds, key, rpc.model or None, rpc.reason)
+            Ended(rpc.id, trace, "gRPC", rpc.endpoint, rpc.status, seconds, key, rpc.model or None, rpc.reason, theirs)
         )
 
     async def _noted(self, rpc: _Rpc, error: Exception) -> errors.Refusal:

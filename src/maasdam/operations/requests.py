@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from maasdam.operations.workspace import Workspace
     from maasdam.settings import Settings
 
-REQUEST_ID = re.compile(r"[0-9a-f]{32}")
+REQUEST_ID = re.compile(r"[A-Za-z0-9._~:@/+=-]{5,128}")
+"""Ours, or one of the caller's that came back to it."""
 REFUSAL_SECONDS = 1.0
 """So long a refusal waits for its row, which costs nothing and so need not be certain."""
 
@@ -29,12 +30,17 @@ def log_file(settings: Settings) -> LogFile | None:
 
 
 def find_request(where: Workspace | Service, request_id: str) -> dict[str, Any]:
-    """The row and the log lines of one request. Raises NotFound where there is neither. Reads files: it blocks."""
+    """The row and the log lines of one request, by our id or by the caller's own: then of the newest that had it.
+
+    Raises NotFound where there is neither. Reads files: it blocks.
+    """
     if not REQUEST_ID.fullmatch(request_id):
-        raise NotFound(f"'{request_id[:80]}' is no request id; an answer's X-Request-Id has 32 hexadecimal digits")
+        raise NotFound(f"'{request_id[:80]}' is no request id; send an answer's Maasdam-Request-Id or X-Request-Id")
     file = log_file(where.settings)
-    row = where.ledger.row(request_id)
     lines = [] if file is None else lines_of(request_id, file)
+    if lines and lines[-1]["request_id"] != request_id:
+        return find_request(where, lines[-1]["request_id"])
+    row = where.ledger.row(request_id)
     if row is None and not lines:
         kept = "the ledger" if file is None else "the ledger or the log, whose oldest lines are gone"
         raise NotFound(f"no request {request_id} in {kept}")

@@ -154,7 +154,7 @@ def _cannot_write(path: Path, error: OSError) -> StorageFailure:
 
 
 def lines_of(request_id: str, file: LogFile) -> list[dict[str, Any]]:
-    """What the kept files say of one request, oldest first."""
+    """What the kept files say of one request, oldest first: by our id, or by the caller's, of which there may be several."""
     wanted = request_id.encode()
     found = []
     for path in [*(file.path.with_name(f"{file.path.name}.{i}") for i in range(file.older, 0, -1)), file.path]:
@@ -165,7 +165,9 @@ def lines_of(request_id: str, file: LogFile) -> list[dict[str, Any]]:
             continue
         except OSError as error:
             raise StorageFailure(f"can't read the log {path}: {error.strerror}") from error
-    return [line for line in map(_read, found) if line.get("request_id") == request_id]
+    told = [_read(line) for line in found]
+    own = [line for line in told if line.get("request_id") == request_id]
+    return own or [line for line in told if line.get("client_request_id") == request_id]
 
 
 def _tell_what_is_left(libraries: Path) -> None:

@@ -40,6 +40,8 @@ class Ended(NamedTuple):
     model: str | None
     reason: str | None
     """The error's code, where the request was refused."""
+    client_id: str | None = None
+    """The caller's own id of the request, of letters that JSON holds as they are."""
 
 
 class RequestLines:
@@ -58,6 +60,8 @@ class RequestLines:
         if not self._logger.isEnabledFor(logging.INFO):
             return
         trace = f'"trace_id":"{ended.trace_id}"' if ended.trace_id else '"trace_id":null'
+        if ended.client_id is not None:
+            trace = f'"client_request_id":"{ended.client_id}",{trace}'
         at = self._clock()
         second = int(at)
         if second != self._second[0]:
