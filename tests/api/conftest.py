@@ -147,7 +147,7 @@ def run_in_thread(home: Path, settings: Settings, has_keys: bool = True) -> Iter
     entrance = application(service, has_keys)
     config = uvicorn.Config(
         entrance,
-        http=partial(HttpConnection, refuse=entrance.refuse_unread),
+        http=partial(HttpConnection, refuse=entrance.refuse_unread, at_once=entrance.at_once),
         loop="uvloop",
         ws="none",
         log_config=None,

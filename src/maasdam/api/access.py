@@ -39,9 +39,18 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 class Gate:
     """Tells who calls, or refuses."""
 
-    def __init__(self, authenticate: Callable[[str], Awaitable[Caller]] | None, has_public_docs: bool = False) -> None:
-        """`authenticate` says who holds a secret, or raises; with None everyone is ANONYMOUS, from this machine only."""
+    def __init__(
+        self,
+        authenticate: Callable[[str], Awaitable[Caller]] | None,
+        has_public_docs: bool = False,
+        seen: Callable[[str], Caller | None] = lambda secret: None,
+    ) -> None:
+        """`authenticate` says who holds a secret, or raises; with None everyone is ANONYMOUS, from this machine only.
+
+        `seen` says it where that was found out a moment ago.
+        """
         self._authenticate = authenticate
+        self._seen = seen
         self._open = OPEN | DOCS if has_public_docs else OPEN
 
     async def caller(self, path: str, headers: Headers) -> Caller:
@@ -52,6 +61,18 @@ class Gate:
         if path in self._open:
             return ANONYMOUS
         return await self.admit(secret_of(*(header(headers, name) for name in KEY_HEADERS)))
+
+    def known(self, headers: Headers, scope: str) -> Caller | None:
+        """Who calls, where that is known without a look at the database and the key has the scope; else None."""
+        try:
+            if self._authenticate is None:
+                _check_is_local(headers)
+                return ANONYMOUS
+            secret = secret_of(*(header(headers, name) for name in KEY_HEADERS))
+            caller = None if secret is None else self._seen(secret)
+            return caller if caller is not None and scope in caller.scopes else None
+        except (Unauthenticated, Forbidden):
+            return None
 
     def check(self, path: str, caller: Caller) -> None:
         """Raise Forbidden where the caller's key lacks the scope that `path` needs."""

@@ -15,7 +15,7 @@ from typing import Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from maasdam.api.body import IS_WHOLE
+from maasdam.api.body import IS_WHOLE, Headers
 
 HEADER_SECONDS = 10.0
 """A client that has not sent its headers by then is cut off."""
@@ -45,6 +45,56 @@ class Connection:
         self.on_close: Callable[[], Any] | None = None
 
 
+class Exchange:
+    """A request that is here whole, offered to be answered at once; in place of uvicorn's cycle while it is."""
+
+    __slots__ = ("_protocol", "body", "disconnected", "keep_alive", "message_event", "on_close", "response_complete", "scope")
+
+    def __init__(self, protocol: HttpConnection, scope: MutableMapping[str, Any], body: bytes) -> None:
+        self._protocol = protocol
+        self.scope = scope
+        self.body = body
+        self.on_close: Callable[[], None] = _nothing
+        """Called where the client went away before the answer."""
+        self.keep_alive = True
+        self.disconnected = False
+        self.response_complete = False
+        self.message_event = _NOBODY
+
+    response_started = False
+    """Nothing of an answer is sent before all of it is there."""
+
+    def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send the answer, whole, and go on with the connection."""
+        if not self.response_complete:
+            self.response_complete = True
+            self._protocol.answer_at_once(self, status, headers, body)
+
+    @property
+    def url(self) -> bytes:
+        """The target as it was sent, with its query."""
+        return self._protocol.url
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Whose the connection is."""
+        return self._protocol.loop
+
+
+class _Nobody:
+    """Waits for no message: what uvicorn wakes where a client goes away."""
+
+    def set(self) -> None:
+        """Nobody hears."""
+
+
+_NOBODY = _Nobody()
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
 class Malformed(Exception):
     """Raised inside the parser to stop it. What is wrong is in `HttpConnection._wrong`: the parser passes on no exception."""
 
@@ -52,8 +102,15 @@ class Malformed(Exception):
 class HttpConnection(HttpToolsProtocol):
     """Give this class to uvicorn as `http`, or a partial of it with `refuse`."""
 
-    def __init__(self, *args: Any, refuse: Refuse | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, refuse: Refuse | None = None, at_once: Callable[[Exchange], bool] | None = None, **kwargs: Any
+    ) -> None:
+        """`at_once` is offered POST requests to /.../infer that came whole; True: it answers, now or later."""
         super().__init__(*args, **kwargs)
+        self._at_once = at_once
+        self._exchange: Exchange | None = None
+        self._offered: list[bytes] | None = None
+        """Pieces of a body that may be offered once it is whole; uvicorn does not know of the request then."""
         self._refuse_with = refuse or _plainly
         self._connection = Connection()
         self._header_bytes = 0
@@ -82,6 +139,9 @@ class HttpConnection(HttpToolsProtocol):
         self._connection.is_closed = True
         if self._connection.on_close:
             self._connection.on_close()
+        if self._exchange is not None and not self._exchange.response_complete:
+            self._exchange.response_complete = True
+            self._exchange.on_close()
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; count what is no body."""
@@ -100,6 +160,8 @@ class HttpConnection(HttpToolsProtocol):
                 except httptools.HttpParserUpgrade as upgrade:
                     rest = rest[upgrade.args[0] :]
                     self._start_over_without_upgrade()
+            if self._offered is not None:  # it did not come in one piece
+                self._go_the_long_way(self._offered)
             is_same_body = self._is_in_body and message == self._messages
             self._framing = max(0, self._framing + (len(data) if is_same_body else 0))
             if self._framing > FRAMING_BYTES:
@@ -149,6 +211,9 @@ class HttpConnection(HttpToolsProtocol):
         self._is_in_body = True
         self._header_bytes = self._trailers = self._framing = 0
         self._stop_timer("_header_timer")
+        if self._at_once is not None and self._may_be_at_once():
+            self._offered = []
+            return
         super().on_headers_complete()
         self._is_replaying = self.parser.should_upgrade()
 
@@ -159,14 +224,63 @@ class HttpConnection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
         self._framing -= 3 * len(body)
-        super().on_body(body)
+        if self._offered is None:
+            super().on_body(body)
+        else:
+            self._offered.append(body)
 
     def on_message_complete(self) -> None:
         """The request's last byte; not of one that asked for an upgrade, whose body is still to be read."""
         if not self._is_replaying:
             self._is_in_body = False
-            cast(dict[str, Any], self.scope)[IS_WHOLE] = True
+            scope = cast(dict[str, Any], self.scope)
+            scope[IS_WHOLE] = True
+            if self._offered is not None:
+                assert self._at_once is not None
+                pieces = self._offered
+                exchange = Exchange(self, scope, pieces[0] if len(pieces) == 1 else b"".join(pieces))
+                before, self.cycle, self._offered = self.cycle, cast(Any, exchange), None
+                self._exchange = exchange
+                if self._at_once(exchange):
+                    return
+                self.cycle, self._exchange = before, None
+                self._go_the_long_way(pieces)
             super().on_message_complete()
+
+    def answer_at_once(self, exchange: Exchange, status: int, headers: Headers, body: bytes) -> None:
+        """Write the answer to a request that was offered, and take the next."""
+        if self.transport.is_closing():
+            return
+        lines = [STATUS_LINE[status]]
+        for name, value in (*self.server_state.default_headers, *headers):
+            lines += (name, b": ", value, b"\r\n")
+        if not exchange.keep_alive:
+            lines.append(b"connection: close\r\n")
+        self.transport.write(b"".join((*lines, b"\r\n", body)))
+        if not exchange.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+
+    def _may_be_at_once(self) -> bool:
+        """Whether what is to come could be offered: nothing is being answered, and the body has a length."""
+        cycle, parser = self.cycle, self.parser
+        return (
+            self.url.endswith(b"/infer")
+            and parser.get_method() == b"POST"
+            and (cycle is None or cycle.response_complete)
+            and not self.pipeline
+            and not self.expect_100_continue
+            and not parser.should_upgrade()
+            and parser.should_keep_alive()
+            and not any(name == b"transfer-encoding" for name, _ in self.headers)
+        )
+
+    def _go_the_long_way(self, pieces: list[bytes]) -> None:
+        """Let uvicorn have a request that it does not know of yet."""
+        self._offered = None
+        super().on_headers_complete()
+        for piece in pieces:
+            super().on_body(piece)
 
     def pause_writing(self) -> None:
         """The client is not reading."""

@@ -21,7 +21,7 @@ from maasdam.api import body as bodies
 from maasdam.api import docs_page, errors, json_body
 from maasdam.api.access import DOCS, Gate
 from maasdam.api.body import BodyLimits, Disconnected, Message, Receive
-from maasdam.api.connection import SCOPE_KEY, Connection
+from maasdam.api.connection import SCOPE_KEY, Connection, Exchange
 from maasdam.api.correlation import id_headers, trace_of, well_formed
 from maasdam.api.cors import Origins
 from maasdam.api.encodings import coding_of
@@ -73,6 +73,8 @@ class Entrance:
         self._json = json_body.JsonLimits(settings.max_json_depth, settings.max_json_values)
         self._readers = service.threads(READERS, "read")
         self.origins = Origins.of(settings.cors_origins)
+        self.at_once: Callable[[Exchange], bool] | None = None
+        """What a connection may ask first, of requests that need nothing of this."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; lifespan events pass through."""

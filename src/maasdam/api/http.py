@@ -34,6 +34,7 @@ from maasdam.api.docs_page import page, welcome
 from maasdam.api.entrance import REQUEST_ID, Entrance
 from maasdam.api.errors import REFUSED
 from maasdam.api.fields import only_known
+from maasdam.api.oip_at_once import AtOnce
 from maasdam.api.oip_infer import InferRoute
 from maasdam.api.openapi import document
 from maasdam.api.routing import methods_of
@@ -80,12 +81,15 @@ def application(service: Service, has_keys: bool = True) -> Entrance:
     inside.add_exception_handler(RequestValidationError, _refuse_fields)
     inside.add_exception_handler(HTTPException, _refuse_http)
     limits = body_limits(settings)
-    return Entrance(inside, InferRoute(service, limits), gate_of(service, has_keys), limits, service)
+    gate = gate_of(service, has_keys)
+    entrance = Entrance(inside, InferRoute(service, limits), gate, limits, service)
+    entrance.at_once = AtOnce(service, gate)
+    return entrance
 
 
 def gate_of(service: Service, has_keys: bool = True) -> Gate:
     """Who is let in."""
-    return Gate(service.authenticate if has_keys else None, service.settings.public_docs)
+    return Gate(service.authenticate if has_keys else None, service.settings.public_docs, service.keys.seen)
 
 
 def body_limits(settings: Settings) -> BodyLimits:
@@ -140,7 +144,7 @@ def serve(
     leaving = Leaving(service.settings.shutdown_grace_seconds, service.close_records)
     config = uvicorn.Config(
         entrance,
-        http=partial(HttpConnection, refuse=entrance.refuse_unread),  # type: ignore[arg-type]  # called as the class is
+        http=partial(HttpConnection, refuse=entrance.refuse_unread, at_once=entrance.at_once),  # type: ignore[arg-type]  # called as the class is
         loop="uvloop",
         ws="none",
         lifespan="on",

@@ -25,7 +25,7 @@ from typing import Any, Protocol, TypeVar
 from maasdam.core import Chunk, Entry, Facts, Request, Units, total_cost
 from maasdam.errors import DeadlineExceeded, EngineFailure, MaasdamError
 from maasdam.serving.deadlines import Deadlines
-from maasdam.serving.replica import Replica
+from maasdam.serving.replica import Cancel, Replica
 from maasdam.serving.router import Lease
 from maasdam.serving.scheduler import settle
 from maasdam.tasks import check_door
@@ -86,7 +86,7 @@ class Inference:
         `refuse_if_lost` raises StorageFailure while nothing can be recorded: then no model runs for nothing.
         """
         self._routes = routes
-        self._outbox = outbox
+        self.outbox = outbox
         self._grams_co2e_per_joule = grams_co2e_per_kwh / JOULES_PER_KWH
         self._refuse_if_lost = refuse_if_lost
         self._clock = clock
@@ -106,7 +106,7 @@ class Inference:
         account = _Account(self, request)
         try:
             try:
-                replica = self._lease(account)
+                replica = self.lease(account)
                 if check is not None:
                     check(replica.facts)
                 chunks = await self._submitted(account, replica)
@@ -122,16 +122,33 @@ class Inference:
         finally:
             account.release()
 
+    def begin(
+        self,
+        request: Request,
+        check: Callable[[Facts], None],
+        write: Callable[[list[Chunk], Entry, Callable[[Any], None]], None],
+        done: Callable[[Any], None],
+    ) -> Callable[[], None]:
+        """As `whole`, by callbacks: no task and no future. What this gives cancels it, for a caller that went away.
+
+        `write` gives what it wrote, or its error, to its third argument. `done` hears of what was written once the row is
+        durable, or of the error whose row was written. What is wrong before the replica takes the request is raised, and has
+        no row: the caller goes the other way, which says so.
+        """
+        answering = _Answering(self, request, write, done)
+        answering.begin(check)
+        return answering.cancel
+
     async def stream(self, request: Request, write: Callable[[Chunk, Entry], Written]) -> AsyncGenerator[Written]:
         """Chunks as they come, written; the deadline holds for the first one. Closing the generator cancels."""
         account = _Account(self, request)
         try:
-            replica = self._lease(account)
+            replica = self.lease(account)
             async with aclosing(replica.answer(replace(request, deadline=None))) as chunks:
                 left = None if request.deadline is None else request.deadline - self._clock()
                 async with asyncio.timeout(left):
                     chunk = await anext(chunks)
-                self._outbox.first_chunk(account.entry, self._clock() - account.began)
+                self.outbox.first_chunk(account.entry, self._clock() - account.began)
                 while not chunk.is_last:
                     account.see([chunk])
                     yield write(chunk, account.entry)
@@ -153,11 +170,20 @@ class Inference:
     async def note(self, entry: Entry, until: float) -> None:
         """Write a row of what no model was asked for, and wait for it until then: it costs nothing, and need not be certain."""
         durable = _Durable()
-        self._outbox.record(entry, durable.tell)
+        self.outbox.record(entry, durable.tell)
         with contextlib.suppress(MaasdamError, TimeoutError):
             await durable.wait(self.deadlines, until)
 
-    def _lease(self, account: _Account) -> Replica:
+    def restate(self, row: Any) -> bool:
+        """Let a row be that of a late answer; False where it is being written already."""
+        return self.outbox.restate(row, DeadlineExceeded.http_status, DeadlineExceeded.code)
+
+    def now(self) -> float:
+        """Monotonic seconds, as deadlines are in."""
+        return self._clock()
+
+    def lease(self, account: _Account) -> Replica:
+        """The replica that will answer, held for the account. Raises NotFound, NotReady, StorageFailure."""
         self._refuse_if_lost()
         lease = account.lease = self._routes.lease(account.request.model)
         version, entry = lease.version, account.entry
@@ -196,7 +222,7 @@ class _Account:
         name = request.model[:LONGEST_NAME]
         self.entry = Entry(request.id, BEGUN, caller.key_id, caller.name, name, request.endpoint, 0, 0.0, items=0)
         self.lease: Lease | None = None
-        self.began = inference._clock()
+        self.began = inference.now()
         self._is_added_up = False
         self._is_settled = False
 
@@ -219,7 +245,7 @@ class _Account:
     def add_up(self) -> None:
         """Complete the entry, which the answer may show."""
         inference, entry = self._inference, self.entry
-        entry.seconds = inference._clock() - self.began
+        entry.seconds = inference.now() - self.began
         if entry.energy_method is None:
             entry.energy_method = UNMEASURED
         if entry.joules is not None and inference._grams_co2e_per_joule > 0:
@@ -234,7 +260,7 @@ class _Account:
         try:
             await durable.wait(self._inference.deadlines, deadline)
         except TimeoutError:
-            if self._inference._outbox.restate(row, DeadlineExceeded.http_status, DeadlineExceeded.code):
+            if self._inference.restate(row):
                 raise DeadlineExceeded(TOO_LATE) from None
             await durable.wait(self._inference.deadlines, None)  # it is being written, which waits for nobody
 
@@ -244,35 +270,148 @@ class _Account:
             return
         _, durable = self._record(status, error_code)
         deadline = self.request.deadline
-        until = None if deadline is None else max(deadline, self._inference._clock() + LEAST_WAIT_SECONDS)
+        until = None if deadline is None else max(deadline, self._inference.now() + LEAST_WAIT_SECONDS)
         with contextlib.suppress(TimeoutError):  # it stays queued
             await durable.wait(self._inference.deadlines, until)
 
     async def failed(self, error: BaseException) -> BaseException:
         """Write the row of a request that `error` ended; the error to raise."""
         if isinstance(error, GeneratorExit | asyncio.CancelledError):
-            if not self._is_settled:
-                self._record(CLIENT_CLOSED, "client_closed")
+            self.gone()
             return error
-        shown: BaseException = error
-        if isinstance(error, TimeoutError):
-            shown = DeadlineExceeded(TOO_LATE)
-        elif not isinstance(error, MaasdamError):
-            shown = EngineFailure(f"{type(error).__name__}: {error}")
-        if isinstance(shown, MaasdamError):
-            await self.settle(shown.http_status, shown.code)
-        else:
-            await self.settle(500, MaasdamError.code)
+        shown = _shown(error)
+        await self.settle(shown.http_status, shown.code)
         return shown
 
-    def _record(self, status: int, error_code: str | None = None) -> tuple[Any, _Durable]:
+    def gone(self) -> None:
+        """Write the row of a request whose caller went away, unless it has one."""
+        if not self._is_settled:
+            self.note(CLIENT_CLOSED, "client_closed", lambda error: None)
+
+    def note(self, status: int, error_code: str | None, done: Callable[[BaseException | None], None]) -> Any:
+        """Write the row, which is the request's only one."""
         self._is_settled = True
         if not self._is_added_up:
             self.add_up()
         entry = self.entry
         entry.at, entry.status, entry.error_code = datetime.now(UTC), status, error_code
+        return self._inference.outbox.record(entry, done)
+
+    def _record(self, status: int, error_code: str | None = None) -> tuple[Any, _Durable]:
         durable = _Durable()
-        return self._inference._outbox.record(entry, durable.tell), durable
+        return self.note(status, error_code, durable.tell), durable
+
+
+class _Answering:
+    """One request that is answered by callbacks."""
+
+    def __init__(
+        self,
+        inference: Inference,
+        request: Request,
+        write: Callable[[list[Chunk], Entry, Callable[[Any], None]], None],
+        done: Callable[[Any], None],
+    ) -> None:
+        self._inference = inference
+        self._account = _Account(inference, request)
+        self._write = write
+        self._done: Callable[[Any], None] | None = done
+        self._late: tuple[int, int] | None = None
+        self._cancel: Cancel | None = None
+        self._is_answered = False
+        self._answer: Any = None
+        self._row: Any = None
+
+    def begin(self, check: Callable[[Facts], None]) -> None:
+        """Ask the replica. Raises what is known to be wrong at once."""
+        account = self._account
+        try:
+            replica = self._inference.lease(account)
+            check(replica.facts)
+            self._cancel = replica.submit(account.request, self._hear)
+        except BaseException:
+            account.release()
+            raise
+        deadline = account.request.deadline
+        if deadline is not None and self._done is not None:
+            self._late = self._inference.deadlines.add(deadline, self._give_up)
+
+    def cancel(self) -> None:
+        """The caller went away."""
+        if self._done is None:
+            return
+        self._done = None
+        self._stop_clock()
+        if not self._is_answered and self._cancel is not None:
+            self._account.see(self._cancel())
+        self._account.gone()
+        self._account.release()
+
+    def _hear(self, outcome: list[Chunk] | BaseException) -> None:
+        if self._done is None or self._is_answered:
+            return
+        self._is_answered = True
+        if isinstance(outcome, BaseException):
+            self._fail(outcome)
+            return
+        account = self._account
+        account.see(outcome)
+        account.add_up()
+        try:
+            self._write(outcome, account.entry, self._keep)
+        except Exception as error:
+            self._fail(error)
+
+    def _keep(self, answer: Any) -> None:
+        """It is written: now its row."""
+        if self._done is None or self._row is not None:
+            return
+        if isinstance(answer, BaseException):
+            self._fail(answer)
+            return
+        self._answer = answer
+        self._row = self._account.note(200, None, self._end)
+
+    def _end(self, error: BaseException | None) -> None:
+        """The row is durable, or can't be."""
+        done, self._done = self._done, None
+        if done is not None:
+            self._stop_clock()
+            self._account.release()
+            done(self._answer if error is None else error)
+
+    def _fail(self, error: BaseException) -> None:
+        shown = self._answer = _shown(error)
+        self._stop_clock()
+        self._row = self._account.note(shown.http_status, shown.code, lambda _: self._end(None))
+        deadline = self._account.request.deadline
+        if deadline is not None and self._done is not None:  # the row stays queued; the caller need not wait for it
+            until = max(deadline, self._inference.now() + LEAST_WAIT_SECONDS)
+            self._late = self._inference.deadlines.add(until, lambda: self._end(None))
+
+    def _give_up(self) -> None:
+        """It is late: while the replica works, or while its row waits."""
+        self._late = None
+        if self._row is None:
+            self._is_answered = True
+            if self._cancel is not None:
+                self._account.see(self._cancel())
+            self._fail(DeadlineExceeded(TOO_LATE))
+        elif self._inference.restate(self._row):
+            self._answer = DeadlineExceeded(TOO_LATE)
+            self._end(None)
+
+    def _stop_clock(self) -> None:
+        if self._late is not None:
+            self._inference.deadlines.remove(self._late)
+            self._late = None
+
+
+def _shown(error: BaseException) -> MaasdamError:
+    """What of an error is told."""
+    if isinstance(error, TimeoutError):
+        return DeadlineExceeded(TOO_LATE)
+    return error if isinstance(error, MaasdamError) else EngineFailure(f"{type(error).__name__}: {error}")
 
 
 class _Durable:
