@@ -1,0 +1,257 @@
+"""Tensor requests answered inside the connection: the same answers as the long way gives, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.api.conftest import Running, wait_for
+from tests.api.test_sockets import TENSOR, head, raw
+
+from maasdam.accounts import keys
+from maasdam.api.entrance import Entrance
+from maasdam.errors import StorageFailure
+
+PATH = "/v2/models/doubles/infer"
+OWN = {b"x-request-id", b"maasdam-request-id", b"date", b"maasdam-compute-seconds", b"maasdam-joules", b"maasdam-energy-method"}
+"""Headers that differ from answer to answer."""
+
+
+class Reader:
+    """Answers from one connection, one after the other."""
+
+    def __init__(self, it: socket.socket) -> None:
+        self.it, self.rest = it, b""
+
+    def next(self) -> tuple[int, dict[bytes, bytes], bytes]:
+        while b"\r\n\r\n" not in self.rest:
+            piece = self.it.recv(65536)
+            assert piece, "the connection ended"
+            self.rest += piece
+        top, _, self.rest = self.rest.partition(b"\r\n\r\n")
+        first, *lines = top.split(b"\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(b": ") for line in lines)}
+        size = int(headers[b"content-length"])
+        while len(self.rest) < size:
+            self.rest += self.it.recv(65536)
+        body, self.rest = self.rest[:size], self.rest[size:]
+        return int(first.split()[1]), headers, body
+
+
+@pytest.fixture
+def long_ways(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The paths of requests that went the long way."""
+    paths: list[str] = []
+    real = Entrance.__call__
+
+    async def noted(self: Entrance, scope: Any, receive: Any, send: Any) -> None:
+        paths.append(scope["path"])
+        await real(self, scope, receive, send)
+
+    monkeypatch.setattr(Entrance, "__call__", noted)
+    monkeypatch.setattr(keys, "SEEN_SECONDS", 60.0)
+    yield paths
+
+
+def known(service: Running) -> None:
+    """Let the key be one that was checked a moment ago."""
+    with service.client(service.key) as client:
+        assert client.get("/v1/models").status_code == 200
+
+
+def request(service: Running, body: bytes, *lines: str, path: str = PATH, is_chunked: bool = False) -> bytes:
+    if is_chunked:  # which is never answered at once
+        framed = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
+        return head(service, path, "Transfer-Encoding: chunked", *lines) + framed
+    return head(service, path, f"Content-Length: {len(body)}", *lines) + body
+
+
+def both_ways(service: Running, body: bytes, *lines: str, path: str = PATH) -> tuple[int, bytes]:
+    """The answer, which is the same whichever way the request went."""
+    known(service)
+    answers = []
+    for is_chunked in (False, True):
+        with raw(service, request(service, body, *lines, path=path, is_chunked=is_chunked)) as it:
+            status, headers, data = Reader(it).next()
+        answers.append((status, data, {name: headers[name] for name in headers if name not in OWN}))
+        own = headers.get(b"maasdam-request-id", headers[b"x-request-id"])
+        assert len(own) == 32
+        answers[-1] = (status, data.replace(own, b"ID"), answers[-1][2])
+    assert answers[0] == answers[1]
+    return answers[0][0], answers[0][1]
+
+
+def test_what_is_whole_and_right_takes_no_long_way(fake_service: Running, long_ways: list[str]) -> None:
+    known(fake_service)
+    long_ways.clear()
+    with raw(fake_service) as it:
+        reader = Reader(it)
+        for number in range(20):
+            body = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [number, 1]}]}
+            it.sendall(request(fake_service, json.dumps(body).encode(), "Content-Type: application/json"))
+            status, _, data = reader.next()
+            assert status == 200 and json.loads(data)["outputs"][0]["data"] == [2 * number, 2]
+    assert long_ways == []
+
+
+BINARY = json.dumps(
+    {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "parameters": {"binary_data_size": 8}}]}
+).encode()
+BODIES: list[tuple[bytes, tuple[str, ...], int]] = [
+    (json.dumps(TENSOR).encode(), (), 200),
+    (json.dumps(TENSOR | {"id": "mine", "outputs": [{"name": "y"}]}).encode(), (), 200),
+    (json.dumps(TENSOR | {"outputs": [{"name": "y", "parameters": {"binary_data": True}}]}).encode(), (), 200),
+    (BINARY + np.float32([1, 2]).tobytes(), (f"Inference-Header-Content-Length: {len(BINARY)}",), 200),
+    (json.dumps(TENSOR).encode(), ("X-Request-Id: abc-123", "traceparent: 00-" + "a" * 32 + "-" + "b" * 16 + "-01"), 200),
+    (json.dumps(TENSOR).encode(), ("Accept-Encoding: gzip",), 200),
+    (json.dumps(TENSOR | {"outputs": [{"name": "none"}]}).encode(), (), 400),
+    (json.dumps(TENSOR | {"parameters": {"mood": 1}}).encode(), (), 400),
+    (json.dumps({"inputs": []}).encode(), (), 400),
+    (b"{", (), 400),
+    (b"", (), 400),
+    (b"[" * 2000, (), 400),
+    (json.dumps(TENSOR).encode(), ("Content-Encoding: br",), 415),
+    (json.dumps(TENSOR).encode(), ("Inference-Header-Content-Length: 99999",), 400),
+]
+
+
+@pytest.mark.parametrize(("body", "lines", "status"), BODIES)
+def test_either_way_gives_the_same_answer(fake_service: Running, body: bytes, lines: tuple[str, ...], status: int) -> None:
+    assert both_ways(fake_service, body, *lines)[0] == status
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v2/models/doubles/versions/1/infer", 200),
+        ("/v2/models/doubles/versions/9/infer", 404),
+        ("/v2/models/doubles/versions/x/infer", 404),
+        ("/v2/models/ghost/infer", 404),
+        ("/v2/models/doubl%65s/infer", 200),
+        ("/v2/models/doubles/infer?a=1", 400),
+        ("/v2/models/doubles//infer", 404),
+        ("/v1/models/infer", 405),
+    ],
+)
+def test_either_way_finds_the_same_model(fake_service: Running, path: str, status: int) -> None:
+    assert both_ways(fake_service, json.dumps(TENSOR).encode(), path=path)[0] == status
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_either_way_gives_the_same_answer_to_anything(fake_service: Running, data: st.DataObject) -> None:
+    whole = json.dumps(TENSOR).encode()
+    kind = data.draw(st.sampled_from(["cut", "changed", "made up"]))
+    if kind == "cut":
+        body = whole[: data.draw(st.integers(0, len(whole)))]
+    elif kind == "changed":
+        at = data.draw(st.integers(0, len(whole) - 1))
+        body = whole[:at] + data.draw(st.binary(max_size=3)) + whole[at + 1 :]
+    else:
+        values = st.one_of(st.floats(), st.integers(-(2**70), 2**70), st.text(max_size=3), st.none(), st.booleans())
+        shape = data.draw(st.lists(st.integers(-1, 3), max_size=3))
+        tensor = {"name": "x", "shape": shape, "datatype": data.draw(st.sampled_from(["FP32", "INT64", "BYTES", "BF16", "X"]))}
+        body = json.dumps({"inputs": [tensor | {"data": data.draw(st.lists(values, max_size=4))}]}).encode()
+    both_ways(fake_service, body)
+
+
+def test_requests_in_one_piece_are_answered_in_order(fake_service: Running) -> None:
+    known(fake_service)
+    ask = [{"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [n, n]}]} for n in range(6)]
+    pieces = [request(fake_service, json.dumps(one).encode()) for one in ask]
+    with raw(fake_service, b"".join([*pieces[:3], head(fake_service, "/v2/health/live", method="GET"), *pieces[3:]])) as it:
+        reader = Reader(it)
+        answers = [reader.next() for _ in range(7)]
+    assert [status for status, _, _ in answers] == [200] * 7
+    assert [json.loads(body)["outputs"][0]["data"] for _, _, body in answers if b"outputs" in body] == [
+        [2 * n, 2 * n] for n in range(6)
+    ]
+    assert b"live" in answers[3][2]
+
+
+def test_a_client_that_goes_away_is_one_row_499_and_holds_nothing(own_service: Running, long_ways: list[str]) -> None:
+    engine = own_service.engines["doubles"]
+    engine.gate.clear()
+    known(own_service)
+    long_ways.clear()
+    it = raw(own_service, request(own_service, json.dumps(TENSOR).encode()))
+    (group,) = (group for group in own_service.service.router.groups() if group.version.model == "doubles")
+    wait_for(lambda: sum(replica.in_flight for replica in group.replicas) == 1)
+    it.close()
+    wait_for(lambda: sum(replica.in_flight for replica in group.replicas) == 0)
+    engine.gate.set()
+    wait_for(lambda: own_service.newest_row() is not None and own_service.newest_row().status == 499)
+    assert long_ways == []
+
+
+def test_a_late_answer_is_a_504_and_its_row_says_so(own_service: Running, long_ways: list[str]) -> None:
+    own_service.engines["doubles"].gate.clear()
+    known(own_service)
+    long_ways.clear()
+    body = json.dumps(TENSOR | {"parameters": {"timeout": 200_000}}).encode()
+    with raw(own_service, request(own_service, body)) as it:
+        status, headers, data = Reader(it).next()
+    own_service.engines["doubles"].gate.set()
+    (row,) = own_service.rows(headers[b"x-request-id"].decode())
+    assert (status, row.status, row.error_code) == (504, 504, "deadline_exceeded") and b"time limit" in data
+    assert long_ways == []
+
+
+def test_an_engine_that_fails_is_the_error_of_the_long_way(own_service: Running, long_ways: list[str]) -> None:
+    own_service.engines["doubles"].fails = lambda batch: True
+    status, body = both_ways(own_service, json.dumps(TENSOR).encode())
+    assert status == 500 and b"log has the reason" in body
+    assert long_ways.count(PATH) == 1 and own_service.newest_row().status == 500
+
+
+def test_an_answer_whose_row_can_not_be_written_is_not_given(own_service: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    known(own_service)
+
+    def full(payload: bytes) -> None:
+        raise StorageFailure("no space left")
+
+    monkeypatch.setattr(own_service.service.outbox._rows, "append", full)
+    with raw(own_service, request(own_service, json.dumps(TENSOR).encode())) as it:
+        status, headers, data = Reader(it).next()
+    assert status == StorageFailure.http_status and b"outputs" not in data
+    monkeypatch.undo()
+    with own_service.client() as client:
+        assert client.post(PATH, json=TENSOR).status_code == 200
+    (row,) = own_service.rows(headers[b"x-request-id"].decode())
+    assert (row.status, row.price) == (StorageFailure.http_status, None)
+
+
+def test_a_revoked_key_is_refused_within_a_second(own_service: Running) -> None:
+    key = next(key for key in own_service.records.keys.list() if key.name == "tests")
+    body = json.dumps(TENSOR).encode()
+    with raw(own_service) as it:
+        reader = Reader(it)
+        it.sendall(request(own_service, body))
+        assert reader.next()[0] == 200
+        own_service.records.keys.revoke(key.id)
+        revoked_at = time.monotonic()
+        while (status := _asked(it, reader, request(own_service, body))) == 200:
+            assert time.monotonic() < revoked_at + 5
+    assert status == 401 and time.monotonic() < revoked_at + 5
+
+
+def _asked(it: socket.socket, reader: Reader, data: bytes) -> int:
+    it.sendall(data)
+    return reader.next()[0]
+
+
+def test_without_keys_only_this_machine_is_answered(open_to_all: Running) -> None:
+    body = json.dumps(TENSOR).encode()
+    lines = (f"Content-Length: {len(body)}",)
+    for host, status in (("localhost", 200), ("evil.example", 403)):
+        with raw(
+            open_to_all, head(open_to_all, PATH, *lines).replace(b"Host: localhost", f"Host: {host}".encode()) + body
+        ) as it:
+            assert Reader(it).next()[0] == status
