@@ -89,7 +89,7 @@ def application(service: Service, has_keys: bool = True) -> Entrance:
 
 def gate_of(service: Service, has_keys: bool = True) -> Gate:
     """Who is let in."""
-    return Gate(service.authenticate if has_keys else None, service.settings.public_docs, service.keys.seen)
+    return Gate(service.authenticate if has_keys else None, service.settings.public_docs, service.seen)
 
 
 def body_limits(settings: Settings) -> BodyLimits:

@@ -124,6 +124,10 @@ class Service:
         """Say that the CPU time of another thread, by its ident, is no engine's."""
         self.meter.exclude(ident)
 
+    def seen(self, secret: str) -> Caller | None:
+        """Who holds an API key's secret, where that was found out a moment ago; reads nothing."""
+        return self.keys.seen(secret)
+
     async def authenticate(self, secret: str) -> Caller:
         """Who holds an API key's secret. Raises Unauthenticated."""
         seen = self.keys.seen(secret)
