@@ -18,7 +18,7 @@ from maasdam.api import errors, oip_json
 from maasdam.api.access import Gate
 from maasdam.api.body import Headers, header
 from maasdam.api.connection import Exchange
-from maasdam.api.correlation import id_headers, trace_of
+from maasdam.api.correlation import id_headers, trace_of, well_formed
 from maasdam.api.cors import Origins
 from maasdam.api.encodings import wished
 from maasdam.api.entrance import CLIENT_CLOSED, INFER_ROUTE, INFER_VERSION_ROUTE, LONGEST_NAME, new_request_id
@@ -129,9 +129,10 @@ class _One:
         self._exchange.answer(status, [*headers, *ids, *self._at_once._origins.headers(asked)], body)
 
     def _note(self, status: int, reason: str | None = None) -> None:
-        trace = trace_of(header(self._exchange.scope["headers"], b"traceparent"))
+        asked: Headers = self._exchange.scope["headers"]
+        trace, theirs = trace_of(header(asked, b"traceparent")), well_formed(header(asked, b"x-request-id"))
         route = INFER_VERSION_ROUTE if self._is_of_version else INFER_ROUTE
         seconds, key = time.perf_counter() - self._began, self._caller.key_id
         self._at_once._service.outbox.ended(
-            Ended(self._id, trace, "POST", route, status, seconds, key, self._call.model[:LONGEST_NAME], reason)
+            Ended(self._id, trace, "POST", route, status, seconds, key, self._call.model[:LONGEST_NAME], reason, theirs)
         )
