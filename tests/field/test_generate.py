@@ -163,6 +163,8 @@ def test_classes_have_the_models_labels() -> None:
     assert found.tolist() == [[b"inf:1:dog", b"0.250000:0:cat"], [b"3.000000:0:cat", b"3.000000:1:dog"]]
     assert classes("y", scores[0], 1, {}).tolist() == [b"inf:1"]
     assert classes("y", np.array(7), 3, {}).tolist() == [b"7.000000:0"]
+    with pytest.raises(InvalidTensor, match="at most 100000 classes"):
+        classes("y", np.zeros((50_001, 2), np.float32), 2, {})
     with pytest.raises(InvalidTensor, match="no number"):
         classes("label", np.array([b"a"], object), 1, {})
 

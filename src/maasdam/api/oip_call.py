@@ -38,6 +38,8 @@ SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memo
 CARRIED = {task.oip.input: task for task in reversed(TASKS.values()) if task.oip is not None}
 """Tasks by the BYTES input that carries them. Those that share one take the same payload."""
 MOST_PROMPTS = 64
+MOST_CLASSES = 100_000
+"""Of one output, that are written as text."""
 MOST_DEPTH, MOST_ASIDE_BYTES = 8, 64 * 1024
 """Of sampling parameters in JSON."""
 
@@ -64,6 +66,11 @@ class OipCall:
         """Whether it may be answered in pieces: one text, unless its sender wants it whole."""
         is_one = len(self.payloads) == 1 and isinstance(self.payloads[0], TextPayload)
         return is_one and self.parameters.get("stream") is not False
+
+    @property
+    def wants_classes(self) -> bool:
+        """Whether `reply` has work to do that belongs in a thread."""
+        return any(wanted.parameters.get("classification") for wanted in self.outputs)
 
     def request(self, request_id: str, caller: Caller, endpoint: str, seconds: float) -> Request:
         """What inference is asked, to be answered within so many seconds, or what the parameter `timeout` says."""
@@ -214,6 +221,8 @@ def classes(name: str, array: type_array, most: int, labels: Mapping[int, str]) 
     if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
         raise InvalidTensor(f"output '{name}' is no number: it has no classes; ask for it without 'classification'")
     rows = array.reshape(array.shape[0] if array.ndim > 1 else 1, -1).astype(np.float64)
+    if rows.shape[0] * min(most, rows.shape[1]) > MOST_CLASSES:
+        raise InvalidTensor(f"output '{name}' has {rows.shape[0]} rows: at most {MOST_CLASSES} classes are written at once")
     best = np.argsort(-rows, axis=1, kind="stable")[:, :most]
     out = np.empty(best.shape, object)
     for place, index in np.ndenumerate(best):

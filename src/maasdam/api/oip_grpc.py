@@ -45,6 +45,8 @@ HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 REFLECTION = reflection.SERVICE_NAME
 SMALL_BYTES = 128 * 1024
 """What is up to this size is read and written in the event loop: a hop to a thread would cost more."""
+LARGE = SMALL_BYTES + 1
+"""What belongs in a thread whatever its size."""
 MOST_AT_ONCE = 256
 """Requests of one stream that are answered side by side; the next is read when one is done."""
 HELD = 8
@@ -302,7 +304,7 @@ class GrpcDoor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships 
 
     async def _whole(self, rpc: _Rpc, call: OipCall, seconds: float | None) -> tuple[Any, Entry]:
         async def write(chunks: list[Chunk], entry: Entry) -> tuple[Any, Entry]:
-            reply = call.reply(chunks, entry)
+            reply = await self._off_loop(call.reply, LARGE if call.wants_classes else 0, chunks, entry)
             return await self._off_loop(oip_proto.encode, reply.nbytes, reply), entry
 
         request = call.request(rpc.id, rpc.caller, rpc.endpoint, self._seconds(seconds))

@@ -55,11 +55,12 @@ class InferRoute:
             raise
 
         async def write(chunks: list[Chunk], entry: Entry) -> Answer:
-            reply = call.reply(chunks, entry)
+            loop, pool = asyncio.get_running_loop(), self._service.pool
+            work = loop.run_in_executor(pool, call.reply, chunks, entry) if call.wants_classes else None
+            reply = call.reply(chunks, entry) if work is None else await work
             if reply.nbytes <= SMALL_BYTES:
                 return *oip_json.encode(call, reply), measured_headers(entry)
-            written = asyncio.get_running_loop().run_in_executor(self._service.pool, oip_json.encode, call, reply)
-            return *await written, measured_headers(entry)
+            return *await loop.run_in_executor(pool, oip_json.encode, call, reply), measured_headers(entry)
 
         written, length, measured = await self._service.inference.whole(request, write, call.check)
         kind = b"application/json" if length is None else b"application/octet-stream"

@@ -26,7 +26,15 @@ LOG_STEPS = {"log_info": logging.INFO, "log_warning": logging.WARNING, "log_erro
 """Triton's switches; each is of one level."""
 STATES = {"ready": "READY", "loading": "LOADING", "failed": "UNAVAILABLE", "stopping": "UNLOADING"}
 """Our states in the model-repository extension's words."""
-EXTENSIONS = ("binary_tensor_data", "model_repository", "model_configuration", "statistics", "generate", "logging")
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "model_repository",
+    "model_configuration",
+    "statistics",
+    "generate",
+    "logging",
+)
 
 
 def server() -> dict[str, Any]:
