@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from maasdam.core import PAST, Signature, Tensors, TensorSpec
 from maasdam.errors import Unsupported
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from maasdam.core import type_array
 
 Answer = TypeVar("Answer")
@@ -61,8 +61,6 @@ _LONGER: tuple[tuple[float, int], ...] = ((16, 1), (64, 1), (256, 1))
 
 def probe(signature: Signature, sizes: Sizes, *, seed: int, folder: Path | None = None) -> dict[str, type_array]:
     """One batch of random inputs by name. `folder` may hold a config.json with the vocabulary's size."""
-    import numpy as np
-
     random = np.random.default_rng([seed, sizes.batch, round(sizes.stretch * 1000)])
     length = _length(signature, sizes)
     past = sizes.past if has_cache(signature) else 0
@@ -135,8 +133,6 @@ def proof_sizes(signature: Signature) -> tuple[Sizes, ...]:
 
 def begin(signature: Signature, batch: Tensors) -> Tensors:
     """A prompt ("input_ids" alone) with what a decoder takes beside it: nothing masked or cached. Other batches as they are."""
-    import numpy as np
-
     if not has_cache(signature) or set(batch) != {"input_ids"}:
         return batch
     rows, length = batch["input_ids"].shape
@@ -203,8 +199,6 @@ def _side(axis: int, sizes: Sizes) -> int:
 
 
 def _mask(shape: tuple[int, ...], sizes: Sizes, dtype: str) -> type_array:
-    import numpy as np
-
     mask = np.ones(shape, dtype)
     if sizes.is_ragged and len(shape) > 1:
         for item in range(1, shape[0]):
@@ -215,8 +209,6 @@ def _mask(shape: tuple[int, ...], sizes: Sizes, dtype: str) -> type_array:
 def _integers(
     spec: TensorSpec, shape: tuple[int, ...], words: int | None, past: int, length: int, random: np.random.Generator
 ) -> type_array:
-    import numpy as np
-
     low, high = (0, words or _DEFAULT_VOCABULARY) if spec.dtype != "uint8" else (0, 256)
     if spec.value_range:
         low, high = int(spec.value_range[0]), int(spec.value_range[1]) + 1
@@ -244,8 +236,6 @@ def _floats(spec: TensorSpec, shape: tuple[int, ...], random: np.random.Generato
 
 def _fields(shape: tuple[int, ...], random: np.random.Generator) -> type_array:
     """Image-like noise, [batch, a, b, c]: coarse blocks plus grain, each item with its own contrast and brightness."""
-    import numpy as np
-
     spatial = shape[2:] if shape[1] <= 4 else shape[1:3]
     channels = shape[1] if shape[1] <= 4 else shape[3]
     block = 8

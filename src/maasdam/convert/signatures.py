@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import PAST, Signature, Tensors, TensorSpec, distinct
@@ -177,12 +176,15 @@ def axis_name(tensor: str, axis: int) -> str:
 
 def name_onnx(model: onnx.ModelProto, wanted: Signature) -> None:
     """Give the graph's inputs, outputs and dynamic axes the names of `wanted`, in place."""
+    from maasdam.convert.onnx_files import graphs_of
+
     found = of_onnx(model)
     names = match(wanted.inputs, found.inputs, "inputs") | match(wanted.outputs, found.outputs, "outputs")
     taken = {n for node in model.graph.node for n in (*node.input, *node.output)} | {w.name for w in model.graph.initializer}
     moves = {old: new for old, new in names.items() if old != new}
     clashes = {n: f"{n}_inner" for n in set(moves.values()) & taken - set(moves)}
-    _rename_values(model.graph, clashes | moves)
+    for graph in graphs_of(model.graph):
+        _rename_values(graph, clashes | moves)
     symbols = _symbols(model.graph)
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
@@ -196,13 +198,8 @@ def _rename_values(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
     for weight in graph.initializer:
         weight.name = names.get(weight.name, weight.name)
     for node in graph.node:
-        for i, name in enumerate(node.input):
-            node.input[i] = names.get(name, name)
-        for i, name in enumerate(node.output):
-            node.output[i] = names.get(name, name)
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                _rename_values(inner, names)
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
 
 
 def _symbols(graph: onnx.GraphProto) -> dict[str, str]:
@@ -259,10 +256,3 @@ def _loose_spec(port: Any, position: int, wanted: set[str]) -> TensorSpec:
     names = sorted(port.get_names() & wanted) or sorted(port.get_names())
     shape = tuple(d.get_length() if d.is_static else None for d in port.get_partial_shape())
     return TensorSpec(names[0] if names else f"#{position}", port.get_element_type().to_dtype().name, shape)
-
-
-def read_onnx(path: Path) -> onnx.ModelProto:
-    """The model without its external weights."""
-    import onnx
-
-    return onnx.load(path, load_external_data=False)

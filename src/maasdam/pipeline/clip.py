@@ -15,22 +15,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from maasdam.artifacts.produced import PassFacts, Produced
 from maasdam.core import Artifact, Format
 from maasdam.errors import Unsupported
 from maasdam.pipeline.passes import Pass, PassContext, Setting
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from maasdam.core import type_array
 
 NARROWEST = 0.3
 """The share of an output's largest weight below which no range is tried."""
 TRIED = 36
 """How many ranges are tried between that and the largest weight itself."""
-LARGEST_MESSAGE = 1_900_000_000
-"""A protobuf message ends at 2 GiB; larger weights go into a file beside the model."""
 Clip = Callable[["type_array"], "type_array"]
 """Weights [outputs, …] -> the same, clipped."""
 
@@ -89,8 +87,6 @@ def clip_by_error(bits: int) -> Clip:
     """Clip each output at the range where rounding to `bits` errs least, in squares."""
 
     def clip(weights: type_array) -> type_array:
-        import numpy as np
-
         rows = weights.reshape(len(weights), -1)
         largest = np.abs(rows).max(1, keepdims=True)
         best, least = largest.copy(), np.full((len(rows), 1), np.inf)
@@ -108,8 +104,6 @@ def clip_by_percentile(percentile: float) -> Clip:
     """Clip each output at the percentile of its weights' magnitudes."""
 
     def clip(weights: type_array) -> type_array:
-        import numpy as np
-
         rows = weights.reshape(len(weights), -1)
         return _within(rows, np.percentile(np.abs(rows), percentile, axis=1, keepdims=True)).reshape(weights.shape)
 
@@ -118,8 +112,6 @@ def clip_by_percentile(percentile: float) -> Clip:
 
 def rounded(weights: type_array, bits: int, limit: type_array | None = None) -> type_array:
     """Weights [outputs, …] as symmetric quantisation per output gives them back, the range being `limit` or the largest."""
-    import numpy as np
-
     rows = weights.reshape(len(weights), -1)
     levels = 2 ** (bits - 1) - 1
     largest = np.abs(rows).max(1, keepdims=True) if limit is None else limit
@@ -129,15 +121,11 @@ def rounded(weights: type_array, bits: int, limit: type_array | None = None) -> 
 
 
 def _within(rows: type_array, limit: type_array) -> type_array:
-    import numpy as np
-
     answer: type_array = np.clip(rows, -limit, limit).astype(rows.dtype)
     return answer
 
 
 def _square(values: type_array) -> float:
-    import numpy as np
-
     return float(np.square(values, dtype=np.float64).sum())
 
 
@@ -162,14 +150,10 @@ def _onnx(source: Artifact, out: Path, clip: Clip) -> Produced:
     import onnx
     from onnx import numpy_helper
 
+    from maasdam.convert.onnx_files import external_files, write_onnx
     from maasdam.pipeline.quantize.shared import copy_all_but
 
-    external = {
-        entry.value
-        for tensor in onnx.load(source.path / "model.onnx", load_external_data=False).graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
+    external = external_files(source.path / "model.onnx")
     model = onnx.load(source.path / "model.onnx")
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     done: set[str] = set()
@@ -186,7 +170,7 @@ def _onnx(source: Artifact, out: Path, clip: Clip) -> Produced:
         stored[name].CopyFrom(numpy_helper.from_array(clipped, name))
         done.add(name)
     copy_all_but(source.path, out, {"model.onnx"} | external)
-    onnx.save(model, out / "model.onnx", save_as_external_data=model.ByteSize() > LARGEST_MESSAGE, location="model.onnx.data")
+    write_onnx(model, out / "model.onnx")
     return Produced("onnx", "onnx", source.engine, source.signature, dict(source.settings))
 
 
@@ -201,8 +185,6 @@ def _output_axis(node: Any) -> int | None:
 
 def _along(weights: np.ndarray[Any, Any], axis: int, clip: Clip) -> type_array:
     """`clip` with the outputs first, and back."""
-    import numpy as np
-
     moved = np.ascontiguousarray(np.moveaxis(weights, axis, 0))
     return np.ascontiguousarray(np.moveaxis(clip(moved), 0, axis))
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from maasdam.core import Artifact, Example, Progress, TextPayload
 from maasdam.errors import InvalidInput, Unsupported
 from maasdam.pipeline.examples import Inputs, Preparer, evaluation_examples
@@ -176,7 +178,6 @@ def train(
 
 def forward(model: torch.nn.Module, group: Sequence[Sample]) -> torch.Tensor:
     """The logits of samples whose inputs have equal shapes."""
-    import numpy as np
     import torch
 
     names = group[0].inputs
@@ -266,8 +267,6 @@ def _ctc_encoder(source: Artifact) -> Callable[[Any], list[int]]:
 
 
 def _windows(source: Artifact, examples: Sequence[Example]) -> list[Sample]:
-    import numpy as np
-
     from maasdam.engines.transformers_library import transformers_with_torch
 
     tokenizer = transformers_with_torch().AutoTokenizer.from_pretrained(str(source.path), local_files_only=True)

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from maasdam.convert.directions.pytorch_to_onnx import quiet_exporter
 from maasdam.convert.directions.tokenizer_to_openvino import write_tokenizer
 from maasdam.convert.modules import called, has_fused_attention, load_transformers
@@ -128,7 +130,6 @@ def _reorder_by_beam(graph: ov.Model, names: Sequence[str]) -> None:
 
 def _start_empty(graph: ov.Model) -> None:
     """The state begins as [batch, heads, 0, width] with the batch of input_ids."""
-    import numpy as np
     import openvino as ov
     from openvino import opset13 as ops
 

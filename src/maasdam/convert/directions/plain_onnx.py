@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
+import onnx
+from onnx import inliner
+
+from maasdam.convert.onnx_files import operator_set, read_onnx
 from maasdam.core import Artifact
-
-if TYPE_CHECKING:
-    import onnx
 
 
 @contextmanager
@@ -22,9 +23,7 @@ def plain(path: Path, folder: Path) -> Iterator[Path]:
 
     `folder` is where the copy may lie.
     """
-    import onnx
-
-    model = onnx.load(path, load_external_data=False)
+    model = read_onnx(path)
     made = _written_out(model)
     if made is None:
         yield path
@@ -39,19 +38,15 @@ def plain(path: Path, folder: Path) -> Iterator[Path]:
 
 def drops_ones(source: Artifact) -> bool:
     """Does the source leave out whatever axis is one long in a batch, by a Squeeze that names none?"""
-    import onnx
-
     if source.layout != "onnx":
         return False
-    model = onnx.load(source.path / "model.onnx", load_external_data=False)
+    model = read_onnx(source.path / "model.onnx")
     nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     return any(node.op_type == "Squeeze" and _has_no_axes(node) for node in nodes)
 
 
 def _written_out(model: onnx.ModelProto) -> onnx.ModelProto | None:
     """The plainer model; None where it is plain already."""
-    from onnx import inliner
-
     made = inliner.inline_local_functions(model) if model.functions else model
     bare = [node for node in made.graph.node if node.op_type == "Squeeze" and _has_no_axes(node)]
     if bare:
@@ -65,14 +60,12 @@ def _has_no_axes(node: onnx.NodeProto) -> bool:
 
 def _tell_axes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
     """Squeeze the axes that are one long whatever the input; an open axis stays, even where a batch of one is sent."""
-    import onnx
-
     told = onnx.ModelProto()
     told.CopyFrom(model)
     for value in told.graph.output:  # what a file says of ranks behind a Squeeze may be wrong
         value.type.tensor_type.ClearField("shape")
     twins = {node.output[0]: node for node in told.graph.node if node.output}
-    version = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    version = operator_set(model)
     for node in nodes:  # in order: what lies behind one is known once its own axes are
         inferred = onnx.shape_inference.infer_shapes(told).graph
         known = {v.name: v.type.tensor_type for v in (*inferred.value_info, *inferred.input)}
@@ -85,9 +78,6 @@ def _tell_axes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
 
 
 def _squeeze(node: onnx.NodeProto, graph: onnx.GraphProto, axes: list[int], version: int) -> None:
-    import numpy as np
-    import onnx
-
     if not axes:
         node.op_type = "Identity"
     elif version < 13:

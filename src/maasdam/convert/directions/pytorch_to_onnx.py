@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx
+
 from maasdam.convert.directions.relative_keys import gather_relative_keys
+from maasdam.convert.onnx_files import LARGEST_MESSAGE, read_onnx
 from maasdam.convert.programs import with_program
 from maasdam.convert.signatures import describe, name_onnx, of_onnx, of_program
 from maasdam.core import Artifact, Signature
@@ -20,8 +23,6 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 OPERATOR_SET = 18
-MAX_SINGLE_FILE_BYTES = 1_900_000_000
-"""A protobuf message ends at 2 GiB; beyond this the weights go into model.onnx.data."""
 
 
 def write(source: Artifact, out: Path) -> Signature:
@@ -34,7 +35,6 @@ def write(source: Artifact, out: Path) -> Signature:
 
 
 def _export(program: ExportedProgram, wanted: Signature | None, path: Path) -> Signature:
-    import onnx
     import torch
 
     wanted = wanted or of_program(program)
@@ -50,9 +50,9 @@ def _export(program: ExportedProgram, wanted: Signature | None, path: Path) -> S
         )
     assert exported is not None  # the dynamo exporter always answers
     weights = sum(t.numel() * t.element_size() for t in program.state_dict.values())
-    is_split = weights > MAX_SINGLE_FILE_BYTES
+    is_split = weights > LARGEST_MESSAGE
     exported.save(str(path), external_data=is_split)
-    model = onnx.load(path, load_external_data=False)
+    model = read_onnx(path)
     name_onnx(model, wanted)
     _without_notes(model)
     onnx.save(model, path)

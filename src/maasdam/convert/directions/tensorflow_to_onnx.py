@@ -8,18 +8,19 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import onnx
 
 from maasdam.convert.directions.keras_to_savedmodel import export_keras
 from maasdam.convert.directions.pytorch_to_onnx import OPERATOR_SET
 from maasdam.convert.modules import first_line
+from maasdam.convert.onnx_files import nodes_of
 from maasdam.convert.signatures import describe, name_onnx, of_onnx
 from maasdam.core import Artifact, Signature
 from maasdam.engines.savedmodel_library import readable
 from maasdam.errors import InvalidModel, MaasdamError, Unsupported, missing_extra
-
-if TYPE_CHECKING:
-    import onnx
 
 SIGNATURE = "serving_default"
 
@@ -41,8 +42,6 @@ def write(source: Artifact, out: Path) -> Signature:
 
 
 def _convert(saved_model: Path, wanted: Signature | None, path: Path) -> Signature:
-    import onnx
-
     with _quiet():
         try:
             model = _run_tf2onnx(saved_model)
@@ -50,26 +49,13 @@ def _convert(saved_model: Path, wanted: Signature | None, path: Path) -> Signatu
             raise
         except Exception as error:  # tf2onnx and TensorFlow raise anything
             raise Unsupported(f"tf2onnx can't convert the model: {str(error)[:400]}") from error
-    if unknown := sorted(_unknown_operators(model.graph)):
+    if unknown := sorted({n.op_type for n in nodes_of(model.graph) if not onnx.defs.has(n.op_type, domain=n.domain)}):
+        # what tf2onnx left as TensorFlow's own: it only logs it
         raise Unsupported(f"no ONNX operator for TensorFlow's {', '.join(unknown)}, which the model uses")
     if wanted is not None:
         name_onnx(model, wanted)
     onnx.save(model, path)
     return describe(of_onnx(model), wanted)
-
-
-def _unknown_operators(graph: onnx.GraphProto) -> set[str]:
-    """What tf2onnx left as TensorFlow's own: it only logs it."""
-    from onnx import defs
-
-    found = set()
-    for node in graph.node:
-        if not defs.has(node.op_type, domain=node.domain):
-            found.add(node.op_type)
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                found |= _unknown_operators(inner)
-    return found
 
 
 def _run_tf2onnx(saved_model: Path) -> Any:
@@ -124,7 +110,6 @@ def _spread_scalars(graph: Any) -> None:
 
 def _erfc(graph: Any, node: Any, name: str, args: Any) -> None:
     """TensorFlow's Erfc (Keras's exact GELU), which tf2onnx doesn't know: 1 - Erf(x)."""
-    import numpy as np
     from tf2onnx import utils
 
     shape, dtype, outputs = graph.get_shape(node.output[0]), graph.get_dtype(node.output[0]), list(node.output)
@@ -137,7 +122,6 @@ def _erfc(graph: Any, node: Any, name: str, args: Any) -> None:
 
 def _cross_entropy(graph: Any, node: Any, name: str, args: Any) -> None:
     """TensorFlow's losses over logits. tf2onnx takes the logarithm of a softmax, which is infinite from logits of 100 on."""
-    import numpy as np
     from tf2onnx import utils
 
     shape, dtype, outputs = graph.get_shape(node.output[0]), graph.get_dtype(node.output[0]), list(node.output)

@@ -7,12 +7,12 @@ types of inputs where an input is left out.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import onnx
+from onnx import inliner
 
 from maasdam.errors import Unsupported
-
-if TYPE_CHECKING:
-    import onnx
 
 DOMAIN = "maasdam.defined"
 """Of definitions on their way into a graph."""
@@ -20,8 +20,6 @@ DOMAIN = "maasdam.defined"
 
 def inlined(model: onnx.ModelProto, version: int, known: Collection[str]) -> onnx.ModelProto:
     """`model` with every call replaced that is not of an operator in `known`. Raises Unsupported where onnx can't."""
-    from onnx import inliner
-
     if all(_full_name(node) in known for node in model.graph.node):
         return model
     kept = [(name.rpartition(".")[0], name.rpartition(".")[2]) for name in known]
@@ -39,8 +37,6 @@ def _full_name(node: onnx.NodeProto) -> str:
 
 def _prepared(model: onnx.ModelProto, version: int, known: Collection[str]) -> onnx.ModelProto:
     """`model`, or a copy in which calls that need it have their attributes and definitions stated."""
-    import onnx
-
     defined: dict[int, Any] = {}  # onnx's stubs lack half of a schema's members
     for i, node in enumerate(model.graph.node):
         if _full_name(node) in known or node.domain not in ("", "ai.onnx"):
@@ -69,8 +65,6 @@ def _prepared(model: onnx.ModelProto, version: int, known: Collection[str]) -> o
 
 def _types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
     """The type of every value of the graph that onnx can tell."""
-    import onnx
-
     graph = onnx.shape_inference.infer_shapes(model).graph
     found = {w.name: onnx.helper.make_tensor_type_proto(w.data_type, w.dims) for w in graph.initializer}
     return found | {v.name: v.type for v in (*graph.input, *graph.value_info, *graph.output)}
@@ -78,8 +72,6 @@ def _types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
 
 def _define(model: onnx.ModelProto, i: int, schema: Any, version: int, types: dict[str, onnx.TypeProto]) -> None:
     """Turn a call of an operator into one of a function of the model, which is its definition for these types."""
-    import onnx
-
     node = model.graph.node[i]
     given = [types.get(name, onnx.TypeProto()).SerializeToString() for name in node.input]
     fitting = max(v for v in schema.context_dependent_function_opset_versions if v <= version)

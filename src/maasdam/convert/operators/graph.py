@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from maasdam.convert.onnx_files import operator_set
 from maasdam.convert.operators import functions, narrow
 from maasdam.convert.operators.nodes import Graph, Node
 from maasdam.convert.operators.onnx import OPERATORS
 from maasdam.errors import InvalidModel, Unsupported
 
 if TYPE_CHECKING:
-    import onnx
-
     from maasdam.core import type_array
 
 OLDEST = 7
@@ -24,8 +27,6 @@ def read(path: Path, framework: str) -> Graph:
 
     Raises InvalidModel for a broken file, Unsupported listing every operator that is left, or where onnx can't inline one.
     """
-    import onnx
-
     try:
         model = onnx.load(path)
     except Exception as error:  # protobuf and onnx raise their own kinds
@@ -44,7 +45,7 @@ def read(path: Path, framework: str) -> Graph:
 
 def of_model(model: onnx.ModelProto, framework: str) -> Graph:
     """As `read`, of a model in memory."""
-    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    version = operator_set(model)
     if 0 < version < OLDEST and _means_the_same(model.graph, version):
         version = OLDEST
     if version < OLDEST:
@@ -63,8 +64,6 @@ def of_model(model: onnx.ModelProto, framework: str) -> Graph:
 
 def _means_the_same(graph: onnx.GraphProto, version: int) -> bool:
     """Is every operator of a model before operator set 7 still the one of that set?"""
-    import onnx
-
     for node in graph.node:
         inner = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
         try:
@@ -89,8 +88,6 @@ def unsupported(graph: Graph) -> list[str]:
 
 
 def _graph(proto: onnx.GraphProto, version: int) -> Graph:
-    from onnx import numpy_helper
-
     if proto.sparse_initializer:
         raise Unsupported("the model has sparse weights; store them dense")
     weights = {w.name: numpy_helper.to_array(w) for w in proto.initializer}
@@ -106,9 +103,6 @@ def _graph(proto: onnx.GraphProto, version: int) -> Graph:
 
 def _constant(proto: onnx.NodeProto) -> type_array:
     """What a Constant node says, in whichever of its attributes."""
-    import numpy as np
-    import onnx
-
     if len(proto.attribute) != 1:
         raise Unsupported(
             f"the model has a Constant ('{proto.name or proto.output[0]}') with {len(proto.attribute)} values, not one"
@@ -131,8 +125,6 @@ def _node(proto: onnx.NodeProto, version: int) -> Node:
 
 
 def _attribute(proto: onnx.AttributeProto, version: int) -> Any:
-    import onnx
-
     if proto.type == onnx.AttributeProto.GRAPH:
         return _graph(proto.g, version)
     value = onnx.helper.get_attribute_value(proto)

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from maasdam.convert.modules import load_transformers
 from maasdam.convert.proof.differences import Certificate, Proof, Tolerance
 from maasdam.convert.proof.language_parity import StatefulScorer, padded_cases, reference_logits, vocabulary_and_context
@@ -77,8 +79,6 @@ def _add_logits(
 
 
 def _prompts(vocabulary: int, longest: int, seeds: Sequence[int]) -> list[list[int]]:
-    import numpy as np
-
     lengths = [n for n in PROMPT_LENGTHS if n + NEW_TOKENS <= longest] or [max(1, longest - NEW_TOKENS)]
     return [np.random.default_rng([s, n]).integers(0, vocabulary, n).tolist() for s in seeds for n in lengths]
 
@@ -131,7 +131,5 @@ def _generate(
 
 def _margin(model: Any, prompt: list[int], generated: list[int]) -> float:
     """By how much the source prefers its next token over the second best."""
-    import numpy as np
-
     logits = np.sort(reference_logits(model, np.array([prompt + generated]), None)[0, -1])
     return float(logits[-1] - logits[-2])

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from maasdam.convert.modules import load_transformers
 from maasdam.convert.proof.differences import Certificate, Proof, Tolerance
 from maasdam.core import Artifact, Progress, Tensors
@@ -58,8 +60,6 @@ def certify_whisper(
 
 
 def _random_features(model: Any, seeds: tuple[int, ...]) -> Iterator[tuple[int | None, type_array]]:
-    import numpy as np
-
     for seed in seeds:
         yield seed, np.random.default_rng(seed).standard_normal((2, model.config.num_mel_bins, FRAMES)).astype(np.float32)
 
@@ -81,7 +81,6 @@ def _prompt(folder: Path) -> list[int]:
 def _add(proof: Proof, seed: int | None, model: Any, engine: Any, features: type_array, prompt: list[int]) -> int:
     """Compare one batch; returns how many tokens were decoded."""
     import ctranslate2
-    import numpy as np
     import torch
 
     given = ctranslate2.StorageView.from_array(np.ascontiguousarray(features))

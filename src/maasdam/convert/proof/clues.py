@@ -5,14 +5,15 @@ Knows ONNX graphs, whose files say it; of other layouts it knows nothing. Refuse
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import onnx
+from onnx import external_data_helper, numpy_helper
+
+from maasdam.convert.onnx_files import graphs_of, nodes_of, read_onnx
 from maasdam.core import Artifact
-
-if TYPE_CHECKING:
-    import onnx
 
 MOST = 12
 """Numbers that are kept of each kind."""
@@ -38,8 +39,6 @@ def clues_of(source: Artifact) -> Clues:
     """What the file tells; nothing where the layout tells nothing."""
     if source.layout != "onnx":
         return Clues()
-    from maasdam.convert.signatures import read_onnx
-
     graph = read_onnx(source.path / "model.onnx").graph
     operators = {node.op_type for node in nodes_of(graph)}
     floats: dict[float, None] = {}
@@ -53,31 +52,10 @@ def clues_of(source: Artifact) -> Clues:
     return Clues(tuple(floats)[:MOST], tuple(integers)[:MOST], "IsInf" in operators)
 
 
-def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node, those of inner graphs included."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from nodes_of(inner)
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _graphs(inner)
-
-
 def _constants(graph: onnx.GraphProto, kinds: set[str]) -> Iterator[float | int]:
     """Single numbers that operators of these kinds read."""
-    import math
-
-    from onnx import external_data_helper, numpy_helper
-
     stated = {}
-    for each in _graphs(graph):
+    for each in graphs_of(graph):
         for weight in each.initializer:
             stated[weight.name] = weight
         for node in each.node:
@@ -88,9 +66,7 @@ def _constants(graph: onnx.GraphProto, kinds: set[str]) -> Iterator[float | int]
             continue
         for name in node.input:
             tensor = stated.get(name)
-            if tensor is None or external_data_helper.uses_external_data(tensor):
-                continue
-            if math.prod(tensor.dims) != 1:
+            if tensor is None or external_data_helper.uses_external_data(tensor) or math.prod(tensor.dims) != 1:
                 continue
             array = numpy_helper.to_array(tensor).reshape(())
             if array.dtype.kind in "iu":

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from maasdam.convert.proof.clues import nodes_of
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from maasdam.convert.onnx_files import nodes_of, operator_set, read_onnx
 from maasdam.core import Artifact, Tensors
-
-if TYPE_CHECKING:
-    import onnx
 
 VERSION = 13
 """Of the operator set from which what is added to a graph means the same; older graphs are not watched."""
@@ -70,20 +72,16 @@ def watch(source: Artifact) -> Watch:
         return Watch(tuple(_of_savedmodel(source.path)))
     if source.layout != "onnx":
         return Watch(())
-    from maasdam.convert.signatures import read_onnx
-
     path = source.path / "model.onnx"
     model = read_onnx(path)
     if not any(node.op_type == "If" and not node.domain for node in nodes_of(model.graph)):
         return Watch(())
     names: list[str] = []
-    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    version = operator_set(model)
     found = _Watching(names, version).outputs(model.graph)
     if version < VERSION:
         return Watch(tuple(names))
     for i, name in enumerate(found):
-        from onnx import TensorProto, helper
-
         model.graph.node.append(helper.make_node("Identity", [name], [f"{_WENT}_{i}"]))
         model.graph.output.append(helper.make_tensor_value_info(f"{_WENT}_{i}", TensorProto.INT32, [2]))
     return Watch(tuple(names), opened(model, path))
@@ -91,8 +89,6 @@ def watch(source: Artifact) -> Watch:
 
 def opened(model: onnx.ModelProto, path: Path) -> Any:
     """A session, or None where the graph with its conditions does not open."""
-    import onnxruntime as ort
-
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -138,8 +134,6 @@ class _Watching:
         return [], [], []
 
     def _of_if(self, node: onnx.NodeProto) -> tuple[list[Any], list[Any], list[str]]:
-        from onnx import TensorProto, helper
-
         self._names.append(node.name or node.output[0])
         flat, no, both, pair, line = (self._new(w) for w in ("flat", "not", "both", "pair", "line"))
         before = [
@@ -169,8 +163,6 @@ class _Watching:
         return before, [], pairs
 
     def _of_body(self, node: onnx.NodeProto) -> tuple[list[Any], list[Any], list[str]]:
-        from onnx import TensorProto, helper
-
         body = next(a.g for a in node.attribute if a.name == "body")
         after: list[Any] = []
         pairs: list[str] = []
@@ -193,17 +185,12 @@ class _Watching:
 
 
 def _largest_of_rows(rows: str, out: str, version: int) -> list[onnx.NodeProto]:
-    from onnx import helper
-
     if version < AXES_ARE_INPUTS:
         return [helper.make_node("ReduceMax", [rows], [out], axes=[0], keepdims=0)]
     return [_constant(f"{out}_axes", [0]), helper.make_node("ReduceMax", [rows, f"{out}_axes"], [out], keepdims=0)]
 
 
 def _constant(name: str, value: Any, is_narrow: bool = False) -> onnx.NodeProto:
-    import numpy as np
-    from onnx import helper, numpy_helper
-
     array = np.array(value, np.int32 if is_narrow else np.int64)
     return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array, name))
 

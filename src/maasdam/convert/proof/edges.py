@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from maasdam.convert.probes import Sizes, accepted, vocabulary
 from maasdam.convert.proof.clues import Clues
 from maasdam.core import PAST, Signature, Tensors, TensorSpec
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from maasdam.core import type_array
 
 PLAIN = "1"
@@ -61,8 +61,6 @@ class Question:
 
 def edges(batch: Tensors, signature: Signature, rows: Mapping[str, int | None], clues: Clues, seed: int) -> Iterator[Question]:
     """What to try beside `batch`. `rows`: how many values each integer input takes, None for any (`rows_of`)."""
-    import numpy as np
-
     random = np.random.default_rng([seed, 77])
     specs = {s.name: s for s in signature.inputs}
     floats = [n for n, s in specs.items() if s.dtype.startswith("float") and _is_free(s) and batch[n].size]
@@ -132,8 +130,6 @@ def _scaled(
     amplitude: float, names: Sequence[str], specs: Mapping[str, TensorSpec], batch: Tensors, made: Callable[..., Any]
 ) -> Iterator[Question]:
     """Not over a range that is declared: what lies outside of it is no input."""
-    import numpy as np
-
     free = [n for n in names if amplitude < 1 or specs[n].value_range is None]
     if free:
         larger = {n: max(1.0, float(np.sqrt(np.mean(np.square(batch[n].astype(np.float64)))))) for n in free}
@@ -145,8 +141,6 @@ def _beyond(
     floats: Sequence[str], integers: Sequence[str], rows: Mapping[str, int | None], specs: Mapping[str, TensorSpec],
     batch: Tensors, clues: Clues, made: Callable[..., Any],
 ) -> Iterator[Question]:  # fmt: skip
-    import numpy as np
-
     free = [n for n in floats if specs[n].value_range is None]
     if free:
         for size in EXTREMES:
@@ -170,8 +164,6 @@ def _beyond(
 
 def _sprinkled(array: type_array, number: float) -> type_array:
     """Every third number replaced, the first among them."""
-    import numpy as np
-
     return np.where(np.arange(array.size).reshape(array.shape) % 3, array, number)
 
 
@@ -186,8 +178,6 @@ def _is_positive(array: type_array) -> bool:
 
 def _sweep(array: type_array, count: int | None) -> type_array:
     """All of the values where there is room for them, else evenly spread, the last one among them."""
-    import numpy as np
-
     if count is None:
         low = 0 if array.dtype.kind == "u" else -3
         turns: type_array = np.arange(array.size).reshape(array.shape) % 7
@@ -200,15 +190,11 @@ def _sweep(array: type_array, count: int | None) -> type_array:
 
 
 def _any(array: type_array, count: int | None, random: np.random.Generator) -> type_array:
-    import numpy as np
-
     low, high = (0, count) if count is not None else (0 if array.dtype.kind == "u" else -4, 5)
     return np.asarray(random.integers(low, high, array.shape))
 
 
 def _thousands(array: type_array) -> type_array:
-    import numpy as np
-
     info = np.iinfo(array.dtype)
     values = (np.arange(array.size).reshape(array.shape) * 37 % 2001) - 1000
     return values.clip(info.min, info.max)
@@ -216,16 +202,12 @@ def _thousands(array: type_array) -> type_array:
 
 def _late(mask: type_array) -> type_array:
     """What is masked stands first, as decoders are padded."""
-    import numpy as np
-
     out = np.ones_like(mask)
     out[:, : max(1, mask.shape[1] // 3)] = 0
     return out
 
 
 def _by_item(array: type_array, random: np.random.Generator) -> type_array:
-    import numpy as np
-
     shape = (array.shape[0], *(1 for _ in array.shape[1:])) if array.ndim else ()
     values: type_array = np.asarray(random.standard_normal(shape))
     return np.abs(values) if _is_positive(array) else values
@@ -239,7 +221,6 @@ def rows_of(
     None where it takes any, or is a size. Inputs whose numbers mean something else (masks, lengths, positions) are left out.
     Once it `is_late` no more is asked: what was taken by then counts.
     """
-    import numpy as np
 
     def is_size(sizes: Sequence[int]) -> bool:
         return sizes[-1] > MOST_BYTES and sizes[-1] > 2 * min(sizes)
@@ -294,8 +275,6 @@ def in_rows(run: Callable[[Tensors], Tensors], signature: Signature, folder: Pat
     """The signature with the range of integers of which nothing tells how many rows they number, as far as asking finds it."""
     if not has_unknown_rows(signature, folder):
         return signature
-    import numpy as np
-
     try:
         batch, answer = accepted(run, signature, sizes, seed=0, folder=folder)
     except Exception:  # whoever runs it next says why it doesn't
@@ -327,8 +306,6 @@ def neighbours(batch: Tensors, *, seed: int, is_tied: bool) -> dict[str, type_ar
     A step is that of the input's own size, and no smaller than that of 1: what a network adds to a small input is not small,
     and is rounded.
     """
-    import numpy as np
-
     random = np.random.default_rng([seed, 991])
     out = dict(batch)
     for name, array in batch.items():

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from maasdam.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -33,8 +35,6 @@ class StatefulScorer:
 
     def logits(self, ids: type_array, steps: tuple[int, ...], mask: type_array | None = None) -> type_array:
         """ids [B, T] -> logits [B, T, V]; `steps` are the lengths of the calls the sequence is cut into."""
-        import numpy as np
-
         self._request.reset_state()
         mask = np.ones(ids.shape, np.int64) if mask is None else mask
         positions = np.maximum(mask.cumsum(1) - 1, 0)
@@ -61,8 +61,6 @@ def vocabulary_and_context(model: Any) -> tuple[int, int]:
 
 def padded_cases(vocabulary: int, longest: int, seed: int) -> Iterator[tuple[type_array, type_array | None]]:
     """Random (ids, mask): one text alone, and two of which one is padded at its left."""
-    import numpy as np
-
     random = np.random.default_rng(seed)
     for length in sorted({min(length, longest) for length in LENGTHS}):
         ids = random.integers(0, vocabulary, (2, length))
@@ -76,7 +74,6 @@ def reference_logits(model: Any, ids: type_array, mask: type_array | None) -> ty
     """transformers' logits [B, T, V] for ids [B, T], positions counted without the padding."""
     import inspect
 
-    import numpy as np
     import torch
 
     given = {"input_ids": torch.from_numpy(np.ascontiguousarray(ids))}
@@ -91,8 +88,6 @@ def reference_logits(model: Any, ids: type_array, mask: type_array | None) -> ty
 
 def check_parity(model: Any, model_file: Path) -> None:
     """Raise Unsupported when the file's logits are not the logits of the transformers `model`."""
-    import numpy as np
-
     vocabulary, longest = vocabulary_and_context(model)
     scorer = StatefulScorer(model_file)
     difference = scale = 0.0

@@ -7,14 +7,12 @@ or 11, one that lies between two steps falls either way, in both rightly.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+import onnx
+
+from maasdam.convert.onnx_files import nodes_of, read_onnx
 from maasdam.convert.proof.differences import Tolerance
 from maasdam.core import Artifact
-
-if TYPE_CHECKING:
-    import onnx
 
 HALVES = ("float16", "bfloat16")
 WHOLE = Tolerance()
@@ -36,10 +34,8 @@ _ROUNDING_ELSEWHERE = re.compile(
 def tolerance_of(source: Artifact) -> Tolerance:
     """What may differ from this source; the strict one wherever it computes at float32."""
     if source.layout == "onnx":
-        from maasdam.convert.signatures import read_onnx
-
         graph = read_onnx(source.path / "model.onnx").graph
-        if any(node.op_type.startswith(ROUNDING) for node in _nodes(graph)):
+        if any(node.op_type.startswith(ROUNDING) for node in nodes_of(graph)):
             return ROUNDED
         if _computes_in_halves(graph):
             return HALF
@@ -64,21 +60,11 @@ def _computed(source: Artifact) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(), keras.computed(source.path / "model.keras")
 
 
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _nodes(inner)
-
-
 def _computes_in_halves(graph: onnx.GraphProto) -> bool:
     """Does anything become a half on the way, or does a layer read weights that are halves?"""
-    import onnx
-
     halves = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
     stored = {w.name for w in graph.initializer if w.data_type in halves}
-    for node in _nodes(graph):
+    for node in nodes_of(graph):
         if node.op_type == "Cast":
             if any(a.name == "to" and a.i in halves for a in node.attribute):
                 return True

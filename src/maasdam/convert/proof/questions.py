@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from maasdam.convert.probes import Sizes, has_cache, probe
 from maasdam.convert.proof.clues import Clues
 from maasdam.convert.proof.conditions import Watch
@@ -179,8 +181,6 @@ def _lengths(
 
 def _in_rows(batch: dict[str, Any], rows: Mapping[str, int | None], sizes: Sizes) -> dict[str, Any]:
     """Integers of the range that was found."""
-    import numpy as np
-
     random = np.random.default_rng([sizes.batch, sizes.length or 0])
     for name, count in rows.items():
         if count is not None and name in batch:
@@ -206,8 +206,6 @@ def _shortest(runs: Callable[[int], bool | None]) -> int | None:
 
 def _branches(source: TensorEngine, base: Tensors, clues: Clues, watched: Watch, clock: Clock) -> Iterator[Question]:
     """Inputs that take a branch which none took before, looked for at random: sizes, offsets and the graph's own numbers."""
-    import numpy as np
-
     if not watched.names or watched.session is None:
         return
     until = clock() + SEARCH_SECONDS

@@ -9,7 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import onnx
+from onnx import version_converter
+from onnxruntime import quantization as ort
+
 from maasdam.artifacts.produced import PassFacts, Produced
+from maasdam.convert.onnx_files import external_files, operator_set, read_onnx, write_onnx
 from maasdam.core import Artifact
 from maasdam.errors import Unsupported
 from maasdam.pipeline.examples import Inputs
@@ -48,15 +53,10 @@ PER_CHANNEL_SET = 13
 """The first ONNX operator set whose DequantizeLinear has an axis."""
 CARRIES = ("Cast", "Dropout", "Identity", "Where", "Mul", "Transpose", "Reshape")
 """What may lie between a softmax and the product it weighs."""
-LARGEST_MESSAGE = 1_900_000_000
-"""A protobuf message ends at 2 GiB; larger weights go into a file beside the model."""
 
 
 def static_int8(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
     """QDQ: activations U8, weights S8 per channel. Raises InvalidInput for calibration inputs that are no good."""
-    import onnx
-    from onnxruntime import quantization as ort
-
     inputs, examples = calibration(source, settings, context)
     attends = _attends(source)
     choices: dict[str, Any] = {"activation_type": ort.QuantType.QUInt8} | (PRODUCTS_ALONE if attends else {})
@@ -81,8 +81,6 @@ def tensorrt_int8(source: Artifact, out: Path, settings: Mapping[str, Any], cont
     TensorRT 10 and newer take weights stored as int8. Here ONNX Runtime computes the same graph in float, roundings and all,
     so that what is compared does not depend on this processor. Raises InvalidInput for calibration inputs that are no good.
     """
-    from onnxruntime import quantization as ort
-
     inputs, examples = calibration(source, settings, context)
     _with_ranges(
         source,
@@ -104,9 +102,6 @@ def _with_ranges(source: Artifact, out: Path, inputs: list[Inputs], context: Pas
 
     What lies behind the last products stays float, and so does what they give: boxes and scores in one tensor have one scale.
     """
-    import onnx
-    from onnxruntime import quantization as ort
-
     clean = _preprocessed(source, context.work)
     seen = Counted(inputs, context)
 
@@ -117,8 +112,8 @@ def _with_ranges(source: Artifact, out: Path, inputs: list[Inputs], context: Pas
         def get_next(self) -> Inputs | None:
             return next(self._left, None)
 
-    copy_all_but(source.path, out, {"model.onnx"} | _external(source.path))
-    behind, last = onnx_prepared.head(onnx.load(clean, load_external_data=False).graph)
+    copy_all_but(source.path, out, {"model.onnx"} | external_files(source.path / "model.onnx"))
+    behind, last = onnx_prepared.head(read_onnx(clean).graph)
     with _hushed():
         ort.quantize_static(
             clean,
@@ -149,15 +144,12 @@ def _keep_the_rest_float(model: Any) -> None:
     stored = {n.output[0] for n in restored if n.input[0] not in made_by}
     for node in graph.node:
         if node.op_type not in PRODUCTS or node.input[1] not in stored:
-            for index, name in enumerate(node.input):
-                node.input[index] = exact.get(name, name)
+            node.input[:] = [exact.get(name, name) for name in node.input]
     onnx_prepared.without_idle_roundings(graph)
 
 
 def _without_zeros(model: Any) -> None:
     """Leave out the zero points of int32 biases, which are 0 where none is given: as many numbers as there are biases."""
-    import onnx
-
     constants = {t.name: t for t in model.graph.initializer}
     left = set()
     for node in model.graph.node:
@@ -166,21 +158,7 @@ def _without_zeros(model: Any) -> None:
         if constants[node.input[0]].data_type == onnx.TensorProto.INT32:
             left.add(node.input[2])
             del node.input[2]
-    left -= _used(model.graph)
-    kept = [t for t in model.graph.initializer if t.name not in left]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-
-
-def _used(graph: Any) -> set[str]:
-    """Names that nodes read, those within loops and branches too, and outputs."""
-    names = {output.name for output in graph.output}
-    for node in graph.node:
-        names |= set(node.input)
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                names |= _used(inner)
-    return names
+    onnx_prepared.without_unused(model.graph, left)
 
 
 @contextmanager
@@ -199,11 +177,8 @@ def _hushed() -> Iterator[None]:
 
 def dynamic_int8(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
     """Weights of matrix products and embeddings to int8 now, activations while running."""
-    import onnx
-    from onnxruntime import quantization as ort
-
-    copy_all_but(source.path, out, {"model.onnx"} | _external(source.path))
-    large = bool(_external(source.path))
+    copy_all_but(source.path, out, {"model.onnx"} | external_files(source.path / "model.onnx"))
+    large = bool(external_files(source.path / "model.onnx"))
     float_graph = onnx_prepared.prepared(onnx.load(source.path / "model.onnx"))
     clean = context.work / "clean.onnx"
     onnx.save(float_graph, clean, save_as_external_data=large, location="clean.onnx.data")
@@ -226,8 +201,6 @@ def dynamic_int8(source: Artifact, out: Path, settings: Mapping[str, Any], conte
 
 def weights(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassContext) -> Produced:
     """Weights of matrix products to 4 or 8 bits in blocks (MatMulNBits), or float32 to float16. Raises Unsupported."""
-    import onnx
-
     scheme = settings["scheme"]
     model = onnx.load(source.path / "model.onnx")
     onnx_prepared.check_is_float(model)
@@ -238,8 +211,8 @@ def weights(source: Artifact, out: Path, settings: Mapping[str, Any], context: P
         bits, block = (8, PER_BLOCK) if scheme == "weights-int8" else (4, settings["group_size"])
         model, count = _in_blocks(model, bits, block)
         facts = {"method": f"{count} matrix products in {bits} bits (MatMulNBits), symmetric in blocks of {block}"}
-    copy_all_but(source.path, out, {"model.onnx"} | _external(source.path))
-    onnx.save(model, out / "model.onnx", save_as_external_data=model.ByteSize() > LARGEST_MESSAGE, location="model.onnx.data")
+    copy_all_but(source.path, out, {"model.onnx"} | external_files(source.path / "model.onnx"))
+    write_onnx(model, out / "model.onnx")
     return Produced("onnx", "onnx", "onnxruntime", source.signature, dict(source.settings), PassFacts(facts))
 
 
@@ -269,12 +242,11 @@ def _half(model: Any) -> Any:
 
 def _preprocessed(source: Artifact, work: Path) -> Path:
     """The network as the tools take it, with shapes inferred and batch norms folded where that can be. Raises Unsupported."""
-    import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    path, large = work / "clean.onnx", bool(_external(source.path))
+    path, large = work / "clean.onnx", bool(external_files(source.path / "model.onnx"))
     file = _raised(source.path / "model.onnx", work)
-    onnx_prepared.check_is_float(onnx.load(file, load_external_data=False))
+    onnx_prepared.check_is_float(read_onnx(file))
     if not large:
         try:
             quant_pre_process(file, path, skip_symbolic_shape=True)
@@ -288,10 +260,7 @@ def _preprocessed(source: Artifact, work: Path) -> Path:
 
 def _raised(file: Path, work: Path) -> Path:
     """The same graph in the first operator set whose weights have a scale per channel. Raises Unsupported."""
-    import onnx
-    from onnx import version_converter
-
-    found = next((s.version for s in onnx.load(file, load_external_data=False).opset_import if s.domain in ("", "ai.onnx")), 0)
+    found = operator_set(read_onnx(file))
     if found >= PER_CHANNEL_SET:
         return file
     try:
@@ -306,9 +275,7 @@ def _raised(file: Path, work: Path) -> Path:
 
 def _attends(source: Artifact) -> bool:
     """Whether it has attention: a softmax whose answer goes into a matrix product, or a fused operator."""
-    import onnx
-
-    graph = onnx.load(source.path / "model.onnx", load_external_data=False).graph
+    graph = read_onnx(source.path / "model.onnx").graph
     weighed = {node.output[0] for node in graph.node if node.op_type == "Softmax"}
     for node in graph.node:  # they stand in the order they are computed in
         if node.op_type in ("Attention", "MultiHeadAttention") or (node.op_type == "MatMul" and weighed & set(node.input)):
@@ -316,11 +283,3 @@ def _attends(source: Artifact) -> bool:
         if node.op_type in CARRIES and weighed & set(node.input):
             weighed |= set(node.output)
     return False
-
-
-def _external(folder: Path) -> set[str]:
-    """The files beside model.onnx that hold its weights."""
-    import onnx
-
-    model = onnx.load(folder / "model.onnx", load_external_data=False)
-    return {entry.value for t in model.graph.initializer for entry in t.external_data if entry.key == "location"}

@@ -6,9 +6,13 @@ graph --> what lies behind its last products, where boxes and scores stand besid
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from maasdam.convert.onnx_files import graphs_of, inner_graphs, nodes_of
 from maasdam.convert.proof.precision import QUANTIZED
 from maasdam.errors import Unsupported
 
@@ -33,19 +37,18 @@ def prepared(model: Any) -> Any:
             _as_product(model.graph, node, constants)
         elif node.op_type == "ConvTranspose" and len(node.input) > 2 and _attribute(node, "group", 1) > 1:
             _bias_behind(model.graph, node, constants)
-    _without_unused(model.graph)
+    without_unused(model.graph)
     return model
 
 
 def check_is_float(model: Any) -> None:
     """Raise Unsupported for a graph that is quantised already: rounding it again would lose more and gain nothing."""
-    for graph in _graphs(model.graph):
-        for node in graph.node:
-            if node.op_type.startswith(QUANTIZED):
-                raise Unsupported(
-                    f"the network is quantised already (it holds {node.op_type}); build it with the recipe fp32, "
-                    "or give the float network it was made from"
-                )
+    for node in nodes_of(model.graph):
+        if node.op_type.startswith(QUANTIZED):
+            raise Unsupported(
+                f"the network is quantised already (it holds {node.op_type}); build it with the recipe fp32, "
+                "or give the float network it was made from"
+            )
 
 
 def gemms_as_products(model: Any) -> None:
@@ -55,14 +58,14 @@ def gemms_as_products(model: Any) -> None:
     constants = {t.name: t for t in model.graph.initializer}
     for node in [n for n in model.graph.node if n.op_type == "Gemm"]:
         _as_product(model.graph, node, constants)
-    _without_unused(model.graph)
+    without_unused(model.graph)
 
 
 def head(graph: Any) -> tuple[list[str], list[str]]:
     """Names of the nodes with no product behind them, and of the last products before those. Node names are unique."""
     reads: dict[str, list[Any]] = {}
     for node in graph.node:
-        for name in _inputs(node):
+        for name in (*node.input, *(n for g in inner_graphs(node) for inner in nodes_of(g) for n in inner.input)):
             reads.setdefault(name, []).append(node)
     leads_to_product: set[str] = set()
     behind, last = [], []
@@ -92,17 +95,16 @@ def exact_heads(model: Any, behind: list[str], last: list[str]) -> None:
             exact[node.output[0]] = rounding.input[0]
     for node in graph.node:
         if node.name in heads:
-            for index, name in enumerate(node.input):
-                node.input[index] = exact.get(name, name)
+            node.input[:] = [exact.get(name, name) for name in node.input]
     outputs = {output.name for output in graph.output}
     for name in outputs & exact.keys():  # the maker's answer takes the output's name
         old, maker = exact[name], made_by[exact[name]]
         restoring = made_by[name]
         restoring.output[0] = f"{name}_rounded"
         maker.output[list(maker.output).index(old)] = name
+        renamed = {old: name, name: f"{name}_rounded"}
         for node in graph.node:
-            for index, given in enumerate(node.input):
-                node.input[index] = name if given == old else f"{name}_rounded" if given == name else given
+            node.input[:] = [renamed.get(given, given) for given in node.input]
     without_idle_roundings(graph)
 
 
@@ -124,9 +126,6 @@ def _is_plain(gemm: Any, constants: Mapping[str, Any]) -> bool:
 
 def _as_product(graph: Any, gemm: Any, constants: Mapping[str, Any]) -> None:
     """A Gemm of constant float32 weights as a MatMul, its bias in an Add; left as it is where it can't be said so."""
-    import numpy as np
-    from onnx import TensorProto, numpy_helper
-
     weight = constants.get(gemm.input[1])
     bias = gemm.input[2] if len(gemm.input) > 2 else ""
     alpha, beta = np.float32(_attribute(gemm, "alpha", 1.0)), np.float32(_attribute(gemm, "beta", 1.0))
@@ -153,9 +152,6 @@ def _as_product(graph: Any, gemm: Any, constants: Mapping[str, Any]) -> None:
 
 def _bias_behind(graph: Any, node: Any, constants: Mapping[str, Any]) -> None:
     """The tools take as many scales as a group has channels for the bias of all groups: it is added afterwards."""
-    import numpy as np
-    from onnx import numpy_helper
-
     bias, weight = constants.get(node.input[2]), constants.get(node.input[1])
     if bias is None or weight is None:
         return
@@ -167,8 +163,6 @@ def _bias_behind(graph: Any, node: Any, constants: Mapping[str, Any]) -> None:
 
 def _added(graph: Any, node: Any, bias: str) -> None:
     """`bias` as an Add behind the node rather than its third input."""
-    from onnx import helper
-
     place = list(graph.node).index(node)
     out = node.output[0]
     node.output[0] = f"{out}_product"
@@ -184,19 +178,16 @@ def _own_weights(graph: Any) -> None:
     graph.input.extend(kept)
 
 
-def _without_unused(graph: Any) -> None:
-    """Take out constants that nothing reads any more."""
-    used = {name for node in graph.node for name in _inputs(node)} | {output.name for output in graph.output}
-    kept = [t for t in graph.initializer if t.name in used]
+def without_unused(graph: Any, those: Container[str] | None = None) -> None:
+    """Take out constants that nothing reads any more, of all or of `those`."""
+    used = {name for node in nodes_of(graph) for name in node.input} | {o.name for g in graphs_of(graph) for o in g.output}
+    kept = [t for t in graph.initializer if t.name in used or (those is not None and t.name not in those)]
     del graph.initializer[:]
     graph.initializer.extend(kept)
 
 
 def _as_float32(model: Any) -> None:
     """Halves as float32, inside: inputs and outputs stay what they are, with a Cast."""
-    import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
-
     half, single = TensorProto.FLOAT16, TensorProto.FLOAT
 
     def wide(tensor: Any) -> None:
@@ -204,7 +195,7 @@ def _as_float32(model: Any) -> None:
             values = np.asarray(numpy_helper.to_array(tensor)).astype(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
-    for graph in _graphs(model.graph):
+    for graph in graphs_of(model.graph):
         for tensor in graph.initializer:
             wide(tensor)
         for node in graph.node:
@@ -223,9 +214,7 @@ def _as_float32(model: Any) -> None:
         graph.node.insert(0, helper.make_node("Cast", [info.name], [f"{info.name}_single"], to=single))
     for info in [o for o in graph.output if o.type.tensor_type.elem_type == half]:
         for node in graph.node:
-            for index, name in enumerate(node.output):
-                if name == info.name:
-                    node.output[index] = f"{info.name}_single"
+            node.output[:] = [f"{info.name}_single" if name == info.name else name for name in node.output]
         _replace_uses(graph, info.name, f"{info.name}_single")
         graph.node.append(helper.make_node("Cast", [f"{info.name}_single"], [info.name], to=half))
 
@@ -233,7 +222,7 @@ def _as_float32(model: Any) -> None:
 def _name_anew(model: Any) -> None:
     """Nodes and tensors under plain names: the tools make names from those there are, which then collide with others."""
     ends = {info.name for info in (*model.graph.input, *model.graph.output)} | {""}
-    for graph in _graphs(model.graph):
+    for graph in graphs_of(model.graph):
         if graph is not model.graph:
             ends |= {info.name for info in (*graph.input, *graph.output)}
     fresh: dict[str, str] = {}
@@ -245,7 +234,7 @@ def _name_anew(model: Any) -> None:
         return name if name in ends else fresh.setdefault(name, f"{taken}{len(fresh)}")
 
     count = 0
-    for graph in _graphs(model.graph):
+    for graph in graphs_of(model.graph):
         for tensor in graph.initializer:
             tensor.name = new(tensor.name)
         for info in graph.value_info:
@@ -258,31 +247,9 @@ def _name_anew(model: Any) -> None:
 
 
 def _replace_uses(graph: Any, old: str, new: str) -> None:
-    for inner in _graphs(graph):
-        for node in inner.node:
-            for index, name in enumerate(node.input):
-                if name == old:
-                    node.input[index] = new
-
-
-def _inputs(node: Any) -> Iterator[str]:
-    """What a node reads, what its subgraphs read from outside too."""
-    yield from node.input
-    for attribute in node.attribute:
-        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            for inner in graph.node:
-                yield from _inputs(inner)
-
-
-def _graphs(graph: Any) -> Iterator[Any]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _graphs(inner)
+    for node in nodes_of(graph):
+        node.input[:] = [new if name == old else name for name in node.input]
 
 
 def _attribute(node: Any, name: str, default: Any) -> Any:
-    from onnx import helper
-
     return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import numpy_helper
 
 from maasdam.pipeline.examples import Inputs
 from maasdam.pipeline.quantize.saturation import Array, Peaks, any_level, in_steps, narrowing, peaks_of, usual
-
-if TYPE_CHECKING:
-    import onnx
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,6 @@ def _narrow(
     seen: Mapping[tuple[str, int], Peaks],
     products: int,
 ) -> Narrowed:
-    from onnx import numpy_helper
-
     constants = {t.name: t for t in quantized.graph.initializer}
     exact = {f"{t.name}_quantized": t for t in plain.graph.initializer}
     users: dict[str, list[Layer]] = defaultdict(list)
@@ -127,8 +125,6 @@ def _layers(model: onnx.ModelProto) -> tuple[int, list[Layer]]:
 
 def _layer(node: Any, rounded: Any, stored: Any, made_by: Mapping[str, Any], constants: Mapping[str, Any]) -> Layer | None:
     """What is known of a product, None where its weights are not as our quantisation writes them."""
-    from onnx import numpy_helper
-
     attributes = {a.name: a for a in node.attribute}
     is_convolution = node.op_type == "Conv"
     weights, scale = constants[stored.input[0]], constants[stored.input[1]]
@@ -178,23 +174,16 @@ def _dynamic_layers(model: onnx.ModelProto) -> tuple[int, list[Layer]]:
 
 
 def _is_signed(constant: Any) -> bool:
-    import onnx
-
     return bool(constant.data_type == onnx.TensorProto.INT8)
 
 
 def _is_unsigned(quantize: Any, constants: Mapping[str, Any]) -> bool:
-    import onnx
-
     zero_point = constants.get(quantize.input[2]) if len(quantize.input) > 2 else None
     return zero_point is None or zero_point.data_type == onnx.TensorProto.UINT8
 
 
 def _peaks(model: onnx.ModelProto, layers: Sequence[Layer], inputs: Iterable[Inputs]) -> dict[tuple[str, int], Peaks]:
     """By tensor and axis of its channels."""
-    import onnx
-    import onnxruntime as ort
-
     asked = sorted({(layer.levels, layer.channel_axis) for layer in layers})
     if not asked:
         return {}
@@ -228,6 +217,4 @@ def _scaled(scale: Array, factors: Array) -> Array:
 
 
 def _replace(constant: Any, values: Array) -> None:
-    from onnx import numpy_helper
-
     constant.CopyFrom(numpy_helper.from_array(values, constant.name))

@@ -9,6 +9,8 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from maasdam.artifacts.produced import PassFacts, Produced
 from maasdam.core import Artifact
 from maasdam.errors import Unsupported, missing_extra
@@ -113,7 +115,6 @@ def _computation(source: Artifact, settings: Mapping[str, Any]) -> dict[str, Any
 
 def _constants_to(model: ov.Model, kind: ov.Type) -> int:
     """Replace each float32 constant of several elements by one of `kind` and a conversion back; how many."""
-    import numpy as np
     import openvino as ov
     from openvino import opset13 as ops
 
@@ -168,7 +169,6 @@ def check_is_float(model: ov.Model) -> None:
 
 def as_float32(model: ov.Model) -> frozenset[str]:
     """Let a network of halves compute in float32, which NNCF's tools take; the names of inputs and outputs that were halves."""
-    import numpy as np
     import openvino as ov
     from openvino import opset13 as ops
 
