@@ -6,13 +6,13 @@ framework's symbol of an axis that is open while a graph is traced; both add, mu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from maasdam.convert.operators.narrow import Whole
+from maasdam.errors import Unsupported
 
 Tensor: TypeAlias = Any
 """Of whichever framework."""
@@ -22,6 +22,16 @@ Size: TypeAlias = Any
 """Of an axis."""
 Module: TypeAlias = Any
 """Of Python."""
+KINDS = {
+    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
+    11: "float64", 12: "uint32", 13: "uint64", 14: "complex64", 15: "complex128", 16: "bfloat16",
+}  # fmt: skip
+"""By ONNX's number of an element type (TensorProto.DataType), what every framework calls it."""
+
+
+def kinds_of(library: Module) -> dict[int, Kind]:
+    """A framework's element types by ONNX's numbers of them."""
+    return {number: getattr(library, name) for number, name in KINDS.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +58,8 @@ class Arrays:
     int32: Kind
     int64: Kind
     uint8: Kind
-    dtype: Callable[[int], Kind]
-    """Of ONNX's number of an element type."""
-    holder: Callable[[Whole], Kind]
-    held: Callable[[Tensor, int, bool], Tensor]
-    """Both of narrow types: see operators/narrow.py."""
+    kinds: Mapping[int, Kind]
+    """By ONNX's numbers of element types."""
     limits: Callable[[Kind], tuple[Any, Any]]
     """The least and the largest number of an element type."""
     is_float: Callable[[Tensor], bool]
@@ -138,3 +145,9 @@ class Arrays:
     """Where each item of a batch ends and begins, of a mask [B] or [2 B]; None where all begin at 0."""
     pixels: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     """Of images [B, Y, X, C], those at items, rows and columns that broadcast to each other: [..., C]."""
+
+    def dtype(self, number: int) -> Kind:
+        """The element type of an ONNX number. Raises Unsupported for strings and the 8-bit and narrower floats."""
+        if number not in self.kinds:
+            raise Unsupported(f"{self.name} tensors here have no ONNX element type number {number}")
+        return self.kinds[number]

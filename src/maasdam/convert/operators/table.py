@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 On = Literal["tensors", "lists", "values"]
@@ -18,7 +18,7 @@ ANY: tuple[int, ...] = tuple(range(64))
 class Operator:
     """One operator as a function of a framework's `Arrays`, the operator's inputs in order, and its attributes by name.
 
-    A parameter `outputs` gets the number of outputs the node names.
+    A parameter `outputs` gets the number of outputs the node names; `**given: Unpack[Group]` takes what a TypedDict names.
     """
 
     name: str
@@ -66,9 +66,11 @@ class Table:
 
         def add(function: AnyFunction) -> AnyFunction:
             _, *parameters = inspect.signature(function).parameters.values()
-            takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+            others = [get_type_hints(function)[p.name] for p in parameters if p.kind is p.VAR_KEYWORD]
+            grouped = [name for kind in others for group in get_args(kind) for name in group.__annotations__]
+            takes_any = bool(others) and not grouped
             rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
-            named = tuple(p.name for p in parameters)
+            named = (*(p.name for p in parameters), *grouped)
             for name in names:
                 versions = self._operators.setdefault(name, [])
                 versions.append(

@@ -6,7 +6,7 @@ Sizes may be symbols: then only what needs no comparison of sizes is computed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
 
 Pads = list[tuple[Any, Any]]
 """(before, after) for each spatial axis."""
@@ -14,27 +14,44 @@ Each = list[int]
 """One number for each spatial axis."""
 
 
-def paddings(
-    sizes: Sequence[Any],
-    kernel: Sequence[int],
-    strides: Sequence[int],
-    dilations: Sequence[int],
-    pads: Sequence[int] | None,
-    auto_pad: str,
-) -> Pads:
-    """The padding that `pads` (ONNX order: all befores, all afters) or `auto_pad` asks for."""
-    rank = len(kernel)
+class Attributes(TypedDict, total=False):
+    """What ONNX says of windows, under its own names."""
+
+    auto_pad: str
+    dilations: Each
+    kernel_shape: Each
+    pads: list[int]
+    """All befores, then all afters."""
+    strides: Each
+
+
+class Windows(NamedTuple):
+    """How large windows are, and how far they and what they see lie apart."""
+
+    kernel: Each
+    strides: Each
+    dilations: Each
+
+
+def windows_of(kernel: Each, given: Attributes) -> Windows:
+    """Windows of `kernel`, side by side where nothing else is given."""
+    ones = [1] * len(kernel)
+    return Windows(kernel, given.get("strides") or ones, given.get("dilations") or ones)
+
+
+def paddings(sizes: Sequence[Any], how: Windows, given: Attributes) -> Pads:
+    """The padding that is asked for, by numbers or by a word."""
+    rank, pads, auto_pad = len(how.kernel), given.get("pads"), given.get("auto_pad", "NOTSET")
     if auto_pad == "VALID" or (auto_pad == "NOTSET" and not pads):
         return [(0, 0)] * rank
     if auto_pad == "NOTSET":
         assert pads is not None
         return list(zip(pads[:rank], pads[rank:], strict=True))
     out: Pads = []
-    for size, k, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
+    for size, k, stride, dilation in zip(sizes, *how, strict=True):
         reach = (k - 1) * dilation + 1
         total = reach - 1 if stride == 1 else _at_least_zero(((size + stride - 1) // stride - 1) * stride + reach - size)
-        small = total // 2
-        out.append((small, total - small) if auto_pad == "SAME_UPPER" else (total - small, small))
+        out.append(_halves(total, auto_pad))
     return out
 
 
@@ -42,12 +59,15 @@ def _at_least_zero(value: Any) -> Any:
     return value if not isinstance(value, int) else max(0, value)
 
 
-def rounded_up(
-    sizes: Sequence[Any], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], pads: Pads
-) -> Pads:
+def _halves(total: Any, auto_pad: str) -> tuple[Any, Any]:
+    small = total // 2
+    return (small, total - small) if auto_pad == "SAME_UPPER" else (total - small, small)
+
+
+def rounded_up(sizes: Sequence[Any], how: Windows, pads: Pads) -> Pads:
     """`pads` with what "ceil_mode" adds after each axis: one more window where one starts inside the input or its padding."""
     out: Pads = []
-    for size, k, stride, dilation, (before, after) in zip(sizes, kernel, strides, dilations, pads, strict=True):
+    for size, k, stride, dilation, (before, after) in zip(sizes, *how, pads, strict=True):
         reach = (k - 1) * dilation + 1
         padded = size + before + after
         windows = (padded - reach + stride - 1) // stride + 1
@@ -61,24 +81,13 @@ def _max_with(after: int, needed: Any) -> Any:
     return max(after, needed) if isinstance(needed, int) else needed
 
 
-def transposed(
-    sizes: Sequence[Any],
-    kernel: Sequence[int],
-    strides: Sequence[int],
-    dilations: Sequence[int],
-    pads: Sequence[int] | None,
-    output_padding: Sequence[int],
-    output_shape: Sequence[int] | None,
-    auto_pad: str,
-) -> Pads:
+def transposed(sizes: Sequence[Any], how: Windows, given: Attributes, output_padding: Each, output_shape: Each | None) -> Pads:
     """What a transposed convolution cuts off (before, after) each axis of its full result."""
-    rank = len(kernel)
+    auto_pad = given.get("auto_pad", "NOTSET")
     if output_shape is None and auto_pad not in ("SAME_UPPER", "SAME_LOWER"):
-        return paddings(sizes, kernel, strides, dilations, pads, auto_pad)
-    wanted = list(output_shape or [size * stride for size, stride in zip(sizes, strides, strict=True)])[-rank:]
+        return paddings(sizes, how, given)
+    wanted = list(output_shape or [size * stride for size, stride in zip(sizes, how.strides, strict=True)])[-len(how.kernel) :]
     out: Pads = []
-    for size, k, stride, dilation, extra, target in zip(sizes, kernel, strides, dilations, output_padding, wanted, strict=True):
-        total = stride * (size - 1) + extra + (k - 1) * dilation + 1 - target
-        small = total // 2
-        out.append((small, total - small) if auto_pad == "SAME_UPPER" else (total - small, small))
+    for size, k, stride, dilation, extra, target in zip(sizes, *how, output_padding, wanted, strict=True):
+        out.append(_halves(stride * (size - 1) + extra + (k - 1) * dilation + 1 - target, auto_pad))
     return out

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import operator as arithmetic
-from typing import Any
+from typing import Any, Unpack
 
 from maasdam.convert.operators.arrays import Arrays, Tensor
 from maasdam.convert.operators.onnx.rearrange import along
 from maasdam.convert.operators.table import operator
+from maasdam.convert.operators.windows import Attributes, windows_of
 
 
 @operator("NonMaxSuppression", shapes=("max_output_boxes_per_class",))
@@ -40,18 +41,16 @@ def deformable_conv(
     offset: Tensor,
     bias: Tensor | None = None,
     mask: Tensor | None = None,
-    dilations: list[int] | None = None,
     group: int = 1,
-    kernel_shape: list[int] | None = None,
     offset_group: int = 1,
-    pads: list[int] | None = None,
-    strides: list[int] | None = None,
+    **given: Unpack[Attributes],
 ) -> Tensor:
     """ONNX DeformConv: every place of the kernel is moved by its own offset (y, x) and read between pixels, zeros around."""
     n, channels, height, width = xp.dims(x)
     outputs, _, *kernel = xp.dims(weight)
     taps, out_sizes = kernel[0] * kernel[1], xp.dims(offset)[2:]
-    strides, dilations, pads = strides or [1, 1], dilations or [1, 1], pads or [0, 0, 0, 0]
+    _, strides, dilations = windows_of(kernel, given)
+    pads = given.get("pads") or [0, 0, 0, 0]
     moves = xp.reshape(offset, [n, offset_group, taps, 2, *out_sizes])
     places = []
     for i in (0, 1):  # down, then across

@@ -9,6 +9,7 @@ from typing import Any
 
 from maasdam.convert.operators.arrays import Arrays, Tensor
 from maasdam.convert.operators.narrow import KINDS
+from maasdam.convert.operators.onnx.narrow import held
 from maasdam.convert.operators.table import ANY, operator
 
 _NAMESAKES = (
@@ -155,7 +156,7 @@ def clip(xp: Arrays, x: Tensor, min: Any = None, max: Any = None) -> Tensor:
 @operator("Cast")
 def cast(xp: Arrays, x: Tensor, to: int = 1, saturate: int = 1, round_mode: str = "up") -> Tensor:
     """ONNX Cast. `to` is left out only in bodies of ONNX's window functions, whose own default is float32."""
-    return xp.held(x, to, bool(saturate)) if to in KINDS else xp.cast(x, xp.dtype(to))
+    return held(xp, x, to, bool(saturate)) if to in KINDS else xp.cast(x, xp.dtype(to))
 
 
 @operator("CastLike")
@@ -229,9 +230,9 @@ def shrink(xp: Arrays, x: Tensor, bias: float = 0.0, lambd: float = 0.5) -> Tens
     return xp.cast(xp.where(wide < -lambd, wide + bias, inner), x.dtype)
 
 
-@operator("Gelu")
+@operator("Gelu", "com.microsoft.Gelu")
 def gelu(xp: Arrays, x: Tensor, approximate: str = "none") -> Tensor:
-    """ONNX Gelu: exact by erf, or by tanh."""
+    """ONNX Gelu: exact by erf, or by tanh; com.microsoft's is by erf."""
     return xp.gelu(x, approximate)
 
 

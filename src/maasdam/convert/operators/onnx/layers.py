@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 from maasdam.convert.operators import windows
 from maasdam.convert.operators.arrays import Arrays, Tensor
@@ -44,19 +44,13 @@ def conv(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    auto_pad: str = "NOTSET",
-    dilations: list[int] | None = None,
     group: int = 1,
-    kernel_shape: list[int] | None = None,
-    pads: list[int] | None = None,
-    strides: list[int] | None = None,
+    **given: Unpack[windows.Attributes],
 ) -> Tensor:
     """ONNX Conv, of one to three spatial axes."""
-    kernel = xp.dims(weight)[2:]
-    ones = [1] * len(kernel)
-    strides, dilations = strides or ones, dilations or ones
-    around = windows.paddings(xp.dims(x)[2:], kernel, strides, dilations, pads, auto_pad)
-    return xp.layers.conv(x, weight, bias, around, strides, dilations, group)
+    how = windows.windows_of(xp.dims(weight)[2:], given)
+    around = windows.paddings(xp.dims(x)[2:], how, given)
+    return xp.layers.conv(x, weight, bias, around, how.strides, how.dilations, group)
 
 
 @operator("ConvTranspose", weights=(1, 2))
@@ -65,55 +59,38 @@ def conv_transpose(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    auto_pad: str = "NOTSET",
-    dilations: list[int] | None = None,
     group: int = 1,
-    kernel_shape: list[int] | None = None,
     output_padding: list[int] | None = None,
     output_shape: list[int] | None = None,
-    pads: list[int] | None = None,
-    strides: list[int] | None = None,
+    **given: Unpack[windows.Attributes],
 ) -> Tensor:
     """ONNX ConvTranspose: the full result, cut to the padding."""
-    kernel = xp.dims(weight)[2:]
-    ones = [1] * len(kernel)
-    strides, dilations, extra = strides or ones, dilations or ones, output_padding or [0] * len(kernel)
-    cut = windows.transposed(xp.dims(x)[2:], kernel, strides, dilations, pads, extra, output_shape, auto_pad)
-    return xp.layers.conv_transpose(x, weight, bias, cut, strides, dilations, extra, group)
+    how = windows.windows_of(xp.dims(weight)[2:], given)
+    extra = output_padding or [0] * len(how.kernel)
+    cut = windows.transposed(xp.dims(x)[2:], how, given, extra, output_shape)
+    return xp.layers.conv_transpose(x, weight, bias, cut, how.strides, how.dilations, extra, group)
 
 
 def _windows(
-    xp: Arrays,
-    x: Tensor,
-    kernel: list[int],
-    strides: list[int] | None,
-    dilations: list[int] | None,
-    pads: list[int] | None,
-    auto_pad: str,
-    ceil_mode: int,
-) -> tuple[tuple[list[int], list[int], list[int]], windows.Pads, windows.Pads]:
-    """Of a pooling: kernel, strides and dilations; the padding; and what it grows to in "ceil mode"."""
-    ones, sizes = [1] * len(kernel), xp.dims(x)[2:]
-    how = kernel, strides or ones, dilations or ones
-    around = windows.paddings(sizes, *how, pads, auto_pad)
-    return how, around, xp.layers.rounded_up(sizes, *how, around) if ceil_mode else around
+    xp: Arrays, x: Tensor, ceil_mode: int, given: windows.Attributes
+) -> tuple[windows.Windows, windows.Pads, windows.Pads]:
+    """Of a pooling: its windows; the padding; and what it grows to in "ceil mode"."""
+    how, sizes = windows.windows_of(given["kernel_shape"], given), xp.dims(x)[2:]
+    around = windows.paddings(sizes, how, given)
+    return how, around, xp.layers.rounded_up(sizes, how, around) if ceil_mode else around
 
 
 @operator("MaxPool")
 def max_pool(
     xp: Arrays,
     x: Tensor,
-    kernel_shape: list[int],
-    auto_pad: str = "NOTSET",
     ceil_mode: int = 0,
-    dilations: list[int] | None = None,
-    pads: list[int] | None = None,
     storage_order: int = 0,
-    strides: list[int] | None = None,
     outputs: int = 1,
+    **given: Unpack[windows.Attributes],
 ) -> Any:
     """ONNX MaxPool; its second output are places in the whole flattened input."""
-    how, _, around = _windows(xp, x, kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
+    how, _, around = _windows(xp, x, ceil_mode, given)
     if outputs == 1:
         return xp.layers.max_pool(x, around, *how)
     return xp.layers.max_pool_with_places(x, around, *how, bool(storage_order))
@@ -125,18 +102,12 @@ def max_unpool(
     x: Tensor,
     places: Tensor,
     output_shape: list[int] | None = None,
-    kernel_shape: list[int] | None = None,
-    pads: list[int] | None = None,
-    strides: list[int] | None = None,
+    **given: Unpack[windows.Attributes],
 ) -> Tensor:
     """ONNX MaxUnpool: each value back to its place, zeros elsewhere."""
-    kernel, sizes = kernel_shape or [], xp.dims(x)
-    count = len(kernel)
-    strides, pads = strides or [1] * count, pads or [0] * 2 * count
-    natural = [
-        (size - 1) * s + k - pads[i] - pads[i + count]
-        for i, (size, s, k) in enumerate(zip(sizes[2:], strides, kernel, strict=True))
-    ]
+    how, sizes = windows.windows_of(given["kernel_shape"], given), xp.dims(x)
+    around = windows.paddings(sizes[2:], how, given)
+    natural = [(n - 1) * s + k - sum(pair) for n, s, k, pair in zip(sizes[2:], how.strides, how.kernel, around, strict=True)]
     wanted = [*sizes[:2], *(output_shape[2:] if output_shape else natural)]
     left, place, step = xp.cast(places, xp.int64), xp.full([], 0, xp.int64), 1
     for own, size in zip(reversed([*sizes[:2], *natural]), reversed(wanted), strict=True):
@@ -148,18 +119,10 @@ def max_unpool(
 
 @operator("AveragePool")
 def average_pool(
-    xp: Arrays,
-    x: Tensor,
-    kernel_shape: list[int],
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    count_include_pad: int = 0,
-    dilations: list[int] | None = None,
-    pads: list[int] | None = None,
-    strides: list[int] | None = None,
+    xp: Arrays, x: Tensor, ceil_mode: int = 0, count_include_pad: int = 0, **given: Unpack[windows.Attributes]
 ) -> Tensor:
     """ONNX AveragePool: the mean of what each window holds, padding counted only with `count_include_pad`."""
-    how, around, grown = _windows(xp, x, kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
+    how, around, grown = _windows(xp, x, ceil_mode, given)
     padded = xp.layers.padded(x, grown, 0)
     if not ceil_mode and (count_include_pad or all(isinstance(v, int) and v == 0 for pair in around for v in pair)):
         return xp.layers.average(padded, None, *how)
@@ -169,19 +132,9 @@ def average_pool(
 
 
 @operator("LpPool")
-def lp_pool(
-    xp: Arrays,
-    x: Tensor,
-    kernel_shape: list[int],
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    dilations: list[int] | None = None,
-    p: int = 2,
-    pads: list[int] | None = None,
-    strides: list[int] | None = None,
-) -> Tensor:
+def lp_pool(xp: Arrays, x: Tensor, ceil_mode: int = 0, p: int = 2, **given: Unpack[windows.Attributes]) -> Tensor:
     """ONNX LpPool."""
-    how, _, around = _windows(xp, x, kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
+    how, _, around = _windows(xp, x, ceil_mode, given)
     return xp.layers.window_sum(xp.layers.padded(xp.math.abs(x) ** p, around, 0), *how) ** (1 / p)
 
 

@@ -13,12 +13,6 @@ from maasdam.convert.operators.table import operator
 from maasdam.errors import Unsupported
 
 
-@operator("com.microsoft.Gelu")
-def gelu(xp: Arrays, x: Tensor) -> Tensor:
-    """com.microsoft Gelu: by erf."""
-    return xp.gelu(x, "none")
-
-
 @operator("com.microsoft.BiasGelu", weights=(1,))
 def bias_gelu(xp: Arrays, x: Tensor, bias: Tensor) -> Tensor:
     """com.microsoft BiasGelu: Gelu of x + bias."""

@@ -6,25 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from maasdam.convert.operators.arrays import Arrays, Tensor
-from maasdam.convert.operators.onnx.layers import average_pool, gemm
+from maasdam.convert.operators.onnx.elementwise import leaky_relu
+from maasdam.convert.operators.onnx.layers import average_pool, gemm, global_average_pool
 from maasdam.convert.operators.onnx.microsoft import embed_layer_normalization
 from maasdam.convert.operators.onnx.quantized import dequantize, dynamic_quantize, matmul_integer, quantize
 from maasdam.convert.operators.onnx.rearrange import gather
 from maasdam.convert.operators.onnx.reduce import softmax, softmax_flat
 from maasdam.convert.operators.table import operator
 from maasdam.errors import Unsupported
-
-
-@operator("com.microsoft.QuantizeLinear")
-def quantize_linear(xp: Arrays, x: Tensor, scale: Tensor, zero: Tensor | None = None, axis: int = 1) -> Tensor:
-    """com.microsoft QuantizeLinear: to 16 bits before ONNX had that."""
-    return quantize(xp, x, scale, zero, axis)
-
-
-@operator("com.microsoft.DequantizeLinear")
-def dequantize_linear(xp: Arrays, x: Tensor, scale: Tensor, zero: Tensor | None = None, axis: int = 1) -> Tensor:
-    """com.microsoft DequantizeLinear: from 16 bits before ONNX had that."""
-    return dequantize(xp, x, scale, zero, axis)
 
 
 def unpacked(xp: Arrays, packed: Tensor, bits: int) -> Tensor:
@@ -146,112 +135,44 @@ def quantized_gemm(
     return out if scale is None else quantize(xp, out, scale, zero)
 
 
-def _quantized_binary(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+def _list_quantized(name: str, function: Callable[..., Tensor], count: int = 1) -> None:
+    """`function` of the first `count` inputs made real by scales and zero points, its answer rounded by the last two."""
+
     @operator(f"com.microsoft.{name}")
-    def call(
-        xp: Arrays,
-        a: Tensor,
-        a_scale: Tensor,
-        a_zero: Tensor | None,
-        b: Tensor,
-        b_scale: Tensor,
-        b_zero: Tensor | None,
-        scale: Tensor,
-        zero: Tensor | None = None,
-    ) -> Tensor:
-        return _back(xp, function(dequantize(xp, a, a_scale, a_zero), dequantize(xp, b, b_scale, b_zero)), scale, zero, a)
+    def call(xp: Arrays, *inputs: Tensor, **attributes: Any) -> Tensor:
+        if attributes.pop("channels_last", 0):
+            raise Unsupported(f"{name} with the channels last")
+        real = [dequantize(xp, *inputs[at : at + 3]) for at in range(0, 3 * count, 3)]
+        scale, zero = (*inputs[3 * count :], None)[:2]
+        zero = xp.full([], 0, inputs[0].dtype) if zero is None else zero
+        return quantize(xp, function(xp, *real, **attributes), scale, zero)
 
 
-def _back(xp: Arrays, real: Tensor, scale: Tensor, zero: Tensor | None, like: Tensor) -> Tensor:
-    return quantize(xp, real, scale, xp.full([], 0, like.dtype) if zero is None else zero)
+def _softmax(xp: Arrays, x: Tensor, axis: int = -1, opset: int = 13) -> Tensor:
+    """Over an axis, or before 13 over all from it on."""
+    return softmax(xp, x, axis) if opset >= 13 else softmax_flat(xp, x, axis)
 
 
-_quantized_binary("QLinearAdd", lambda a, b: a + b)
-_quantized_binary("QLinearMul", lambda a, b: a * b)
-
-
-@operator("com.microsoft.QLinearSigmoid")
-def quantized_sigmoid(
-    xp: Arrays, x: Tensor, x_scale: Tensor, x_zero: Tensor | None, scale: Tensor, zero: Tensor | None = None
-) -> Tensor:
-    """com.microsoft QLinearSigmoid."""
-    return _back(xp, xp.math.sigmoid(dequantize(xp, x, x_scale, x_zero)), scale, zero, x)
-
-
-@operator("com.microsoft.QLinearLeakyRelu")
-def quantized_leaky_relu(
-    xp: Arrays,
-    x: Tensor,
-    x_scale: Tensor,
-    x_zero: Tensor | None,
-    scale: Tensor,
-    zero: Tensor | None = None,
-    alpha: float = 0.01,
-) -> Tensor:
-    """com.microsoft QLinearLeakyRelu."""
-    return _back(xp, xp.leaky_relu(dequantize(xp, x, x_scale, x_zero), alpha), scale, zero, x)
-
-
-@operator("com.microsoft.QLinearSoftmax")
-def quantized_softmax(
-    xp: Arrays, x: Tensor, x_scale: Tensor, x_zero: Tensor | None, scale: Tensor, zero: Tensor, axis: int = -1, opset: int = 13
-) -> Tensor:
-    """com.microsoft QLinearSoftmax, over an axis, or before 13 over all from it on."""
-    real = dequantize(xp, x, x_scale, x_zero)
-    return _back(xp, softmax(xp, real, axis) if opset >= 13 else softmax_flat(xp, real, axis), scale, zero, x)
+_list_quantized("QLinearAdd", lambda xp, a, b: a + b, 2)
+_list_quantized("QLinearMul", lambda xp, a, b: a * b, 2)
+_list_quantized("QLinearSigmoid", lambda xp, x: xp.math.sigmoid(x))
+_list_quantized("QLinearLeakyRelu", leaky_relu)
+_list_quantized("QLinearSoftmax", _softmax)
+_list_quantized("QLinearAveragePool", average_pool)
+_list_quantized("QLinearGlobalAveragePool", global_average_pool)
 
 
 @operator("com.microsoft.QLinearConcat")
 def quantized_concat(xp: Arrays, scale: Tensor, zero: Tensor, *parts: Tensor, axis: int) -> Tensor:
     """com.microsoft QLinearConcat: each part with a scale and a zero point of its own."""
-    real = [dequantize(xp, parts[i], parts[i + 1], parts[i + 2]) for i in range(0, len(parts), 3)]
+    real = [dequantize(xp, *parts[at : at + 3]) for at in range(0, len(parts), 3)]
     return quantize(xp, xp.concat(*real, axis=axis), scale, zero)
 
 
 @operator("com.microsoft.QLinearWhere")
-def quantized_where(
-    xp: Arrays,
-    condition: Tensor,
-    a: Tensor,
-    a_scale: Tensor,
-    a_zero: Tensor,
-    b: Tensor,
-    b_scale: Tensor,
-    b_zero: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-) -> Tensor:
-    """com.microsoft QLinearWhere."""
-    return quantize(
-        xp, xp.where(condition, dequantize(xp, a, a_scale, a_zero), dequantize(xp, b, b_scale, b_zero)), scale, zero
-    )
-
-
-@operator("com.microsoft.QLinearAveragePool")
-def quantized_average_pool(
-    xp: Arrays,
-    x: Tensor,
-    x_scale: Tensor,
-    x_zero: Tensor | None,
-    scale: Tensor,
-    zero: Tensor | None = None,
-    channels_last: int = 0,
-    **attributes: Any,
-) -> Tensor:
-    """com.microsoft QLinearAveragePool, channels first."""
-    if channels_last:
-        raise Unsupported("QLinearAveragePool with the channels last")
-    return _back(xp, average_pool(xp, dequantize(xp, x, x_scale, x_zero), **attributes), scale, zero, x)
-
-
-@operator("com.microsoft.QLinearGlobalAveragePool")
-def quantized_global_average_pool(
-    xp: Arrays, x: Tensor, x_scale: Tensor, x_zero: Tensor, scale: Tensor, zero: Tensor, channels_last: int = 0
-) -> Tensor:
-    """com.microsoft QLinearGlobalAveragePool, channels first."""
-    if channels_last:
-        raise Unsupported("QLinearGlobalAveragePool with the channels last")
-    return _back(xp, xp.mean(dequantize(xp, x, x_scale, x_zero), list(range(2, xp.rank(x))), True), scale, zero, x)
+def quantized_where(xp: Arrays, condition: Tensor, *parts: Tensor) -> Tensor:
+    """com.microsoft QLinearWhere: two values and the answer, each with a scale and a zero point."""
+    return quantize(xp, xp.where(condition, dequantize(xp, *parts[:3]), dequantize(xp, *parts[3:6])), *parts[6:])
 
 
 @operator("com.microsoft.QEmbedLayerNormalization")

@@ -7,6 +7,7 @@ from typing import Any
 from maasdam.convert.operators.arrays import Arrays, Tensor
 from maasdam.convert.operators.narrow import KINDS, Real
 from maasdam.convert.operators.onnx.layers import conv
+from maasdam.convert.operators.onnx.narrow import held, holder
 from maasdam.convert.operators.onnx.rearrange import slice_
 from maasdam.convert.operators.table import operator
 
@@ -22,11 +23,11 @@ def _spread(xp: Arrays, parameter: Tensor, like: Tensor, axis: int, block_size: 
     return xp.reshape(parameter, shape)
 
 
-@operator("DequantizeLinear")
+@operator("DequantizeLinear", "com.microsoft.DequantizeLinear")
 def dequantize(
     xp: Arrays, x: Tensor, scale: Tensor, zero: Tensor | None = None, axis: int = 1, block_size: int = 0, output_dtype: int = 0
 ) -> Tensor:
-    """ONNX DequantizeLinear."""
+    """ONNX DequantizeLinear; com.microsoft's had 16 bits before ONNX had."""
     wide = x
     if zero is not None:
         wide = xp.cast(x, xp.int32) - _spread(xp, xp.cast(zero, xp.int32), x, axis, block_size)
@@ -34,7 +35,7 @@ def dequantize(
     return xp.cast(xp.cast(wide, scale.dtype) * _spread(xp, scale, x, axis, block_size), kind)
 
 
-@operator("QuantizeLinear")
+@operator("QuantizeLinear", "com.microsoft.QuantizeLinear")
 def quantize(
     xp: Arrays,
     x: Tensor,
@@ -46,13 +47,13 @@ def quantize(
     precision: int = 0,
     saturate: int = 1,
 ) -> Tensor:
-    """ONNX QuantizeLinear: halves to even, then cut to the range."""
+    """ONNX QuantizeLinear: halves to even, then cut to the range; com.microsoft's had 16 bits before ONNX had."""
     real = xp.cast(x, scale.dtype) / _spread(xp, scale, x, axis, block_size)
     narrow = KINDS.get(output_dtype)
     if isinstance(narrow, Real):
-        return xp.held(real, output_dtype, bool(saturate))
+        return held(xp, real, output_dtype, bool(saturate))
     if narrow is not None:
-        kind, least, most = xp.holder(narrow), narrow.least, narrow.most
+        kind, least, most = holder(xp, narrow), narrow.least, narrow.most
     else:
         kind = zero.dtype if zero is not None else xp.dtype(output_dtype) if output_dtype else xp.uint8
         least, most = xp.limits(kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict, Unpack
 
 from maasdam.convert.operators.arrays import Arrays, Tensor
 from maasdam.convert.operators.onnx.rearrange import reverse_sequence
@@ -15,64 +15,67 @@ _DEFAULTS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "R
 States = tuple[Tensor, ...]
 Step = Callable[[States, Tensor], States]
 """The states after one step, from those before it and the input's share of the gates, [batch, gates * hidden]."""
+Steps = Callable[[Tensor, Tensor | None, int], Step]
+"""Made of a direction's hidden weights and hidden bias, and its number."""
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
-    """What the three kinds have in common, as ONNX lays it out."""
+class Inputs:
+    """What the three kinds take, in ONNX's order."""
 
-    kind: str
     x: Tensor
     w: Tensor
     r: Tensor
-    b: Tensor | None
-    lengths: Tensor | None
-    states: tuple[Tensor | None, ...]
+    b: Tensor | None = None
+    lengths: Tensor | None = None
+    h: Tensor | None = None
+    c: Tensor | None = None
+    p: Tensor | None = None
+
+
+class Attributes(TypedDict, total=False):
+    """What they have in common, under ONNX's names."""
+
+    hidden_size: int
     direction: str
     layout: int
-    has_own: bool = True
-    """Does a framework's own layer compute the same?"""
+    activations: list[str]
+    input_forget: int
+    clip: float
 
 
-def _refuse(kind: str, activations: list[str] | None, **others: Any) -> None:
-    default = _DEFAULTS[kind]
+def _run(xp: Arrays, kind: str, inputs: Inputs, given: Attributes, steps: Steps, *, has_own: bool = True) -> States:
+    """All directions. `has_own`: a framework's own layer computes the same."""
+    default, activations = _DEFAULTS[kind], given.get("activations")
     if activations and activations not in (default, default * 2):
         raise Unsupported(f"{kind} with activations {', '.join(activations)}")
-    if given := [name for name, value in others.items() if value]:
-        raise Unsupported(f"{kind} with {', '.join(given)}")
-
-
-def _run(xp: Arrays, layer: Layer, step: Callable[[Tensor, Tensor | None, int], Step]) -> States:
-    """All directions. `step` is made of a direction's hidden weights and hidden bias, and its number."""
-    x, count = xp.transpose(layer.x, [1, 0, 2]) if layer.layout else layer.x, layer.w.shape[0]
-    begin = [xp.dims(x)[1], xp.dims(layer.r)[2]]
-    states = [_start(xp, state, layer, [count, *begin]) for state in layer.states]
-    own = layer.has_own and layer.lengths is None
-    found = xp.recurrent.layer(layer.kind, x, layer.w, layer.r, layer.b, states, layer.direction) if own else None
-    y, *ends = found if found is not None else _by_steps(xp, layer, x, states, step)
-    if layer.layout:
+    if refused := [name for name in ("input_forget", "clip") if given.get(name)]:
+        raise Unsupported(f"{kind} with {', '.join(refused)}")
+    direction, is_batch_first = given.get("direction", "forward"), given.get("layout", 0)
+    x = xp.transpose(inputs.x, [1, 0, 2]) if is_batch_first else inputs.x
+    sizes = [inputs.w.shape[0], xp.dims(x)[1], xp.dims(inputs.r)[2]]
+    states = [
+        xp.full(sizes, 0, x.dtype) if state is None else xp.transpose(state, [1, 0, 2]) if is_batch_first else state
+        for state in ((inputs.h, inputs.c) if kind == "LSTM" else (inputs.h,))
+    ]
+    own = has_own and inputs.lengths is None
+    found = xp.recurrent.layer(kind, x, inputs.w, inputs.r, inputs.b, states, direction) if own else None
+    y, *ends = found if found is not None else _by_steps(xp, inputs, direction, x, states, steps)
+    if is_batch_first:
         return (xp.transpose(y, [2, 0, 1, 3]), *(xp.transpose(s, [1, 0, 2]) for s in ends))
     return (y, *ends)
 
 
-def _start(xp: Arrays, state: Tensor | None, layer: Layer, sizes: list[Any]) -> Tensor:
-    if state is None:
-        return xp.full(sizes, 0, layer.x.dtype)
-    return xp.transpose(state, [1, 0, 2]) if layer.layout else state
-
-
-def _by_steps(
-    xp: Arrays, layer: Layer, x: Tensor, states: list[Tensor], step: Callable[[Tensor, Tensor | None, int], Step]
-) -> States:
+def _by_steps(xp: Arrays, inputs: Inputs, direction: str, x: Tensor, states: list[Tensor], steps: Steps) -> States:
     """[time, directions, batch, hidden] and the last states. A padded step gives zero and leaves the states what they were."""
-    lengths, outputs, ends = layer.lengths, [], []
-    steps = xp.unsqueeze(xp.arange(xp.dims(x)[0]), 1)
-    masks = [] if lengths is None else [(steps < xp.cast(lengths, xp.int64))[:, :, None]]
-    for d in range(layer.w.shape[0]):
-        is_backward = layer.direction == "reverse" or d == 1
-        of_input, of_hidden = (None, None) if layer.b is None else xp.split(layer.b[d], [layer.w.shape[1]] * 2, 0)
-        shares = xp.linear(_turned(xp, x, lengths) if is_backward else x, layer.w[d], of_input)
-        own = step(layer.r[d], of_hidden, d)
+    lengths, outputs, ends = inputs.lengths, [], []
+    times = xp.unsqueeze(xp.arange(xp.dims(x)[0]), 1)
+    masks = [] if lengths is None else [(times < xp.cast(lengths, xp.int64))[:, :, None]]
+    for d in range(inputs.w.shape[0]):
+        is_backward = direction == "reverse" or d == 1
+        of_input, of_hidden = (None, None) if inputs.b is None else xp.split(inputs.b[d], [inputs.w.shape[1]] * 2, 0)
+        shares = xp.linear(_turned(xp, x, lengths) if is_backward else x, inputs.w[d], of_input)
+        own = steps(inputs.r[d], of_hidden, d)
 
         def turn(before: States, now: tuple[Tensor, ...], own: Step = own) -> States:
             share, *is_real = now
@@ -92,29 +95,13 @@ def _turned(xp: Arrays, x: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 @operator("LSTM", weights=(1, 2, 3))
-def lstm(
-    xp: Arrays,
-    x: Tensor,
-    w: Tensor,
-    r: Tensor,
-    b: Tensor | None = None,
-    sequence_lens: Tensor | None = None,
-    initial_h: Tensor | None = None,
-    initial_c: Tensor | None = None,
-    p: Tensor | None = None,
-    hidden_size: int = 0,
-    direction: str = "forward",
-    layout: int = 0,
-    activations: list[str] | None = None,
-    input_forget: int = 0,
-    clip: float = 0.0,
-) -> States:
+def lstm(xp: Arrays, *inputs: Tensor | None, **given: Unpack[Attributes]) -> States:
     """ONNX LSTM: gates in the order input, output, forget, cell; peepholes (input, output, forget) look at the cell."""
-    _refuse("LSTM", activations, input_forget=input_forget, clip=clip)
-    each = [r.shape[2]] * 4
+    named = Inputs(*inputs)
+    each = [named.r.shape[2]] * 4
 
     def of_direction(weight: Tensor, bias: Tensor | None, d: int) -> Step:
-        peep_i, peep_o, peep_f = xp.recurrent.pieces(p[d], each[:3]) if p is not None else (0.0, 0.0, 0.0)
+        peep_i, peep_o, peep_f = xp.recurrent.pieces(named.p[d], each[:3]) if named.p is not None else (0.0, 0.0, 0.0)
 
         def step(before: States, share: Tensor) -> States:
             h, c = before
@@ -125,29 +112,14 @@ def lstm(
 
         return step
 
-    layer = Layer("LSTM", x, w, r, b, sequence_lens, (initial_h, initial_c), direction, layout, has_own=p is None)
-    return _run(xp, layer, of_direction)
+    return _run(xp, "LSTM", named, given, of_direction, has_own=named.p is None)
 
 
 @operator("GRU", weights=(1, 2, 3))
-def gru(
-    xp: Arrays,
-    x: Tensor,
-    w: Tensor,
-    r: Tensor,
-    b: Tensor | None = None,
-    sequence_lens: Tensor | None = None,
-    initial_h: Tensor | None = None,
-    hidden_size: int = 0,
-    direction: str = "forward",
-    layout: int = 0,
-    linear_before_reset: int = 0,
-    activations: list[str] | None = None,
-    clip: float = 0.0,
-) -> States:
+def gru(xp: Arrays, *inputs: Tensor | None, linear_before_reset: int = 0, **given: Unpack[Attributes]) -> States:
     """ONNX GRU: gates in the order update, reset, hidden; the reset applies before or after the product."""
-    _refuse("GRU", activations, clip=clip)
-    each = [r.shape[2]] * 3
+    named = Inputs(*inputs)
+    each = [named.r.shape[2]] * 3
 
     def of_direction(weight: Tensor, bias: Tensor | None, d: int) -> Step:
         r_z, r_r, r_h = xp.recurrent.pieces(weight, each)
@@ -163,29 +135,14 @@ def gru(
 
         return step
 
-    layer = Layer("GRU", x, w, r, b, sequence_lens, (initial_h,), direction, layout, has_own=bool(linear_before_reset))
-    return _run(xp, layer, of_direction)
+    return _run(xp, "GRU", named, given, of_direction, has_own=bool(linear_before_reset))
 
 
 @operator("RNN", weights=(1, 2, 3))
-def rnn(
-    xp: Arrays,
-    x: Tensor,
-    w: Tensor,
-    r: Tensor,
-    b: Tensor | None = None,
-    sequence_lens: Tensor | None = None,
-    initial_h: Tensor | None = None,
-    hidden_size: int = 0,
-    direction: str = "forward",
-    layout: int = 0,
-    activations: list[str] | None = None,
-    clip: float = 0.0,
-) -> States:
+def rnn(xp: Arrays, *inputs: Tensor | None, **given: Unpack[Attributes]) -> States:
     """ONNX RNN with tanh."""
-    _refuse("RNN", activations, clip=clip)
 
     def of_direction(weight: Tensor, bias: Tensor | None, d: int) -> Step:
         return lambda before, share: (xp.math.tanh(share + xp.linear(before[0], weight, bias)),)
 
-    return _run(xp, Layer("RNN", x, w, r, b, sequence_lens, (initial_h,), direction, layout), of_direction)
+    return _run(xp, "RNN", Inputs(*inputs), given, of_direction)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from maasdam.convert.operators import folding
 from maasdam.convert.operators.arrays import Arrays, Tensor
@@ -12,6 +12,7 @@ from maasdam.convert.operators.onnx import open_resize
 from maasdam.convert.operators.onnx.rearrange import along as spread
 from maasdam.convert.operators.resampling import Sampling, taps
 from maasdam.convert.operators.table import operator
+from maasdam.convert.operators.windows import Attributes, windows_of
 from maasdam.errors import Unsupported
 
 
@@ -111,20 +112,14 @@ def affine_grid(xp: Arrays, theta: Tensor, size: list[Any], align_corners: int =
 
 
 @operator("Col2Im", shapes=("image_shape", "block_shape"))
-def col2im(
-    xp: Arrays,
-    x: Tensor,
-    image_shape: list[int],
-    block_shape: list[int],
-    dilations: list[int] | None = None,
-    pads: list[int] | None = None,
-    strides: list[int] | None = None,
-) -> Tensor:
+def col2im(xp: Arrays, x: Tensor, image_shape: list[int], block_shape: list[int], **given: Unpack[Attributes]) -> Tensor:
     """ONNX Col2Im: blocks back into an image of any number of axes, what overlaps summed."""
     if not all(isinstance(size, int) for size in (*image_shape, *block_shape)):
         raise Unsupported("Col2Im into an image whose size is not fixed")
-    one, (n, deep, blocks), per_block = [1] * len(image_shape), xp.dims(x), math.prod(block_shape)
-    places = folding.places(image_shape, block_shape, dilations or one, pads or [0] * 2 * len(one), strides or one).reshape(-1)
+    (n, deep, blocks), per_block = xp.dims(x), math.prod(block_shape)
+    _, strides, dilations = windows_of(block_shape, given)
+    pads = given.get("pads") or [0] * 2 * len(image_shape)
+    places = folding.places(image_shape, block_shape, dilations, pads, strides).reshape(-1)
     columns = xp.reshape(x, [n, deep // per_block, per_block * blocks])
     image = xp.spatial.summed_at(columns, xp.tensor(places), math.prod(image_shape) + 1)
     return xp.reshape(image[..., :-1], [n, deep // per_block, *image_shape])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from maasdam.convert.operators.arrays import Arrays
+from maasdam.convert.operators.arrays import Arrays, kinds_of
 from maasdam.convert.operators.pytorch import (
     control,
     detection,
@@ -21,22 +21,7 @@ from maasdam.convert.operators.pytorch import (
     signal,
     spatial,
 )
-from maasdam.convert.operators.pytorch.narrow import held, holder
 from maasdam.errors import Unsupported
-
-DTYPES: dict[int, torch.dtype] = {
-    1: torch.float32, 2: torch.uint8, 3: torch.int8, 4: torch.uint16, 5: torch.int16, 6: torch.int32, 7: torch.int64,
-    9: torch.bool, 10: torch.float16, 11: torch.float64, 12: torch.uint32, 13: torch.uint64, 14: torch.complex64,
-    15: torch.complex128, 16: torch.bfloat16,
-}  # fmt: skip
-"""ONNX's numbers for element types (TensorProto.DataType)."""
-
-
-def dtype(number: int) -> torch.dtype:
-    """The element type of an ONNX number. Raises Unsupported for strings and the 8-bit and narrower floats."""
-    if number not in DTYPES:
-        raise Unsupported(f"PyTorch tensors here have no ONNX element type number {number}")
-    return DTYPES[number]
 
 
 def tensor(array: np.ndarray[Any, Any]) -> Tensor:
@@ -87,9 +72,7 @@ ARRAYS = Arrays(
     int32=torch.int32,
     int64=torch.int64,
     uint8=torch.uint8,
-    dtype=dtype,
-    holder=holder,
-    held=held,
+    kinds=kinds_of(torch),
     limits=_limits,
     is_float=torch.is_floating_point,
     cast=lambda x, kind: x.to(kind),

@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow import Tensor
 
-from maasdam.convert.operators.arrays import Arrays
+from maasdam.convert.operators.arrays import Arrays, kinds_of
 from maasdam.convert.operators.tensorflow import (
     control,
     detection,
@@ -19,7 +19,6 @@ from maasdam.convert.operators.tensorflow import (
     signal,
     spatial,
 )
-from maasdam.convert.operators.tensorflow.narrow import held, holder
 from maasdam.convert.operators.tensorflow.sizes import (
     Size,
     broadcast_sizes,
@@ -33,25 +32,11 @@ from maasdam.convert.operators.tensorflow.sizes import (
 )
 from maasdam.errors import Unsupported
 
-DTYPES: dict[int, tf.DType] = {
-    1: tf.float32, 2: tf.uint8, 3: tf.int8, 4: tf.uint16, 5: tf.int16, 6: tf.int32, 7: tf.int64,
-    9: tf.bool, 10: tf.float16, 11: tf.float64, 12: tf.uint32, 13: tf.uint64, 14: tf.complex64,
-    15: tf.complex128, 16: tf.bfloat16,
-}  # fmt: skip
-"""ONNX's numbers for element types (TensorProto.DataType)."""
-
-
-def dtype(number: int) -> tf.DType:
-    """The element type of an ONNX number. Raises Unsupported for strings and the 8-bit and narrower floats."""
-    if number not in DTYPES:
-        raise Unsupported(f"TensorFlow tensors here have no ONNX element type number {number}")
-    return DTYPES[number]
-
 
 def _known(*kinds: tf.DType) -> None:
     """Raise Unsupported for element types TensorFlow has but hardly computes on: 8-bit and narrower floats, 4-bit integers."""
     for kind in kinds:
-        if kind not in DTYPES.values():
+        if kind not in kinds_of(tf).values():
             raise Unsupported(f"TensorFlow does not compute {kind.name} as ONNX does")
 
 
@@ -109,9 +94,7 @@ ARRAYS = Arrays(
     int32=tf.int32,
     int64=tf.int64,
     uint8=tf.uint8,
-    dtype=dtype,
-    holder=holder,
-    held=held,
+    kinds=kinds_of(tf),
     limits=_limits,
     is_float=lambda x: x.dtype.is_floating,
     cast=_cast,

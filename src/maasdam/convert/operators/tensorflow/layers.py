@@ -123,13 +123,10 @@ def _transposed(x: Tensor, filters: Tensor, strides: list[int]) -> Tensor:
     return tf.nn.conv_transpose(x, filters, tf.cast(whole, tf.int32), strides, "VALID")
 
 
-def rounded_up(
-    sizes: Sequence[Any], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], pads: windows.Pads
-) -> windows.Pads:
+def rounded_up(sizes: Sequence[Any], how: windows.Windows, pads: windows.Pads) -> windows.Pads:
     """As windows.rounded_up; where sizes are symbols, the run sees whether the last window starts behind the input."""
     out: windows.Pads = []
-    grown = windows.rounded_up(sizes, kernel, strides, dilations, pads)
-    for k, stride, dilation, (before, after) in zip(kernel, strides, dilations, grown, strict=True):
+    for k, stride, dilation, (before, after) in zip(*how, windows.rounded_up(sizes, how, pads), strict=True):
         if isinstance(after, Size):
             behind = tf.cast(scalar(after) >= (k - 1) * dilation + 1, tf.int64)
             after = Size(after.tensor - stride * behind)
