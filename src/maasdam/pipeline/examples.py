@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
+import numpy as np
+
 from maasdam.core import (
     Artifact,
     AudioPayload,
@@ -108,8 +110,6 @@ def calibration_inputs(
     Raises InvalidInput naming the file where one can't be prepared or, where ranges are taken from them, holds NaN or infinity,
     which would ruin every one.
     """
-    import numpy as np
-
     inputs: list[Inputs] = []
     held = 0
     prepare = Preparer(source)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from maasdam.artifacts.store import file_digests
 from maasdam.convert.proof.edges import PLAIN
 from maasdam.core import Artifact, Tensors
@@ -191,8 +193,6 @@ class Proof:
         for only where a difference is over the limit. `pairs` tell apart what such a step excuses: two engines that round
         differently disagree somewhere around it, one that decides otherwise on it (a half, a bound, an equal) nowhere else.
         """
-        import numpy as np
-
         is_edge = kind is not None
         moved: list[Tensors] | None = None
         asked: list[tuple[Tensors, Tensors]] = []
@@ -258,8 +258,6 @@ class Proof:
         return array.reshape(shape) if is_like else array
 
     def _sum_up(self, output: OutputProof, values: type_array, found: type_array, worst: float, *, is_edge: bool) -> None:
-        import numpy as np
-
         scale = float(np.abs(values).max())
         output.scale = max(output.scale, scale)
         output.max_abs_diff = max(output.max_abs_diff, worst)
@@ -273,8 +271,6 @@ class Proof:
 
     def _along(self, name: str, values: type_array) -> list[tuple[int, _Slices]]:
         """The slices along each axis but the first, as far as they are few and the same number every time."""
-        import numpy as np
-
         found = []
         for axis in range(1, values.ndim):
             count = values.shape[axis]
@@ -300,8 +296,6 @@ class Proof:
 
     def _allowed(self, output: OutputProof, at: Group, slices: list[tuple[int, _Slices]], shape: tuple[int, ...]) -> type_array:
         """As far as is known by now: what is over it is looked at more closely."""
-        import numpy as np
-
         limit = self._limit_of(output, at)
         allowed = np.full(shape, limit)
         for axis, along in slices:
@@ -317,8 +311,6 @@ class Proof:
     def _spread(self, output: OutputProof, values: type_array, dtype: Any, *, is_edge: bool) -> None:
         """Between the items of a batch, and between batches of one shape: with the first random or real one of it, which is
         kept as the source gave it. Edges come in many shapes, and all of theirs would fill the memory."""
-        import numpy as np
-
         if values.ndim and len(values) > 1:
             output.spread = max(output.spread, float(np.ptp(values, axis=0).max()))
         first = self._first.get((output.name, values.shape))
@@ -428,8 +420,6 @@ class Proof:
 
 def differences_of(wanted: type_array, found: type_array) -> tuple[type_array, type_array]:
     """How far each number is off, and the reference's numbers: 0 where it holds NaN, and where both hold one infinity."""
-    import numpy as np
-
     reference, other = wanted.astype(np.float64), found.astype(np.float64)
     if wanted.dtype.kind in "iu" and wanted.dtype.itemsize == 8:  # float64 does not tell the largest apart
         other = np.where(wanted == found, reference, np.where(reference == other, reference + 1, other))
@@ -448,8 +438,6 @@ def _beside(
 
     What is counted or decided has no size to compare: where the source decides otherwise one step away, either is right.
     """
-    import numpy as np
-
     moves = np.zeros_like(difference)
     for each in moved:
         if each.shape != wanted.shape:
@@ -468,8 +456,6 @@ def _beside(
 
 def _decided_otherwise(wanted: type_array, pairs: Sequence[tuple[type_array, type_array]], allowed: type_array) -> type_array:
     """Where the source turns within a step, and both agree on either side of it."""
-    import numpy as np
-
     turns, agree = np.zeros(wanted.shape, np.bool_), np.ones(wanted.shape, np.bool_)
     for source, candidate in pairs:
         if source.shape != wanted.shape or candidate.shape != wanted.shape:

@@ -10,6 +10,10 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
 from maasdam.convert.proof.conditions import opened
 from maasdam.convert.proof.differences import differences_of
 from maasdam.convert.proof.edges import Question
@@ -61,23 +65,15 @@ def is_rounding(
 
 
 def _are_numbers_alike(one: Tensors, other: Tensors) -> bool:
-    import numpy as np
-
     return all(np.array_equal(np.isfinite(array), np.isfinite(other[name])) for name, array in one.items())
 
 
 def _filled(batch: Tensors, base: Tensors, draw: int) -> Tensors:
     """The batch with other ids, one for each input, as `base` has them."""
-    import numpy as np
-
     return {name: np.full_like(array, base[name].flat[draw * 7919 % base[name].size]) for name, array in batch.items()}
 
 
 def _nudged(source: Artifact, draw: int) -> Any:
-    import numpy as np
-    import onnx
-    from onnx import numpy_helper
-
     model = onnx.load(source.path / "model.onnx")
     random = np.random.default_rng([draw, 313])
     for weight in model.graph.initializer:
