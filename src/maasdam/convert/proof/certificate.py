@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +18,7 @@ from maasdam.convert.networks import default_part, parts_of, reference
 from maasdam.convert.probes import begin, proof_sizes
 from maasdam.convert.proof.clues import clues_of
 from maasdam.convert.proof.conditions import Watch, watch
-from maasdam.convert.proof.differences import Certificate, Neighbours, Pairs, Proof, Tolerance
+from maasdam.convert.proof.differences import Certificate, Given, Neighbours, Pairs, Proof, Tolerance
 from maasdam.convert.proof.edges import Question, neighbours
 from maasdam.convert.proof.nudged import Beside, beside, is_rounding
 from maasdam.convert.proof.precision import tolerance_of
@@ -55,151 +57,125 @@ def certify(
     `inputs` are prepared for the source's engine ("input_ids" [1, T] for a language model). Raises VerificationFailed
     saying which output differs and by how much; EngineFailure and MissingExtra when an engine can't run.
     """
-    tolerance = tolerance or tolerance_of(source)
+    given = Given(seeds, inputs or (), tolerance or tolerance_of(source), progress)
     if candidate.layout == "genai":
         from maasdam.convert.proof.certificate_language import certify_language
 
-        return certify_language(source, candidate, seeds, inputs or (), tolerance, progress)
+        return certify_language(source, candidate, given)
     if candidate.layout == "ctranslate2":
         from maasdam.convert.proof.certificate_whisper import certify_whisper
 
-        return certify_whisper(source, candidate, seeds, inputs or (), tolerance, progress)
-    return _certify_tensors(default_part(source), candidate, seeds, inputs or (), tolerance, progress)
+        return certify_whisper(source, candidate, given)
+    return _certify_tensors(default_part(source), candidate, given)
 
 
-def _reference(source: Artifact) -> TensorEngine:
-    if parts_of(source):
-        return reference(source)
-    return cast(TensorEngine, open_engine(source))
-
-
-def _certify_tensors(
-    source: Artifact,
-    candidate: Artifact,
-    seeds: tuple[int, ...],
-    inputs: Iterable[Tensors],
-    tolerance: Tolerance,
-    progress: Progress,
-) -> Certificate:
+def _certify_tensors(source: Artifact, candidate: Artifact, given: Given) -> Certificate:
     began = time.monotonic()
-    original = _reference(source)
-    try:
+    with closing(reference(source) if parts_of(source) else cast(TensorEngine, open_engine(source))) as original:
         fixed = check_kept(original.signature, candidate.signature or original.signature)
-        engine = cast(TensorEngine, open_engine(candidate, settings=SETTINGS))
-        try:
+        with closing(cast(TensorEngine, open_engine(candidate, settings=SETTINGS))) as engine:
             fixed |= check_kept(original.signature, engine.signature)
-            names = [s.name for s in original.signature.outputs]
-            proof = Proof(tolerance, names, drops_ones=drops_ones(source))
-            given = [begin(original.signature, batch) for batch in inputs]
-            count = len(seeds) * len(proof_sizes(original.signature)) + len(given)
-            watched, aside = watch(source), beside(source)
-            bases: list[Tensors] = []
-            for done, (seed, batch, answer) in enumerate(_cases(original, given, seeds, source.path, tolerance)):
-                progress("compare with the source", done, count)
-                check_fixed(fixed, answer)
-                watched.look(batch)
-                steps = _steps(original, batch, aside, is_tied=False)
-                proof.add(seed, batch, answer, _answer(engine, batch), neighbours=steps)
-                bases.append(batch)
-            progress("compare with the source", count, count)
-            asked = Asked()
-            seconds = max(LEAST_SECONDS, time.monotonic() - began)
-            facts = _edges(source, original, engine, proof, bases, fixed, watched, aside, asked, seconds, progress)
-            facts |= {"settings": _settings(candidate, engine, bases, tolerance)}
-        finally:
-            engine.close()
-    finally:
-        original.close()
-    return proof.certificate(source, candidate, seeds, facts)
+            proof = Proof(given.tolerance, [s.name for s in original.signature.outputs], drops_ones=drops_ones(source))
+            pair = _Pair(source, original, engine, proof, fixed, beside(source), watch(source))
+            real = [begin(original.signature, batch) for batch in given.inputs]
+            cases = _cases(original, real, given.seeds, source.path, given.tolerance)
+            count = len(given.seeds) * len(proof_sizes(original.signature)) + len(real)
+            bases = [pair.add(*case) for case in given.counted(cases, count)]
+            facts = pair.edges(bases, max(LEAST_SECONDS, time.monotonic() - began), given.progress)
+            facts |= {"settings": _settings(candidate, engine, bases, given.tolerance)}
+    return proof.certificate(source, candidate, given.seeds, facts)
 
 
-def _edges(
-    source: Artifact,
-    original: TensorEngine,
-    engine: TensorEngine,
-    proof: Proof,
-    bases: Sequence[Tensors],
-    fixed: Fixed,
-    watched: Watch,
-    aside: Beside | None,
-    asked: Asked,
-    seconds: float,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Compare what random inputs don't reach, and say what of it was not reached."""
-    beyond: list[dict[str, Any]] = []
-    refused: list[str] = []
-    clues = clues_of(source)
-    for number, question in enumerate(
-        questions(
-            original, bases, folder=source.path, clues=clues, watched=watched, done=len(bases), seconds=seconds, asked=asked
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """The source and the candidate, both open, and what is proven of them so far."""
+
+    source: Artifact
+    original: TensorEngine
+    engine: TensorEngine
+    proof: Proof
+    fixed: Fixed
+    aside: Beside | None
+    watched: Watch
+
+    def add(self, seed: int | None, batch: Tensors, answer: Tensors) -> Tensors:
+        """Compare a random or a real batch, and give it back."""
+        check_fixed(self.fixed, answer)
+        self.watched.look(batch)
+        self.proof.add(seed, batch, answer, self._answer(batch), neighbours=self._steps(batch))
+        return batch
+
+    def edges(self, bases: Sequence[Tensors], seconds: float, progress: Progress) -> dict[str, Any]:
+        """Compare what random inputs don't reach, and say what of it was not reached."""
+        beyond: list[dict[str, Any]] = []
+        refused: list[str] = []
+        asked, clues = Asked(), clues_of(self.source)
+        asking = questions(
+            self.original, bases, folder=self.source.path, clues=clues, watched=self.watched, seconds=seconds, asked=asked
         )
-    ):
-        progress("compare at the edges", number)
-        check_fixed(fixed, question.answer)
-        if question.is_beyond:
-            beyond.append(_beyond(engine, question, proof.tolerance))
-            continue
+        for number, question in enumerate(asking):
+            progress("compare at the edges", number)
+            check_fixed(self.fixed, question.answer)
+            if question.is_beyond:
+                beyond.append(self._beyond(question))
+                continue
+            try:
+                found = self._answer(question.batch)
+            except VerificationFailed:
+                if not question.may_be_refused:
+                    raise
+                refused.append(question.kind)
+                continue
+            is_one_id = self.aside and _is_one_number(question.batch)
+            if self.aside and is_one_id and is_rounding(question, found, bases, self.aside, self.proof.limit):
+                beyond.append(self._beyond(question))
+                continue
+            self.proof.add(
+                None, question.batch, question.answer, found, kind=question.kind, group=question.group,
+                neighbours=self._steps(question.batch, is_tied=question.is_tied),
+                pairs=self._pairs(question.batch) if question.kind.startswith(EXACT) else None,
+            )  # fmt: skip
+        return {
+            "conditions": self.watched.to_json(),
+            "integers": dict(asked.rows),
+            "lengths": {"shortest": asked.shortest, "refused_by_the_candidate": refused},
+            "beyond": beyond,
+            "left_out_for_time": list(dict.fromkeys(kind.partition(" ")[0] for kind in asked.left_out)),
+        }
+
+    def _steps(self, batch: Tensors, *, is_tied: bool = False) -> Neighbours:
+        """What the source answers one step of its input's type beside the batch, in the n-th direction; of its weights' type
+        where the input has no steps."""
+        if (aside := self.aside) is not None:
+            return lambda n: aside(batch, n)
+        return lambda n: self.original.run(neighbours(batch, seed=n, is_tied=is_tied))
+
+    def _pairs(self, batch: Tensors) -> Pairs:
+        def pair(n: int) -> tuple[Tensors, Tensors]:
+            moved = neighbours(batch, seed=n, is_tied=True)
+            return self.original.run(moved), self.engine.run(moved)
+
+        return pair
+
+    def _beyond(self, question: Question) -> dict[str, Any]:
+        """Does it agree where no conversion has to? It is written down, so that nobody has to find out."""
+        alone = Proof(self.proof.tolerance, list(question.answer))
         try:
-            found = _answer(engine, question.batch)
-        except VerificationFailed:
-            if not question.may_be_refused:
-                raise
-            refused.append(question.kind)
-            continue
-        if aside and _is_one_number(question.batch) and is_rounding(question, found, bases, aside, proof.limit):
-            beyond.append(_beyond(engine, question, proof.tolerance))
-            continue
-        steps = _steps(original, question.batch, aside, is_tied=question.is_tied)
-        proof.add(
-            None, question.batch, question.answer, found, kind=question.kind, group=question.group, neighbours=steps,
-            pairs=_pairs(original, engine, question.batch) if question.kind.startswith(EXACT) else None,
-        )  # fmt: skip
-    return {
-        "conditions": watched.to_json(),
-        "integers": {name: count for name, count in asked.rows.items()},
-        "lengths": {"shortest": asked.shortest, "refused_by_the_candidate": refused},
-        "beyond": beyond,
-        "left_out_for_time": list(dict.fromkeys(kind.partition(" ")[0] for kind in asked.left_out)),
-    }
+            alone.add(None, question.batch, question.answer, self.engine.run(question.batch), kind=question.kind)
+        except MaasdamError:
+            return {"inputs": question.kind, "agrees": False}
+        return {"inputs": question.kind, "agrees": alone.agrees()}
 
-
-def _steps(original: TensorEngine, batch: Tensors, aside: Beside | None, *, is_tied: bool) -> Neighbours:
-    """What the source answers one step of its input's type beside the batch, in the n-th direction; of its weights' type where
-    the input has no steps."""
-    if aside is not None:
-        return lambda n: aside(batch, n)
-    return lambda n: original.run(neighbours(batch, seed=n, is_tied=is_tied))
-
-
-def _pairs(original: TensorEngine, engine: TensorEngine, batch: Tensors) -> Pairs:
-    def pair(n: int) -> tuple[Tensors, Tensors]:
-        beside = neighbours(batch, seed=n, is_tied=True)
-        return original.run(beside), engine.run(beside)
-
-    return pair
-
-
-def _beyond(engine: TensorEngine, question: Question, tolerance: Tolerance) -> dict[str, Any]:
-    """Does it agree where no conversion has to? It is written down, so that nobody has to find out."""
-    alone = Proof(tolerance, list(question.answer))
-    try:
-        alone.add(None, question.batch, question.answer, engine.run(question.batch), kind=question.kind)
-    except MaasdamError:
-        return {"inputs": question.kind, "agrees": False}
-    return {"inputs": question.kind, "agrees": alone.agrees()}
+    def _answer(self, batch: Tensors) -> Tensors:
+        try:
+            return self.engine.run(batch)
+        except (EngineFailure, InvalidTensor) as error:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in batch.items())
+            raise VerificationFailed(f"the converted model breaks where the source answers, on {shapes}: {error}") from error
 
 
 def _is_one_number(batch: Tensors) -> bool:
     return all(array.size and (array == array.flat[0]).all() for array in batch.values())
-
-
-def _answer(candidate: TensorEngine, batch: Tensors) -> Tensors:
-    try:
-        return candidate.run(batch)
-    except (EngineFailure, InvalidTensor) as error:
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in batch.items())
-        raise VerificationFailed(f"the converted model breaks where the source answers, on {shapes}: {error}") from error
 
 
 def _cases(
@@ -226,13 +202,11 @@ def _settings(candidate: Artifact, engine: TensorEngine, bases: Sequence[Tensors
 
     told = properties({**SETTINGS, "threads": 1})
     named = {name: value for name, value in told.items() if name in CHANGE_ANSWERS}
-    plain = cast(TensorEngine, open_engine(candidate, settings=DEFAULTS))
-    try:
-        proof = Proof(tolerance, [s.name for s in engine.signature.outputs])
-        for batch in bases[:DEFAULT_BATCHES]:
-            proof.add(0, batch, engine.run(batch), plain.run(batch), kind="defaults")
-        return {"named": named, "engine_defaults_agree": proof.agrees()}
-    except MaasdamError:
-        return {"named": named, "engine_defaults_agree": False}
-    finally:
-        plain.close()
+    with closing(cast(TensorEngine, open_engine(candidate, settings=DEFAULTS))) as plain:
+        try:
+            proof = Proof(tolerance, [s.name for s in engine.signature.outputs])
+            for batch in bases[:DEFAULT_BATCHES]:
+                proof.add(0, batch, engine.run(batch), plain.run(batch), kind="defaults")
+            return {"named": named, "engine_defaults_agree": proof.agrees()}
+        except MaasdamError:
+            return {"named": named, "engine_defaults_agree": False}

@@ -7,16 +7,17 @@ is right, and the comparison of that text ends there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from maasdam.convert.modules import load_transformers
-from maasdam.convert.proof.differences import Certificate, Proof, Tolerance
+from maasdam.convert.proof.differences import Certificate, Given, Proof
 from maasdam.convert.proof.language_parity import StatefulScorer, padded_cases, reference_logits, vocabulary_and_context
-from maasdam.core import Artifact, Progress, SequenceEngine, Tensors
+from maasdam.core import Artifact, Progress, SequenceEngine
 from maasdam.engines import open_engine
 from maasdam.engines.generating import greedy
 from maasdam.errors import VerificationFailed
@@ -38,29 +39,21 @@ SETTINGS = {
 """What the engine is told by default, in its own words. What OpenVINO GenAI chooses with nothing said is not compared."""
 
 
-def certify_language(
-    source: Artifact,
-    candidate: Artifact,
-    seeds: tuple[int, ...],
-    inputs: Iterable[Tensors],
-    tolerance: Tolerance,
-    progress: Progress,
-) -> Certificate:
-    """As `certify`, for layout genai. `inputs` hold "input_ids" [1, T]."""
+def certify_language(source: Artifact, candidate: Artifact, given: Given) -> Certificate:
+    """As `certify`, for layout genai. Real inputs hold "input_ids" [1, T]."""
     model = load_transformers(source, "sdpa")
     vocabulary, longest = vocabulary_and_context(model)
-    real = [tensors["input_ids"][:, : longest - NEW_TOKENS] for tensors in inputs]
-    proof = Proof(tolerance, ["logits"])
+    real = [tensors["input_ids"][:, : longest - NEW_TOKENS] for tensors in given.inputs]
+    proof = Proof(given.tolerance, ["logits"])
     scorer = StatefulScorer(candidate.path / "openvino_model.xml")
-    for seed in seeds:
-        progress("compare logits", seed, len(seeds))
-        for ids, mask in padded_cases(vocabulary, longest, seed):
-            _add_logits(proof, seed, model, scorer, ids, mask)
-    for ids in real:
-        _add_logits(proof, None, model, scorer, ids, None)
-    proof_so_far = proof.certificate(source, candidate, seeds, {"settings": {"named": SETTINGS, "engine_defaults_agree": None}})
-    prompts = _prompts(vocabulary, longest, seeds) + [ids[0].tolist() for ids in real[:REAL_TEXTS]]
-    tokens = _compare_tokens(source, candidate, prompts, model, proof_so_far.outputs[0].limit, longest, progress)
+    random = ((seed, *case) for seed in given.seeds for case in padded_cases(vocabulary, longest, seed))
+    cases = [*random, *((None, ids, None) for ids in real)]
+    for seed, ids, mask in given.counted(cases, len(cases)):
+        _add_logits(proof, seed, model, scorer, ids, mask)
+    facts = {"settings": {"named": SETTINGS, "engine_defaults_agree": None}}
+    proof_so_far = proof.certificate(source, candidate, given.seeds, facts)
+    prompts = _prompts(vocabulary, longest, given.seeds) + [ids[0].tolist() for ids in real[:REAL_TEXTS]]
+    tokens = _compare_tokens(source, candidate, prompts, model, proof_so_far.outputs[0].limit, longest, given.progress)
     return replace(proof_so_far, tokens=tokens)
 
 
@@ -84,17 +77,17 @@ def _prompts(vocabulary: int, longest: int, seeds: Sequence[int]) -> list[list[i
 
 
 def _compare_tokens(
-    source: Artifact,
-    candidate: Artifact,
-    prompts: Sequence[list[int]],
-    model: Any,
-    limit: float,
-    longest: int,
-    progress: Progress,
+    source: Artifact, candidate: Artifact, prompts: Sequence[list[int]], model: Any, limit: float, longest: int, tell: Progress
 ) -> dict[str, Any]:
-    wanted = _generate(source, prompts, longest, {}, "generate with the source", progress)
-    exact = {"precision": "f32", "kv_precision": "f32"}
-    found = _generate(candidate, prompts, longest, exact, "generate with the candidate", progress)
+    room = [min(NEW_TOKENS, longest - len(prompt)) for prompt in prompts]
+
+    def generated(artifact: Artifact, who: str, **settings: Any) -> list[list[int]]:
+        """Greedy tokens of the engine that serves this artifact, for all prompts at once."""
+        with closing(cast(SequenceEngine, open_engine(artifact, settings=settings))) as engine:
+            return [list(ids) for ids in greedy(engine, prompts, room, lambda *far: tell(f"generate with the {who}", *far))]
+
+    wanted = generated(source, "source")
+    found = generated(candidate, "candidate", precision="f32", kv_precision="f32")
     agreed = compared = ties = 0
     for number, (prompt, right, got) in enumerate(zip(prompts, wanted, found, strict=True)):
         same = next((i for i, (a, b) in enumerate(zip(right, got, strict=False)) if a != b), min(len(right), len(got)))
@@ -110,23 +103,6 @@ def _compare_tokens(
             )
         ties += 1
     return {"prompts": len(prompts), "compared": compared, "agreed": agreed, "ties": ties, "max_tokens": NEW_TOKENS}
-
-
-def _generate(
-    artifact: Artifact,
-    prompts: Sequence[list[int]],
-    longest: int,
-    settings: dict[str, Any],
-    stage: str,
-    progress: Progress,
-) -> list[list[int]]:
-    """Greedy tokens of the engine that serves this artifact, for all prompts at once."""
-    engine = cast(SequenceEngine, open_engine(artifact, settings=settings))
-    try:
-        room = [min(NEW_TOKENS, longest - len(prompt)) for prompt in prompts]
-        return [list(ids) for ids in greedy(engine, prompts, room, lambda done, total: progress(stage, done, total))]
-    finally:
-        engine.close()
 
 
 def _margin(model: Any, prompt: list[int], generated: list[int]) -> float:

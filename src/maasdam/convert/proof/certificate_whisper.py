@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maasdam.convert.modules import load_transformers
-from maasdam.convert.proof.differences import Certificate, Proof, Tolerance
-from maasdam.core import Artifact, Progress, Tensors
+from maasdam.convert.proof.differences import Certificate, Given, Proof
+from maasdam.core import Artifact, Tensors
 from maasdam.errors import VerificationFailed, missing_extra
 
 if TYPE_CHECKING:
@@ -29,15 +29,8 @@ PROMPT = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>
 """Of these, the ones the vocabulary has. Without the last one CTranslate2 masks logits by its rules for timestamps."""
 
 
-def certify_whisper(
-    source: Artifact,
-    candidate: Artifact,
-    seeds: tuple[int, ...],
-    inputs: Iterable[Tensors],
-    tolerance: Tolerance,
-    progress: Progress,
-) -> Certificate:
-    """As `certify`, for layout ctranslate2. `inputs` hold "waveform" [1, S] at 16 kHz."""
+def certify_whisper(source: Artifact, candidate: Artifact, given: Given) -> Certificate:
+    """As `certify`, for layout ctranslate2. Real inputs hold "waveform" [1, S] at 16 kHz."""
     try:
         import ctranslate2
     except ImportError as error:
@@ -45,18 +38,14 @@ def certify_whisper(
     model = load_transformers(source, "sdpa")
     engine = ctranslate2.models.Whisper(str(candidate.path), device="cpu", compute_type="float32")
     prompt = _prompt(source.path)
-    proof = Proof(tolerance, ["encoder", "logits"])
-    cases = [*_random_features(model, seeds), *_real_features(source.path, inputs)]
-    decoded = 0
-    for done, (seed, features) in enumerate(cases):
-        progress("compare with the source", done, len(cases))
-        decoded += _add(proof, seed, model, engine, features, prompt)
-    progress("compare with the source", len(cases), len(cases))
+    proof = Proof(given.tolerance, ["encoder", "logits"])
+    cases = [*_random_features(model, given.seeds), *_real_features(source.path, given.inputs)]
+    decoded = sum(_add(proof, seed, model, engine, each, prompt) for seed, each in given.counted(cases, len(cases)))
     if not decoded:
         raise VerificationFailed("the model decoded no token from any input; that proves nothing")
     tokens = {"prompts": len(cases), "compared": decoded, "max_tokens": MAX_TOKENS}
     facts = {"settings": {"named": {"compute_type": "float32"}, "engine_defaults_agree": None}}
-    return replace(proof.certificate(source, candidate, seeds, facts), tokens=tokens)
+    return replace(proof.certificate(source, candidate, given.seeds, facts), tokens=tokens)
 
 
 def _random_features(model: Any, seeds: tuple[int, ...]) -> Iterator[tuple[int | None, type_array]]:

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from maasdam.artifacts.store import file_digests
 from maasdam.convert.proof.edges import PLAIN
-from maasdam.core import Artifact, Tensors
+from maasdam.core import Artifact, Progress, Tensors
 from maasdam.errors import VerificationFailed
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
+
+Case = TypeVar("Case")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,24 @@ class Tolerance:
             return self.relative * scale + min(self.absolute, self.slices * scale)
         little = max(self.absolute, FLOOR * usual) * max(1.0, scale / usual if usual else 1.0)
         return min(UNUSUAL * self.relative, MOST_RELATIVE) * scale + little
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What two models are compared over, and who hears how far it is."""
+
+    seeds: tuple[int, ...]
+    inputs: Iterable[Tensors]
+    """Real ones."""
+    tolerance: Tolerance
+    progress: Progress
+
+    def counted(self, cases: Iterable[Case], count: int) -> Iterator[Case]:
+        """The cases one after the other, `count` in all."""
+        for done, case in enumerate(cases):
+            self.progress("compare with the source", done, count)
+            yield case
+        self.progress("compare with the source", count, count)
 
 
 NEAR_ZERO = 1e-5

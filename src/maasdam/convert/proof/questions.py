@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ LEAST = 12
 """Inputs for a network whose shapes are fixed, whatever time allows."""
 SEARCH_SECONDS = 5.0
 SEARCHES = 150
+MOST_LEFT = 40
+"""Questions whose kinds are named where no time was left for them."""
 Clock = Callable[[], float]
 
 
@@ -54,14 +57,13 @@ def questions(
     folder: Path | None,
     clues: Clues,
     watched: Watch,
-    done: int,
     seconds: float,
     asked: Asked,
     clock: Clock = time.monotonic,
 ) -> Iterator[Question]:
     """Questions, the likeliest to tell first, for about `seconds`, those between them included.
 
-    `bases` are batches that the source took, `done` how many were compared. What came of it is written into `asked`.
+    `bases` are batches that the source took, and that were compared. What came of it is written into `asked`.
     """
     until = clock() + seconds
     signature = source.signature
@@ -69,7 +71,7 @@ def questions(
     wide = max(bases, key=lambda b: max((len(a) for a in b.values() if a.ndim), default=0))
     asked.rows = rows_of(source.run, small, signature, lambda: clock() > until)
     is_fixed = not any(None in s.shape for s in signature.inputs)
-    number = done
+    number = len(bases)
 
     def answered(batch: Tensors) -> Tensors | None:
         try:
@@ -78,11 +80,24 @@ def questions(
             asked.refused += 1
             return None
 
-    planned = _planned(source, small, wide, folder, clues, watched, asked, clock, until)
+    def planned_questions() -> Iterator[Question]:
+        whole = list(edges(small, signature, asked.rows, clues, seed=0))
+        within = [e for e in whole if not e.is_beyond]
+        yield from within[: len(within) // 2]
+        most = max(LARGER * max(_numbers(small), _numbers(wide)), LEAST_NUMBERS)
+        yield from _lengths(source, folder, asked, most, lambda: clock() > until)
+        yield from _branches(source, small, clues, watched, clock)
+        yield from within[len(within) // 2 :]
+        yield from (edge for edge in whole if edge.is_beyond)
+        if wide is not small:
+            for edge in edges(wide, signature, asked.rows, clues, seed=1):
+                if not edge.is_beyond and edge.kind.startswith(("integers", "ties", "amplitude")):
+                    yield edge
+
+    planned = planned_questions()
     for question in planned:
         if clock() > until and not (is_fixed and number < LEAST):
-            asked.left_out.append(question.kind)
-            asked.left_out += _kinds_left(planned)
+            asked.left_out += dict.fromkeys((question.kind, *(q.kind for q in islice(planned, MOST_LEFT))))
             return
         answer = question.answer or answered(question.batch)
         if answer is None:
@@ -97,41 +112,6 @@ def questions(
         batch = probe(signature, Sizes(1), seed=seed, folder=folder)
         if (answer := answered(batch)) is not None:
             yield Question("more", batch, answer=answer)
-
-
-def _kinds_left(planned: Iterator[Question], most: int = 40) -> list[str]:
-    """Their names, without running them."""
-    found = []
-    for question, _ in zip(planned, range(most), strict=False):
-        if question.kind not in found:
-            found.append(question.kind)
-    return found
-
-
-def _planned(
-    source: TensorEngine,
-    small: Tensors,
-    wide: Tensors,
-    folder: Path | None,
-    clues: Clues,
-    watched: Watch,
-    asked: Asked,
-    clock: Clock,
-    until: float,
-) -> Iterator[Question]:
-    signature = source.signature
-    whole = list(edges(small, signature, asked.rows, clues, seed=0))
-    told = [e for e in whole if not e.is_beyond]
-    yield from told[: len(told) // 2]
-    most = max(LARGER * max(_numbers(small), _numbers(wide)), LEAST_NUMBERS)
-    yield from _lengths(source, folder, asked, most, lambda: clock() > until)
-    yield from _branches(source, small, clues, watched, clock)
-    yield from told[len(told) // 2 :]
-    yield from (edge for edge in whole if edge.is_beyond)
-    if wide is not small:
-        for edge in edges(wide, signature, asked.rows, clues, seed=1):
-            if not edge.is_beyond and edge.kind.startswith(("integers", "ties", "amplitude")):
-                yield edge
 
 
 def _numbers(batch: Tensors) -> int:
