@@ -7,6 +7,7 @@ know what a subject is, and to choose limits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from maasdam.core import Artifact
@@ -38,11 +39,57 @@ def timed(
     return {name: timings[str(id(s))] for name, s in subjects.items()}
 
 
-def energy(subjects: Mapping[str, Subject], run: Runner[Subject], how: Conditions) -> dict[str, float | None]:
-    """Joules of one run by name."""
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast the subjects are, by name."""
+
+    alone: Mapping[str, Timing]
+    """One item at a time."""
+    per_second: Mapping[str, float]
+    joules: Mapping[str, float | None]
+    """Of one item."""
+
+    def column(
+        self,
+        name: str,
+        artifact: Artifact,
+        memory: Mapping[str, int | None],
+        accuracy: float | None = None,
+        examples: int | None = None,
+        extra: Mapping[str, float] | None = None,
+    ) -> Column:
+        """One column of the report. `memory` is in bytes, by digest."""
+        times = self.alone[name]
+        return Column(
+            engine=artifact.engine,
+            digest=artifact.digest,
+            size_bytes=artifact.size_bytes,
+            latency_ms=tuple(round(s * 1000, 6) for s in times.seconds),
+            p50=times.p50 * 1000,
+            p99=times.p99 * 1000,
+            throughput=self.per_second[name],
+            joules=self.joules[name],
+            memory_bytes=memory.get(artifact.digest),
+            accuracy=accuracy,
+            examples=examples,
+            extra=extra or {},
+        )
+
+
+def paced(
+    subjects: Mapping[str, Subject],
+    alone: Mapping[str, Timing],
+    run: Runner[Subject],
+    rounds: tuple[int, int],
+    items: Callable[[Subject], float],
+    how: Conditions,
+) -> Pace:
+    """`alone`, and beside it how many items a second `run` gives, and their joules; `items` are those of one run."""
+    together = timed(subjects, run, "throughput", how.throughput_seconds, rounds, how)
     how.progress("energy")
-    found = {key: joules_per_run(run(s), how.joules) for key, s in {id(s): s for s in subjects.values()}.items()}
-    return {name: found[id(s)] for name, s in subjects.items()}
+    spent = {key: joules_per_run(run(s), how.joules) for key, s in {id(s): s for s in subjects.values()}.items()}
+    joules = {name: None if (whole := spent[id(s)]) is None else whole / items(s) for name, s in subjects.items()}
+    return Pace(alone, {name: items(s) / together[name].p50 for name, s in subjects.items()}, joules)
 
 
 def memory(
@@ -59,33 +106,6 @@ def memory(
             found[artifact.digest], why = footprint_bytes(artifact, inputs, threads, how.device)
             notes += [why] if why else []
     return found
-
-
-def column(
-    artifact: Artifact,
-    times: Timing,
-    throughput: float,
-    joules: float | None,
-    memory: Mapping[str, int | None],
-    accuracy: float | None = None,
-    examples: int | None = None,
-    extra: Mapping[str, float] | None = None,
-) -> Column:
-    """One column of the report. `throughput` is per second, `joules` of one item."""
-    return Column(
-        engine=artifact.engine,
-        digest=artifact.digest,
-        size_bytes=artifact.size_bytes,
-        latency_ms=tuple(round(s * 1000, 6) for s in times.seconds),
-        p50=times.p50 * 1000,
-        p99=times.p99 * 1000,
-        throughput=throughput,
-        joules=joules,
-        memory_bytes=memory.get(artifact.digest),
-        accuracy=accuracy,
-        examples=examples,
-        extra=extra or {},
-    )
 
 
 def report_of(

@@ -28,7 +28,7 @@ from maasdam.errors import (
     VerificationFailed,
 )
 from maasdam.pipeline.answers import Answers
-from maasdam.pipeline.columns import column, energy, memory, not_proven_elsewhere, report_of, timed
+from maasdam.pipeline.columns import memory, not_proven_elsewhere, paced, report_of, timed
 from maasdam.pipeline.conditions import Conditions
 from maasdam.pipeline.examples import Inputs, PreparedExamples, made_up_inputs
 from maasdam.pipeline.fidelity import Fidelity
@@ -98,8 +98,7 @@ class _Tensors:
                 self.notes.append(f"the slower reference, on {other.artifact.engine}: {took.p50 * 1000:.3g} ms (median)")
                 _close(other, subjects)
             subjects["reference"], times["reference"] = subjects.pop(faster), times.pop(faster)
-            batches = timed(subjects, lambda s: s.run_batch, "throughput", self.how.throughput_seconds, (5, 100), self.how)
-            joules = energy(subjects, lambda s: s.run_batch, self.how)
+            pace = paced(subjects, times, lambda s: s.run_batch, (5, 100), lambda s: s.batch_rows, self.how)
             answers = self._answer(subjects)
             precisions = subjects["candidate"].engine.precisions()
             batching = self._batching(subjects["candidate"])
@@ -110,14 +109,8 @@ class _Tensors:
         columns = {}
         for name, s in subjects.items():
             score = answers.scores.get(name)
-            columns[name] = column(
-                s.artifact,
-                times[name],
-                s.batch_rows / batches[name].p50,
-                None if (spent := joules[name]) is None else spent / s.batch_rows,
-                known,
-                *(() if score is None else (score.value, score.examples, score.extra)),
-            )
+            scored = () if score is None else (score.value, score.examples, score.extra)
+            columns[name] = pace.column(name, s.artifact, known, *scored)
         return replace(self._judged(limits, columns, answers, precisions, threads), batching=batching)
 
     def _open_all(self, threads: int) -> dict[str, TensorSubject]:

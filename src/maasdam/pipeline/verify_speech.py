@@ -32,7 +32,7 @@ from maasdam.core import (
 from maasdam.engines.generating import transcript_of
 from maasdam.errors import EngineFailure, VerificationFailed
 from maasdam.pipeline.bootstrap import confidence
-from maasdam.pipeline.columns import Runner, column, energy, memory, not_proven_elsewhere, report_of, timed
+from maasdam.pipeline.columns import Runner, memory, not_proven_elsewhere, paced, report_of, timed
 from maasdam.pipeline.conditions import Conditions
 from maasdam.pipeline.examples import Inputs, PreparedExamples, Preparer
 from maasdam.pipeline.fidelity import of_tokens
@@ -44,6 +44,8 @@ from maasdam.pipeline.verify_text import open_all
 if TYPE_CHECKING:
     from maasdam.core import type_array
 
+Written = tuple[Transcript, tuple[int, ...]]
+"""What an engine writes, and the tokens of its first half minute."""
 RATE = 16_000
 TIMED = 8
 """Recordings that are timed."""
@@ -69,8 +71,10 @@ class _Heard:
     transcripts: dict[str, list[Transcript]] = field(default_factory=lambda: {"candidate": [], "reference": [], "source": []})
     parity: Parity = field(default_factory=Parity)
     notes: list[str] = field(default_factory=list)
-    likely: list[tuple[type_array, type_array]] = field(default_factory=list)
-    """Log-likelihoods of the source's tokens, the source's own and the candidate's, a recording each."""
+    by_source: list[type_array] = field(default_factory=list)
+    """Log-likelihoods of the source's tokens, a recording each."""
+    by_candidate: list[type_array] = field(default_factory=list)
+    """What the candidate gives the same tokens."""
 
 
 def verify_speech(
@@ -87,8 +91,7 @@ def verify_speech(
     heard = _Heard()
     if not references:
         heard.notes.append(not_proven_elsewhere(source))
-    engines = open_all(artifacts, how, threads, heard.notes)
-    try:
+    with open_all(artifacts, how, threads, heard.notes) as engines:
         if "source" not in engines:
             raise VerificationFailed("nothing to prove the build with: " + "; ".join(heard.notes))
         inputs = _inputs(candidate, examples)
@@ -97,27 +100,16 @@ def verify_speech(
         every: Runner[SequenceEngine] = lambda e: lambda number: [transcribe(e, each) for each in chosen]  # noqa: E731 - a type
         alone: Runner[SequenceEngine] = lambda e: lambda number: transcribe(e, chosen[number % len(chosen)])  # noqa: E731  # a type
         times = timed(engines, alone, "latency", how.latency_seconds, (5, 100), how)
-        batches = timed(engines, every, "throughput", how.throughput_seconds, (1, 20), how)
-        joules = energy(engines, every, how)
-    finally:
-        for engine in {id(e): e for e in engines.values()}.values():
-            engine.close()
-    seconds = sum(each["waveform"].shape[1] for each in chosen) / RATE
+        seconds = sum(each["waveform"].shape[1] for each in chosen) / RATE
+        pace = paced(engines, times, every, (1, 20), lambda e: seconds, how)
     known = memory(((artifacts[name], inputs[:5]) for name in engines), threads, how, heard.notes)
-    why_not, scores, told = _scores(heard, examples.examples)
+    why_not, scores, against = _scores(heard, examples.examples)
     columns = {}
     for name in engines:
         score = scores.get(name)
-        columns[name] = column(
-            artifacts[name],
-            times[name],
-            seconds / batches[name].p50,
-            None if (spent := joules[name]) is None else spent / seconds,
-            known,
-            None if score is None else score.value,
-            None if score is None else score.examples,
-            (dict(score.extra) if score else {}) | ({"wer_against_source": told[name]} if name in told else {}),
-        )
+        extra = (dict(score.extra) if score else {}) | ({"wer_against_source": against[name]} if name in against else {})
+        accuracy, count = (None, None) if score is None else (score.value, score.examples)
+        columns[name] = pace.column(name, artifacts[name], known, accuracy, count, extra)
     has_metric = bool(scores)
     report = report_of(
         columns,
@@ -129,7 +121,7 @@ def verify_speech(
         SAYS,
         batching=OF_ITS_ENGINE,
         parity=heard.parity.to_json()
-        | of_tokens(*_sides(heard.likely)).to_json()
+        | of_tokens(heard.by_source, heard.by_candidate).to_json()
         | {"against": f"the source on {source.engine}"},
         examples=len(examples) if has_metric else 0,
         unit="audio seconds/s",
@@ -137,13 +129,12 @@ def verify_speech(
         why_no_accuracy=why_not,
         samples=_samples(heard, examples.examples),
     )
-    worse = _worse_than_the_source(heard, examples.examples, limits, told.get("candidate"))
+    worse = _worse_than_the_source(heard, examples.examples, limits, against.get("candidate"))
     return finished(report, [*heard.parity.problems, *worse])
 
 
-def transcribe(engine: SequenceEngine, inputs: Inputs) -> tuple[Transcript, tuple[int, ...]]:
+def transcribe(engine: SequenceEngine, inputs: Inputs) -> Written:
     """The whole transcript of one prepared recording, and the tokens of its segments within the first half minute."""
-
     transcript, found = asyncio.run(transcript_of(engine, [inputs], "verify"))
     ids = [i for tokens in found for s in tokens.segments if s["end"] <= HALF_MINUTE for i in tokens.token_ids]
     return transcript, tuple(ids)
@@ -168,7 +159,7 @@ def _hear(
     for index, each in enumerate(inputs):
         how.progress("transcribe", index, len(inputs))
         name = names[index] if names else f"made-up sound {index}"
-        seen: dict[int, tuple[Transcript, tuple[int, ...]]] = {}
+        seen: dict[int, Written] = {}
         for subject, engine in engines.items():
             if subject == "source" and time.monotonic() > until and id(engine) not in seen:
                 continue
@@ -182,35 +173,26 @@ def _hear(
                     seen[id(engine)] = Transcript(""), ()
             heard.transcripts[subject].append(seen[id(engine)][0])
         if id(source) in seen:
-            _compare(name, engines["candidate"], source, each, seen, heard)
+            _compare(name, engines, each, seen, heard)
     how.progress("transcribe", len(inputs), len(inputs))
     count = len(heard.transcripts["source"])
     if count < len(inputs):
         heard.notes.append(f"the source on its own engine was asked for the first {count} recordings, which parity is over")
 
 
-def _compare(
-    name: str,
-    candidate: Any,
-    source: Any,
-    inputs: Inputs,
-    seen: Mapping[int, tuple[Transcript, tuple[int, ...]]],
-    heard: _Heard,
-) -> None:
+def _compare(name: str, engines: Mapping[str, Any], inputs: Inputs, seen: Mapping[int, Written], heard: _Heard) -> None:
     """How likely the candidate finds the words that the source wrote; where it wrote none there is nothing to find."""
+    source, candidate = engines["source"], engines["candidate"]
     (wanted, ids), (got, _) = seen[id(source)], seen[id(candidate)]
     tokens = source.text_tokens(ids)[:MOST_TOKENS]
     if not tokens:
         heard.parity.examples += 1
         heard.parity.agreements.append(wanted.text == got.text)
         return
-    found: list[type_array] = [e.log_likelihoods(inputs, tokens, wanted.language) for e in (source, candidate)]
-    heard.likely.append((found[0], found[1]))
-    heard.parity.add(name, [{"log_likelihoods": found[0]}], [{"log_likelihoods": found[1]}], wanted.text == got.text)
-
-
-def _sides(pairs: Sequence[tuple[type_array, type_array]]) -> tuple[list[type_array], list[type_array]]:
-    return [one for one, _ in pairs], [other for _, other in pairs]
+    one, other = (e.log_likelihoods(inputs, tokens, wanted.language) for e in (source, candidate))
+    heard.by_source.append(one)
+    heard.by_candidate.append(other)
+    heard.parity.add(name, [{"log_likelihoods": one}], [{"log_likelihoods": other}], wanted.text == got.text)
 
 
 def _scores(heard: _Heard, examples: Sequence[Example]) -> tuple[str | None, dict[str, Score], dict[str, float]]:
@@ -218,38 +200,35 @@ def _scores(heard: _Heard, examples: Sequence[Example]) -> tuple[str | None, dic
     from maasdam.tasks import score
     from maasdam.tasks.scoring import normalised
 
-    told: dict[str, float] = {}
+    against: dict[str, float] = {}
     words = heard.transcripts["source"]
     asked = [Example(str(i), AudioPayload(b""), t.text) for i, t in enumerate(words)]
     if any(normalised(t.text) for t in words):
         for name in ("candidate", "reference"):
-            told[name] = score(SPEECH_RECOGNITION, heard.transcripts[name][: len(words)], asked).value
+            against[name] = score(SPEECH_RECOGNITION, heard.transcripts[name][: len(words)], asked).value
     if not examples:
-        heard.notes += [_differ(heard)] if _differ(heard) else []
-        return "no --data was given: the verdict rests on parity with the source alone, on made-up sound", {}, told
+        heard.notes += _differ(heard)
+        return "no --data was given: the verdict rests on parity with the source alone, on made-up sound", {}, against
     if any(e.truth is None for e in examples):
-        return "the data has no transcriptions: the verdict rests on parity with the source alone", {}, told
+        return "the data has no transcriptions: the verdict rests on parity with the source alone", {}, against
     scores = {
         name: score(SPEECH_RECOGNITION, found, examples[: len(found)]) for name, found in heard.transcripts.items() if found
     }
-    return None, scores, told
+    return None, scores, against
 
 
-def _differ(heard: _Heard) -> str:
-    """What to note of transcripts of made-up sound that are not the source's; "" where all are."""
+def _differ(heard: _Heard) -> list[str]:
+    """What to note of transcripts of made-up sound that are not the source's."""
     pairs = list(zip(heard.transcripts["source"], heard.transcripts["candidate"], strict=False))
     others = sum(one.text != other.text for one, other in pairs)
-    return (
-        f"{others} of {len(pairs)} made-up sounds are written otherwise than by the source: give recordings with --data"
-        if others
-        else ""
-    )
+    says = f"{others} of {len(pairs)} made-up sounds are written otherwise than by the source: give recordings with --data"
+    return [says] if others else []
 
 
-def _worse_than_the_source(heard: _Heard, examples: Sequence[Example], limits: Limits, told: float | None) -> list[str]:
+def _worse_than_the_source(heard: _Heard, examples: Sequence[Example], limits: Limits, against: float | None) -> list[str]:
     """The problem of a candidate that is worse than the source on its own engine, over the recordings that both heard.
 
-    Where nothing says what is right, the source's words are: `told` is the word error rate against them.
+    Where nothing says what is right, the source's words are: `against` is the word error rate against them.
     """
     from maasdam.tasks import score
 
@@ -257,19 +236,14 @@ def _worse_than_the_source(heard: _Heard, examples: Sequence[Example], limits: L
     if limits.max_drop is None or not examples:
         return []  # on made-up sound there is nothing to write; likelihoods tell
     if any(e.truth is None for e in examples[:count]):
-        if told is None or told <= limits.max_drop + 1e-9:
-            return []
-        return [
-            f"the word error rate against the source's own words is {told:.4g}; the recipe allows {limits.max_drop:g} at most"
-        ]
-    rates = [score(SPEECH_RECOGNITION, heard.transcripts[n][:count], examples[:count]).value for n in ("source", "candidate")]
-    drop = drop_of("wer", *rates)
-    if drop is None or drop <= limits.max_drop + 1e-9:
-        return []
-    return [
-        f"drop against the source on its own engine is {drop:.4g} (word error rate {rates[1]:.4g} after {rates[0]:.4g}); "
-        f"the recipe allows {limits.max_drop:g} at most"
-    ]
+        drop, says = against, f"the word error rate against the source's own words is {against or 0:.4g}"
+    else:
+        right = examples[:count]
+        rates = [score(SPEECH_RECOGNITION, heard.transcripts[n][:count], right).value for n in ("source", "candidate")]
+        drop = drop_of("wer", *rates)
+        says = f"drop against the source on its own engine is {drop:.4g} (word error rate {rates[1]:.4g} after {rates[0]:.4g})"
+    is_worse = drop is not None and drop > limits.max_drop + 1e-9
+    return [f"{says}; the recipe allows {limits.max_drop:g} at most"] if is_worse else []
 
 
 def _confidence(scores: Mapping[str, Score]) -> dict[str, Any] | None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from maasdam.core import OF_ITS_ENGINE, Artifact, SequenceEngine, TextPayload
 from maasdam.engines.generating import greedy
 from maasdam.errors import InvalidInput, MaasdamError, VerificationFailed
 from maasdam.pipeline.bootstrap import confidence
-from maasdam.pipeline.columns import Runner, column, energy, memory, not_proven_elsewhere, report_of, timed
+from maasdam.pipeline.columns import Runner, memory, not_proven_elsewhere, paced, report_of, timed
 from maasdam.pipeline.conditions import Conditions
 from maasdam.pipeline.examples import Inputs, PreparedExamples, Preparer
 from maasdam.pipeline.fidelity import of_tokens
@@ -95,8 +96,7 @@ def verify_text(
     if not references:
         notes.append(not_proven_elsewhere(source))
     artifacts = {"candidate": candidate, "reference": (*references, source)[0], "source": source}
-    engines = open_all(artifacts, how, threads, notes)
-    try:
+    with open_all(artifacts, how, threads, notes) as engines:
         context = min(e.context_length for e in engines.values())
         pieces = text_pieces(candidate, examples, context) if len(examples) else made_up_pieces(candidate, context)
         prompts = [p.ids[:PROMPT_TOKENS] for p in pieces[:PROMPTS]]
@@ -107,31 +107,18 @@ def verify_text(
             "together": lambda e: lambda number: greedy(e, many, NEW_TOKENS),
         }
         times = timed(engines, runs["alone"], "latency", how.latency_seconds, (10, 100), how)
-        batches = timed(engines, runs["together"], "throughput", how.throughput_seconds, (3, 30), how)
-        joules = energy(engines, runs["together"], how)
-    finally:
-        for engine in {id(e): e for e in engines.values()}.values():
-            engine.close()
+        pace = paced(engines, times, runs["together"], (3, 30), lambda e: STREAMS * NEW_TOKENS, how)
     scores = {name: _score(artifacts[name], pieces, threads, how, notes, is_needed=name != "source") for name in engines}
     parity = _parity(pieces, scores, written)
     asked = limits.min_fidelity is not None  # else the metric decides, or cosine on made-up tokens
     fidelity = of_tokens(_truth(scores), scores["candidate"].values).to_json() if asked else {}
     inputs: list[Inputs] = [{"input_ids": np.asarray([ids], np.int64)} for ids in prompts[:5]]
     known = memory(((artifacts[name], inputs) for name in engines), threads, how, notes)
-    tokens = STREAMS * NEW_TOKENS
     columns = {}
     for name, score in scores.items():
         bits = score.bits_per_byte
-        columns[name] = column(
-            artifacts[name],
-            times[name],
-            tokens / batches[name].p50,
-            None if (spent := joules[name]) is None else spent / tokens,
-            known,
-            score.perplexity if bits is not None else None,
-            len(score.values),
-            {} if bits is None else {"bits_per_byte": bits},
-        )
+        perplexity, extra = (None, {}) if bits is None else (score.perplexity, {"bits_per_byte": bits})
+        columns[name] = pace.column(name, artifacts[name], known, perplexity, len(score.values), extra)
     has_metric = len(examples) > 0
     report = report_of(
         columns,
@@ -201,25 +188,28 @@ def weight_precisions(artifact: Artifact) -> dict[str, int]:
     return found
 
 
-def open_all(artifacts: Mapping[str, Artifact], how: Conditions, threads: int, notes: list[str]) -> dict[str, SequenceEngine]:
+@contextmanager
+def open_all(
+    artifacts: Mapping[str, Artifact], how: Conditions, threads: int, notes: list[str]
+) -> Iterator[dict[str, SequenceEngine]]:
     """The engines by name; one artifact under two names is opened once. Raises VerificationFailed; the source may fail."""
     from maasdam.engines import open_engine
 
     opened: dict[str, Any] = {}
     engines: dict[str, SequenceEngine] = {}
-    for name, artifact in artifacts.items():
-        how.progress(f"open the {name}")
-        try:
-            if artifact.digest not in opened:
-                opened[artifact.digest] = open_engine(artifact, device=how.device, threads=threads)
-            engines[name] = opened[artifact.digest]
-        except MaasdamError as error:
-            if name != "source":
-                for engine in opened.values():
-                    engine.close()
-                raise VerificationFailed(f"the {name} does not run on {artifact.engine}: {error}") from error
-            notes.append(f"source was not measured: {error}")
-    return engines
+    with ExitStack() as stack:
+        for name, artifact in artifacts.items():
+            how.progress(f"open the {name}")
+            try:
+                if artifact.digest not in opened:
+                    engine: Any = open_engine(artifact, device=how.device, threads=threads)
+                    opened[artifact.digest] = stack.enter_context(closing(engine))
+                engines[name] = opened[artifact.digest]
+            except MaasdamError as error:
+                if name != "source":
+                    raise VerificationFailed(f"the {name} does not run on {artifact.engine}: {error}") from error
+                notes.append(f"source was not measured: {error}")
+        yield engines
 
 
 def _generate_all(
@@ -293,17 +283,10 @@ def _perplexity(nats_per_token: float) -> float:
 def _samples(
     pieces: Sequence[Piece], prompts: Sequence[Sequence[int]], written: Mapping[str, Sequence[tuple[int, ...]]]
 ) -> tuple[dict[str, Any], ...]:
+    rows = zip(pieces, prompts, written["reference"], written["candidate"], strict=False)
     return tuple(
-        {
-            "name": piece.name,
-            "truth": None,
-            "prompt_token_ids": list(prompt),
-            "reference": list(reference),
-            "candidate": list(candidate),
-        }
-        for piece, prompt, reference, candidate in zip(
-            pieces, prompts, written["reference"], written["candidate"], strict=False
-        )
+        {"name": piece.name, "truth": None, "prompt_token_ids": list(prompt), "reference": list(one), "candidate": list(other)}
+        for piece, prompt, one, other in rows
     )
 
 
