@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
 Arguments = Mapping[str, Any]
-"""An operator's arguments by name, defaults filled in; those that are graph nodes stand as nodes."""
-Tensor = Callable[[Any], Any]
-"""A graph node -> the parameter or buffer it names; None where it is computed, or is nothing."""
+"""An operator's arguments by name, defaults filled in: weights as parameters and buffers, what is computed as graph nodes."""
+WEIGHTS = {"weight", "bias", "running_mean", "running_var"}
 
 MASKING = 2
 """Operators between a softmax and the matrix product that reads it: what exporters write for a mask, or a dropout."""
@@ -106,16 +105,17 @@ def _layer(node: Node, module: torch.nn.Module) -> torch.nn.Module | None:
     make = _MAKERS.get(str(node.target)) if node.op == "call_function" else None
     if make is None:
         return None
-    found: Any = node.target
-    given = found._schema.arguments
+    operator: Any = node.target
     arguments = {
-        a.name: node.args[i] if i < len(node.args) else node.kwargs.get(a.name, a.default_value) for i, a in enumerate(given)
+        a.name: node.args[i] if i < len(node.args) else node.kwargs.get(a.name, a.default_value)
+        for i, a in enumerate(operator._schema.arguments)
     }
-
-    def tensor(value: Any) -> Any:
-        return _named_by(value, module)
-
-    return make(arguments, tensor) if _is_parameter(tensor(arguments["weight"])) else None
+    for name in WEIGHTS & arguments.keys():
+        tensor = _named_by(arguments[name], module)
+        if tensor is None and arguments[name] is not None:
+            return None  # it is computed
+        arguments[name] = tensor
+    return make(arguments) if _is_parameter(arguments["weight"]) else None
 
 
 def _is_parameter(value: Any) -> bool:
@@ -124,13 +124,11 @@ def _is_parameter(value: Any) -> bool:
     return isinstance(value, torch.nn.Parameter)
 
 
-def _conv(arguments: Arguments, tensor: Tensor) -> torch.nn.Module | None:
+def _conv(arguments: Arguments) -> torch.nn.Module:
     """aten.conv1d, aten.conv2d"""
     import torch
 
-    weight, bias = tensor(arguments["weight"]), tensor(arguments["bias"])
-    if bias is None and arguments["bias"] is not None:
-        return None
+    weight, bias = arguments["weight"], arguments["bias"]
     kinds: dict[int, Any] = {3: torch.nn.Conv1d, 4: torch.nn.Conv2d}
     groups = arguments["groups"]
     layer = kinds[weight.dim()](
@@ -147,23 +145,21 @@ def _conv(arguments: Arguments, tensor: Tensor) -> torch.nn.Module | None:
     return _with(layer, weight=weight, bias=bias)
 
 
-def _linear(arguments: Arguments, tensor: Tensor) -> torch.nn.Module | None:
+def _linear(arguments: Arguments) -> torch.nn.Module:
     """aten.linear"""
     import torch
 
-    weight, bias = tensor(arguments["weight"]), tensor(arguments["bias"])
-    if bias is None and arguments["bias"] is not None:
-        return None
+    weight, bias = arguments["weight"], arguments["bias"]
     layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     return _with(layer, weight=weight, bias=bias)
 
 
-def _batch_norm(arguments: Arguments, tensor: Tensor) -> torch.nn.Module | None:
+def _batch_norm(arguments: Arguments) -> torch.nn.Module | None:
     """aten.batch_norm with fixed statistics"""
     import torch
 
-    weight, bias = tensor(arguments["weight"]), tensor(arguments["bias"])
-    mean, variance = tensor(arguments["running_mean"]), tensor(arguments["running_var"])
+    weight, bias = arguments["weight"], arguments["bias"]
+    mean, variance = arguments["running_mean"], arguments["running_var"]
     if arguments["training"] or bias is None or mean is None or variance is None:
         return None
     kinds: dict[int, Any] = {2: torch.nn.BatchNorm1d, 3: torch.nn.BatchNorm1d, 4: torch.nn.BatchNorm2d}
@@ -176,30 +172,28 @@ def _batch_norm(arguments: Arguments, tensor: Tensor) -> torch.nn.Module | None:
     return _with(layer, weight=weight, bias=bias)
 
 
-def _layer_norm(arguments: Arguments, tensor: Tensor) -> torch.nn.Module | None:
+def _layer_norm(arguments: Arguments) -> torch.nn.Module:
     """aten.layer_norm"""
     import torch
 
-    weight, bias = tensor(arguments["weight"]), tensor(arguments["bias"])
-    if bias is None and arguments["bias"] is not None:
-        return None
+    weight, bias = arguments["weight"], arguments["bias"]
     shape = list(arguments["normalized_shape"])
     layer = torch.nn.LayerNorm(shape, eps=arguments["eps"], bias=bias is not None, device="meta")
     return _with(layer, weight=weight, bias=bias)
 
 
-def _embedding(arguments: Arguments, tensor: Tensor) -> torch.nn.Module | None:
+def _embedding(arguments: Arguments) -> torch.nn.Module:
     """aten.embedding"""
     import torch
 
-    weight = tensor(arguments["weight"])
+    weight = arguments["weight"]
     rows, width = weight.shape
     padding = arguments["padding_idx"]
     layer = torch.nn.Embedding(rows, width, padding_idx=padding if padding >= 0 else None, device="meta")
     return _with(layer, weight=weight)
 
 
-_MAKERS: dict[str, Callable[[Arguments, Tensor], torch.nn.Module | None]] = {
+_MAKERS: dict[str, Callable[[Arguments], torch.nn.Module | None]] = {
     "aten.conv1d.default": _conv,
     "aten.conv2d.default": _conv,
     "aten.conv2d.padding": _conv,
