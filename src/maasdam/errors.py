@@ -39,6 +39,9 @@ Where they arise on a request's way:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class MaasdamError(Exception):
     """Root. The message says what happened, to which thing, and what to do."""
@@ -274,6 +277,10 @@ class DeadlineExceeded(ServiceError):
     code = "deadline_exceeded"
 
 
-def missing_extra(package: str, extra: str) -> MissingExtra:
-    """The error for an import that failed: names the package and the extra that brings it."""
-    return MissingExtra(f"{package} is not installed; run: pip install 'maasdam[{extra}]'")
+@contextmanager
+def from_extra(extra: str, package: str) -> Iterator[None]:
+    """What is imported of a package that an extra brings. Raises MissingExtra naming both where it is not there."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtra(f"{package} is not installed; run: pip install 'maasdam[{extra}]'") from error

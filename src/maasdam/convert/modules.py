@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from maasdam.core import PAST, Artifact, Signature
 from maasdam.engines.tensors import parameter_names
 from maasdam.engines.transformers_library import architecture_of, open_module, transformers_with_torch
-from maasdam.errors import InvalidModel, MaasdamError, missing_extra
+from maasdam.errors import InvalidModel, MaasdamError, from_extra
 
 if TYPE_CHECKING:
     import torch
@@ -23,10 +23,8 @@ Attention = Literal["sdpa", "eager"]
 
 def load_transformers(source: Artifact, attention: Attention) -> Any:
     """The transformers model at float32, frozen, in eval mode. Raises InvalidModel, Unsupported, MissingExtra."""
-    try:
+    with from_extra("pytorch", "torch"):
         transformers = transformers_with_torch()
-    except ImportError as error:
-        raise missing_extra("torch", "pytorch") from error
     transformers.logging.disable_progress_bar()
     try:
         model = open_module(source.path)

@@ -27,7 +27,7 @@ from maasdam.convert.signatures import axis_name
 from maasdam.core import Artifact, Signature, TensorSpec
 from maasdam.engines.pytorch_engine import load_program
 from maasdam.engines.tensors import parameter_names
-from maasdam.errors import InvalidModel, MaasdamError, Unsupported, missing_extra
+from maasdam.errors import InvalidModel, MaasdamError, Unsupported, from_extra
 
 if TYPE_CHECKING:
     import torch
@@ -52,10 +52,8 @@ def with_program(source: Artifact, use: Callable[[ExportedProgram], Out]) -> Out
     Fused attention (sdpa) runs faster where it exports; plain attention (eager) exports everywhere.
     Raises Unsupported with the exporter's reason when none does.
     """
-    try:
+    with from_extra("pytorch", "torch"):
         import torch  # noqa: F401  # asked for, to say which extra is missing
-    except ImportError as error:
-        raise missing_extra("torch", "pytorch") from error
     if source.layout == "pt2":
         return _explained(source, lambda: use(load_pt2(source)))
     if source.layout == "torchscript":

@@ -9,7 +9,7 @@ import sqlalchemy
 from sqlalchemy import Engine, event
 from sqlalchemy.exc import DataError, IntegrityError, NotSupportedError, ProgrammingError, SQLAlchemyError
 
-from maasdam.errors import InvalidInput, LostConnection, StorageFailure, missing_extra
+from maasdam.errors import InvalidInput, LostConnection, StorageFailure, from_extra
 
 HEAD = "0004"
 """The newest migration; a test compares it with the migrations' own idea."""
@@ -70,11 +70,10 @@ def _engine(url: str) -> Engine:
             file.parent.mkdir(parents=True, exist_ok=True)
             _refuse_to_begin_anew(file)
             return sqlalchemy.create_engine(parsed)
-        return sqlalchemy.create_engine(
-            parsed, pool_pre_ping=True, connect_args={k: v for k, v in NOTICED.items() if k not in parsed.query}
-        )
-    except ImportError as error:
-        raise missing_extra("psycopg", "postgres") from error
+        with from_extra("postgres", "psycopg"):
+            return sqlalchemy.create_engine(
+                parsed, pool_pre_ping=True, connect_args={k: v for k, v in NOTICED.items() if k not in parsed.query}
+            )
     except (SQLAlchemyError, OSError) as error:
         raise InvalidInput(f"{where}: {error}") from error
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maasdam.errors import missing_extra
+from maasdam.errors import from_extra
 
 COMPRESSED_TENSORS = "compressed-tensors"
 """Its name in config.json and on the package index."""
@@ -101,7 +101,5 @@ def _without_bar(items: Any, *_: Any, **__: Any) -> Any:
 @functools.cache
 def open_compressed_tensors() -> CompressedTensors:
     """The library, told to be quiet. Raises MissingExtra."""
-    try:
+    with from_extra("pytorch", COMPRESSED_TENSORS):
         return CompressedTensors()
-    except ImportError as error:
-        raise missing_extra(COMPRESSED_TENSORS, "pytorch") from error

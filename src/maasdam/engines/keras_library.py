@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from maasdam.core import Signature, TensorSpec, distinct
 from maasdam.engines import keras2
 from maasdam.engines.tensors import first_line
-from maasdam.errors import InvalidModel, UnsafeModel, Unsupported, missing_extra
+from maasdam.errors import InvalidModel, UnsafeModel, Unsupported, from_extra
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -38,10 +38,8 @@ class KerasNetwork:
 
 def open_keras(path: Path) -> KerasNetwork:
     """The model in safe mode. Raises UnsafeModel for code inside, InvalidModel for a broken file, Unsupported, MissingExtra."""
-    try:
+    with from_extra("tensorflow", "tensorflow"):
         import keras
-    except ImportError as error:
-        raise missing_extra("tensorflow", "tensorflow") from error
     try:
         with keras2.modern(path) as readable:
             model = keras.saving.load_model(readable, compile=False, safe_mode=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from maasdam.errors import missing_extra
+from maasdam.errors import from_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,10 +100,8 @@ def spreads(name: str, rows: Sequence[Spread], x: str) -> str:
 
 
 def _figure(height: float = INCHES[1]) -> tuple[Figure, Axes]:
-    try:
+    with from_extra("report", "matplotlib"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_extra("matplotlib", "report") from error
     figure = Figure(figsize=(INCHES[0], height), layout="constrained")
     axes = figure.subplots()
     axes.patch.set_visible(False)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from maasdam.errors import InvalidInput, MaasdamError, NotFound, UnsafeModel, Unsupported, missing_extra
+from maasdam.errors import InvalidInput, MaasdamError, NotFound, UnsafeModel, Unsupported, from_extra
 from maasdam.sources.hfconfig import PROCESSOR_FILES
 
 PREFIX = "hf:"
@@ -68,11 +68,9 @@ def fetch(source: str, endpoint: str | None = None) -> Path:
     Raises NotFound (no such repository, or neither network nor earlier download), UnsafeModel, MissingExtra.
     """
     repository, revision = split(source)
-    try:
+    with from_extra("pytorch", "huggingface_hub"):
         from huggingface_hub import HfApi, snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-    except ImportError as error:
-        raise missing_extra("huggingface_hub", "pytorch") from error
     try:
         known = HfApi(endpoint=endpoint).model_info(repository, revision=revision, timeout=TIMEOUT_SECONDS)
         files = wanted([file.rfilename for file in known.siblings or ()], repository)

@@ -17,7 +17,7 @@ from maasdam.convert.operators.nodes import Graph
 from maasdam.convert.operators.weights import learned_names
 from maasdam.core import Artifact, Signature
 from maasdam.engines.pytorch_engine import load_program
-from maasdam.errors import MaasdamError, Unsupported, missing_extra
+from maasdam.errors import MaasdamError, Unsupported, from_extra
 
 if TYPE_CHECKING:
     import torch
@@ -26,10 +26,8 @@ if TYPE_CHECKING:
 
 def write(source: Artifact, out: Path) -> Signature:
     """Write `out`/model.pt2 and return its signature. Raises Unsupported listing operators PyTorch has no counterpart for."""
-    try:
+    with from_extra("pytorch", "torch"):
         import torch  # noqa: F401  # asked for, to say which extra is missing
-    except ImportError as error:
-        raise missing_extra("torch", "pytorch") from error
     from maasdam.convert.programs import export_module, save_pt2
     from maasdam.convert.signatures import describe, of_program
 

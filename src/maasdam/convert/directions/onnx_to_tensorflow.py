@@ -16,7 +16,7 @@ from maasdam.convert.operators.weights import learned_names
 from maasdam.convert.signatures import describe
 from maasdam.core import Artifact, Signature, TensorSpec
 from maasdam.engines.tensors import identifier
-from maasdam.errors import MaasdamError, Unsupported, missing_extra
+from maasdam.errors import MaasdamError, Unsupported, from_extra
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -30,10 +30,8 @@ def write(source: Artifact, out: Path) -> Signature:
 
     Raises Unsupported listing operators TensorFlow has no counterpart for, or saying why it can't trace the graph.
     """
-    try:
+    with from_extra("tensorflow", "tensorflow"):
         import tensorflow as tf
-    except ImportError as error:
-        raise missing_extra("tensorflow", "tensorflow") from error
     from maasdam.convert.directions.keras_to_savedmodel import signature_of
 
     signature = need_signature(source)

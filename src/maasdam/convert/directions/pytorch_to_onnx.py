@@ -17,7 +17,7 @@ from maasdam.convert.onnx_files import LARGEST_MESSAGE, read_onnx
 from maasdam.convert.programs import with_program
 from maasdam.convert.signatures import describe, name_onnx, of_onnx, of_program
 from maasdam.core import Artifact, Signature
-from maasdam.errors import missing_extra
+from maasdam.errors import from_extra
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -27,10 +27,8 @@ OPERATOR_SET = 18
 
 def write(source: Artifact, out: Path) -> Signature:
     """Write `out`/model.onnx and return its signature. Raises Unsupported with the exporter's reason."""
-    try:
+    with from_extra("build", "onnxscript"):
         import onnxscript  # noqa: F401  # asked for, to say which extra is missing
-    except ImportError as error:
-        raise missing_extra("onnxscript", "build") from error
     return with_program(source, lambda program: _export(program, source.signature, out / "model.onnx"))
 
 

@@ -20,18 +20,17 @@ from maasdam.convert.onnx_files import nodes_of
 from maasdam.convert.signatures import describe, name_onnx, of_onnx
 from maasdam.core import Artifact, Signature
 from maasdam.engines.savedmodel_library import readable
-from maasdam.errors import InvalidModel, MaasdamError, Unsupported, missing_extra
+from maasdam.errors import InvalidModel, MaasdamError, Unsupported, from_extra
 
 SIGNATURE = "serving_default"
 
 
 def write(source: Artifact, out: Path) -> Signature:
     """Write `out`/model.onnx and return its signature. Raises Unsupported naming what tf2onnx can't convert."""
-    try:
+    with from_extra("tensorflow", "tensorflow"):
         import tensorflow  # noqa: F401  # asked for, to say which extra is missing
+    with from_extra("tensorflow", "tf2onnx"):
         import tf2onnx  # noqa: F401  # asked for, to say which extra is missing
-    except ImportError as error:
-        raise missing_extra(str(error.name), "tensorflow") from error
     if source.layout == "savedmodel":
         with readable(source.path) as bare:
             return _convert(bare, source.signature, out / "model.onnx")

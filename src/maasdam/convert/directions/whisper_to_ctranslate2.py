@@ -7,7 +7,7 @@ from pathlib import Path
 from maasdam.convert.directions.pytorch_to_onnx import quiet_exporter
 from maasdam.convert.modules import first_line
 from maasdam.core import Artifact
-from maasdam.errors import InvalidModel, Unsupported, missing_extra
+from maasdam.errors import InvalidModel, Unsupported, from_extra
 
 COPIED = ("tokenizer.json", "preprocessor_config.json")
 """What faster-whisper reads beside the model."""
@@ -18,10 +18,8 @@ def write(source: Artifact, out: Path, kept: str | None = None) -> None:
 
     `kept` is CTranslate2's word for what weights are kept in ("int8", "bfloat16", "float16"); None is float32.
     """
-    try:
+    with from_extra("speech", "ctranslate2"):
         from ctranslate2.converters import TransformersConverter
-    except ImportError as error:
-        raise missing_extra("ctranslate2", "speech") from error
     missing = [name for name in COPIED if not (source.path / name).is_file()]
     if missing:
         raise InvalidModel(f"the folder lacks {' and '.join(missing)}; Whisper needs its tokenizer and its feature extractor")

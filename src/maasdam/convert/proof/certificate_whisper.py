@@ -16,7 +16,7 @@ import numpy as np
 from maasdam.convert.modules import load_transformers
 from maasdam.convert.proof.differences import Certificate, Given, Proof
 from maasdam.core import Artifact, Tensors
-from maasdam.errors import VerificationFailed, missing_extra
+from maasdam.errors import VerificationFailed, from_extra
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -31,10 +31,8 @@ PROMPT = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>
 
 def certify_whisper(source: Artifact, candidate: Artifact, given: Given) -> Certificate:
     """As `certify`, for layout ctranslate2. Real inputs hold "waveform" [1, S] at 16 kHz."""
-    try:
+    with from_extra("speech", "ctranslate2"):
         import ctranslate2
-    except ImportError as error:
-        raise missing_extra("ctranslate2", "speech") from error
     model = load_transformers(source, "sdpa")
     engine = ctranslate2.models.Whisper(str(candidate.path), device="cpu", compute_type="float32")
     prompt = _prompt(source.path)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.errors import Unsupported, missing_extra
+from maasdam.errors import Unsupported, from_extra
 from maasdam.pipeline.prune.layers import Attention, attentions, feed_forwards, head, head_size, is_transformer, layers
 from maasdam.pipeline.training import logits_of
 
@@ -101,10 +101,8 @@ def _prune_widths(
     model: torch.nn.Module, example: Mapping[str, torch.Tensor], ratio: float, keep: list[torch.nn.Module], round_to: int
 ) -> None:
     """Cut `ratio` of the outputs of every layer but those of `keep`, and whatever depends on them, by group magnitude."""
-    try:
+    with from_extra("build", "torch-pruning"):
         import torch_pruning as tp
-    except ImportError as error:
-        raise missing_extra("torch-pruning", "build") from error
     before = _widths(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it names parameters that no layer owns; none of them is as wide as what is cut

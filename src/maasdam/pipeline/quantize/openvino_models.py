@@ -13,7 +13,7 @@ import numpy as np
 
 from maasdam.artifacts.produced import PassFacts, Produced
 from maasdam.core import Artifact
-from maasdam.errors import Unsupported, missing_extra
+from maasdam.errors import Unsupported, from_extra
 from maasdam.pipeline.examples import Inputs
 from maasdam.pipeline.passes import PassContext
 from maasdam.pipeline.quantize import openvino_saturation, saturation
@@ -226,9 +226,7 @@ def is_transformer(model: ov.Model) -> bool:
 
 def open_nncf() -> Any:
     """The nncf package, told to be quiet. Raises MissingExtra."""
-    try:
+    with from_extra("build", "nncf"):
         import nncf
-    except ImportError as error:
-        raise missing_extra("nncf", "build") from error
     nncf.set_log_level(logging.ERROR)  # it logs to stdout
     return nncf
