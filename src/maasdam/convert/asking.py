@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from maasdam.convert.modules import called, first_line, load_transformers
+from maasdam.convert.modules import called, first_line, load_transformers, raising
 from maasdam.convert.networks import parts_of
 from maasdam.convert.probes import Sizes, accepted
 from maasdam.core import Artifact, Signature, TensorEngine, Tensors, TensorSpec
@@ -62,8 +62,7 @@ def of_one(source: Artifact) -> Artifact | None:
     signature = source.signature
     if signature is None or not any(s.shape and s.shape[0] is None for s in signature.inputs):
         return None
-    engine = cast(TensorEngine, open_engine(source))
-    try:
+    with closing(cast(TensorEngine, open_engine(source))) as engine:
         with suppress(EngineFailure, InvalidTensor):
             accepted(engine.run, signature, ASKED[0], seed=0, folder=source.path)
             return None
@@ -72,9 +71,7 @@ def of_one(source: Artifact) -> Artifact | None:
             _, answer = accepted(engine.run, single, Sizes(1), seed=0, folder=source.path)
             outputs = tuple(_of_one(s) if answer[s.name].shape[:1] == (1,) else s for s in signature.outputs)
             return replace(source, signature=Signature(single.inputs, outputs))
-        return None
-    finally:
-        engine.close()
+    return None
 
 
 def _of_one(spec: TensorSpec) -> TensorSpec:
@@ -190,11 +187,9 @@ def _of_script(source: Artifact, given: Sequence[Tensors]) -> list[Signature]:
     """
     import torch
 
-    try:
-        load: Any = torch.jit.load
+    load: Any = torch.jit.load
+    with raising(InvalidModel, "torch can't load the TorchScript"):
         script = load(str(source.path / "model.pt"), map_location="cpu").eval()
-    except Exception as error:  # a damaged file raises anything
-        raise InvalidModel(f"torch can't load the TorchScript: {first_line(error)}") from error
     names = [a.name for a in script.forward.schema.arguments[1:] if not a.has_default_value()]
 
     def run(tensors: Mapping[str, Any]) -> Mapping[str, Any]:

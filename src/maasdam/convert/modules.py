@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from maasdam.core import PAST, Artifact, Signature
@@ -26,12 +28,8 @@ def load_transformers(source: Artifact, attention: Attention) -> Any:
     with from_extra("pytorch", "torch"):
         transformers = transformers_with_torch()
     transformers.logging.disable_progress_bar()
-    try:
+    with raising(InvalidModel, f"transformers can't load {called(source)}"):
         model = open_module(source.path)
-    except MaasdamError:
-        raise
-    except Exception as error:  # transformers raises anything for files that are not what they say
-        raise InvalidModel(f"transformers can't load {called(source)}: {first_line(error)}") from error
     model.set_attn_implementation(attention)
     _pool_all(model)
     return model.eval().requires_grad_(False)
@@ -131,6 +129,17 @@ def need_signature(source: Artifact) -> Signature:
 def called(source: Artifact) -> str:
     """What to call an artifact in a sentence: its architecture where it has one, never where it lies."""
     return architecture_of(source.path) if source.layout == "huggingface" else f"the {source.layout} model"
+
+
+@contextmanager
+def raising(kind: type[MaasdamError], says: str) -> Iterator[None]:
+    """Around a library of others, which raises anything: that is raised as `kind`, by its first line; errors of ours stay."""
+    try:
+        yield
+    except MaasdamError:
+        raise
+    except Exception as error:
+        raise kind(f"{says}: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from maasdam.convert.modules import (
     Attention,
     called,
-    first_line,
     has_fused_attention,
     name_module,
     need_signature,
+    raising,
 )
 from maasdam.convert.networks import named_network
 from maasdam.convert.probes import EXPORT_SIZES, accepted, has_cache
@@ -181,10 +181,8 @@ def _derive_ranges(program: ExportedProgram) -> None:
 
 def load_pt2(source: Artifact) -> ExportedProgram:
     """The program in model.pt2. Sample inputs and constants are read as plain tensors only. Raises InvalidModel."""
-    try:
+    with raising(InvalidModel, "torch.export can't load the .pt2 program"):
         return load_program(source.path / "model.pt2")
-    except Exception as error:  # a damaged archive raises anything
-        raise InvalidModel(f"torch.export can't load the .pt2 program: {first_line(error)}") from error
 
 
 def save_pt2(program: ExportedProgram, path: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
@@ -218,22 +219,17 @@ def made_up_inputs(artifact: Artifact, count: int = 8) -> list[Inputs]:
     assert signature is not None
     has_sides = any(len(s.shape) == 4 and None in s.shape[1:] for s in signature.inputs)  # which not every network takes
     if has_sides or has_unknown_lengths(signature) or has_unknown_rows(signature, artifact.path):
-        engine = cast(TensorEngine, open_engine(artifact))
+        with closing(cast(TensorEngine, open_engine(artifact))) as engine, suppress(EngineFailure, InvalidInput):
 
-        def run(batch: Tensors) -> Tensors:
-            answer = engine.run(batch)
-            if not all(array.size for array in answer.values()):  # where nothing tells a length, the usual one may be too short
-                raise EngineFailure("an answer without elements")
-            return answer
+            def run(batch: Tensors) -> Tensors:
+                answer = engine.run(batch)
+                if not all(array.size for array in answer.values()):  # the usual length may be too short
+                    raise EngineFailure("an answer without elements")
+                return answer
 
-        try:
-            asked = in_rows(run, signature, artifact.path, sizes)
+            asked = in_rows(run, signature, artifact.path, sizes)  # where it fails, whoever runs it says why
             sizes = taken(run, asked, sizes, seed=0, folder=artifact.path)[0]
             signature = asked
-        except (EngineFailure, InvalidInput):
-            pass  # whoever runs it says why it doesn't
-        finally:
-            engine.close()
     return [probe(signature, sizes, seed=seed, folder=artifact.path) for seed in range(count)]
 
 

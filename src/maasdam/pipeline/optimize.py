@@ -11,7 +11,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -163,16 +163,9 @@ def _answers_of_the_original(context: PassContext, open_engine: Callable[..., An
     original = context.original
     if original is None or original.signature is None:
         return None
-    try:
-        engine = open_engine(original, device=context.device, threads=context.threads)
-    except MaasdamError:
-        return None
-    try:
+    with suppress(MaasdamError), closing(open_engine(original, device=context.device, threads=context.threads)) as engine:
         return [engine.run(tensors) for tensors in _inputs(original, context)]
-    except MaasdamError:
-        return None
-    finally:
-        engine.close()
+    return None
 
 
 def _check_fused(running: Sequence[Candidate], inputs: Mapping[str, list[Inputs]]) -> None:

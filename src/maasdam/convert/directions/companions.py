@@ -28,14 +28,9 @@ PATTERNS: tuple[str, ...] = (
 """What describes the processor, the labels and the generation, never the weights."""
 
 
-def copy_companions(source: Path, out: Path, *, skip: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Copy them flat from `source` into `out`, keeping files that are there already. Returns the names copied."""
-    copied = []
-    for file in sorted(source.iterdir()):
-        name = file.name
-        if not file.is_file() or name in skip or (out / name).exists():
-            continue
-        if any(fnmatch(name, pattern) for pattern in PATTERNS):
-            shutil.copyfile(file, out / name)
-            copied.append(name)
-    return tuple(copied)
+def copy_companions(source: Path, out: Path) -> None:
+    """Copy them flat from `source` into `out`, keeping files that are there already."""
+    for file in source.iterdir():
+        is_one = file.is_file() and any(fnmatch(file.name, pattern) for pattern in PATTERNS)
+        if is_one and not (out / file.name).exists():
+            shutil.copyfile(file, out / file.name)

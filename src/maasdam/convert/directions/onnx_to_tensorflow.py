@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.convert.modules import first_line, need_signature
+from maasdam.convert.modules import need_signature, raising
 from maasdam.convert.operators import interpreter, shapes
 from maasdam.convert.operators.graph import read
 from maasdam.convert.operators.nodes import Graph
@@ -16,7 +16,7 @@ from maasdam.convert.operators.weights import learned_names
 from maasdam.convert.signatures import describe
 from maasdam.core import Artifact, Signature, TensorSpec
 from maasdam.engines.tensors import identifier
-from maasdam.errors import MaasdamError, Unsupported, from_extra
+from maasdam.errors import Unsupported, from_extra
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -68,12 +68,8 @@ def of_graph(graph: Graph, signature: Signature) -> tf.Module:
         return {s.name: _shaped(value, s) for s, value in zip(signature.outputs, found, strict=True)}
 
     specs = {identifier(s.name): tf.TensorSpec(s.shape, s.dtype, name=identifier(s.name)) for s in signature.inputs}
-    try:
+    with raising(Unsupported, "TensorFlow can't trace the ONNX graph"):
         module.serve = tf.function(serve, autograph=False).get_concrete_function(**specs)
-    except MaasdamError:
-        raise
-    except Exception as error:  # TensorFlow raises anything
-        raise Unsupported(f"TensorFlow can't trace the ONNX graph: {first_line(error)}") from error
     return module
 
 

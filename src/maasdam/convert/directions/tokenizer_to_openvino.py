@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from maasdam.convert.directions.pytorch_to_onnx import quiet_exporter
-from maasdam.convert.modules import first_line
+from maasdam.convert.modules import raising
 from maasdam.errors import InvalidModel, Unsupported
 
 TOKENIZER, DETOKENIZER = "openvino_tokenizer.xml", "openvino_detokenizer.xml"
@@ -17,14 +17,9 @@ def write_tokenizer(folder: Path, out: Path) -> None:
     from openvino_tokenizers import convert_tokenizer
     from transformers import AutoTokenizer
 
-    try:
+    with raising(InvalidModel, "no tokenizer can be loaded beside the model"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises anything for missing or odd tokenizer files
-        raise InvalidModel(f"no tokenizer can be loaded beside the model: {first_line(error)}") from error
-    try:
-        with quiet_exporter():
-            models = convert_tokenizer(tokenizer, with_detokenizer=True)
-    except Exception as error:  # the converter raises its own types and RuntimeError alike
-        raise Unsupported(f"the tokenizer does not convert to OpenVINO: {first_line(error)}") from error
+    with raising(Unsupported, "the tokenizer does not convert to OpenVINO"), quiet_exporter():
+        models = convert_tokenizer(tokenizer, with_detokenizer=True)
     for model, name in zip(models, (TOKENIZER, DETOKENIZER), strict=True):
         ov.save_model(model, out / name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from maasdam.convert.directions.pytorch_to_onnx import quiet_exporter
-from maasdam.convert.modules import first_line
+from maasdam.convert.modules import raising
 from maasdam.core import Artifact
 from maasdam.errors import InvalidModel, Unsupported, from_extra
 
@@ -23,9 +23,6 @@ def write(source: Artifact, out: Path, kept: str | None = None) -> None:
     missing = [name for name in COPIED if not (source.path / name).is_file()]
     if missing:
         raise InvalidModel(f"the folder lacks {' and '.join(missing)}; Whisper needs its tokenizer and its feature extractor")
-    try:
-        with quiet_exporter():
-            converter = TransformersConverter(str(source.path), copy_files=list(COPIED), trust_remote_code=False)
-            converter.convert(str(out), force=True, quantization=kept)
-    except Exception as error:  # the converter raises anything
-        raise Unsupported(f"CTranslate2 can't convert this Whisper: {first_line(error)}") from error
+    with raising(Unsupported, "CTranslate2 can't convert this Whisper"), quiet_exporter():
+        converter = TransformersConverter(str(source.path), copy_files=list(COPIED), trust_remote_code=False)
+        converter.convert(str(out), force=True, quantization=kept)
