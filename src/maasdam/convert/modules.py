@@ -7,7 +7,6 @@ Refuses to export anything.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +15,7 @@ from maasdam.core import PAST, Artifact, Signature
 from maasdam.engines.tensors import parameter_names
 from maasdam.engines.transformers_library import architecture_of, open_module, transformers_with_torch
 from maasdam.errors import InvalidModel, MaasdamError, from_extra
+from maasdam.tasks.files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -60,11 +60,8 @@ def has_fused_attention(source: Artifact) -> bool:
 
 def is_whisper(source: Artifact) -> bool:
     """Does the Hugging Face folder hold a Whisper model that writes?"""
-    try:
-        config = json.loads((source.path / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InvalidModel(f"can't read the model's config.json: {first_line(error)}") from error
-    if not isinstance(config, dict) or config.get("model_type") != "whisper":
+    config = read_json(source.path / "config.json")
+    if config.get("model_type") != "whisper":
         return False
     return not str((config.get("architectures") or [""])[0]).endswith("ForAudioClassification")
 

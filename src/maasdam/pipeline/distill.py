@@ -21,13 +21,14 @@ from maasdam.core import IMAGE_CLASSIFICATION, TEXT_GENERATION, Artifact, Classi
 from maasdam.errors import InvalidInput, Unsupported
 from maasdam.pipeline.passes import Pass, PassContext, Reads, Setting
 from maasdam.pipeline.prune import open_to_cut
-from maasdam.pipeline.prune.layers import parameters_of, read_config
+from maasdam.pipeline.prune.layers import parameters_of
 from maasdam.pipeline.training import (
     BatchLoss,
     Loss,
     Plan,
     Sample,
     accuracy_of,
+    blank_of,
     distilling_loss,
     forward,
     labels_loss,
@@ -77,7 +78,7 @@ def run(source: Artifact, out: Path, settings: Mapping[str, Any], context: PassC
     student, signature = _fitted(given, source)
     _check_fit(teacher, student, samples[0])
     alone = copy.deepcopy(student)
-    own = loss_of(source.task, int(read_config(source.path).get("pad_token_id") or 0))
+    own = loss_of(source.task, blank_of(source))
     plan = Plan(settings["epochs"], settings["batch"], settings["rate"])
     facts: dict[str, Any] = {"how": how, "samples": len(samples), "labelled": len(labelled), "held_back": len(held)}
     score = _Scores(teacher, held, own, source)
@@ -211,15 +212,13 @@ def make_student(teacher: Any, layers: float, width: float, start: str) -> tuple
 
 def _fewer_layers(config: Any, ratio: float) -> dict[str, Any]:
     changed: dict[str, Any] = {}
-    for key in LAYER_COUNTS:
-        count = getattr(config, key, None)
-        if isinstance(count, int) and count > 1:
-            changed[key] = [count, max(1, round(count * ratio))]
-            setattr(config, key, changed[key][1])
-    for key in LAYER_LISTS:
-        counts = getattr(config, key, None)
-        if isinstance(counts, list) and any(c > 1 for c in counts):
-            changed[key] = [counts, [max(1, round(c * ratio)) for c in counts]]
+    for key in (*LAYER_COUNTS, *LAYER_LISTS):
+        now = getattr(config, key, None)
+        if isinstance(now, int) and now > 1:
+            changed[key] = [now, max(1, round(now * ratio))]
+        elif isinstance(now, list) and any(count > 1 for count in now):
+            changed[key] = [now, [max(1, round(count * ratio)) for count in now]]
+        if key in changed:
             setattr(config, key, changed[key][1])
     if isinstance(getattr(config, "layer_types", None), list) and "num_hidden_layers" in changed:
         config.layer_types = config.layer_types[: config.num_hidden_layers]

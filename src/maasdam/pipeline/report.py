@@ -220,28 +220,13 @@ class Report:
         """The report that a version keeps. One from elsewhere may hold anything: what is of another kind is left out."""
 
         def of(kind: type[Kept], *keys: str) -> Kept:
-            return found if isinstance(found := _at(data, *keys), kind) else kind()
-
-        def column(side: str) -> Column:
-            return Column(
-                engine=of(str, side, "engine"),
-                digest=of(str, side, "digest"),
-                size_bytes=_whole(data, "size_bytes", side),
-                latency_ms=tuple(s for s in of(list, "latency_ms", "samples", side) if number(s) is not None),
-                p50=number(_at(data, "latency_ms", side, "p50")),
-                p99=number(_at(data, "latency_ms", side, "p99")),
-                throughput=number(_at(data, "throughput", side)),
-                joules=number(_at(data, "energy_joules", side)),
-                memory_bytes=_whole(data, "memory_bytes", side),
-                accuracy=number(_at(data, "accuracy", side)),
-                extra=of(dict, "accuracy", "beside", side),
-            )
+            return _of(kind, data, *keys)
 
         limits = {f.name: n for f in fields(Limits) if (n := number(_at(data, "limits", f.name))) is not None}
         return cls(
-            candidate=column("candidate"),
-            reference=column("reference"),
-            source=_source_of(data["source"]) if of(dict, "source") else None,
+            candidate=_column_of(data, "candidate"),
+            reference=_column_of(data, "reference"),
+            source=_column_of(data["source"]) if of(dict, "source") else None,
             parity=of(dict, "parity"),
             metric=of(str, "accuracy", "metric") or None,
             drop=number(_at(data, "accuracy", "drop")),
@@ -277,20 +262,21 @@ def _source(s: Column) -> dict[str, Any]:
     }
 
 
-def _source_of(kept: Mapping[str, Any]) -> Column:
-    samples = _at(kept, "latency_ms", "samples")
+def _column_of(kept: Any, *side: str) -> Column:
+    """What is kept of one of the three: the source in a place of its own, the other two beside each other."""
     return Column(
-        engine=str(kept.get("engine", "-")),
-        digest=str(kept.get("digest", "")),
-        size_bytes=_whole(kept, "size_bytes"),
-        p50=number(_at(kept, "latency_ms", "p50")),
-        p99=number(_at(kept, "latency_ms", "p99")),
-        latency_ms=tuple(s for s in samples if number(s) is not None) if isinstance(samples, list) else (),
-        throughput=number(kept.get("throughput")),
-        joules=number(kept.get("energy_joules")),
-        memory_bytes=_whole(kept, "memory_bytes"),
-        accuracy=number(kept.get("accuracy")),
-        examples=_whole(kept, "examples"),
+        engine=_of(str, kept, *side, "engine") or "-",
+        digest=_of(str, kept, *side, "digest"),
+        size_bytes=_whole(kept, "size_bytes", *side),
+        latency_ms=tuple(s for s in _of(list, kept, "latency_ms", "samples", *side) if number(s) is not None),
+        p50=number(_at(kept, "latency_ms", *side, "p50")),
+        p99=number(_at(kept, "latency_ms", *side, "p99")),
+        throughput=number(_at(kept, "throughput", *side)),
+        joules=number(_at(kept, "energy_joules", *side)),
+        memory_bytes=_whole(kept, "memory_bytes", *side),
+        accuracy=number(_at(kept, "accuracy", *side)),
+        examples=_whole(kept, "examples", *side),
+        extra=_of(dict, kept, "accuracy", "beside", *side),
     )
 
 
@@ -304,6 +290,11 @@ def _at(value: Any, *keys: str) -> Any:
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
+
+
+def _of(kind: type[Kept], value: Any, *keys: str) -> Kept:
+    """What lies at `keys` where it is of a kind, else an empty one."""
+    return found if isinstance(found := _at(value, *keys), kind) else kind()
 
 
 def _whole(value: Any, *keys: str) -> int | None:

@@ -19,6 +19,7 @@ from maasdam.errors import InvalidInput, Unsupported
 from maasdam.pipeline.examples import Inputs, Preparer, evaluation_examples
 from maasdam.tasks import score, task_of
 from maasdam.tasks.classes import SUM_TOLERANCE
+from maasdam.tasks.files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +75,11 @@ def training_samples(source: Artifact, path: Path, *, needs_labels: bool = True)
     if len(samples) < 2:
         raise InvalidInput(f"{path} has {len(samples)} training samples; at least 2 are needed")
     return samples[held:], samples[:held]
+
+
+def blank_of(source: Artifact) -> int:
+    """CTC's blank token, which transformers keeps as the padding token."""
+    return int(read_json(source.path / "config.json").get("pad_token_id") or 0)
 
 
 def loss_of(task: str | None, blank: int) -> Loss:
@@ -247,7 +253,7 @@ def accuracy_of(model: torch.nn.Module, samples: Sequence[Sample], source: Artif
 
 def _prepared(source: Artifact, examples: Sequence[Example], needs_labels: bool) -> list[Sample]:
     prepare = Preparer(source)
-    encode: Callable[[Any], Any] = _ctc_encoder(source) if task_of(source.task).loss == "ctc" else int
+    encode: Callable[[Any], Any] = _encoder(source) if task_of(source.task).loss == "ctc" else int
     samples = []
     for example in examples:
         if example.truth is None and needs_labels:
@@ -259,7 +265,8 @@ def _prepared(source: Artifact, examples: Sequence[Example], needs_labels: bool)
     return samples
 
 
-def _ctc_encoder(source: Artifact) -> Callable[[Any], list[int]]:
+def _encoder(source: Artifact) -> Callable[[Any], list[int]]:
+    """Text to tokens, without those that mark its ends."""
     from maasdam.engines.transformers_library import transformers_with_torch
 
     tokenizer = transformers_with_torch().AutoTokenizer.from_pretrained(str(source.path), local_files_only=True)
@@ -267,15 +274,13 @@ def _ctc_encoder(source: Artifact) -> Callable[[Any], list[int]]:
 
 
 def _windows(source: Artifact, examples: Sequence[Example]) -> list[Sample]:
-    from maasdam.engines.transformers_library import transformers_with_torch
-
-    tokenizer = transformers_with_torch().AutoTokenizer.from_pretrained(str(source.path), local_files_only=True)
+    encode = _encoder(source)
     samples = []
     for example in examples:
         assert isinstance(example.payload, TextPayload)
-        ids = tokenizer(example.payload.prompt or "", add_special_tokens=False).input_ids
+        ids = encode(example.payload.prompt or "")
         for start in range(0, max(1, len(ids) - 1), WINDOW):
-            window = [int(i) for i in ids[start : start + WINDOW]]
+            window = ids[start : start + WINDOW]
             if len(window) > 1:
                 samples.append(Sample({"input_ids": np.asarray([window], np.int64)}, window))
     return samples

@@ -17,12 +17,12 @@ from maasdam.artifacts.produced import Produced
 from maasdam.core import Artifact
 from maasdam.errors import InvalidInput, Unsupported
 from maasdam.pipeline.passes import Pass, PassContext, Reads, Setting
-from maasdam.pipeline.prune.layers import feed_forwards, read_config
+from maasdam.pipeline.prune.layers import feed_forwards
 from maasdam.pipeline.prune.magnitude import ANY, prune_magnitude
 from maasdam.pipeline.prune.save import save
 from maasdam.pipeline.prune.shrank import compared, counted, weighed
 from maasdam.pipeline.prune.structured import TARGETS, prune_structured
-from maasdam.pipeline.training import Plan, Sample, distilling_loss, labels_loss, loss_of, train, training_samples
+from maasdam.pipeline.training import Plan, Sample, blank_of, distilling_loss, labels_loss, loss_of, train, training_samples
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +97,7 @@ def _recover(
     if context.train is None:
         raise InvalidInput("finetune_epochs needs labelled data: name it with --train")
     samples, _ = training_samples(source, context.train)
-    own = loss_of(source.task, _blank(source))
+    own = loss_of(source.task, blank_of(source))
     loss: Callable[[torch.Tensor, list[Sample]], torch.Tensor] = labels_loss(own)
     if settings["recover"] == "distill":
         teacher = open_to_cut(source).requires_grad_(False)
@@ -115,11 +115,6 @@ def _recover(
         after_step=again,
     )
     return {"by": settings["recover"], "epochs": plan.epochs, "samples": len(samples)}
-
-
-def _blank(source: Artifact) -> int:
-    """CTC's blank token, which transformers keeps as the padding token."""
-    return int(read_config(source.path).get("pad_token_id") or 0)
 
 
 def _reads(settings: Mapping[str, Any]) -> tuple[Reads, ...]:

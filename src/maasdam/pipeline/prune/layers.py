@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.errors import Unsupported
+from maasdam.tasks.files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +97,7 @@ def feed_forwards(model: torch.nn.Module) -> list[torch.nn.Linear]:
 def head_size(model: torch.nn.Module, folder: Path) -> int:
     """Numbers in one attention head, from the config. Raises Unsupported where nothing tells."""
     config = getattr(model, "config", None)
-    facts: Any = config.to_dict() if config is not None else read_config(folder)
+    facts: Any = config.to_dict() if config is not None else read_json(folder / "config.json")
     heads, width = facts.get("num_attention_heads"), facts.get("hidden_size")
     found = facts.get("head_dim") or (width // heads if isinstance(heads, int) and isinstance(width, int) and heads else None)
     if not isinstance(found, int) or found < 1:
@@ -108,12 +108,3 @@ def head_size(model: torch.nn.Module, folder: Path) -> int:
 def parameters_of(model: torch.nn.Module) -> int:
     """How many parameters a model has; one that two layers share counts once."""
     return sum(p.numel() for p in model.parameters())
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """What config.json in `folder` says; nothing where there is none."""
-    try:
-        found = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -158,13 +158,7 @@ PASS = Pass(
     use="quantize",
     version=8,
     settings={
-        "scheme": Setting(
-            str,
-            None,
-            choices=tuple(dict.fromkeys(row.name for row in SCHEMES)),
-            says="what is quantised, and to what",
-            is_required=True,
-        ),
+        "scheme": Setting(str, None, choices=NAMES, says="what is quantised, and to what", is_required=True),
         "format": Setting(
             str, "auto", choices=("auto", "openvino", "onnx", "pytorch"), says="auto: what --to and the next pass ask for"
         ),
