@@ -21,7 +21,7 @@ from maasdam.core import Artifact, Format, TensorEngine, Tensors
 from maasdam.errors import EngineFailure, LimitExceeded, MaasdamError, Unsupported
 from maasdam.pipeline.examples import Inputs, calibration_inputs, made_up_inputs
 from maasdam.pipeline.fidelity import Fidelity
-from maasdam.pipeline.measure import take_turns
+from maasdam.pipeline.measure import Timing, take_turns
 from maasdam.pipeline.parity import cosine, flat
 from maasdam.pipeline.passes import OPTIMIZED_FORMATS, Pass, PassContext, Setting
 from maasdam.pipeline.report import MIN_FIDELITY
@@ -206,14 +206,19 @@ def _time(running: list[Candidate], inputs: Mapping[str, list[Inputs]], context:
         assert engine is not None
         return lambda number: engine.run(own[number % len(own)])
 
+    timings = _in_turns([runner(candidate) for candidate in running], "measure the candidates", context)
+    for candidate, timing in zip(running, timings, strict=True):
+        candidate.p50 = timing.p50
+
+
+def _in_turns(runs: list[Callable[[int], object]], stage: str, context: PassContext) -> list[Timing]:
     timings = take_turns(
-        {str(i): runner(c) for i, c in enumerate(running)},
+        {str(i): run for i, run in enumerate(runs)},
         seconds=SECONDS,
         rounds=ROUNDS,
-        tell=lambda done, total: context.progress("measure the candidates", done, total),
+        tell=lambda done, total: context.progress(stage, done, total),
     )
-    for i, candidate in enumerate(running):
-        candidate.p50 = timings[str(i)].p50
+    return [timings[str(i)] for i in range(len(runs))]
 
 
 def _fill(running: list[Candidate], inputs: Mapping[str, list[Inputs]], context: PassContext) -> None:
@@ -226,20 +231,15 @@ def _fill(running: list[Candidate], inputs: Mapping[str, list[Inputs]], context:
                 return lambda number: engine.run(batch)
             return lambda number: list(pool.map(engine.run, [batch] * streams))
 
-        runs, items = {}, {}
-        for i, candidate in enumerate(running):
+        runs, items = [], []
+        for candidate in running:
             assert candidate.engine is not None
             batch = stacked(inputs[candidate.artifact.digest][0], candidate.engine)
-            runs[str(i)] = runner(candidate.engine, batch, candidate.streams)
-            items[str(i)] = len(next(iter(batch.values()))) * candidate.streams
-        timings = take_turns(
-            runs,
-            seconds=SECONDS,
-            rounds=ROUNDS,
-            tell=lambda done, total: context.progress("measure the candidates' throughput", done, total),
-        )
-    for i, candidate in enumerate(running):
-        candidate.throughput = items[str(i)] / timings[str(i)].p50
+            runs.append(runner(candidate.engine, batch, candidate.streams))
+            items.append(len(next(iter(batch.values()))) * candidate.streams)
+        timings = _in_turns(runs, "measure the candidates' throughput", context)
+    for candidate, count, timing in zip(running, items, timings, strict=True):
+        candidate.throughput = count / timing.p50
 
 
 def _best(running: list[Candidate], goal: str) -> Candidate:

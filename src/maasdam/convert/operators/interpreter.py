@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,26 +19,18 @@ from maasdam.errors import Unsupported
 
 def run(graph: Graph, xp: Arrays, values: Mapping[str, Any]) -> list[Any]:
     """The outputs of `graph`. `values`: the inputs as tensors, and the constants as tensors or small numpy arrays."""
-    known: dict[str, Any] = dict(values)
-    wholes: dict[str, shapes.Small] = {}
+    walk = _Walk(graph, xp, dict(values))
     uses = Counter(name for node in graph.nodes for name in node.inputs)
     uses.update(graph.outputs)
     for name in _used_inside(graph):
         uses[name] += 1  # never dies: inner graphs read it by name
     for node in graph.nodes:
-        whole = _whole(node, graph, known, wholes)
-        if whole is not None and node.operator == "Cast" and node.attributes["to"] in shapes.INTEGERS:
-            found: tuple[Any, ...] = (whole,)
-        else:
-            found = _call(node, graph, xp, known, wholes)
-            if whole is not None and not isinstance(found[0], np.ndarray):
-                wholes[node.outputs[0]] = whole
-        known.update((name, value) for name, value in zip(node.outputs, found, strict=False) if name)
+        walk.step(node)
         for name in node.inputs:
             uses[name] -= 1
             if not uses[name]:
-                known.pop(name, None)
-    return [_as_tensor(known[name], xp) for name in graph.outputs]
+                walk.known.pop(name, None)
+    return [_as_tensor(walk.known[name], xp) for name in graph.outputs]
 
 
 def _used_inside(graph: Graph) -> set[str]:
@@ -46,52 +38,87 @@ def _used_inside(graph: Graph) -> set[str]:
     return {name for g in inner for node in g.walk() for name in node.inputs} | {name for g in inner for name in g.outputs}
 
 
-def _whole(node: Node, graph: Graph, known: Mapping[str, Any], wholes: Mapping[str, shapes.Small]) -> shapes.Small | None:
-    """The integers that a node's floats are, where they come from a shape (a size cast to float, and what is added to it).
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """One way through a graph."""
 
-    They are kept beside the tensor, for operators that ask for a size.
-    """
-    if node.operator not in shapes.OF_WHOLES or not node.inputs:
-        return None
-    inputs = []
-    for name in node.inputs:
-        found = wholes.get(name) if name in wholes else known.get(name)
-        if not isinstance(found, np.ndarray):
-            found = shapes.whole_numbers(graph.constants.get(name))
-        if found is None or not shapes.is_small(found):
+    graph: Graph
+    xp: Arrays
+    known: dict[str, Any]
+    """Values by name."""
+    wholes: dict[str, shapes.Small] = field(default_factory=dict)
+    """The integers that floats are which come from a shape, beside the tensors, for operators that ask for a size."""
+
+    def step(self, node: Node) -> None:
+        """Compute what a node gives."""
+        whole = self._whole(node)
+        if whole is not None and node.operator == "Cast" and node.attributes["to"] in shapes.INTEGERS:
+            found: tuple[Any, ...] = (whole,)
+        else:
+            found = self._call(node)
+            if whole is not None and not isinstance(found[0], np.ndarray):
+                self.wholes[node.outputs[0]] = whole
+        self.known.update((name, value) for name, value in zip(node.outputs, found, strict=False) if name)
+
+    def _whole(self, node: Node) -> shapes.Small | None:
+        """The integers that a node's floats are: a size cast to float, and what is added to it."""
+        if node.operator not in shapes.OF_WHOLES or not node.inputs:
             return None
-        inputs.append(found)
-    if node.operator != "Cast" and not any(name in wholes for name in node.inputs):
-        return None
-    try:
-        return shapes.compute_wholes(node.operator, inputs, node.attributes)
-    except shapes.NotHere:
-        return None
-
-
-def _call(node: Node, graph: Graph, xp: Arrays, known: dict[str, Any], wholes: Mapping[str, shapes.Small]) -> tuple[Any, ...]:
-    inputs = [known[name] if name else None for name in node.inputs]
-    operator = OPERATORS.find(node.operator, graph.version)
-    assert operator is not None, node.operator  # reading the graph made sure
-    if operator.on == "values":
-        return _outputs(operator.function(xp, *inputs, **node.attributes))
-    if inputs and all(v is None or shapes.is_small(v) for v in inputs):
+        inputs = []
+        for name in node.inputs:
+            found = self.wholes.get(name) if name in self.wholes else self.known.get(name)
+            if not isinstance(found, np.ndarray):
+                found = shapes.whole_numbers(self.graph.constants.get(name))
+            if found is None or not shapes.is_small(found):
+                return None
+            inputs.append(found)
+        if node.operator != "Cast" and not any(name in self.wholes for name in node.inputs):
+            return None
         try:
-            found = shapes.compute(node.operator, inputs, node.attributes)
-            if xp.counted is not None and node.operator in ("Div", "Mod"):
-                found = shapes.of_each(xp.counted, found)
-            return (found,)
+            return shapes.compute_wholes(node.operator, inputs, node.attributes)
         except shapes.NotHere:
-            pass  # on tensors then
-    if operator.on == "tensors" and any(isinstance(v, list) for v in inputs):
-        raise Unsupported(f"{node.operator} '{node.name}' of a sequence")
-    arguments = [_argument(value, operator, i, node, graph, xp, wholes) for i, value in enumerate(inputs)]
-    attributes = dict(node.attributes)
-    if any(isinstance(v, Graph) for v in attributes.values()):
-        attributes = {name: _inner(v, xp, known) for name, v in attributes.items()}
-    if "outputs" in operator.parameters:
-        attributes["outputs"] = len(node.outputs)
-    return _outputs(operator.function(xp, *arguments, **attributes))
+            return None
+
+    def _call(self, node: Node) -> tuple[Any, ...]:
+        inputs, xp = [self.known[name] if name else None for name in node.inputs], self.xp
+        operator = OPERATORS.find(node.operator, self.graph.version)
+        assert operator is not None, node.operator  # reading the graph made sure
+        if operator.on == "values":
+            return _outputs(operator.function(xp, *inputs, **node.attributes))
+        if inputs and all(v is None or shapes.is_small(v) for v in inputs):
+            try:
+                found = shapes.compute(node.operator, inputs, node.attributes)
+                if xp.counted is not None and node.operator in ("Div", "Mod"):
+                    found = shapes.of_each(xp.counted, found)
+                return (found,)
+            except shapes.NotHere:
+                pass  # on tensors then
+        if operator.on == "tensors" and any(isinstance(v, list) for v in inputs):
+            raise Unsupported(f"{node.operator} '{node.name}' of a sequence")
+        arguments = [self._argument(value, operator, i, node) for i, value in enumerate(inputs)]
+        attributes = {name: _inner(v, xp, self.known) for name, v in node.attributes.items()}
+        if "outputs" in operator.parameters:
+            attributes["outputs"] = len(node.outputs)
+        return _outputs(operator.function(xp, *arguments, **attributes))
+
+    def _argument(self, value: Any, operator: Operator, position: int, node: Node) -> Any:
+        if value is None:
+            return None
+        parameter = operator.parameter(position)
+        if parameter not in operator.shapes | operator.stated:
+            return _as_tensor(value, self.xp)
+        # numbers that are known, though they are no integers (the scales of Resize)
+        stated = self.graph.constants.get(node.inputs[position], self.wholes.get(node.inputs[position], value))
+        if isinstance(stated, np.ndarray):
+            return stated.tolist()
+        if parameter in operator.stated:
+            return value
+        try:
+            return self.xp.small(value)
+        except ValueError as error:
+            raise Unsupported(
+                f"{node.operator} '{node.name}' takes its {parameter} from data, whose length is not known"
+            ) from error
 
 
 def _outputs(found: Any) -> tuple[Any, ...]:
@@ -117,36 +144,6 @@ def _inner(value: Any, xp: Arrays, known: dict[str, Any]) -> Any:
     read = {name for node in value.walk() for name in node.inputs} | set(value.outputs) | _used_inside(value)
     constants = {name: small_or_tensor(array, xp) for name, array in value.constants.items()}
     return Body(value, xp, {name: known[name] for name in read if name in known} | constants)
-
-
-def _argument(
-    value: Any,
-    operator: Operator,
-    position: int,
-    node: Node,
-    graph: Graph,
-    xp: Arrays,
-    wholes: Mapping[str, shapes.Small],
-) -> Any:
-    if value is None:
-        return None
-    parameter = operator.parameter(position)
-    if parameter not in operator.shapes | operator.stated:
-        return _as_tensor(value, xp)
-    if (constant := graph.constants.get(node.inputs[position])) is not None:
-        return constant.tolist()  # numbers that are known, though they are no integers (the scales of Resize)
-    if (whole := wholes.get(node.inputs[position])) is not None:
-        return whole.tolist()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if parameter in operator.stated:
-        return value
-    try:
-        return xp.small(value)
-    except ValueError as error:
-        raise Unsupported(
-            f"{node.operator} '{node.name}' takes its {parameter} from data, whose length is not known"
-        ) from error
 
 
 def _as_tensor(value: Any, xp: Arrays) -> Any:

@@ -22,6 +22,8 @@ VERSION = 13
 """Of the operator set from which what is added to a graph means the same; older graphs are not watched."""
 AXES_ARE_INPUTS = 18
 _WENT = "maasdam_condition"
+Added = tuple[list[Any], list[Any], list[str]]
+"""Nodes before one, nodes behind it, and the names of pairs that they make."""
 
 
 @dataclass(slots=True)
@@ -124,16 +126,11 @@ class _Watching:
         self._count += 1
         return f"{_WENT}_{what}_{self._count}"
 
-    def _of_node(self, node: onnx.NodeProto) -> tuple[list[Any], list[Any], list[str]]:
-        if node.domain not in ("", "ai.onnx"):
-            return [], [], []
-        if node.op_type == "If":
-            return self._of_if(node)
-        if node.op_type in ("Loop", "Scan"):
-            return self._of_body(node)
-        return [], [], []
+    def _of_node(self, node: onnx.NodeProto) -> Added:
+        kinds = {"If": self._of_if, "Loop": self._of_body, "Scan": self._of_body}
+        return kinds[node.op_type](node) if node.op_type in kinds and node.domain in ("", "ai.onnx") else ([], [], [])
 
-    def _of_if(self, node: onnx.NodeProto) -> tuple[list[Any], list[Any], list[str]]:
+    def _of_if(self, node: onnx.NodeProto) -> Added:
         self._names.append(node.name or node.output[0])
         flat, no, both, pair, line = (self._new(w) for w in ("flat", "not", "both", "pair", "line"))
         before = [
@@ -151,18 +148,14 @@ class _Watching:
                 out = self._new("inner")
                 node.output.append(out)
                 pairs.append(out)
-                for branch in ("then_branch", "else_branch"):
-                    given = each
-                    if branch != name:
-                        given = self._new("none")
-                        branches[branch].node.append(_constant(given, [0, 0], is_narrow=True))
-                    else:
-                        given = self._new("out")
-                        branches[branch].node.append(helper.make_node("Identity", [each], [given]))
-                    branches[branch].output.append(helper.make_tensor_value_info(given, TensorProto.INT32, [2]))
+                for branch, graph in branches.items():
+                    given = self._new("out")
+                    same, zeros = helper.make_node("Identity", [each], [given]), _constant(given, [0, 0], is_narrow=True)
+                    graph.node.append(same if branch == name else zeros)
+                    graph.output.append(helper.make_tensor_value_info(given, TensorProto.INT32, [2]))
         return before, [], pairs
 
-    def _of_body(self, node: onnx.NodeProto) -> tuple[list[Any], list[Any], list[str]]:
+    def _of_body(self, node: onnx.NodeProto) -> Added:
         body = next(a.g for a in node.attribute if a.name == "body")
         after: list[Any] = []
         pairs: list[str] = []
