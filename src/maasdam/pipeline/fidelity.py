@@ -244,33 +244,17 @@ class _Sums:
         )
 
     def __add__(self, more: _Sums) -> _Sums:
-        return _Sums(
-            self.count + more.count,
-            self.total + more.total,
-            self.squares + more.squares,
-            np.minimum(self.low, more.low),
-            np.maximum(self.high, more.high),
-            self.other_total + more.other_total,
-            self.other_squares + more.other_squares,
-            self.residual + more.residual,
-            np.maximum(self.worst, more.worst),
-        )
+        return _Sums(**{name: way(getattr(self, name), getattr(more, name)) for name, way in _WAYS.items()})
 
     def over(self, axes: tuple[int, ...]) -> _Sums:
         """The places along `axes` taken together, as one place."""
         if not axes:
             return self
-        return _Sums(
-            self.count.sum(axes, keepdims=True),
-            self.total.sum(axes, keepdims=True),
-            self.squares.sum(axes, keepdims=True),
-            self.low.min(axes, keepdims=True),
-            self.high.max(axes, keepdims=True),
-            self.other_total.sum(axes, keepdims=True),
-            self.other_squares.sum(axes, keepdims=True),
-            self.residual.sum(axes, keepdims=True),
-            self.worst.max(axes, keepdims=True),
-        )
+        return _Sums(**{name: way.reduce(getattr(self, name), axes, keepdims=True) for name, way in _WAYS.items()})
+
+
+_WAYS = dict.fromkeys(_Sums.__slots__, np.add) | {"low": np.minimum, "high": np.maximum, "worst": np.maximum}
+"""How two of each become one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -544,7 +528,7 @@ def same_but_no_number(one: type_array, other: type_array) -> type_array:
 
 def _flat(sums: _Sums) -> _Sums:
     whole = sums.over(tuple(range(sums.total.ndim)))
-    return _Sums(*(getattr(whole, name).reshape(-1) for name in _Sums.__slots__))
+    return _Sums(**{name: getattr(whole, name).reshape(-1) for name in _WAYS})
 
 
 def tops(wanted: type_array, got: type_array) -> tuple[int, float]:
