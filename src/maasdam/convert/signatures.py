@@ -189,7 +189,7 @@ def name_onnx(model: onnx.ModelProto, wanted: Signature) -> None:
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
-                dim.dim_param = _renamed(dim.dim_param, symbols)
+                dim.dim_param = re.sub(r"[A-Za-z_]\w*", lambda m: symbols.get(m.group(), m.group()), dim.dim_param)
 
 
 def _rename_values(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
@@ -210,10 +210,6 @@ def _symbols(graph: onnx.GraphProto) -> dict[str, str]:
             if re.fullmatch(r"\w+", dim.dim_param) and axis_name(value.name, axis) not in out.values():
                 out.setdefault(dim.dim_param, axis_name(value.name, axis))
     return out
-
-
-def _renamed(expression: str, symbols: Mapping[str, str]) -> str:
-    return re.sub(r"[A-Za-z_]\w*", lambda m: symbols.get(m.group(), m.group()), expression)
 
 
 def name_openvino(model: ov.Model, wanted: Signature) -> None:

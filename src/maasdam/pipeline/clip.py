@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maasdam.artifacts.produced import PassFacts, Produced
-from maasdam.core import Artifact, Format
+from maasdam.core import Artifact
 from maasdam.errors import Unsupported
 from maasdam.pipeline.passes import Pass, PassContext, Setting
 
@@ -189,10 +189,6 @@ def _along(weights: np.ndarray[Any, Any], axis: int, clip: Clip) -> type_array:
     return np.ascontiguousarray(np.moveaxis(clip(moved), 0, axis))
 
 
-def _wants(source: Artifact, settings: Mapping[str, Any]) -> Format | None:
-    return "onnx" if source.format == "tensorflow" else None
-
-
 PASS = Pass(
     use="clip",
     version=1,
@@ -203,5 +199,5 @@ PASS = Pass(
     },
     run=run,
     libraries=("torch", "transformers", "onnx"),
-    wants=_wants,
+    wants=lambda source, settings: "onnx" if source.format == "tensorflow" else None,
 )

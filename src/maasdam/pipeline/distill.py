@@ -19,7 +19,7 @@ from maasdam.artifacts.produced import PassFacts, Produced
 from maasdam.convert.directions.companions import copy_companions
 from maasdam.core import IMAGE_CLASSIFICATION, TEXT_GENERATION, Artifact, Classification, Signature
 from maasdam.errors import InvalidInput, Unsupported
-from maasdam.pipeline.passes import Pass, PassContext, Reads, Setting
+from maasdam.pipeline.passes import Pass, PassContext, Setting
 from maasdam.pipeline.prune import open_to_cut
 from maasdam.pipeline.prune.layers import parameters_of
 from maasdam.pipeline.training import (
@@ -286,10 +286,6 @@ class _Scores:
         return scores | ({found[0]: found[1]} if found else {})
 
 
-def _reads(settings: Mapping[str, Any]) -> tuple[Reads, ...]:
-    return ("train",)
-
-
 PASS = Pass(
     use="distill",
     version=4,
@@ -306,7 +302,7 @@ PASS = Pass(
     },
     run=run,
     libraries=("torch", "transformers"),
-    reads=_reads,
+    reads=lambda settings: ("train",),
     hears=False,
     wants=lambda source, settings: "pytorch",
     files=lambda settings: (Path(settings["student"]).expanduser(),) if settings["student"] else (),

@@ -54,7 +54,9 @@ def fuse(artifact: Artifact, folder: Path) -> Fused | None:
     except Exception as error:  # the optimiser's patterns meet graphs they were not written for: any error means "does not fit"
         first = (str(error).splitlines() or [""])[0][:200]
         return Fused(None, {}, f"not fused: ONNX Runtime's optimiser failed ({type(error).__name__}: {first})")
-    before = _operators(artifact.path / "model.onnx")
+    from maasdam.convert.onnx_files import read_onnx
+
+    before = Counter(node.op_type for node in read_onnx(artifact.path / "model.onnx").graph.node)
     found = {name: int(count) - before[name] for name, count in model.get_fused_operator_statistics().items()}
     operators = {name: count for name, count in found.items() if count > 0}
     if not operators:
@@ -75,12 +77,6 @@ def _optimized(path: Path, patterns: str) -> Any:
         return optimizer.optimize_model(str(path), model_type=patterns, num_heads=0, hidden_size=0, opt_level=0)
     finally:
         logger.setLevel(before)
-
-
-def _operators(path: Path) -> Counter[str]:
-    import onnx
-
-    return Counter(node.op_type for node in onnx.load(str(path), load_external_data=False).graph.node)
 
 
 def _copy_all_but_the_graph(source: Path, folder: Path) -> None:

@@ -450,11 +450,11 @@ def _fidelities(report: Report, asked: float | None) -> list[Check]:
         return []
     floor = MIN_FIDELITY if asked is None else asked
     parts = sorted(report.parts, key=lambda p: p.is_one_slice)
-    judged = [_fidelity(p, floor) for p in parts if p.value is not None and not p.is_constant]
+    judged = [
+        Check("min_fidelity", f"{p.measure} of {p.where}", p.value, p.asked(floor))
+        for p in parts
+        if p.value is not None and not p.is_constant
+    ]
     broken = [c for c in judged if not c.holds]
     nearest = broken or sorted(judged, key=lambda c: (c.measured or 0.0) - c.asked)[:1]
     return nearest or ([] if asked is None or parts else [Check("min_fidelity", "fidelity", None, asked)])
-
-
-def _fidelity(part: Part, floor: float) -> Check:
-    return Check("min_fidelity", f"{part.measure} of {part.where}", part.value, part.asked(floor))

@@ -125,7 +125,7 @@ def verify_speech(
         | {"against": f"the source on {source.engine}"},
         examples=len(examples) if has_metric else 0,
         unit="audio seconds/s",
-        confidence=_confidence(scores),
+        confidence=confidence("wer", scores["reference"].shares, scores["candidate"].shares, "examples") if scores else None,
         why_no_accuracy=why_not,
         samples=_samples(heard, examples.examples),
     )
@@ -244,12 +244,6 @@ def _worse_than_the_source(heard: _Heard, examples: Sequence[Example], limits: L
         says = f"drop against the source on its own engine is {drop:.4g} (word error rate {rates[1]:.4g} after {rates[0]:.4g})"
     is_worse = drop is not None and drop > limits.max_drop + 1e-9
     return [f"{says}; the recipe allows {limits.max_drop:g} at most"] if is_worse else []
-
-
-def _confidence(scores: Mapping[str, Score]) -> dict[str, Any] | None:
-    if not scores:
-        return None
-    return confidence("wer", scores["reference"].shares, scores["candidate"].shares, over="examples")
 
 
 def _samples(heard: _Heard, examples: Sequence[Example]) -> tuple[dict[str, Any], ...]:

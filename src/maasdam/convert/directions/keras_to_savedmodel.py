@@ -45,7 +45,8 @@ def export_keras(path: Path, out: Path, wanted: Signature | None, *, widens_bflo
         return {outputs[name]: tf.identity(tensor) for name, tensor in answer.items()}
 
     names = {s.name: identifier(inputs[s.name]) for s in own.inputs}
-    specs = {names[s.name]: tf.TensorSpec(s.shape, _tf_type(s.dtype), name=names[s.name]) for s in own.inputs}
+    kinds = {s.name: "string" if s.dtype == "object" else s.dtype for s in own.inputs}
+    specs = {names[s.name]: tf.TensorSpec(s.shape, kinds[s.name], name=names[s.name]) for s in own.inputs}
     holder = tf.Module()
     holder.model = network.model  # so that its variables are saved
     try:
@@ -61,10 +62,6 @@ def _widen(model: Any) -> None:
     for layer in model._flatten_layers():
         if (layer.compute_dtype, layer.variable_dtype) == ("bfloat16", "float32"):
             layer.dtype_policy = keras.DTypePolicy("float32")
-
-
-def _tf_type(dtype: str) -> str:
-    return "string" if dtype == "object" else dtype
 
 
 def told(error: Exception) -> str:

@@ -46,7 +46,7 @@ def taps(size: int, target: int, scale: float, how: Sampling, roi: tuple[float, 
     first = np.floor(place - radius).astype(np.int64) + 1
     indices = first[:, None] + np.arange(int(np.ceil(2 * radius)))
     distance = (indices - place[:, None]) / stretch
-    weights = _triangle(distance) if how.mode == "linear" else _cubic(distance, how.cubic_coeff_a)
+    weights = np.maximum(0.0, 1.0 - np.abs(distance)) if how.mode == "linear" else _cubic(distance, how.cubic_coeff_a)
     if how.exclude_outside:
         weights = np.where((indices < 0) | (indices >= size), 0.0, weights)
     weights = weights / weights.sum(1, keepdims=True)
@@ -83,10 +83,6 @@ def _nearest(place: NDArray[np.float64], mode: str) -> NDArray[np.float64]:
     if mode == "ceil":
         return np.ceil(place)
     return np.ceil(place - 0.5) if mode == "round_prefer_floor" else np.floor(place + 0.5)
-
-
-def _triangle(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.maximum(0.0, 1.0 - np.abs(distance))
 
 
 def _cubic(distance: NDArray[np.float64], a: float) -> NDArray[np.float64]:

@@ -37,18 +37,15 @@ def certify_whisper(source: Artifact, candidate: Artifact, given: Given) -> Cert
     engine = ctranslate2.models.Whisper(str(candidate.path), device="cpu", compute_type="float32")
     prompt = _prompt(source.path)
     proof = Proof(given.tolerance, ["encoder", "logits"])
-    cases = [*_random_features(model, given.seeds), *_real_features(source.path, given.inputs)]
+    shape = 2, model.config.num_mel_bins, FRAMES
+    random = ((seed, np.random.default_rng(seed).standard_normal(shape).astype(np.float32)) for seed in given.seeds)
+    cases = [*random, *_real_features(source.path, given.inputs)]
     decoded = sum(_add(proof, seed, model, engine, each, prompt) for seed, each in given.counted(cases, len(cases)))
     if not decoded:
         raise VerificationFailed("the model decoded no token from any input; that proves nothing")
     tokens = {"prompts": len(cases), "compared": decoded, "max_tokens": MAX_TOKENS}
     facts = {"settings": {"named": {"compute_type": "float32"}, "engine_defaults_agree": None}}
     return replace(proof.certificate(source, candidate, given.seeds, facts), tokens=tokens)
-
-
-def _random_features(model: Any, seeds: tuple[int, ...]) -> Iterator[tuple[int | None, type_array]]:
-    for seed in seeds:
-        yield seed, np.random.default_rng(seed).standard_normal((2, model.config.num_mel_bins, FRAMES)).astype(np.float32)
 
 
 def _real_features(folder: Path, inputs: Iterable[Tensors]) -> Iterator[tuple[int | None, type_array]]:

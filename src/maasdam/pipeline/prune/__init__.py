@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from maasdam.artifacts.produced import Produced
 from maasdam.core import Artifact
 from maasdam.errors import InvalidInput, Unsupported
-from maasdam.pipeline.passes import Pass, PassContext, Reads, Setting
+from maasdam.pipeline.passes import Pass, PassContext, Setting
 from maasdam.pipeline.prune.layers import feed_forwards
 from maasdam.pipeline.prune.magnitude import ANY, prune_magnitude
 from maasdam.pipeline.prune.save import save
@@ -117,10 +117,6 @@ def _recover(
     return {"by": settings["recover"], "epochs": plan.epochs, "samples": len(samples)}
 
 
-def _reads(settings: Mapping[str, Any]) -> tuple[Reads, ...]:
-    return ("train",) if settings["finetune_epochs"] else ()
-
-
 PASS = Pass(
     use="prune",
     version=3,
@@ -149,7 +145,7 @@ PASS = Pass(
     },
     run=run,
     libraries=("torch", "torch-pruning", "transformers"),
-    reads=_reads,
+    reads=lambda settings: ("train",) if settings["finetune_epochs"] else (),
     hears=False,
     wants=lambda source, settings: "pytorch",
 )

@@ -43,18 +43,6 @@ def _limits(kind: torch.dtype) -> tuple[Any, Any]:
     return found.min, found.max
 
 
-def _at_places(x: Tensor, places: Tensor) -> Tensor:
-    return x.gather(2, places[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
-
-
-def _spans(mask: Tensor, batch: Any) -> tuple[Tensor, Tensor | None]:
-    return mask[:batch], mask[batch:] if mask.shape[0] != batch else None
-
-
-def _moments(x: Tensor, axes: list[int], keep: bool) -> tuple[Tensor, Tensor]:
-    return x.mean(axes, keepdim=keep), x.var(axes, correction=0, keepdim=keep)
-
-
 ARRAYS = Arrays(
     name="PyTorch",
     control=control,
@@ -111,7 +99,7 @@ ARRAYS = Arrays(
     total=lambda parts: torch.stack(parts).sum(0),
     sum=lambda x, axes, keep: x.sum(axes, keepdim=keep, dtype=x.dtype),
     mean=lambda x, axes, keep: x.mean(axes, keepdim=keep),
-    moments=_moments,
+    moments=lambda x, axes, keep: (x.mean(axes, keepdim=keep), x.var(axes, correction=0, keepdim=keep)),
     gelu=lambda x, approximate: functional.gelu(x, approximate=approximate),
     leaky_relu=functional.leaky_relu,
     relu=torch.relu,
@@ -120,7 +108,7 @@ ARRAYS = Arrays(
     linear=functional.linear,
     scores=lambda query, key: torch.matmul(query, key.transpose(-1, -2)),
     einsum=torch.einsum,
-    at_places=_at_places,
-    spans=_spans,
+    at_places=lambda x, places: x.gather(2, places[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])),
+    spans=lambda mask, batch: (mask[:batch], mask[batch:] if mask.shape[0] != batch else None),
     pixels=lambda x, item, row, column: x[item, row, column],
 )
