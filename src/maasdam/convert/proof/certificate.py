@@ -102,7 +102,7 @@ class _Pair:
         """Compare a random or a real batch, and give it back."""
         check_fixed(self.fixed, answer)
         self.watched.look(batch)
-        self.proof.add(seed, batch, answer, self._answer(batch), neighbours=self._steps(batch))
+        self.proof.add(seed, batch, answer, _answer(self.engine, batch), neighbours=self._steps(batch))
         return batch
 
     def edges(self, bases: Sequence[Tensors], seconds: float, progress: Progress) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class _Pair:
                 beyond.append(self._beyond(question))
                 continue
             try:
-                found = self._answer(question.batch)
+                found = _answer(self.engine, question.batch)
             except VerificationFailed:
                 if not question.may_be_refused:
                     raise
@@ -166,16 +166,17 @@ class _Pair:
             return {"inputs": question.kind, "agrees": False}
         return {"inputs": question.kind, "agrees": alone.agrees()}
 
-    def _answer(self, batch: Tensors) -> Tensors:
-        try:
-            return self.engine.run(batch)
-        except (EngineFailure, InvalidTensor) as error:
-            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in batch.items())
-            raise VerificationFailed(f"the converted model breaks where the source answers, on {shapes}: {error}") from error
-
 
 def _is_one_number(batch: Tensors) -> bool:
     return all(array.size and (array == array.flat[0]).all() for array in batch.values())
+
+
+def _answer(candidate: TensorEngine, batch: Tensors) -> Tensors:
+    try:
+        return candidate.run(batch)
+    except (EngineFailure, InvalidTensor) as error:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in batch.items())
+        raise VerificationFailed(f"the converted model breaks where the source answers, on {shapes}: {error}") from error
 
 
 def _cases(
