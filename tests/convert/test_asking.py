@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maasdam.convert.asking import asked
+from maasdam.convert.asking import with_signatures
 from maasdam.core import Artifact, Format
 from maasdam.errors import Unsupported
 from maasdam.operations.convert import convert_model
@@ -45,7 +45,7 @@ def shapes(source: Artifact) -> dict[str, Any]:
 
 
 def test_a_scripted_network_of_images_tells_its_channels_and_leaves_the_sides_open(tmp_path: Path) -> None:
-    first, second = asked(script(tmp_path, network()))
+    first, second = with_signatures(script(tmp_path, network()))
     assert shapes(first) == {"input": ("float32", (None, 3, None, None)), "output": ("float32", (None, 5))}
     assert shapes(second) == {"input": ("float32", (None, 3, 224, 224)), "output": ("float32", (None, 5))}
 
@@ -54,10 +54,10 @@ def test_a_script_over_token_ids_and_one_over_a_flat_image_are_found_out(tmp_pat
     import torch
 
     words = torch.nn.Sequential(torch.nn.Embedding(20, 4), torch.nn.Linear(4, 3))
-    (found,) = asked(script(tmp_path, words))
+    (found,) = with_signatures(script(tmp_path, words))
     assert shapes(found) == {"input": ("int64", (None, None)), "output": ("float32", (None, None, 3))}
     flat = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(2 * 26 * 26, 4))
-    (found,) = asked(script(tmp_path, flat, torch.zeros(1, 1, 28, 28)))
+    (found,) = with_signatures(script(tmp_path, flat, torch.zeros(1, 1, 28, 28)))
     assert shapes(found)["input"] == ("float32", (None, 1, 28, 28))
 
 
@@ -70,9 +70,9 @@ def test_a_script_that_takes_nothing_likely_asks_for_an_example_and_takes_it(tmp
 
     source = script(tmp_path, Odd())
     with pytest.raises(Unsupported, match=r"takes left, right and tells no shapes.*--data"):
-        asked(source)
+        with_signatures(source)
     given = {"left": np.ones((1, 6), np.float32), "right": np.ones((1, 3), np.float32)}
-    first = asked(source, [given])[0]
+    first = with_signatures(source, [given])[0]
     assert shapes(first) == {"left": ("float32", (None, 6)), "right": ("float32", (None, 3)), "output": ("float32", (None, 2))}
 
 
@@ -102,7 +102,7 @@ def test_a_transformers_model_of_a_task_without_a_signature_converts(tmp_path: P
 
 def test_a_model_that_says_what_it_takes_is_not_asked(tmp_path: Path) -> None:
     for source in (tiny.image_classifier(tmp_path / "image"), tiny.language_model(tmp_path / "language")):
-        assert asked(source) == (source,)
+        assert with_signatures(source) == (source,)
 
 
 def test_an_encoder_decoder_for_text_is_refused_by_name(tmp_path: Path) -> None:
@@ -112,4 +112,4 @@ def test_an_encoder_decoder_for_text_is_refused_by_name(tmp_path: Path) -> None:
     t.T5ForConditionalGeneration(config).eval().save_pretrained(tmp_path)
     source = Artifact("sha256:x", tmp_path, "pytorch", "huggingface", None, "transformers", None, 1)
     with pytest.raises(Unsupported, match="T5ForConditionalGeneration is an encoder-decoder"):
-        asked(source)
+        with_signatures(source)

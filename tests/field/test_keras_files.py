@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maasdam.convert.asking import asked
+from maasdam.convert.asking import with_signatures
 from maasdam.convert.proof.precision import HALF, WHOLE, tolerance_of
 from maasdam.core import Artifact, Format
 from maasdam.engines import open_engine
@@ -78,7 +78,7 @@ def test_a_layer_whose_answer_is_not_told_by_the_file_is_asked(layers: Any, tmp_
 
     path = saved(keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(2, 3, name="c")]), tmp_path / "model.keras")
     assert artifact(path).signature is None
-    (found,) = asked(artifact(path))
+    (found,) = with_signatures(artifact(path))
     assert found.signature is not None
     assert [(s.name, s.shape) for s in found.signature.outputs] == [("c", (None, 6, 6, 2))]
 

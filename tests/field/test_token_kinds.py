@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maasdam.convert.asking import asked
+from maasdam.convert.asking import with_signatures
 from maasdam.core import Artifact, Signature
 from maasdam.engines import open_engine
 from maasdam.operations.convert import convert_model
@@ -73,6 +73,6 @@ def test_a_pair_of_texts_is_answered_as_by_its_own_library(tmp_path: Path) -> No
 
 def test_a_model_that_is_asked_what_it_takes_is_asked_for_kinds_too(tmp_path: Path) -> None:
     folder = _bert(tmp_path, "BertForQuestionAnswering")
-    (found,) = asked(Artifact("sha256:x", folder, "pytorch", "huggingface", None, "transformers", None, 1))
+    (found,) = with_signatures(Artifact("sha256:x", folder, "pytorch", "huggingface", None, "transformers", None, 1))
     assert found.signature is not None
     assert [s.name for s in found.signature.inputs] == ["input_ids", "attention_mask", "token_type_ids"]

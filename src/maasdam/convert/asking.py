@@ -33,7 +33,7 @@ LENGTHS = (12, 400, 4000)
 MOST_GUESSES = 400
 
 
-def asked(source: Artifact, given: Sequence[Tensors] = ()) -> tuple[Artifact, ...]:
+def with_signatures(source: Artifact, given: Sequence[Tensors] = ()) -> tuple[Artifact, ...]:
     """The artifact with a signature, where it had none and running it tells one; every other as it is.
 
     `given` are real inputs, which say more than a guess. Where more than one signature may serve, the most open one comes
@@ -85,12 +85,12 @@ def _has_a_state(signature: Signature) -> bool:
     return any(opens) and not all(opens)
 
 
-def kept(source: Artifact, store: Store, given: Sequence[Tensors] = ()) -> Artifact:
+def store_with_signature(source: Artifact, store: Store, given: Sequence[Tensors] = ()) -> Artifact:
     """`source` with the most open signature that asking finds, as an artifact of the store; itself where it has one.
 
-    What has something of a fixed size beside a batch is tried, since that batch may be one in truth. Raises as `asked`.
+    What has something of a fixed size beside a batch is tried, since that batch may be one in truth. Raises what asking does.
     """
-    found = asked(source, given)[0]
+    found = with_signatures(source, given)[0]
     if found.signature is not None and _has_a_state(found.signature):
         found = of_one(found) or found
     if found.signature == source.signature:
@@ -116,9 +116,9 @@ def _of_transformers(source: Artifact) -> Signature:
             return _with_outputs(run, inputs, source.path)
         except Exception as error:  # transformers raises anything for inputs that are not what it wants
             failure = failure or error
-    said = first_line(failure) if failure else "it takes none of input_ids, pixel_values, input_values, input_features"
+    reason = first_line(failure) if failure else "it takes none of input_ids, pixel_values, input_values, input_features"
     raise Unsupported(
-        f"nothing tells what {called(source)} takes, and it did not run on what such models take ({said}); "
+        f"nothing tells what {called(source)} takes, and it did not run on what such models take ({reason}); "
         "export it with torch.export (.pt2) and convert that"
     )
 

@@ -76,8 +76,8 @@ def _explained(source: Artifact, work: Callable[[], Out]) -> Out:
         raise
     except Exception as error:  # exporters raise anything; the reason matters, not its type
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        told = [line for line in lines if "No conversion rule" in line] or [line for line in lines[::-1] if "Error" in line]
-        reason = (told or lines or [type(error).__name__])[0].removeprefix("-- ")
+        rules = [line for line in lines if "No conversion rule" in line] or [line for line in lines[::-1] if "Error" in line]
+        reason = (rules or lines or [type(error).__name__])[0].removeprefix("-- ")
         raise Unsupported(f"PyTorch can't export {called(source)}: {reason[:400]}") from error
 
 
@@ -129,10 +129,10 @@ def _export(module: torch.nn.Module, examples: tuple[Any, ...], axes: Any) -> Ex
                 return torch.export.export(module, examples, dynamic_shapes=axes, strict=False)
         except torch._dynamo.exc.UserError as error:
             # a model with a shortest length (convolutions) says it: take the range it suggests
-            said = str(error).partition("\n\nThe error above")[0]
-            if "Suggested fixes" not in said:
+            message = str(error).partition("\n\nThe error above")[0]
+            if "Suggested fixes" not in message:
                 raise
-            axes = refine_dynamic_shapes_from_suggested_fixes(said, axes)
+            axes = refine_dynamic_shapes_from_suggested_fixes(message, axes)
     with torch.no_grad():
         return torch.export.export(module, examples, dynamic_shapes=axes, strict=False)
 
@@ -155,10 +155,10 @@ def _dynamic_axes(signature: Signature, least: int | None) -> dict[str, dict[int
         name = axis_name(spec.name, axis)
         if is_cached and spec.name == "attention_mask" and axis == 1:
             return Dim.DYNAMIC  # the past and the sequence together
-        told = spec.axes[axis] if spec.axes else None
-        if told is not None and (least is not None or told.name in batches):
-            shortest = told.least if told.least > FEWEST or told.name in batches else max(told.least, least or 1)
-            return dims.setdefault(f"of {told.name}", Dim(f"{told.name}_", min=shortest, max=told.most))
+        stated = spec.axes[axis] if spec.axes else None
+        if stated is not None and (least is not None or stated.name in batches):
+            shortest = stated.least if stated.least > FEWEST or stated.name in batches else max(stated.least, least or 1)
+            return dims.setdefault(f"of {stated.name}", Dim(f"{stated.name}_", min=shortest, max=stated.most))
         if (axis == 1 and (spec.name in images or least is None)) or (axis > 1 and name != "past"):
             return Dim.AUTO  # the height, where channels are last
         return dims.setdefault(name, Dim(name, min={"past": 0, "batch": 1}.get(name, least or 1)))

@@ -85,18 +85,18 @@ def describe(produced: Signature, source: Signature | None) -> Signature:
     """
     if source is None:
         return produced
-    known = {identifier(s.name): s for s in source.outputs} | {s.name: s for s in source.outputs}
-    called = parameter_names([s.name for s in source.inputs])
-    asked = dict(zip(called, source.inputs, strict=True))
-    asked |= {identifier(s.name): s for s in source.inputs} | {s.name: s for s in source.inputs}
+    outputs = {identifier(s.name): s for s in source.outputs} | {s.name: s for s in source.outputs}
+    names = parameter_names([s.name for s in source.inputs])
+    inputs = dict(zip(names, source.inputs, strict=True))
+    inputs |= {identifier(s.name): s for s in source.inputs} | {s.name: s for s in source.inputs}
 
-    def told(spec: TensorSpec, known: Mapping[str, TensorSpec]) -> TensorSpec:
+    def complete(spec: TensorSpec, known: Mapping[str, TensorSpec]) -> TensorSpec:
         same = known.get(spec.name)
         if same is None or len(same.shape) != len(spec.shape):
             return spec
         return replace(same, dtype=spec.dtype, shape=spec.shape)
 
-    return Signature(tuple(told(s, asked) for s in produced.inputs), tuple(told(s, known) for s in produced.outputs))
+    return Signature(tuple(complete(s, inputs) for s in produced.inputs), tuple(complete(s, outputs) for s in produced.outputs))
 
 
 def match(wanted: Sequence[TensorSpec], found: Sequence[TensorSpec], what: str) -> dict[str, str]:

@@ -105,7 +105,7 @@ class Made:
 def _make(root: Path, settings: Settings, spec: BuildSpec, attempts: Attempts, progress: Progress) -> Made:
     """All of a build that needs no catalog: it may run in another process."""
     from maasdam.artifacts.store import Store
-    from maasdam.convert.asking import kept
+    from maasdam.convert.asking import store_with_signature
     from maasdam.pipeline.own_engine import on_its_own_engine
     from maasdam.pipeline.run_recipe import Build, Data
     from maasdam.sources import ingest
@@ -117,7 +117,7 @@ def _make(root: Path, settings: Settings, spec: BuildSpec, attempts: Attempts, p
     if artifact.task is None and wanted.task is not None:  # the source names none: what the recipe is for
         artifact = ingest(spec.source, store, task=wanted.task, processor=spec.processor, trust=spec.trust)
     artifact, moved = on_its_own_engine(artifact, store, spec.device, attempts)  # before it is asked anything
-    artifact = kept(artifact, store, _an_example(artifact, paths))
+    artifact = store_with_signature(artifact, store, _an_example(artifact, paths))
     recipe = wanted if artifact.task == spec.task else find_recipe(spec.recipe, artifact.task)
     building = Build(store, paths, spec.device, settings.threads, progress, attempts=attempts)
     building.check(recipe, artifact, spec.to)

@@ -91,7 +91,7 @@ def _proven(
 ) -> tuple[Artifact, dict[str, Any]]:
     from maasdam.artifacts.store import Store
     from maasdam.convert import find_direction
-    from maasdam.convert.asking import asked, of_one
+    from maasdam.convert.asking import of_one, with_signatures
     from maasdam.convert.networks import Part, take_part
     from maasdam.pipeline.examples import real_inputs
     from maasdam.sources import ingest
@@ -103,7 +103,7 @@ def _proven(
         artifact = take_part(artifact, cast(Part, part))
     find_direction(artifact, to)  # a direction that doesn't exist is said before the data are read
     real = real_inputs(artifact, data, progress) if data is not None else []
-    candidates = asked(artifact, real)
+    candidates = with_signatures(artifact, real)
     for number, each in enumerate(candidates, 1):
         try:
             return _certified(each, to, store, real, progress)

@@ -227,9 +227,9 @@ def made_up_inputs(artifact: Artifact, count: int = 8) -> list[Inputs]:
                     raise EngineFailure("an answer without elements")
                 return answer
 
-            asked = in_rows(run, signature, artifact.path, sizes)  # where it fails, whoever runs it says why
-            sizes = taken(run, asked, sizes, seed=0, folder=artifact.path)[0]
-            signature = asked
+            ranged = in_rows(run, signature, artifact.path, sizes)  # where it fails, whoever runs it says why
+            sizes = taken(run, ranged, sizes, seed=0, folder=artifact.path)[0]
+            signature = ranged
     return [probe(signature, sizes, seed=seed, folder=artifact.path) for seed in range(count)]
 
 

@@ -40,15 +40,15 @@ def prove(
     those prove nothing. Raises VerificationFailed with the difference or with why nothing could be compared (what an engine
     broke on is not kept: it may have been short of memory); InvalidModel and MissingExtra where an engine can't be opened.
     """
-    found = _found(source, made, store, None, progress)
+    found = _verdict(source, made, store, None, progress)
     if "refused" in found and data is not None:
-        found = _found(source, made, store, data, progress)
+        found = _verdict(source, made, store, data, progress)
     if "refused" in found:
         raise VerificationFailed(found["refused"])
     return dict(found["certificate"])
 
 
-def _found(source: Artifact, made: Artifact, store: Store, data: Path | None, progress: Progress) -> dict[str, Any]:
+def _verdict(source: Artifact, made: Artifact, store: Store, data: Path | None, progress: Progress) -> dict[str, Any]:
     """{"certificate"} or {"refused"}, from the cache where it is known."""
     key = _key(source, made, data)
     with store.lock(key):

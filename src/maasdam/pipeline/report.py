@@ -408,8 +408,8 @@ def _notes(report: Report) -> list[str]:
 
 def judge(limits: Limits, report: Report) -> tuple[str, ...]:
     """One sentence for each limit that does not hold."""
-    said = [c.sentence for c in checks(limits, report) if not c.holds]
-    return tuple(_first(said) if len(said) > MOST_FAILURES else said)
+    sentences = [c.sentence for c in checks(limits, report) if not c.holds]
+    return tuple(_first(sentences) if len(sentences) > MOST_FAILURES else sentences)
 
 
 def checks(limits: Limits, report: Report) -> tuple[Check, ...]:
@@ -433,13 +433,13 @@ def checks(limits: Limits, report: Report) -> tuple[Check, ...]:
         "max_memory_mb": ("memory (MB)", ratio(c.memory_bytes, MEGABYTE)),
         "max_joules": ("energy (joules)", c.joules),
     }
-    asked = limits.to_json()
+    bounds = limits.to_json()
     if not report.examples:
-        asked = {key: value for key, value in asked.items() if key != "max_drop"} | {
-            "min_cosine": asked.get("min_cosine", MIN_COSINE_UNSEEN)
+        bounds = {key: value for key, value in bounds.items() if key != "max_drop"} | {
+            "min_cosine": bounds.get("min_cosine", MIN_COSINE_UNSEEN)
         }
-    held = [Check(key, *found[key], asked[key]) for key in found if key in asked]
-    return (*held, *_fidelities(report, asked.get("min_fidelity")))
+    held = [Check(key, *found[key], bounds[key]) for key in found if key in bounds]
+    return (*held, *_fidelities(report, bounds.get("min_fidelity")))
 
 
 def _fidelities(report: Report, asked: float | None) -> list[Check]:

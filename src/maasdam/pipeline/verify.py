@@ -159,9 +159,9 @@ class _Tensors:
                 continue
             self.how.progress(f"compare the {name} with the source")
             with self.how.attempts.step("verify", _identity(reference.artifact)):
-                told = _differs(source, reference)
-            if told:
-                self.notes.append(f"{name} is none: {told}")
+                difference = _differs(source, reference)
+            if difference:
+                self.notes.append(f"{name} is none: {difference}")
                 _close(subjects.pop(name), subjects)
         if any(n.startswith("reference") for n in subjects):
             return

@@ -65,7 +65,7 @@ SAYS = {
 
 
 @dataclass(slots=True)
-class _Heard:
+class _Hearing:
     """What the subjects made of the recordings, in order; the source perhaps only of the first."""
 
     transcripts: dict[str, list[Transcript]] = field(default_factory=lambda: {"candidate": [], "reference": [], "source": []})
@@ -88,22 +88,22 @@ def verify_speech(
     """Measure a Whisper; without --data its parity, on made-up sound. Raises VerificationFailed where one of them can't run."""
     threads = int(candidate.settings.get("threads") or how.threads_used)
     artifacts = {"candidate": candidate, "reference": (*references, source)[0], "source": source}
-    heard = _Heard()
+    hearing = _Hearing()
     if not references:
-        heard.notes.append(not_proven_elsewhere(source))
-    with open_all(artifacts, how, threads, heard.notes) as engines:
+        hearing.notes.append(not_proven_elsewhere(source))
+    with open_all(artifacts, how, threads, hearing.notes) as engines:
         if "source" not in engines:
-            raise VerificationFailed("nothing to prove the build with: " + "; ".join(heard.notes))
+            raise VerificationFailed("nothing to prove the build with: " + "; ".join(hearing.notes))
         inputs = _inputs(candidate, examples)
-        _hear(engines, inputs, [e.name for e in examples.examples], heard, how)
+        _hear(engines, inputs, [e.name for e in examples.examples], hearing, how)
         chosen = list(inputs[:: max(1, len(inputs) // TIMED)])[:TIMED]
         every: Runner[SequenceEngine] = lambda e: lambda number: [transcribe(e, each) for each in chosen]  # noqa: E731 - a type
         alone: Runner[SequenceEngine] = lambda e: lambda number: transcribe(e, chosen[number % len(chosen)])  # noqa: E731  # a type
         times = timed(engines, alone, "latency", how.latency_seconds, (5, 100), how)
         seconds = sum(each["waveform"].shape[1] for each in chosen) / RATE
         pace = paced(engines, times, every, (1, 20), lambda e: seconds, how)
-    known = memory(((artifacts[name], inputs[:5]) for name in engines), threads, how, heard.notes)
-    why_not, scores, against = _scores(heard, examples.examples)
+    known = memory(((artifacts[name], inputs[:5]) for name in engines), threads, how, hearing.notes)
+    why_not, scores, against = _scores(hearing, examples.examples)
     columns = {}
     for name in engines:
         score = scores.get(name)
@@ -117,20 +117,20 @@ def verify_speech(
         limits,
         how,
         threads,
-        heard.notes,
+        hearing.notes,
         SAYS,
         batching=OF_ITS_ENGINE,
-        parity=heard.parity.to_json()
-        | of_tokens(heard.by_source, heard.by_candidate).to_json()
+        parity=hearing.parity.to_json()
+        | of_tokens(hearing.by_source, hearing.by_candidate).to_json()
         | {"against": f"the source on {source.engine}"},
         examples=len(examples) if has_metric else 0,
         unit="audio seconds/s",
         confidence=confidence("wer", scores["reference"].shares, scores["candidate"].shares, "examples") if scores else None,
         why_no_accuracy=why_not,
-        samples=_samples(heard, examples.examples),
+        samples=_samples(hearing, examples.examples),
     )
-    worse = _worse_than_the_source(heard, examples.examples, limits, against.get("candidate"))
-    return finished(report, [*heard.parity.problems, *worse])
+    worse = _worse_than_the_source(hearing, examples.examples, limits, against.get("candidate"))
+    return finished(report, [*hearing.parity.problems, *worse])
 
 
 def transcribe(engine: SequenceEngine, inputs: Inputs) -> Written:
@@ -151,7 +151,7 @@ def _inputs(candidate: Artifact, examples: PreparedExamples) -> list[Inputs]:
 
 
 def _hear(
-    engines: Mapping[str, SequenceEngine], inputs: Sequence[Inputs], names: Sequence[str], heard: _Heard, how: Conditions
+    engines: Mapping[str, SequenceEngine], inputs: Sequence[Inputs], names: Sequence[str], hearing: _Hearing, how: Conditions
 ) -> None:
     """Every recording through the candidate and the reference, and as many as time allows through the source."""
     source: Any = engines["source"]
@@ -169,87 +169,87 @@ def _hear(
                 except EngineFailure as error:
                     if subject != "candidate":
                         raise
-                    heard.parity.problems.append(f"the candidate broke on '{name}': {error}")
+                    hearing.parity.problems.append(f"the candidate broke on '{name}': {error}")
                     seen[id(engine)] = Transcript(""), ()
-            heard.transcripts[subject].append(seen[id(engine)][0])
+            hearing.transcripts[subject].append(seen[id(engine)][0])
         if id(source) in seen:
-            _compare(name, engines, each, seen, heard)
+            _compare(name, engines, each, seen, hearing)
     how.progress("transcribe", len(inputs), len(inputs))
-    count = len(heard.transcripts["source"])
+    count = len(hearing.transcripts["source"])
     if count < len(inputs):
-        heard.notes.append(f"the source on its own engine was asked for the first {count} recordings, which parity is over")
+        hearing.notes.append(f"the source on its own engine was asked for the first {count} recordings, which parity is over")
 
 
-def _compare(name: str, engines: Mapping[str, Any], inputs: Inputs, seen: Mapping[int, Written], heard: _Heard) -> None:
+def _compare(name: str, engines: Mapping[str, Any], inputs: Inputs, seen: Mapping[int, Written], hearing: _Hearing) -> None:
     """How likely the candidate finds the words that the source wrote; where it wrote none there is nothing to find."""
     source, candidate = engines["source"], engines["candidate"]
     (wanted, ids), (got, _) = seen[id(source)], seen[id(candidate)]
     tokens = source.text_tokens(ids)[:MOST_TOKENS]
     if not tokens:
-        heard.parity.examples += 1
-        heard.parity.agreements.append(wanted.text == got.text)
+        hearing.parity.examples += 1
+        hearing.parity.agreements.append(wanted.text == got.text)
         return
     one, other = (e.log_likelihoods(inputs, tokens, wanted.language) for e in (source, candidate))
-    heard.by_source.append(one)
-    heard.by_candidate.append(other)
-    heard.parity.add(name, [{"log_likelihoods": one}], [{"log_likelihoods": other}], wanted.text == got.text)
+    hearing.by_source.append(one)
+    hearing.by_candidate.append(other)
+    hearing.parity.add(name, [{"log_likelihoods": one}], [{"log_likelihoods": other}], wanted.text == got.text)
 
 
-def _scores(heard: _Heard, examples: Sequence[Example]) -> tuple[str | None, dict[str, Score], dict[str, float]]:
+def _scores(hearing: _Hearing, examples: Sequence[Example]) -> tuple[str | None, dict[str, Score], dict[str, float]]:
     """(why there is no metric, word error rates against the data, word error rates against the source's words) by name."""
     from maasdam.tasks import score
     from maasdam.tasks.scoring import normalised
 
     against: dict[str, float] = {}
-    words = heard.transcripts["source"]
-    asked = [Example(str(i), AudioPayload(b""), t.text) for i, t in enumerate(words)]
+    words = hearing.transcripts["source"]
+    words_as_truth = [Example(str(i), AudioPayload(b""), t.text) for i, t in enumerate(words)]
     if any(normalised(t.text) for t in words):
         for name in ("candidate", "reference"):
-            against[name] = score(SPEECH_RECOGNITION, heard.transcripts[name][: len(words)], asked).value
+            against[name] = score(SPEECH_RECOGNITION, hearing.transcripts[name][: len(words)], words_as_truth).value
     if not examples:
-        heard.notes += _differ(heard)
+        hearing.notes += _differ(hearing)
         return "no --data was given: the verdict rests on parity with the source alone, on made-up sound", {}, against
     if any(e.truth is None for e in examples):
         return "the data has no transcriptions: the verdict rests on parity with the source alone", {}, against
     scores = {
-        name: score(SPEECH_RECOGNITION, found, examples[: len(found)]) for name, found in heard.transcripts.items() if found
+        name: score(SPEECH_RECOGNITION, found, examples[: len(found)]) for name, found in hearing.transcripts.items() if found
     }
     return None, scores, against
 
 
-def _differ(heard: _Heard) -> list[str]:
+def _differ(hearing: _Hearing) -> list[str]:
     """What to note of transcripts of made-up sound that are not the source's."""
-    pairs = list(zip(heard.transcripts["source"], heard.transcripts["candidate"], strict=False))
+    pairs = list(zip(hearing.transcripts["source"], hearing.transcripts["candidate"], strict=False))
     others = sum(one.text != other.text for one, other in pairs)
     says = f"{others} of {len(pairs)} made-up sounds are written otherwise than by the source: give recordings with --data"
     return [says] if others else []
 
 
-def _worse_than_the_source(heard: _Heard, examples: Sequence[Example], limits: Limits, against: float | None) -> list[str]:
+def _worse_than_the_source(hearing: _Hearing, examples: Sequence[Example], limits: Limits, against: float | None) -> list[str]:
     """The problem of a candidate that is worse than the source on its own engine, over the recordings that both heard.
 
     Where nothing says what is right, the source's words are: `against` is the word error rate against them.
     """
     from maasdam.tasks import score
 
-    count = len(heard.transcripts["source"])
+    count = len(hearing.transcripts["source"])
     if limits.max_drop is None or not examples:
         return []  # on made-up sound there is nothing to write; likelihoods tell
     if any(e.truth is None for e in examples[:count]):
         drop, says = against, f"the word error rate against the source's own words is {against or 0:.4g}"
     else:
         right = examples[:count]
-        rates = [score(SPEECH_RECOGNITION, heard.transcripts[n][:count], right).value for n in ("source", "candidate")]
+        rates = [score(SPEECH_RECOGNITION, hearing.transcripts[n][:count], right).value for n in ("source", "candidate")]
         drop = drop_of("wer", *rates)
         says = f"drop against the source on its own engine is {drop:.4g} (word error rate {rates[1]:.4g} after {rates[0]:.4g})"
     is_worse = drop is not None and drop > limits.max_drop + 1e-9
     return [f"{says}; the recipe allows {limits.max_drop:g} at most"] if is_worse else []
 
 
-def _samples(heard: _Heard, examples: Sequence[Example]) -> tuple[dict[str, Any], ...]:
+def _samples(hearing: _Hearing, examples: Sequence[Example]) -> tuple[dict[str, Any], ...]:
     """One row per example, for checks from outside."""
-    source = [t.text for t in heard.transcripts["source"]]
-    rows = zip(examples, heard.transcripts["reference"], heard.transcripts["candidate"], strict=False)
+    source = [t.text for t in hearing.transcripts["source"]]
+    rows = zip(examples, hearing.transcripts["reference"], hearing.transcripts["candidate"], strict=False)
     return tuple(
         {
             "name": example.name,

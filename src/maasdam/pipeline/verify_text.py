@@ -110,8 +110,8 @@ def verify_text(
         pace = paced(engines, times, runs["together"], (3, 30), lambda e: STREAMS * NEW_TOKENS, how)
     scores = {name: _score(artifacts[name], pieces, threads, how, notes, is_needed=name != "source") for name in engines}
     parity = _parity(pieces, scores, written)
-    asked = limits.min_fidelity is not None  # else the metric decides, or cosine on made-up tokens
-    fidelity = of_tokens(_truth(scores), scores["candidate"].values).to_json() if asked else {}
+    is_wanted = limits.min_fidelity is not None  # else the metric decides, or cosine on made-up tokens
+    fidelity = of_tokens(_truth(scores), scores["candidate"].values).to_json() if is_wanted else {}
     inputs: list[Inputs] = [{"input_ids": np.asarray([ids], np.int64)} for ids in prompts[:5]]
     known = memory(((artifacts[name], inputs) for name in engines), threads, how, notes)
     columns = {}

@@ -85,9 +85,9 @@ def ways(rivals: Sequence[Artifact], settings: Mapping[str, Any], device: str, t
 
 def _on_cpu(artifact: Artifact, settings: Mapping[str, Any], cores: int, work: Path) -> Iterator[Candidate]:
     counts = [0, *sorted({1, cores // 2} - {0, cores}, reverse=True)] if settings["threads"] == "auto" else [0]
-    kept, asked = artifact.settings.get("precision"), settings["precision"]
+    kept, wanted = artifact.settings.get("precision"), settings["precision"]
     if artifact.engine == "openvino":
-        for precision in ("f32", "bf16") if asked == "auto" else (kept or asked,):
+        for precision in ("f32", "bf16") if wanted == "auto" else (kept or wanted,):
             yield from (Candidate(artifact, count, precision) for count in counts)
             if settings["goal"] == "throughput" and cores > 1:
                 yield Candidate(artifact, 0, precision, {"streams": cores, "hint": "throughput"})
@@ -101,8 +101,8 @@ def _on_cpu(artifact: Artifact, settings: Mapping[str, Any], cores: int, work: P
 
 
 def _on_cuda(artifact: Artifact, settings: Mapping[str, Any], cores: int, work: Path) -> Iterator[Candidate]:
-    asked = settings["precision"]
-    precisions = (PLAIN_PRECISION, "f16") if asked == "auto" else (asked,)
+    wanted = settings["precision"]
+    precisions = (PLAIN_PRECISION, "f16") if wanted == "auto" else (wanted,)
     here = {"device": "cuda"}
     if artifact.engine == "onnxruntime":
         if not artifact.settings.get("int8"):  # quantised for TensorRT; ONNX Runtime's CUDA kernels compute it in float

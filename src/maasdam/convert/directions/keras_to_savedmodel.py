@@ -53,7 +53,7 @@ def export_keras(path: Path, out: Path, wanted: Signature | None, *, widens_bflo
         holder.serve = tf.function(serve).get_concrete_function(**specs)
         tf.saved_model.save(holder, str(out), signatures={"serving_default": holder.serve})
     except Exception as error:  # Keras and TensorFlow raise anything
-        raise Unsupported(f"Keras can't export the model: {told(error)}") from error
+        raise Unsupported(f"Keras can't export the model: {reason_of(error)}") from error
 
 
 def _widen(model: Any) -> None:
@@ -64,11 +64,13 @@ def _widen(model: Any) -> None:
             layer.dtype_policy = keras.DTypePolicy("float32")
 
 
-def told(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """What TensorFlow or Keras says behind its list of places in the code."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception): ", line)] or lines[-1:] or [type(error).__name__]
-    return said[0][:400]
+    reasons = (
+        [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception): ", line)] or lines[-1:] or [type(error).__name__]
+    )
+    return reasons[0][:400]
 
 
 def signature_of(function: tf.types.experimental.ConcreteFunction) -> Signature:

@@ -61,8 +61,8 @@ def _has_conditions(program: ExportedProgram, signature: Signature) -> bool:
     """Are there open axes that may have some sizes only, or one?"""
     inputs = program.graph.find_nodes(op="placeholder")[-len(signature.inputs) :]  # parameters come first
     sizes = [size for node in inputs for size in node.meta["val"].shape]
-    told = [size for spec in signature.inputs for size in spec.shape]
-    return any(t is None and (isinstance(s, int) or not s.node.expr.is_symbol) for s, t in zip(sizes, told, strict=True))
+    specs = [size for spec in signature.inputs for size in spec.shape]
+    return any(t is None and (isinstance(s, int) or not s.node.expr.is_symbol) for s, t in zip(sizes, specs, strict=True))
 
 
 def load(path: Path) -> torch.nn.Module:

@@ -60,20 +60,20 @@ def _has_no_axes(node: onnx.NodeProto) -> bool:
 
 def _tell_axes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
     """Squeeze the axes that are one long whatever the input; an open axis stays, even where a batch of one is sent."""
-    told = onnx.ModelProto()
-    told.CopyFrom(model)
-    for value in told.graph.output:  # what a file says of ranks behind a Squeeze may be wrong
+    twin = onnx.ModelProto()
+    twin.CopyFrom(model)
+    for value in twin.graph.output:  # what a file says of ranks behind a Squeeze may be wrong
         value.type.tensor_type.ClearField("shape")
-    twins = {node.output[0]: node for node in told.graph.node if node.output}
+    twins = {node.output[0]: node for node in twin.graph.node if node.output}
     version = operator_set(model)
     for node in nodes:  # in order: what lies behind one is known once its own axes are
-        inferred = onnx.shape_inference.infer_shapes(told).graph
+        inferred = onnx.shape_inference.infer_shapes(twin).graph
         known = {v.name: v.type.tensor_type for v in (*inferred.value_info, *inferred.input)}
         tensor = known.get(node.input[0])
         if tensor is None or not tensor.HasField("shape"):
             continue
         axes = [i for i, dim in enumerate(tensor.shape.dim) if dim.dim_value == 1]
-        for graph, each in ((model.graph, node), (told.graph, twins[node.output[0]])):
+        for graph, each in ((model.graph, node), (twin.graph, twins[node.output[0]])):
             _squeeze(each, graph, axes, version)
 
 

@@ -58,6 +58,6 @@ def _convert(path: Path, wanted: Signature | None, out: Path) -> Signature:
         model = ov.convert_model(path)
     except Exception as error:  # OpenVINO raises its own types and RuntimeError alike
         lines = [line.strip().removeprefix("-- ") for line in str(error).splitlines() if line.strip()]
-        told = [line for line in lines if "No conversion rule" in line] or lines
-        raise Unsupported(f"OpenVINO can't convert the model: {' '.join(told)[:400]}") from error
+        rules = [line for line in lines if "No conversion rule" in line] or lines
+        raise Unsupported(f"OpenVINO can't convert the model: {' '.join(rules)[:400]}") from error
     return save(model, wanted, out)

@@ -18,11 +18,11 @@ from maasdam.convert.networks import default_part, parts_of, reference
 from maasdam.convert.probes import begin, proof_sizes
 from maasdam.convert.proof.clues import clues_of
 from maasdam.convert.proof.conditions import Watch, watch
-from maasdam.convert.proof.differences import Certificate, Given, Neighbours, Pairs, Proof, Tolerance
+from maasdam.convert.proof.differences import Certificate, Neighbours, Pairs, Proof, Scope, Tolerance
 from maasdam.convert.proof.edges import Question, neighbours
 from maasdam.convert.proof.nudged import Beside, beside, is_rounding
 from maasdam.convert.proof.precision import tolerance_of
-from maasdam.convert.proof.questions import Asked, questions
+from maasdam.convert.proof.questions import Inquiry, questions
 from maasdam.convert.proof.trials import trials
 from maasdam.convert.signatures import Fixed, check_fixed, check_kept
 from maasdam.core import Artifact, Progress, TensorEngine, Tensors, silent
@@ -57,33 +57,33 @@ def certify(
     `inputs` are prepared for the source's engine ("input_ids" [1, T] for a language model). Raises VerificationFailed
     saying which output differs and by how much; EngineFailure and MissingExtra when an engine can't run.
     """
-    given = Given(seeds, inputs or (), tolerance or tolerance_of(source), progress)
+    scope = Scope(seeds, inputs or (), tolerance or tolerance_of(source), progress)
     if candidate.layout == "genai":
         from maasdam.convert.proof.certificate_language import certify_language
 
-        return certify_language(source, candidate, given)
+        return certify_language(source, candidate, scope)
     if candidate.layout == "ctranslate2":
         from maasdam.convert.proof.certificate_whisper import certify_whisper
 
-        return certify_whisper(source, candidate, given)
-    return _certify_tensors(default_part(source), candidate, given)
+        return certify_whisper(source, candidate, scope)
+    return _certify_tensors(default_part(source), candidate, scope)
 
 
-def _certify_tensors(source: Artifact, candidate: Artifact, given: Given) -> Certificate:
+def _certify_tensors(source: Artifact, candidate: Artifact, scope: Scope) -> Certificate:
     began = time.monotonic()
     with closing(reference(source) if parts_of(source) else cast(TensorEngine, open_engine(source))) as original:
         fixed = check_kept(original.signature, candidate.signature or original.signature)
         with closing(cast(TensorEngine, open_engine(candidate, settings=SETTINGS))) as engine:
             fixed |= check_kept(original.signature, engine.signature)
-            proof = Proof(given.tolerance, [s.name for s in original.signature.outputs], drops_ones=drops_ones(source))
+            proof = Proof(scope.tolerance, [s.name for s in original.signature.outputs], drops_ones=drops_ones(source))
             pair = _Pair(source, original, engine, proof, fixed, beside(source), watch(source))
-            real = [begin(original.signature, batch) for batch in given.inputs]
-            cases = _cases(original, real, given.seeds, source.path, given.tolerance)
-            count = len(given.seeds) * len(proof_sizes(original.signature)) + len(real)
-            bases = [pair.add(*case) for case in given.counted(cases, count)]
-            facts = pair.edges(bases, max(LEAST_SECONDS, time.monotonic() - began), given.progress)
-            facts |= {"settings": _settings(candidate, engine, bases, given.tolerance)}
-    return proof.certificate(source, candidate, given.seeds, facts)
+            real = [begin(original.signature, batch) for batch in scope.inputs]
+            cases = _cases(original, real, scope.seeds, source.path, scope.tolerance)
+            count = len(scope.seeds) * len(proof_sizes(original.signature)) + len(real)
+            bases = [pair.add(*case) for case in scope.counted(cases, count)]
+            facts = pair.edges(bases, max(LEAST_SECONDS, time.monotonic() - began), scope.progress)
+            facts |= {"settings": _settings(candidate, engine, bases, scope.tolerance)}
+    return proof.certificate(source, candidate, scope.seeds, facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +109,9 @@ class _Pair:
         """Compare what random inputs don't reach, and say what of it was not reached."""
         beyond: list[dict[str, Any]] = []
         refused: list[str] = []
-        asked, clues = Asked(), clues_of(self.source)
+        inquiry, clues = Inquiry(), clues_of(self.source)
         asking = questions(
-            self.original, bases, folder=self.source.path, clues=clues, watched=self.watched, seconds=seconds, asked=asked
+            self.original, bases, folder=self.source.path, clues=clues, watched=self.watched, seconds=seconds, inquiry=inquiry
         )
         for number, question in enumerate(asking):
             progress("compare at the edges", number)
@@ -137,10 +137,10 @@ class _Pair:
             )  # fmt: skip
         return {
             "conditions": self.watched.to_json(),
-            "integers": dict(asked.rows),
-            "lengths": {"shortest": asked.shortest, "refused_by_the_candidate": refused},
+            "integers": dict(inquiry.rows),
+            "lengths": {"shortest": inquiry.shortest, "refused_by_the_candidate": refused},
             "beyond": beyond,
-            "left_out_for_time": list(dict.fromkeys(kind.partition(" ")[0] for kind in asked.left_out)),
+            "left_out_for_time": list(dict.fromkeys(kind.partition(" ")[0] for kind in inquiry.left_out)),
         }
 
     def _steps(self, batch: Tensors, *, is_tied: bool = False) -> Neighbours:
@@ -180,18 +180,18 @@ def _answer(candidate: TensorEngine, batch: Tensors) -> Tensors:
 
 
 def _cases(
-    original: TensorEngine, given: Sequence[Tensors], seeds: tuple[int, ...], folder: Path, tolerance: Tolerance
+    original: TensorEngine, scope: Sequence[Tensors], seeds: tuple[int, ...], folder: Path, tolerance: Tolerance
 ) -> Iterator[tuple[int | None, Tensors, Tensors]]:
     """Random batches, then the given ones; the given ones alone where the source takes no random ones."""
     try:
         yield from trials(original, seeds, folder, tolerance)
     except (EngineFailure, InvalidTensor) as error:
-        if not given:
+        if not scope:
             raise Unsupported(
                 f"the source itself does not run on random inputs, so nothing can be compared ({error}); give real ones with "
                 "--data, a folder or an .npz file of named arrays"
             ) from error
-    yield from ((None, batch, original.run(batch)) for batch in given)
+    yield from ((None, batch, original.run(batch)) for batch in scope)
 
 
 def _settings(candidate: Artifact, engine: TensorEngine, bases: Sequence[Tensors], tolerance: Tolerance) -> dict[str, Any]:
@@ -201,8 +201,8 @@ def _settings(candidate: Artifact, engine: TensorEngine, bases: Sequence[Tensors
         return {"named": {}, "engine_defaults_agree": True}
     from maasdam.engines.openvino_engine import properties
 
-    told = properties({**SETTINGS, "threads": 1})
-    named = {name: value for name, value in told.items() if name in CHANGE_ANSWERS}
+    options = properties({**SETTINGS, "threads": 1})
+    named = {name: value for name, value in options.items() if name in CHANGE_ANSWERS}
     with closing(cast(TensorEngine, open_engine(candidate, settings=DEFAULTS))) as plain:
         try:
             proof = Proof(tolerance, [s.name for s in engine.signature.outputs])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from maasdam.convert.modules import load_transformers
-from maasdam.convert.proof.differences import Certificate, Given, Proof
+from maasdam.convert.proof.differences import Certificate, Proof, Scope
 from maasdam.convert.proof.language_parity import StatefulScorer, padded_cases, reference_logits, vocabulary_and_context
 from maasdam.core import Artifact, Progress, SequenceEngine
 from maasdam.engines import open_engine
@@ -39,21 +39,21 @@ SETTINGS = {
 """What the engine is told by default, in its own words. What OpenVINO GenAI chooses with nothing said is not compared."""
 
 
-def certify_language(source: Artifact, candidate: Artifact, given: Given) -> Certificate:
+def certify_language(source: Artifact, candidate: Artifact, scope: Scope) -> Certificate:
     """As `certify`, for layout genai. Real inputs hold "input_ids" [1, T]."""
     model = load_transformers(source, "sdpa")
     vocabulary, longest = vocabulary_and_context(model)
-    real = [tensors["input_ids"][:, : longest - NEW_TOKENS] for tensors in given.inputs]
-    proof = Proof(given.tolerance, ["logits"])
+    real = [tensors["input_ids"][:, : longest - NEW_TOKENS] for tensors in scope.inputs]
+    proof = Proof(scope.tolerance, ["logits"])
     scorer = StatefulScorer(candidate.path / "openvino_model.xml")
-    random = ((seed, *case) for seed in given.seeds for case in padded_cases(vocabulary, longest, seed))
+    random = ((seed, *case) for seed in scope.seeds for case in padded_cases(vocabulary, longest, seed))
     cases = [*random, *((None, ids, None) for ids in real)]
-    for seed, ids, mask in given.counted(cases, len(cases)):
+    for seed, ids, mask in scope.counted(cases, len(cases)):
         _add_logits(proof, seed, model, scorer, ids, mask)
     facts = {"settings": {"named": SETTINGS, "engine_defaults_agree": None}}
-    proof_so_far = proof.certificate(source, candidate, given.seeds, facts)
-    prompts = _prompts(vocabulary, longest, given.seeds) + [ids[0].tolist() for ids in real[:REAL_TEXTS]]
-    tokens = _compare_tokens(source, candidate, prompts, model, proof_so_far.outputs[0].limit, longest, given.progress)
+    proof_so_far = proof.certificate(source, candidate, scope.seeds, facts)
+    prompts = _prompts(vocabulary, longest, scope.seeds) + [ids[0].tolist() for ids in real[:REAL_TEXTS]]
+    tokens = _compare_tokens(source, candidate, prompts, model, proof_so_far.outputs[0].limit, longest, scope.progress)
     return replace(proof_so_far, tokens=tokens)
 
 

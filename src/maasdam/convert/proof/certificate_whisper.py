@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maasdam.convert.modules import load_transformers
-from maasdam.convert.proof.differences import Certificate, Given, Proof
+from maasdam.convert.proof.differences import Certificate, Proof, Scope
 from maasdam.core import Artifact, Tensors
 from maasdam.errors import VerificationFailed, from_extra
 
@@ -29,23 +29,23 @@ PROMPT = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>
 """Of these, the ones the vocabulary has. Without the last one CTranslate2 masks logits by its rules for timestamps."""
 
 
-def certify_whisper(source: Artifact, candidate: Artifact, given: Given) -> Certificate:
+def certify_whisper(source: Artifact, candidate: Artifact, scope: Scope) -> Certificate:
     """As `certify`, for layout ctranslate2. Real inputs hold "waveform" [1, S] at 16 kHz."""
     with from_extra("speech", "ctranslate2"):
         import ctranslate2
     model = load_transformers(source, "sdpa")
     engine = ctranslate2.models.Whisper(str(candidate.path), device="cpu", compute_type="float32")
     prompt = _prompt(source.path)
-    proof = Proof(given.tolerance, ["encoder", "logits"])
+    proof = Proof(scope.tolerance, ["encoder", "logits"])
     shape = 2, model.config.num_mel_bins, FRAMES
-    random = ((seed, np.random.default_rng(seed).standard_normal(shape).astype(np.float32)) for seed in given.seeds)
-    cases = [*random, *_real_features(source.path, given.inputs)]
-    decoded = sum(_add(proof, seed, model, engine, each, prompt) for seed, each in given.counted(cases, len(cases)))
+    random = ((seed, np.random.default_rng(seed).standard_normal(shape).astype(np.float32)) for seed in scope.seeds)
+    cases = [*random, *_real_features(source.path, scope.inputs)]
+    decoded = sum(_add(proof, seed, model, engine, each, prompt) for seed, each in scope.counted(cases, len(cases)))
     if not decoded:
         raise VerificationFailed("the model decoded no token from any input; that proves nothing")
     tokens = {"prompts": len(cases), "compared": decoded, "max_tokens": MAX_TOKENS}
     facts = {"settings": {"named": {"compute_type": "float32"}, "engine_defaults_agree": None}}
-    return replace(proof.certificate(source, candidate, given.seeds, facts), tokens=tokens)
+    return replace(proof.certificate(source, candidate, scope.seeds, facts), tokens=tokens)
 
 
 def _real_features(folder: Path, inputs: Iterable[Tensors]) -> Iterator[tuple[int | None, type_array]]:
@@ -67,10 +67,10 @@ def _add(proof: Proof, seed: int | None, model: Any, engine: Any, features: type
     import ctranslate2
     import torch
 
-    given = ctranslate2.StorageView.from_array(np.ascontiguousarray(features))
-    encoded = np.array(engine.encode(given))
+    stored = ctranslate2.StorageView.from_array(np.ascontiguousarray(features))
+    encoded = np.array(engine.encode(stored))
     answers = engine.generate(
-        given,
+        stored,
         [prompt] * len(features),
         beam_size=1,
         max_length=MAX_TOKENS,

@@ -54,7 +54,7 @@ class Tolerance:
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class Scope:
     """What two models are compared over, and who hears how far it is."""
 
     seeds: tuple[int, ...]
@@ -215,7 +215,7 @@ class Proof:
         """
         is_edge = kind is not None
         moved: list[Tensors] | None = None
-        asked: list[tuple[Tensors, Tensors]] = []
+        draws: list[tuple[Tensors, Tensors]] = []
         for name, output in self._outputs.items():
             wanted, found = reference[name], candidate[name]
             wanted = self._fitted(wanted, found.shape)
@@ -253,8 +253,8 @@ class Proof:
                 excused, left_out = _beside(difference, wanted, beside, output.is_exact, group == PLAIN)
                 over = (difference > allowed) & (excused <= allowed)
                 if pairs and over.any():
-                    asked = asked or [pairs(n) for n in range(DRAWS)]
-                    both = [(self._fitted(s[name], wanted.shape), self._fitted(c[name], wanted.shape)) for s, c in asked]
+                    draws = draws or [pairs(n) for n in range(DRAWS)]
+                    both = [(self._fitted(s[name], wanted.shape), self._fitted(c[name], wanted.shape)) for s, c in draws]
                     otherwise = over & _decided_otherwise(wanted, both, allowed)
                     if otherwise.sum() > 1 or (otherwise.any() and otherwise.size <= FEW_NUMBERS):
                         excused = np.where(otherwise, difference, excused)

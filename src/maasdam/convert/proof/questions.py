@@ -38,7 +38,7 @@ Clock = Callable[[], float]
 
 
 @dataclass(slots=True)
-class Asked:
+class Inquiry:
     """What came of asking: for the certificate."""
 
     rows: dict[str, int | None] = field(default_factory=dict)
@@ -58,18 +58,18 @@ def questions(
     clues: Clues,
     watched: Watch,
     seconds: float,
-    asked: Asked,
+    inquiry: Inquiry,
     clock: Clock = time.monotonic,
 ) -> Iterator[Question]:
     """Questions, the likeliest to tell first, for about `seconds`, those between them included.
 
-    `bases` are batches that the source took, and that were compared. What came of it is written into `asked`.
+    `bases` are batches that the source took, and that were compared. What came of it is written into `inquiry`.
     """
     until = clock() + seconds
     signature = source.signature
     small = min(bases, key=lambda b: sum(a.size for a in b.values()))
     wide = max(bases, key=lambda b: max((len(a) for a in b.values() if a.ndim), default=0))
-    asked.rows = rows_of(source.run, small, signature, lambda: clock() > until)
+    inquiry.rows = rows_of(source.run, small, signature, lambda: clock() > until)
     is_fixed = not any(None in s.shape for s in signature.inputs)
     number = len(bases)
 
@@ -77,27 +77,27 @@ def questions(
         try:
             return source.run(batch)
         except Exception:  # each engine has its own words for what it does not take
-            asked.refused += 1
+            inquiry.refused += 1
             return None
 
     def planned_questions() -> Iterator[Question]:
-        whole = list(edges(small, signature, asked.rows, clues, seed=0))
+        whole = list(edges(small, signature, inquiry.rows, clues, seed=0))
         within = [e for e in whole if not e.is_beyond]
         yield from within[: len(within) // 2]
         most = max(LARGER * max(_numbers(small), _numbers(wide)), LEAST_NUMBERS)
-        yield from _lengths(source, folder, asked, most, lambda: clock() > until)
+        yield from _lengths(source, folder, inquiry, most, lambda: clock() > until)
         yield from _branches(source, small, clues, watched, clock)
         yield from within[len(within) // 2 :]
         yield from (edge for edge in whole if edge.is_beyond)
         if wide is not small:
-            for edge in edges(wide, signature, asked.rows, clues, seed=1):
+            for edge in edges(wide, signature, inquiry.rows, clues, seed=1):
                 if not edge.is_beyond and edge.kind.startswith(("integers", "ties", "amplitude")):
                     yield edge
 
     planned = planned_questions()
     for question in planned:
         if clock() > until and not (is_fixed and number < LEAST):
-            asked.left_out += dict.fromkeys((question.kind, *(q.kind for q in islice(planned, MOST_LEFT))))
+            inquiry.left_out += dict.fromkeys((question.kind, *(q.kind for q in islice(planned, MOST_LEFT))))
             return
         answer = question.answer or answered(question.batch)
         if answer is None:
@@ -119,7 +119,7 @@ def _numbers(batch: Tensors) -> int:
 
 
 def _lengths(
-    source: TensorEngine, folder: Path | None, asked: Asked, most: int, is_late: Callable[[], bool]
+    source: TensorEngine, folder: Path | None, inquiry: Inquiry, most: int, is_late: Callable[[], bool]
 ) -> Iterator[Question]:
     """From the shortest that runs. Decoders with a cache are asked for theirs by the sizes they are proven at."""
     signature = source.signature
@@ -127,7 +127,7 @@ def _lengths(
         return
 
     def batch(sizes: Sizes) -> dict[str, Any]:
-        return _in_rows(probe(signature, sizes, seed=5, folder=folder), asked.rows, sizes)
+        return _in_rows(probe(signature, sizes, seed=5, folder=folder), inquiry.rows, sizes)
 
     def runs(length: int) -> bool | None:
         if is_late():
@@ -143,7 +143,7 @@ def _lengths(
 
     if any(None in s.shape[1:] for s in signature.inputs):
         shortest = _shortest(runs)
-        asked.shortest = shortest
+        inquiry.shortest = shortest
         if shortest is not None:
             for more in (0, *MORE):
                 length = shortest + more
@@ -153,8 +153,8 @@ def _lengths(
             yield Question(f"length {shortest}", batch(Sizes(3, length=shortest)), may_be_refused=True)
     if any(s.shape and s.shape[0] is None for s in signature.inputs):
         for count in BATCHES:
-            is_small = count == max(BATCHES) and asked.shortest is not None
-            several = batch(Sizes(count, length=asked.shortest) if is_small else Sizes(count))
+            is_small = count == max(BATCHES) and inquiry.shortest is not None
+            several = batch(Sizes(count, length=inquiry.shortest) if is_small else Sizes(count))
             if _numbers(several) <= most:
                 yield Question(f"batch {count}", several, may_be_refused=True)
 

@@ -44,8 +44,8 @@ def _liveliest(
     failure: EngineFailure | InvalidTensor | None = None
     found: list[tuple[int, Signature, Tried]] = []
     names = [s.name for s in source.signature.outputs]
-    asked = in_rows(source.run, source.signature, folder, proof_sizes(source.signature)[0])
-    for plain, span in product(dict.fromkeys((asked, source.signature)), RANGES):
+    ranged = in_rows(source.run, source.signature, folder, proof_sizes(source.signature)[0])
+    for plain, span in product(dict.fromkeys((ranged, source.signature)), RANGES):
         signature = Signature(tuple(_within(s, span) for s in plain.inputs), plain.outputs)
         if span is not None and signature == plain:
             continue  # it has no input whose range could be another

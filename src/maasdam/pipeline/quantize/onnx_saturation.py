@@ -110,12 +110,12 @@ def _layers(model: onnx.ModelProto) -> tuple[int, list[Layer]]:
     for node in model.graph.node:
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
             continue
-        shown, stored = (_behind(made_by, name, "DequantizeLinear") for name in node.input[:2])
-        stored_first = shown is not None and shown.input[0] in constants
-        if shown is None or stored is None or not (stored_first or stored.input[0] in constants):
+        activations, stored = (_behind(made_by, name, "DequantizeLinear") for name in node.input[:2])
+        stored_first = activations is not None and activations.input[0] in constants
+        if activations is None or stored is None or not (stored_first or stored.input[0] in constants):
             continue
         products += 1
-        rounded = _behind(made_by, shown.input[0], "QuantizeLinear")
+        rounded = _behind(made_by, activations.input[0], "QuantizeLinear")
         if rounded is not None and all(name in constants for name in stored.input):
             layer = _layer(node, rounded, stored, made_by, constants)
             layers += [layer] if layer is not None else []
@@ -184,22 +184,22 @@ def _is_unsigned(quantize: Any, constants: Mapping[str, Any]) -> bool:
 
 def _peaks(model: onnx.ModelProto, layers: Sequence[Layer], inputs: Iterable[Inputs]) -> dict[tuple[str, int], Peaks]:
     """By tensor and axis of its channels."""
-    asked = sorted({(layer.levels, layer.channel_axis) for layer in layers})
-    if not asked:
+    places = sorted({(layer.levels, layer.channel_axis) for layer in layers})
+    if not places:
         return {}
-    names = sorted({name for name, _ in asked})
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    del shown.graph.output[:]
-    shown.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None) for name in names)
+    names = sorted({name for name, _ in places})
+    watching = onnx.ModelProto()
+    watching.CopyFrom(model)
+    del watching.graph.output[:]
+    watching.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None) for name in names)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
-    session = ort.InferenceSession(shown.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(watching.SerializeToString(), options, providers=["CPUExecutionProvider"])
     seen: dict[tuple[str, int], list[Peaks]] = defaultdict(list)
     for tensors in inputs:
         answers = dict(zip(names, session.run(names, tensors), strict=True))
-        for name, axis in asked:
+        for name, axis in places:
             if answers[name].size:
                 seen[name, axis].append(peaks_of(answers[name].astype(np.float32), axis, 0.0, 255.0))
     return {key: usual(found) for key, found in seen.items()}

@@ -27,7 +27,7 @@ def calibration(source: Artifact, settings: Mapping[str, Any], context: PassCont
     context.progress("prepare calibration data")
     part: Part = "all" if context.data else "rest"  # of --calibrate alone, some is kept to judge by
     inputs = calibration_inputs(source, path, settings["samples"], part=part)
-    return inputs, _said(len(inputs), path, context)
+    return inputs, _provenance(len(inputs), path, context)
 
 
 def calibration_texts(
@@ -53,10 +53,10 @@ def calibration_texts(
         raise InvalidInput("the calibration data holds no text of two tokens or more")
     wanted = min(settings["samples"], len(pieces))
     chosen = [pieces[i * len(pieces) // wanted] for i in range(wanted)]
-    return chosen, _said(len(chosen), path, context) | {"tokens": sum(len(piece) for piece in chosen)}
+    return chosen, _provenance(len(chosen), path, context) | {"tokens": sum(len(piece) for piece in chosen)}
 
 
-def _said(count: int, path: Path, context: PassContext) -> dict[str, Any]:
+def _provenance(count: int, path: Path, context: PassContext) -> dict[str, Any]:
     return {
         "samples": count,
         "data": describe(path),

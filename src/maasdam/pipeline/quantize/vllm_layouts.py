@@ -61,12 +61,12 @@ def write(source: Artifact, out: Path, settings: Mapping[str, Any], context: Pas
     library.write_config(compressor, out)
     copy_companions(source.path, out)
     name = str(kept).removeprefix("torch.")
-    told = {
+    words = {
         "method": f"{len(layers)} linear layers, {_METHODS[scheme].format(group=settings['group_size'])}; the rest in {name}",
         "layout": f"compressed-tensors, {layout}",
         "says": "checked with transformers; vLLM itself was not run on it",
     }
-    facts = replace(facts, others={**facts.others, **told})
+    facts = replace(facts, others={**facts.others, **words})
     return Produced("pytorch", "huggingface", source.engine, source.signature, dict(source.settings), facts)
 
 

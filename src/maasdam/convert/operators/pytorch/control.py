@@ -61,9 +61,9 @@ def _both(condition: Tensor | torch.SymBool, *branches: Body) -> tuple[Tensor, .
     except Unsupported:
         raise
     except Exception as error:  # torch raises its own kinds where the branches give other shapes
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise Unsupported(
-            f"an If of the model decides on data, and PyTorch can't hold both of its branches: {said[:300]}"
+            f"an If of the model decides on data, and PyTorch can't hold both of its branches: {reason[:300]}"
         ) from error
     return found
 
