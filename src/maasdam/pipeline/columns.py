@@ -40,7 +40,7 @@ def timed(
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Speed:
     """How fast the subjects are, by name."""
 
     alone: Mapping[str, Timing]
@@ -76,20 +76,20 @@ class Pace:
         )
 
 
-def paced(
+def speed_of(
     subjects: Mapping[str, Subject],
     alone: Mapping[str, Timing],
     run: Runner[Subject],
     rounds: tuple[int, int],
     items: Callable[[Subject], float],
     how: Conditions,
-) -> Pace:
+) -> Speed:
     """`alone`, and beside it how many items a second `run` gives, and their joules; `items` are those of one run."""
     together = timed(subjects, run, "throughput", how.throughput_seconds, rounds, how)
     how.progress("energy")
     spent = {key: joules_per_run(run(s), how.joules) for key, s in {id(s): s for s in subjects.values()}.items()}
     joules = {name: None if (whole := spent[id(s)]) is None else whole / items(s) for name, s in subjects.items()}
-    return Pace(alone, {name: items(s) / together[name].p50 for name, s in subjects.items()}, joules)
+    return Speed(alone, {name: items(s) / together[name].p50 for name, s in subjects.items()}, joules)
 
 
 def memory(

@@ -28,7 +28,7 @@ from maasdam.errors import (
     VerificationFailed,
 )
 from maasdam.pipeline.answers import Answers
-from maasdam.pipeline.columns import memory, not_proven_elsewhere, paced, report_of, timed
+from maasdam.pipeline.columns import memory, not_proven_elsewhere, report_of, speed_of, timed
 from maasdam.pipeline.conditions import Conditions
 from maasdam.pipeline.examples import Inputs, PreparedExamples, made_up_inputs
 from maasdam.pipeline.fidelity import Fidelity
@@ -98,7 +98,7 @@ class _Tensors:
                 self.notes.append(f"the slower reference, on {other.artifact.engine}: {took.p50 * 1000:.3g} ms (median)")
                 _close(other, subjects)
             subjects["reference"], times["reference"] = subjects.pop(faster), times.pop(faster)
-            pace = paced(subjects, times, lambda s: s.run_batch, (5, 100), lambda s: s.batch_rows, self.how)
+            speed = speed_of(subjects, times, lambda s: s.run_batch, (5, 100), lambda s: s.batch_rows, self.how)
             answers = self._answer(subjects)
             precisions = subjects["candidate"].engine.precisions()
             batching = self._batching(subjects["candidate"])
@@ -110,7 +110,7 @@ class _Tensors:
         for name, s in subjects.items():
             score = answers.scores.get(name)
             scored = () if score is None else (score.value, score.examples, score.extra)
-            columns[name] = pace.column(name, s.artifact, known, *scored)
+            columns[name] = speed.column(name, s.artifact, known, *scored)
         return replace(self._judged(limits, columns, answers, precisions, threads), batching=batching)
 
     def _open_all(self, threads: int) -> dict[str, TensorSubject]:

@@ -32,7 +32,7 @@ from maasdam.core import (
 from maasdam.engines.generating import transcript_of
 from maasdam.errors import EngineFailure, VerificationFailed
 from maasdam.pipeline.bootstrap import confidence
-from maasdam.pipeline.columns import Runner, memory, not_proven_elsewhere, paced, report_of, timed
+from maasdam.pipeline.columns import Runner, memory, not_proven_elsewhere, report_of, speed_of, timed
 from maasdam.pipeline.conditions import Conditions
 from maasdam.pipeline.examples import Inputs, PreparedExamples, Preparer
 from maasdam.pipeline.fidelity import of_tokens
@@ -101,7 +101,7 @@ def verify_speech(
         alone: Runner[SequenceEngine] = lambda e: lambda number: transcribe(e, chosen[number % len(chosen)])  # noqa: E731  # a type
         times = timed(engines, alone, "latency", how.latency_seconds, (5, 100), how)
         seconds = sum(each["waveform"].shape[1] for each in chosen) / RATE
-        pace = paced(engines, times, every, (1, 20), lambda e: seconds, how)
+        speed = speed_of(engines, times, every, (1, 20), lambda e: seconds, how)
     known = memory(((artifacts[name], inputs[:5]) for name in engines), threads, how, hearing.notes)
     why_not, scores, against = _scores(hearing, examples.examples)
     columns = {}
@@ -109,7 +109,7 @@ def verify_speech(
         score = scores.get(name)
         extra = (dict(score.extra) if score else {}) | ({"wer_against_source": against[name]} if name in against else {})
         accuracy, count = (None, None) if score is None else (score.value, score.examples)
-        columns[name] = pace.column(name, artifacts[name], known, accuracy, count, extra)
+        columns[name] = speed.column(name, artifacts[name], known, accuracy, count, extra)
     has_metric = bool(scores)
     report = report_of(
         columns,

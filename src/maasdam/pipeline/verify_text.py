@@ -21,7 +21,7 @@ from maasdam.core import OF_ITS_ENGINE, Artifact, SequenceEngine, TextPayload
 from maasdam.engines.generating import greedy
 from maasdam.errors import InvalidInput, MaasdamError, VerificationFailed
 from maasdam.pipeline.bootstrap import confidence
-from maasdam.pipeline.columns import Runner, memory, not_proven_elsewhere, paced, report_of, timed
+from maasdam.pipeline.columns import Runner, memory, not_proven_elsewhere, report_of, speed_of, timed
 from maasdam.pipeline.conditions import Conditions
 from maasdam.pipeline.examples import Inputs, PreparedExamples, Preparer
 from maasdam.pipeline.fidelity import of_tokens
@@ -107,7 +107,7 @@ def verify_text(
             "together": lambda e: lambda number: greedy(e, many, NEW_TOKENS),
         }
         times = timed(engines, runs["alone"], "latency", how.latency_seconds, (10, 100), how)
-        pace = paced(engines, times, runs["together"], (3, 30), lambda e: STREAMS * NEW_TOKENS, how)
+        speed = speed_of(engines, times, runs["together"], (3, 30), lambda e: STREAMS * NEW_TOKENS, how)
     scores = {name: _score(artifacts[name], pieces, threads, how, notes, is_needed=name != "source") for name in engines}
     parity = _parity(pieces, scores, written)
     is_wanted = limits.min_fidelity is not None  # else the metric decides, or cosine on made-up tokens
@@ -118,7 +118,7 @@ def verify_text(
     for name, score in scores.items():
         bits = score.bits_per_byte
         perplexity, extra = (None, {}) if bits is None else (score.perplexity, {"bits_per_byte": bits})
-        columns[name] = pace.column(name, artifacts[name], known, perplexity, len(score.values), extra)
+        columns[name] = speed.column(name, artifacts[name], known, perplexity, len(score.values), extra)
     has_metric = len(examples) > 0
     report = report_of(
         columns,

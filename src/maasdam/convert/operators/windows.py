@@ -14,7 +14,7 @@ Each = list[int]
 """One number for each spatial axis."""
 
 
-class Attributes(TypedDict, total=False):
+class WindowAttributes(TypedDict, total=False):
     """What ONNX says of windows, under its own names."""
 
     auto_pad: str
@@ -25,7 +25,7 @@ class Attributes(TypedDict, total=False):
     strides: Each
 
 
-class Windows(NamedTuple):
+class WindowShape(NamedTuple):
     """How large windows are, and how far they and what they see lie apart."""
 
     kernel: Each
@@ -33,13 +33,13 @@ class Windows(NamedTuple):
     dilations: Each
 
 
-def windows_of(kernel: Each, given: Attributes) -> Windows:
+def windows_of(kernel: Each, given: WindowAttributes) -> WindowShape:
     """Windows of `kernel`, side by side where nothing else is given."""
     ones = [1] * len(kernel)
-    return Windows(kernel, given.get("strides") or ones, given.get("dilations") or ones)
+    return WindowShape(kernel, given.get("strides") or ones, given.get("dilations") or ones)
 
 
-def paddings(sizes: Sequence[Any], how: Windows, given: Attributes) -> Pads:
+def paddings(sizes: Sequence[Any], how: WindowShape, given: WindowAttributes) -> Pads:
     """The padding that is asked for, by numbers or by a word."""
     rank, pads, auto_pad = len(how.kernel), given.get("pads"), given.get("auto_pad", "NOTSET")
     if auto_pad == "VALID" or (auto_pad == "NOTSET" and not pads):
@@ -64,7 +64,7 @@ def _halves(total: Any, auto_pad: str) -> tuple[Any, Any]:
     return (small, total - small) if auto_pad == "SAME_UPPER" else (total - small, small)
 
 
-def rounded_up(sizes: Sequence[Any], how: Windows, pads: Pads) -> Pads:
+def rounded_up(sizes: Sequence[Any], how: WindowShape, pads: Pads) -> Pads:
     """`pads` with what "ceil_mode" adds after each axis: one more window where one starts inside the input or its padding."""
     out: Pads = []
     for size, k, stride, dilation, (before, after) in zip(sizes, *how, pads, strict=True):
@@ -81,7 +81,9 @@ def _max_with(after: int, needed: Any) -> Any:
     return max(after, needed) if isinstance(needed, int) else needed
 
 
-def transposed(sizes: Sequence[Any], how: Windows, given: Attributes, output_padding: Each, output_shape: Each | None) -> Pads:
+def transposed(
+    sizes: Sequence[Any], how: WindowShape, given: WindowAttributes, output_padding: Each, output_shape: Each | None
+) -> Pads:
     """What a transposed convolution cuts off (before, after) each axis of its full result."""
     auto_pad = given.get("auto_pad", "NOTSET")
     if output_shape is None and auto_pad not in ("SAME_UPPER", "SAME_LOWER"):

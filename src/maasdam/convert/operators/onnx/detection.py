@@ -9,7 +9,7 @@ from typing import Any, Unpack
 from maasdam.convert.operators.arrays import Arrays, Tensor
 from maasdam.convert.operators.onnx.rearrange import along
 from maasdam.convert.operators.table import operator
-from maasdam.convert.operators.windows import Attributes, windows_of
+from maasdam.convert.operators.windows import WindowAttributes, windows_of
 
 
 @operator("NonMaxSuppression", shapes=("max_output_boxes_per_class",))
@@ -43,7 +43,7 @@ def deformable_conv(
     mask: Tensor | None = None,
     group: int = 1,
     offset_group: int = 1,
-    **given: Unpack[Attributes],
+    **given: Unpack[WindowAttributes],
 ) -> Tensor:
     """ONNX DeformConv: every place of the kernel is moved by its own offset (y, x) and read between pixels, zeros around."""
     n, channels, height, width = xp.dims(x)

@@ -45,7 +45,7 @@ def conv(
     weight: Tensor,
     bias: Tensor | None = None,
     group: int = 1,
-    **given: Unpack[windows.Attributes],
+    **given: Unpack[windows.WindowAttributes],
 ) -> Tensor:
     """ONNX Conv, of one to three spatial axes."""
     how = windows.windows_of(xp.dims(weight)[2:], given)
@@ -62,7 +62,7 @@ def conv_transpose(
     group: int = 1,
     output_padding: list[int] | None = None,
     output_shape: list[int] | None = None,
-    **given: Unpack[windows.Attributes],
+    **given: Unpack[windows.WindowAttributes],
 ) -> Tensor:
     """ONNX ConvTranspose: the full result, cut to the padding."""
     how = windows.windows_of(xp.dims(weight)[2:], given)
@@ -72,8 +72,8 @@ def conv_transpose(
 
 
 def _windows(
-    xp: Arrays, x: Tensor, ceil_mode: int, given: windows.Attributes
-) -> tuple[windows.Windows, windows.Pads, windows.Pads]:
+    xp: Arrays, x: Tensor, ceil_mode: int, given: windows.WindowAttributes
+) -> tuple[windows.WindowShape, windows.Pads, windows.Pads]:
     """Of a pooling: its windows; the padding; and what it grows to in "ceil mode"."""
     how, sizes = windows.windows_of(given["kernel_shape"], given), xp.dims(x)[2:]
     around = windows.paddings(sizes, how, given)
@@ -87,7 +87,7 @@ def max_pool(
     ceil_mode: int = 0,
     storage_order: int = 0,
     outputs: int = 1,
-    **given: Unpack[windows.Attributes],
+    **given: Unpack[windows.WindowAttributes],
 ) -> Any:
     """ONNX MaxPool; its second output are places in the whole flattened input."""
     how, _, around = _windows(xp, x, ceil_mode, given)
@@ -102,7 +102,7 @@ def max_unpool(
     x: Tensor,
     places: Tensor,
     output_shape: list[int] | None = None,
-    **given: Unpack[windows.Attributes],
+    **given: Unpack[windows.WindowAttributes],
 ) -> Tensor:
     """ONNX MaxUnpool: each value back to its place, zeros elsewhere."""
     how, sizes = windows.windows_of(given["kernel_shape"], given), xp.dims(x)
@@ -119,7 +119,7 @@ def max_unpool(
 
 @operator("AveragePool")
 def average_pool(
-    xp: Arrays, x: Tensor, ceil_mode: int = 0, count_include_pad: int = 0, **given: Unpack[windows.Attributes]
+    xp: Arrays, x: Tensor, ceil_mode: int = 0, count_include_pad: int = 0, **given: Unpack[windows.WindowAttributes]
 ) -> Tensor:
     """ONNX AveragePool: the mean of what each window holds, padding counted only with `count_include_pad`."""
     how, around, grown = _windows(xp, x, ceil_mode, given)
@@ -132,7 +132,7 @@ def average_pool(
 
 
 @operator("LpPool")
-def lp_pool(xp: Arrays, x: Tensor, ceil_mode: int = 0, p: int = 2, **given: Unpack[windows.Attributes]) -> Tensor:
+def lp_pool(xp: Arrays, x: Tensor, ceil_mode: int = 0, p: int = 2, **given: Unpack[windows.WindowAttributes]) -> Tensor:
     """ONNX LpPool."""
     how, _, around = _windows(xp, x, ceil_mode, given)
     return xp.layers.window_sum(xp.layers.padded(xp.math.abs(x) ** p, around, 0), *how) ** (1 / p)

@@ -20,7 +20,7 @@ Steps = Callable[[Tensor, Tensor | None, int], Step]
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
+class RecurrentInputs:
     """What the three kinds take, in ONNX's order."""
 
     x: Tensor
@@ -33,7 +33,7 @@ class Inputs:
     p: Tensor | None = None
 
 
-class Attributes(TypedDict, total=False):
+class RecurrentAttributes(TypedDict, total=False):
     """What they have in common, under ONNX's names."""
 
     hidden_size: int
@@ -44,7 +44,9 @@ class Attributes(TypedDict, total=False):
     clip: float
 
 
-def _run(xp: Arrays, kind: str, inputs: Inputs, given: Attributes, steps: Steps, *, has_own: bool = True) -> States:
+def _run(
+    xp: Arrays, kind: str, inputs: RecurrentInputs, given: RecurrentAttributes, steps: Steps, *, has_own: bool = True
+) -> States:
     """All directions. `has_own`: a framework's own layer computes the same."""
     default, activations = _DEFAULTS[kind], given.get("activations")
     if activations and activations not in (default, default * 2):
@@ -66,7 +68,7 @@ def _run(xp: Arrays, kind: str, inputs: Inputs, given: Attributes, steps: Steps,
     return (y, *ends)
 
 
-def _by_steps(xp: Arrays, inputs: Inputs, direction: str, x: Tensor, states: list[Tensor], steps: Steps) -> States:
+def _by_steps(xp: Arrays, inputs: RecurrentInputs, direction: str, x: Tensor, states: list[Tensor], steps: Steps) -> States:
     """[time, directions, batch, hidden] and the last states. A padded step gives zero and leaves the states what they were."""
     lengths, outputs, ends = inputs.lengths, [], []
     times = xp.unsqueeze(xp.arange(xp.dims(x)[0]), 1)
@@ -95,9 +97,9 @@ def _turned(xp: Arrays, x: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 @operator("LSTM", weights=(1, 2, 3))
-def lstm(xp: Arrays, *inputs: Tensor | None, **given: Unpack[Attributes]) -> States:
+def lstm(xp: Arrays, *inputs: Tensor | None, **given: Unpack[RecurrentAttributes]) -> States:
     """ONNX LSTM: gates in the order input, output, forget, cell; peepholes (input, output, forget) look at the cell."""
-    named = Inputs(*inputs)
+    named = RecurrentInputs(*inputs)
     each = [named.r.shape[2]] * 4
 
     def of_direction(weight: Tensor, bias: Tensor | None, d: int) -> Step:
@@ -116,9 +118,9 @@ def lstm(xp: Arrays, *inputs: Tensor | None, **given: Unpack[Attributes]) -> Sta
 
 
 @operator("GRU", weights=(1, 2, 3))
-def gru(xp: Arrays, *inputs: Tensor | None, linear_before_reset: int = 0, **given: Unpack[Attributes]) -> States:
+def gru(xp: Arrays, *inputs: Tensor | None, linear_before_reset: int = 0, **given: Unpack[RecurrentAttributes]) -> States:
     """ONNX GRU: gates in the order update, reset, hidden; the reset applies before or after the product."""
-    named = Inputs(*inputs)
+    named = RecurrentInputs(*inputs)
     each = [named.r.shape[2]] * 3
 
     def of_direction(weight: Tensor, bias: Tensor | None, d: int) -> Step:
@@ -139,10 +141,10 @@ def gru(xp: Arrays, *inputs: Tensor | None, linear_before_reset: int = 0, **give
 
 
 @operator("RNN", weights=(1, 2, 3))
-def rnn(xp: Arrays, *inputs: Tensor | None, **given: Unpack[Attributes]) -> States:
+def rnn(xp: Arrays, *inputs: Tensor | None, **given: Unpack[RecurrentAttributes]) -> States:
     """ONNX RNN with tanh."""
 
     def of_direction(weight: Tensor, bias: Tensor | None, d: int) -> Step:
         return lambda before, share: (xp.math.tanh(share + xp.linear(before[0], weight, bias)),)
 
-    return _run(xp, "RNN", Inputs(*inputs), given, of_direction)
+    return _run(xp, "RNN", RecurrentInputs(*inputs), given, of_direction)

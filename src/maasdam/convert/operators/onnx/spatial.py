@@ -12,7 +12,7 @@ from maasdam.convert.operators.onnx import open_resize
 from maasdam.convert.operators.onnx.rearrange import along as spread
 from maasdam.convert.operators.resampling import Sampling, taps
 from maasdam.convert.operators.table import operator
-from maasdam.convert.operators.windows import Attributes, windows_of
+from maasdam.convert.operators.windows import WindowAttributes, windows_of
 from maasdam.errors import Unsupported
 
 
@@ -112,7 +112,7 @@ def affine_grid(xp: Arrays, theta: Tensor, size: list[Any], align_corners: int =
 
 
 @operator("Col2Im", shapes=("image_shape", "block_shape"))
-def col2im(xp: Arrays, x: Tensor, image_shape: list[int], block_shape: list[int], **given: Unpack[Attributes]) -> Tensor:
+def col2im(xp: Arrays, x: Tensor, image_shape: list[int], block_shape: list[int], **given: Unpack[WindowAttributes]) -> Tensor:
     """ONNX Col2Im: blocks back into an image of any number of axes, what overlaps summed."""
     if not all(isinstance(size, int) for size in (*image_shape, *block_shape)):
         raise Unsupported("Col2Im into an image whose size is not fixed")

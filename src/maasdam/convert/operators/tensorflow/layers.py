@@ -123,7 +123,7 @@ def _transposed(x: Tensor, filters: Tensor, strides: list[int]) -> Tensor:
     return tf.nn.conv_transpose(x, filters, tf.cast(whole, tf.int32), strides, "VALID")
 
 
-def rounded_up(sizes: Sequence[Any], how: windows.Windows, pads: windows.Pads) -> windows.Pads:
+def rounded_up(sizes: Sequence[Any], how: windows.WindowShape, pads: windows.Pads) -> windows.Pads:
     """As windows.rounded_up; where sizes are symbols, the run sees whether the last window starts behind the input."""
     out: windows.Pads = []
     for k, stride, dilation, (before, after) in zip(*how, windows.rounded_up(sizes, how, pads), strict=True):
