@@ -22,11 +22,7 @@ LEVELS = [
     {"cli"},
 ]
 LEVEL = {room: i for i, rooms in enumerate(LEVELS) for room in rooms}
-SHARED_NAMES = {
-    "Layer": "of an ONNX graph, of an OpenVINO model and of a recurrent operator: each is known to one file",
-    "Outbox": "the Protocol of what inference needs, and the class that fulfils it",
-    "Sampling": "of tokens, and of pixels in ONNX's words, which conversion alone knows",
-}
+SHARED_NAMES = {"Outbox": "the Protocol of what inference needs, and the class that fulfils it"}
 """Names that two classes must share, and why."""
 HEAVY = ("torch", "tensorflow", "openvino", "transformers", "onnxruntime", "numpy", "sqlalchemy", "fastapi", "ray")
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
+class Resampling:
     """Resize's attributes, named as ONNX names them."""
 
     mode: str = "nearest"
@@ -34,7 +34,7 @@ class Taps:
     outside: NDArray[np.bool_]
 
 
-def taps(size: int, target: int, scale: float, how: Sampling, roi: tuple[float, float] = (0.0, 1.0)) -> Taps:
+def taps(size: int, target: int, scale: float, how: Resampling, roi: tuple[float, float] = (0.0, 1.0)) -> Taps:
     """From `size` samples to `target`; `scale` is target / size as the model states it."""
     place = _places(np.arange(target, dtype=np.float64), size, target, scale, how.coordinate_transformation_mode, roi)
     outside = (place < 0) | (place > size - 1) if how.coordinate_transformation_mode == "tf_crop_and_resize" else place != place

@@ -20,7 +20,7 @@ from maasdam.pipeline.quantize.saturation import Array, Peaks, any_level, in_ste
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class OnnxLayer:
     """A product of quantised activations and constant int8 weights."""
 
     levels: str
@@ -63,13 +63,13 @@ def narrow_unseen(quantized: onnx.ModelProto, plain: onnx.ModelProto) -> Narrowe
 def _narrow(
     quantized: onnx.ModelProto,
     plain: onnx.ModelProto,
-    layers: Sequence[Layer],
+    layers: Sequence[OnnxLayer],
     seen: Mapping[tuple[str, int], Peaks],
     products: int,
 ) -> Narrowed:
     constants = {t.name: t for t in quantized.graph.initializer}
     exact = {f"{t.name}_quantized": t for t in plain.graph.initializer}
-    users: dict[str, list[Layer]] = defaultdict(list)
+    users: dict[str, list[OnnxLayer]] = defaultdict(list)
     for layer in layers:
         if (layer.levels, layer.channel_axis) in seen:
             users[layer.weights].append(layer)
@@ -98,11 +98,11 @@ def _narrow(
     return Narrowed(narrowed, total, sum(map(len, users.values())) == products)
 
 
-def _factors(steps: Array, layer: Layer, peaks: Peaks) -> Array:
+def _factors(steps: Array, layer: OnnxLayer, peaks: Peaks) -> Array:
     return narrowing(_grouped(steps, layer), peaks.padded(layer.padding)).reshape(-1)
 
 
-def _layers(model: onnx.ModelProto) -> tuple[int, list[Layer]]:
+def _layers(model: onnx.ModelProto) -> tuple[int, list[OnnxLayer]]:
     """How many products of int8 weights there are, and those that can be narrowed."""
     made_by = {name: node for node in model.graph.node for name in node.output}
     constants = {t.name: t for t in model.graph.initializer}
@@ -123,7 +123,7 @@ def _layers(model: onnx.ModelProto) -> tuple[int, list[Layer]]:
     return products, [layer for layer in layers if layer.bias is None or biases[layer.bias] == 1]
 
 
-def _layer(node: Any, rounded: Any, stored: Any, made_by: Mapping[str, Any], constants: Mapping[str, Any]) -> Layer | None:
+def _layer(node: Any, rounded: Any, stored: Any, made_by: Mapping[str, Any], constants: Mapping[str, Any]) -> OnnxLayer | None:
     """What is known of a product, None where its weights are not as our quantisation writes them."""
     attributes = {a.name: a for a in node.attribute}
     is_convolution = node.op_type == "Conv"
@@ -141,7 +141,7 @@ def _layer(node: Any, rounded: Any, stored: Any, made_by: Mapping[str, Any], con
     added = _behind(made_by, node.input[2], "DequantizeLinear") if len(node.input) > 2 else None
     is_padded = "auto_pad" in attributes or ("pads" in attributes and any(attributes["pads"].ints))
     zero_point = constants[rounded.input[2]] if len(rounded.input) > 2 else None
-    return Layer(
+    return OnnxLayer(
         levels=rounded.output[0],
         channel_axis=1 if is_convolution else -1,
         weights=weights.name,
@@ -158,7 +158,7 @@ def _behind(made_by: Mapping[str, Any], name: str, kind: str) -> Any:
     return node if node is not None and node.op_type == kind else None
 
 
-def _dynamic_layers(model: onnx.ModelProto) -> tuple[int, list[Layer]]:
+def _dynamic_layers(model: onnx.ModelProto) -> tuple[int, list[OnnxLayer]]:
     """Products of activations quantised while running: their weights' scales are multiplied in afterwards, by name."""
     constants = {t.name: t for t in model.graph.initializer}
     products, layers = 0, []
@@ -169,7 +169,7 @@ def _dynamic_layers(model: onnx.ModelProto) -> tuple[int, list[Layer]]:
         products += 1
         scale = name.removesuffix("_quantized") + "_scale"
         if scale in constants and len(constants[name].dims) == 2 and _is_signed(constants[name]):
-            layers.append(Layer(node.input[0], -1, name, scale, output_axis=1))
+            layers.append(OnnxLayer(node.input[0], -1, name, scale, output_axis=1))
     return products, layers
 
 
@@ -182,7 +182,7 @@ def _is_unsigned(quantize: Any, constants: Mapping[str, Any]) -> bool:
     return zero_point is None or zero_point.data_type == onnx.TensorProto.UINT8
 
 
-def _peaks(model: onnx.ModelProto, layers: Sequence[Layer], inputs: Iterable[Inputs]) -> dict[tuple[str, int], Peaks]:
+def _peaks(model: onnx.ModelProto, layers: Sequence[OnnxLayer], inputs: Iterable[Inputs]) -> dict[tuple[str, int], Peaks]:
     """By tensor and axis of its channels."""
     places = sorted({(layer.levels, layer.channel_axis) for layer in layers})
     if not places:
@@ -205,7 +205,7 @@ def _peaks(model: onnx.ModelProto, layers: Sequence[Layer], inputs: Iterable[Inp
     return {key: usual(found) for key, found in seen.items()}
 
 
-def _grouped(steps: Array, layer: Layer) -> Array:
+def _grouped(steps: Array, layer: OnnxLayer) -> Array:
     """(groups, outputs, inputs, taps)."""
     first = np.moveaxis(steps, layer.output_axis, 0).astype(np.float32)
     return first.reshape(layer.groups, len(first) // layer.groups, first.shape[1], -1)

@@ -28,7 +28,7 @@ SAME_VALUES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class OpenVinoLayer:
     """A product of activations of 256 levels and constant int8 weights."""
 
     node: Any
@@ -82,7 +82,7 @@ def narrow(quantized: ov.Model, plain: ov.Model, inputs: Iterable[Inputs]) -> tu
     seen = _peaks(quantized, layers, inputs)
     exact = _constants_beside(plain)
     narrowed = total = 0
-    users: dict[str, list[Layer]] = defaultdict(list)
+    users: dict[str, list[OpenVinoLayer]] = defaultdict(list)
     for layer in layers:
         if layer.name in seen:
             users[layer.constant.get_friendly_name()].append(layer)
@@ -113,7 +113,7 @@ def narrow(quantized: ov.Model, plain: ov.Model, inputs: Iterable[Inputs]) -> tu
     return narrowed, total
 
 
-def _layers(model: ov.Model) -> Iterator[Layer]:
+def _layers(model: ov.Model) -> Iterator[OpenVinoLayer]:
     for node in model.get_ordered_ops():
         if node.get_type_name() not in KINDS:
             continue
@@ -128,7 +128,7 @@ def _layers(model: ov.Model) -> Iterator[Layer]:
             continue
         limits = _range(node.input_value(0).get_node())
         if limits is not None:
-            yield Layer(node, constant, multiply, *limits)
+            yield OpenVinoLayer(node, constant, multiply, *limits)
 
 
 def _range(node: Any, is_direct: bool = True) -> tuple[Array, Array] | None:
@@ -154,7 +154,7 @@ def _range(node: Any, is_direct: bool = True) -> tuple[Array, Array] | None:
     return (low, high) if (high > low).all() else None
 
 
-def _peaks(model: ov.Model, layers: Sequence[Layer], inputs: Iterable[Inputs]) -> dict[str, Peaks]:
+def _peaks(model: ov.Model, layers: Sequence[OpenVinoLayer], inputs: Iterable[Inputs]) -> dict[str, Peaks]:
     """By layer, from the network with float activations: the same on every processor.
 
     The network finds its own peaks, so that no more of its activations is held at once than while it serves.
@@ -182,7 +182,7 @@ def _peaks(model: ov.Model, layers: Sequence[Layer], inputs: Iterable[Inputs]) -
     return {name: usual(found) for name, found in seen.items()}
 
 
-def _highest(activations: ov.Output, layer: Layer) -> list[ov.Output]:
+def _highest(activations: ov.Output, layer: OpenVinoLayer) -> list[ov.Output]:
     """What `saturation.peaks_of` computes, as outputs of the network: each channel's, neighbours' sums', and the shape."""
     from openvino import opset13 as ops
 
@@ -200,7 +200,7 @@ def _highest(activations: ov.Output, layer: Layer) -> list[ov.Output]:
     return [*(node.output(0) for node in found), ops.shape_of(activations).output(0)]
 
 
-def _grouped(steps: Array, layer: Layer) -> Array:
+def _grouped(steps: Array, layer: OpenVinoLayer) -> Array:
     """(groups, outputs, inputs, taps)."""
     if layer.is_product:
         steps = steps if layer.output_axes == (0,) else steps.T

@@ -6,13 +6,13 @@ from typing import Any
 
 from maasdam.convert.operators.arrays import Arrays, Tensor
 from maasdam.convert.operators.onnx.rearrange import along
-from maasdam.convert.operators.resampling import Sampling
+from maasdam.convert.operators.resampling import Resampling
 from maasdam.errors import Unsupported
 
 KNOWN = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners", "tf_half_pixel_for_nn")
 
 
-def resized(xp: Arrays, x: Tensor, axis: int, size: Any, target: Any, scale: float | None, how: Sampling) -> Tensor:
+def resized(xp: Arrays, x: Tensor, axis: int, size: Any, target: Any, scale: float | None, how: Resampling) -> Tensor:
     """`x` with `target` samples along `axis`. Raises Unsupported for what needs the size beforehand."""
     if how.antialias or how.coordinate_transformation_mode not in KNOWN:
         which = "with antialias" if how.antialias else how.coordinate_transformation_mode
@@ -48,7 +48,7 @@ def summed(xp: Arrays, x: Tensor, axis: int, places: list[Tensor], weights: list
     return xp.cast(xp.total(parts), x.dtype)
 
 
-def _repeats(how: Sampling) -> bool:
+def _repeats(how: Resampling) -> bool:
     """By a whole number, is every sample given that many times in a row?"""
     if how.mode != "nearest":
         return False
@@ -78,7 +78,7 @@ def _nearest(xp: Arrays, place: Tensor, mode: str) -> Tensor:
     return xp.math.ceil(place - 0.5) if mode == "round_prefer_floor" else xp.math.floor(place + 0.5)
 
 
-def _weight(xp: Arrays, distance: Tensor, how: Sampling) -> Tensor:
+def _weight(xp: Arrays, distance: Tensor, how: Resampling) -> Tensor:
     d, a = xp.math.abs(distance), how.cubic_coeff_a
     if how.mode == "linear":
         return xp.clip(1 - d, 0, None)

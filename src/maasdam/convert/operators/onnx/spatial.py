@@ -10,7 +10,7 @@ from maasdam.convert.operators import folding
 from maasdam.convert.operators.arrays import Arrays, Tensor
 from maasdam.convert.operators.onnx import open_resize
 from maasdam.convert.operators.onnx.rearrange import along as spread
-from maasdam.convert.operators.resampling import Sampling, taps
+from maasdam.convert.operators.resampling import Resampling, taps
 from maasdam.convert.operators.table import operator
 from maasdam.convert.operators.windows import WindowAttributes, windows_of
 from maasdam.errors import Unsupported
@@ -34,7 +34,7 @@ def resize(
     nearest_mode: str = "round_prefer_floor",
 ) -> Tensor:
     """ONNX Resize: each axis by itself, every output a weighted sum of a few inputs."""
-    how = Sampling(
+    how = Resampling(
         mode, coordinate_transformation_mode, nearest_mode, cubic_coeff_a, bool(exclude_outside), bool(antialias),
         extrapolation_value,
     )  # fmt: skip
@@ -65,7 +65,7 @@ def _scaled(xp: Arrays, size: Any, factor: float) -> Any:
 
 
 def _resized(
-    xp: Arrays, x: Tensor, axis: int, size: Any, target: Any, scale: float | None, how: Sampling, part: Sequence[float]
+    xp: Arrays, x: Tensor, axis: int, size: Any, target: Any, scale: float | None, how: Resampling, part: Sequence[float]
 ) -> tuple[Tensor, Tensor | None]:
     crops, are_known = (
         how.coordinate_transformation_mode == "tf_crop_and_resize",
