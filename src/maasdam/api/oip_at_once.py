@@ -63,6 +63,8 @@ class AtOnce:
         try:
             length = oip_json.json_length(header(headers, JSON_LENGTH), exchange.body)
             call = oip_json.decode(name_of(**found.groupdict()), exchange.body, length, self._json)
+            if call.wants_classes:  # they are written in a thread
+                return False
             _One(self, exchange, caller, call, found["version"] is not None, began)
         except MaasdamError:
             return False
