@@ -16,6 +16,7 @@ from tests.api.conftest import Running, wait_for
 from tests.api.test_sockets import TENSOR, head, raw
 
 from maasdam.accounts import keys
+from maasdam.api import oip_json
 from maasdam.api.entrance import Entrance
 from maasdam.errors import StorageFailure
 
@@ -210,6 +211,16 @@ def test_an_engine_that_fails_is_the_error_of_the_long_way(own_service: Running,
     status, body = both_ways(own_service, json.dumps(TENSOR).encode())
     assert status == 500 and b"log has the reason" in body
     assert long_ways.count(PATH) == 1 and own_service.newest_row().status == 500
+
+
+def test_what_breaks_before_the_model_has_it_is_the_error_of_the_long_way(
+    own_service: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr(oip_json, "decode", broken)
+    assert both_ways(own_service, json.dumps(TENSOR).encode())[0] == 500
 
 
 def test_an_answer_whose_row_can_not_be_written_is_not_given(own_service: Running, monkeypatch: pytest.MonkeyPatch) -> None:
