@@ -30,21 +30,25 @@ def test_what_was_appended_is_read_from_any_frame_on(tmp_path: Path) -> None:
     ends = [end for _, end in read(only(tmp_path / "j"), 0)]
     assert payloads(tmp_path / "j") == [b"one", b"two" * 1000, b"three"]
     assert [payload for payload, _ in read(only(tmp_path / "j"), ends[0])] == [b"two" * 1000, b"three"]
-    assert ends[-1] == only(tmp_path / "j").stat().st_size and not list(read(only(tmp_path / "j"), ends[-1]))
+    assert ends[-1] == journal.length(only(tmp_path / "j")) and not list(read(only(tmp_path / "j"), ends[-1]))
     assert only(tmp_path / "j").stat().st_mode & 0o077 == 0 and (tmp_path / "j").stat().st_mode & 0o077 == 0
     made.close()
+    assert ends[-1] == only(tmp_path / "j").stat().st_size, "the room that is left over is given back"
 
 
 def test_what_a_kill_left_half_written_is_none(tmp_path: Path) -> None:
     made = Journal(tmp_path)
     made.append(b"whole")
-    first = only(tmp_path).stat().st_size
+    first = journal.length(only(tmp_path))
     made.append(b"cut off")
-    whole = only(tmp_path).read_bytes()
     made.close()
+    whole = only(tmp_path).read_bytes()
     for length in range(len(whole)):
         only(tmp_path).write_bytes(whole[:length])
         assert payloads(tmp_path) == ([b"whole"] if length >= first else [])
+        if length > first + 8:  # and where the file had been given room
+            only(tmp_path).write_bytes(whole[:length] + bytes(4096))
+            assert payloads(tmp_path) == [b"whole"]
     only(tmp_path).write_bytes(whole[:first] + bytes(4096))  # the power went while the file grew
     assert payloads(tmp_path) == [b"whole"]
     discard(only(tmp_path))

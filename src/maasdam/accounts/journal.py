@@ -31,6 +31,8 @@ MAGIC = b"maasdam journal 1\n"
 PATTERN = "*.journal"
 FILE_BYTES = 8 * 1024 * 1024
 """A file that is as long is ended, and another begun."""
+STEP_BYTES = 1024 * 1024
+"""A file is given room in such steps: to sync what grows it takes five times as long, as the file system notes that too."""
 SLOW_SECONDS = 0.001
 """A disk whose median sync takes longer holds an event loop up: see `is_slow`."""
 _HEAD = struct.Struct("<II")
@@ -47,6 +49,8 @@ class Journal:
         self._file: int | None = None
         self._path = folder
         self._end = 0
+        self._room = 0
+        """Up to where the file has been given room."""
         self._seconds: deque[float] = deque(maxlen=_SYNCS)
         self._is_closed = False
         self.is_slow = False
@@ -59,11 +63,14 @@ class Journal:
                 raise ServiceError("the journal is closed")
             try:
                 file = self._open()
+                frame = _HEAD.pack(len(payload), crc32(payload)) + payload
+                if self._end + len(frame) > self._room:
+                    self._make_room(file, len(frame))
                 began = time.perf_counter()
-                end = _write(file, _HEAD.pack(len(payload), crc32(payload)) + payload, self._end)
+                end = _write(file, frame, self._end)
                 os.fdatasync(file)
             except OSError as error:
-                self._take_back()
+                self._let_go()  # what a failed sync left on the disk is not known: it is cut off, and the file not used again
                 raise StorageFailure(f"the journal can't be written: {error.strerror}") from error
             self._end = end
             self._seconds.append(time.perf_counter() - began)
@@ -99,17 +106,18 @@ class Journal:
             os.close(folder)
         return self._file
 
-    def _take_back(self) -> None:
-        """What a failed sync left on the disk is not known: it is cut off as far as possible, and the file not used again."""
-        if self._file is not None:
-            with suppress(OSError):
-                os.ftruncate(self._file, self._end)
-            self._let_go()
+    def _make_room(self, file: int, size: int) -> None:
+        room = self._end + max(STEP_BYTES, size)
+        os.posix_fallocate(file, self._end, room - self._end)
+        self._room = room
 
     def _let_go(self) -> None:
         if self._file is not None:
+            with suppress(OSError):
+                os.ftruncate(self._file, self._end)
             os.close(self._file)
             self._file = None
+            self._room = 0
 
 
 def read(path: Path, offset: int) -> Iterator[tuple[bytes, int]]:
@@ -121,10 +129,19 @@ def read(path: Path, offset: int) -> Iterator[tuple[bytes, int]]:
         yield frame[0], offset + place
 
 
+def length(path: Path, offset: int = 0) -> int:
+    """Where the last frame ends that is there whole, from `offset` on, without a look at what is in it."""
+    data = _bytes_of(path, offset)
+    place = 0 if offset else len(MAGIC)
+    while (frame := _frame(data, place)) is not None:
+        place += _HEAD.size + len(frame[0])
+    return offset + place
+
+
 def discard(path: Path) -> None:
     """Remove a file of which all is read; one that is damaged in the midst is put aside as NAME.damaged instead."""
-    end = max((end for _, end in read(path, 0)), default=0)
-    if _frame(_bytes_of(path, 0), end or len(MAGIC)) is None:
+    end = max((end for _, end in read(path, 0)), default=len(MAGIC))
+    if length(path) == end:
         path.unlink(missing_ok=True)
     else:
         log.error("%s is damaged at byte %d: what follows could not be read, and is kept as it is", path, end)
@@ -146,9 +163,9 @@ def _frame(data: bytes, place: int) -> tuple[bytes, int] | None:
     """The payload of the frame at `place` and what it should sum to; None where none is there whole."""
     if place + _HEAD.size > len(data):
         return None
-    length, check = _HEAD.unpack_from(data, place)
-    payload = data[place + _HEAD.size : place + _HEAD.size + length]
-    return None if length == 0 or len(payload) < length else (payload, check)  # zeros: the power went while it grew
+    size, check = _HEAD.unpack_from(data, place)
+    payload = data[place + _HEAD.size : place + _HEAD.size + size]
+    return None if size == 0 or len(payload) < size else (payload, check)  # nought: room for more
 
 
 def is_written(path: Path) -> bool:
