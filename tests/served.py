@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from maasdam.accounts.outbox import Outbox
 from maasdam.core import Entry, Signature, TensorSpec
 from maasdam.operations.workspace import JOURNALS, Workspace
 from maasdam.telemetry.metrics import Metrics
+from tests.waiting import wait_until
 
 MLP = Signature((TensorSpec("x", "float32", (None, 8)),), (TensorSpec("y", "float32", (None, 4)),))
 ADDRESS = re.compile(r"listens on (http://\S+?),")
@@ -121,18 +121,20 @@ def start(home: Path, key: str, *flags: str, seconds: float = 60, until_ready: b
         process.kill()
         raise AssertionError(f"no address in {line!r}; the log: {log.read_text()[-2000:]}")
     running = Process(found[1], key, process, log)
-    deadline = time.monotonic() + seconds
-    while until_ready:
-        try:
-            if httpx.get(f"{running.url}/v2/health/ready").status_code == 200:
-                break
-        except httpx.TransportError:
-            pass
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            raise AssertionError(f"the service did not come up; the log: {log.read_text()[-2000:]}")
-        time.sleep(0.05)
+    try:
+        wait_until(lambda: not until_ready or process.poll() is not None or _is_ready(running.url), seconds)
+        assert process.poll() is None
+    except AssertionError:
+        process.kill()
+        raise AssertionError(f"the service did not come up; the log: {log.read_text()[-2000:]}") from None
     return running
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/v2/health/ready").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 @contextmanager

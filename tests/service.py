@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.waiting import wait_until
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,9 @@ def service(home: Path, *models: str, flags: tuple[str, ...] = (), seconds: floa
         )
     running = Running(f"http://127.0.0.1:{port}", secret, process, log)
     try:
-        deadline = time.monotonic() + seconds
-        for model in (None, *models):
-            path = "/v2/health/live" if model is None else f"/v2/models/{model}/ready"
-            while not _is_ok(running, path):
-                is_waiting = process.poll() is None and time.monotonic() < deadline
-                assert is_waiting, f"{path} is not ready:\n{log.read_text()[-4000:]}"
-                time.sleep(0.1)
+        paths = ["/v2/health/live", *(f"/v2/models/{model}/ready" for model in models)]
+        wait_until(lambda: process.poll() is not None or all(_is_ok(running, path) for path in paths), seconds, log.read_text)
+        assert process.poll() is None, f"it ended:\n{log.read_text()[-4000:]}"
         yield running
     finally:
         if process.poll() is None:

@@ -11,11 +11,13 @@ Found = TypeVar("Found")
 NAP_SECONDS = 0.005
 
 
-def wait_until(condition: Callable[[], Found], seconds: float = 30.0, what: str = "it did not come true") -> Found:
-    """What `condition` gives once that is true; AssertionError where it is not within `seconds`."""
+def wait_until(
+    condition: Callable[[], Found], seconds: float = 30.0, what: str | Callable[[], str] = "it did not come true"
+) -> Found:
+    """What `condition` gives once that is true; AssertionError, with `what`, where it is not within `seconds`."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, what if isinstance(what, str) else what()
         time.sleep(NAP_SECONDS)
     return found
 

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import until
+
 from maasdam.accounts.journal import Journal
 from maasdam.accounts.ledger import COLUMNS, PendingRow, unpacked
 from maasdam.accounts.outbox import Outbox
@@ -33,10 +35,11 @@ class Disk:
         self.is_full = False
         self.is_closed = False
         self.threads: list[str] = []
-        self.may_write = threading.Event()
+        self.begun, self.may_write = threading.Event(), threading.Event()
         self.may_write.set()
 
     def append(self, payload: bytes) -> None:
+        self.begun.set()
         assert self.may_write.wait(10) and not self.is_closed
         self.threads.append(threading.current_thread().name)
         if self.is_full:
@@ -87,9 +90,9 @@ async def test_nobody_is_told_before_the_group_is_written() -> None:
     disk.may_write.clear()
     errors: list[Any] = []
     outbox.record(entry("first"), errors.append)
-    await asyncio.sleep(0.02)
+    await until(disk.begun.is_set)
     more = asyncio.create_task(told(outbox, entry("second"), entry("third")))
-    await asyncio.sleep(0.02)
+    await until(lambda: len(outbox._queue) == 2)
     assert errors == [] and counted(metrics, 200) == 0
     disk.may_write.set()
     assert await more == [None, None]
@@ -150,9 +153,9 @@ async def test_closing_waits_for_the_group_that_is_being_written(tmp_path: Path)
     disk.may_write.clear()
     errors: list[Any] = []
     outbox.record(entry("r"), errors.append)
-    await asyncio.sleep(0.02)
+    await until(disk.begun.is_set)
     closing = asyncio.create_task(asyncio.to_thread(outbox.close))
-    await asyncio.sleep(0.02)
+    await until(lambda: outbox._is_closed)
     assert not closing.done(), "its caller will end the process"
     disk.may_write.set()
     await closing

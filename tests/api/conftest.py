@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,6 +14,7 @@ import httpx
 import pytest
 import uvicorn
 from tests.fakes import DOUBLES, FakeEngine, FakeProcessor, FakeSequenceEngine
+from tests.waiting import wait_until as wait_for
 
 from maasdam.accounts.keys import Keys
 from maasdam.accounts.ledger import Ledger
@@ -157,10 +157,7 @@ def run_in_thread(home: Path, settings: Settings, has_keys: bool = True) -> Iter
     server = _Server(config)
     thread = threading.Thread(target=lambda: server.run(sockets=[listener]), daemon=True)
     thread.start()
-    deadline = time.monotonic() + 20
-    while not (server.started and service.router.is_ready):
-        assert time.monotonic() < deadline, "the service did not come up"
-        time.sleep(0.01)
+    wait_for(lambda: server.started and service.router.is_ready, what="the service did not come up")
     yield Running(f"http://127.0.0.1:{port}", port, key, admin_key, service, made, engines, server.loop)
     server.should_exit = True
     thread.join(20)
@@ -193,11 +190,3 @@ def client(fake_service: Running) -> Iterator[httpx.Client]:
     """A client with every scope."""
     with fake_service.client() as it:
         yield it
-
-
-def wait_for(condition: Any, seconds: float = 5.0) -> None:
-    """Poll until true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.01)

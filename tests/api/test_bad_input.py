@@ -331,9 +331,8 @@ def test_neighbours_in_a_batch_are_unharmed(own_service: Running) -> None:
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(6)]
     for thread in threads:
         thread.start()
-    import time
-
-    time.sleep(0.3)
+    replicas = own_service.service.router.find("doubles").replicas
+    wait_for(lambda: sum(replica.in_flight for replica in replicas) == 6)
     engine.gate.set()
     for thread in threads:
         thread.join()

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from tests.served import open_home, serving
+from tests.waiting import wait_until
 
 from maasdam.cli.serve import _grpc_listener, is_loopback
 from maasdam.errors import InvalidInput
@@ -97,15 +98,10 @@ def test_it_follows_what_is_deployed_and_stops_cleanly(tmp_path: Path) -> None:
     with serving(tmp_path, key, "--no-auth") as running:
         assert httpx.get(f"{running.url}/v1/models").json()["data"] == []
         add_mlp(workspace)
-        deadline = time.monotonic() + 20
-        while httpx.get(f"{running.url}/v2/models/mlp/ready").status_code != 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: httpx.get(f"{running.url}/v2/models/mlp/ready").status_code == 200)
         workspace.catalog.undeploy("mlp")
         began = time.monotonic()
-        while httpx.get(f"{running.url}/v2/models/mlp").status_code != 404:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(lambda: httpx.get(f"{running.url}/v2/models/mlp").status_code == 404)
         assert time.monotonic() - began < 1.0
         assert running.stop() == 0
         assert running.process.stdout is not None

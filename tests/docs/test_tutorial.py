@@ -8,13 +8,13 @@ import re
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.waiting import wait_until
 
 BLOCK = re.compile(r"^```(bash|toml)( [\w.]+)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -34,14 +34,15 @@ def place(tmp_path: Path, shared_data: Path) -> Iterator[tuple[Path, dict[str, s
 
 
 def _wait_until_ready(port: str, service: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
+    def is_ready() -> bool:
         assert service.poll() is None, "the service stopped"
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=5):
-                return
+                return True
         except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.1)
-    raise AssertionError("the service was not ready within a minute")
+            return False
+
+    wait_until(is_ready, 60, "the service was not ready within a minute")
 
 
 @pytest.mark.timeout(900)

@@ -14,6 +14,7 @@ from maasdam.core import Artifact, SequenceEngine, SequenceRequest, Tokens
 from maasdam.engines import open_engine
 from maasdam.errors import DeadlineExceeded, EngineFailure, InvalidInput, InvalidPayload
 from tests.engines import tiny_whisper
+from tests.waiting import until
 
 NOISE = (0.1 * np.random.default_rng(0).normal(size=(1, 32_000))).astype(np.float32)
 
@@ -83,7 +84,7 @@ async def test_leaving_early_cancels(engine: SequenceEngine) -> None:
 async def test_closing_ends_what_runs_with_a_failure(artifacts: dict[str, Artifact], name: str) -> None:
     engine = cast(SequenceEngine, open_engine(artifacts[name], threads=1))
     tasks = [asyncio.create_task(heard(engine)) for _ in range(3)]
-    await asyncio.sleep(0.05)
+    await until(lambda: len(cast(Any, engine)._turns._waiting) in (1, 2))  # the first, or the second, is being heard
     await asyncio.to_thread(engine.close)
     ends = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(ends[-1], EngineFailure)

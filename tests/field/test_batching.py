@@ -19,6 +19,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.fakes import DOUBLES, FakeEngine
 from tests.served import open_home, serving
+from tests.waiting import until
 
 from maasdam.artifacts.catalog import Version
 from maasdam.core import ANONYMOUS, Artifact, Batching, Request, Signature, TensorEngine, TensorPayload, TensorSpec, Tried
@@ -367,9 +368,10 @@ async def test_a_batch_never_holds_more_rows_than_were_proven(most: int, largest
     engine.gate.clear() if not is_fixed else None
     try:
         first = asyncio.create_task(it.run({"x": np.zeros((1, 2), np.float32)}))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)
+        await until(lambda: it.waiting == 0)  # its batch is being computed, or was
         tasks = [asyncio.create_task(it.run({"x": np.full((1, 2), i, np.float32)})) for i in range(32)]
-        await asyncio.sleep(0.05)
+        await until(lambda: is_fixed or it.waiting == 32)
         engine.gate.set()
         for i, ran in enumerate(await asyncio.gather(*tasks)):
             assert ran.outputs["y"].tolist() == [[2 * i, 2 * i]]

@@ -10,7 +10,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +188,8 @@ def test_a_request_is_found_by_its_id(tmp_path: Path) -> None:
     with serving(home, key) as running, running.client() as client:
         good = client.post("/v2/models/mlp/infer", json={"inputs": [row]}).headers["x-request-id"]
         bad = client.post("/v2/models/mlp/infer", json={"inputs": []}).headers["x-request-id"]
-        time.sleep(0.3)
         for request_id, status in ((good, 200), (bad, 400)):
+            wait_for(lambda path=f"/admin/requests/{request_id}": client.get(path).json().get("log"))
             found = client.get(f"/admin/requests/{request_id}").json()
             assert found["ledger"]["status"] == status and found["ledger"]["key_id"] == record.id
             assert [line["status"] for line in found["log"] if line["event"] == "request"] == [status]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from tests.served import Process, open_home, serving
+from tests.waiting import wait_until
 
 from maasdam.core import Signature, TensorSpec
 from maasdam.operations.workspace import Workspace
@@ -70,7 +70,22 @@ def hang(running: Process) -> None:
             return  # it ends with the service
 
     threading.Thread(target=ask, daemon=True).start()
-    time.sleep(1)
+    wait_until(lambda: is_deaf(running))
+
+
+def is_deaf(running: Process) -> bool:
+    """A model as small as this one runs in the event loop: nobody is answered."""
+    try:
+        httpx.get(f"{running.url}/health", timeout=1)
+    except httpx.TimeoutException:
+        return True
+    return False
+
+
+def has_heard(running: Process) -> bool:
+    """Each signal was taken: none is pending, which a second one would be one with."""
+    status = Path(f"/proc/{running.process.pid}/status").read_text().splitlines()
+    return all(int(line.split()[1], 16) == 0 for line in status if line.startswith(("SigPnd", "ShdPnd")))
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -88,7 +103,7 @@ def test_a_service_whose_engine_hangs_ends_within_the_grace_and_at_once_when_tol
         hang(running)
         for _ in range(times):
             running.process.send_signal(signal.SIGTERM)
-            time.sleep(0.5)
+            wait_until(lambda: has_heard(running))
         assert running.process.wait(20) == 0
     assert ("did not stop within 3 s" in running.log.read_text()) == (times == 1)
     workspace = open_home(tmp_path)

@@ -104,8 +104,7 @@ def others_wait(work: Callable[[], Any]) -> float:
 
     def watch() -> None:
         last = time.perf_counter()
-        while not is_over.is_set():
-            time.sleep(0.0005)
+        while not is_over.wait(0.0005):
             now = time.perf_counter()
             gaps.append(now - last)
             last = now

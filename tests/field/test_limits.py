@@ -6,12 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.field import limited_work as work
+from tests.waiting import wait_until
 
 from maasdam import children
 from maasdam.children import ChildLimits, run_limited
@@ -108,15 +107,14 @@ def test_interrupting_ends_the_work_and_what_it_started(tmp_path: Path) -> None:
             try:
                 child.call(work.starts_another_and_loops, (str(note),), {}, None)
             except KeyboardInterrupt:
-                while not note.exists() or not note.read_text():
-                    time.sleep(0.02)
+                wait_until(lambda: note.exists() and note.read_text())
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 child.kill()
                 raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    until(lambda: not _is_running(int(note.read_text())))
+    wait_until(lambda: not _is_running(int(note.read_text())))
 
 
 def test_a_child_ends_with_the_process_that_started_it_however_that_ends(tmp_path: Path) -> None:
@@ -127,18 +125,11 @@ def test_a_child_ends_with_the_process_that_started_it_however_that_ends(tmp_pat
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(note)])
     try:
-        until(lambda: note.exists() and note.read_text() != "")
+        wait_until(lambda: note.exists() and note.read_text() != "")
     finally:
         parent.kill()
         parent.wait()
-    until(lambda: not _is_running(int(note.read_text())))
-
-
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: not _is_running(int(note.read_text())))
 
 
 def _is_running(pid: int) -> bool:
@@ -150,10 +141,13 @@ def _is_running(pid: int) -> bool:
 
 def test_what_libraries_print_there_can_do_nothing_to_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     run_limited(work.prints, "warning: node '\x1b]0;title\x07\x9bred ä\udcff' is odd\n", limits=PLENTY)
-    deadline = time.monotonic() + 10
-    said = ""
-    while said.count("odd") < 2 and time.monotonic() < deadline:
-        said += capsys.readouterr().err
-        time.sleep(0.01)
+    heard: list[str] = []
+
+    def both() -> bool:
+        heard.append(capsys.readouterr().err)
+        return "".join(heard).count("odd") >= 2
+
+    wait_until(both)
+    said = "".join(heard)
     assert said.count("is odd\n") == 2 and "ä" in said
     assert all(c.isprintable() or c == "\n" for c in said)

@@ -7,7 +7,6 @@ import gc
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -123,7 +122,7 @@ async def main():
         return open_engine(artifact, **options)
     service = open_service(workspace, open_engine=opener)
     await service.start()
-    await asyncio.sleep(60)
+    await asyncio.Event().wait()
 
 asyncio.run(main())
 """
@@ -251,18 +250,11 @@ async def test_nobody_keeps_an_answer_that_was_refused() -> None:
             replica = TensorReplica(engine, None, pool=pool, meter=CpuMeter(), queue_size=8, max_answer_bytes=1_000_000)
             with pytest.raises(TooLarge) as caught:
                 await anext(replica.answer(Request("r", "m", (TensorPayload({"x": np.zeros((2, 2), np.float32)}),), ANONYMOUS)))
-            assert await asyncio.to_thread(becomes, lambda: engine.made() is None)  # its thread is about to let it go
+            await until(lambda: engine.made() is None)  # its thread is about to let it go
             assert caught.value.http_status == 413
             replica.close()
     finally:
         gc.enable()
-
-
-def becomes(condition: Callable[[], bool], seconds: float = 20) -> bool:
-    until = time.monotonic() + seconds
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.01)
-    return condition()
 
 
 def resident() -> int:

@@ -9,7 +9,6 @@ import dataclasses
 import io
 import json
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import uvicorn
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from tests.engines import tiny_whisper
+from tests.waiting import wait_until
 
 from maasdam import settings
 from maasdam.api.connection import HttpConnection
@@ -202,10 +202,7 @@ def served(workspace: Workspace) -> Iterator[Served]:
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: server.run(sockets=[listener]), daemon=True)
     thread.start()
-    deadline = time.monotonic() + 120
-    while not (server.started and service.router.is_ready):
-        assert time.monotonic() < deadline, "the service did not come up"
-        time.sleep(0.05)
+    wait_until(lambda: server.started and service.router.is_ready, 120, "the service did not come up")
     yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", key, workspace)
     server.should_exit = True
     thread.join(20)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.pipeline.networks import write_colours, write_photographs
+from tests.waiting import wait_until
 
 from maasdam.core import silent
 from maasdam.errors import InvalidInput, InvalidModel, MaasdamError, Unsupported, VerificationFailed
@@ -190,9 +190,7 @@ def test_a_build_killed_in_the_middle_leaves_a_sound_store_and_resumes(
     process = subprocess.Popen(
         [sys.executable, "-m", "maasdam", *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=repository
     )
-    deadline = time.monotonic() + 120
-    while len(list(home.glob("artifacts/cache/*.json"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: len(list(home.glob("artifacts/cache/*.json"))) >= 2, 120)
     process.send_signal(signal.SIGKILL)
     process.wait()
     with Workspace.open(Settings(home=home)) as workspace:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tests.fakes import FakeOutbox
+from tests.waiting import until
 
 from maasdam.core import ANONYMOUS, Caller, Chunk, Cost, Entry, Facts, Request, TextPayload, TextPiece, Units
 from maasdam.errors import (
@@ -36,13 +37,14 @@ class Says:
 
     def __init__(self, *words: str, delay: float = 0.0, error: BaseException | None = None) -> None:
         self.words, self.delay, self.error = words, delay, error
-        self.closed = 0
+        self.begun = self.closed = 0
         self.in_flight = 0
 
     def submit(self, request: Request, done: Done) -> Cancel:
         return whole([self.answer(request) for _ in request.payloads], done)
 
     async def answer(self, request: Request) -> AsyncGenerator[Chunk]:
+        self.begun += 1
         try:
             for i, word in enumerate(self.words):
                 await asyncio.sleep(self.delay)
@@ -124,9 +126,7 @@ class Held(FakeOutbox):
         return self.is_early
 
     async def recorded(self) -> None:
-        async with asyncio.timeout(5):
-            while not self.rows:  # noqa: ASYNC110 - nobody tells
-                await asyncio.sleep(0.001)
+        await until(lambda: self.rows)
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
@@ -143,7 +143,7 @@ async def test_the_last_chunk_waits_for_the_durable_row(is_stream: bool) -> None
             got.append(await infer.whole(asked(), the_first))
 
     task = asyncio.create_task(read())
-    await asyncio.sleep(0.05)
+    await ledger.recorded()
     assert len(ledger.rows) == 1 and ledger.rows[0].status == 200
     assert [chunk.is_last for chunk in got] == ([False] if is_stream else [])
     ledger.done[0](None)
@@ -289,7 +289,7 @@ async def test_a_caller_who_goes_away_is_one_row_499_and_the_replica_hears_of_it
         await anext(chunks)
     assert [row.status for row in ledger.rows] == [499] and replica.closed == 1
     task = asyncio.create_task(infer.whole(asked(), the_first))
-    await asyncio.sleep(0.015)
+    await until(lambda: replica.begun == 2)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

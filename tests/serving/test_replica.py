@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.fakes import FakeEngine, FakeProcessor, FakeSequenceEngine, FakeTextStream
+from tests.waiting import until
 
 from maasdam.core import (
     ANONYMOUS,
@@ -173,9 +174,10 @@ async def test_an_engine_that_breaks_or_stops_mid_way_is_an_engine_failure(pool:
 
 
 async def test_a_full_sequence_replica_answers_at_once(pool: ThreadPoolExecutor) -> None:
-    replica = text_replica(pool, FakeSequenceEngine(delay=0.01), queue_size=1)
+    engine = FakeSequenceEngine(delay=0.01)
+    replica = text_replica(pool, engine, queue_size=1)
     first = asyncio.create_task(every(replica.answer(request(TextPayload(prompt="x")))))
-    await asyncio.sleep(0.01)
+    await until(lambda: engine.given)
     with pytest.raises(Overloaded):
         await every(replica.answer(request(TextPayload(prompt="x"))))
     assert len(await first) == 8

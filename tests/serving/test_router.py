@@ -20,14 +20,23 @@ from maasdam.serving.router import Router
 
 
 class Spy:
-    """A replica that counts."""
+    """A replica that counts, also how often it is looked at whether a request holds it."""
 
     facts = Facts()
     waiting = 0
 
     def __init__(self) -> None:
-        self.in_flight = 0
+        self.held = self.looks = 0
         self.is_closed = False
+
+    @property
+    def in_flight(self) -> int:
+        self.looks += 1
+        return self.held
+
+    @in_flight.setter
+    def in_flight(self, held: int) -> None:
+        self.held = held
 
     def close(self) -> None:
         self.is_closed = True
@@ -172,7 +181,8 @@ async def test_the_old_version_answers_until_the_new_one_is_ready() -> None:
         old.in_flight = 1
         load.held["a:2"].set()
         await until(lambda: leased(router, "a") == 2)
-        await asyncio.sleep(0.05)
+        looks = old.looks
+        await until(lambda: old.looks > looks + 1)
         assert not old.is_closed, "a request is still in flight"
         old.in_flight = 0
         await until(lambda: old.is_closed)
@@ -254,7 +264,8 @@ async def test_a_check_and_its_answer_meet_one_version_and_metadata_draws_nothin
         catalog.deploy("a", version=1)
         await router.follow()
         (second,) = load.spies["a:2"]
-        await asyncio.sleep(0.1)
+        looks = second.looks
+        await until(lambda: second.looks > looks + 1)
         assert not second.is_closed, "requests hold it"
         for lease in leases:
             lease.release()
@@ -334,9 +345,10 @@ async def test_a_catalog_that_is_away_for_a_while_changes_nothing() -> None:
     catalog.deploy("a")
     async with routing(catalog, load) as router:
         await until(lambda: router.is_ready)
-        revision, catalog.revision = catalog.revision, lambda: 1 // 0
-        await asyncio.sleep(0.05)
-        assert router.lease("a")
+        revision, asked = catalog.revision, []
+        catalog.revision = lambda: 1 // len(asked.append(None) or [])
+        await until(lambda: len(asked) > 2)
+        assert leased(router, "a") == 1
         catalog.revision = revision
         catalog.deploy("b")
         await until(lambda: "b" in router.models() and router.is_ready)

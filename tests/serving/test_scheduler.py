@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.fakes import FakeEngine
+from tests.waiting import until
 
 from maasdam.core import Tensors
 from maasdam.errors import DeadlineExceeded, EngineFailure, NotReady, Overloaded
@@ -36,12 +37,6 @@ async def scheduler(engine: FakeEngine, **options: Any) -> AsyncIterator[Schedul
     finally:
         engine.gate.set()
         await asyncio.to_thread(it.close)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in another thread
-            await asyncio.sleep(0.001)
 
 
 async def hold(it: Scheduler, engine: FakeEngine) -> asyncio.Task[Any]:
