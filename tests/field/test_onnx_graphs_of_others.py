@@ -76,6 +76,34 @@ def test_an_empty_constant_and_a_range_of_a_size_cast_to_float_become_pytorch(tm
     engine.close()
 
 
+def test_widths_of_padding_that_are_turned_round_two_by_two_stay_numbers(tmp_path: Path) -> None:
+    """As torch's exporter writes them: [left, right] filled up with zeros, in pairs, the last first, then all the begins."""
+    nodes = [
+        node("ConstantOfShape", ["four"], ["none"], value=onnx.numpy_helper.from_array(np.array([0]))),
+        node("Concat", ["widths", "none"], ["all"], axis=0),
+        node("Reshape", ["all", "pairs"], ["by_axis"]),
+        node("Slice", ["by_axis", "last", "before", "zero", "last"], ["turned"]),
+        node("Transpose", ["turned"], ["ends"], perm=[1, 0]),
+        node("Reshape", ["ends", "last"], ["flat"]),
+        node("Pad", ["x", "flat"], ["padded"], mode="reflect"),
+        node("LSTM", ["padded", "w", "r"], ["", "h"], hidden_size=4),
+        node("Squeeze", ["h", "zero"], ["y"]),
+    ]
+    random = np.random.default_rng(3)
+    source = graph(
+        tmp_path / "m.onnx", nodes, {"x": [5, "N", 3]}, {"y": ["N", 4]}, four=np.array([4]), widths=np.array([1, 2]),
+        pairs=np.array([-1, 2]), last=np.array([-1]), before=np.array([-(2**63) + 1]), zero=np.array([0]),
+        w=random.normal(size=(1, 16, 6)).astype(np.float32), r=random.normal(size=(1, 16, 4)).astype(np.float32),
+    )  # fmt: skip
+    import onnxruntime
+
+    x = random.normal(size=(5, 2, 3)).astype(np.float32)
+    right = onnxruntime.InferenceSession(source).run(["y"], {"x": x})[0]
+    engine = converted(source, "pytorch", tmp_path / "out")
+    np.testing.assert_allclose(engine.run({"x": x})["y"], right, atol=1e-6)
+    engine.close()
+
+
 def test_a_length_that_is_filled_up_to_whole_windows_takes_every_length_in_pytorch(tmp_path: Path) -> None:
     nodes = [
         node("Shape", ["x"], ["s"]),

@@ -154,4 +154,4 @@ def _as_tensor(value: Any, xp: Arrays) -> Any:
 
 def small_or_tensor(array: np.ndarray[Any, Any], xp: Arrays) -> Any:
     """A constant as the walk wants it: integers that may belong to a shape as they are, anything else as a tensor."""
-    return array if shapes.is_small(array) and array.dtype.kind in "iub" else xp.tensor(array)
+    return array if shapes.is_small(array) and array.ndim < 2 and array.dtype.kind in "iub" else xp.tensor(array)

@@ -55,7 +55,7 @@ class NotHere(Exception):
 
 def is_small(value: object) -> bool:
     """Is it an array that belongs here?"""
-    return isinstance(value, np.ndarray) and value.dtype.kind in "iubO" and value.ndim <= 1 and value.size <= MOST
+    return isinstance(value, np.ndarray) and value.dtype.kind in "iubO" and value.ndim <= 2 and value.size <= MOST
 
 
 def is_number(value: object) -> bool:
@@ -138,15 +138,13 @@ def _slice(
     axes: Small | Sequence[int] | None = None,
     steps: Small | None = None,
 ) -> Small:
-    """Of one axis: shapes have no more."""
     begin, end = _numbers(np.asarray(starts)), _numbers(np.asarray(ends))
-    step = _numbers(steps) if steps is not None else [1]
-    if data.ndim != 1 or len(begin) != 1:
-        raise NotHere
-    stop: int | None = end[0]
-    if step[0] < 0 and end[0] < -len(data):
-        stop = None
-    return data[begin[0] : stop : step[0]]
+    step = _numbers(steps) if steps is not None else [1] * len(begin)
+    where = _axes(axes, data.ndim)
+    index = [slice(None)] * data.ndim
+    for axis, first, stop, by in zip(range(len(begin)) if where is None else where, begin, end, step, strict=True):
+        index[axis] = slice(first, None if by < 0 and stop < -data.shape[axis] else stop, by)
+    return data[tuple(index)]
 
 
 def _squeeze(data: Small, axes: Small | Sequence[int] | None = None) -> Small:
@@ -164,7 +162,7 @@ def _unsqueeze(data: Small, axes: Small | Sequence[int]) -> Small:
 
 def _reshape(data: Small, shape: Small, allowzero: int = 0) -> Small:
     to = _numbers(shape)
-    if len(to) > 1:
+    if len(to) > 2 or (len(to) == 2 and 0 in to):
         raise NotHere
     return data.reshape(to)
 
@@ -291,6 +289,7 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "Slice": _slice,
     "Squeeze": _squeeze,
     "Sub": lambda a, b: a - b,
+    "Transpose": lambda a, perm=None: np.transpose(a, perm),
     "Unsqueeze": _unsqueeze,
     "Where": _where,
 }
