@@ -254,6 +254,19 @@ def test_steep_functions_are_judged_by_what_one_step_of_their_input_moves(tmp_pa
         certified(first, wrong, tmp_path / "wrong")
 
 
+def centred(far: float | None) -> onnx.ModelProto:
+    """Each item less its mean, by its spread: of one number everywhere nothing is left but how it was rounded on the way."""
+    there = constant("p", np.linspace(1, far or 1, 8, dtype=np.float32))
+    nodes = [node("Add", ["x", "p"], ["s"]), node("Sub", ["s", "p"], ["t"])] if far else [node("Identity", ["x"], ["t"])]
+    scale, bias = constant("g", np.ones(8, np.float32)), constant("b", np.zeros(8, np.float32))
+    return rows([*nodes, node("LayerNormalization", ["t", "g", "b"], ["y"], epsilon=1e-10)], there, scale, bias)
+
+
+def test_of_one_number_everywhere_a_norm_leaves_rounding_that_is_written_down(tmp_path: Path) -> None:
+    found = certified(centred(None), centred(40.0), tmp_path)
+    assert {"inputs": "ties one number an item", "agrees": False} in found["beyond"]
+
+
 def test_a_source_that_varies_little_asks_for_data(tmp_path: Path) -> None:
     still = rows([node("Mul", ["x", "k"], ["z"]), node("Add", ["z", "one"], ["y"])], constant("k", np.float32(1e-9)),
                  constant("one", np.float32(1)))  # fmt: skip

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from maasdam.convert.directions.plain_onnx import drops_ones
 from maasdam.convert.networks import default_part, parts_of, reference
@@ -28,6 +28,9 @@ from maasdam.convert.signatures import Fixed, check_fixed, check_kept
 from maasdam.core import Artifact, Progress, TensorEngine, Tensors, silent
 from maasdam.engines import open_engine
 from maasdam.errors import EngineFailure, InvalidTensor, MaasdamError, Unsupported, VerificationFailed
+
+if TYPE_CHECKING:
+    from maasdam.core import type_array
 
 SEEDS = (0, 1, 2)
 EXACT = ("constant", "ties")
@@ -126,14 +129,17 @@ class _Pair:
                     raise
                 refused.append(question.kind)
                 continue
-            is_one_id = self.aside and _is_one_number(question.batch)
-            if self.aside and is_one_id and is_rounding(question, found, bases, self.aside, self.proof.limit):
+            pairs = self._pairs(question.batch)
+            beside = self.aside or (lambda batch, n: self.original.run(neighbours(batch, seed=n, is_tied=False)))
+            if _is_one_number(question.batch) and is_rounding(
+                question, found, bases, beside, self.proof.limit, None if self.aside else pairs
+            ):
                 beyond.append(self._beyond(question))
                 continue
             self.proof.add(
                 None, question.batch, question.answer, found, kind=question.kind, group=question.group,
                 neighbours=self._steps(question.batch, is_tied=question.is_tied),
-                pairs=self._pairs(question.batch) if question.kind.startswith(EXACT) else None,
+                pairs=pairs if question.kind.startswith(EXACT) else None,
             )  # fmt: skip
         return {
             "conditions": self.watched.to_json(),
@@ -168,7 +174,13 @@ class _Pair:
 
 
 def _is_one_number(batch: Tensors) -> bool:
-    return all(array.size and (array == array.flat[0]).all() for array in batch.values())
+    """Is all of it one number, or all of each item?"""
+
+    def is_one(array: type_array) -> bool:
+        items = array.reshape(len(array), -1) if array.ndim > 1 else array.reshape(1, -1)
+        return bool(items.shape[1] > 1 and (items == items[:, :1]).all()) or bool((array == array.flat[0]).all())
+
+    return all(array.size and is_one(array) for array in batch.values())
 
 
 def _answer(candidate: TensorEngine, batch: Tensors) -> Tensors:

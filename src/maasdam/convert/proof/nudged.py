@@ -1,7 +1,7 @@
-"""A source whose weights are one step of their type beside: what it answers otherwise is no more than its rounding.
+"""What a source answers otherwise one step beside is no more than its rounding: of its weights, where inputs have no step of
+their own (integers), and of one number everywhere.
 
-For inputs that have no step of their own: integers. Knows ONNX graphs; of other layouts it says nothing. Refuses to know
-candidates.
+Knows ONNX graphs, whose weights it moves. Refuses to know candidates.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 from maasdam.convert.proof.conditions import opened
-from maasdam.convert.proof.differences import differences_of
+from maasdam.convert.proof.differences import Pairs, differences_of
 from maasdam.convert.proof.edges import Question
 from maasdam.core import Artifact, Tensors
 
@@ -48,20 +48,35 @@ def beside(source: Artifact) -> Beside | None:
 
 
 def is_rounding(
-    question: Question, found: Tensors, bases: Sequence[Tensors], answer: Beside, allowed: Callable[[str], float]
+    question: Question,
+    found: Tensors,
+    bases: Sequence[Tensors],
+    answer: Beside,
+    allowed: Callable[[str], float],
+    pairs: Pairs | None = None,
 ) -> bool:
-    """Does the source itself answer one id everywhere otherwise, by more than is `allowed` of an output?
+    """Does the source itself answer one number everywhere otherwise, by more than is `allowed` of an output?
 
-    An infinity that stays is no other answer. Where `found` holds a number and the source none, or the other way round, the
-    source has to do so itself for another id, taken from `bases`: that there is a number is seldom rounding.
+    A norm along equal numbers leaves nothing but their rounding. An infinity that stays is no other answer. Where `found` holds
+    a number and the source none, or the other way round, the source has to do so itself for another one, taken from `bases`:
+    that there is a number is seldom rounding. `pairs`, of numbers that have steps: what is rounded otherwise there is so on
+    either side too, where an answer that turns on this very number is the same for both.
     """
     wanted = {name: array for name, array in question.answer.items() if array.dtype.kind == "f" and array.size}
+    if any(array.shape != found[name].shape for name, array in wanted.items()):
+        return False
+
+    def differ(one: Tensors, other: Tensors) -> bool:
+        return any(differences_of(one[name], other[name])[0].max() > allowed(name) for name in wanted)
+
+    if pairs and not differ(wanted, found):
+        return False
     if not _are_numbers_alike(wanted, found):
         others = (_filled(question.batch, base, draw) for draw in range(OTHERS) for base in bases[:1])
         if all(_are_numbers_alike(wanted, answer(other, 0)) for other in others):
             return False
-    moved = (answer(question.batch, draw) for draw in range(DRAWS))
-    return any(differences_of(array, each[name])[0].max() > allowed(name) for each in moved for name, array in wanted.items())
+    moves = any(differ(wanted, answer(question.batch, draw)) for draw in range(DRAWS))
+    return moves and (pairs is None or any(differ(*pairs(draw)) for draw in range(DRAWS)))
 
 
 def _are_numbers_alike(one: Tensors, other: Tensors) -> bool:
