@@ -159,14 +159,15 @@ class Signature:
         if isinstance(tensors, Checked):
             return
         expected = {s.name: s for s in self.inputs}
-        wanted = ", ".join(expected)
-        for name in tensors:
-            if name not in expected:
-                raise InvalidTensor(f"no input '{name}'; this model takes: {wanted}")
+        if tensors.keys() != expected.keys():
+            wanted = ", ".join(expected)
+            for name in tensors:
+                if name not in expected:
+                    raise InvalidTensor(f"no input '{name}'; this model takes: {wanted}")
+            missing = next(name for name in expected if name not in tensors)
+            raise InvalidTensor(f"input '{missing}' is missing; this model takes: {wanted}")
         rows: dict[str | None, int] = {}
         for name, spec in expected.items():
-            if name not in tensors:
-                raise InvalidTensor(f"input '{name}' is missing; this model takes: {wanted}")
             array = tensors[name]
             if _dtype_name(array.dtype) != spec.dtype:
                 raise InvalidTensor(f"input '{name}' is {array.dtype.name}; send {spec.dtype}")

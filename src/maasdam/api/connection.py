@@ -68,6 +68,7 @@ class Exchange:
         """Send the answer, whole, and go on with the connection."""
         if not self.response_complete:
             self.response_complete = True
+            self.on_close = _nothing  # whoever answered is not held by what it answered
             self._protocol.answer_at_once(self, status, headers, body)
 
     @property

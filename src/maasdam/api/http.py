@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -54,6 +55,8 @@ KEEP_ALIVE_SECONDS = 75
 BODIES_HELD = 8
 """As many bodies of the largest size may be in memory at once."""
 _FORM = "multipart/form-data"
+COLLECT_AFTER = (20_000, 50, 100)
+"""Objects more than before, young collections, middle collections: see Python's gc.set_threshold."""
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -212,6 +215,7 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
         if self._on_ready and self._service.is_loaded:
+            _leave_alone_what_stays()
             self._on_ready()
             self._on_ready = None
         return await super().on_tick(counter)
@@ -228,6 +232,14 @@ class _Server(uvicorn.Server):
         await super()._wait_tasks_to_complete()
         if self._grpc is not None:
             await self._grpc.stopped()
+
+
+def _leave_alone_what_stays() -> None:
+    """Let Python's collector look only at what comes from now on: to walk through all that is loaded took a quarter of a small
+    request's time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
 
 
 def _allow_many_connections() -> None:
