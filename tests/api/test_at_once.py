@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
@@ -10,13 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.api.conftest import Running, wait_for
 from tests.api.test_sockets import TENSOR, head, raw
+from uvicorn.server import ServerState
 
 from maasdam.accounts import keys
 from maasdam.api import oip_json
+from maasdam.api.connection import HttpConnection
 from maasdam.api.entrance import Entrance
 from maasdam.errors import StorageFailure
 
@@ -267,3 +271,62 @@ def test_without_keys_only_this_machine_is_answered(open_to_all: Running) -> Non
             open_to_all, head(open_to_all, PATH, *lines).replace(b"Host: localhost", f"Host: {host}".encode()) + body
         ) as it:
             assert Reader(it).next()[0] == status
+
+
+class Wire:
+    """A transport that goes nowhere."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return ("127.0.0.1", 1) if name in ("peername", "sockname") else default
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def is_closing(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None:
+        pass
+
+    resume_reading = close = pause_reading
+
+
+@pytest.mark.parametrize(
+    ("first", "lines", "is_paused", "is_offered"),
+    [
+        (f"POST {PATH} HTTP/1.1", ["Content-Length: 2"], False, True),
+        (f"POST {PATH} HTTP/1.1", ["Content-Length: 2"], True, False),
+        (f"POST {PATH} HTTP/1.0", ["Content-Length: 2", "Connection: keep-alive"], False, False),
+        (f"POST {PATH} HTTP/1.1", ["Content-Length: 2", "Connection: close"], False, False),
+        (f"POST {PATH} HTTP/1.1", ["Content-Length: 2", "Expect: 100-continue"], False, False),
+        (f"PUT {PATH} HTTP/1.1", ["Content-Length: 2"], False, False),
+        ("POST /v1/chat/completions HTTP/1.1", ["Content-Length: 2"], False, False),
+    ],
+)
+async def test_only_what_holds_no_surprise_is_offered(first: str, lines: list[str], is_paused: bool, is_offered: bool) -> None:
+    long, offered = [], []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        long.append(scope["path"])
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    config = uvicorn.Config(app, log_config=None, access_log=False)
+    config.load()
+    wire = Wire()
+    protocol = HttpConnection(
+        config=config,
+        server_state=ServerState(),
+        app_state={},
+        at_once=lambda exchange: bool(offered.append(exchange.body)) or True,
+    )
+    protocol.connection_made(wire)
+    if is_paused:
+        protocol.flow.pause_writing()
+    protocol.data_received("\r\n".join([first, "Host: a", *lines, "", "{}"]).encode())
+    await asyncio.sleep(0.01)
+    assert (offered, len(long)) == (([b"{}"], 0) if is_offered else ([], 1))
+    protocol.connection_lost(None)

@@ -263,13 +263,15 @@ class HttpConnection(HttpToolsProtocol):
         self.on_response_complete()
 
     def _may_be_at_once(self) -> bool:
-        """Whether what is to come could be offered: nothing is being answered, and the body has a length."""
+        """Whether what is to come could be offered: nothing is being answered, what was is read, and the body has a length."""
         cycle, parser = self.cycle, self.parser
         return (
             self.url.endswith(b"/infer")
             and parser.get_method() == b"POST"
             and (cycle is None or cycle.response_complete)
             and not self.pipeline
+            and not self.flow.write_paused  # else answers would pile up for a client that only sends
+            and parser.get_http_version() == "1.1"
             and not self.expect_100_continue
             and not parser.should_upgrade()
             and parser.should_keep_alive()
