@@ -156,9 +156,8 @@ class Service:
         await self.router.start()
 
     def close_records(self) -> None:
-        """Make durable what is known of the requests so far, then bring it into the database; blocks."""
+        """Make durable what is known of the requests so far; blocks, but for no database."""
         self.outbox.close()
-        self.importer.stop()
 
     async def stop(self) -> None:
         """Let go of every replica."""
@@ -166,6 +165,7 @@ class Service:
         self.outbox.flush()
         self.pool.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self.close_records)
+        await asyncio.to_thread(self.importer.stop)
         await asyncio.to_thread(self.presence.stop)
 
 
