@@ -16,9 +16,10 @@ from maasdam.errors import VerificationFailed
 from maasdam.pipeline.attempts import Attempts
 from maasdam.pipeline.conditions import Conditions
 from maasdam.pipeline.examples import evaluation_examples
-from maasdam.pipeline.fidelity import Fidelity, Part
+from maasdam.pipeline.fidelity import Fidelity
 from maasdam.pipeline.own_engine import on_its_own_engine
 from maasdam.pipeline.parity import Parity
+from maasdam.pipeline.part import Part
 from maasdam.pipeline.proven import prove
 from maasdam.pipeline.recipe import Limits, find_recipe
 from maasdam.pipeline.report import Report

@@ -19,7 +19,7 @@ from maasdam.operations.pass_tables import IN_TABLES, pass_tables
 from maasdam.operations.plots import Point, Spread, scatter, spreads
 from maasdam.operations.reports import report_of, rows, verdict_of
 from maasdam.operations.workspace import Workspace
-from maasdam.pipeline.fidelity import number
+from maasdam.pipeline.part import number
 from maasdam.pipeline.report import MEGABYTE, Column, Report, between, ratio
 from maasdam.tasks.scoring import METRICS
 from maasdam.tasks.task import Metric

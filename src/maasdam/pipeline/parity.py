@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maasdam.core import Signature, Tensors
-from maasdam.pipeline.fidelity import are_whole, differ_in_ones, same_but_no_number, tops
+from maasdam.pipeline.likeness import are_whole, differ_in_ones, same_but_no_number, tops
 
 if TYPE_CHECKING:
     from maasdam.core import type_array

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar, cast
 
 from maasdam.core import UNTRIED, Batching
-from maasdam.pipeline.fidelity import Part, number
+from maasdam.pipeline.part import Part, number
 from maasdam.pipeline.recipe import Limits
 from maasdam.tasks.scoring import METRICS
 from maasdam.tasks.task import Metric
