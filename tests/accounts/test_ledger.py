@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 import threading
@@ -228,6 +229,28 @@ def test_files_go_once_they_are_in_and_their_writer_has_ended(ledger: Ledger, fo
     assert not list(folder.iterdir()) and ids(database) == ["r", "s"]
     with database.connect() as connection:
         assert not connection.execute(select(JournalRow)).all()
+
+
+def test_a_file_that_is_being_begun_is_not_taken_for_one_that_is_over(
+    ledger: Ledger, folder: Path, written: Journal, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody looks between its making and its lock."""
+    real = fcntl.flock
+
+    def looked_at(file: int, how: int) -> None:
+        if how == fcntl.LOCK_EX:
+            ledger.take_in(is_ending=True)
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", looked_at)
+    write(written, entry("r"))
+    monkeypatch.undo()
+    ledger.take_in()
+    assert ids(database) == ["r"]
+    write(written, entry("s"))
+    written.close()
+    ledger.take_in(is_ending=True)
+    assert ids(database) == ["r", "s"] and not list(folder.iterdir())
 
 
 def test_an_older_copy_of_the_database_gets_what_it_lacks(

@@ -92,19 +92,26 @@ class Journal:
         kept = MAGIC
         if self._file is not None:  # somebody removed it; what it held may not be anywhere else yet
             kept = os.pread(self._file, self._end, 0)
-            self._let_go()
         else:
             self._path = self._folder / f"{time.time_ns():x}.{os.getpid()}.journal"
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX)  # until it is let go: see `is_written`
-        self._end = _write(self._file, kept, 0)
-        folder = os.open(self._folder, os.O_RDONLY)
+        begun = self._path.with_suffix(".begun")  # nobody may see it without its lock, and take it for one that is over
+        file = os.open(begun, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            os.fsync(folder)  # or the file's name could be lost with the power
-        finally:
-            os.close(folder)
-        return self._file
+            fcntl.flock(file, fcntl.LOCK_EX)  # until it is let go: see `is_written`
+            end = _write(file, kept, 0)
+            begun.rename(self._path)
+            folder = os.open(self._folder, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # or the file's name could be lost with the power
+            finally:
+                os.close(folder)
+        except BaseException:
+            os.close(file)
+            raise
+        self._let_go()
+        self._file, self._end = file, end
+        return file
 
     def _make_room(self, file: int, size: int) -> None:
         room = self._end + max(STEP_BYTES, size)

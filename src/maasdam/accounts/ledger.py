@@ -87,8 +87,6 @@ class Ledger:
         self._folder = folder
         self._ends: dict[str, int] = {}
         """How far files are in, as far as is known: what saves most looks a transaction."""
-        self._over: set[str] = set()
-        """Files that are in and that nobody writes to any more."""
         self._lock = threading.Lock()
 
     def take_in(self, is_ending: bool = False) -> None:
@@ -107,32 +105,28 @@ class Ledger:
         """Another database, or an older copy, is in place: how far files are in is to be asked of it."""
         with self._lock:
             self._ends.clear()
-            self._over.clear()
 
     @property
     def bytes_behind(self) -> int:
         """How much of the journals is not known to be in."""
         paths = [] if self._folder is None else self._folder.glob(journal.PATTERN)
-        known = ((path, self._ends.get(path.name, 0)) for path in paths if path.name not in self._over)
+        known = ((path, self._ends.get(path.name, 0)) for path in paths)
         return sum(max(journal.length(path, end) - end, 0) for path, end in known)
 
     def _take_file(self, path: Path, is_ending: bool) -> None:
         changed_at = path.stat().st_mtime
         is_over = not journal.is_written(path)  # asked before it is read: what comes after the last look is none
         known = self._ends.get(path.name, 0)
-        if path.name not in self._over and journal.length(path, known) != known:
+        if journal.length(path, known) != known:
             is_more = True
             while is_more:
                 try:
                     self._ends[path.name], is_more = self._take_some(path)
                 except LostConnection:  # the server went away, perhaps after it committed: then its end says so
                     self._ends[path.name], is_more = self._take_some(path)
-        if is_over:
-            self._over.add(path.name)
         if is_over and (is_ending or changed_at + KEPT_SECONDS < time.time()):
             journal.discard(path)
             self._ends.pop(path.name, None)
-            self._over.discard(path.name)
             with self._writes.begin() as connection:
                 connection.execute(delete(JournalRow).where(JournalRow.name == path.name))
 

@@ -87,10 +87,13 @@ class Outbox:
         """
         row = Queued(entry, done)
         self._answered[entry.request_id] = (entry.model, entry.version, entry.status)
-        if self._is_closed:
+        with self._lock:  # nothing may queue behind what `close` takes
+            is_closed = self._is_closed
+            if not is_closed:
+                self._queue.append(row)
+        if is_closed:
             done(ServiceError("the ledger is closed"))
             return row
-        self._queue.append(row)
         if not self._is_woken:
             self._is_woken = True
             self._loop = asyncio.get_running_loop()
@@ -132,7 +135,8 @@ class Outbox:
 
     def close(self) -> None:
         """Write what has gathered, and stop. Whoever calls it waits for that, not only the first."""
-        self._is_closed = True
+        with self._lock:
+            self._is_closed = True
         self._lines.flush()
         if self._pool is not None:
             self._pool.shutdown()
