@@ -90,6 +90,23 @@ def test_a_full_disk_is_an_error_leaves_nothing_half_and_room_mends_it(tmp_path:
     made.close()
 
 
+def test_a_full_disk_is_not_filled_with_files_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Journal(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    for _ in range(5):
+        with pytest.raises(StorageFailure, match="No space left"):
+            made.append(b"x")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    made.append(b"after")
+    assert payloads(tmp_path) == [b"after"]
+    made.close()
+
+
 def test_a_sync_that_fails_takes_the_frame_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = Journal(tmp_path)
     made.append(b"before")

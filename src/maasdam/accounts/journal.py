@@ -114,14 +114,24 @@ class Journal:
         return file
 
     def _make_room(self, file: int, size: int) -> None:
-        room = self._end + max(STEP_BYTES, size)
-        os.posix_fallocate(file, self._end, room - self._end)
-        self._room = room
+        """As large a step as the disk has room for. Raises OSError where it has none for `size` bytes."""
+        for step in (STEP_BYTES, STEP_BYTES // 16, size):
+            room = max(step, size)
+            try:
+                os.posix_fallocate(file, self._end, room)
+            except OSError:
+                if step == size:
+                    raise
+            else:
+                self._room = self._end + room
+                return
 
     def _let_go(self) -> None:
         if self._file is not None:
             with suppress(OSError):
                 os.ftruncate(self._file, self._end)
+                if self._end <= len(MAGIC):  # a full disk must not be filled with files of nothing
+                    self._path.unlink()
             os.close(self._file)
             self._file = None
             self._room = 0
