@@ -208,6 +208,9 @@ def test_a_deployment_follows_its_name_or_stays_at_a_version(catalog: Catalog, r
     stays = catalog.deploy("digits:2", 3, {1: 25})
     assert (stays.version, stays.replicas, stays.traffic) == (2, 3, {"1": 25.0})
     assert catalog.deployments() == [stays]
+    assert (stays.mode, stays.idle_seconds) == ("always", None)
+    sleeps = catalog.deploy("digits:2", mode="on-demand", idle_seconds=9.5)
+    assert (sleeps.mode, sleeps.idle_seconds) == ("on-demand", 9.5) and catalog.deployments() == [sleeps]
     assert catalog.deploy("digits@prod").version == 1
 
 
@@ -223,6 +226,10 @@ def test_a_deployment_follows_its_name_or_stays_at_a_version(catalog: Catalog, r
         ({"name": "digits", "traffic": {1: -1}}, InvalidInput),
         ({"name": "digits", "traffic": {1: math.nan}}, InvalidInput),
         ({"name": "digits", "shadow": 9}, NotFound),
+        ({"name": "digits", "mode": "sometimes"}, InvalidInput),
+        ({"name": "digits", "idle_seconds": 0.0}, InvalidInput),
+        ({"name": "digits", "idle_seconds": math.nan}, InvalidInput),
+        ({"name": "digits", "mode": "pin", "idle_seconds": 9.0}, InvalidInput),
         ({"name": "digits:3"}, VerificationFailed),
         ({"name": "digits", "traffic": {3: 1}}, VerificationFailed),
     ],

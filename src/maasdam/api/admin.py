@@ -31,6 +31,10 @@ class DeploymentBody(BaseModel):
     version: int | None = Field(None, ge=1, description="a version to stay on; absent: follow the name")
     replicas: int = Field(1, ge=1, le=64)
     traffic: dict[int, float] | None = Field(None, description="percent of requests by version, the rest going to `version`")
+    mode: Literal["always", "on-demand", "pin"] = Field(
+        "always", description="loaded at the start, and making room when idle; at the first request; or never leaving"
+    )
+    idle_seconds: float | None = Field(None, gt=0, description="unload after so long without a request; the next wakes it")
 
 
 class KeyBody(BaseModel):
@@ -89,7 +93,8 @@ def _deployments(router: APIRouter, service: Service) -> None:
     async def deploy(model: str, body: DeploymentBody) -> dict[str, Any]:
         """Bring a model up, or change how it is served. Answers at once; GET /admin/deployments tells when it is up."""
         name = model if body.version is None else f"{model}:{body.version}"
-        return await deployments.deploy(service, name, replicas=body.replicas, traffic=body.traffic)
+        how = body.model_dump(exclude={"version"})
+        return await deployments.deploy(service, name, **how)
 
     @router.delete("/deployments/{model:model}", status_code=204)
     async def undeploy(model: str) -> Response:

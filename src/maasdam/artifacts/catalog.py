@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from sqlalchemy import Engine, delete, false, select, update
 from sqlalchemy.orm import Session
@@ -33,6 +33,11 @@ from maasdam.database.tables import AliasRow, Base, BuildRow, DeploymentRow, Mod
 from maasdam.errors import Conflict, InvalidInput, NotFound, VerificationFailed
 
 T = TypeVar("T")
+
+Mode = Literal["always", "on-demand", "pin"]
+"""When a deployment's replicas are in memory: from the start, making room for others when idle; from the first request; or
+from the start and never leaving."""
+MODES: tuple[str, ...] = get_args(Mode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,10 @@ class Deployment:
     replicas: int
     traffic: dict[str, float] | None
     shadow: int | None
+    mode: str
+    """One of MODES."""
+    idle_seconds: float | None
+    """After so long without a request its replicas leave, and the next request brings them back; None: they don't."""
     updated_at: datetime
     """When it was deployed last, or how it is served was changed."""
 
@@ -251,16 +260,21 @@ class Catalog:
         traffic: Mapping[Any, float] | None = None,
         shadow: int | None = None,
         trust: bool = False,
+        *,
+        mode: str = "always",
+        idle_seconds: float | None = None,
     ) -> Deployment:
         """Desired state: NAME follows its alias prod (else the newest that passed), NAME:VERSION stays.
 
-        `traffic` is percent by version number, the rest going to the deployed one; `shadow` is a version number.
+        `traffic` is percent by version number, the rest going to the deployed one; `shadow` is a version number; `mode` and
+        `idle_seconds` as in `Deployment`.
         Raises NotFound, InvalidInput, and VerificationFailed for a version whose report failed, or came from elsewhere
         and was not verified here, unless it was promoted or there is `trust`.
         """
         model, version, alias = split_name(name)
         if replicas < 1:
             raise InvalidInput(f"replicas is {replicas}; it takes 1 or more")
+        _check_mode(mode, idle_seconds)
         shares = _shares(traffic)
         with self._change() as session:
             others = [*shares, *([] if shadow is None else [shadow])]
@@ -274,6 +288,7 @@ class Catalog:
             row = session.get(DeploymentRow, model, with_for_update=True) or DeploymentRow(model=model)
             row.version = None if version is None and alias is None else wanted[0].version
             row.replicas, row.shadow, row.updated_at = replicas, shadow, datetime.now(UTC)
+            row.mode, row.idle_seconds = mode, idle_seconds
             row.traffic = {str(number): share for number, share in shares.items()} or None
             session.add(row)
             session.flush()
@@ -359,6 +374,15 @@ def _refuse_unverified(row: VersionRow, trust: bool, done: str) -> None:
             f"'{name}' can't be {done}: it was imported, and its report is as true as whoever made it. "
             f"Verify it here (maasdam models verify {name}), or pass --trust if you know who made it"
         )
+
+
+def _check_mode(mode: str, idle_seconds: float | None) -> None:
+    if mode not in MODES:
+        raise InvalidInput(f"mode is '{mode}'; it takes {', '.join(MODES)}")
+    if idle_seconds is not None and not 0 < idle_seconds < math.inf:
+        raise InvalidInput(f"idle_seconds is {idle_seconds:g}; it takes more than 0, or leave it out")
+    if mode == "pin" and idle_seconds is not None:
+        raise InvalidInput("what is pinned never leaves, so it has no idle time; leave one of the two out")
 
 
 def _shares(traffic: Mapping[Any, float] | None) -> dict[int, float]:

@@ -15,6 +15,11 @@ def deploy(
     replicas: int = typer.Option(1, "--replicas", min=1, help="Running copies."),
     traffic: list[str] = typer.Option([], "--traffic", help="VERSION=PERCENT of the requests; may be given more than once."),
     shadow: int = typer.Option(None, "--shadow", help="Not yet supported.", hidden=True),
+    on_demand: bool = typer.Option(False, "--on-demand", help="Load it at the first request, not at the start."),
+    pin: bool = typer.Option(False, "--pin", help="Never let it leave, not even where memory_budget is short."),
+    idle: float = typer.Option(
+        None, "--idle", min=0.001, metavar="SECONDS", help="Unload it after so long without a request; the next one wakes it."
+    ),
     trust: bool = typer.Option(False, "--trust", help="Take the report of an imported version at its word."),
     as_json: bool = JSON,
 ) -> None:
@@ -24,13 +29,17 @@ def deploy(
     """
     if shadow is not None:
         raise typer.BadParameter("shadow traffic is not supported yet; leave it out", param_hint="--shadow")
+    if pin and (on_demand or idle is not None):
+        raise typer.BadParameter("what is pinned never leaves; leave the other out", param_hint="--pin")
     shares = dict(_share(text) for text in traffic)
+    mode = "pin" if pin else "on-demand" if on_demand else "always"
     from maasdam.operations.release import deploy
 
     with in_workspace() as workspace:
-        deployment = deploy(workspace, name, replicas, shares, trust)
+        deployment = deploy(workspace, name, replicas, shares, trust, mode=mode, idle_seconds=idle)
         what = f"version {deployment.version}" if deployment.version else "its alias prod, else the newest that passed"
-        emit(asdict(deployment), as_json, f"{deployment.model} is deployed: {what}, {deployment.replicas} replica(s)")
+        how = f"{deployment.replicas} replica(s), {_memory(mode, idle)}"
+        emit(asdict(deployment), as_json, f"{deployment.model} is deployed: {what}, {how}")
 
 
 def undeploy(name: str = typer.Argument(help="NAME"), as_json: bool = JSON) -> None:
@@ -76,12 +85,19 @@ def status(as_json: bool = JSON) -> None:
 
 def _text(rows: list[dict[str, Any]], service: dict[str, Any], builds: list[dict[str, Any]]) -> str:
     heads = ("model", "version", "follows", "task", "format", "engine", "batching", "replicas", "traffic")
-    cells = [(*(row[head] for head in heads), _states(row["serving"])) for row in rows]
+    cells = [
+        (*(row[head] for head in heads), _memory(row["mode"], row["idle_seconds"]), _states(row["serving"])) for row in rows
+    ]
     hint = f" ({service['hint']})" if service["hint"] else ""
-    what = table((*heads, "now"), cells) if rows else "Nothing is deployed; see: maasdam deploy"
+    what = table((*heads, "in memory", "now"), cells) if rows else "Nothing is deployed; see: maasdam deploy"
     lines = [what, "", f"service {service['url']}: {service['state']}{hint}"]
     lines += [f"build of {b['name']}: {b['state']}, {b['error'] or b['stage'] or 'begins'}" for b in builds]
     return "\n".join(lines)
+
+
+def _memory(mode: str, idle: float | None) -> str:
+    """When its replicas are in memory."""
+    return mode if idle is None else f"{mode}, idle {idle:g} s"
 
 
 def _states(serving: list[dict[str, Any]] | None) -> str | None:

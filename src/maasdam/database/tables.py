@@ -90,6 +90,8 @@ class DeploymentRow(Base):
     replicas: Mapped[int] = mapped_column(Integer)
     traffic: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     shadow: Mapped[int | None] = mapped_column(Integer)
+    mode: Mapped[str] = mapped_column(String(16), server_default="always")
+    idle_seconds: Mapped[float | None] = mapped_column(Float)
     updated_at: Mapped[datetime] = mapped_column(UtcTime)
 
 

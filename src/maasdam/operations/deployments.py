@@ -13,7 +13,7 @@ from maasdam.core import UNTRIED, split_name
 from maasdam.errors import InvalidModel, NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from maasdam.artifacts.catalog import Version
     from maasdam.core import Batching, Signature
@@ -73,12 +73,13 @@ async def catalog_versions(service: Service) -> list[tuple[str, int]]:
     return [(version.model, version.version) for version in await asyncio.to_thread(service.catalog.versions)]
 
 
-async def deploy(
-    service: Service, name: str, *, replicas: int = 1, traffic: Mapping[int, float] | None = None
-) -> dict[str, Any]:
-    """Bring NAME or NAME:VERSION up, or change how it is served; returns at once. Raises NotFound, InvalidInput, Conflict."""
+async def deploy(service: Service, name: str, **how: Any) -> dict[str, Any]:
+    """Bring NAME or NAME:VERSION up, or change how it is served (see `Catalog.deploy`); returns at once.
+
+    Raises NotFound, InvalidInput, Conflict.
+    """
     await asyncio.to_thread(service.catalog.resolve, name)  # NotFound is told before what is wrong with the shares
-    deployment = await asyncio.to_thread(service.catalog.deploy, name, replicas=replicas, traffic=traffic)
+    deployment = await asyncio.to_thread(service.catalog.deploy, name, **how)
     await service.router.follow()
     return asdict(deployment)
 

@@ -75,9 +75,9 @@ def rollback(workspace: Workspace, model: str, alias: str) -> Version:
     return workspace.catalog.rollback(model, alias)
 
 
-def deploy(workspace: Workspace, name: str, replicas: int, traffic: Mapping[int, float], trust: bool) -> Deployment:
-    """Desired state: a running service follows. Raises NotFound, InvalidInput, VerificationFailed, see `Catalog.deploy`."""
-    return workspace.catalog.deploy(name, replicas, traffic or None, trust=trust)
+def deploy(workspace: Workspace, name: str, replicas: int, traffic: Mapping[int, float], trust: bool, **how: Any) -> Deployment:
+    """Desired state: a running service follows. `how`, and what is raised: see `Catalog.deploy`."""
+    return workspace.catalog.deploy(name, replicas, traffic or None, trust=trust, **how)
 
 
 def undeploy(workspace: Workspace, model: str) -> None:
