@@ -14,7 +14,7 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from types import FrameType
@@ -133,13 +133,13 @@ def bound_socket(host: str, port: int, flag: str = "--port") -> socket.socket:
 def serve(
     service: Service,
     has_keys: bool,
-    listener: socket.socket,
+    listeners: Sequence[socket.socket],
     on_ready: Callable[[], None],
     grpc_listener: socket.socket | None = None,
 ) -> None:
     """Run until SIGTERM or SIGINT, then drain. `on_ready` is called once all models are up or have failed.
 
-    gRPC has a listener of its own; None: there is none.
+    `listeners` listen already, for HTTP; gRPC has one of its own; None: there is none.
 
     The process ends within the grace whatever hangs, and at once on a second signal: then this does not return.
     """
@@ -166,7 +166,7 @@ def serve(
 
         limits = body_limits(service.settings)
         open_grpc = partial(GrpcDoor, service, gate_of(service, has_keys), limits, grpc_listener)
-    _Server(config, service, leaving, on_ready, open_grpc).run(sockets=[listener])
+    _Server(config, service, leaving, on_ready, open_grpc).run(sockets=list(listeners))
 
 
 class _Server(uvicorn.Server):

@@ -70,7 +70,7 @@ def serve(
             typer.echo(f"Maasdam listens on {url}, {who}. Ctrl-C stops it.")
             if grpc is not None:
                 typer.echo(f"gRPC is at port {resolved.grpc_port} of the same address.")
-            serve(service, not no_auth, listener, lambda: _tell(service), grpc)
+            serve(service, not no_auth, [listener], lambda: _tell(service), grpc)
         leave()
 
 
