@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -73,8 +76,37 @@ def test_two_services_in_one_process_do_not_mix() -> None:
 
 def test_copies_that_are_gone_leave_the_gauges() -> None:
     metrics = Metrics()
-    metrics.load({("digits", 1): (4, 3)})
-    metrics.load({("digits", 2): (1, 0)})
-    text = metrics.text().decode()
+    assert 'maasdam_queue_depth{model="digits",version="1"} 3.0' in metrics.text({("digits", 1): (4, 3)}).decode()
+    text = metrics.text({("digits", 2): (1, 0)}).decode()
     assert 'maasdam_queue_depth{model="digits",version="2"} 0.0' in text
     assert 'version="1"' not in text
+
+
+COUNTING = """
+import sys
+from pathlib import Path
+from maasdam.telemetry.metrics import Metrics, count_in
+from tests.telemetry.test_metrics import Receipt
+folder = Path(sys.argv[1])
+count_in(folder, sys.argv[2])
+metrics = Metrics(folder)
+metrics.answered([Receipt(), Receipt(status=503)])
+sys.stdout.write(metrics.text({}).decode())
+print(metrics.asked()["digits", "3"]["200"][0])
+import os, signal
+sys.stdout.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_counted_stays_and_its_successor_and_its_neighbours_go_on_from_there(tmp_path: Path) -> None:
+    told = []
+    for name in ("0", "1", "0"):
+        words = [sys.executable, "-c", COUNTING, str(tmp_path), name]
+        told.append(subprocess.run(words, capture_output=True, text=True, check=False).stdout)
+    for count, text in enumerate(told, 1):
+        exposition, _, asked = text.rstrip().rpartition("\n")
+        labels = 'model="digits",status="200",task="image-classification",version="3"'
+        assert f"maasdam_requests_total{{{labels}}} {count}.0" in exposition
+        assert f"maasdam_request_duration_seconds_count{{{labels}}} {count}.0" in exposition
+        assert int(asked) == count

@@ -52,6 +52,8 @@ class Keys:
         self._clock = clock
         self._seen: dict[str, tuple[float, Caller]] = {}
         self._lock = threading.Lock()
+        self._forgotten = 0
+        """How often: what was read before that is not taken as good after it."""
         self.operators_secret: str | None = None
         """A secret that may do everything and is in no database."""
 
@@ -93,9 +95,15 @@ class Keys:
                 ids = ", ".join(row.id for row in rows)
                 raise InvalidInput(f"{len(rows)} keys are named '{key_id}'; name one by its id: {ids}")
             rows[0].revoked_at = rows[0].revoked_at or datetime.now(UTC)
-            with self._lock:
-                self._seen.clear()
-            return _key(rows[0])
+            key = _key(rows[0])
+        self.forget()
+        return key
+
+    def forget(self) -> None:
+        """Take no key as good that is not looked up from now on."""
+        with self._lock:
+            self._forgotten += 1
+            self._seen.clear()
 
     def seen(self, secret: str) -> Caller | None:
         """Who holds this secret, if that was found out within SEEN_SECONDS; reads nothing."""
@@ -104,14 +112,15 @@ class Keys:
 
     def authenticate(self, secret: str) -> Caller:
         """Who holds this secret. Raises Unauthenticated for one that is unknown or revoked. May read the database."""
-        seen, now = self.seen(secret), self._clock()
+        seen, now, forgotten = self.seen(secret), self._clock(), self._forgotten
         if seen is not None:
             return seen
         caller = self._found(secret)
         with self._lock:
             if len(self._seen) >= SEEN_AT_MOST:
                 self._seen.clear()
-            self._seen[secret] = (now + SEEN_SECONDS, caller)
+            if self._forgotten == forgotten:
+                self._seen[secret] = (now + SEEN_SECONDS, caller)
         return caller
 
     def _found(self, secret: str) -> Caller:

@@ -116,8 +116,8 @@ def _keys(router: APIRouter, service: Service) -> None:
 
     @router.delete("/keys/{key}", status_code=204)
     async def revoke(key: str) -> Response:
-        """Revoke a key; it is refused within a second."""
-        await asyncio.to_thread(keys.revoke_key, service, key)
+        """Revoke a key: it is refused from now on."""
+        await keys.revoke_everywhere(service, key)
         return Response(status_code=204)
 
 

@@ -8,7 +8,6 @@ Knows FastAPI and uvicorn. Refuses to know engines and accounts; what it wires i
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import gc
 import logging
@@ -286,7 +285,7 @@ def _plain_routes(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", tags=["Maasdam"])
     async def metrics() -> Response:
         """Prometheus' text format."""
-        return PlainTextResponse(await asyncio.to_thread(service.metrics_text), media_type=METRICS_TYPE)
+        return PlainTextResponse(await service.metrics_text(), media_type=METRICS_TYPE)
 
     @app.get("/", include_in_schema=False)
     async def root(request: Request) -> Response:

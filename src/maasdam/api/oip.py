@@ -128,7 +128,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/logging", openapi_extra=LOG_SCHEMA)
     async def set_log(http: Request) -> dict[str, Any]:
         """Log more or less from now on: `log_info`, `log_warning`, `log_error`, `log_verbose_level`."""
-        return oip_models.set_log(await _asked(http))
+        return await oip_models.set_log(service, await _asked(http))
 
     @router.get(MODELS + "/ready")
     @router.get(MODELS + "/versions/{version}/ready")

@@ -169,7 +169,7 @@ class GrpcDoor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships 
             return oip_proto.made(message("ModelStatisticsResponse"), {"model_stats": told})
 
         async def logs(rpc: _Rpc, asked: Any, context: Any) -> Any:
-            told = oip_models.set_log(oip_proto.values_of(asked.settings))
+            told = await oip_models.set_log(service, oip_proto.values_of(asked.settings))
             fields = {bool: "bool_param", int: "uint32_param", str: "string_param"}
             settings = {name: {fields[type(value)]: value} for name, value in told.items()}
             return oip_proto.made(message("LogSettingsResponse"), {"settings": settings})

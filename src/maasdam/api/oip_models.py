@@ -17,6 +17,7 @@ from maasdam.core import TEXT_GENERATION, TensorSpec, split_name
 from maasdam.errors import InvalidField, Unsupported
 from maasdam.operations import deployments
 from maasdam.operations.deployments import ServedVersion, served_version, served_versions, unserved_names
+from maasdam.operations.fleet import SetLevel
 from maasdam.operations.service import Service
 from maasdam.operations.statistics import VersionStatistics
 from maasdam.operations.statistics import statistics as told_statistics
@@ -115,8 +116,8 @@ def log_settings() -> dict[str, Any]:
     return {"log_file": "", **steps, "log_verbose_level": int(level <= logging.DEBUG), "log_format": "default"}
 
 
-def set_log(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Change what is logged from now on, in this process; the settings that are then. Raises InvalidField."""
+async def set_log(service: Service, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Change what is logged from now on, until the service ends; the settings that are then. Raises InvalidField."""
     now = log_settings()
     check_known(asked, now, "log setting")
     for name, value in asked.items():
@@ -129,7 +130,9 @@ def set_log(asked: Mapping[str, Any]) -> dict[str, Any]:
     if steps != sorted(steps):
         raise InvalidField("what is worse than what is logged is logged too; switch off log_info first", "log_info")
     levels = (at for name, at in LOG_STEPS.items() if wants[name])
-    logging.getLogger().setLevel(logging.DEBUG if wants["log_verbose_level"] else next(levels, logging.CRITICAL))
+    level = logging.DEBUG if wants["log_verbose_level"] else next(levels, logging.CRITICAL)
+    logging.getLogger().setLevel(level)
+    await service.fleet.tell(SetLevel(level))
     return log_settings()
 
 

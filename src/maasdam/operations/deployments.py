@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import UNTRIED, split_name
-from maasdam.errors import InvalidModel, NotFound
+from maasdam.errors import InvalidModel, NotFound, NotReady
+from maasdam.operations.fleet import Follow, Settle, standing, worst
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,13 +27,14 @@ TOLD_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ServedVersion:
-    """One version in the service, as it is now."""
+    """One version in the service, as it is now: of several workers, in the one where it is worst."""
 
     version: Version
     state: str
     reason: str | None
     """Why it failed."""
     replicas: int
+    """In each worker."""
     signature: Signature | None
     """None while it loads, and for what generates."""
     batching: Batching | None
@@ -45,17 +47,17 @@ class ServedVersion:
 
 def served_versions(service: Service, model: str | None = None) -> list[ServedVersion]:
     """Every version in the service, or those of one model, in the order of names."""
-    return [_of(group) for group in service.router.groups() if model in (None, group.version.model)]
+    return [_of(service, group) for group in service.router.groups() if model in (None, group.version.model)]
 
 
 def served_version(service: Service, name: str) -> ServedVersion:
     """The version that NAME, NAME:VERSION or NAME@ALIAS means now, ready or not. Raises NotFound, NotReady."""
-    return _of(service.router.find(name))
+    return _of(service, service.router.find(name))
 
 
 def default_versions(service: Service) -> list[ServedVersion]:
     """The version that each deployed name means now; none for a name that means nothing."""
-    return [_of(group) for model in service.router.models() if (group := service.router.serving(model)) is not None]
+    return [_of(service, group) for model in service.router.models() if (group := service.router.serving(model)) is not None]
 
 
 def unserved_names(service: Service) -> dict[str, str]:
@@ -80,22 +82,35 @@ async def deploy(service: Service, name: str, **how: Any) -> dict[str, Any]:
     """
     await asyncio.to_thread(service.catalog.resolve, name)  # NotFound is told before what is wrong with the shares
     deployment = await asyncio.to_thread(service.catalog.deploy, name, **how)
-    await service.router.follow()
+    await follow_everywhere(service)
     return asdict(deployment)
 
 
 async def load(service: Service, name: str) -> None:
     """Deploy NAME or NAME:VERSION and wait until it answers. Raises NotFound, NotReady, InvalidModel (it can't be loaded)."""
     await asyncio.to_thread(service.catalog.deploy, name)
-    group = await service.router.settled(split_name(name)[0], service.settings.load_seconds + TOLD_SECONDS)
-    if group.state == "failed":
-        raise InvalidModel(f"model '{group.name}' failed to load: {group.reason}")
+    model, seconds = split_name(name)[0], service.settings.load_seconds + TOLD_SECONDS
+    group, _ = await asyncio.gather(
+        service.router.settled(model, seconds), service.fleet.tell(Settle(model, seconds), seconds + TOLD_SECONDS)
+    )
+    await service.fleet.say(standing(service))
+    loaded = _of(service, group)
+    if loaded.state == "failed":
+        raise InvalidModel(f"model '{loaded.name}' failed to load: {loaded.reason}")
+    if loaded.state == "loading":
+        raise NotReady(f"model '{loaded.name}' is still loading after {seconds:.0f} s; ask for its state later")
 
 
 async def undeploy(service: Service, model: str) -> None:
     """Take a model out of the service; requests in flight finish. Raises NotFound."""
     await asyncio.to_thread(service.catalog.undeploy, model)
-    await service.router.follow()
+    await follow_everywhere(service)
+
+
+async def follow_everywhere(service: Service) -> None:
+    """Have this worker and every other act on what the catalog has now."""
+    await asyncio.gather(service.router.follow(), service.fleet.tell(Follow()))
+    await service.fleet.say(standing(service))
 
 
 async def deployment_rows(service: Service) -> list[dict[str, Any]]:
@@ -131,10 +146,11 @@ async def catalog_row(service: Service, name: str) -> dict[str, Any]:
     return asdict(version) | (await asyncio.to_thread(_batching, service, [version.digest]))[version.digest].facts()
 
 
-def _of(group: ReplicaSet) -> ServedVersion:
-    return ServedVersion(
-        group.version, group.state, group.reason, len(group.replicas), group.facts.signature, group.facts.batching
-    )
+def _of(service: Service, group: ReplicaSet) -> ServedVersion:
+    own, version, facts = (str(group.state), group.reason, len(group.replicas)), group.version, group.facts
+    others = service.fleet.others
+    state, reason, replicas = worst(own, version.model, version.version, others) if others else own
+    return ServedVersion(version, state, reason, replicas, facts.signature, facts.batching)
 
 
 def _batching(service: Service, digests: Iterable[str]) -> dict[str, Batching]:

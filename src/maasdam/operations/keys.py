@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+from maasdam.operations.fleet import ForgetKeys
 
 if TYPE_CHECKING:
     from maasdam.operations.service import Service
@@ -25,3 +28,9 @@ def list_keys(where: Workspace | Service) -> list[dict[str, Any]]:
 def revoke_key(where: Workspace | Service, key: str) -> dict[str, Any]:
     """Revoke the key of this id or name: it is refused within a second. Raises NotFound, InvalidInput."""
     return asdict(where.keys.revoke(key))
+
+
+async def revoke_everywhere(service: Service, key: str) -> None:
+    """The same through a service: no worker of it takes the key any more when this returns."""
+    await asyncio.to_thread(revoke_key, service, key)
+    await service.fleet.tell(ForgetKeys())

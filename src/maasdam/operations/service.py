@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from maasdam.accounts.importer import Importer
@@ -17,6 +17,7 @@ from maasdam.database.presence import Presence
 from maasdam.engines.batching_kept import Findings
 from maasdam.errors import NotReady
 from maasdam.operations.builds import builds
+from maasdam.operations.fleet import Alone, Count, Fleet, busy
 from maasdam.operations.infer import Inference
 from maasdam.operations.workspace import JOURNALS
 from maasdam.serving.attempts import LoadAttempts
@@ -93,28 +94,31 @@ class Service:
     ledger: Ledger
     metrics: Metrics
     presence: Presence
-    importer: Importer
+    importer: Importer | None
+    """None: another process of this service has it."""
     outbox: Outbox
     batching: Callable[[str], Batching]
     """What is known here of the artifact of a digest; it blocks."""
     builds: Callable[[], list[BuildState]]
     """Builds, running and done; like `catalog`, it blocks."""
+    fleet: Fleet = field(default_factory=Alone)
     is_draining: bool = False
 
     @property
     def is_loaded(self) -> bool:
         """Whether everything deployed is up or has failed."""
-        return self.router.is_ready
+        return self.router.is_ready and all(other.is_loaded for other in self.fleet.others)
 
     @property
     def is_ready(self) -> bool:
         """Whether requests are welcome: everything deployed is up or has failed, rows can be kept, it is not stopping."""
-        return self.router.is_ready and not self.is_draining and self.trouble is None
+        return self.is_loaded and not self.is_draining and self.trouble is None
 
     @property
     def trouble(self) -> str | None:
         """Why nothing can be answered now, though models may be up; None: nothing stands in the way."""
-        return self.presence.reason
+        troubles = (self.presence.reason, *(other.trouble for other in self.fleet.others))
+        return next((trouble for trouble in troubles if trouble is not None), None)
 
     def threads(self, count: int, name: str) -> ThreadPoolExecutor:
         """Threads whose CPU time is no engine's."""
@@ -138,21 +142,20 @@ class Service:
         with contextlib.suppress(NotReady):
             self.router.find(name)
 
-    def metrics_text(self) -> bytes:
-        """The metrics as Prometheus reads them."""
-        busy = {}
-        for group in self.router.groups():
-            in_flight = sum(replica.in_flight for replica in group.replicas)
-            waiting = sum(replica.waiting for replica in group.replicas)
-            busy[group.version.model, group.version.version] = (in_flight, waiting)
-        self.metrics.load(busy)
-        return self.metrics.text()
+    async def metrics_text(self) -> bytes:
+        """The metrics as Prometheus reads them, of all workers."""
+        sums: dict[tuple[str, int], tuple[int, int]] = {}
+        for one in [*busy(self), *await self.fleet.tell(Count())]:
+            in_flight, waiting = sums.get((one.model, one.version), (0, 0))
+            sums[one.model, one.version] = in_flight + one.in_flight, waiting + one.waiting
+        return await asyncio.to_thread(self.metrics.text, sums)
 
     async def start(self) -> None:
         """Bring up what is deployed; returns before it is ready."""
         self.meter.exclude_this_thread()
         self.presence.start()
-        self.importer.start()
+        if self.importer is not None:
+            self.importer.start()
         await self.router.start()
 
     def close_records(self) -> None:
@@ -165,7 +168,8 @@ class Service:
         self.outbox.flush()
         self.pool.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self.close_records)
-        await asyncio.to_thread(self.importer.stop)
+        if self.importer is not None:
+            await asyncio.to_thread(self.importer.stop)
         await asyncio.to_thread(self.presence.stop)
 
 
@@ -175,10 +179,12 @@ def open_service(
     open_engine: Callable[..., Engine] | None = None,
     open_processor: Callable[..., Processor] | None = None,
     operators_secret: str | None = None,
+    metrics: Metrics | None = None,
+    imports: bool = True,
 ) -> Service:
     """Wire a service over an open workspace. The openers default to those of `engines` and `tasks`.
 
-    Whoever has `operators_secret` may do everything here.
+    Whoever has `operators_secret` may do everything here. `imports`: whether this process brings journals into the ledger.
     """
     settings, store = workspace.settings, workspace.store
     workspace.keys.operators_secret = operators_secret
@@ -195,7 +201,7 @@ def open_service(
         attempts=LoadAttempts(settings.home / "loading", workspace.catalog.deployed_at),
     )
     router = Router(workspace.catalog, load, drain_seconds=settings.shutdown_grace_seconds)
-    metrics = Metrics()
+    metrics = metrics or Metrics()
     outbox = Outbox(Journal(settings.home / JOURNALS), metrics, workspace.prices)
     presence = Presence(workspace.database, on_back=workspace.ledger.look_anew)
     inference = Inference(
@@ -216,7 +222,7 @@ def open_service(
         metrics=metrics,
         presence=presence,
         outbox=outbox,
-        importer=Importer(workspace.ledger),
+        importer=Importer(workspace.ledger) if imports else None,
         batching=lambda digest: findings.told(store.get(digest), threads=settings.threads),
         builds=lambda: builds(workspace.catalog, store),
     )

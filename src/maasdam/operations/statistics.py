@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from maasdam.core import split_name
+from maasdam.operations.fleet import Busy, Count, busy, joined
 from maasdam.serving.scheduler import Executions
 
 if TYPE_CHECKING:
     from maasdam.operations.service import Service
-    from maasdam.serving.router import ReplicaSet
 
 Sum = tuple[int, float]
 """How many, and their seconds."""
@@ -19,7 +19,7 @@ Sum = tuple[int, float]
 
 @dataclass(frozen=True, slots=True)
 class VersionStatistics:
-    """Of one version. Requests are counted since the service started, executions since the engine was opened."""
+    """Of one version, in all workers. Requests are counted since the service started, executions since an engine was opened."""
 
     model: str
     version: int
@@ -35,25 +35,22 @@ async def statistics(service: Service, name: str = "") -> list[VersionStatistics
     model, version, _ = split_name(name)
     if name:
         service.router.find(name)
+    others = await service.fleet.tell(Count())
     asked = await asyncio.to_thread(service.metrics.asked)
     return [
-        _of(group, asked.get((group.version.model, str(group.version.version)), {}))
-        for group in service.router.groups()
-        if (not name or group.version.model == model) and version in (None, group.version.version)
+        _of(one, others, asked.get((one.model, str(one.version)), {}))
+        for one in busy(service)
+        if (not name or one.model == model) and version in (None, one.version)
     ]
 
 
-def _of(group: ReplicaSet, asked: dict[str, Sum]) -> VersionStatistics:
+def _of(own: Busy, others: list[Busy], asked: dict[str, Sum]) -> VersionStatistics:
     failed = [counted for status, counted in asked.items() if status != "200"]
-    runs = [replica.executions for replica in group.replicas if replica.executions is not None]
-    total = Executions() if runs else None
-    for run in runs:
-        assert total is not None
-        total.join(run)
+    runs = [one.executions for one in others if (one.model, one.version) == (own.model, own.version)]
     return VersionStatistics(
-        group.version.model,
-        group.version.version,
+        own.model,
+        own.version,
         asked.get("200", (0, 0.0)),
         (sum(count for count, _ in failed), sum(seconds for _, seconds in failed)),
-        total,
+        joined([own.executions, *runs]),
     )

@@ -1,18 +1,31 @@
 """Prometheus counters and histograms of one service, in base units. Knows labels; refuses to know requests and money.
 
-The registry belongs to the object, not to the process, so that two services in one process don't mix.
+The registry belongs to the object, not to the process, so that two services in one process don't mix. Where a service has
+several processes they count in files of one folder, each in its own, and every one tells the sums of all: what a process
+counted that has ended is in its file, where its successor goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, values
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 BY = ("model", "version", "task")
+DURATION = "maasdam_request_duration_seconds"
+NOTHING = Metric(DURATION, "nothing was asked yet", "histogram")
+
+Busyness = Mapping[tuple[str, int], tuple[int, int]]
+"""(model, version) -> requests in flight, and of them those that wait for an engine."""
 
 
 class Measured(Protocol):
@@ -43,18 +56,17 @@ class Measured(Protocol):
 class Metrics:
     """What a service counts."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        made = self.registry
+    def __init__(self, shared: Path | None = None) -> None:
+        """`shared`: the folder that `count_in` was told."""
+        made = CollectorRegistry()
+        self._source: Any = made if shared is None else MultiProcessCollector(None, str(shared))  # type: ignore[no-untyped-call]  # it has none
         self._requests = Counter(
             "maasdam_requests_total", "Requests, answered or refused, by HTTP status", (*BY, "status"), registry=made
         )
         self._refusals = Counter(
             "maasdam_refusals_total", "Requests refused, by the error's code", ("reason", "status"), registry=made
         )
-        self._duration = Histogram(
-            "maasdam_request_duration_seconds", "Door to last byte", (*BY, "status"), buckets=SECONDS, registry=made
-        )
+        self._duration = Histogram(DURATION, "Door to last byte", (*BY, "status"), buckets=SECONDS, registry=made)
         self._first = Histogram(
             "maasdam_time_to_first_token_seconds", "Door to first piece of a stream", BY, buckets=SECONDS, registry=made
         )
@@ -62,10 +74,8 @@ class Metrics:
         self._audio = Counter("maasdam_audio_seconds_total", "Seconds of audio heard", BY, registry=made)
         self._compute = Counter("maasdam_compute_seconds_total", "CPU-seconds of engines", BY, registry=made)
         self._joules = Counter("maasdam_joules_total", "Joules of engines, where they are known", BY, registry=made)
-        self._in_flight = Gauge("maasdam_requests_in_flight", "Requests being answered", ("model", "version"), registry=made)
         self._of = lru_cache(maxsize=4096)(lambda counter, *labels: counter.labels(*labels))
         """A counter's child, which costs more to look up than to count with."""
-        self._queued = Gauge("maasdam_queue_depth", "Requests waiting for an engine", ("model", "version"), registry=made)
 
     def answered(self, group: Iterable[Measured], status: int | None = None) -> None:
         """Requests have ended: as what each says of itself, or all as `status`.
@@ -103,18 +113,10 @@ class Metrics:
         """The first piece of a streamed answer left after `seconds`."""
         self._first.labels(*_labels(receipt)).observe(seconds)
 
-    def load(self, copies: dict[tuple[str, int], tuple[int, int]]) -> None:
-        """How busy each running copy is now: (model, version) -> (requests in flight, of them waiting)."""
-        self._in_flight.clear()
-        self._queued.clear()
-        for (model, version), (in_flight, queued) in copies.items():
-            self._in_flight.labels(model, str(version)).set(in_flight)
-            self._queued.labels(model, str(version)).set(queued)
-
     def asked(self) -> dict[tuple[str, str], dict[str, tuple[int, float]]]:
         """Requests and their seconds by (model, version), then by HTTP status."""
         found: dict[tuple[str, str], dict[str, tuple[int, float]]] = {}
-        for sample in next(iter(self._duration.collect())).samples:
+        for sample in next((one for one in self._source.collect() if one.name == DURATION), NOTHING).samples:
             by = found.setdefault((sample.labels["model"], sample.labels["version"]), {})
             count, seconds = by.get(sample.labels["status"], (0, 0.0))
             if sample.name.endswith("_count"):
@@ -123,9 +125,37 @@ class Metrics:
                 by[sample.labels["status"]] = count, seconds + sample.value
         return found
 
-    def text(self) -> bytes:
-        """The exposition, as /metrics answers."""
-        return generate_latest(self.registry)
+    def text(self, busy: Busyness | None = None) -> bytes:
+        """The exposition, as /metrics answers; `busy` is how busy each version is now."""
+        shown = CollectorRegistry()
+        shown.register(self._source)
+        shown.register(_Now(busy or {}))
+        return generate_latest(shown)
+
+
+class _Now(Collector):
+    """What is neither counted nor kept."""
+
+    def __init__(self, busy: Busyness) -> None:
+        self._busy = busy
+
+    def collect(self) -> Iterator[Metric]:
+        """See `Collector`."""
+        in_flight = GaugeMetricFamily("maasdam_requests_in_flight", "Requests being answered", labels=BY[:2])
+        queued = GaugeMetricFamily("maasdam_queue_depth", "Requests waiting for an engine", labels=BY[:2])
+        for (model, version), (answering, waiting) in self._busy.items():
+            in_flight.add_metric((model, str(version)), answering)
+            queued.add_metric((model, str(version)), waiting)
+        yield from (in_flight, queued)
+
+
+def count_in(folder: Path, name: str) -> None:
+    """Let what is made from now on in this process count in files of this name: one process at a time has a name.
+
+    Who has it after another goes on with what that one counted.
+    """
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+    values.ValueClass = values.MultiProcessValue(lambda: name)  # type: ignore[no-untyped-call]  # it has none; what the library says to do
 
 
 def _labels(receipt: Measured) -> tuple[str, str, str]:
