@@ -20,7 +20,8 @@ from maasdam.accounts.keys import Keys
 from maasdam.accounts.ledger import Ledger
 from maasdam.accounts.prices import Prices
 from maasdam.api.connection import HttpConnection
-from maasdam.api.http import application, bound_socket
+from maasdam.api.http import application
+from maasdam.api.listening import bound_socket
 from maasdam.artifacts.catalog import Catalog
 from maasdam.core import Artifact
 from maasdam.database.engine import open_database

@@ -17,7 +17,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.api.conftest import Running, wait_for
 
 from maasdam.api import oip_proto
-from maasdam.api.http import body_limits, bound_socket, gate_of
+from maasdam.api.http import body_limits, gate_of
+from maasdam.api.listening import bound_socket
 from maasdam.api.oip_grpc import SERVICE, GrpcDoor
 from maasdam.errors import TooLarge
 

@@ -26,7 +26,8 @@ from tests.waiting import wait_until
 
 from maasdam import settings
 from maasdam.api.connection import HttpConnection
-from maasdam.api.http import application, bound_socket
+from maasdam.api.http import application
+from maasdam.api.listening import bound_socket
 from maasdam.artifacts.store import Store
 from maasdam.core import Artifact, AudioPayload, Example
 from maasdam.database.tables import LedgerRow

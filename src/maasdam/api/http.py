@@ -110,25 +110,6 @@ def body_limits(settings: Settings) -> BodyLimits:
     )
 
 
-def bound_socket(host: str, port: int, flag: str = "--port") -> socket.socket:
-    """A listening address; port 0 picks a free one. Raises InvalidInput when it is taken or not ours."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise InvalidInput(f"can't listen on {host}: {error.strerror or error}") from error
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        why = error.strerror or str(error)
-        raise InvalidInput(f"can't listen on {host} port {port}: {why}; stop what uses it or choose another {flag}") from error
-    listener.setblocking(False)
-    return listener
-
-
 def serve(
     service: Service,
     has_keys: bool,

@@ -44,7 +44,8 @@ def serve(
                 param_hint="--no-auth",
             )
 
-        from maasdam.api.http import bound_socket, serve
+        from maasdam.api.http import serve
+        from maasdam.api.listening import bound_socket
         from maasdam.operations.address import announced
         from maasdam.operations.leaving import leave
         from maasdam.operations.requests import log_file
@@ -79,7 +80,7 @@ def _grpc_listener(resolved: Settings, is_asked: bool) -> socket | None:
 
     Raises InvalidInput where another program has one that was chosen.
     """
-    from maasdam.api.http import bound_socket
+    from maasdam.api.listening import bound_socket
     from maasdam.errors import InvalidInput
 
     if not resolved.grpc_port:
