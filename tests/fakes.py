@@ -28,6 +28,7 @@ from maasdam.core import (
     Transcript,
     Units,
 )
+from maasdam.engines.mailbox import told
 from maasdam.errors import ContextExceeded, InvalidPayload, MaasdamError
 from maasdam.telemetry.meter import CpuMeter
 
@@ -79,6 +80,9 @@ class FakeSequenceEngine:
         self.cancelled: list[str] = []
         self.is_closed = False
         self.meter: Meter = CpuMeter()
+
+    def start(self, request: SequenceRequest, hear: Callable[[Tokens | BaseException], None]) -> Callable[[], object]:
+        return told(self.submit(request), hear, lambda tokens: tokens.finish_reason is not None)
 
     async def submit(self, request: SequenceRequest) -> AsyncGenerator[Tokens]:
         done = False

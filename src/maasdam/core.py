@@ -10,7 +10,7 @@ but `errors`.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache, reduce
@@ -412,8 +412,7 @@ class Transcript:
     """ISO 639-1 ("en"), as asked for or as heard; None where the model tells none."""
 
 
-@dataclass(frozen=True, slots=True)
-class TextPiece:
+class TextPiece(NamedTuple):
     """The next stretch of a generated text. `finish_reason` ("stop" or "length") is set on the last one."""
 
     text: str
@@ -424,8 +423,7 @@ class TextPiece:
 Answer = Tensors | Classification | Transcript | TextPiece
 
 
-@dataclass(frozen=True, slots=True)
-class Units:
+class Units(NamedTuple):
     """What is metered of one request. Unmeasured is None, never 0."""
 
     items: int = 1
@@ -490,8 +488,7 @@ class Request:
     """Monotonic seconds after which the answer is worthless; None is never. On a wire: the seconds that are left."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """A piece of an answer as it comes; an answer that does not stream is one chunk with `is_last`."""
 
     value: Answer
@@ -556,8 +553,7 @@ class SequenceRequest:
     deadline: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(NamedTuple):
     """What a sequence engine gives as it comes. `text` only from engines that decode by themselves (Whisper)."""
 
     token_ids: tuple[int, ...]
@@ -612,6 +608,12 @@ class SequenceEngine(Protocol):
     context_length: int
     meter: Meter
     """In whose spans it computes: its own at first, the process's where several engines work side by side."""
+
+    def start(self, request: SequenceRequest, hear: Callable[[Tokens | BaseException], None]) -> Callable[[], object]:
+        """Begin. `hear` is told of tokens as they come, in the event loop that asks: the last say why they are the last; or
+        of what went wrong. Then it hears no more; nor once what this gives was called, which cancels the generation.
+        """
+        ...
 
     def submit(self, request: SequenceRequest) -> AsyncGenerator[Tokens]:
         """Yield tokens as they come; closing the iterator cancels the generation."""

@@ -15,6 +15,7 @@ from tests.fakes import FakeOutbox
 from tests.waiting import until
 
 from maasdam.core import ANONYMOUS, Caller, Chunk, Cost, Entry, Facts, Request, TextPayload, TextPiece, Units
+from maasdam.engines.mailbox import told
 from maasdam.errors import (
     DeadlineExceeded,
     EngineFailure,
@@ -25,7 +26,7 @@ from maasdam.errors import (
     TooManyRequests,
 )
 from maasdam.operations.infer import Inference
-from maasdam.serving.replica import Cancel, Done, whole
+from maasdam.serving.replica import Cancel, Done, Hear, whole
 from maasdam.serving.router import Lease
 
 
@@ -42,6 +43,9 @@ class Says:
 
     def submit(self, request: Request, done: Done) -> Cancel:
         return whole([self.answer(request) for _ in request.payloads], done)
+
+    def stream(self, request: Request, hear: Hear) -> Callable[[], object]:
+        return told(self.answer(request), hear, lambda chunk: chunk.is_last)
 
     async def answer(self, request: Request) -> AsyncGenerator[Chunk]:
         self.begun += 1
@@ -287,13 +291,15 @@ async def test_a_caller_who_goes_away_is_one_row_499_and_the_replica_hears_of_it
     infer, ledger = inference(replica)
     async with aclosing(infer.stream(asked(), itself)) as chunks:
         await anext(chunks)
-    assert [row.status for row in ledger.rows] == [499] and replica.closed == 1
+    assert [row.status for row in ledger.rows] == [499]
+    await until(lambda: replica.closed == 1)
     task = asyncio.create_task(infer.whole(asked(), the_first))
     await until(lambda: replica.begun == 2)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert [row.status for row in ledger.rows] == [499, 499] and replica.closed == 2
+    assert [row.status for row in ledger.rows] == [499, 499]
+    await until(lambda: replica.closed == 2)
 
 
 async def test_closing_after_the_last_chunk_adds_no_row() -> None:

@@ -38,11 +38,21 @@ Refuse = Callable[[MutableMapping[str, Any], int, str], tuple[list[tuple[bytes, 
 class Connection:
     """What the application sees of the connection that carries its request."""
 
-    __slots__ = ("is_closed", "on_close")
+    __slots__ = ("_protocol", "is_closed", "on_close")
 
-    def __init__(self) -> None:
+    def __init__(self, protocol: HttpConnection) -> None:
+        self._protocol = protocol
         self.is_closed = False
         self.on_close: Callable[[], Any] | None = None
+
+    def write_piece(self, piece: bytes) -> bool:
+        """Write a piece of an answer without a length that has begun; False: not now, as the client is behind. Send it by
+        way of ASGI then, which waits."""
+        protocol = self._protocol
+        if self.is_closed or protocol.flow.write_paused:
+            return False
+        protocol.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        return True
 
 
 class Exchange:
@@ -113,7 +123,7 @@ class HttpConnection(HttpToolsProtocol):
         self._offered: list[bytes] | None = None
         """Pieces of a body that may be offered once it is whole; uvicorn does not know of the request then."""
         self._refuse_with = refuse or _plainly
-        self._connection = Connection()
+        self._connection = Connection(self)
         self._header_bytes = 0
         self._is_reading_headers = True
         self._is_in_body = False

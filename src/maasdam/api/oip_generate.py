@@ -6,6 +6,7 @@ know what parameters mean (`oip_call`) and engines.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from fastapi.responses import Response
 
 from maasdam.api import errors
 from maasdam.api.entrance import JSON, REQUEST_ID, caller_of
-from maasdam.api.events import EventStream, as_event, following
+from maasdam.api.events import EventStream, as_event
 from maasdam.api.measured import measured_headers
 from maasdam.api.oip_call import OipCall, call_of, name_of
 from maasdam.api.paths import MODELS
@@ -71,15 +72,14 @@ def routes(service: Service) -> APIRouter:
                 return as_event(_said(call, chunks, entry) | {"done": True})
 
             return Response(await service.inference.whole(request, write), media_type="text/event-stream")
-        events = service.inference.stream(
-            request, lambda chunk, entry: as_event(_said(call, [chunk], entry) | {"done": chunk.is_last})
-        )
-        first = await anext(events)  # an error before the first piece still has a status of its own
 
-        def failed(error: Exception) -> bytes:
+        def event(chunk: Chunk, entry: Entry) -> bytes:
+            return as_event(_said(call, [chunk], entry) | {"done": chunk.is_last})
+
+        def failed(error: BaseException) -> bytes:
             return as_event({"error": errors.refusal(error, request.id).message})
 
-        return EventStream(following(first, events, failed))
+        return await EventStream(failed).begun(partial(service.inference.begin_stream, request, event))
 
     for path in _PATHS:
         router.post(path + "/generate", openapi_extra=SCHEMA)(generate)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import orjson
@@ -19,7 +20,7 @@ from fastapi.responses import Response
 
 from maasdam.api import errors
 from maasdam.api.entrance import READING, request_of
-from maasdam.api.events import EventStream, as_event, following
+from maasdam.api.events import EventStream, as_event
 from maasdam.api.measured import measured
 from maasdam.api.openai_schema import ChatBody, CompletionBody, EmbeddingBody, TextBody, check_fields, has_usage, messages_of
 from maasdam.api.paths import MODELS
@@ -119,13 +120,12 @@ async def _answer(
         return Response(await service.inference.whole(request, written), media_type="application/json")
     if len(payloads) > 1:
         raise InvalidField("streaming takes one prompt; send several requests", "prompt")
-    events = service.inference.stream(request, lambda chunk, entry: writer.event(chunk, entry, ends_with_usage))
-    first = await anext(events)  # an error before the first token still has a status of its own
 
-    def failed(error: Exception) -> bytes:
+    def failed(error: BaseException) -> bytes:
         return as_event({"error": errors.openai_error(errors.refusal(error, request.id))})
 
-    return EventStream(following(first, events, failed))
+    write = partial(writer.event, has_usage=ends_with_usage)
+    return await EventStream(failed).begun(partial(service.inference.begin_stream, request, write))
 
 
 class _Writer:

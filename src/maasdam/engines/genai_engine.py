@@ -16,7 +16,7 @@ from typing import Any
 
 from maasdam.core import Artifact, Cost, Meter, SequenceRequest, Tokens, total_cost
 from maasdam.engines.generation import Choice, begin, read_config, read_defaults
-from maasdam.engines.mailbox import Job, Turns, tokens_of
+from maasdam.engines.mailbox import Hear, Job, Turns, tokens_of
 from maasdam.engines.openvino_engine import PRECISIONS, dynamic_quantization
 from maasdam.engines.openvino_library import kept_in, openvino
 from maasdam.engines.tensors import chosen, first_line, loading_with
@@ -127,13 +127,17 @@ class GenaiEngine:
         self.meter: Meter = CpuMeter()
         self._turns = Turns(NAME, self._join, self._step, lambda r: r.handle.cancel())
 
-    def submit(self, request: SequenceRequest) -> AsyncGenerator[Tokens]:
+    def start(self, request: SequenceRequest, hear: Hear) -> Callable[[], object]:
         """Token ids as they come, without the end token; the last has `finish_reason` "stop" or "length".
 
-        Raises at the first step: InvalidPayload (beyond the context, not in the vocabulary), DeadlineExceeded,
-        EngineFailure. Closing the iterator cancels.
+        `hear` is told first: InvalidPayload (beyond the context, not in the vocabulary), DeadlineExceeded,
+        EngineFailure.
         """
-        return tokens_of(request, self._turns.add, self.meter)
+        return self._turns.start(request, hear, self.meter)
+
+    def submit(self, request: SequenceRequest) -> AsyncGenerator[Tokens]:
+        """The same, to be awaited; closing it cancels."""
+        return tokens_of(self, request)
 
     def close(self) -> None:
         """End the thread and free the pipeline; requests in flight end with EngineFailure."""

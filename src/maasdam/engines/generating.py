@@ -6,23 +6,28 @@ Knows requests to sequence engines, stop strings and transcripts. Refuses to kno
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from maasdam.core import Cost, Sampling, SequenceEngine, SequenceRequest, Tensors, TextPiece, TextStream, Tokens, Transcript
 from maasdam.errors import EngineFailure
 
-Decode = Callable[[Callable[[], str]], Awaitable[str]]
-"""Calls what decodes, where it may take its time."""
 
-
-async def _at_once(call: Callable[[], str]) -> str:
-    return call()
+def piece_of(tokens: Tokens, stream: TextStream) -> TextPiece:
+    """The text that an engine's next tokens make certain; of a stop string, and after the last, all there is."""
+    text, reason = stream.feed(tokens.token_ids), tokens.finish_reason
+    taken = tokens.token_ids[: stream.taken]
+    if stream.is_stopped:
+        reason = "stop"
+    elif reason is not None:
+        text += stream.finish()
+        reason = "stop" if stream.is_stopped else reason
+    return TextPiece(text, taken, reason)
 
 
 async def text_of(
-    engine: SequenceEngine, request: SequenceRequest, stream: TextStream, decode: Decode = _at_once
+    engine: SequenceEngine, request: SequenceRequest, stream: TextStream
 ) -> AsyncGenerator[tuple[TextPiece, Cost | None]]:
     """The text after a prompt, piece by piece, each with what it cost so far; the last one says why it is the last.
 
@@ -32,14 +37,9 @@ async def text_of(
     async with aclosing(engine.submit(request)) as tokens_of:
         async for tokens in tokens_of:
             cost = tokens.cost or cost
-            text = await decode(lambda: stream.feed(tokens.token_ids))  # noqa: B023 - called at once
-            taken = tokens.token_ids[: stream.taken]
-            reason = "stop" if stream.is_stopped else tokens.finish_reason
-            if reason is not None and not stream.is_stopped:
-                text += await decode(stream.finish)
-                reason = "stop" if stream.is_stopped else reason
-            yield TextPiece(text, taken, reason), cost
-            if reason is not None:
+            piece = piece_of(tokens, stream)
+            yield piece, cost
+            if piece.finish_reason is not None:
                 return
     raise EngineFailure("the engine ended a generation without saying why")
 

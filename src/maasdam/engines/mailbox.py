@@ -2,33 +2,69 @@
 
 Knows tokens, loops, turns and cancellation. Refuses to know models.
 
-    event loop: `tokens_of(request, add, meter)` ◄─ call_soon_threadsafe ─ engine thread: `job.give`, `job.fail`
+    event loop: `hear(tokens)` ◄─ Mail, one wake-up for all that came since the last ─ engine thread: `job.give`, `job.fail`
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
-from maasdam.core import Meter, SequenceRequest, Tokens
+from maasdam.core import Meter, SequenceEngine, SequenceRequest, Tokens
 from maasdam.engines.tensors import closed
 from maasdam.errors import DeadlineExceeded, EngineFailure
+
+log = logging.getLogger("maasdam.engines")
+Piece = TypeVar("Piece")
+Hear = Callable[[Tokens | BaseException], None]
+
+
+class Mail:
+    """What engines' threads have for one event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._items: deque[tuple[Job, Tokens | BaseException]] = deque()
+        self._is_woken = False
+
+    def post(self, job: Job, item: Tokens | BaseException) -> None:
+        """From any thread."""
+        self._items.append((job, item))
+        if not self._is_woken:
+            self._is_woken = True
+            self.loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._is_woken = False  # before the look: who posts after it wakes us again
+        items = self._items
+        while items:
+            job, item = items.popleft()
+            if not job.is_cancelled:
+                try:
+                    job.hear(item)
+                except Exception:  # one that can't hear must not keep the others from theirs
+                    job.is_cancelled = True
+                    log.exception("what was generated for request %s could not be given to it", job.request.id)
 
 
 class Job:
     """One generation in flight. Made in the event loop; fed from the engine's thread."""
 
-    def __init__(self, request: SequenceRequest) -> None:
+    __slots__ = ("_mail", "hear", "is_cancelled", "request")
+
+    def __init__(self, request: SequenceRequest, hear: Hear, mail: Mail) -> None:
         self.request = request
+        self.hear = hear
         self.is_cancelled = False
         """Set from the event loop, read by the engine's thread between steps."""
-        self._loop = asyncio.get_running_loop()
-        self._mail: asyncio.Queue[Tokens | BaseException] = asyncio.Queue()
+        self._mail = mail
 
     def give(self, tokens: Tokens) -> None:
         """Hand tokens over; those with a `finish_reason` are the last."""
@@ -38,33 +74,57 @@ class Job:
         """End with an error."""
         self._post(error)
 
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        self.is_cancelled = True
+
     def _post(self, item: Tokens | BaseException) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._mail.put_nowait, item)
+            self._mail.post(self, item)
         except RuntimeError:
-            self.is_cancelled = True  # the loop is closed: nobody waits any more
-
-    async def read(self) -> Tokens:
-        """The next tokens. Raises what the engine failed with."""
-        item = await self._mail.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
+            self.is_cancelled = True  # the loop is closed
 
 
-async def tokens_of(request: SequenceRequest, add: Callable[[Job], None], meter: Meter) -> AsyncGenerator[Tokens]:
-    """Add a job and yield its tokens to the last; leaving early cancels it. `meter` is told whose thread waits here."""
-    meter.exclude_this_thread()
-    job = Job(request)
-    add(job)
+async def as_they_come(
+    begin: Callable[[Callable[[Piece | BaseException], None]], Callable[[], object]], is_last: Callable[[Piece], bool]
+) -> AsyncGenerator[Piece]:
+    """What `begin` has told to what it is given, to be awaited; raises the errors among it. Closing this calls what it gave."""
+    mail: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
+    cancel = begin(mail.put_nowait)
     try:
         while True:
-            tokens = await job.read()
-            yield tokens
-            if tokens.finish_reason is not None:
+            piece = await mail.get()
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+            if is_last(piece):
                 return
     finally:
-        job.is_cancelled = True
+        cancel()
+
+
+def tokens_of(engine: SequenceEngine, request: SequenceRequest) -> AsyncGenerator[Tokens]:
+    """What `SequenceEngine.start` tells, to be awaited; closing this cancels."""
+    return as_they_come(lambda hear: engine.start(request, hear), lambda tokens: tokens.finish_reason is not None)
+
+
+def told(
+    pieces: AsyncGenerator[Piece], hear: Callable[[Piece | BaseException], None], is_last: Callable[[Piece], bool]
+) -> Callable[[], object]:
+    """The other way round: have `hear` told of what comes, or of the error that ends it. What this gives closes `pieces`."""
+
+    async def listen() -> None:
+        async with aclosing(pieces):
+            try:
+                async for piece in pieces:
+                    hear(piece)
+                    if is_last(piece):
+                        return
+                raise EngineFailure("a generation ended without saying why")
+            except Exception as error:
+                hear(error)
+
+    return asyncio.ensure_future(listen()).cancel
 
 
 Running = TypeVar("Running", bound=Any)
@@ -87,16 +147,23 @@ class Turns(Generic[Running]):
         self._waiting: deque[Job] = deque()
         self._wake = threading.Condition()
         self._is_closing = False
+        self._mail: Mail | None = None
         self._thread = threading.Thread(target=self._live, name=name, daemon=True)
         self._thread.start()
 
-    def add(self, job: Job) -> None:
-        """Raises EngineFailure where it was closed."""
+    def start(self, request: SequenceRequest, hear: Hear, meter: Meter) -> Callable[[], None]:
+        """See `SequenceEngine.start`. `meter` is told whose thread waits here. Raises EngineFailure where it was closed."""
+        meter.exclude_this_thread()
+        loop = asyncio.get_running_loop()
         with self._wake:
             if self._is_closing:
                 raise closed(self._name)
+            if self._mail is None or self._mail.loop is not loop:
+                self._mail = Mail(loop)
+            job = Job(request, hear, self._mail)
             self._waiting.append(job)
             self._wake.notify()
+        return job.cancel
 
     def close(self) -> None:
         """End the thread; jobs in flight end with EngineFailure."""

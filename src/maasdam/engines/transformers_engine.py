@@ -6,13 +6,13 @@ that optimised builds are compared with, and the fallback for what they don't kn
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import SPEECH_RECOGNITION, Artifact, Cost, Meter, SequenceEngine, SequenceRequest, Tokens, total_cost
 from maasdam.engines.generation import Choice, begin, pick, read_defaults
-from maasdam.engines.mailbox import Job, Turns, tokens_of
+from maasdam.engines.mailbox import Hear, Job, Turns, tokens_of
 from maasdam.engines.tensors import first_line, loading_with
 from maasdam.engines.transformers_library import architecture_of, open_module
 from maasdam.errors import EngineFailure, MaasdamError, Unsupported
@@ -67,9 +67,13 @@ class TransformersEngine:
         self.meter: Meter = CpuMeter()
         self._turns = Turns(NAME, self._join, self._step, most=AT_ONCE)
 
+    def start(self, request: SequenceRequest, hear: Hear) -> Callable[[], object]:
+        """Token ids as they come, without the end token. `hear` is told what `GenaiEngine.start` says."""
+        return self._turns.start(request, hear, self.meter)
+
     def submit(self, request: SequenceRequest) -> AsyncGenerator[Tokens]:
-        """Token ids as they come, without the end token. Raises as `GenaiEngine.submit`; closing the iterator cancels."""
-        return tokens_of(request, self._turns.add, self.meter)
+        """The same, to be awaited; closing it cancels."""
+        return tokens_of(self, request)
 
     def close(self) -> None:
         """End the thread and free the module; requests in flight end with EngineFailure."""

@@ -9,13 +9,12 @@ A request carries "waveform" [1, S] float32, and where the caller said so "langu
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from maasdam.core import Artifact, Cost, Meter, SequenceRequest, Tensors, Tokens, total_cost
-from maasdam.engines.mailbox import Job, Turns, tokens_of
+from maasdam.engines.mailbox import Hear, Job, Turns, tokens_of
 from maasdam.engines.tensors import chosen, closed, first_line, loading_with
 from maasdam.errors import EngineFailure, InvalidPayload, MaasdamError
 from maasdam.telemetry.meter import CpuMeter
@@ -158,12 +157,16 @@ class WhisperEngine:
         self.meter: Meter = CpuMeter()
         self._turns = Turns(name, lambda job: _Running(job, _written(model, job.request.inputs)), self._step, most=1)
 
-    def submit(self, request: SequenceRequest) -> AsyncGenerator[Tokens]:
-        """Text by segments; the last Tokens has `finish_reason` "stop" and no text. Closing the iterator cancels.
+    def start(self, request: SequenceRequest, hear: Hear) -> Callable[[], object]:
+        """Text by segments; the last Tokens has `finish_reason` "stop" and no text.
 
-        Raises InvalidPayload (a language it doesn't know), DeadlineExceeded, EngineFailure.
+        `hear` is told of InvalidPayload (a language it doesn't know), DeadlineExceeded, EngineFailure.
         """
-        return tokens_of(request, self._turns.add, self.meter)
+        return self._turns.start(request, hear, self.meter)
+
+    def submit(self, request: SequenceRequest) -> AsyncGenerator[Tokens]:
+        """The same, to be awaited; closing it cancels."""
+        return tokens_of(self, request)
 
     def text_tokens(self, ids: Sequence[int]) -> list[int]:
         """Of an answer's tokens those that are text: no times, no controls."""
@@ -201,7 +204,7 @@ class WhisperEngine:
         except Exception as error:
             r.job.fail(EngineFailure(f"engine {self._name} broke on a recording: {first_line(error)}"))
             return True
-        r.job.give(replace(tokens, cost=r.cost))
+        r.job.give(tokens._replace(cost=r.cost))
         return tokens.finish_reason is not None
 
 

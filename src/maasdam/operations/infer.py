@@ -20,9 +20,11 @@ from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+from operator import itemgetter
 from typing import Any, Protocol, TypeVar
 
 from maasdam.core import Chunk, Entry, Facts, Request, Units, total_cost
+from maasdam.engines.mailbox import as_they_come
 from maasdam.errors import DeadlineExceeded, EngineFailure, MaasdamError
 from maasdam.serving.deadlines import Deadlines
 from maasdam.serving.replica import Cancel, Replica
@@ -139,33 +141,33 @@ class Inference:
         answering.begin(check)
         return answering.cancel
 
+    def begin_stream(
+        self,
+        request: Request,
+        write: Callable[[Chunk, Entry], Written],
+        hear: Callable[[Written | BaseException, bool], None],
+    ) -> Callable[[], None]:
+        """Have `hear` told of chunks as they come, written, and whether one is the last, which it hears of once the row is
+        durable; or of the error that ends it, once that has its row. The deadline holds for the first one.
+
+        What this gives cancels it, for a caller that went away.
+        """
+        streaming = _Streaming(self, request, write, hear)
+        streaming.begin(lambda facts: None)
+        return streaming.cancel
+
     async def stream(self, request: Request, write: Callable[[Chunk, Entry], Written]) -> AsyncGenerator[Written]:
-        """Chunks as they come, written; the deadline holds for the first one. Closing the generator cancels."""
-        account = _Account(self, request)
-        try:
-            replica = self.lease(account)
-            async with aclosing(replica.answer(replace(request, deadline=None))) as chunks:
-                left = None if request.deadline is None else request.deadline - self._clock()
-                async with asyncio.timeout(left):
-                    chunk = await anext(chunks)
-                self.outbox.first_chunk(account.entry, self._clock() - account.began)
-                while not chunk.is_last:
-                    account.see([chunk])
-                    yield write(chunk, account.entry)
-                    chunk = await anext(chunks)
-            account.see([chunk])
-            account.add_up()
-            last = write(chunk, account.entry)
-            # the deadline was the first piece's; the row has as long again
-            await account.answered(None if request.deadline is None else self._clock() + request.deadline - account.began)
-        except BaseException as error:
-            shown = await account.failed(error)
-            if shown is error:
-                raise
-            raise shown from error
-        finally:
-            account.release()
-        yield last
+        """What `begin_stream` tells, to be awaited. Closing the generator cancels."""
+
+        def begin(tell: Callable[[tuple[Written, bool] | BaseException], None]) -> Callable[[], None]:
+            def hear(piece: Written | BaseException, is_last: bool) -> None:
+                tell(piece if isinstance(piece, BaseException) else (piece, is_last))
+
+            return self.begin_stream(request, write, hear)
+
+        async with aclosing(as_they_come(begin, itemgetter(1))) as pieces:
+            async for piece, _ in pieces:
+                yield piece
 
     async def note(self, entry: Entry, until: float) -> None:
         """Write a row of what no model was asked for, and wait for it until then: it costs nothing, and need not be certain."""
@@ -303,7 +305,7 @@ class _Account:
 
 
 class _Answering:
-    """One request that is answered by callbacks."""
+    """One request that is answered whole, by callbacks."""
 
     def __init__(
         self,
@@ -328,11 +330,17 @@ class _Answering:
         try:
             replica = self._inference.lease(account)
             check(replica.facts)
-            self._cancel = replica.submit(account.request, self._hear)
+            self._cancel = self._ask(replica)
         except BaseException:
             account.release()
             raise
-        deadline = account.request.deadline
+        self._start_clock()
+
+    def _ask(self, replica: Replica) -> Cancel:
+        return replica.submit(self._account.request, self._hear)
+
+    def _start_clock(self) -> None:
+        deadline = self._account.request.deadline
         if deadline is not None and self._done is not None:
             self._late = self._inference.deadlines.add(deadline, self._give_up)
 
@@ -405,6 +413,72 @@ class _Answering:
         if self._late is not None:
             self._inference.deadlines.remove(self._late)
             self._late = None
+
+
+class _Streaming(_Answering):
+    """One request that is answered in pieces."""
+
+    def __init__(
+        self,
+        inference: Inference,
+        request: Request,
+        write: Callable[[Chunk, Entry], Any],
+        hear: Callable[[Any, bool], None],
+    ) -> None:
+        super().__init__(inference, request, lambda chunks, entry, written: None, lambda last: hear(last, True))
+        self._piece = write
+        self._tell = hear
+        self._newest: list[Chunk] = []
+
+    def begin(self, check: Callable[[Facts], None]) -> None:
+        """Ask the replica. Whatever is wrong is told: a stream has no other way to go."""
+        try:
+            self._cancel = self._ask(self._inference.lease(self._account))
+        except Exception as error:
+            self._fail(error)
+        else:
+            self._start_clock()
+
+    def _ask(self, replica: Replica) -> Cancel:
+        stop = replica.stream(replace(self._account.request, deadline=None), self._take)
+
+        def cancel() -> list[Chunk]:
+            stop()
+            return self._newest
+
+        return cancel
+
+    def _take(self, chunk: Chunk | BaseException) -> None:
+        if self._done is None or self._is_answered:
+            return
+        if isinstance(chunk, BaseException):
+            self._break(chunk)
+            return
+        try:
+            if not self._newest:
+                self._stop_clock()
+                self._inference.outbox.first_chunk(self._account.entry, self._inference.now() - self._account.began)
+            self._newest = [chunk]
+            if not chunk.is_last:
+                self._tell(self._piece(chunk, self._account.entry), False)
+                return
+            self._is_answered = True
+            self._account.see([chunk])
+            self._account.add_up()
+            self._keep(self._piece(chunk, self._account.entry))
+        except Exception as error:
+            self._break(error)
+            return
+        deadline = self._account.request.deadline
+        if deadline is not None and self._done is not None:  # that was the first piece's; the row has as long again
+            self._late = self._inference.deadlines.add(self._inference.now() + deadline - self._account.began, self._give_up)
+
+    def _break(self, error: BaseException) -> None:
+        """What was given until now is metered."""
+        if not self._is_answered and self._cancel is not None:
+            self._account.see(self._cancel())
+        self._is_answered = True
+        self._fail(error)
 
 
 def _shown(error: BaseException) -> MaasdamError:

@@ -3,7 +3,7 @@
 Knows payloads, tensors and chunks. Refuses to know endpoints, keys, money and HTTP.
 
     payload -prepare (bounded thread pool)-> tensors -scheduler-> outputs -finish (pool)-> answer, one chunk
-    payload -prepare-> input_ids or waveform -SequenceEngine.submit-> tokens -text stream-> chunk, chunk, ...
+    payload -prepare-> input_ids or waveform -SequenceEngine.start-> tokens -text stream-> chunk, chunk, ...
 
 Decoding happens per payload and before batching, so that bad bytes fail only their sender.
 """
@@ -14,9 +14,9 @@ import asyncio
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
@@ -28,6 +28,7 @@ from maasdam.core import (
     Batching,
     Checked,
     Chunk,
+    Cost,
     Facts,
     Payload,
     Processor,
@@ -42,12 +43,14 @@ from maasdam.core import (
     TextPayload,
     TextPiece,
     TextStream,
+    Tokens,
     Units,
     total_cost,
 )
-from maasdam.engines.generating import text_of, transcript_of
-from maasdam.errors import EngineFailure, InvalidInput, InvalidPayload, MaasdamError, Overloaded, TooLarge
-from maasdam.serving.scheduler import Executions, Ran, Scheduler, settle
+from maasdam.engines.generating import piece_of, transcript_of
+from maasdam.engines.mailbox import as_they_come, told
+from maasdam.errors import InvalidInput, InvalidPayload, MaasdamError, Overloaded, TooLarge
+from maasdam.serving.scheduler import Executions, Ran, Scheduler
 from maasdam.tasks import TASKS, task_of
 from maasdam.telemetry.meter import CpuMeter
 
@@ -59,10 +62,14 @@ SMALL_BYTES = 256 * 1024
 
 TOO_LONG_DECODING_SECONDS = 0.02
 """Of CPU time for the text of one step."""
+MUCH_TOO_LONG_SECONDS = 0.2
+"""Of any time."""
 
 
 Done = Callable[["list[Chunk] | BaseException"], None]
 """Told, in the event loop, of a whole answer: one chunk a payload; or of what went wrong."""
+Hear = Callable[["Chunk | BaseException"], None]
+"""Told, in the event loop, of each piece of an answer as it comes, the last of which says so; or of what went wrong."""
 Cancel = Callable[[], Sequence[Chunk]]
 """Ends an answer, of which `done` hears nothing any more; the newest chunk of each payload until then, to be metered."""
 
@@ -83,8 +90,13 @@ class Replica(Protocol):
         """Begin a whole answer to all payloads. Raises what is known to be wrong at once; `done` hears of the rest."""
         ...
 
+    def stream(self, request: Request, hear: Hear) -> Callable[[], object]:
+        """Begin the answer to a request's only payload, in pieces. Raises and tells as `submit` does. What this gives
+        cancels: `hear` hears nothing any more."""
+        ...
+
     def answer(self, request: Request) -> AsyncGenerator[Chunk]:
-        """Chunks of the answer to a request's only payload, as they come; closing the generator cancels."""
+        """What `stream` tells, to be awaited; closing the generator cancels."""
         ...
 
     @property
@@ -171,15 +183,13 @@ class TensorReplica:
 
         return cancel
 
-    async def answer(self, request: Request) -> AsyncGenerator[Chunk]:
-        """One chunk. Raises what `submit` does, and what it tells."""
-        future: asyncio.Future[list[Chunk]] = asyncio.get_running_loop().create_future()
-        cancel = self.submit(request, partial(settle, future))
-        try:
-            (chunk,) = await future
-        finally:
-            cancel()
-        yield chunk
+    def stream(self, request: Request, hear: Hear) -> Callable[[], object]:
+        """See `Replica`: one chunk."""
+        return self.submit(request, lambda outcome: hear(outcome if isinstance(outcome, BaseException) else outcome[0]))
+
+    def answer(self, request: Request) -> AsyncGenerator[Chunk]:
+        """See `Replica`."""
+        return chunks_of(self, request)
 
     async def _answered(self, payload: Payload, deadline: float | None) -> AsyncGenerator[Chunk]:
         if not isinstance(payload, TensorPayload):
@@ -252,41 +262,70 @@ async def side_by_side(parts: Sequence[Coroutine[Any, Any, Result]]) -> list[Res
 
 def whole(answers: Sequence[AsyncGenerator[Chunk]], done: Done) -> Cancel:
     """Have answers that come in pieces given whole: what `Replica.submit` promises, of what `Replica.answer` gives."""
-    return _Whole(answers, done).cancel
+    return joined([partial(told, answer, is_last=_is_last) for answer in answers], done)
+
+
+def joined(begins: Sequence[Callable[[Hear], Callable[[], object]]], done: Done) -> Cancel:
+    """The same of what begins that `Hear` is told of. Raises what one of them does, with the others ended."""
+    return _Whole(begins, done).cancel
+
+
+def chunks_of(replica: Replica, request: Request) -> AsyncGenerator[Chunk]:
+    """What `Replica.stream` tells, to be awaited; closing the generator cancels."""
+    return as_they_come(lambda hear: replica.stream(request, hear), _is_last)
 
 
 class _Whole:
-    """Answers in pieces, each folded into one chunk, in a task."""
+    """Answers in pieces, side by side, each folded into one chunk. Where one fails the others end."""
 
-    def __init__(self, answers: Sequence[AsyncGenerator[Chunk]], done: Done) -> None:
-        self._newest: dict[int, Chunk] = {}
-        self._done = done
-        self._task = asyncio.ensure_future(side_by_side([self._fold(i, answer) for i, answer in enumerate(answers)]))
-        self._task.add_done_callback(self._tell)
+    def __init__(self, begins: Sequence[Callable[[Hear], Callable[[], object]]], done: Done) -> None:
+        self._done: Done | None = done
+        self._pieces: list[list[Chunk]] = [[] for _ in begins]
+        self._left = len(begins)
+        self._cancels: list[Callable[[], object]] = []
+        try:
+            for i, begin in enumerate(begins):
+                if self._done is not None:
+                    self._cancels.append(begin(partial(self._hear, i)))
+        except BaseException:
+            self.cancel()
+            raise
 
     def cancel(self) -> Sequence[Chunk]:
         """See `Cancel`."""
-        self._task.cancel()
-        return list(self._newest.values())
+        self._done = None
+        for cancel in self._cancels:
+            cancel()
+        return [pieces[-1] for pieces in self._pieces if pieces]
 
-    def _tell(self, task: asyncio.Task[list[Chunk]]) -> None:
-        if not task.cancelled():
-            self._done(task.exception() or task.result())
+    def _hear(self, i: int, chunk: Chunk | BaseException) -> None:
+        done = self._done
+        if done is None:
+            return
+        if isinstance(chunk, BaseException):
+            self.cancel()
+            done(chunk)
+            return
+        self._pieces[i].append(chunk)
+        if chunk.is_last:
+            self._left -= 1
+            if not self._left:
+                self._done = None
+                done([_folded(pieces) for pieces in self._pieces])
 
-    async def _fold(self, i: int, answer: AsyncGenerator[Chunk]) -> Chunk:
-        """The pieces of text joined, other answers as they are."""
-        async with aclosing(answer) as chunks:
-            texts: list[str] = []
-            token_ids: list[int] = []
-            async for chunk in chunks:
-                self._newest[i] = chunk
-                if not isinstance(chunk.value, TextPiece):
-                    return chunk
-                texts.append(chunk.value.text)
-                token_ids.extend(chunk.value.token_ids)
-                if chunk.is_last:
-                    return replace(chunk, value=TextPiece("".join(texts), tuple(token_ids), chunk.value.finish_reason))
-        raise EngineFailure("the answer ended without a last piece")
+
+def _folded(pieces: Sequence[Chunk]) -> Chunk:
+    """Pieces of text joined; another answer as it is."""
+    last = pieces[-1]
+    if not isinstance(last.value, TextPiece):
+        return last
+    texts = [cast(TextPiece, piece.value) for piece in pieces]
+    ids = tuple(token for text in texts for token in text.token_ids)
+    return last._replace(value=TextPiece("".join(text.text for text in texts), ids, last.value.finish_reason))
+
+
+def _is_last(chunk: Chunk) -> bool:
+    return chunk.is_last
 
 
 def _size(tensors: Mapping[str, Any]) -> int:
@@ -328,6 +367,7 @@ class SequenceReplica:
         self._queue_size = queue_size
         self._text_stream = text_stream
         self._decodes_apart = False
+        self._clock = time.perf_counter
 
     @property
     def waiting(self) -> int:
@@ -340,60 +380,146 @@ class SequenceReplica:
         return None
 
     def submit(self, request: Request, done: Done) -> Cancel:
-        """See `Replica`: the pieces that `answer` gives, joined."""
-        return whole([self.answer(replace(request, payloads=(payload,))) for payload in request.payloads], done)
+        """See `Replica`: the pieces that `stream` tells, joined. Raises Overloaded."""
+        return joined([partial(self.stream, replace(request, payloads=(payload,))) for payload in request.payloads], done)
 
-    async def answer(self, request: Request) -> AsyncGenerator[Chunk]:
-        """Chunks as they come. Raises InvalidPayload (prompt beyond the context), Overloaded, EngineFailure."""
+    def stream(self, request: Request, hear: Hear) -> Callable[[], object]:
+        """See `Replica`. Raises Overloaded; `hear` may be told of InvalidPayload (prompt beyond the context), EngineFailure."""
         if self._answering >= self._queue_size:
             raise Overloaded(f"{self._answering} requests are already waiting for this model; try again in a second")
+        (payload,) = request.payloads
+        _check_kind(self._processor.task, payload)
+        if isinstance(payload, TextPayload):
+            return _Text(self, request, payload, hear).cancel
+        return told(self._transcribed(request, payload), hear, _is_last)
+
+    def answer(self, request: Request) -> AsyncGenerator[Chunk]:
+        """See `Replica`."""
+        return chunks_of(self, request)
+
+    async def _transcribed(self, request: Request, payload: Payload) -> AsyncGenerator[Chunk]:
         self._answering += 1
         try:
-            (payload,) = request.payloads
-            _check_kind(self._processor.task, payload)
             loop = asyncio.get_running_loop()
             prepared, units = await loop.run_in_executor(self._pool, _prepare, self._processor, payload)
-            if isinstance(payload, TextPayload):
-                chunks = self._generate(request, payload, prepared[0], units)
-            else:
-                chunks = self._transcribe(request, prepared, units)
-            async with aclosing(chunks):
-                async for chunk in chunks:
-                    yield chunk
+            transcript, tokens = await transcript_of(self._engine, prepared, request.id, request.deadline)
         finally:
             self._answering -= 1
-
-    async def _generate(self, request: Request, payload: TextPayload, inputs: Tensors, units: Units) -> AsyncGenerator[Chunk]:
-        sampling = payload.sampling
-        if sampling.max_tokens is None:
-            sampling = replace(sampling, max_tokens=self._max_tokens)
-        assert self._text_stream is not None
-        stream = self._text_stream(sampling.stop, inputs["input_ids"][0])
-        asked = SequenceRequest(request.id, inputs, sampling, request.deadline)
-        count = 0
-        async with aclosing(text_of(self._engine, asked, stream, self._decoded)) as pieces:
-            async for piece, cost in pieces:
-                count += len(piece.token_ids)
-                yield Chunk(piece, replace(units, completion_tokens=count), piece.finish_reason is not None, cost)
-
-    async def _decoded(self, call: Callable[[], str]) -> str:
-        """The next text: in the event loop, unless this model's decoder has taken long there. It came with the model."""
-        if self._decodes_apart:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, call)
-        began = time.thread_time()
-        text = call()
-        if time.thread_time() - began > TOO_LONG_DECODING_SECONDS:
-            log.warning("a tokenizer's decoder blocked the event loop; this model has threads for it from now on")
-            self._decodes_apart = True
-        return text
-
-    async def _transcribe(self, request: Request, prepared: Sequence[Tensors], units: Units) -> AsyncGenerator[Chunk]:
-        transcript, tokens = await transcript_of(self._engine, prepared, request.id, request.deadline)
         yield Chunk(transcript, units, True, total_cost(each.cost for each in tokens))
+
+    def _note_slow_decoder(self, seconds: float) -> None:
+        """The decoder came with the model. What took long by the clock may have waited for the processor: its time is asked
+        for from then on, by a call of the system that quick tokens need not pay."""
+        if self._clock is time.perf_counter and seconds < MUCH_TOO_LONG_SECONDS:
+            self._clock = time.thread_time
+            return
+        log.warning("a tokenizer's decoder blocked the event loop; this model has threads for it from now on")
+        self._decodes_apart = True
 
     def close(self) -> None:
         """Stop the engine."""
         self._engine.close()
+
+
+class _Text:
+    """One text that is being written, told piece by piece: no task, and nothing that is awaited for a token."""
+
+    def __init__(self, replica: SequenceReplica, request: Request, payload: TextPayload, hear: Hear) -> None:
+        self._replica = replica
+        self._request = request
+        self._sampling = payload.sampling
+        self._hear: Hear | None = hear
+        self._units = Units()
+        self._words: TextStream
+        self._stop: Callable[[], object] | None = None
+        self._cost: Cost | None = None
+        self._count = 0
+        self._later: deque[Tokens | BaseException] = deque()
+        """Behind tokens whose text is made in a thread."""
+        replica._answering += 1
+        asyncio.get_running_loop().run_in_executor(replica._pool, _prepare, replica._processor, payload).add_done_callback(
+            self._begin
+        )
+
+    def cancel(self) -> None:
+        """End it; nothing more is told."""
+        if self._hear is not None:
+            self._hear = None
+            self._replica._answering -= 1
+            if self._stop is not None:
+                self._stop()
+
+    def _begin(self, prepared: asyncio.Future[tuple[list[dict[str, Any]], Units]]) -> None:
+        if self._hear is None:
+            prepared.cancelled() or prepared.exception()  # or asyncio says that nobody looked at it
+            return
+        replica, sampling = self._replica, self._sampling
+        try:
+            (inputs,), self._units = prepared.result()
+            if sampling.max_tokens is None:
+                sampling = replace(sampling, max_tokens=replica._max_tokens)
+            assert replica._text_stream is not None
+            self._words = replica._text_stream(sampling.stop, inputs["input_ids"][0])
+            asked = SequenceRequest(self._request.id, inputs, sampling, self._request.deadline)
+            self._stop = replica._engine.start(asked, self._take)
+        except BaseException as error:
+            self._fail(error)
+
+    def _take(self, tokens: Tokens | BaseException) -> None:
+        """The engine's next."""
+        replica = self._replica
+        if self._later or replica._decodes_apart:
+            self._later.append(tokens)
+            if len(self._later) == 1:
+                self._work_apart()
+        elif isinstance(tokens, BaseException):
+            self._fail(tokens)
+        else:
+            began = replica._clock()
+            try:
+                piece = piece_of(tokens, self._words)
+            except Exception as error:
+                self._fail(error)
+                return
+            took = replica._clock() - began
+            if took > TOO_LONG_DECODING_SECONDS:
+                replica._note_slow_decoder(took)
+            self._give(piece, tokens.cost)
+
+    def _work_apart(self) -> None:
+        tokens = self._later[0]
+        if isinstance(tokens, BaseException):
+            self._fail(tokens)
+            return
+
+        def decoded(piece: asyncio.Future[TextPiece]) -> None:
+            try:
+                self._give(piece.result(), tokens.cost)
+            except BaseException as error:
+                self._fail(error)
+            self._later.popleft()
+            if self._later and self._hear is not None:
+                self._work_apart()
+
+        pool = self._replica._pool
+        asyncio.get_running_loop().run_in_executor(pool, piece_of, tokens, self._words).add_done_callback(decoded)
+
+    def _give(self, piece: TextPiece, cost: Cost | None) -> None:
+        hear, units, is_last = self._hear, self._units, piece.finish_reason is not None
+        if hear is None:
+            return
+        self._count += len(piece.token_ids)
+        self._cost = cost or self._cost
+        chunk = Chunk(piece, Units(units.items, units.prompt_tokens, self._count, units.audio_seconds), is_last, self._cost)
+        if is_last:
+            self.cancel()
+        hear(chunk)
+
+    def _fail(self, error: BaseException) -> None:
+        hear = self._hear
+        if hear is not None:
+            self.cancel()
+            hear(error)
 
 
 def _prepare(processor: Processor, payload: Payload) -> tuple[list[dict[str, Any]], Units]:
