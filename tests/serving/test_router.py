@@ -15,7 +15,8 @@ import pytest
 from tests.waiting import until
 
 from maasdam.core import Facts
-from maasdam.errors import InvalidModel, NotFound, NotReady
+from maasdam.errors import Crashed, InvalidModel, NotFound, NotReady
+from maasdam.serving.replica import Gone
 from maasdam.serving.router import Router
 
 
@@ -68,7 +69,7 @@ class FakeCatalog:
         self.number += 1
         at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.number)
         self.deployed[model] = SimpleNamespace(
-            model=model, version=version, replicas=replicas, traffic=traffic, shadow=None, updated_at=at
+            model=model, version=version, replicas=replicas, traffic=traffic, shadow=None, updated_at=at, isolate=False
         )
 
 
@@ -81,7 +82,7 @@ class Loads:
         self.broken: set[str] = set()
         self.held: dict[str, asyncio.Event] = {}
 
-    async def __call__(self, version: Any) -> Spy:
+    async def __call__(self, version: Any, desired: Any) -> Spy:
         name = f"{version.model}:{version.version}"
         self.tried.append(name)
         if name in self.held:
@@ -352,3 +353,56 @@ async def test_a_catalog_that_is_away_for_a_while_changes_nothing() -> None:
         catalog.revision = revision
         catalog.deploy("b")
         await until(lambda: "b" in router.models() and router.is_ready)
+
+
+async def test_a_replica_that_is_gone_is_brought_up_again() -> None:
+    catalog, loads = FakeCatalog({}, {"a": 1}), Loads()
+    catalog.deploy("a")
+    async with routing(catalog, loads) as router:
+        await until(lambda: router.find("a").state == "ready")
+        (spy,) = loads.spies["a:1"]
+        lease = router.lease("a")
+        loads.held["a:1"] = asyncio.Event()
+        spy.when_gone(Gone("crashed with SIGSEGV", is_crash=True))
+        with pytest.raises(NotReady, match="is loading"):
+            router.lease("a")
+        loads.held["a:1"].set()
+        await until(lambda: router.find("a").state == "ready")
+        assert router.find("a").replicas == [loads.spies["a:1"][1]]
+        assert not spy.is_closed  # a request holds it still
+        lease.release()
+        await until(lambda: spy.is_closed)
+
+
+async def test_what_crashes_over_and_over_has_failed_until_it_is_deployed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maasdam.serving.crashes.PAUSE_SECONDS", 0.01)
+    catalog, loads = FakeCatalog({}, {"a": 1, "b": 1}), Loads()
+    catalog.deploy("a")
+    catalog.deploy("b")
+    async with routing(catalog, loads) as router:
+        for times in (1, 2, 3):
+            await until(lambda: router.find("a").state == "ready")
+            assert loads.tried.count("a:1") == times
+            router.find("a").replicas[0].when_gone(Gone(f"crash {times}", is_crash=True))
+        assert router.find("a").state == "failed"
+        assert router.find("a").reason == "Crashed: it crashed 3 times within 60 s, the last time so: crash 3"
+        await asyncio.sleep(0.05)
+        assert loads.tried.count("a:1") == 3
+        assert router.find("b").state == "ready"
+        catalog.deploy("a")
+        await until(lambda: router.find("a").state == "ready")
+
+
+async def test_what_crashes_while_it_loads_is_tried_three_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maasdam.serving.crashes.PAUSE_SECONDS", 0.01)
+    catalog, tried = FakeCatalog({}, {"a": 1}), []
+    catalog.deploy("a")
+
+    async def load(version: Any, desired: Any) -> Any:
+        tried.append(version)
+        raise Crashed("the work crashed with SIGSEGV")
+
+    async with routing(catalog, load) as router:
+        await until(lambda: router.find("a").state == "failed")
+        assert len(tried) == 3
+        assert "the last time so: the work crashed with SIGSEGV" in str(router.find("a").reason)

@@ -35,6 +35,7 @@ class DeploymentBody(BaseModel):
         "always", description="loaded at the start, and making room when idle; at the first request; or never leaving"
     )
     idle_seconds: float | None = Field(None, gt=0, description="unload after so long without a request; the next wakes it")
+    isolate: bool = Field(False, description="whether each copy runs in a process of its own")
 
 
 class KeyBody(BaseModel):

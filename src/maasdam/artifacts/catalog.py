@@ -77,6 +77,8 @@ class Deployment:
     """After so long without a request its replicas leave, and the next request brings them back; None: they don't."""
     updated_at: datetime
     """When it was deployed last, or how it is served was changed."""
+    isolate: bool = False
+    """Whether its replicas are to have processes of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,11 +265,12 @@ class Catalog:
         *,
         mode: str = "always",
         idle_seconds: float | None = None,
+        isolate: bool = False,
     ) -> Deployment:
         """Desired state: NAME follows its alias prod (else the newest that passed), NAME:VERSION stays.
 
-        `traffic` is percent by version number, the rest going to the deployed one; `shadow` is a version number; `mode` and
-        `idle_seconds` as in `Deployment`.
+        `traffic` is percent by version number, the rest going to the deployed one; `shadow` is a version number; `mode`,
+        `idle_seconds` and `isolate` as in `Deployment`.
         Raises NotFound, InvalidInput, and VerificationFailed for a version whose report failed, or came from elsewhere
         and was not verified here, unless it was promoted or there is `trust`.
         """
@@ -288,7 +291,7 @@ class Catalog:
             row = session.get(DeploymentRow, model, with_for_update=True) or DeploymentRow(model=model)
             row.version = None if version is None and alias is None else wanted[0].version
             row.replicas, row.shadow, row.updated_at = replicas, shadow, datetime.now(UTC)
-            row.mode, row.idle_seconds = mode, idle_seconds
+            row.mode, row.idle_seconds, row.isolate = mode, idle_seconds, isolate
             row.traffic = {str(number): share for number, share in shares.items()} or None
             session.add(row)
             session.flush()

@@ -20,6 +20,7 @@ def deploy(
     idle: float = typer.Option(
         None, "--idle", min=0.001, metavar="SECONDS", help="Unload it after so long without a request; the next one wakes it."
     ),
+    isolate: bool = typer.Option(False, "--isolate", help="Run each copy in a process of its own."),
     trust: bool = typer.Option(False, "--trust", help="Take the report of an imported version at its word."),
     as_json: bool = JSON,
 ) -> None:
@@ -36,7 +37,7 @@ def deploy(
     from maasdam.operations.release import deploy
 
     with in_workspace() as workspace:
-        deployment = deploy(workspace, name, replicas, shares, trust, mode=mode, idle_seconds=idle)
+        deployment = deploy(workspace, name, replicas, shares, trust, mode=mode, idle_seconds=idle, isolate=isolate)
         what = f"version {deployment.version}" if deployment.version else "its alias prod, else the newest that passed"
         how = f"{deployment.replicas} replica(s), {_memory(mode, idle)}"
         emit(asdict(deployment), as_json, f"{deployment.model} is deployed: {what}, {how}")

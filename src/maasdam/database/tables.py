@@ -92,6 +92,7 @@ class DeploymentRow(Base):
     shadow: Mapped[int | None] = mapped_column(Integer)
     mode: Mapped[str] = mapped_column(String(16), server_default="always")
     idle_seconds: Mapped[float | None] = mapped_column(Float)
+    isolate: Mapped[bool] = mapped_column(Boolean, server_default="0")
     updated_at: Mapped[datetime] = mapped_column(UtcTime)
 
 

@@ -200,7 +200,7 @@ def open_service(
         open_processor=open_processor,
         attempts=LoadAttempts(settings.home / "loading", workspace.catalog.deployed_at),
     )
-    router = Router(workspace.catalog, load, drain_seconds=settings.shutdown_grace_seconds)
+    router = Router(workspace.catalog, lambda version, desired: load(version), drain_seconds=settings.shutdown_grace_seconds)
     metrics = metrics or Metrics()
     outbox = Outbox(Journal(settings.home / JOURNALS), metrics, workspace.prices)
     presence = Presence(workspace.database, on_back=workspace.ledger.look_anew)

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
@@ -74,12 +74,32 @@ Cancel = Callable[[], Sequence[Chunk]]
 """Ends an answer, of which `done` hears nothing any more; the newest chunk of each payload until then, to be metered."""
 
 
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Why a replica can answer nothing more, though nobody closed it."""
+
+    reason: str
+    """A sentence: what ended it."""
+    is_crash: bool
+    """False: it left on its own, because it was idle or another needed its room."""
+
+
+WhenGone = Callable[[Gone], None]
+
+
 class Replica(Protocol):
     """What the router and `operations.infer` see of the running copy of one version. Nothing else of it is reached into."""
 
     facts: Facts
     in_flight: int
     """Leases on it: the router counts them."""
+    when_gone: WhenGone | None
+    """The router's; told in the event loop, once at most. What runs in this process never goes by itself."""
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """What its process holds, as measured; None where that is this process, in which nobody can tell."""
+        ...
 
     @property
     def waiting(self) -> int:
@@ -112,6 +132,8 @@ class Replica(Protocol):
 class TensorReplica:
     """A tensor engine behind a scheduler."""
 
+    memory_bytes = None
+
     def __init__(
         self,
         engine: TensorEngine,
@@ -128,6 +150,7 @@ class TensorReplica:
         """`batching`: what was found of this engine; unless it is independent, requests run one by one."""
         self.facts = Facts(engine.signature, None, processor.task if processor else None, batching, labels or {})
         self.in_flight = 0
+        self.when_gone: WhenGone | None = None
         self._engine = engine
         self._processor = processor
         self._pool = pool
@@ -343,6 +366,8 @@ def _bytes_a_row(spec: TensorSpec) -> int:
 class SequenceReplica:
     """A sequence engine: text generation, or speech by an engine that decodes by itself."""
 
+    memory_bytes = None
+
     def __init__(
         self,
         engine: SequenceEngine,
@@ -359,6 +384,7 @@ class SequenceReplica:
         """
         self.facts = Facts(None, engine.context_length, processor.task)
         self.in_flight = 0
+        self.when_gone: WhenGone | None = None
         self._answering = 0
         self._max_tokens = max_tokens
         self._engine = engine

@@ -5,7 +5,8 @@
 
 A version that is being replaced keeps answering until its successor is ready; one that fails to load is reported
 with its reason and takes nothing else down. It is tried again only once it is deployed again: what hung left a thread
-behind that nobody can end, and another change of the catalog is no reason to leave one more.
+behind that nobody can end, and another change of the catalog is no reason to leave one more. A replica whose process went
+is brought up again, unless it crashes over and over.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from maasdam.core import Facts, split_name
-from maasdam.errors import MaasdamError, ModelNotFound, NotReady
-from maasdam.serving.replica import Replica
+from maasdam.errors import Crashed, MaasdamError, ModelNotFound, NotReady
+from maasdam.serving.crashes import MOST, WINDOW_SECONDS, Crashes
+from maasdam.serving.replica import Gone, Replica
 from maasdam.serving.share import apart
 
 if TYPE_CHECKING:
@@ -64,14 +67,15 @@ class ReplicaSet:
 
     version: Version
     target: Target
-    wanted: int = 1
-    """Replicas that should run."""
+    desired: Desired
+    """How it is to be served."""
     state: State = "loading"
     reason: str | None = None
     """Why it failed."""
     failed: Target | None = None
     """What failed to load last: the same is not tried again."""
     replicas: list[Replica] = field(default_factory=list)
+    crashes: Crashes = field(default_factory=Crashes)
     task: asyncio.Task[None] | None = None
 
     @property
@@ -119,9 +123,11 @@ class Desired:
     deployed_at: datetime
     """When it was asked for last."""
     reason: str | None = None
+    isolate: bool = False
+    """Whether its replicas are to have processes of their own, whatever is known of it."""
 
 
-Load = Callable[["Version"], Awaitable[Replica]]
+Load = Callable[["Version", Desired], Awaitable[Replica]]
 
 
 class Router:
@@ -281,11 +287,13 @@ class Router:
                 target = Target(version.digest, want.deployed_at)
                 group = next((c for c in groups if c.version.version == number), None)
                 if group is not None:
-                    group.version, group.target, group.wanted = version, target, want.replicas
+                    if group.target != target:
+                        group.crashes = Crashes()
+                    group.version, group.target, group.desired = version, target, want
                 if group is None or (group.state == "failed" and group.failed != target):
                     if group is not None:
                         groups.remove(group)
-                    group = ReplicaSet(version, target, want.replicas)
+                    group = ReplicaSet(version, target, want)
                     groups.append(group)
                 self._tend(group)
         self._tidy()
@@ -307,7 +315,9 @@ class Router:
                     shares[version.version] = float(percent) / 100
                 rest = 1.0 - sum(share for number, share in shares.items() if number != primary.version)
                 shares[primary.version] = max(rest, 0.0)
-                desired[model] = Desired(primary.version, shares, deployment.replicas, deployment.updated_at)
+                desired[model] = Desired(
+                    primary.version, shares, deployment.replicas, deployment.updated_at, isolate=deployment.isolate
+                )
             except MaasdamError as error:
                 desired[model] = Desired(None, {}, deployment.replicas, deployment.updated_at, str(error))
         return desired, versions
@@ -331,34 +341,71 @@ class Router:
 
     def _tend(self, group: ReplicaSet) -> None:
         """Have as many replicas as wanted, unless just that has failed."""
-        while len(group.replicas) > group.wanted:
-            self._spawn(self._retire([group.replicas.pop()]))
-        if len(group.replicas) < group.wanted and group.task is None and group.failed != group.target and not self._is_stopping:
+        while len(group.replicas) > group.desired.replicas:
+            self._retire_one(group, group.replicas[-1])
+        may_load = group.task is None and group.failed != group.target and not self._is_stopping
+        if may_load and len(group.replicas) < group.desired.replicas:
             group.task = asyncio.create_task(self._bring_up(group))
 
     async def _bring_up(self, group: ReplicaSet) -> None:
         target = group.target
         try:
-            while len(group.replicas) < group.wanted and not group.is_unwanted:
+            while len(group.replicas) < group.desired.replicas and not group.is_unwanted:
                 target = group.target
-                replica = await self._load(group.version)
-                if group.is_unwanted or len(group.replicas) >= group.wanted:  # since it began to load
+                await asyncio.sleep(group.crashes.pause)
+                try:
+                    replica = await self._load(group.version, group.desired)
+                except Crashed as error:
+                    self._crashed(group, str(error))
+                    continue
+                if group.is_unwanted or len(group.replicas) >= group.desired.replicas:  # since it began to load
                     self._spawn(self._retire([replica]))
                     return
                 group.replicas.append(replica)
+                replica.when_gone = partial(self._gone, group, replica)
                 if group.state == "loading":
                     log.info("model %s is ready", group.name)
-                    group.state = "ready"
+                    group.state, group.reason = "ready", None
                     self._tidy()
         except Exception as error:
-            log.error("model %s failed to load: %s", group.name, error, exc_info=not isinstance(error, MaasdamError))
-            if not group.replicas:
-                group.state = "failed"
-            group.reason = f"{type(error).__name__}: {error}"
-            group.failed = target
+            self._fail(group, target, error)
         finally:
             group.task = None
             self._changed.set()
+
+    def _gone(self, group: ReplicaSet, replica: Replica, gone: Gone) -> None:
+        """A replica can answer nothing more: another takes its place."""
+        if replica not in group.replicas:
+            return
+        self._retire_one(group, replica)
+        if not group.replicas and group.state == "ready":
+            group.state = "loading"
+        log.warning("a replica of model %s is gone: %s", group.name, gone.reason)
+        try:
+            if gone.is_crash:
+                self._crashed(group, gone.reason)
+            self._tend(group)
+        except Crashed as error:
+            self._fail(group, group.target, error)
+        self._changed.set()
+
+    def _crashed(self, group: ReplicaSet, reason: str) -> None:
+        """Count a crash. Raises Crashed where they are too many."""
+        group.crashes.add()
+        if group.crashes.are_too_many:
+            raise Crashed(f"it crashed {MOST} times within {WINDOW_SECONDS:.0f} s, the last time so: {reason}")
+
+    def _fail(self, group: ReplicaSet, target: Target, error: Exception) -> None:
+        log.error("model %s failed to load: %s", group.name, error, exc_info=not isinstance(error, MaasdamError))
+        if not group.replicas:
+            group.state = "failed"
+        group.reason = f"{type(error).__name__}: {error}"
+        group.failed = target
+
+    def _retire_one(self, group: ReplicaSet, replica: Replica) -> None:
+        group.replicas.remove(replica)
+        replica.when_gone = None
+        self._spawn(self._retire([replica]))
 
     def _tidy(self) -> None:
         """Drain what is not wanted any more, unless it stands in for a successor that is not ready."""

@@ -1,0 +1,59 @@
+"""What whoever serves needs of the one that keeps engine hosts. All of it is plain data: it may be asked across processes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Protocol
+
+from msgspec import Struct
+
+
+class HostWork(Struct, frozen=True):
+    """What a host is to run: one version."""
+
+    model: str
+    version: int
+    digest: str
+    engine: str
+    """Of ENGINES: which libraries it needs."""
+
+    @property
+    def name(self) -> str:
+        """NAME:VERSION."""
+        return f"{self.model}:{self.version}"
+
+
+class HostAddress(Struct, frozen=True):
+    """Where a host answers."""
+
+    id: str
+    path: str
+    """Of a Unix socket (SOCK_SEQPACKET) in a folder that is its user's alone."""
+    pid: int
+
+
+class HostEnd(Struct, frozen=True):
+    """How a host ended."""
+
+    reason: str
+    """A sentence: by which signal or limit, or that it was asked to."""
+    is_crash: bool
+
+
+class Keeper(Protocol):
+    """Starts, counts, limits and ends hosts. One for all processes of a service."""
+
+    async def acquire(self, work: HostWork, held: Collection[str]) -> HostAddress:
+        """A host of that version that is none of `held`, which the asker has already; it is started where there is none.
+
+        It may be loading still: who connects hears when it is done. Raises ServiceError where no process can be started.
+        """
+        ...
+
+    async def release(self, host_id: str) -> None:
+        """The asker leaves a host. The last one to leave ends it. More than once does no harm."""
+        ...
+
+    async def ended(self, host_id: str) -> HostEnd:
+        """Wait until a host, which was acquired and hung up, is gone; why. One that does not go is ended."""
+        ...
