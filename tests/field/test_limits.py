@@ -59,7 +59,7 @@ def test_what_crosses_a_limit_is_ended_and_the_limit_is_named(function, limits: 
 
 
 def test_resident_memory_is_watched_where_the_system_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(children, "_resident", lambda pid: MEMORY + 1)
+    monkeypatch.setattr("maasdam.children.limited.resident_bytes", lambda pid: MEMORY + 1)
     with pytest.raises(LimitExceeded, match="step_memory_bytes"):
         run_limited(work.loops, limits=PLENTY)
 
