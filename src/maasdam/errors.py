@@ -27,7 +27,10 @@
         ├── EngineFailure      500  INTERNAL
         │   └── Crashed        500      the process that ran it is gone
         ├── Overloaded         503  UNAVAILABLE           queue full; retry later
+        │   └── NoRoom         503      other models hold the memory
         ├── NotReady           503  UNAVAILABLE           replica loading
+        │   ├── Asleep         503      the router's: to be loaded first; inference waits for it, nobody sees it
+        │   └── Left           503      a replica's: asked again of another, nobody sees it
         ├── StorageFailure     503  UNAVAILABLE           the disk is full, the database is gone
         │   └── LostConnection 503      the database's server went away
         └── DeadlineExceeded   504  DEADLINE_EXCEEDED
@@ -41,6 +44,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class MaasdamError(Exception):
@@ -247,6 +251,13 @@ class Overloaded(ServiceError):
     retry_after_seconds = 1.0
 
 
+class NoRoom(Overloaded):
+    """Other models hold the memory that this one needs."""
+
+    code = "no_room"
+    retry_after_seconds = 5.0
+
+
 class NotReady(ServiceError):
     """A replica is loading or stopping."""
 
@@ -254,6 +265,23 @@ class NotReady(ServiceError):
     grpc_status = "UNAVAILABLE"
     code = "not_ready"
     retry_after_seconds = 1.0
+
+
+class Asleep(NotReady):
+    """What was asked for has to be loaded first: `Router.woken` waits for it."""
+
+    def __init__(self, message: str, name: str, group: Any) -> None:
+        """`name` is what was asked for, `group` the router's own replica set that it meant."""
+        super().__init__(message)
+        self.name = name
+        self.group = group
+
+
+class Left(NotReady):
+    """A replica that left on its own computed nothing of this request, which is asked again of another.
+
+    Its `when_gone` was told before.
+    """
 
 
 class StorageFailure(ServiceError):

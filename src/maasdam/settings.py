@@ -59,6 +59,9 @@ class Settings:
     """A request unanswered for so long gets 504."""
     shutdown_grace_seconds: float = 10.0
     """The service has ended so long after SIGTERM, whatever hangs; requests in flight may finish until shortly before."""
+    memory_budget: str = ""
+    """Memory that models may take together: bytes ("4GB", "512 MiB") or a share of what the machine, or its container, has
+    ("60%"). For one more the least recently used idle ones leave. Empty is no limit."""
     load_seconds: float = 300.0
     """A model that has not loaded and answered once by then has failed; the others do not wait for it."""
     max_answer_bytes: int = 512 * 1024 * 1024

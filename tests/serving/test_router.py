@@ -65,11 +65,21 @@ class FakeCatalog:
             model=model, version=number, digest=f"sha256:{number}", aliases=aliases, task=None, engine="fake"
         )
 
-    def deploy(self, model: str, version: int | None = None, replicas: int = 1, traffic: Any = None) -> None:
+    def deploy(
+        self, model: str, version: int | None = None, replicas: int = 1, traffic: Any = None, mode: str = "always"
+    ) -> None:
         self.number += 1
         at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.number)
         self.deployed[model] = SimpleNamespace(
-            model=model, version=version, replicas=replicas, traffic=traffic, shadow=None, updated_at=at, isolate=False
+            model=model,
+            version=version,
+            replicas=replicas,
+            traffic=traffic,
+            shadow=None,
+            updated_at=at,
+            isolate=False,
+            mode=mode,
+            idle_seconds=None,
         )
 
 
@@ -82,7 +92,7 @@ class Loads:
         self.broken: set[str] = set()
         self.held: dict[str, asyncio.Event] = {}
 
-    async def __call__(self, version: Any, desired: Any) -> Spy:
+    async def __call__(self, version: Any, desired: Any, may_push: bool) -> Spy:
         name = f"{version.model}:{version.version}"
         self.tried.append(name)
         if name in self.held:
@@ -398,7 +408,7 @@ async def test_what_crashes_while_it_loads_is_tried_three_times(monkeypatch: pyt
     catalog, tried = FakeCatalog({}, {"a": 1}), []
     catalog.deploy("a")
 
-    async def load(version: Any, desired: Any) -> Any:
+    async def load(version: Any, desired: Any, may_push: bool) -> Any:
         tried.append(version)
         raise Crashed("the work crashed with SIGSEGV")
 

@@ -248,7 +248,7 @@ def _plain_routes(app: FastAPI, service: Service) -> None:
     async def health() -> dict[str, Any]:
         """Whether the service is up, and how many models are. Needs no key."""
         now = [one.state for one in served_versions(service)]
-        states = {state: now.count(state) for state in ("ready", "loading", "failed")}
+        states = {state: now.count(state) for state in ("ready", "asleep", "waking", "loading", "failed")}
         status = "draining" if service.is_draining else "ok" if service.trouble is None else service.trouble
         return {"status": status, "version": __version__, "models": states}
 

@@ -133,10 +133,9 @@ def routes(service: Service) -> APIRouter:
     @router.get(MODELS + "/ready")
     @router.get(MODELS + "/versions/{version}/ready")
     async def model_ready(model: str, version: str | None = None) -> JSONResponse:
-        """Whether a model answers (200) or not yet (503)."""
+        """Whether a model answers (200), one that is asleep too, or not yet (503)."""
         one = served_version(service, name_of(model, version))
-        is_ready = one.state == "ready"
-        return JSONResponse({"name": one.version.model, "ready": is_ready}, 200 if is_ready else 503)
+        return JSONResponse({"name": one.version.model, "ready": one.is_answering}, 200 if one.is_answering else 503)
 
     @router.post(MODELS + "/infer", openapi_extra=INFER_SCHEMA)
     @router.post(MODELS + "/versions/{version}/infer", openapi_extra=INFER_SCHEMA)

@@ -175,7 +175,7 @@ class GrpcDoor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships 
             return oip_proto.made(message("LogSettingsResponse"), {"settings": settings})
 
         def model_ready(service: Service, name: str) -> dict[str, Any]:
-            return {"ready": served_version(service, name).state == "ready"}
+            return {"ready": served_version(service, name).is_answering}
 
         def config(service: Service, name: str) -> dict[str, Any]:
             return {"config": oip_models.config(service, name)}

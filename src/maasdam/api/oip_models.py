@@ -25,8 +25,16 @@ from maasdam.tasks import carried_by
 
 LOG_STEPS = {"log_info": logging.INFO, "log_warning": logging.WARNING, "log_error": logging.ERROR}
 """Triton's switches; each is of one level."""
-STATES = {"ready": "READY", "loading": "LOADING", "failed": "UNAVAILABLE", "stopping": "UNLOADING"}
-"""Our states in the model-repository extension's words."""
+STATES = {
+    "ready": "READY",
+    "asleep": "READY",
+    "waking": "READY",
+    "loading": "LOADING",
+    "failed": "UNAVAILABLE",
+    "stopping": "UNLOADING",
+}
+"""Our states in the model-repository extension's words: what is asleep answers, if later."""
+WAKES = {"asleep": "it is loaded at the next request", "waking": "it is being loaded; requests wait for it"}
 EXTENSIONS = (
     "binary_tensor_data",
     "classification",
@@ -139,7 +147,10 @@ async def set_log(service: Service, asked: Mapping[str, Any]) -> dict[str, Any]:
 async def index(service: Service, only_ready: bool) -> list[dict[str, str]]:
     """Every version in the catalog with its state; those that are not deployed are UNAVAILABLE, which the reason says."""
     here = {(one.version.model, one.version.version): one for one in served_versions(service)}
-    rows = [(model, str(number), STATES[one.state], without_places(one.reason or "")) for (model, number), one in here.items()]
+    rows = [
+        (model, str(number), STATES[one.state], WAKES.get(one.state) or without_places(one.reason or ""))
+        for (model, number), one in here.items()
+    ]
     if not only_ready:
         rows += [(model, "", "UNAVAILABLE", without_places(why)) for model, why in unserved_names(service).items()]
         every = await deployments.catalog_versions(service)

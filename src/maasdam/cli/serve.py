@@ -118,9 +118,8 @@ def _tell(service: Service) -> None:
     if not versions:
         typer.echo("No model is deployed yet: maasdam deploy NAME brings one up in this service.")
     for one in versions:
-        how = (
-            f"ready ({one.version.task or 'tensors'}, {one.version.engine})"
-            if one.state == "ready"
-            else f"FAILED: {one.reason}"
-        )
+        state = "asleep until it is asked for" if one.state == "asleep" else one.state
+        how = f"{state} ({one.version.task or 'tensors'}, {one.version.engine})"
+        if not one.is_answering:
+            how = f"FAILED: {one.reason}"
         typer.echo(f"  {one.name}  {how}")

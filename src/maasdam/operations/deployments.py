@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from maasdam.core import UNTRIED, split_name
 from maasdam.errors import InvalidModel, NotFound, NotReady
 from maasdam.operations.fleet import Follow, Settle, standing, worst
+from maasdam.serving.router import ANSWERING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,12 +28,12 @@ TOLD_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ServedVersion:
-    """One version in the service, as it is now: of several workers, in the one where it is worst."""
+    """One version in the service, as it is now: of several workers, in the one where it is worst, see `fleet.WORST_FIRST`."""
 
     version: Version
     state: str
     reason: str | None
-    """Why it failed."""
+    """Why it failed, or is asleep."""
     replicas: int
     """In each worker."""
     signature: Signature | None
@@ -43,6 +44,11 @@ class ServedVersion:
     def name(self) -> str:
         """NAME:VERSION."""
         return f"{self.version.model}:{self.version.version}"
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether requests are answered: of what is asleep too, which they wake."""
+        return self.state in ANSWERING
 
 
 def served_versions(service: Service, model: str | None = None) -> list[ServedVersion]:
@@ -87,8 +93,11 @@ async def deploy(service: Service, name: str, **how: Any) -> dict[str, Any]:
 
 
 async def load(service: Service, name: str) -> None:
-    """Deploy NAME or NAME:VERSION and wait until it answers. Raises NotFound, NotReady, InvalidModel (it can't be loaded)."""
-    await asyncio.to_thread(service.catalog.deploy, name)
+    """Deploy NAME or NAME:VERSION and wait until it is in memory; what is deployed so stays as it is, and is woken.
+
+    Raises NotFound, NotReady, Overloaded (there is no room), InvalidModel (it can't be loaded).
+    """
+    await asyncio.to_thread(_deploy_or_wake, service, name)
     model, seconds = split_name(name)[0], service.settings.load_seconds + TOLD_SECONDS
     group, _ = await asyncio.gather(
         service.router.settled(model, seconds), service.fleet.tell(Settle(model, seconds), seconds + TOLD_SECONDS)
@@ -144,6 +153,18 @@ async def catalog_row(service: Service, name: str) -> dict[str, Any]:
     """One version in the catalog, with its report. Raises NotFound."""
     version = await asyncio.to_thread(service.catalog.resolve, name)
     return asdict(version) | (await asyncio.to_thread(_batching, service, [version.digest]))[version.digest].facts()
+
+
+def _deploy_or_wake(service: Service, name: str) -> None:
+    model, version, alias = split_name(name)
+    if alias is not None:
+        version = service.catalog.resolve(name).version
+    now = next((one for one in service.catalog.deployments() if one.model == model), None)
+    if now is None or now.version != version:
+        service.catalog.deploy(name)
+    else:
+        how = {key: value for key, value in asdict(now).items() if key not in ("model", "version", "updated_at")}
+        service.catalog.deploy(name, **how)
 
 
 def _of(service: Service, group: ReplicaSet) -> ServedVersion:

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 FOLLOW_SECONDS = 5.0
 """A worker that has not done what takes no longer than a look into the database is not waited for; it is looked after."""
-WORST_FIRST = ("loading", "failed", "stopping")
-"""A version is what it is in the worker where it is worst: a caller can't choose who answers."""
+WORST_FIRST = ("loading", "failed", "stopping", "ready", "waking", "asleep")
+"""A version is what it is in the worker where it is worst: a caller can't choose who answers. Asleep it is where no worker has
+it: for the others it is up already when they are asked."""
 
 
 class Follow(msgspec.Struct, frozen=True, tag=True):
@@ -134,7 +135,7 @@ def worst(own: tuple[str, str | None, int], name: str, number: int, others: Sequ
             (state, reason, replicas) for model, v, state, reason, replicas in other.versions if (model, v) == (name, number)
         ]
         known += of_other or [("loading", None, 0)]
-    return min(known, key=lambda one: (WORST_FIRST.index(one[0]) if one[0] in WORST_FIRST else len(WORST_FIRST), one[2]))
+    return min(known, key=lambda one: (WORST_FIRST.index(one[0]), one[2]))
 
 
 def busy(service: Service) -> list[Busy]:

@@ -21,16 +21,19 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from operator import itemgetter
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from maasdam.core import Chunk, Entry, Facts, Request, Units, total_cost
 from maasdam.engines.mailbox import as_they_come
-from maasdam.errors import DeadlineExceeded, EngineFailure, MaasdamError
+from maasdam.errors import Asleep, DeadlineExceeded, EngineFailure, Left, MaasdamError
 from maasdam.serving.deadlines import Deadlines
 from maasdam.serving.replica import Cancel, Replica
 from maasdam.serving.router import Lease
 from maasdam.serving.scheduler import settle
 from maasdam.tasks import check_door
+
+if TYPE_CHECKING:
+    from maasdam.artifacts.catalog import Version
 
 CLIENT_CLOSED = 499
 JOULES_PER_KWH = 3.6e6
@@ -51,7 +54,11 @@ class Routes(Protocol):
     """What inference needs of the router."""
 
     def lease(self, name: str) -> Lease:
-        """A ready replica, held until it is released; raises NotFound, NotReady."""
+        """A ready replica, held until it is released; raises NotFound, NotReady, Asleep."""
+        ...
+
+    async def woken(self, asleep: Asleep) -> Lease:
+        """The same once it is loaded. Raises NotFound, NotReady, Overloaded."""
         ...
 
 
@@ -108,10 +115,7 @@ class Inference:
         account = _Account(self, request)
         try:
             try:
-                replica = self.lease(account)
-                if check is not None:
-                    check(replica.facts)
-                chunks = await self._submitted(account, replica)
+                chunks = await self._answer(account, check)
                 account.add_up()
                 answer = await write(chunks, account.entry)
             except BaseException as error:
@@ -185,13 +189,42 @@ class Inference:
         return self._clock()
 
     def lease(self, account: _Account) -> Replica:
-        """The replica that will answer, held for the account. Raises NotFound, NotReady, StorageFailure."""
+        """The replica that will answer, held for the account. Raises NotFound, NotReady, Asleep, StorageFailure."""
         self._refuse_if_lost()
-        lease = account.lease = self._routes.lease(account.request.model)
-        version, entry = lease.version, account.entry
-        entry.model, entry.version, entry.task = version.model, version.version, version.task
-        check_door(version.task, account.request.endpoint)
+        try:
+            lease = account.lease = self._routes.lease(account.request.model)
+        except Asleep as asleep:
+            account.meets(asleep.group.version)
+            raise
+        account.meets(lease.version)
         return lease.replica
+
+    async def leased(self, account: _Account, asleep: Asleep | None = None) -> Replica:
+        """The same, loaded first where it is asleep. Raises NotFound, NotReady, Overloaded, StorageFailure."""
+        try:
+            if asleep is None:
+                return self.lease(account)
+        except Asleep as found:
+            asleep = found
+        lease = account.lease = await self._routes.woken(asleep)
+        account.meets(lease.version)
+        return lease.replica
+
+    async def _answer(self, account: _Account, check: Callable[[Facts], None] | None) -> list[Chunk]:
+        """The answer of a replica that stays, whole."""
+        while True:
+            try:
+                replica = self.lease(account)
+            except Asleep as asleep:
+                deadline = account.request.deadline
+                async with asyncio.timeout(None if deadline is None else deadline - self._clock()):
+                    replica = await self.leased(account, asleep)
+            if check is not None:
+                check(replica.facts)
+            try:
+                return await self._submitted(account, replica)
+            except Left:
+                account.release()
 
     async def _submitted(self, account: _Account, replica: Replica) -> list[Chunk]:
         waiter: asyncio.Future[list[Chunk]] = asyncio.get_running_loop().create_future()
@@ -232,6 +265,12 @@ class _Account:
         """The replica may go."""
         if self.lease is not None:
             self.lease.release()
+
+    def meets(self, version: Version) -> None:
+        """This version will answer. Raises what its task's door does."""
+        entry = self.entry
+        entry.model, entry.version, entry.task = version.model, version.version, version.task
+        check_door(version.task, self.request.endpoint)
 
     def see(self, chunks: Sequence[Chunk]) -> None:
         """Add up what the chunks, one a payload, are metered as."""
@@ -320,13 +359,14 @@ class _Answering:
         self._done: Callable[[Any], None] | None = done
         self._late: tuple[int, int] | None = None
         self._cancel: Cancel | None = None
+        self._check: Callable[[Facts], None] | None = None
         self._is_answered = False
         self._answer: Any = None
         self._row: Any = None
 
     def begin(self, check: Callable[[Facts], None]) -> None:
         """Ask the replica. Raises what is known to be wrong at once."""
-        account = self._account
+        account, self._check = self._account, check
         try:
             replica = self._inference.lease(account)
             check(replica.facts)
@@ -338,6 +378,37 @@ class _Answering:
 
     def _ask(self, replica: Replica) -> Cancel:
         return replica.submit(self._account.request, self._hear)
+
+    def _wait(self, asleep: Asleep | None = None) -> None:
+        """Its replica is asleep, or left: ask one that is up, as soon as there is one."""
+        self._account.release()
+        waiting = asyncio.ensure_future(self._inference.leased(self._account, asleep))
+        waiting.add_done_callback(self._go_on)
+
+        def cancel() -> Sequence[Chunk]:
+            waiting.cancel()
+            return ()
+
+        self._cancel = cancel
+
+    def _go_on(self, waiting: asyncio.Task[Replica]) -> None:
+        if waiting.cancelled():
+            self._account.release()
+            return
+        try:
+            replica = waiting.result()
+            if self._done is None or self._is_answered:
+                self._account.release()
+                return
+            if self._check is not None:
+                self._check(replica.facts)
+            self._cancel = self._ask(replica)
+        except Left:
+            self._wait()
+        except Exception as error:
+            if self._done is not None and not self._is_answered:
+                self._is_answered = True
+                self._fail(error)
 
     def _start_clock(self) -> None:
         deadline = self._account.request.deadline
@@ -357,6 +428,9 @@ class _Answering:
 
     def _hear(self, outcome: list[Chunk] | BaseException) -> None:
         if self._done is None or self._is_answered:
+            return
+        if isinstance(outcome, Left):
+            self._wait()
             return
         self._is_answered = True
         if isinstance(outcome, BaseException):
@@ -434,10 +508,14 @@ class _Streaming(_Answering):
         """Ask the replica. Whatever is wrong is told: a stream has no other way to go."""
         try:
             self._cancel = self._ask(self._inference.lease(self._account))
+        except Asleep as asleep:
+            self._wait(asleep)
+        except Left:
+            self._wait()
         except Exception as error:
             self._fail(error)
-        else:
-            self._start_clock()
+            return
+        self._start_clock()
 
     def _ask(self, replica: Replica) -> Cancel:
         stop = replica.stream(replace(self._account.request, deadline=None), self._take)
@@ -450,6 +528,9 @@ class _Streaming(_Answering):
 
     def _take(self, chunk: Chunk | BaseException) -> None:
         if self._done is None or self._is_answered:
+            return
+        if isinstance(chunk, Left) and not self._newest:
+            self._wait()
             return
         if isinstance(chunk, BaseException):
             self._break(chunk)

@@ -7,15 +7,17 @@ import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from maasdam.accounts.importer import Importer
 from maasdam.accounts.journal import Journal
 from maasdam.accounts.ledger import Ledger
 from maasdam.accounts.outbox import Outbox
+from maasdam.core import Facts
 from maasdam.database.presence import Presence
 from maasdam.engines.batching_kept import Findings
-from maasdam.errors import NotReady
+from maasdam.errors import InvalidModel, NotFound, NotReady
 from maasdam.operations.builds import builds
 from maasdam.operations.fleet import Alone, Count, Fleet, busy
 from maasdam.operations.infer import Inference
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
     from maasdam.accounts.keys import Keys
     from maasdam.accounts.prices import Prices
-    from maasdam.artifacts.catalog import BuildState, Catalog
+    from maasdam.artifacts.catalog import BuildState, Catalog, Version
     from maasdam.artifacts.store import Store
     from maasdam.core import Batching, Caller, Engine, Processor
 
@@ -200,7 +202,13 @@ def open_service(
         open_processor=open_processor,
         attempts=LoadAttempts(settings.home / "loading", workspace.catalog.deployed_at),
     )
-    router = Router(workspace.catalog, lambda version, desired: load(version), drain_seconds=settings.shutdown_grace_seconds)
+    router = Router(
+        workspace.catalog,
+        lambda version, desired, may_push: load(version),
+        known=partial(_known, store, findings, settings.threads),
+        most_waiting=settings.queue_size,
+        drain_seconds=settings.shutdown_grace_seconds,
+    )
     metrics = metrics or Metrics()
     outbox = Outbox(Journal(settings.home / JOURNALS), metrics, workspace.prices)
     presence = Presence(workspace.database, on_back=workspace.ledger.look_anew)
@@ -226,3 +234,12 @@ def open_service(
         batching=lambda digest: findings.told(store.get(digest), threads=settings.threads),
         builds=lambda: builds(workspace.catalog, store),
     )
+
+
+def _known(store: Store, findings: Findings, threads: int, version: Version) -> Facts:
+    """What is known of a version that is not loaded; blocks."""
+    try:
+        artifact = store.get(version.digest)
+    except (NotFound, InvalidModel, KeyError):  # loading it says so
+        return Facts()
+    return Facts(artifact.signature, None, version.task, findings.told(artifact, threads=threads))

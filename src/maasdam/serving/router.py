@@ -7,6 +7,9 @@ A version that is being replaced keeps answering until its successor is ready; o
 with its reason and takes nothing else down. It is tried again only once it is deployed again: what hung left a thread
 behind that nobody can end, and another change of the catalog is no reason to leave one more. A replica whose process went
 is brought up again, unless it crashes over and over.
+
+A version need not be in memory to answer: one that is asleep (not asked for yet, idle for long, or without room) is loaded
+when a request asks for it. All who ask meanwhile wait for the same load, as many as may wait; it goes on without them.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -21,9 +25,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from maasdam.core import Facts, split_name
-from maasdam.errors import Crashed, MaasdamError, ModelNotFound, NotReady
+from maasdam.errors import Asleep, Crashed, MaasdamError, ModelNotFound, NoRoom, NotReady, Overloaded
 from maasdam.serving.crashes import MOST, WINDOW_SECONDS, Crashes
 from maasdam.serving.replica import Gone, Replica
+from maasdam.serving.scheduler import settle
 from maasdam.serving.share import apart
 
 if TYPE_CHECKING:
@@ -32,7 +37,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("maasdam.serving")
 UNKNOWN_FACTS = Facts()
 
-State = Literal["loading", "ready", "failed", "stopping"]
+State = Literal["loading", "ready", "asleep", "waking", "failed", "stopping"]
+ANSWERING = frozenset[str](("ready", "asleep", "waking"))
+"""States in which requests are answered, if after a load."""
+NAP_SECONDS = 5.0
 POLL_SECONDS = 0.25
 """How often the catalog's revision is read: a change is followed within a second."""
 
@@ -76,6 +84,16 @@ class ReplicaSet:
     """What failed to load last: the same is not tried again."""
     replicas: list[Replica] = field(default_factory=list)
     crashes: Crashes = field(default_factory=Crashes)
+    napping: int = 0
+    """Of the replicas that are asked for, those that left on their own: they come back once there is work for them."""
+    nap_until: float = 0.0
+    """Not before then, monotonic seconds, is it tried again whether there is room for them."""
+    known: Facts = UNKNOWN_FACTS
+    """What is known of its replicas while it is asleep."""
+    waiters: set[asyncio.Future[None]] = field(default_factory=set)
+    """Those who wait until it is awake; each is told once."""
+    load_seconds: float | None = None
+    """What its last load took."""
     task: asyncio.Task[None] | None = None
 
     @property
@@ -89,9 +107,22 @@ class ReplicaSet:
         return self.state == "stopping"
 
     @property
+    def due(self) -> int:
+        """How many replicas should run now."""
+        return max(self.desired.replicas - self.napping, 0)
+
+    @property
     def facts(self) -> Facts:
-        """What is known of its replicas; nothing while it loads."""
-        return self.replicas[0].facts if self.replicas else UNKNOWN_FACTS
+        """What is known of its replicas; nothing while it loads for the first time."""
+        if self.replicas:
+            return self.replicas[0].facts
+        return self.known if self.state in ANSWERING else UNKNOWN_FACTS
+
+    def tell(self, error: Callable[[], MaasdamError] | None = None) -> None:
+        """Let everyone who waits go on, each with an error of its own."""
+        waiters, self.waiters = self.waiters, set()
+        for waiter in waiters:
+            settle(waiter, None if error is None else error())
 
 
 class Lease:
@@ -125,9 +156,14 @@ class Desired:
     reason: str | None = None
     isolate: bool = False
     """Whether its replicas are to have processes of their own, whatever is known of it."""
+    mode: str = "always"
+    """When its replicas are in memory, see `Deployment`."""
+    idle_seconds: float | None = None
+    """After so long without a request they leave."""
 
 
-Load = Callable[["Version", Desired], Awaitable[Replica]]
+Load = Callable[["Version", Desired, bool], Awaitable[Replica]]
+"""Opens and warms up one replica; others may have to leave for it only where that is said: somebody waits for it."""
 
 
 class Router:
@@ -138,14 +174,20 @@ class Router:
         catalog: DesiredState,
         load: Load,
         *,
+        known: Callable[[Version], Facts] = lambda version: UNKNOWN_FACTS,
+        most_waiting: int = 256,
         drain_seconds: float = 10.0,
         poll_seconds: float = POLL_SECONDS,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        """`load` opens and warms up one replica; `draw` gives 0-1 for traffic shares."""
+        """`known` tells of a version that is not loaded, blocking; `most_waiting` may wait for one load; `draw` gives 0-1 for
+        traffic shares."""
         self._catalog = catalog
         self._load = load
         self._drain_seconds = drain_seconds
+        self._known = known
+        self._facts: dict[str, Facts] = {}
+        self._most_waiting = most_waiting
         self._poll_seconds = poll_seconds
         self._draw = draw
         self._desired: dict[str, Desired] = {}
@@ -172,6 +214,7 @@ class Router:
         for group in groups:
             if group.task:
                 group.task.cancel()
+            group.tell(_stopping)
         await asyncio.gather(*(self._retire(group.replicas) for group in groups))
         await asyncio.gather(*self._background, return_exceptions=True)
 
@@ -200,7 +243,7 @@ class Router:
                     return group
             elif ready is None and group.state == "ready":
                 ready = group
-        return ready or wanted
+        return wanted if wanted is not None and wanted.state == "asleep" else ready or wanted
 
     def find(self, name: str) -> ReplicaSet:
         """What NAME, NAME:VERSION or NAME@ALIAS means now, ready or not: of a bare name the deployed one.
@@ -227,20 +270,62 @@ class Router:
         raise ModelNotFound(f"model '{model}' does not serve {asked}; versions being served: {have}")
 
     def lease(self, name: str) -> Lease:
-        """A ready replica for one request to NAME, NAME:VERSION or NAME@ALIAS. Raises NotFound, NotReady.
+        """A ready replica for one request to NAME, NAME:VERSION or NAME@ALIAS. Raises NotFound, NotReady, Asleep.
 
         Where traffic of a bare name is shared among versions, this is the one draw: the lease holds what it gave. Of a
         version's replicas it is the one with the fewest leases.
         """
         model, version, alias = split_name(name)
         group = self._share(model) if version is None and alias is None else None
-        group = group or self._find(model, version, alias)
-        if group.state != "ready" or not group.replicas:
+        return self._lease(name, group or self._find(model, version, alias))
+
+    def _lease(self, name: str, group: ReplicaSet) -> Lease:
+        replicas = group.replicas
+        if group.state != "ready" or not replicas:
+            if group.state in ("asleep", "waking"):
+                raise Asleep(f"model '{group.name}' is asleep; try again in a second", name, group)
             if group.state == "failed":
                 raise NotReady(f"model '{group.name}' failed to load; GET /admin/models says why")
             raise NotReady(f"model '{group.name}' is loading; try again in a second")
-        replicas = group.replicas
-        return Lease(group.version, replicas[0] if len(replicas) == 1 else min(replicas, key=lambda one: one.in_flight))
+        replica = replicas[0] if len(replicas) == 1 else min(replicas, key=lambda one: one.in_flight)
+        if group.napping and replica.in_flight and time.monotonic() > group.nap_until:  # there is work for more of them
+            group.napping = 0
+            self._tend(group)
+        return Lease(group.version, replica)
+
+    async def woken(self, asleep: Asleep) -> Lease:
+        """What `lease` would have given, once it is awake. Who is cancelled waits no longer; the load goes on.
+
+        Raises what `lease` raises but Asleep, and Overloaded: too many wait, or there is no room.
+        """
+        while True:
+            group: ReplicaSet = asleep.group
+            await self._awake(group)
+            try:  # it may have been replaced meanwhile, or have left again
+                return self.lease(asleep.name) if group.is_unwanted else self._lease(asleep.name, group)
+            except Asleep as again:
+                asleep = again
+
+    async def _awake(self, group: ReplicaSet) -> None:
+        """Return once something else is to be said of it than that it is asleep. Raises what is in its way."""
+        if self._is_stopping:
+            raise _stopping()
+        if group.state == "asleep":
+            log.info("model %s wakes", group.name)
+            group.state, group.napping, group.reason, group.failed = "waking", 0, None, None
+            self._tend(group)
+        if group.state != "waking":
+            return
+        if len(group.waiters) >= self._most_waiting:
+            error = Overloaded(f"{len(group.waiters)} requests already wait until model '{group.name}' is loaded")
+            error.retry_after_seconds = max(1.0, group.load_seconds or 0.0)
+            raise error
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        group.waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            group.waiters.discard(waiter)
 
     async def settled(self, model: str, seconds: float) -> ReplicaSet:
         """Follow the catalog now and wait until `model` is ready or failed. Raises NotFound, NotReady after `seconds`."""
@@ -252,6 +337,13 @@ class Router:
                     if desired is None:
                         raise ModelNotFound(f"no model '{model}' is deployed")
                     group = next((c for c in self._groups.get(model, []) if c.version.version == desired.version), None)
+                    if group is not None and group.state in ("asleep", "waking"):
+                        try:
+                            await self._awake(group)
+                        except NotReady:
+                            if group.failed is None:
+                                raise
+                        continue
                     if group is not None and group.state in ("ready", "failed"):
                         return group
                     self._changed.clear()
@@ -289,14 +381,24 @@ class Router:
                 if group is not None:
                     if group.target != target:
                         group.crashes = Crashes()
+                        self._get_up(group, want)
                     group.version, group.target, group.desired = version, target, want
                 if group is None or (group.state == "failed" and group.failed != target):
                     if group is not None:
                         groups.remove(group)
-                    group = ReplicaSet(version, target, want)
+                    group = ReplicaSet(version, target, want, known=self._facts[version.digest])
+                    if want.mode == "on-demand":  # what takes the place of another that is in use is loaded at once
+                        group.state = "waking" if any(other.state == "ready" for other in groups) else "asleep"
                     groups.append(group)
                 self._tend(group)
         self._tidy()
+
+    def _get_up(self, group: ReplicaSet, want: Desired) -> None:
+        """It was deployed anew: what is to be there from the start is loaded as then."""
+        if group.state == "asleep" and want.mode != "on-demand":
+            group.state, group.reason, group.failed = "loading", None, None
+        if group.state != "asleep":
+            group.napping = 0
 
     def _read(self) -> tuple[dict[str, Desired], dict[tuple[str, int], Version]]:
         """Blocking: the desired state, with every name resolved."""
@@ -316,10 +418,19 @@ class Router:
                 rest = 1.0 - sum(share for number, share in shares.items() if number != primary.version)
                 shares[primary.version] = max(rest, 0.0)
                 desired[model] = Desired(
-                    primary.version, shares, deployment.replicas, deployment.updated_at, isolate=deployment.isolate
+                    primary.version,
+                    shares,
+                    deployment.replicas,
+                    deployment.updated_at,
+                    isolate=deployment.isolate,
+                    mode=deployment.mode,
+                    idle_seconds=deployment.idle_seconds,
                 )
             except MaasdamError as error:
                 desired[model] = Desired(None, {}, deployment.replicas, deployment.updated_at, str(error))
+        for version in versions.values():
+            if version.digest not in self._facts:
+                self._facts[version.digest] = self._known(version)
         return desired, versions
 
     def _share(self, model: str) -> ReplicaSet | None:
@@ -329,7 +440,9 @@ class Router:
         if len(groups) < 2 or desired is None:
             return None
         shares = desired.shares
-        ready = [c for c in groups if c.state == "ready" and shares.get(c.version.version)]
+        stands_in = any(c.state == "ready" and c.version.version not in shares for c in groups)
+        states = ("ready",) if stands_in else ANSWERING
+        ready = [c for c in groups if c.state in states and shares.get(c.version.version)]
         if len(ready) < 2:
             return ready[0] if ready else None
         point = self._draw() * sum(shares[c.version.version] for c in ready)
@@ -344,29 +457,35 @@ class Router:
         while len(group.replicas) > group.desired.replicas:
             self._retire_one(group, group.replicas[-1])
         may_load = group.task is None and group.failed != group.target and not self._is_stopping
-        if may_load and len(group.replicas) < group.desired.replicas:
+        if may_load and group.state != "asleep" and len(group.replicas) < group.due:
             group.task = asyncio.create_task(self._bring_up(group))
 
     async def _bring_up(self, group: ReplicaSet) -> None:
         target = group.target
         try:
-            while len(group.replicas) < group.desired.replicas and not group.is_unwanted:
+            while len(group.replicas) < group.due and not group.is_unwanted:
                 target = group.target
                 await asyncio.sleep(group.crashes.pause)
+                began = time.monotonic()
                 try:
-                    replica = await self._load(group.version, group.desired)
+                    may_push = group.state == "waking" or group.desired.mode == "pin"
+                    replica = await self._load(group.version, group.desired, may_push)
                 except Crashed as error:
                     self._crashed(group, str(error))
                     continue
+                group.load_seconds = time.monotonic() - began
                 if group.is_unwanted or len(group.replicas) >= group.desired.replicas:  # since it began to load
                     self._spawn(self._retire([replica]))
                     return
                 group.replicas.append(replica)
                 replica.when_gone = partial(self._gone, group, replica)
-                if group.state == "loading":
+                if group.state != "ready":
                     log.info("model %s is ready", group.name)
                     group.state, group.reason = "ready", None
                     self._tidy()
+                    group.tell()
+        except NoRoom as error:
+            self._lie_down(group, str(error))
         except Exception as error:
             self._fail(group, target, error)
         finally:
@@ -374,10 +493,18 @@ class Router:
             self._changed.set()
 
     def _gone(self, group: ReplicaSet, replica: Replica, gone: Gone) -> None:
-        """A replica can answer nothing more: another takes its place."""
-        if replica not in group.replicas:
+        """A replica can answer nothing more: another takes its place, at once or, where it left on its own, when asked for."""
+        if replica not in group.replicas or group.is_unwanted:
             return
         self._retire_one(group, replica)
+        if not gone.is_crash:
+            group.known = replica.facts
+            if group.task is None:
+                self._lie_down(group, gone.reason)
+            elif not group.replicas:  # another is on its way
+                group.state, group.napping = "waking", group.desired.replicas - 1
+            self._changed.set()
+            return
         if not group.replicas and group.state == "ready":
             group.state = "loading"
         log.warning("a replica of model %s is gone: %s", group.name, gone.reason)
@@ -388,6 +515,16 @@ class Router:
         except Crashed as error:
             self._fail(group, group.target, error)
         self._changed.set()
+
+    def _lie_down(self, group: ReplicaSet, reason: str) -> None:
+        """What is not there has no room, or no work: it comes back when it is asked for."""
+        log.info("%d of %d replicas of model %s are up: %s", len(group.replicas), group.desired.replicas, group.name, reason)
+        group.napping = group.desired.replicas - len(group.replicas)
+        group.nap_until = time.monotonic() + NAP_SECONDS
+        if not group.replicas:
+            group.state, group.reason = "asleep", reason
+            self._tidy()
+            group.tell(lambda: NoRoom(f"model '{group.name}' can't be loaded now: {reason}"))
 
     def _crashed(self, group: ReplicaSet, reason: str) -> None:
         """Count a crash. Raises Crashed where they are too many."""
@@ -401,6 +538,7 @@ class Router:
             group.state = "failed"
         group.reason = f"{type(error).__name__}: {error}"
         group.failed = target
+        group.tell(lambda: NotReady(f"model '{group.name}' failed to load: {error}"))
 
     def _retire_one(self, group: ReplicaSet, replica: Replica) -> None:
         group.replicas.remove(replica)
@@ -412,12 +550,13 @@ class Router:
         for model, groups in list(self._groups.items()):
             want = self._desired.get(model)
             numbers = want.shares if want else {}
-            successor = any(c.version.version in numbers and c.state == "ready" for c in groups)
+            successor = any(c.version.version in numbers and c.state in ("ready", "asleep") for c in groups)
             for group in list(groups):
                 if group.version.version in numbers or (want and not successor and group.state == "ready"):
                     continue
                 groups.remove(group)
                 group.state = "stopping"
+                group.tell()  # who waits asks again
                 self._spawn(self._retire(group.replicas))
             if not groups and not want:
                 del self._groups[model]
@@ -439,3 +578,7 @@ class Router:
         task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def _stopping() -> NotReady:
+    return NotReady("the service is stopping; send it to another, or again later")
