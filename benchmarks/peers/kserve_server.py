@@ -4,9 +4,9 @@ import sys
 
 PORT = int(sys.argv.pop(1))  # before kserve reads the rest
 
-from kserve import InferOutput, InferResponse, Model, ModelServer  # noqa: E402
-from model import IS_SMALL, NAME  # noqa: E402
-from model import Model as Rows  # noqa: E402
+from kserve import InferOutput, InferResponse, Model, ModelServer  # noqa: E402  behind the word that is taken away
+from model import IS_SMALL, NAME  # noqa: E402  as above
+from model import Model as Rows  # noqa: E402  as above
 
 
 class Inference(Model):

@@ -5,9 +5,9 @@ import sys
 
 sys.path[:0] = [os.environ["PEERS_FOLDER"], os.environ["TRITON_PACKAGES"]]
 
-import numpy as np  # noqa: E402
-import triton_python_backend_utils as backend  # noqa: E402
-from model import Model  # noqa: E402
+import numpy as np  # noqa: E402  behind the folders that are added
+import triton_python_backend_utils as backend  # noqa: E402  as above
+from model import Model  # noqa: E402  as above
 
 
 class TritonPythonModel:

@@ -6,7 +6,6 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from tests.waiting import wait_until as wait_for
 from maasdam.accounts.keys import Keys
 from maasdam.accounts.ledger import Ledger
 from maasdam.accounts.prices import Prices
-from maasdam.api.connection import HttpConnection
-from maasdam.api.http import application
+from maasdam.api.connection import Head
+from maasdam.api.http import application, connections
 from maasdam.api.listening import bound_socket
 from maasdam.artifacts.catalog import Catalog
 from maasdam.core import Artifact
@@ -78,6 +77,8 @@ class Running:
     engines: dict[str, Any]
     loop: asyncio.AbstractEventLoop
     """The one that it runs in."""
+    heads: dict[bytes, Head]
+    """Those that its connections know."""
 
     def client(self, key: str | None = None) -> httpx.Client:
         return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {key or self.admin_key}"}, timeout=30)
@@ -146,9 +147,10 @@ def run_in_thread(home: Path, settings: Settings, has_keys: bool = True) -> Iter
     listener = bound_socket("127.0.0.1", 0)
     port = listener.getsockname()[1]
     entrance = application(service, has_keys)
+    made_by = connections(entrance)
     config = uvicorn.Config(
         entrance,
-        http=partial(HttpConnection, refuse=entrance.refuse_unread, at_once=entrance.at_once),
+        http=made_by,
         loop="uvloop",
         ws="none",
         log_config=None,
@@ -159,7 +161,9 @@ def run_in_thread(home: Path, settings: Settings, has_keys: bool = True) -> Iter
     thread = threading.Thread(target=lambda: server.run(sockets=[listener]), daemon=True)
     thread.start()
     wait_for(lambda: server.started and service.router.is_ready, what="the service did not come up")
-    yield Running(f"http://127.0.0.1:{port}", port, key, admin_key, service, made, engines, server.loop)
+    yield Running(
+        f"http://127.0.0.1:{port}", port, key, admin_key, service, made, engines, server.loop, made_by.keywords["heads"]
+    )
     server.should_exit = True
     thread.join(20)
 

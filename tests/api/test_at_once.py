@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import time
@@ -27,6 +28,9 @@ from maasdam.errors import StorageFailure
 PATH = "/v2/models/doubles/infer"
 OWN = {b"x-request-id", b"maasdam-request-id", b"date", b"maasdam-compute-seconds", b"maasdam-joules", b"maasdam-energy-method"}
 """Headers that differ from answer to answer."""
+
+
+SMALLEST = b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[1,2]}]}'
 
 
 class Reader:
@@ -80,17 +84,26 @@ def request(service: Running, body: bytes, *lines: str, path: str = PATH, is_chu
 
 
 def both_ways(service: Running, body: bytes, *lines: str, path: str = PATH) -> tuple[int, bytes]:
-    """The answer, which is the same whichever way the request went."""
+    """The answer, which is the same whichever way the request went: with a head that is new, with one that was answered with
+    another body before, through the framework."""
     known(service)
     answers = []
-    for is_chunked in (False, True):
-        with raw(service, request(service, body, *lines, path=path, is_chunked=is_chunked)) as it:
-            status, headers, data = Reader(it).next()
+    for way in ("new", "known", "long"):
+        with contextlib.ExitStack() as stack:
+            it = stack.enter_context(raw(service))
+            reader = Reader(it)
+            if way == "known" and len(body) >= len(SMALLEST):
+                it.sendall(request(service, SMALLEST.ljust(len(body)), *lines, path=path))
+                if reader.next()[0] != 200:  # such a head is not kept, and the connection may be closed
+                    it = stack.enter_context(raw(service))
+                    reader = Reader(it)
+            it.sendall(request(service, body, *lines, path=path, is_chunked=way == "long"))
+            status, headers, data = reader.next()
         answers.append((status, data, {name: headers[name] for name in headers if name not in OWN}))
         own = headers.get(b"maasdam-request-id", headers[b"x-request-id"])
         assert len(own) == 32
         answers[-1] = (status, data.replace(own, b"ID"), answers[-1][2])
-    assert answers[0] == answers[1]
+    assert answers[0] == answers[1] == answers[2]
     return answers[0][0], answers[0][1]
 
 
@@ -215,6 +228,61 @@ def test_an_engine_that_fails_is_the_error_of_the_long_way(own_service: Running,
     status, body = both_ways(own_service, json.dumps(TENSOR).encode())
     assert status == 500 and b"log has the reason" in body
     assert long_ways.count(PATH) == 1 and own_service.newest_row().status == 500
+
+
+def test_a_head_that_was_answered_is_read_once(fake_service: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    known(fake_service)
+    read: list[bytes] = []
+    real = HttpConnection.on_headers_complete
+
+    def noted(self: HttpConnection) -> None:
+        read.append(self.url)
+        real(self)
+
+    monkeypatch.setattr(HttpConnection, "on_headers_complete", noted)
+    bodies = [json.dumps(TENSOR | {"id": f"{n:03}"}).encode() for n in range(5)]
+    mine = ("Content-Type: application/json", "Accept-Language: tlh")  # a head that nobody else sends
+    with raw(fake_service) as it, raw(fake_service) as other:
+        reader, others = Reader(it), Reader(other)
+        for n, body in enumerate(bodies):
+            to, of = (other, others) if n % 2 else (it, reader)
+            to.sendall(request(fake_service, body, *mine))
+            assert json.loads(of.next()[2])["id"] == f"{n:03}"
+        assert len(read) == 1
+        it.sendall(request(fake_service, bodies[0] + b" ", *mine))  # another length
+        assert reader.next()[0] == 200 and len(read) == 2
+        it.sendall(head(fake_service, "/v2/health/live", method="GET"))
+        assert b"live" in reader.next()[2]
+        for path in ("/v1/embeddings", "/v2/models/doubles/versions/9/infer") * 2:  # is not taken for what was before it
+            it.sendall(request(fake_service, bodies[0], *mine))
+            assert reader.next()[0] == 200
+            it.sendall(request(fake_service, bodies[0], *mine, path=path))
+            assert reader.next()[0] in (400, 404)
+        whole = request(fake_service, bodies[1], *mine)
+        it.sendall(whole[:60])  # in pieces
+        time.sleep(0.05)
+        it.sendall(whole[60:] + request(fake_service, bodies[2], *mine))
+        assert [json.loads(reader.next()[2])["id"] for _ in range(2)] == ["001", "002"]
+        it.sendall(request(fake_service, bodies[3], *mine) + request(fake_service, bodies[4], *mine))
+        assert [json.loads(reader.next()[2])["id"] for _ in range(2)] == ["003", "004"]
+        it.sendall(request(fake_service, bodies[0], *mine))
+        assert json.loads(reader.next()[2])["id"] == "000"
+
+
+def test_heads_that_no_other_request_will_have_are_not_kept(fake_service: Running) -> None:
+    known(fake_service)
+    body = json.dumps(TENSOR).encode()
+    kept = fake_service.heads
+    before = len(kept)
+    with raw(fake_service) as it:
+        reader = Reader(it)
+        for line in ("X-Request-Id: once-1", "traceparent: 00-" + "a" * 32 + "-" + "b" * 16 + "-01", "Accept: " + "a" * 3000):
+            it.sendall(request(fake_service, body, line))
+            assert reader.next()[0] == 200
+        assert len(kept) == before
+        it.sendall(request(fake_service, body, "Accept: b/b"))
+        assert reader.next()[0] == 200
+    assert len(kept) == before + 1
 
 
 def test_what_breaks_before_the_model_has_it_is_the_error_of_the_long_way(

@@ -62,17 +62,24 @@ class Gate:
             return ANONYMOUS
         return await self.admit(secret_of(*(header(headers, name) for name in KEY_HEADERS)))
 
-    def known(self, headers: Headers, scope: str) -> Caller | None:
-        """Who calls, where that is known without a look at the database and the key has the scope; else None."""
+    def holder(self, headers: Headers, scope: str) -> Callable[[], Caller | None] | None:
+        """What tells, at any time, who calls with these headers, where that is known without a look at the database and the
+        key has the scope; None where nobody may with them."""
         try:
             if self._authenticate is None:
                 _check_is_local(headers)
-                return ANONYMOUS
+                return lambda: ANONYMOUS
             secret = secret_of(*(header(headers, name) for name in KEY_HEADERS))
-            caller = None if secret is None else self._seen(secret)
-            return caller if caller is not None and scope in caller.scopes else None
         except (Unauthenticated, Forbidden):
             return None
+        if secret is None:
+            return None
+
+        def known() -> Caller | None:
+            caller = self._seen(secret)
+            return caller if caller is not None and scope in caller.scopes else None
+
+        return known
 
     def check(self, path: str, caller: Caller) -> None:
         """Raise Forbidden where the caller's key lacks the scope that `path` needs."""

@@ -25,6 +25,8 @@ TRAILER_FIELDS = 32
 """Fields after a chunked body. They are dropped: nothing here needs them, and taken as headers they would be a way around."""
 FRAMING_BYTES = 16 * 1024
 """Of a chunked body, what may come beside 16 bytes a chunk and twice the body's own bytes: extensions, trailers."""
+HEADS_KEPT, LONGEST_HEAD = 512, 2048
+"""Of requests that were answered at once: so many heads, of at most so many bytes."""
 STALLED_SECONDS = 30.0
 """A client that takes nothing of its answer for so long is cut off."""
 SCOPE_KEY = "maasdam.connection"
@@ -55,36 +57,50 @@ class Connection:
         return True
 
 
+class Head:
+    """What came before a body, read. The same bytes mean the same again, so those that were answered at once are kept."""
+
+    __slots__ = ("headers", "length", "meaning", "url")
+
+    def __init__(self, url: bytes, headers: Headers) -> None:
+        self.url = url
+        """The target as it was sent, with its query."""
+        self.headers = headers
+        self.length = 0
+        """Bytes of the body."""
+        self.meaning: Any = None
+        """What was made of it by who answered; None where it is not worth keeping: no other will be like it."""
+
+
 class Exchange:
     """A request that is here whole, offered to be answered at once; in place of uvicorn's cycle while it is."""
 
-    __slots__ = ("_protocol", "body", "disconnected", "keep_alive", "message_event", "on_close", "response_complete", "scope")
+    __slots__ = ("_protocol", "body", "disconnected", "head", "keep_alive", "on_close", "response_complete")
 
-    def __init__(self, protocol: HttpConnection, scope: MutableMapping[str, Any], body: bytes) -> None:
+    def __init__(self, protocol: HttpConnection, head: Head, body: bytes) -> None:
         self._protocol = protocol
-        self.scope = scope
+        self.head = head
         self.body = body
         self.on_close: Callable[[], None] = _nothing
         """Called where the client went away before the answer."""
         self.keep_alive = True
         self.disconnected = False
         self.response_complete = False
-        self.message_event = _NOBODY
 
     response_started = False
     """Nothing of an answer is sent before all of it is there."""
 
-    def answer(self, status: int, headers: Headers, body: bytes) -> None:
-        """Send the answer, whole, and go on with the connection."""
+    @property
+    def message_event(self) -> _Nobody:
+        """What uvicorn wakes where a client goes away."""
+        return _NOBODY
+
+    def answer(self, status: int, lines: bytes, body: bytes) -> None:
+        """Send the answer, whole, and go on with the connection. `lines` are its headers, each with its end."""
         if not self.response_complete:
             self.response_complete = True
             self.on_close = _nothing  # whoever answered is not held by what it answered
-            self._protocol.answer_at_once(self, status, headers, body)
-
-    @property
-    def url(self) -> bytes:
-        """The target as it was sent, with its query."""
-        return self._protocol.url
+            self._protocol.answer_at_once(self, status, lines, body)
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -93,7 +109,7 @@ class Exchange:
 
 
 class _Nobody:
-    """Waits for no message: what uvicorn wakes where a client goes away."""
+    """Waits for no message."""
 
     def set(self) -> None:
         """Nobody hears."""
@@ -114,11 +130,23 @@ class HttpConnection(HttpToolsProtocol):
     """Give this class to uvicorn as `http`, or a partial of it with `refuse`."""
 
     def __init__(
-        self, *args: Any, refuse: Refuse | None = None, at_once: Callable[[Exchange], bool] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        refuse: Refuse | None = None,
+        at_once: Callable[[Exchange], bool] | None = None,
+        heads: dict[bytes, Head] | None = None,
+        **kwargs: Any,
     ) -> None:
-        """`at_once` is offered POST requests to /.../infer that came whole; True: it answers, now or later."""
+        """`at_once` is offered POST requests to /.../infer that came whole; True: it answers, now or later.
+
+        `heads` keeps what was read of their heads, for every connection that is given it.
+        """
         super().__init__(*args, **kwargs)
         self._at_once = at_once
+        self._heads = {} if heads is None else heads
+        self._is_between = True
+        """Whether the next byte begins a request."""
+        self._answered_at = 0.0
         self._exchange: Exchange | None = None
         self._offered: list[bytes] | None = None
         """Pieces of a body that may be offered once it is whole; uvicorn does not know of the request then."""
@@ -158,6 +186,9 @@ class HttpConnection(HttpToolsProtocol):
         """Feed the parser; count what is no body."""
         if self._is_refused:
             return
+        if self._is_between and self._take_known(data):
+            return
+        was_between, before = self._is_between, self._exchange
         self._unset_keepalive_if_required()
         if self._is_reading_headers:
             self._header_bytes += len(data)
@@ -171,6 +202,8 @@ class HttpConnection(HttpToolsProtocol):
                 except httptools.HttpParserUpgrade as upgrade:
                     rest = rest[upgrade.args[0] :]
                     self._start_over_without_upgrade()
+            if was_between and self._exchange is not before and self._exchange is not None:
+                self._keep(data, self._exchange.head)
             if self._offered is not None:  # it did not come in one piece
                 self._go_the_long_way(self._offered)
             is_same_body = self._is_in_body and message == self._messages
@@ -186,6 +219,7 @@ class HttpConnection(HttpToolsProtocol):
         """A request's first byte."""
         if self._is_replaying:
             return
+        self._is_between = False
         super().on_message_begin()
         cast(dict[str, Any], self.scope)[SCOPE_KEY] = self._connection
         self._messages += 1
@@ -244,43 +278,84 @@ class HttpConnection(HttpToolsProtocol):
         """The request's last byte; not of one that asked for an upgrade, whose body is still to be read."""
         if not self._is_replaying:
             self._is_in_body = False
-            scope = cast(dict[str, Any], self.scope)
-            scope[IS_WHOLE] = True
+            self._is_between = True
+            cast(dict[str, Any], self.scope)[IS_WHOLE] = True
             if self._offered is not None:
-                assert self._at_once is not None
-                pieces = self._offered
-                exchange = Exchange(self, scope, pieces[0] if len(pieces) == 1 else b"".join(pieces))
-                before, self.cycle, self._offered = self.cycle, cast(Any, exchange), None
-                self._exchange = exchange
-                if self._at_once(exchange):
+                pieces, self._offered = self._offered, None
+                head, body = Head(self.url, self.headers), pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                if self._offer(head, body):
+                    head.length = len(body)
                     return
-                self.cycle, self._exchange = before, None
                 self._go_the_long_way(pieces)
             super().on_message_complete()
 
-    def answer_at_once(self, exchange: Exchange, status: int, headers: Headers, body: bytes) -> None:
+    def _offer(self, head: Head, body: bytes) -> bool:
+        """Whether who answers at once takes a request."""
+        exchange = Exchange(self, head, body)
+        before, self.cycle = self.cycle, cast(Any, exchange)
+        self._exchange = exchange
+        if self._at_once is not None and self._at_once(exchange):
+            return True
+        self.cycle, self._exchange = before, None
+        return False
+
+    def _take_known(self, data: bytes) -> bool:
+        """Have a request answered at once whose head came before, byte for byte: a parser would make the same of it."""
+        end = data.find(b"\r\n\r\n", 0, LONGEST_HEAD) + 4
+        head = self._heads.get(data[:end])
+        if head is None or head.length != len(data) - end or not self._is_free() or self.transport.is_closing():
+            return False
+        if not self._offer(head, data[end:]):
+            return False
+        if self._header_timer is not None:
+            self._stop_timer("_header_timer")
+        return True
+
+    def _keep(self, data: bytes, head: Head) -> None:
+        """Know the head again of the request that was taken, if that is all that came."""
+        end = data.find(b"\r\n\r\n", 0, LONGEST_HEAD) + 4
+        if end > 3 and len(data) - end == head.length and head.meaning is not None:
+            if len(self._heads) >= HEADS_KEPT:
+                self._heads.clear()
+            self._heads[data[:end]] = head
+
+    def answer_at_once(self, exchange: Exchange, status: int, lines: bytes, body: bytes) -> None:
         """Write the answer to a request that was offered, and take the next."""
         if self.transport.is_closing():
             return
-        lines = [STATUS_LINE[status]]
-        for name, value in (*self.server_state.default_headers, *headers):
-            lines += (name, b": ", value, b"\r\n")
-        if not exchange.keep_alive:
-            lines.append(b"connection: close\r\n")
-        self.transport.write(b"".join((*lines, b"\r\n", body)))
+        defaults = b"".join([b"%b: %b\r\n" % pair for pair in self.server_state.default_headers])
+        close = b"" if exchange.keep_alive else b"connection: close\r\n"
+        self.transport.write(b"%b%b%b%b\r\n%b" % (STATUS_LINE[status], defaults, lines, close, body))
         if not exchange.keep_alive:
             self.transport.close()
-        self.on_response_complete()
+        if self.pipeline or self.timeout_keep_alive_task is None or not exchange.keep_alive:
+            self.on_response_complete()
+        else:
+            self.server_state.total_requests += 1
+        self._answered_at = self.loop.time()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Nothing came for a while; or it did, and nobody set the timer anew for it, which would cost each request."""
+        left = self._answered_at + self.timeout_keep_alive - self.loop.time()
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        if not is_answering and left <= 0:
+            super().timeout_keep_alive_handler()
+        else:
+            seconds = self.timeout_keep_alive if is_answering else left
+            self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def _is_free(self) -> bool:
+        """Whether nothing is being answered, and what was is read; else answers would pile up for a client that only sends."""
+        cycle = self.cycle
+        return (cycle is None or cycle.response_complete) and not self.pipeline and not self.flow.write_paused
 
     def _may_be_at_once(self) -> bool:
         """Whether what is to come could be offered: nothing is being answered, what was is read, and the body has a length."""
-        cycle, parser = self.cycle, self.parser
+        parser = self.parser
         return (
             self.url.endswith(b"/infer")
             and parser.get_method() == b"POST"
-            and (cycle is None or cycle.response_complete)
-            and not self.pipeline
-            and not self.flow.write_paused  # else answers would pile up for a client that only sends
+            and self._is_free()
             and parser.get_http_version() == "1.1"
             and not self.expect_100_continue
             and not parser.should_upgrade()

@@ -89,6 +89,11 @@ def application(service: Service, has_keys: bool = True) -> Entrance:
     return entrance
 
 
+def connections(entrance: Entrance) -> partial[HttpConnection]:
+    """What uvicorn makes for each connection: all of them know the heads that one has read."""
+    return partial(HttpConnection, refuse=entrance.refuse_unread, at_once=entrance.at_once, heads={})
+
+
 def gate_of(service: Service, has_keys: bool = True) -> Gate:
     """Who is let in."""
     return Gate(service.authenticate if has_keys else None, service.settings.public_docs, service.seen)
@@ -127,7 +132,7 @@ def serve(
     leaving = Leaving(service.settings.shutdown_grace_seconds, service.close_records)
     config = uvicorn.Config(
         entrance,
-        http=partial(HttpConnection, refuse=entrance.refuse_unread, at_once=entrance.at_once),  # type: ignore[arg-type]  # called as the class is
+        http=connections(entrance),  # type: ignore[arg-type]  # called as the class is
         loop="uvloop",
         ws="none",
         lifespan="on",

@@ -22,14 +22,22 @@ def measured(entry: Entry) -> dict[str, Any]:
 
 def measured_headers(entry: Entry) -> list[tuple[bytes, bytes]]:
     """The same as response headers, for bodies that have no usage block."""
-    facts = measured(entry)
-    names = ("compute_seconds", "joules", "energy_method", "grams_co2e")
-    return [(f"maasdam-{name.replace('_', '-')}".encode(), _text(facts[name])) for name in names]
+    lines = measured_lines(entry).split(b"\r\n")[:-1]
+    return [(name, value) for name, _, value in (line.partition(b": ") for line in lines)]
+
+
+def measured_lines(entry: Entry) -> bytes:
+    """Those headers as they are sent, each with its end."""
+    method = "null" if entry.energy_method is None else entry.energy_method
+    return (
+        f"maasdam-compute-seconds: {_text(_rounded(entry.compute_seconds))}\r\nmaasdam-joules: {_text(_rounded(entry.joules))}"
+        f"\r\nmaasdam-energy-method: {method}\r\nmaasdam-grams-co2e: {_text(_rounded(entry.grams_co2e, 12))}\r\n"
+    ).encode("ascii", "replace")
 
 
 def _rounded(value: float | None, digits: int = 9) -> float | None:
     return None if value is None else round(value, digits)
 
 
-def _text(value: float | str | None) -> bytes:
-    return b"null" if value is None else str(value).encode("ascii", "replace")
+def _text(value: float | None) -> str:
+    return "null" if value is None else str(value)

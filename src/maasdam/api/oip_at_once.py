@@ -17,103 +17,150 @@ from typing import Any
 from maasdam.api import errors, oip_json
 from maasdam.api.access import Gate
 from maasdam.api.body import Headers, header
-from maasdam.api.connection import Exchange
-from maasdam.api.correlation import id_headers, trace_of, well_formed
+from maasdam.api.connection import Exchange, Head
+from maasdam.api.correlation import trace_of, well_formed
 from maasdam.api.cors import Origins
 from maasdam.api.encodings import wished
 from maasdam.api.entrance import CLIENT_CLOSED, INFER_ROUTE, INFER_VERSION_ROUTE, LONGEST_NAME, new_request_id
 from maasdam.api.json_body import JsonLimits
-from maasdam.api.measured import measured_headers
+from maasdam.api.measured import measured_lines
 from maasdam.api.oip_call import OipCall, name_of
 from maasdam.api.oip_infer import JSON_LENGTH, SMALL_BYTES
 from maasdam.api.paths import INFER
 from maasdam.core import Caller, Chunk, Entry
-from maasdam.errors import Overloaded
+from maasdam.errors import MaasdamError, Overloaded
 from maasdam.operations.service import Service
 from maasdam.telemetry.requests import Ended
 
-JSON, BINARY = (b"content-type", b"application/json"), (b"content-type", b"application/octet-stream")
+JSON = b"content-type: application/json\r\n"
+BINARY = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
+
+
+class _Asked:
+    """What a head says, whatever body follows it."""
+
+    __slots__ = ("caller", "ids", "length", "model", "origins", "route", "theirs", "trace")
+
+    def __init__(
+        self,
+        model: str,
+        route: str,
+        length: bytes | None,
+        caller: Callable[[], Caller | None],
+        headers: Headers,
+        origins: Origins,
+    ) -> None:
+        self.model = model
+        """NAME or NAME:VERSION."""
+        self.route = route
+        self.length = length
+        """What Inference-Header-Content-Length says."""
+        self.caller = caller
+        """Who calls, where that is known now."""
+        asked = header(headers, b"x-request-id")
+        self.theirs = well_formed(asked)
+        self.trace = trace_of(header(headers, b"traceparent"))
+        theirs = b"" if asked is None or self.theirs is None else b"x-request-id: %b\r\nmaasdam-request-id: " % asked
+        self.ids = theirs or b"x-request-id: "
+        """What stands before our id in the answer."""
+        self.origins = b"".join([b"%b: %b\r\n" % pair for pair in origins.headers(headers)])
+
+    @property
+    def is_once(self) -> bool:
+        """Whether no other request will have this head."""
+        return self.theirs is not None or self.trace is not None
 
 
 class AtOnce:
     """What a connection offers whole requests to."""
 
     def __init__(self, service: Service, gate: Gate) -> None:
-        self._service = service
+        self.service = service
         self._gate = gate
         settings = service.settings
         self._origins = Origins.of(settings.cors_origins)
         self._json = JsonLimits(settings.max_json_depth, settings.max_json_values)
         self._most = min(SMALL_BYTES, settings.max_json_tensor_bytes, settings.max_body_bytes)
-        self._seconds = settings.request_timeout_seconds
+        self.seconds = settings.request_timeout_seconds
 
     def __call__(self, exchange: Exchange) -> bool:
         """Take it and answer, now or later; False: it is for the long way."""
         began = time.perf_counter()
-        headers: Headers = exchange.scope["headers"]
-        url = exchange.url
-        found = INFER.fullmatch(url.decode("latin-1")) if b"%" not in url else None
-        if found is None or len(exchange.body) > self._most or header(headers, b"content-encoding") is not None:
+        asked: _Asked | None = exchange.head.meaning or self._read(exchange.head)
+        if asked is None or len(exchange.body) > self._most:
             return False
-        if wished(header(headers, b"accept-encoding")) is not None:
-            return False
-        caller = self._gate.known(headers, "infer")
+        caller = asked.caller()
         if caller is None:
             return False
+        body = exchange.body
         try:
-            length = oip_json.json_length(header(headers, JSON_LENGTH), exchange.body)
-            call = oip_json.decode(name_of(**found.groupdict()), exchange.body, length, self._json)
+            length = len(body) if asked.length is None else oip_json.json_length(asked.length, body)
+            call = oip_json.decode(asked.model, body, length, self._json)
             if call.wants_classes:  # they are written in a thread
                 return False
-            _One(self, exchange, caller, call, found["version"] is not None, began)
+            _One(self, exchange, asked, caller, call, began)
         except Exception:  # the long way says what it is
             return False
         return True
+
+    def _read(self, head: Head) -> _Asked | None:
+        """None: such a request is for the long way."""
+        headers, url = head.headers, head.url
+        found = INFER.fullmatch(url.decode("latin-1")) if b"%" not in url else None
+        if found is None or header(headers, b"content-encoding") is not None:
+            return None
+        caller = self._gate.holder(headers, "infer")
+        if wished(header(headers, b"accept-encoding")) is not None or caller is None:
+            return None
+        try:
+            model = name_of(**found.groupdict())
+        except MaasdamError:  # the long way says what it is
+            return None
+        route = INFER_ROUTE if found["version"] is None else INFER_VERSION_ROUTE
+        asked = _Asked(model, route, header(headers, JSON_LENGTH), caller, headers, self._origins)
+        if not asked.is_once:
+            head.meaning = asked
+        return asked
 
 
 class _One:
     """One request that was taken."""
 
-    __slots__ = ("_at_once", "_began", "_call", "_caller", "_exchange", "_id", "_is_of_version", "_status")
+    __slots__ = ("_asked", "_at_once", "_began", "_call", "_caller", "_cancel", "_exchange", "_id")
 
-    def __init__(
-        self, at_once: AtOnce, exchange: Exchange, caller: Caller, call: OipCall, is_of_version: bool, began: float
-    ) -> None:
+    def __init__(self, at_once: AtOnce, exchange: Exchange, asked: _Asked, caller: Caller, call: OipCall, began: float) -> None:
         """Raises what is wrong with it before its model has it; then nothing came of it."""
-        self._at_once, self._exchange, self._caller, self._call = at_once, exchange, caller, call
-        self._is_of_version, self._began = is_of_version, began
+        self._at_once, self._exchange, self._asked, self._caller, self._call = at_once, exchange, asked, caller, call
+        self._began = began
         self._id = new_request_id()
-        request = call.request(self._id, caller, "/v2/infer", at_once._seconds)
-        cancel = at_once._service.inference.begin(request, call.check, self._write, self._finish)
+        request = call.request(self._id, caller, "/v2/infer", at_once.seconds)
+        self._cancel = at_once.service.inference.begin(request, call.check, self._write, self._finish)
+        exchange.on_close = self._gone
 
-        def gone() -> None:
-            cancel()
-            self._note(CLIENT_CLOSED)
-
-        exchange.on_close = gone
+    def _gone(self) -> None:
+        self._cancel()
+        self._note(CLIENT_CLOSED)
 
     def _write(self, chunks: list[Chunk], entry: Entry, written: Callable[[Any], None]) -> None:
         call, reply = self._call, self._call.reply(chunks, entry)
         if reply.nbytes <= SMALL_BYTES:
-            written((*oip_json.encode(call, reply), measured_headers(entry)))
+            written((*oip_json.encode(call, reply), measured_lines(entry)))
             return
 
         def told(task: Future[tuple[bytes, int | None]]) -> None:
             if not task.cancelled():
-                written(task.exception() or (*task.result(), measured_headers(entry)))
+                written(task.exception() or (*task.result(), measured_lines(entry)))
 
-        pool = self._at_once._service.pool
+        pool = self._at_once.service.pool
         self._exchange.loop.run_in_executor(pool, oip_json.encode, call, reply).add_done_callback(told)
 
-    def _finish(self, answer: tuple[bytes, int | None, Headers] | BaseException) -> None:
+    def _finish(self, answer: tuple[bytes, int | None, bytes] | BaseException) -> None:
         if isinstance(answer, BaseException):
             self._refuse(answer)
             return
         body, length, measured = answer
-        headers = [JSON if length is None else BINARY, *measured, (b"content-length", b"%d" % len(body))]
-        if length is not None:
-            headers.append((JSON_LENGTH, b"%d" % length))
-        self._send(200, headers, body)
+        kind = JSON if length is None else BINARY % length
+        self._send(200, b"%b%bcontent-length: %d\r\n" % (kind, measured, len(body)), body)
         self._note(200)
 
     def _refuse(self, error: BaseException) -> None:
@@ -121,20 +168,17 @@ class _One:
         body, kind = errors.body(refused, "oip", "", self._id)
         if isinstance(error, Overloaded):
             self._exchange.keep_alive = False
-        headers = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *errors.headers(refused)]
-        self._send(refused.status, headers, body)
+        more = b"".join([b"%b: %b\r\n" % pair for pair in errors.headers(refused)])
+        self._send(refused.status, b"content-type: %b\r\ncontent-length: %d\r\n%b" % (kind, len(body), more), body)
         self._note(refused.status, refused.code)
 
-    def _send(self, status: int, headers: Headers, body: bytes) -> None:
-        asked: Headers = self._exchange.scope["headers"]
-        ids = id_headers(self._id, header(asked, b"x-request-id"))
-        self._exchange.answer(status, [*headers, *ids, *self._at_once._origins.headers(asked)], body)
+    def _send(self, status: int, lines: bytes, body: bytes) -> None:
+        asked = self._asked
+        self._exchange.answer(status, b"%b%b%b\r\n%b" % (lines, asked.ids, self._id.encode(), asked.origins), body)
 
     def _note(self, status: int, reason: str | None = None) -> None:
-        asked: Headers = self._exchange.scope["headers"]
-        trace, theirs = trace_of(header(asked, b"traceparent")), well_formed(header(asked, b"x-request-id"))
-        route = INFER_VERSION_ROUTE if self._is_of_version else INFER_ROUTE
-        seconds, key = time.perf_counter() - self._began, self._caller.key_id
-        self._at_once._service.outbox.ended(
-            Ended(self._id, trace, "POST", route, status, seconds, key, self._call.model[:LONGEST_NAME], reason, theirs)
+        asked, key = self._asked, self._caller.key_id
+        seconds, model = time.perf_counter() - self._began, asked.model[:LONGEST_NAME]
+        self._at_once.service.outbox.ended(
+            Ended(self._id, asked.trace, "POST", asked.route, status, seconds, key, model, reason, asked.theirs)
         )

@@ -23,6 +23,9 @@ OF_REQUEST, OF_INPUT, OF_OUTPUT = ("binary_data_output",), ("binary_data_size",)
 
 def decode(name: str, data: bytes, length: int, limits: json_body.JsonLimits) -> OipCall:
     """The request for the model `name` in a body whose first `length` bytes are JSON. Raises InvalidInput, Unsupported."""
+    plain = wire.decode_plain(data, limits) if length == len(data) else None
+    if plain is not None:
+        return call_of(name, plain[1], (), {}, plain[0])
     head = data if length == len(data) else data[:length]
     try:
         request = wire.decode(head, limits)

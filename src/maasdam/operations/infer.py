@@ -276,10 +276,12 @@ class _Account:
         """Add up what the chunks, one a payload, are metered as."""
         if not chunks:
             return
-        entry, units = self.entry, _sum([chunk.units for chunk in chunks])
+        entry, first = self.entry, chunks[0]
+        is_one = len(chunks) == 1
+        units = first.units if is_one else _sum([chunk.units for chunk in chunks])
         entry.items, entry.audio_seconds = units.items, units.audio_seconds
         entry.prompt_tokens, entry.completion_tokens = units.prompt_tokens, units.completion_tokens
-        cost = total_cost(chunk.cost for chunk in chunks)
+        cost = first.cost if is_one else total_cost(chunk.cost for chunk in chunks)
         if cost is not None:
             entry.compute_seconds, entry.joules, entry.energy_method = cost
 
@@ -345,6 +347,8 @@ class _Account:
 
 class _Answering:
     """One request that is answered whole, by callbacks."""
+
+    __slots__ = ("_account", "_answer", "_cancel", "_check", "_done", "_inference", "_is_answered", "_late", "_row", "_write")
 
     def __init__(
         self,
@@ -492,6 +496,8 @@ class _Answering:
 class _Streaming(_Answering):
     """One request that is answered in pieces."""
 
+    __slots__ = ("_newest", "_piece", "_tell")
+
     def __init__(
         self,
         inference: Inference,
@@ -600,9 +606,6 @@ class _Durable:
 
 
 def _sum(many: Sequence[Units]) -> Units:
-    if len(many) == 1:
-        return many[0]
-
     def total(values: Sequence[Any]) -> Any:
         known = [value for value in values if value is not None]
         return sum(known) if known else None

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
@@ -227,8 +227,10 @@ class TensorReplica:
 
     def _items(self, tensors: Tensors) -> int:
         """How many items there are to answer. Raises TooLarge where their answers would be."""
-        counts = {array.shape[0] for array in tensors.values()} if self._batches else {1}
-        items = counts.pop() if len(counts) == 1 else 1  # first axes that differ are of one thing: a graph
+        items = 1
+        if self._batches:
+            counts = {array.shape[0] for array in tensors.values()}
+            items = counts.pop() if len(counts) == 1 else 1  # first axes that differ are of one thing: a graph
         self._refuse_large(items * self._bytes_a_row)
         return items
 
@@ -237,7 +239,7 @@ class TensorReplica:
             self._refuse_large(_size(ran.outputs))
         except TooLarge as error:
             return error.with_traceback(None)  # or it would keep the answer
-        return [Chunk(ran.outputs, Units(items=items), True, ran.cost)]
+        return [Chunk(ran.outputs, _units(items), True, ran.cost)]
 
     def _refuse_large(self, size: int) -> None:
         if size > self._max_answer_bytes:
@@ -352,7 +354,12 @@ def _is_last(chunk: Chunk) -> bool:
 
 
 def _size(tensors: Mapping[str, Any]) -> int:
-    return sum(array.nbytes for array in tensors.values())
+    return sum([array.nbytes for array in tensors.values()])
+
+
+@lru_cache(maxsize=64)
+def _units(items: int) -> Units:
+    return Units(items=items)
 
 
 def _bytes_a_row(spec: TensorSpec) -> int:

@@ -82,24 +82,31 @@ class Metrics:
 
         A request for a model that does not exist counts under the model "" (names are endless).
         """
-        sums: dict[tuple[Any, tuple[str, ...]], float] = {}
+        alike: dict[tuple[str, int | None, str | None, int], list[Measured]] = {}
         for receipt in group:
-            by = _labels(receipt)
-            how = (*by, str(status or receipt.status))
-            self._of(self._duration, *how).observe(receipt.seconds)
-            counts: tuple[tuple[Any, tuple[str, ...], float | None], ...] = (
-                (self._requests, how, 1),
-                (self._tokens, (*by, "prompt"), receipt.prompt_tokens),
-                (self._tokens, (*by, "completion"), receipt.completion_tokens),
-                (self._audio, by, receipt.audio_seconds),
-                (self._compute, by, receipt.compute_seconds),
-                (self._joules, by, receipt.joules),
-            )
-            for counter, labels, count in counts:
-                if count is not None:
-                    sums[counter, labels] = sums.get((counter, labels), 0) + count
-        for (counter, labels), total in sums.items():
-            self._of(counter, *labels).inc(total)
+            kind = receipt.model, receipt.version, receipt.task, status or receipt.status
+            those = alike.get(kind)
+            if those is None:
+                alike[kind] = [receipt]
+            else:
+                those.append(receipt)
+        for (_, _, _, ended), those in alike.items():
+            by = _labels(those[0])
+            how = (*by, str(ended))
+            observe = self._of(self._duration, *how).observe
+            for receipt in those:
+                observe(receipt.seconds)
+            self._of(self._requests, *how).inc(len(those))
+            for counter, labels, counts in (
+                (self._tokens, (*by, "prompt"), [receipt.prompt_tokens for receipt in those]),
+                (self._tokens, (*by, "completion"), [receipt.completion_tokens for receipt in those]),
+                (self._audio, by, [receipt.audio_seconds for receipt in those]),
+                (self._compute, by, [receipt.compute_seconds for receipt in those]),
+                (self._joules, by, [receipt.joules for receipt in those]),
+            ):
+                known = [count for count in counts if count is not None]
+                if known:
+                    self._of(counter, *labels).inc(sum(known))
 
     def passed(self, status: int) -> None:
         """One request has ended that reached no model: refused at the door, or about something else."""
