@@ -132,3 +132,29 @@ def test_when_the_database_is_gone_nobody_gets_in(keys: Keys, database: Engine) 
         open(path, "wb").write(b"no database " * 1000)  # noqa: SIM115, PTH123  ruin it
         with pytest.raises(StorageFailure):
             Keys(database).authenticate(secret)
+
+
+def test_a_key_is_due_before_it_is_forgotten(database: Engine) -> None:
+    clock = Clock()
+    keys = Keys(database, clock)
+    _, secret = keys.create("web")
+    assert not keys.is_due(secret)
+    keys.authenticate(secret)
+    assert keys.seen(secret) is not None and not keys.is_due(secret)
+    clock.now = 0.3
+    assert keys.seen(secret) is not None and keys.is_due(secret)
+    keys.check(secret)
+    assert not keys.is_due(secret)
+    clock.now = 1.0
+    assert keys.seen(secret) is None
+
+
+def test_a_check_that_finds_a_revoked_key_lets_nobody_in_any_more(database: Engine) -> None:
+    keys, other = Keys(database), Keys(database)
+    record, secret = keys.create("web")
+    keys.authenticate(secret)
+    other.revoke(record.id)
+    assert keys.seen(secret) is not None
+    with pytest.raises(Unauthenticated):
+        keys.check(secret)
+    assert keys.seen(secret) is None

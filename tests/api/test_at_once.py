@@ -331,6 +331,24 @@ def _asked(it: socket.socket, reader: Reader, data: bytes) -> int:
     return reader.next()[0]
 
 
+def test_a_key_in_use_is_looked_up_by_one_and_in_time(own_service: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    real = own_service.records.keys.check
+    monkeypatch.setattr(
+        own_service.records.keys, "check", lambda secret: asked.append(secret) or time.sleep(0.05) or real(secret)
+    )
+    lines = json.dumps(TENSOR).encode()
+    with contextlib.ExitStack() as stack:
+        readers = [Reader(stack.enter_context(raw(own_service, request(own_service, lines)))) for _ in range(8)]
+        assert [reader.next()[0] for reader in readers] == [200] * 8
+        assert len(asked) == 1
+        wait_for(lambda: own_service.records.keys.is_due(own_service.key))
+        for reader in readers:
+            assert _asked(reader.it, reader, request(own_service, lines)) == 200
+        wait_for(lambda: not own_service.records.keys.is_due(own_service.key))
+        assert len(asked) == 2
+
+
 def test_without_keys_only_this_machine_is_answered(open_to_all: Running) -> None:
     body = json.dumps(TENSOR).encode()
     lines = (f"Content-Length: {len(body)}",)

@@ -110,16 +110,28 @@ class Keys:
         seen = self._seen.get(secret)
         return seen[1] if seen is not None and seen[0] > self._clock() else None
 
+    def is_due(self, secret: str) -> bool:
+        """Whether who holds this secret is known, but will not be for much longer."""
+        seen = self._seen.get(secret)
+        return seen is not None and seen[0] - SEEN_SECONDS / 2 < self._clock()
+
     def authenticate(self, secret: str) -> Caller:
         """Who holds this secret. Raises Unauthenticated for one that is unknown or revoked. May read the database."""
-        seen, now, forgotten = self.seen(secret), self._clock(), self._forgotten
-        if seen is not None:
-            return seen
-        caller = self._found(secret)
+        return self.seen(secret) or self.check(secret)
+
+    def check(self, secret: str) -> Caller:
+        """The same, as the database has it now."""
+        asked, now = self._forgotten, self._clock()
+        try:
+            caller = self._found(secret)
+        except Unauthenticated:
+            with self._lock:
+                self._seen.pop(secret, None)
+            raise
         with self._lock:
-            if len(self._seen) >= SEEN_AT_MOST:
-                self._seen.clear()
-            if self._forgotten == forgotten:
+            if asked == self._forgotten:  # else it may have been revoked since it was read
+                if len(self._seen) >= SEEN_AT_MOST:
+                    self._seen.clear()
                 self._seen[secret] = (now + SEEN_SECONDS, caller)
         return caller
 

@@ -105,6 +105,8 @@ class Service:
     """Builds, running and done; like `catalog`, it blocks."""
     fleet: Fleet = field(default_factory=Alone)
     is_draining: bool = False
+    _lookups: dict[str, asyncio.Task[Caller]] = field(default_factory=dict)
+    """Secrets that are being looked up."""
 
     @property
     def is_loaded(self) -> bool:
@@ -131,13 +133,24 @@ class Service:
         self.meter.exclude(ident)
 
     def seen(self, secret: str) -> Caller | None:
-        """Who holds an API key's secret, where that was found out a moment ago; reads nothing."""
-        return self.keys.seen(secret)
+        """Who holds an API key's secret, where that was found out a moment ago; in time before it is too long ago it is looked
+        up again, once for all that ask."""
+        caller = self.keys.seen(secret)
+        if caller is not None and self.keys.is_due(secret):
+            self._look_up(secret)
+        return caller
 
     async def authenticate(self, secret: str) -> Caller:
         """Who holds an API key's secret. Raises Unauthenticated."""
-        seen = self.keys.seen(secret)
-        return await asyncio.to_thread(self.keys.authenticate, secret) if seen is None else seen
+        caller = self.seen(secret)
+        return await asyncio.shield(self._look_up(secret)) if caller is None else caller
+
+    def _look_up(self, secret: str) -> asyncio.Task[Caller]:
+        task = self._lookups.get(secret)
+        if task is None:
+            task = self._lookups[secret] = asyncio.create_task(asyncio.to_thread(self.keys.check, secret))
+            task.add_done_callback(lambda done: (self._lookups.pop(secret), done.cancelled() or done.exception()))
+        return task
 
     def check_model(self, name: str) -> None:
         """Raise NotFound where no such model is deployed: told before anything else that may be wrong with a request."""
