@@ -238,7 +238,7 @@ def test_who_goes_away_cancels_the_work(own_door: Door) -> None:
     waits.cancel()
     wait_for(lambda: len(engine.cancelled) == 2)
     wait_for(lambda: [row.status for row in own_door.running.rows(engine.cancelled[0])] == [499])
-    wait_for(lambda: own_door.door._in_flight == 0 and own_door.door._held == 0)
+    wait_for(lambda: own_door.door.calls.in_flight == 0 and own_door.door.calls.held == 0)
 
 
 def test_a_deadline_is_kept(own_door: Door) -> None:
@@ -279,7 +279,7 @@ def test_what_is_in_flight_finishes_and_nothing_new_begins(own_door: Door) -> No
     assert next(watched).status == 1
     engine.gate.clear()
     waiting = own_door.method("ModelInfer").future(tensors(), metadata=own_door.key, timeout=20)
-    wait_for(lambda: own_door.door._in_flight == 1)
+    wait_for(lambda: own_door.door.calls.in_flight == 1)
     stopped = own_door.stop(20)
     assert next(watched).status == 2, "not serving"
     late = grpc.insecure_channel(own_door.address)

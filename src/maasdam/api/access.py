@@ -1,7 +1,7 @@
 """Who may call what. Knows paths, scopes and keys; never bodies or models. Everything not listed needs a key.
 
     HTTP: path, headers -> `caller`, `check` -\
-    any other wire: a secret, a scope -> `admit`, `permit`
+    any other wire: a secret, a scope -> `remembered`, or `admit` and `permit`
 """
 
 from __future__ import annotations
@@ -74,12 +74,14 @@ class Gate:
             return None
         if secret is None:
             return None
+        return lambda: self.remembered(secret, scope)
 
-        def known() -> Caller | None:
-            caller = self._seen(secret)
-            return caller if caller is not None and scope in caller.scopes else None
-
-        return known
+    def remembered(self, secret: str | None, scope: str | None) -> Caller | None:
+        """Who holds a secret, where that is known without a look at the database and the key has the scope; else None."""
+        if self._authenticate is None:
+            return ANONYMOUS
+        caller = None if secret is None else self._seen(secret)
+        return caller if caller is not None and (scope is None or scope in caller.scopes) else None
 
     def check(self, path: str, caller: Caller) -> None:
         """Raise Forbidden where the caller's key lacks the scope that `path` needs."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from maasdam.core import type_array
 
 PACKAGE = "inference"
+SERVICE = f"{PACKAGE}.GRPCInferenceService"
 POOL = DescriptorPool()
 POOL.AddSerializedFile(files("maasdam.api").joinpath("oip.binpb").read_bytes())
 FINAL, EMPTY_FINAL = "triton_final_response", "triton_enable_empty_final_response"
