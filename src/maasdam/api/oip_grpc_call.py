@@ -31,7 +31,6 @@ from maasdam.core import ANONYMOUS, Caller, Chunk, Entry
 from maasdam.errors import BodyTooSlow, InvalidInput, MaasdamError, Overloaded, TooLarge
 from maasdam.operations.requests import note_refusal
 from maasdam.operations.service import Service
-from maasdam.serving.scheduler import settle
 from maasdam.telemetry.requests import Ended
 
 T = TypeVar("T")
@@ -48,10 +47,11 @@ LONGEST_MESSAGE = 600
 """Of a status, characters: it travels in a header, where a character may take twelve bytes."""
 NO_MESSAGE = "no_message"
 """What the log says of a call that ended before its message was here: its caller went away, or gRPC refused the message."""
-GATHER_SECONDS = 0.001
-"""So long a request waits for those that come beside it."""
+GATHER_SECONDS = 0.002
+"""A request waits for those that come beside it until so long none came."""
 MOST_GATHERED = 64
-TRY_EVERY = 16
+TRY_EVERY = 8
+"""Once in so many times more are waited for than came together before."""
 KEYS = ("authorization", "api-key", "x-api-key")
 
 Trailers = tuple[tuple[str, str | bytes], ...]
@@ -69,6 +69,57 @@ class Method:
     needs_key: bool = True
 
 
+class Gathering:
+    """Lets requests that come side by side begin together. Belongs to one event loop.
+
+    grpc.aio brings them one by one, each in a turn of the loop: so each would be a batch, a sync of the disk and a journal's
+    record of its own. Those who come alone are not made to wait: it is learned how many come together.
+    """
+
+    __slots__ = ("_beginnings", "_had", "_timer", "_times", "_wants")
+
+    def __init__(self) -> None:
+        self._beginnings: list[Callable[[], None]] = []
+        self._wants = 1
+        """So many are likely to come together."""
+        self._times = 0
+        """So often they came since more were tried."""
+        self._had = 0
+        """How many were here when the clock was set."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, begin: Callable[[], None], in_flight: int) -> None:
+        """Call `begin` now or very soon; of `in_flight` requests it is one."""
+        self._beginnings.append(begin)
+        count = len(self._beginnings)
+        if count >= min(max(self._wants, in_flight), MOST_GATHERED):
+            self._times += 1
+            if self._times >= TRY_EVERY:
+                self._wants, self._times = 2 * count, 0
+            self._begin()
+        elif self._timer is None:
+            self._wait()
+
+    def _wait(self) -> None:
+        self._had = len(self._beginnings)
+        self._timer = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._late)
+
+    def _late(self) -> None:
+        if len(self._beginnings) > self._had:
+            self._wait()
+            return
+        self._wants = max(self._had, self._wants // 2)
+        self._begin()
+
+    def _begin(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        beginnings, self._beginnings = self._beginnings, []
+        for begin in beginnings:
+            begin()
+
+
 @dataclass(slots=True)
 class Calls:
     """What all calls of one door share."""
@@ -84,7 +135,7 @@ class Calls:
     """Requests whose message is here."""
     held: int = 0
     """Bytes of those."""
-    gathering: Gathering = field(default_factory=lambda: Gathering())
+    gathering: Gathering = field(default_factory=Gathering)
 
     def take(self, size: int) -> None:
         """A message is here."""
@@ -116,54 +167,6 @@ class Calls:
         if size <= SMALL_BYTES:
             return work(*given)
         return await asyncio.get_running_loop().run_in_executor(self.service.pool, work, *given)
-
-
-class Gathering:
-    """Lets requests that come side by side begin together. Belongs to one event loop.
-
-    grpc.aio brings them one by one, each in a turn of the loop: so each would be a batch, and a sync of the disk, of its own.
-    One that comes alone does not wait: others are waited for where others were in flight a moment ago.
-    """
-
-    __slots__ = ("_beginnings", "_had", "_since_tried", "_timer", "_wants")
-
-    def __init__(self) -> None:
-        self._beginnings: list[Callable[[], None]] = []
-        self._wants = 1
-        """So many are likely to come together."""
-        self._since_tried = 0
-        self._had = 0
-        self._timer: asyncio.TimerHandle | None = None
-
-    def add(self, begin: Callable[[], None], in_flight: int) -> None:
-        """Call `begin` now or very soon; of `in_flight` requests it is one."""
-        self._beginnings.append(begin)
-        count = len(self._beginnings)
-        if count >= min(max(self._wants, in_flight), MOST_GATHERED):
-            self._since_tried += 1
-            if count > 1 or self._since_tried >= TRY_EVERY:
-                self._wants, self._since_tried = 2 * count, 0
-            self._begin()
-        elif self._timer is None:
-            self._had = count
-            self._timer = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._late)
-
-    def _late(self) -> None:
-        count = len(self._beginnings)
-        if count > self._had:
-            self._had = count
-            self._timer = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._late)
-            return
-        self._wants = count
-        self._begin()
-
-    def _begin(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        beginnings, self._beginnings = self._beginnings, []
-        for begin in beginnings:
-            begin()
 
 
 class Rpc:
@@ -308,9 +311,9 @@ class Rpc:
         def begin() -> None:
             nonlocal cancel
             try:
-                cancel = inference.begin(request, call.check, partial(self._write, call), partial(settle, future))
+                cancel = inference.begin(request, call.check, partial(self._write, call), partial(_settle, future))
             except Exception:  # the long way says what it is
-                settle(future, None)
+                _settle(future, None)
 
         try:
             asked = oip_proto.parsed(method.takes, data)
@@ -414,6 +417,15 @@ class Rpc:
             code=self.reason,
             seconds=time.perf_counter() - self.began,
         )
+
+
+def _settle(future: asyncio.Future[Any], outcome: Any) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, BaseException):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
 
 
 def _encoded(reply: Any) -> bytes:
