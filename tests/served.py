@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 import httpx
+import psutil
 
 from maasdam import settings
 from maasdam.accounts.journal import Journal
@@ -88,6 +89,12 @@ class Process:
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.key}"}
 
+    @property
+    def workers(self) -> list[int]:
+        """Process ids of its workers: each leads a session of its own."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return sorted(child.pid for child in children if _leads(child.pid))
+
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, headers=self.headers, timeout=60)
 
@@ -128,6 +135,13 @@ def start(home: Path, key: str, *flags: str, seconds: float = 60, until_ready: b
         process.kill()
         raise AssertionError(f"the service did not come up; the log: {log.read_text()[-2000:]}") from None
     return running
+
+
+def _leads(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False
 
 
 def _is_ready(url: str) -> bool:

@@ -19,6 +19,7 @@ LEVELS = [
     {"pipeline"},
     {"operations"},
     {"api"},
+    {"workers"},
     {"cli"},
 ]
 LEVEL = {room: i for i, rooms in enumerate(LEVELS) for room in rooms}

@@ -33,6 +33,9 @@ class Settings:
     """HTTP port; 0 picks a free one."""
     grpc_port: int = 8081
     """gRPC port; 0 is none. Where nobody chose it and another program has it, the service answers HTTP alone and says so."""
+    workers: int = 1
+    """Processes that answer, each with every deployed model. From two on there is one more, which answers nothing: it starts
+    them, and starts them again."""
     threads: int = 0
     """Engine threads per replica; 0 is every core this process may use."""
     max_body_bytes: int = 64 * 1024 * 1024

@@ -8,6 +8,7 @@ Knows FastAPI and uvicorn. Refuses to know engines and accounts; what it wires i
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import logging
@@ -17,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import uvicorn
 from fastapi import Depends, FastAPI, Request
@@ -56,6 +57,8 @@ BODIES_HELD = 8
 _FORM = "multipart/form-data"
 COLLECT_AFTER = (20_000, 50, 100)
 """Objects more than before, young collections, middle collections: see Python's gc.set_threshold."""
+TURN_SECONDS = 0.02
+"""The event loop has looked at every socket by then."""
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -121,10 +124,12 @@ def serve(
     listeners: Sequence[socket.socket],
     on_ready: Callable[[], None],
     grpc_listener: socket.socket | None = None,
+    lead: Leads | None = None,
 ) -> None:
     """Run until SIGTERM or SIGINT, then drain. `on_ready` is called once all models are up or have failed.
 
-    `listeners` listen already, for HTTP; gRPC has one of its own; None: there is none.
+    `listeners` listen already, for HTTP; gRPC has one of its own; None: there is none. `lead`: who leads this worker, where
+    there are several.
 
     The process ends within the grace whatever hangs, and at once on a second signal: then this does not return.
     """
@@ -151,7 +156,46 @@ def serve(
 
         limits = body_limits(service.settings)
         open_grpc = partial(GrpcDoor, service, gate_of(service, has_keys), limits, grpc_listener)
-    _Server(config, service, leaving, on_ready, open_grpc).run(sockets=list(listeners))
+    _Server(config, service, leaving, on_ready, open_grpc, lead).run(sockets=list(listeners))
+
+
+class Led(Protocol):
+    """A worker's server, as who leads it sees it."""
+
+    should_exit: bool
+    """Whether it was told to stop."""
+
+    async def listen(self, listener: socket.socket) -> asyncio.AbstractServer:
+        """Take connections from this listener too."""
+        ...
+
+    def unlisten(self, server: asyncio.AbstractServer) -> None:
+        """Take no more of them."""
+        ...
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal."""
+        ...
+
+
+class Leads(Protocol):
+    """Who leads a worker, as its server sees it."""
+
+    async def begin(self, server: Led) -> None:
+        """Return when callers may come."""
+        ...
+
+    def opened(self) -> None:
+        """They may."""
+        ...
+
+    def tick(self) -> None:
+        """Some time has passed."""
+        ...
+
+    def leaving(self) -> None:
+        """No more may."""
+        ...
 
 
 class _Server(uvicorn.Server):
@@ -164,8 +208,10 @@ class _Server(uvicorn.Server):
         leaving: Leaving,
         on_ready: Callable[[], None],
         open_grpc: Callable[[], GrpcDoor] | None = None,
+        lead: Leads | None = None,
     ) -> None:
         super().__init__(config)
+        self._lead = lead
         self._open_grpc = open_grpc
         self._grpc: GrpcDoor | None = None
         self._service = service
@@ -192,10 +238,32 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's; from now on signals are heard of even where this thread hangs."""
         self._leaving.watch_signals()
-        await super().startup(sockets)
+        await super().startup([])
+        if self._lead is not None:
+            await self._lead.begin(self)
+        if self.should_exit:
+            return
+        for one in sockets or ():
+            await self.listen(one)
         if self._open_grpc is not None:
             self._grpc = self._open_grpc()
             await self._grpc.start()
+        if self._lead is not None:
+            self._lead.opened()
+
+    async def listen(self, listener: socket.socket) -> asyncio.AbstractServer:
+        """Take connections from this listener too."""
+        kind: Any = self.config.http_protocol_class
+        made = partial(kind, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(made, sock=listener, ssl=self.config.ssl, backlog=self.config.backlog)
+        self.servers.append(server)
+        return server
+
+    def unlisten(self, server: asyncio.AbstractServer) -> None:
+        """Take no more of them."""
+        server.close()
+        self.servers.remove(server)  # type: ignore[arg-type]  # it is one of them
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
@@ -203,13 +271,21 @@ class _Server(uvicorn.Server):
             _leave_alone_what_stays()
             self._on_ready()
             self._on_ready = None
+        if self._lead is not None:
+            self._lead.tick()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Say not ready, then drain."""
         self._service.is_draining = True
+        if self._lead is not None:
+            self._lead.leaving()
         if self._grpc is not None:
             self._grpc.begin_stop(self._leaving.finish_seconds)
+        await asyncio.sleep(TURN_SECONDS)  # who has connected is taken,
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(TURN_SECONDS)  # and what they have sent is read: it would be reset, and was never refused
         await super().shutdown(sockets)
 
     async def _wait_tasks_to_complete(self) -> None:

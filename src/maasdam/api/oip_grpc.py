@@ -57,7 +57,8 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no t
             ("grpc.max_concurrent_streams", STREAMS),
             ("grpc.max_metadata_size", HEADER_BYTES),
             ("grpc.absolute_max_metadata_size", HEADER_BYTES),
-            ("grpc.so_reuseport", 0),  # two services on one port would share its callers
+            # two services on one port would share its callers; workers of one do, whose supervisor keeps the port for them
+            ("grpc.so_reuseport", listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)),
         ]
         self._server = grpc.aio.server(handlers=[self], options=options)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

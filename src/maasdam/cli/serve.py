@@ -10,9 +10,11 @@ import typer
 from maasdam.cli.output import reporting
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from socket import socket
 
     from maasdam.operations.service import Service
+    from maasdam.operations.workspace import Workspace
     from maasdam.settings import Settings
 
 LOOPBACK = ("localhost", "::1", "0:0:0:0:0:0:0:1")
@@ -24,7 +26,7 @@ def serve(
     grpc_port: int | None = typer.Option(
         None, "--grpc-port", min=0, max=65535, help="gRPC port on the same address; default 8081, 0 is none."
     ),
-    workers: int = typer.Option(1, "--workers", min=1, help="Processes; only 1 is supported yet."),
+    workers: int | None = typer.Option(None, "--workers", min=1, max=256, help="Processes that answer; default 1."),
     config: Path | None = typer.Option(None, "--config", help="A maasdam.toml to read the settings from."),
     no_auth: bool = typer.Option(False, "--no-auth", help="Answer without keys; only on a loopback address."),
 ) -> None:
@@ -32,30 +34,30 @@ def serve(
 
     Example: maasdam serve --port 8080
     """
-    if workers > 1:
-        raise typer.BadParameter("more than one worker is not supported yet; start one", param_hint="--workers")
     with reporting():
         from maasdam import settings
 
-        resolved = settings.load({"host": host, "port": port, "grpc_port": grpc_port}, file=config)
+        resolved = settings.load({"host": host, "port": port, "grpc_port": grpc_port, "workers": workers}, file=config)
         if no_auth and not is_loopback(resolved.host):
             raise typer.BadParameter(
                 f"only on a loopback address, and {resolved.host} is not one: anyone could use this service without a key",
                 param_hint="--no-auth",
             )
 
-        from maasdam.api.http import serve
+        if resolved.workers > 1:
+            from maasdam.workers.listeners import check_spread
+
+            check_spread()
+
         from maasdam.api.listening import bound_socket
         from maasdam.operations.address import announced
         from maasdam.operations.leaving import leave
         from maasdam.operations.requests import log_file
-        from maasdam.operations.service import open_service
         from maasdam.operations.workspace import Workspace
-        from maasdam.tasks.torchless import without_torch
         from maasdam.telemetry.logs import logging_to
 
-        without_torch()  # before anything imports transformers; engines that need torch ask for it
-        listener = bound_socket(resolved.host, resolved.port)
+        is_alone = resolved.workers <= 1
+        listener = bound_socket(resolved.host, resolved.port, listens=is_alone)
         address, bound_port = listener.getsockname()[:2]
         grpc = _grpc_listener(resolved, is_asked=grpc_port is not None)
         url = f"http://[{address}]:{bound_port}" if ":" in address else f"http://{address}:{bound_port}"
@@ -66,13 +68,36 @@ def serve(
             Workspace.open(resolved, config) as workspace,
             announced(resolved.home, _reachable(url)) as here,
         ):
-            service = open_service(workspace, operators_secret=here.secret)
             who = "without keys, from this machine only" if no_auth else "with keys (maasdam keys create NAME)"
             typer.echo(f"Maasdam listens on {url}, {who}. Ctrl-C stops it.")
             if grpc is not None:
                 typer.echo(f"gRPC is at port {resolved.grpc_port} of the same address.")
-            serve(service, not no_auth, [listener], lambda: _tell(service), grpc)
+            if is_alone:
+                _serve(workspace, not no_auth, here.secret, listener, grpc)
+            else:
+                from maasdam.workers.start import supervise
+
+                supervise(
+                    workspace,
+                    config,
+                    has_keys=not no_auth,
+                    secret=here.secret,
+                    bound=listener,
+                    grpc=grpc,
+                    on_ready=_tell_of,
+                )
         leave()
+
+
+def _serve(workspace: Workspace, has_keys: bool, secret: str, listener: socket, grpc: socket | None) -> None:
+    """In this process."""
+    from maasdam.api.http import serve
+    from maasdam.operations.service import open_service
+    from maasdam.tasks.torchless import without_torch
+
+    without_torch()  # before anything imports transformers; engines that need torch ask for it
+    service = open_service(workspace, operators_secret=secret)
+    serve(service, has_keys, [listener], lambda: _tell(service), grpc)
 
 
 def _grpc_listener(resolved: Settings, is_asked: bool) -> socket | None:
@@ -86,7 +111,7 @@ def _grpc_listener(resolved: Settings, is_asked: bool) -> socket | None:
     if not resolved.grpc_port:
         return None
     try:
-        return bound_socket(resolved.host, resolved.grpc_port, "--grpc-port")
+        return bound_socket(resolved.host, resolved.grpc_port, "--grpc-port", listens=resolved.workers <= 1)
     except InvalidInput as error:
         if is_asked or resolved.grpc_port != type(resolved)().grpc_port:
             raise
@@ -114,12 +139,12 @@ def _reachable(url: str) -> str:
 def _tell(service: Service) -> None:
     from maasdam.operations.deployments import served_versions
 
-    versions = served_versions(service)
+    _tell_of([(one.name, one.version.task, one.version.engine, one.state, one.reason) for one in served_versions(service)])
+
+
+def _tell_of(versions: Sequence[tuple[str, str | None, str, str, str | None]]) -> None:
     if not versions:
         typer.echo("No model is deployed yet: maasdam deploy NAME brings one up in this service.")
-    for one in versions:
-        state = "asleep until it is asked for" if one.state == "asleep" else one.state
-        how = f"{state} ({one.version.task or 'tensors'}, {one.version.engine})"
-        if not one.is_answering:
-            how = f"FAILED: {one.reason}"
-        typer.echo(f"  {one.name}  {how}")
+    for name, task, engine, state, reason in versions:
+        how = "asleep until it is asked for" if state == "asleep" else state
+        typer.echo(f"  {name}  " + (f"FAILED: {reason}" if state == "failed" else f"{how} ({task or 'tensors'}, {engine})"))

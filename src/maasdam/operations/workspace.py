@@ -87,6 +87,7 @@ OURS = (
     "logs",
     "maasdam.db*",
     "maasdam.log*",
+    "metrics",
     FILE.name,
     "serve.log",
     "service.json",

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 from maasdam.errors import StorageFailure
 
@@ -43,13 +43,20 @@ class LogFile:
     """How many older files are kept."""
 
 
-def configure(level: str = "info", stream: TextIO | None = None, file: LogFile | None = None) -> None:
+def configure(
+    level: str = "info", stream: TextIO | None = None, file: LogFile | None = None, worker: int | None = None
+) -> None:
     """Send this process's logs, the libraries' too, to `stream` (default stderr) and to `file` as JSON lines.
 
-    Raises StorageFailure when the file can't be written.
+    `worker`: which of several this process is; its lines say so. Raises StorageFailure when the file can't be written.
     """
+
+    def of_worker(logger: object, name: str, event: EventDict) -> EventDict:
+        return event if worker is None else {**event, "worker": worker}
+
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        of_worker,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
@@ -80,7 +87,7 @@ def configure(level: str = "info", stream: TextIO | None = None, file: LogFile |
 
 
 @contextmanager
-def logging_to(level: str, file: LogFile | None, libraries: Path | None = None) -> Iterator[None]:
+def logging_to(level: str, file: LogFile | None, libraries: Path | None = None, worker: int | None = None) -> Iterator[None]:
     """Inside, logs go to stderr and to `file`; see `configure`.
 
     What libraries write past Python to file descriptor 2 becomes lines of the log too, as JSON, if `libraries` names a
@@ -94,7 +101,7 @@ def logging_to(level: str, file: LogFile | None, libraries: Path | None = None) 
         if libraries is not None:
             between = _beside_stderr(libraries, stack)
         stack.callback(_close_handlers, before)
-        configure(level, file=file)
+        configure(level, file=file, worker=worker)
         if libraries is not None:
             _tell_what_is_left(libraries)
             is_over = threading.Event()

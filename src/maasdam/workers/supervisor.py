@@ -1,0 +1,374 @@
+"""Keeps the workers of a service. Knows processes, sockets and clocks; opens no engine, and imports none.
+
+signal     -> drain all -> journals into the ledger -> the end
+a worker died -> another takes its connections at once -> a successor is started, later each time it dies again
+              -> all is loaded -> it has its connections back
+Tell       -> Obey to every other worker -> what they answered
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+
+from maasdam.accounts.importer import Importer
+from maasdam.children import Forked
+from maasdam.errors import ServiceError
+from maasdam.operations.fleet import Busy, Order, SetLevel, Standing
+from maasdam.operations.leaving import Leaving as Countdown
+from maasdam.operations.workspace import Workspace
+from maasdam.workers.channel import Channel
+from maasdam.workers.messages import (
+    Adopt,
+    Drain,
+    Leaving,
+    Message,
+    Obey,
+    Open,
+    Opened,
+    Others,
+    Ping,
+    Release,
+    Say,
+    Tell,
+    Told,
+)
+from maasdam.workers.worker import Assignment, work
+
+log = logging.getLogger("maasdam.workers")
+
+CRASH_WINDOW_SECONDS = 60.0
+MANY_CRASHES = 3
+"""So many within the window are said aloud."""
+LONGEST_BACKOFF_SECONDS = 30.0
+PING_SECONDS = 5.0
+HANGS_SECONDS = 30.0
+"""A worker whose event loop has answered nothing for so long is ended, and replaced."""
+STARTS_SECONDS = 120.0
+"""A new worker has said something by then."""
+HURRY_SECONDS = 1.0
+"""At the end of the grace, or on a second signal, workers have so long before they are killed."""
+
+
+@dataclass(eq=False)
+class Worker:
+    """One worker's process, from its start to its end."""
+
+    place: Place
+    name: str
+    """Of the files that it counts in."""
+    channel: Channel
+    process: Forked | None = None
+    standing: Standing | None = None
+    """None: it has not said anything yet."""
+    is_open: bool = False
+    """Whether it takes connections."""
+    is_leaving: bool = False
+    adopted: set[int] = field(default_factory=set)
+
+    @property
+    def pid(self) -> int | None:
+        """None: it is not started."""
+        return None if self.process is None else self.process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process is there."""
+        return self.process is not None and self.process.is_alive
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send it a signal."""
+        if self.process is not None and self.is_alive:
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
+
+    def buried(self) -> str:
+        """How it ended; its socket is closed, so it has, or does so now. Blocks."""
+        if self.process is None:
+            return "did not begin"
+        how = self.process.end()
+        self.process.kill()
+        return how
+
+
+@dataclass(eq=False)
+class Place:
+    """Where a worker is, or is to be."""
+
+    number: int
+    worker: Worker | None = None
+    crashes: deque[float] = field(default_factory=lambda: deque(maxlen=16))
+    is_new: bool = True
+    """Whether the service has just begun, and waits for it too."""
+
+    @property
+    def standing(self) -> Standing | None:
+        """What callers meet here: nothing is loaded yet where the service has just begun; None: they meet somebody else."""
+        if self.worker is not None and self.worker.is_open:
+            return self.worker.standing
+        return Standing() if self.is_new else None
+
+
+class Supervisor:
+    """Start with `run`, in the main thread."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        given: Assignment,
+        on_ready: Callable[[Sequence[Standing]], None],
+        libraries: Sequence[str] = (),
+    ) -> None:
+        """`given` is what all workers are; there are as many as it has listeners. `on_ready` hears what they have loaded.
+
+        `libraries` are imported once for all of them.
+        """
+        self._libraries = libraries
+        grace = workspace.settings.shutdown_grace_seconds
+        own = replace(given.settings, shutdown_grace_seconds=max(grace * 0.9, grace - 0.5))  # they are over when it is
+        self._given = replace(given, settings=own)
+        self._ledger = workspace.ledger
+        self._on_ready = on_ready
+        self._clock = time.monotonic
+        self._places = [Place(number) for number in range(len(given.listeners))]
+        self._workers: set[Worker] = set()
+        """Every process there is, those that leave too."""
+        self._is_stopping = False
+        self._stop = asyncio.Event()
+        self._is_over = asyncio.Event()
+        self._level: SetLevel | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._countdown = Countdown(grace, self._end_all)
+
+    async def run(self) -> None:
+        """Until a signal, and until all is over then."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._signalled)
+        self._countdown.watch_signals()
+        importer = Importer(self._ledger)
+        importer.start()
+        for place in self._places:
+            self._spawn(self._fill(place))
+        self._spawn(self._watch(self._on_ready))
+        await self._stop.wait()
+        for one in self._given.sockets:
+            one.close()
+        for worker in self._workers:
+            worker.channel.note(Drain())
+        if self._workers:
+            await self._is_over.wait()
+        await asyncio.to_thread(importer.stop)
+
+    def _signalled(self) -> None:
+        if self._is_stopping:
+            self._countdown.at_once()
+        self._is_stopping = True
+        self._countdown.begin()
+        self._stop.set()
+
+    # ---- processes ------------------------------------------------------------------------------------------------------
+
+    async def _fill(self, place: Place, after_seconds: float = 0.0) -> None:
+        """Have a worker in this place."""
+        await asyncio.sleep(after_seconds)
+        if self._is_stopping or place.worker is not None:
+            return
+        ours, theirs = socket.socketpair()
+        worker = place.worker = Worker(place, self._free_name(), Channel(lambda message: self._take(worker, message)))
+        self._workers.add(worker)
+        await worker.channel.open(ours)
+        self._spawn(self._look_after(worker))
+        self._share_out()
+        if self._level is not None:
+            worker.channel.note(Obey(self._level))
+        with theirs:  # once it is started it has one of its own
+            try:
+                worker.process = await asyncio.to_thread(self._start, worker, theirs)
+            except Exception:
+                log.exception("worker %d could not be started", place.number + 1)
+                worker.channel.close()
+                return
+        log.info("worker %d is process %d", place.number + 1, worker.pid)
+        if self._is_stopping:
+            worker.channel.note(Drain())
+
+    def _start(self, worker: Worker, channel: socket.socket) -> Forked:
+        given = replace(self._given, place=worker.place.number, name=worker.name, channel=channel)
+        name = f"maasdam-worker-{worker.place.number + 1}"
+        return Forked(work, (given,), name=name, outlives=True, libraries=self._libraries)
+
+    def _free_name(self) -> str:
+        """Of files that nobody counts in now."""
+        taken = {worker.name for worker in self._workers}
+        return next(name for name in map(str, count()) if name not in taken)
+
+    async def _look_after(self, worker: Worker) -> None:
+        """Until it is over with it, and a successor is on its way."""
+        closed = worker.channel.closed
+        while not closed.is_set():
+            try:
+                await asyncio.wait_for(closed.wait(), PING_SECONDS)
+            except TimeoutError:
+                await self._check(worker)
+        worker.is_open = False
+        self._share_out()
+        self._pass_on()
+        died = await asyncio.to_thread(worker.buried)
+        self._workers.discard(worker)
+        if self._is_stopping and not self._workers:
+            self._is_over.set()
+        place, after_seconds = worker.place, 0.0
+        if not (worker.is_leaving or self._is_stopping):
+            after_seconds = self._mourn(place, f"worker {place.number + 1} (process {worker.pid}) {died}")
+        if place.worker is worker:
+            place.worker = None
+            self._spawn(self._fill(place, after_seconds))
+
+    async def _check(self, worker: Worker) -> None:
+        seconds = STARTS_SECONDS if worker.standing is None else HANGS_SECONDS
+        try:
+            await worker.channel.ask(Ping(), seconds)
+        except TimeoutError:
+            log.error("worker %d has answered nothing for %.0f s: it is ended", worker.place.number + 1, seconds)
+            worker.kill()
+            await worker.channel.closed.wait()
+        except ConnectionError:
+            pass
+
+    def _mourn(self, place: Place, what: str) -> float:
+        """Say that a worker died; after how many seconds its successor is to be started."""
+        now = self._clock()
+        place.crashes.append(now)
+        times = sum(now - at < CRASH_WINDOW_SECONDS for at in place.crashes)
+        after_seconds = 0.0 if times <= MANY_CRASHES else min(2.0 ** (times - MANY_CRASHES - 1), LONGEST_BACKOFF_SECONDS)
+        if times < MANY_CRASHES:
+            log.warning("%s; another is started", what)
+        else:
+            rest = sum(worker.is_open for worker in self._workers)
+            then = f"it is tried again in {after_seconds:.0f} s, and the service goes on with {rest} of {len(self._places)}"
+            log.error("%s, the %d. time within a minute: %s", what, times, then)
+        return after_seconds
+
+    def _end_all(self) -> None:
+        """Have no worker left, soon; from any thread."""
+        for number, seconds in ((signal.SIGTERM, HURRY_SECONDS), (signal.SIGKILL, 0.0)):
+            for worker in list(self._workers):
+                worker.kill(number)
+            until = time.monotonic() + seconds
+            while any(worker.is_alive for worker in list(self._workers)) and time.monotonic() < until:
+                time.sleep(0.01)
+
+    # ---- connections ----------------------------------------------------------------------------------------------------
+
+    def _share_out(self) -> None:
+        """Have somebody take the connections of every place."""
+        there = [worker for worker in self._workers if worker.is_open]
+        for place in self._places:
+            worker = place.worker
+            is_taken = worker is not None and worker.is_open
+            if worker is not None and not is_taken and (not there or place.is_new):
+                worker.channel.note(Open())
+            adopting = [one for one in there if place.number in one.adopted]
+            if is_taken:
+                for one in adopting:
+                    one.adopted.discard(place.number)
+                    one.channel.note(Release(place.number))
+            elif there and not adopting and not place.is_new:
+                one = min(there, key=lambda one: len(one.adopted))
+                one.adopted.add(place.number)
+                one.channel.note(Adopt(place.number))
+
+    def _pass_on(self) -> None:
+        """Let every worker know what the others have."""
+        for worker in self._workers:
+            others = [place for place in self._places if place is not worker.place]
+            standings = (place.standing for place in others)
+            worker.channel.note(Others(tuple(standing for standing in standings if standing is not None)))
+
+    # ---- what workers say -----------------------------------------------------------------------------------------------
+
+    async def _take(self, worker: Worker, message: Message) -> Told:
+        place = worker.place
+        if isinstance(message, Tell):
+            return Told(await self._tell(worker, message))
+        if isinstance(message, Say):
+            worker.standing = message.standing
+        elif isinstance(message, Opened):
+            worker.is_open, place.is_new = not worker.is_leaving, False
+            self._share_out()
+        elif isinstance(message, Leaving):
+            worker.is_open, worker.is_leaving = False, True
+            if place.worker is worker and not self._is_stopping:
+                place.worker = None
+                self._spawn(self._fill(place))
+            self._share_out()
+        self._pass_on()
+        return Told()
+
+    async def _tell(self, teller: Worker, message: Tell) -> list[Busy]:
+        if isinstance(message.order, SetLevel):
+            self._level = message.order
+        others = [worker for worker in self._workers if worker is not teller]
+        told = await asyncio.gather(*(self._obeyed(worker, message.order, message.seconds) for worker in others))
+        return [one for busy in told for one in busy]
+
+    async def _obeyed(self, worker: Worker, order: Order, seconds: float) -> list[Busy]:
+        try:
+            return (await worker.channel.ask(Obey(order), seconds)).busy
+        except (TimeoutError, ServiceError) as error:
+            what = str(error) or f"it did not answer within {seconds:.0f} s"
+            log.warning("worker %d has not done %s yet: %s", worker.place.number + 1, type(order).__name__, what)
+        except ConnectionError:  # its successor begins with what is so now
+            pass
+        return []
+
+    async def _watch(self, on_ready: Callable[[Sequence[Standing]], None]) -> None:
+        """Say once that all is loaded, in every worker that does not die of it."""
+        while True:
+            await asyncio.sleep(0.05)
+            places = [place for place in self._places if len(place.crashes) < MANY_CRASHES]
+            standings = [place.standing for place in places]
+            if all(standing is not None and standing.is_loaded for standing in standings):
+                on_ready([standing for standing in standings if standing is not None])
+                return
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+@contextmanager
+def counting_folder(home: Path) -> Iterator[Path]:
+    """A new folder for what workers count, gone at the end; so are those of services that were killed."""
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in home.iterdir():
+        with suppress(OSError):  # somebody counts there
+            held = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(held)
+    folder = Path(tempfile.mkdtemp(dir=home))
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)

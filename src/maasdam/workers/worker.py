@@ -1,0 +1,187 @@
+"""One worker: a whole service in a process of its own, led by the supervisor. Knows both; never what is served.
+
+supervisor dead -> as SIGTERM: what is in flight finishes, and no more comes
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import connection, parent_process
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from maasdam.operations.fleet import FOLLOW_SECONDS, Busy, Order, Standing, obey, standing
+from maasdam.settings import Settings
+from maasdam.workers.channel import Channel
+from maasdam.workers.messages import (
+    Adopt,
+    Drain,
+    Leaving,
+    Message,
+    Obey,
+    Open,
+    Opened,
+    Others,
+    Release,
+    Say,
+    Tell,
+    Told,
+)
+
+if TYPE_CHECKING:
+    from maasdam.api.http import Led
+    from maasdam.operations.service import Service
+
+log = logging.getLogger("maasdam.workers")
+
+PASSING_SECONDS = 2.0
+"""How long the supervisor may take to pass something on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What a worker is given when it begins. It travels with its sockets."""
+
+    settings: Settings
+    config: Path | None
+    """The maasdam.toml that was named."""
+    has_keys: bool
+    secret: str
+    """The operator's."""
+    counted: Path
+    """The folder of what workers count."""
+    listeners: tuple[socket.socket, ...]
+    """One for each place."""
+    grpc: socket.socket | None
+    """Has the port of gRPC, and does not listen: gRPC makes a listener of its own beside it."""
+    stderr: connection.Connection
+    """Where the service's own goes."""
+    shared: tuple[socket.socket, ...] = ()
+    """Those that all workers listen on."""
+    place: int = 0
+    name: str = ""
+    """Of the files that it counts in."""
+    channel: socket.socket | None = None
+
+    @property
+    def sockets(self) -> list[socket.socket]:
+        """Through which callers come."""
+        return [*self.listeners, *self.shared, *([] if self.grpc is None else [self.grpc])]
+
+
+def work(given: Assignment) -> None:
+    """Serve until told to stop; the process ends here."""
+    os.dup2(given.stderr.fileno(), 2)
+    threading.Thread(target=_end_with_supervisor, name="supervisor", daemon=True).start()
+
+    from maasdam.api.http import serve
+    from maasdam.operations.leaving import leave
+    from maasdam.operations.requests import log_file
+    from maasdam.operations.service import open_service
+    from maasdam.operations.workspace import Workspace
+    from maasdam.telemetry.logs import logging_to
+    from maasdam.telemetry.metrics import Metrics, count_in
+
+    settings = given.settings
+    count_in(given.counted, given.name)
+    kept = log_file(settings)
+    between = (kept.path if kept else settings.home / "logs" / "maasdam.log").with_suffix(".stderr")
+    with logging_to(settings.log_level, kept, between, worker=given.place + 1):
+        try:
+            with Workspace.open(settings, given.config) as workspace:
+                service = open_service(workspace, operators_secret=given.secret, metrics=Metrics(given.counted), imports=False)
+                lead = Lead(given, service)
+                service.fleet = lead
+                own = [given.listeners[given.place].dup(), *(one.dup() for one in given.shared)]
+                serve(service, given.has_keys, own, lambda: None, given.grpc, lead)
+        except Exception:
+            log.exception("this worker could not begin, or broke")
+            leave(1)
+    leave()
+
+
+def _end_with_supervisor() -> None:
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Lead:
+    """What leads a worker: the supervisor, as its server and its operations see it."""
+
+    def __init__(self, given: Assignment, service: Service) -> None:
+        self.others: Sequence[Standing] = ()
+        self._given = given
+        self._service = service
+        self._channel = Channel(self._take)
+        self._server: Led
+        self._may_open = asyncio.Event()
+        self._adopted: dict[int, asyncio.AbstractServer] = {}
+        self._said: Standing | None = None
+
+    async def tell(self, order: Order, seconds: float = FOLLOW_SECONDS) -> list[Busy]:
+        """See `Fleet`."""
+        try:
+            return (await self._channel.ask(Tell(order, seconds), seconds + PASSING_SECONDS)).busy
+        except (TimeoutError, ConnectionError) as error:
+            log.warning("the other workers could not be told of %s: %s", type(order).__name__, error)
+            return []
+
+    async def say(self, standing: Standing) -> None:
+        """See `Fleet`."""
+        self._said = standing
+        with suppress(TimeoutError, ConnectionError):
+            await self._channel.ask(Say(standing), PASSING_SECONDS)
+
+    async def begin(self, server: Led) -> None:
+        """Return when callers may come: once all is loaded, so that nobody meets a worker that has nothing; or told to."""
+        self._server = server
+        assert self._given.channel is not None
+        await self._channel.open(self._given.channel)
+        self.tick()
+        while not (self._may_open.is_set() or self._service.router.is_ready or server.should_exit):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._may_open.wait(), 0.02)
+        self.tick()
+
+    def opened(self) -> None:
+        """The server listens."""
+        self._channel.note(Opened())
+
+    def tick(self) -> None:
+        """Some time has passed."""
+        now = standing(self._service)
+        if now != self._said:
+            self._said = now
+            self._channel.note(Say(now))
+
+    def leaving(self) -> None:
+        """The server listens no more."""
+        for listener in self._given.sockets:
+            listener.close()
+        self._channel.note(Leaving())
+
+    async def _take(self, message: Message) -> Told:
+        if isinstance(message, Obey):
+            return Told(await obey(self._service, message.order))
+        if isinstance(message, Others):
+            self.others = message.standings
+        elif isinstance(message, Open):
+            self._may_open.set()
+        elif isinstance(message, Drain):
+            if not self._server.should_exit:
+                self._server.handle_exit(signal.SIGTERM, None)
+        elif isinstance(message, Adopt) and message.place not in self._adopted and not self._server.should_exit:
+            self._adopted[message.place] = await self._server.listen(self._given.listeners[message.place].dup())
+        elif isinstance(message, Release) and message.place in self._adopted:
+            self._server.unlisten(self._adopted.pop(message.place))
+        return Told()

@@ -1,0 +1,230 @@
+"""Several workers are one service: they agree, they replace each other, and nothing that was answered is lost.
+
+The full run of kills is `python -m benchmarks.kill9 --workers 2`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from benchmarks.kill9 import TENSOR, one_round, prepare
+
+from tests.field.test_hanging import add_counter, count
+from tests.served import Process, add_mlp, open_home, serving, start
+from tests.waiting import wait_until
+
+CALLS = 12
+"""Connections of their own that are asked: that all come to one of two workers happens once in two thousand times."""
+
+
+def everywhere(running: Process, method: str, path: str, key: str = "", **more: object) -> set[int]:
+    """The statuses that callers get, each on a connection of its own."""
+    headers = {"Authorization": f"Bearer {key or running.key}"}
+    return {httpx.request(method, running.url + path, headers=headers, timeout=60, **more).status_code for _ in range(CALLS)}  # type: ignore[arg-type]  # whatever httpx takes
+
+
+def infer(running: Process, model: str = "one", key: str = "") -> set[int]:
+    return everywhere(running, "POST", f"/v2/models/{model}/infer", key, json=TENSOR)
+
+
+def counted(running: Process, start_of_line: str) -> float:
+    text = httpx.get(f"{running.url}/metrics", headers=running.headers, timeout=30).text
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(start_of_line))
+
+
+ANSWERED = 'maasdam_requests_total{model="one",status="200"'
+OBSERVED = 'maasdam_request_duration_seconds_count{model="one",status="200"'
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("workers")
+    workspace = open_home(home)
+    add_mlp(workspace, "one")
+    add_mlp(workspace, "two")
+    add_mlp(workspace, "two", width=32)
+    workspace.catalog.undeploy("two")
+    workspace.close()
+    return home
+
+
+@pytest.fixture(scope="module")
+def running(home: Path) -> Iterator[Process]:
+    workspace = open_home(home)
+    _, key = workspace.keys.create("all", ["infer", "deploy", "admin"])
+    workspace.close()
+    with serving(home, key, "--workers", "2", "--grpc-port", "0") as running:
+        yield running
+
+
+def test_what_is_changed_through_one_worker_holds_for_every_one_when_it_returns(running: Process) -> None:
+    with running.client() as client:
+        assert infer(running, "two") == {404}
+        assert client.post("/v2/repository/models/two:1/load").status_code == 200
+        assert infer(running, "two") == {200}
+        assert everywhere(running, "GET", "/v2/models/two/versions/1/ready") == {200}
+        rows = client.post("/v2/repository/index", json={"ready": True}).json()
+        assert [(row["name"], row["version"]) for row in rows] == [("one", "1"), ("two", "1")]
+
+        traffic = {"version": 1, "traffic": {"2": 50}}
+        assert client.put("/admin/deployments/two", json=traffic).status_code == 200
+        wait_until(lambda: everywhere(running, "GET", "/v2/models/two/versions/2/ready") == {200})
+        assert client.put("/admin/deployments/two", json={"version": 2}).status_code == 200
+        assert infer(running, "two/versions/1") == {404}, "the version that has no share any more"
+        assert infer(running, "two/versions/2") == {200}
+
+        assert client.post("/v2/repository/models/two/unload").status_code == 200
+        assert infer(running, "two") == {404}
+        assert client.put("/admin/deployments/two", json={}).status_code == 200
+        assert client.delete("/admin/deployments/two").status_code == 204
+        assert infer(running, "two") == {404}
+
+
+def test_a_revoked_key_is_refused_by_every_worker_once_that_returned(running: Process) -> None:
+    with running.client() as client:
+        made = client.post("/admin/keys", json={"name": "short", "scopes": ["infer"]}).json()
+        assert infer(running, key=made["secret"]) == {200}, "now all of them have it in mind"
+        assert client.delete(f"/admin/keys/{made['id']}").status_code == 204
+        assert infer(running, key=made["secret"]) == {401}
+
+
+def test_what_is_logged_is_set_for_all(running: Process) -> None:
+    with running.client() as client:
+        before = client.get("/v2/logging").json()
+        assert client.post("/v2/logging", json={"log_info": False}).json()["log_info"] is False
+        told = {httpx.get(f"{running.url}/v2/logging", headers=running.headers).json()["log_info"] for _ in range(CALLS)}
+        assert told == {False}
+        client.post("/v2/logging", json={"log_info": before["log_info"]})
+
+
+def test_counts_are_of_all_workers_and_outlive_one_that_is_killed(running: Process) -> None:
+    before = counted(running, ANSWERED), counted(running, OBSERVED)
+    for _ in range(5):
+        assert infer(running) == {200}
+    after = before[0] + 5 * CALLS, before[1] + 5 * CALLS
+    assert (counted(running, ANSWERED), counted(running, OBSERVED)) == after
+    stats = httpx.get(f"{running.url}/v2/models/one/stats", headers=running.headers).json()["model_stats"][0]
+    assert stats["inference_stats"]["success"]["count"] == after[0]
+    assert stats["inference_stats"]["compute_infer"]["count"] >= 5 * CALLS, "what the engines of both ran"
+
+    victim = running.workers[0]
+    os.kill(victim, signal.SIGKILL)
+    for _ in range(20):
+        assert counted(running, ANSWERED) >= after[0], "counters never fall"
+    wait_until(lambda: victim not in running.workers and len(running.workers) == 2)
+    assert infer(running) == {200}, "who connects while one is dead or begins is answered by the other"
+    wait_until(lambda: "process" in _newest(running, "worker 1 is"))
+    assert counted(running, ANSWERED) == after[0] + CALLS and counted(running, OBSERVED) == after[1] + CALLS
+
+
+def test_a_worker_that_is_told_to_stop_finishes_what_it_has_and_is_replaced(running: Process) -> None:
+    pids = running.workers
+    outcome: list[set[int]] = []
+    callers = [threading.Thread(target=lambda: outcome.append(infer(running))) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    os.kill(pids[0], signal.SIGTERM)
+    for caller in callers:
+        caller.join()
+    assert outcome == [{200}] * 4
+    wait_until(lambda: pids[0] not in running.workers and len(running.workers) == 2)
+    assert infer(running) == {200}
+
+
+def test_a_change_waits_for_no_worker_that_hangs_and_holds_for_it_when_it_goes_on(running: Process) -> None:
+    stopped = running.workers[1]
+    with running.client() as client:
+        wait_until(lambda: client.get("/v2/health/ready").status_code == 200)
+        made = client.post("/admin/keys", json={"name": "soon gone", "scopes": ["infer"]}).json()
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            while True:  # on a connection to the other one
+                try:
+                    assert httpx.delete(
+                        f"{running.url}/admin/keys/{made['id']}", headers=running.headers, timeout=9
+                    ).status_code in (204, 200)
+                    break
+                except httpx.TimeoutException:
+                    continue
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        assert infer(running, key=made["secret"]) == {401}
+
+
+def test_log_lines_say_which_worker_and_a_request_is_found_whoever_answered(running: Process) -> None:
+    answers = [httpx.get(f"{running.url}/v2/models/one", headers=running.headers) for _ in range(CALLS)]
+    with running.client() as client:
+        for answer in answers:
+            request_id = answer.headers["x-request-id"]
+            wait_until(lambda: client.get(f"/admin/requests/{request_id}").status_code == 200)  # noqa: B023  it is called here
+    assert '"worker": 2' in running.log.read_text()
+
+
+def test_a_second_service_does_not_share_the_address(running: Process, tmp_path: Path) -> None:
+    port = running.url.rsplit(":", 1)[1]
+    with pytest.raises(AssertionError, match="in use"):
+        start(tmp_path, "", "--workers", "2", "--port", port)
+
+
+def test_stopping_drains_all_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = open_home(tmp_path)
+    add_counter(workspace)
+    _, key = workspace.keys.create("k", ["infer"])
+    workspace.close()
+    with serving(tmp_path, key, "--workers", "2", "--grpc-port", "0") as running:
+        assert count(running, 3).status_code == 200
+        outcome: list[int | str] = []
+        callers = [threading.Thread(target=lambda: outcome.append(_outcome(running))) for _ in range(6)]
+        for caller in callers:
+            caller.start()
+        connected = lambda: len([c for c in psutil.net_connections("tcp") if c.raddr and f":{c.raddr.port}" in running.url])  # noqa: E731  named for what it tells
+        wait_until(lambda: connected() >= len(callers))
+        assert running.stop() == 0
+        for caller in callers:
+            caller.join()
+        assert outcome == [200] * 6
+        assert list((tmp_path / "metrics").iterdir()) == []
+    workspace = open_home(tmp_path)
+    assert sum(one.requests for one in workspace.ledger.usage()) == 7
+    workspace.close()
+
+
+def test_what_hangs_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAASDAM_SHUTDOWN_GRACE_SECONDS", "1")
+    workspace = open_home(tmp_path)
+    _, key = workspace.keys.create("k", ["infer"])
+    workspace.close()
+    with serving(tmp_path, key, "--workers", "2", "--grpc-port", "0") as running:
+        pids = running.workers
+        os.kill(pids[0], signal.SIGSTOP)
+        running.stop(15)
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+
+
+def test_after_kill_9_of_a_worker_and_of_the_supervisor_all_that_was_answered_is_in_the_ledger_once(tmp_path: Path) -> None:
+    key, models = prepare(tmp_path)
+    seen = one_round(tmp_path, key, models, seconds=1.5, seed=7, workers=2)
+    assert len(seen.answered) > 20 and seen.missing == 0 and seen.twice == 0 and seen.rows >= len(seen.answered)
+    assert seen.back == models and seen.failed == 0
+    assert re.search("ended by SIGKILL; another is started", (tmp_path / "serve.log").read_text())
+
+
+def _outcome(running: Process) -> int | str:
+    try:
+        return count(running, 400_000).status_code
+    except httpx.HTTPError as error:
+        return repr(error)
+
+
+def _newest(running: Process, event: str) -> str:
+    lines = [json.loads(line)["event"] for line in running.log.read_text().splitlines() if line.startswith("{")]
+    return next((line for line in reversed(lines) if line.startswith(event)), "")
