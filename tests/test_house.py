@@ -57,7 +57,7 @@ def test_rooms_import_downward_only(repository: Path) -> None:
 def test_doors_call_operations_only(repository: Path) -> None:
     """They may also use the nouns (core, errors, settings), what says how a task is shown, and the log."""
     allowed = {"api": {"operations", "tasks", "telemetry", *LEVELS[0]} - {"children"}}
-    allowed["cli"] = {"api", *allowed["api"]}
+    allowed["cli"] = {"api", "workers", *allowed["api"]}
     parts = {"router", "catalog", "keys", "ledger", "metrics", "presence", "compute", "meter", "batching", "store", "database"}
     wholes = ("service", "self._service", "workspace")
     package = repository / "src" / "maasdam"

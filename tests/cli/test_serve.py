@@ -28,7 +28,7 @@ def serve(home: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--workers", "2"], "more than one worker is not supported yet"),
+        (["--workers", "0"], "range"),
         (["--grpc-port", "70000"], "65535"),
         (["--no-auth", "--host", "0.0.0.0"], "only on a loopback address"),
         (["--no-auth", "--host", "192.0.2.1"], "only on a loopback address"),

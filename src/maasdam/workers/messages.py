@@ -1,6 +1,6 @@
 """What workers and their supervisor say to each other. Knows shapes; never sockets.
 
-worker     -> Tell, Say, Opened, Leaving             -> supervisor
+worker     -> Tell, Say, Opened, Closing             -> supervisor
 supervisor -> Obey, Others, Open, Adopt, Release, Drain, Ping -> worker
 """
 
@@ -28,7 +28,7 @@ class Opened(msgspec.Struct, frozen=True, tag=True):
     """This worker takes connections."""
 
 
-class Leaving(msgspec.Struct, frozen=True, tag=True):
+class Closing(msgspec.Struct, frozen=True, tag=True):
     """This worker takes none any more, and ends once what it has is answered."""
 
 
@@ -49,15 +49,15 @@ class Open(msgspec.Struct, frozen=True, tag=True):
 
 
 class Adopt(msgspec.Struct, frozen=True, tag=True):
-    """Take the connections of this place too: nobody is there."""
+    """Take the connections of this seat too: nobody is there."""
 
-    place: int
+    seat: int
 
 
 class Release(msgspec.Struct, frozen=True, tag=True):
     """Somebody is there again."""
 
-    place: int
+    seat: int
 
 
 class Drain(msgspec.Struct, frozen=True, tag=True):
@@ -68,7 +68,7 @@ class Ping(msgspec.Struct, frozen=True, tag=True):
     """Answer."""
 
 
-Message = Tell | Say | Opened | Leaving | Obey | Others | Open | Adopt | Release | Drain | Ping
+Message = Tell | Say | Opened | Closing | Obey | Others | Open | Adopt | Release | Drain | Ping
 
 
 class Told(msgspec.Struct, frozen=True, tag=True):

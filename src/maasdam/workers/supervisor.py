@@ -33,8 +33,8 @@ from maasdam.operations.workspace import Workspace
 from maasdam.workers.channel import Channel
 from maasdam.workers.messages import (
     Adopt,
+    Closing,
     Drain,
-    Leaving,
     Message,
     Obey,
     Open,
@@ -67,7 +67,7 @@ HURRY_SECONDS = 1.0
 class Worker:
     """One worker's process, from its start to its end."""
 
-    place: Place
+    seat: Seat
     name: str
     """Of the files that it counts in."""
     channel: Channel
@@ -105,7 +105,7 @@ class Worker:
 
 
 @dataclass(eq=False)
-class Place:
+class Seat:
     """Where a worker is, or is to be."""
 
     number: int
@@ -143,7 +143,7 @@ class Supervisor:
         self._ledger = workspace.ledger
         self._on_ready = on_ready
         self._clock = time.monotonic
-        self._places = [Place(number) for number in range(len(given.listeners))]
+        self._seats = [Seat(number) for number in range(len(given.listeners))]
         self._workers: set[Worker] = set()
         """Every process there is, those that leave too."""
         self._is_stopping = False
@@ -161,8 +161,8 @@ class Supervisor:
         self._countdown.watch_signals()
         importer = Importer(self._ledger)
         importer.start()
-        for place in self._places:
-            self._spawn(self._fill(place))
+        for seat in self._seats:
+            self._spawn(self._fill(seat))
         self._spawn(self._watch(self._on_ready))
         await self._stop.wait()
         for one in self._given.sockets:
@@ -182,13 +182,13 @@ class Supervisor:
 
     # ---- processes ------------------------------------------------------------------------------------------------------
 
-    async def _fill(self, place: Place, after_seconds: float = 0.0) -> None:
-        """Have a worker in this place."""
+    async def _fill(self, seat: Seat, after_seconds: float = 0.0) -> None:
+        """Have a worker in this seat."""
         await asyncio.sleep(after_seconds)
-        if self._is_stopping or place.worker is not None:
+        if self._is_stopping or seat.worker is not None:
             return
         ours, theirs = socket.socketpair()
-        worker = place.worker = Worker(place, self._free_name(), Channel(lambda message: self._take(worker, message)))
+        worker = seat.worker = Worker(seat, self._free_name(), Channel(lambda message: self._take(worker, message)))
         self._workers.add(worker)
         await worker.channel.open(ours)
         self._spawn(self._look_after(worker))
@@ -199,16 +199,16 @@ class Supervisor:
             try:
                 worker.process = await asyncio.to_thread(self._start, worker, theirs)
             except Exception:
-                log.exception("worker %d could not be started", place.number + 1)
+                log.exception("worker %d could not be started", seat.number + 1)
                 worker.channel.close()
                 return
-        log.info("worker %d is process %d", place.number + 1, worker.pid)
+        log.info("worker %d is process %d", seat.number + 1, worker.pid)
         if self._is_stopping:
             worker.channel.note(Drain())
 
     def _start(self, worker: Worker, channel: socket.socket) -> Forked:
-        given = replace(self._given, place=worker.place.number, name=worker.name, channel=channel)
-        name = f"maasdam-worker-{worker.place.number + 1}"
+        given = replace(self._given, seat=worker.seat.number, name=worker.name, channel=channel)
+        name = f"maasdam-worker-{worker.seat.number + 1}"
         return Forked(work, (given,), name=name, outlives=True, libraries=self._libraries)
 
     def _free_name(self) -> str:
@@ -231,35 +231,35 @@ class Supervisor:
         self._workers.discard(worker)
         if self._is_stopping and not self._workers:
             self._is_over.set()
-        place, after_seconds = worker.place, 0.0
+        seat, after_seconds = worker.seat, 0.0
         if not (worker.is_leaving or self._is_stopping):
-            after_seconds = self._mourn(place, f"worker {place.number + 1} (process {worker.pid}) {died}")
-        if place.worker is worker:
-            place.worker = None
-            self._spawn(self._fill(place, after_seconds))
+            after_seconds = self._mourn(seat, f"worker {seat.number + 1} (process {worker.pid}) {died}")
+        if seat.worker is worker:
+            seat.worker = None
+            self._spawn(self._fill(seat, after_seconds))
 
     async def _check(self, worker: Worker) -> None:
         seconds = STARTS_SECONDS if worker.standing is None else HANGS_SECONDS
         try:
             await worker.channel.ask(Ping(), seconds)
         except TimeoutError:
-            log.error("worker %d has answered nothing for %.0f s: it is ended", worker.place.number + 1, seconds)
+            log.error("worker %d has answered nothing for %.0f s: it is ended", worker.seat.number + 1, seconds)
             worker.kill()
             await worker.channel.closed.wait()
         except ConnectionError:
             pass
 
-    def _mourn(self, place: Place, what: str) -> float:
+    def _mourn(self, seat: Seat, what: str) -> float:
         """Say that a worker died; after how many seconds its successor is to be started."""
         now = self._clock()
-        place.crashes.append(now)
-        times = sum(now - at < CRASH_WINDOW_SECONDS for at in place.crashes)
+        seat.crashes.append(now)
+        times = sum(now - at < CRASH_WINDOW_SECONDS for at in seat.crashes)
         after_seconds = 0.0 if times <= MANY_CRASHES else min(2.0 ** (times - MANY_CRASHES - 1), LONGEST_BACKOFF_SECONDS)
         if times < MANY_CRASHES:
             log.warning("%s; another is started", what)
         else:
             rest = sum(worker.is_open for worker in self._workers)
-            then = f"it is tried again in {after_seconds:.0f} s, and the service goes on with {rest} of {len(self._places)}"
+            then = f"it is tried again in {after_seconds:.0f} s, and the service goes on with {rest} of {len(self._seats)}"
             log.error("%s, the %d. time within a minute: %s", what, times, then)
         return after_seconds
 
@@ -275,46 +275,46 @@ class Supervisor:
     # ---- connections ----------------------------------------------------------------------------------------------------
 
     def _share_out(self) -> None:
-        """Have somebody take the connections of every place."""
+        """Have somebody take the connections of every seat."""
         there = [worker for worker in self._workers if worker.is_open]
-        for place in self._places:
-            worker = place.worker
+        for seat in self._seats:
+            worker = seat.worker
             is_taken = worker is not None and worker.is_open
-            if worker is not None and not is_taken and (not there or place.is_new):
+            if worker is not None and not is_taken and (not there or seat.is_new):
                 worker.channel.note(Open())
-            adopting = [one for one in there if place.number in one.adopted]
+            adopting = [one for one in there if seat.number in one.adopted]
             if is_taken:
                 for one in adopting:
-                    one.adopted.discard(place.number)
-                    one.channel.note(Release(place.number))
-            elif there and not adopting and not place.is_new:
+                    one.adopted.discard(seat.number)
+                    one.channel.note(Release(seat.number))
+            elif there and not adopting and not seat.is_new:
                 one = min(there, key=lambda one: len(one.adopted))
-                one.adopted.add(place.number)
-                one.channel.note(Adopt(place.number))
+                one.adopted.add(seat.number)
+                one.channel.note(Adopt(seat.number))
 
     def _pass_on(self) -> None:
         """Let every worker know what the others have."""
         for worker in self._workers:
-            others = [place for place in self._places if place is not worker.place]
-            standings = (place.standing for place in others)
+            others = [seat for seat in self._seats if seat is not worker.seat]
+            standings = (seat.standing for seat in others)
             worker.channel.note(Others(tuple(standing for standing in standings if standing is not None)))
 
     # ---- what workers say -----------------------------------------------------------------------------------------------
 
     async def _take(self, worker: Worker, message: Message) -> Told:
-        place = worker.place
+        seat = worker.seat
         if isinstance(message, Tell):
             return Told(await self._tell(worker, message))
         if isinstance(message, Say):
             worker.standing = message.standing
         elif isinstance(message, Opened):
-            worker.is_open, place.is_new = not worker.is_leaving, False
+            worker.is_open, seat.is_new = not worker.is_leaving, False
             self._share_out()
-        elif isinstance(message, Leaving):
+        elif isinstance(message, Closing):
             worker.is_open, worker.is_leaving = False, True
-            if place.worker is worker and not self._is_stopping:
-                place.worker = None
-                self._spawn(self._fill(place))
+            if seat.worker is worker and not self._is_stopping:
+                seat.worker = None
+                self._spawn(self._fill(seat))
             self._share_out()
         self._pass_on()
         return Told()
@@ -331,7 +331,7 @@ class Supervisor:
             return (await worker.channel.ask(Obey(order), seconds)).busy
         except (TimeoutError, ServiceError) as error:
             what = str(error) or f"it did not answer within {seconds:.0f} s"
-            log.warning("worker %d has not done %s yet: %s", worker.place.number + 1, type(order).__name__, what)
+            log.warning("worker %d has not done %s yet: %s", worker.seat.number + 1, type(order).__name__, what)
         except ConnectionError:  # its successor begins with what is so now
             pass
         return []
@@ -340,8 +340,8 @@ class Supervisor:
         """Say once that all is loaded, in every worker that does not die of it."""
         while True:
             await asyncio.sleep(0.05)
-            places = [place for place in self._places if len(place.crashes) < MANY_CRASHES]
-            standings = [place.standing for place in places]
+            seats = [seat for seat in self._seats if len(seat.crashes) < MANY_CRASHES]
+            standings = [seat.standing for seat in seats]
             if all(standing is not None and standing.is_loaded for standing in standings):
                 on_ready([standing for standing in standings if standing is not None])
                 return

@@ -23,8 +23,8 @@ from maasdam.settings import Settings
 from maasdam.workers.channel import Channel
 from maasdam.workers.messages import (
     Adopt,
+    Closing,
     Drain,
-    Leaving,
     Message,
     Obey,
     Open,
@@ -59,14 +59,14 @@ class Assignment:
     counted: Path
     """The folder of what workers count."""
     listeners: tuple[socket.socket, ...]
-    """One for each place."""
+    """One for each seat."""
     grpc: socket.socket | None
     """Has the port of gRPC, and does not listen: gRPC makes a listener of its own beside it."""
     stderr: connection.Connection
     """Where the service's own goes."""
     shared: tuple[socket.socket, ...] = ()
     """Those that all workers listen on."""
-    place: int = 0
+    seat: int = 0
     name: str = ""
     """Of the files that it counts in."""
     channel: socket.socket | None = None
@@ -94,13 +94,13 @@ def work(given: Assignment) -> None:
     count_in(given.counted, given.name)
     kept = log_file(settings)
     between = (kept.path if kept else settings.home / "logs" / "maasdam.log").with_suffix(".stderr")
-    with logging_to(settings.log_level, kept, between, worker=given.place + 1):
+    with logging_to(settings.log_level, kept, between, worker=given.seat + 1):
         try:
             with Workspace.open(settings, given.config) as workspace:
                 service = open_service(workspace, operators_secret=given.secret, metrics=Metrics(given.counted), imports=False)
                 lead = Lead(given, service)
                 service.fleet = lead
-                own = [given.listeners[given.place].dup(), *(one.dup() for one in given.shared)]
+                own = [given.listeners[given.seat].dup(), *(one.dup() for one in given.shared)]
                 serve(service, given.has_keys, own, lambda: None, given.grpc, lead)
         except Exception:
             log.exception("this worker could not begin, or broke")
@@ -168,7 +168,7 @@ class Lead:
         """The server listens no more."""
         for listener in self._given.sockets:
             listener.close()
-        self._channel.note(Leaving())
+        self._channel.note(Closing())
 
     async def _take(self, message: Message) -> Told:
         if isinstance(message, Obey):
@@ -180,8 +180,8 @@ class Lead:
         elif isinstance(message, Drain):
             if not self._server.should_exit:
                 self._server.handle_exit(signal.SIGTERM, None)
-        elif isinstance(message, Adopt) and message.place not in self._adopted and not self._server.should_exit:
-            self._adopted[message.place] = await self._server.listen(self._given.listeners[message.place].dup())
-        elif isinstance(message, Release) and message.place in self._adopted:
-            self._server.unlisten(self._adopted.pop(message.place))
+        elif isinstance(message, Adopt) and message.seat not in self._adopted and not self._server.should_exit:
+            self._adopted[message.seat] = await self._server.listen(self._given.listeners[message.seat].dup())
+        elif isinstance(message, Release) and message.seat in self._adopted:
+            self._server.unlisten(self._adopted.pop(message.seat))
         return Told()
