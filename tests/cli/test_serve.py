@@ -28,7 +28,7 @@ def serve(home: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--workers", "0"], "range"),
+        (["--workers", "0"], "--workers"),
         (["--grpc-port", "70000"], "65535"),
         (["--no-auth", "--host", "0.0.0.0"], "only on a loopback address"),
         (["--no-auth", "--host", "192.0.2.1"], "only on a loopback address"),
