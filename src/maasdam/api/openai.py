@@ -32,6 +32,8 @@ from maasdam.operations import deployments
 from maasdam.operations.service import Service
 
 MOST_PROMPTS = 64
+_ANY = "\0\0"
+"""A text that stands in no name of a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,8 @@ class _Writer:
         self._has_token_ids = bool(body.return_token_ids)
         self._created = int(time.time())
         self._has_begun = False
+        self._between: tuple[bytes, bytes] | None = None
+        """What stands around the text in the events between the first and the last."""
 
     def envelope(self, kind: str) -> dict[str, Any]:
         """The fields around the choices."""
@@ -155,15 +159,24 @@ class _Writer:
     def event(self, chunk: Chunk, entry: Entry, has_usage: bool) -> bytes:
         """The next piece of a streamed answer; with the last one, what ends the stream."""
         piece = cast(TextPiece, chunk.value)
-        choice = self._choice(0, piece) | self.shape.delta(piece, not self._has_begun)
+        if self._between is not None and not chunk.is_last:
+            before, after = self._between
+            return before + orjson.dumps(piece.text) + after
+        event = self._piece(piece, not self._has_begun, has_usage)
         self._has_begun = True
-        no_usage_yet = {"usage": None} if has_usage else {}
-        event = as_event(self.envelope(self.shape.stream_object) | {"choices": [choice]} | no_usage_yet)
         if not chunk.is_last:
+            if not self._has_token_ids:  # what follows differs in its text alone
+                before, _, after = self._piece(TextPiece(_ANY, ()), False, has_usage).partition(orjson.dumps(_ANY))
+                self._between = before, after
             return event
         if has_usage:
             event += as_event(self.envelope(self.shape.stream_object) | {"choices": [], "usage": self.usage(entry)})
         return event + b"data: [DONE]\n\n"
+
+    def _piece(self, piece: TextPiece, is_first: bool, has_usage: bool) -> bytes:
+        choice = self._choice(0, piece) | self.shape.delta(piece, is_first)
+        no_usage_yet = {"usage": None} if has_usage else {}
+        return as_event(self.envelope(self.shape.stream_object) | {"choices": [choice]} | no_usage_yet)
 
     def usage(self, entry: Entry) -> dict[str, Any]:
         """Tokens, and what they cost."""

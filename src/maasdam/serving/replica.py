@@ -441,8 +441,8 @@ class SequenceReplica:
         yield Chunk(transcript, units, True, total_cost(each.cost for each in tokens))
 
     def _note_slow_decoder(self, seconds: float) -> None:
-        """The decoder came with the model. What took long by the clock may have waited for the processor: its time is asked
-        for from then on, by a call of the system that quick tokens need not pay."""
+        """The decoder came with the model. What took long by the clock may have waited for the processor: of the next, its
+        time is asked for, by a call of the system that quick tokens need not pay."""
         if self._clock is time.perf_counter and seconds < MUCH_TOO_LONG_SECONDS:
             self._clock = time.thread_time
             return
@@ -517,6 +517,8 @@ class _Text:
             took = replica._clock() - began
             if took > TOO_LONG_DECODING_SECONDS:
                 replica._note_slow_decoder(took)
+            elif replica._clock is not time.perf_counter:
+                replica._clock = time.perf_counter
             self._give(piece, tokens.cost)
 
     def _work_apart(self) -> None:

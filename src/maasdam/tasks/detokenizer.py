@@ -125,6 +125,8 @@ class Detokenizer:
 
     def _pass(self, text: str) -> str:
         """Let through what can't become a stop string; cut at the first that is one."""
+        if not self._stop:
+            return text
         self._held += text
         plain = _plain(self._held)
         ends = [at for s in self._stop_written if (at := self._held.find(s)) >= 0]
