@@ -77,6 +77,10 @@ class Settings:
     """The same in seconds of computing, all cores together; 0 is no limit."""
     step_memory_bytes: int = 0
     """Memory that such work may take, bytes; 0 is four fifths of what the machine has."""
+    host_memory_bytes: int = 0
+    """Memory that an engine host may take, bytes; 0 is four fifths of what the machine has."""
+    host_stall_seconds: float = 120.0
+    """Longest that an engine host may work without anything coming of it, or one batch may take; 0 is no limit."""
     watts_per_core: float = 0.0
     """Power of one busy core in watts, for the energy estimate where no counter is; 0 is no estimate: joules stay null."""
     grams_co2e_per_kwh: float = 0.0

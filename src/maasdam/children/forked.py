@@ -28,7 +28,7 @@ from typing import Any
 from maasdam.children.usage import resident_bytes
 
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "openvino", "nncf", "torch", "transformers")
-"""What the fork server imports too, where this process has: importing them takes longer than most work."""
+"""What the fork server imports, where nobody says what: importing them takes longer than most work."""
 Surroundings = tuple[Mapping[str, str], str, int]
 """Environment, working folder and umask."""
 _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
@@ -45,19 +45,20 @@ class Forked:
         name: str,
         memory_bytes: int | None = None,
         outlives: bool = False,
-        libraries: Sequence[str] = (),
+        libraries: Sequence[str] | None = None,
     ) -> None:
         """Start it: it runs `work(*args)` and ends. Blocks until it is forked; raises OSError, EOFError where it can't be.
 
         `memory_bytes`: the system refuses it more. `outlives`: it is not killed when this process ends in whatever way.
-        `libraries`: what the fork server imports if it is not running yet, beside LIBRARIES.
+        `libraries`: what the fork server imports if it is not running yet; None: those of LIBRARIES that this process has.
         """
         self.memory_bytes = memory_bytes
         reader, writer = multiprocessing.Pipe(duplex=False)
         context = multiprocessing.get_context("forkserver")
         with _without_main():
-            here = [library for library in LIBRARIES if library in sys.modules]
-            context.set_forkserver_preload(list(dict.fromkeys([*libraries, *here, __name__])))
+            if libraries is None:
+                libraries = [library for library in LIBRARIES if library in sys.modules]
+            context.set_forkserver_preload([*libraries, __name__])
             given = (writer, memory_bytes, outlives, surroundings(), work, args)
             self._process = context.Process(target=_begin, args=given, name=name)
             self._process.start()
@@ -86,11 +87,15 @@ class Forked:
     def kill(self) -> None:
         """End it and all that it started, whatever it does."""
         if self._process.is_alive():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
-            self._process.kill()
+            self.strike()
         self._process.join(5)
         self._repeating.join(1)  # its last words
+
+    def strike(self) -> None:
+        """The same, without waiting until it has ended: it must be known not to have."""
+        for kill in (os.killpg, os.kill):  # it may not have made its group yet
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                kill(self.pid, signal.SIGKILL)
 
     def end(self) -> str:
         """How it ended, in words; waits a moment for it to."""

@@ -24,13 +24,15 @@ _SIZE = re.compile(rf"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|{'|'.join(sorted(_U
 
 def step_limits(settings: Settings) -> ChildLimits:
     """Of a step of build, convert and verify."""
-    return ChildLimits(settings.step_seconds or None, settings.step_cpu_seconds or None, _memory(settings))
+    most = memory_limit(settings.step_memory_bytes)
+    return ChildLimits(settings.step_seconds or None, settings.step_cpu_seconds or None, most)
 
 
 def inspect_limits(settings: Settings) -> ChildLimits:
     """Of reading what a source says of itself."""
     names = ("inspect_seconds", "step_cpu_seconds", "step_memory_bytes")
-    return ChildLimits(settings.inspect_seconds or None, settings.step_cpu_seconds or None, _memory(settings), names)
+    most = memory_limit(settings.step_memory_bytes)
+    return ChildLimits(settings.inspect_seconds or None, settings.step_cpu_seconds or None, most, names)
 
 
 def memory_budget(settings: Settings) -> int | None:
@@ -48,8 +50,9 @@ def memory_budget(settings: Settings) -> int | None:
     return int(number / 100 * machine_memory()) if unit == "%" else int(number * _UNITS[unit])
 
 
-def _memory(settings: Settings) -> int:
-    return settings.step_memory_bytes or int(machine_memory() * PART_OF_MEMORY)
+def memory_limit(set_bytes: int) -> int:
+    """What was set; where that is 0, a part of what the machine has."""
+    return set_bytes or int(machine_memory() * PART_OF_MEMORY)
 
 
 def machine_memory() -> int:

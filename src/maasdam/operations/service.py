@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from maasdam.accounts.importer import Importer
 from maasdam.accounts.journal import Journal
@@ -21,9 +21,14 @@ from maasdam.errors import InvalidModel, NotFound, NotReady
 from maasdam.operations.builds import builds
 from maasdam.operations.fleet import Alone, Count, Fleet, busy
 from maasdam.operations.infer import Inference
+from maasdam.operations.limits import memory_budget, memory_limit
 from maasdam.operations.workspace import JOURNALS
 from maasdam.serving.attempts import LoadAttempts
+from maasdam.serving.hosts.keeper import Keeper
+from maasdam.serving.hosts.loading import HostLoader
+from maasdam.serving.hosts.local import LocalKeeper
 from maasdam.serving.loading import Loader
+from maasdam.serving.placing import Placing
 from maasdam.serving.router import Router
 from maasdam.settings import Settings
 from maasdam.telemetry.energy import open_meter
@@ -101,6 +106,8 @@ class Service:
     outbox: Outbox
     batching: Callable[[str], Batching]
     """What is known here of the artifact of a digest; it blocks."""
+    hosts: LocalKeeper | None
+    """Of the engine hosts of this process; None where another process keeps them."""
     builds: Callable[[], list[BuildState]]
     """Builds, running and done; like `catalog`, it blocks."""
     fleet: Fleet = field(default_factory=Alone)
@@ -180,6 +187,8 @@ class Service:
     async def stop(self) -> None:
         """Let go of every replica."""
         await self.router.stop()
+        if self.hosts is not None:
+            await self.hosts.close()
         self.outbox.flush()
         self.pool.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self.close_records)
@@ -196,28 +205,29 @@ def open_service(
     operators_secret: str | None = None,
     metrics: Metrics | None = None,
     imports: bool = True,
+    keeper: Keeper | None = None,
+    is_one_of_many: bool = False,
 ) -> Service:
     """Wire a service over an open workspace. The openers default to those of `engines` and `tasks`.
 
     Whoever has `operators_secret` may do everything here. `imports`: whether this process brings journals into the ledger.
+    `keeper` is another process's, of engine hosts; default one of this process's own. `is_one_of_many`: a worker among others.
     """
     settings, store = workspace.settings, workspace.store
     workspace.keys.operators_secret = operators_secret
     meter = CpuMeter(open_meter(settings.watts_per_core))
     pool = ThreadPoolExecutor(WIRE_THREADS, "wire", meter.exclude_this_thread)
     findings = Findings(settings.home)
-    load = Loader(
-        store,
-        settings,
-        findings,
-        meter=meter,
-        open_engine=open_engine,
-        open_processor=open_processor,
-        attempts=LoadAttempts(settings.home / "loading", workspace.catalog.deployed_at),
-    )
+    attempts = LoadAttempts(settings.home / "loading", workspace.catalog.deployed_at)
+    openers: dict[str, Any] = {"open_engine": open_engine, "open_processor": open_processor}
+    here = Loader(store, settings, findings, meter=meter, attempts=attempts, **openers)
+    hosts = LocalKeeper(settings, memory_limit(settings.host_memory_bytes)) if keeper is None else None
+    many = {"is_one_of_many": is_one_of_many, "has_budget": memory_budget(settings) is not None}
+    load = Placing(here, HostLoader(keeper or cast(Keeper, hosts), settings), attempts, **many)
+    is_injected = open_engine is not None or open_processor is not None  # which no other process could be given
     router = Router(
         workspace.catalog,
-        lambda version, desired, may_push: load(version),
+        (lambda version, desired, may_push: here(version)) if is_injected else load,
         known=partial(_known, store, findings, settings.threads),
         most_waiting=settings.queue_size,
         drain_seconds=settings.shutdown_grace_seconds,
@@ -245,6 +255,7 @@ def open_service(
         outbox=outbox,
         importer=Importer(workspace.ledger) if imports else None,
         batching=lambda digest: findings.told(store.get(digest), threads=settings.threads),
+        hosts=hosts,
         builds=lambda: builds(workspace.catalog, store),
     )
 

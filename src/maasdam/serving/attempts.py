@@ -1,8 +1,8 @@
 """Which versions were being loaded when a service died. Knows a folder of notes; never engines or the catalog.
 
-A model that crashes its engine takes the service with it; tried first again at each start, it would do so for ever. So a
-note lies in the home while a version loads. One that nobody holds any more was left by a service that died: its version
-is failed from then on, until it is deployed again.
+A model that crashes its engine takes its process with it; tried first again at each start, it would do so for ever. So a
+note lies in the home while a version loads in a service's own process. One that nobody holds any more was left by a service
+that died: its version is loaded in a process of its own from then on, until it has loaded there.
 """
 
 from __future__ import annotations
@@ -35,6 +35,15 @@ class LoadAttempts:
             noted = _left_behind(path)
             if noted is not None:
                 self._fatal[path.name] = noted
+
+    def were_fatal(self, model: str, version: int) -> bool:
+        """Whether loading it ended a service."""
+        return _name(model, version) in self._fatal
+
+    def forgive(self, model: str, version: int) -> None:
+        """It has loaded in a process of its own: it was not to blame."""
+        if self._fatal.pop(_name(model, version), None) is not None:
+            (self._folder / _name(model, version)).unlink(missing_ok=True)
 
     def refuse(self, model: str, version: int) -> None:
         """Raise InvalidModel for a version whose loading ended a service, unless it was deployed anew since."""

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from maasdam.core import (
     ANONYMOUS,
@@ -35,9 +35,6 @@ from maasdam.tasks import task_of
 from maasdam.tasks.files import labels_of
 from maasdam.telemetry.meter import CpuMeter
 
-if TYPE_CHECKING:
-    from maasdam.artifacts.catalog import Version
-
 log = logging.getLogger("maasdam.serving")
 
 WARM_RUNS = 3
@@ -45,6 +42,25 @@ PATIENCE_SECONDS = 30.0
 """So long one model waits for another's turn to end."""
 SHORT_PATIENCE_SECONDS = 3.0
 """The same for a model of tensors, whose engine imports nothing that minds."""
+
+
+class Loadable(Protocol):
+    """What loading needs to know of a version."""
+
+    @property
+    def model(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Its number."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Of its artifact."""
+        ...
 
 
 class Files(Protocol):
@@ -99,14 +115,14 @@ class Loader:
         self._attempts = attempts
         self._turn = threading.Lock()
 
-    async def __call__(self, version: Version) -> Replica:
+    async def __call__(self, version: Loadable) -> Replica:
         """A replica that has answered at least once. Raises what opening or the first answer raises, LimitExceeded."""
         if self._attempts is not None:
             await asyncio.to_thread(self._attempts.refuse, version.model, version.version)
         with ExitStack() as note:
             return await self._load(version, note)
 
-    async def _load(self, version: Version, note: ExitStack) -> Replica:
+    async def _load(self, version: Loadable, note: ExitStack) -> Replica:
         began = time.perf_counter()
         given_up = threading.Event()
         try:
@@ -137,7 +153,7 @@ class Loader:
         log.info("model %s:%d warmed up in %.2f s", version.model, version.version, time.perf_counter() - began)
         return replica
 
-    def _open(self, version: Version, note: ExitStack, given_up: threading.Event) -> tuple[Engine, Processor | None]:
+    def _open(self, version: Loadable, note: ExitStack, given_up: threading.Event) -> tuple[Engine, Processor | None]:
         from maasdam import engines, tasks
 
         artifact = self._store.intact(version.digest)
@@ -177,7 +193,7 @@ class Loader:
             if has_turn:
                 self._turn.release()
 
-    def _batching(self, version: Version, engine: TensorEngine, processor: Processor | None) -> Batching:
+    def _batching(self, version: Loadable, engine: TensorEngine, processor: Processor | None) -> Batching:
         """Whether callers may be computed together: as it was found here before, else tried now."""
         from maasdam.engines.batching import find_batching
         from maasdam.engines.batching_kept import NEVER
@@ -196,7 +212,7 @@ class Loader:
         log.info("model %s:%d: batching is %s: %s", version.model, version.version, found.verdict, found.how)
         return found
 
-    def _replica(self, version: Version, engine: Engine, processor: Processor | None, batching: Batching) -> Replica:
+    def _replica(self, version: Loadable, engine: Engine, processor: Processor | None, batching: Batching) -> Replica:
         share = Share(f"prepare {version.model}:{version.version}", self._meter.without_this_thread)
         if isinstance(engine, TensorEngine):
             artifact = self._store.get(version.digest)

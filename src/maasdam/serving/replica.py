@@ -180,6 +180,11 @@ class TensorReplica:
         return self._scheduler.waiting
 
     @property
+    def running_since(self) -> float | None:
+        """When the oldest batch that runs now began, by `time.perf_counter`."""
+        return self._scheduler.running_since
+
+    @property
     def executions(self) -> Executions:
         """What the engine has run."""
         return self._scheduler.executions
@@ -373,7 +378,7 @@ def _bytes_a_row(spec: TensorSpec) -> int:
 class SequenceReplica:
     """A sequence engine: text generation, or speech by an engine that decodes by itself."""
 
-    memory_bytes = None
+    memory_bytes = running_since = None
 
     def __init__(
         self,

@@ -109,6 +109,23 @@ class Executions:
         for rows, (batches, seconds) in list(other.by_rows.items()):
             self._count(rows, batches, seconds)
 
+    def since(self, before: Executions) -> Executions:
+        """What was run between."""
+        by_rows = {rows: (0, 0.0) for rows in self.by_rows} | before.by_rows
+        return Executions(
+            self.items - before.items,
+            self.rows - before.rows,
+            self.batches - before.batches,
+            self.seconds - before.seconds,
+            self.waited - before.waited,
+            self.last,
+            {
+                rows: (count - by_rows[rows][0], seconds - by_rows[rows][1])
+                for rows, (count, seconds) in list(self.by_rows.items())
+                if count > by_rows[rows][0]
+            },
+        )
+
     def _count(self, rows: int, batches: int, seconds: float) -> None:
         so_far, before = self.by_rows.get(rows, (0, 0.0))
         if so_far or len(self.by_rows) < MOST_SIZES:
@@ -173,6 +190,8 @@ class Scheduler:
         self._waiting = 0
         self._number = 0
         self._is_closed = False
+        self._running: dict[int, float] = {}
+        """When the batch of each thread that runs one began."""
         self._threads = [threading.Thread(target=self._work, name=f"engine-{i}", daemon=True) for i in range(threads)]
         for thread in self._threads:
             thread.start()
@@ -181,6 +200,11 @@ class Scheduler:
     def waiting(self) -> int:
         """Items queued and not yet taken."""
         return self._waiting
+
+    @property
+    def running_since(self) -> float | None:
+        """When the oldest batch that runs now began, by `time.perf_counter`; None: none does."""
+        return min(list(self._running.values()), default=None)
 
     @property
     def cap(self) -> int:
@@ -385,10 +409,13 @@ class Scheduler:
         span = 0 if is_inline else self._meter.start()
         spent = time.thread_time() if is_inline else 0.0  # this thread is the event loop's, which spans leave out
         began = time.perf_counter()
+        thread = threading.get_ident()
+        self._running[thread] = began
         try:
             outputs = dict(self._engine(tensors))
         finally:
             wall = time.perf_counter() - began
+            del self._running[thread]
             cost = self._meter.known(time.thread_time() - spent) if is_inline else self._meter.stop(span)
         return outputs, wall, cost
 

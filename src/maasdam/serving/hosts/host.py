@@ -1,0 +1,309 @@
+"""In an engine host: one replica, opened by the same code as in a service's own process, and those who ask it.
+
+    keeper -fork server-> host process: Loader -> replica
+    service ==packets==> Ask -> replica.submit or .stream -> Whole | Piece ... | Failed
+
+It believes what services ask. It ends when its keeper says so, or when keeper and services are all gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maasdam.artifacts.store import Store
+from maasdam.children.failures import is_out_of_memory
+from maasdam.core import ANONYMOUS, Chunk, Request
+from maasdam.engines.batching_kept import Findings
+from maasdam.errors import LimitExceeded
+from maasdam.serving.hosts import control, wire
+from maasdam.serving.hosts.channel import HostChannel, peers_user
+from maasdam.serving.hosts.keeper import HostWork
+from maasdam.serving.hosts.watch import HostWatch
+from maasdam.serving.loading import Loader
+from maasdam.serving.scheduler import Executions
+from maasdam.settings import Settings
+from maasdam.telemetry.energy import open_meter
+from maasdam.telemetry.logs import configure
+from maasdam.telemetry.meter import CpuMeter
+
+if TYPE_CHECKING:
+    from maasdam.serving.hosts.memory import Borrowed
+    from maasdam.serving.replica import Replica
+
+log = logging.getLogger("maasdam.serving")
+
+TELL_SECONDS = 0.1
+"""What has run is told so long after it ran, at most."""
+CLOSE_SECONDS = 2.0
+"""An engine that has not closed by then goes with its process."""
+
+
+def host(listener: socket.socket, to_keeper: socket.socket, work: HostWork, settings: Settings, limit: int | None) -> None:
+    """Run one host until it is over; `limit` is its memory's, bytes."""
+    configure(settings.log_level)
+    _Host(listener, to_keeper, work, settings, limit).run()
+
+
+class _Host:
+    """One process."""
+
+    def __init__(
+        self, listener: socket.socket, to_keeper: socket.socket, work: HostWork, settings: Settings, limit: int | None
+    ) -> None:
+        self._listener = listener
+        self._work = work
+        self._settings = settings
+        self._limit = limit
+        self._to_keeper = to_keeper
+        self._callers: list[_Caller] = []
+        self._is_keeper_gone = self._is_ending = False
+        self._replica: Replica | None = None
+        self._greeting: wire.Ready | wire.Unable | None = None
+        self._goodbye: wire.Goodbye | None = None
+        self._used = time.monotonic()
+        self._has_progressed = False
+        self._stuck = 0.0
+        self._told = Executions()
+        self._tells = False
+        self._held: int | None = None
+
+    def run(self) -> None:
+        """Until it is over."""
+        with contextlib.suppress(ImportError):
+            import uvloop
+
+            return uvloop.run(self._run())
+        return asyncio.run(self._run())
+
+    async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._over = asyncio.Event()
+        self._loop.add_signal_handler(signal.SIGTERM, self._look_whether_over)  # with a keeper, that is the keeper's to say
+        self._keeper = HostChannel(self._to_keeper, control.ToHost, self._hear_keeper, self._lose_keeper)
+        self._watch = HostWatch(self._to_keeper, self._status, lambda: [caller.channel.fileno() for caller in self._callers])
+        self._listener.setblocking(False)
+        self._loop.add_reader(self._listener, self._accept)
+        loading = asyncio.create_task(self._load())
+        try:
+            await self._over.wait()
+        finally:
+            self._loop.remove_reader(self._listener)
+            if self._is_keeper_gone:
+                _tidy_up(self._listener.getsockname())
+            loading.cancel()
+            for caller in list(self._callers):
+                caller.channel.close()
+            if self._replica is not None:
+                with contextlib.suppress(Exception):
+                    await asyncio.wait_for(asyncio.to_thread(self._replica.close), CLOSE_SECONDS)
+            os._exit(0)  # threads that hang are waited for by nobody
+
+    async def _load(self) -> None:
+        settings = self._settings
+        meter = CpuMeter(open_meter(settings.watts_per_core))
+        meter.exclude_this_thread()
+        try:
+            load = Loader(Store(settings.home / "artifacts"), settings, Findings(settings.home), meter=meter)
+            self._replica = await load(self._work)
+        except Exception as error:
+            why = wire.wrong(error)
+            if self._limit is not None and is_out_of_memory(error):
+                sentence = f"the model needs more memory than a host's limit of {self._limit / 1e9:,.1f} GB"
+                why = wire.Wrong(LimitExceeded.__name__, f"{sentence} (setting host_memory_bytes)")
+            log.info("model %s did not load: %s", self._work.name, error)
+            self._greet(wire.Unable(why))
+            return
+        self._used = time.monotonic()
+        self._watch.measure()
+        self._greet(wire.Ready(self._replica.facts, self._replica.executions is not None))
+
+    def _greet(self, greeting: wire.Ready | wire.Unable) -> None:
+        self._greeting = greeting
+        for caller in self._callers:
+            self._welcome(caller)
+
+    def _welcome(self, caller: _Caller) -> None:
+        if self._greeting is not None:
+            caller.channel.send(self._greeting)
+        if self._watch.memory_bytes is not None:
+            caller.channel.send(wire.Holds(self._watch.memory_bytes))
+        if self._goodbye is not None:
+            caller.channel.send(self._goodbye)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            return
+        if peers_user(sock) != os.getuid():
+            sock.close()
+            return
+        caller = _Caller(self, sock)
+        self._callers.append(caller)
+        self._welcome(caller)
+
+    def leave(self, caller: _Caller) -> None:
+        """A service hung up."""
+        self._callers.remove(caller)
+        self._look_whether_over()
+
+    def _hear_keeper(self, message: control.ToHost, memory: Borrowed | None) -> None:
+        if isinstance(message, control.End):
+            self._is_ending = True
+            self._look_whether_over()
+        else:
+            self._goodbye = wire.Goodbye(message.reason)
+            for caller in self._callers:
+                caller.channel.send(self._goodbye)
+
+    def _lose_keeper(self, why: str) -> None:
+        self._is_keeper_gone = True
+        self._look_whether_over()
+
+    def _look_whether_over(self) -> None:
+        if (self._is_ending and not self._in_flight) or (self._is_keeper_gone and not self._callers):
+            self._over.set()
+
+    @property
+    def _in_flight(self) -> int:
+        return sum(len(caller.asked) for caller in self._callers)
+
+    def begin(self, caller: _Caller, ask: wire.Ask, memory: Borrowed | None) -> Callable[[], object]:
+        """Ask the replica. Raises what it raises, NotReady, Garbled."""
+        self._used = time.monotonic()
+        replica = self._replica
+        if replica is None:
+            raise wire.Garbled("asked before it had loaded")
+        deadline = None if ask.seconds is None else self._used + ask.seconds
+        payloads = tuple(wire.payload_of(said, memory) for said in ask.payloads)
+        request = Request(ask.id, self._work.name, payloads, ANONYMOUS, deadline=deadline)
+        if ask.in_pieces:
+            return replica.stream(request, partial(caller.hear, ask.number))
+        return replica.submit(request, partial(caller.done, ask.number))
+
+    def progressed(self, is_over: bool) -> None:
+        """Something came of a request."""
+        self._has_progressed = True
+        if is_over:
+            self._used = time.monotonic()
+            if self._is_ending:
+                self._look_whether_over()
+            if not self._tells:
+                self._tells = True
+                self._loop.call_later(TELL_SECONDS, self._tell)
+
+    def _tell(self) -> None:
+        """What has run goes to one of the services, or it would count twice where they are added up."""
+        self._tells = False
+        if not self._callers:
+            return
+        replica = self._replica
+        now = None if replica is None else replica.executions
+        if replica is not None and now is not None:
+            since = now.since(self._told)
+            self._told.join(since)
+            figures = (since.items, since.rows, since.batches, since.seconds, since.waited, since.last)
+            self._callers[0].channel.send(wire.HasRun(replica.waiting, *figures, since.by_rows))
+        held = self._watch.memory_bytes
+        if held is not None and held != self._held:
+            self._held = held
+            for caller in self._callers:
+                caller.channel.send(wire.Holds(held))
+
+    def _status(self, seconds: float) -> control.Status:
+        """From the watch's thread: looks only."""
+        in_flight = self._in_flight
+        if self._has_progressed:
+            self._has_progressed, self._stuck = False, 0.0
+        elif in_flight:
+            self._stuck += seconds
+        replica: Any = self._replica
+        since = None if replica is None else replica.running_since
+        running = 0.0 if since is None else time.perf_counter() - since
+        idle = 0.0 if in_flight else time.monotonic() - self._used
+        stuck = max(self._stuck if in_flight else 0.0, running, 0.0)
+        return control.Status(in_flight, idle, stuck, isinstance(self._greeting, wire.Ready))
+
+
+def _tidy_up(path: str) -> None:
+    """What the keeper would have removed; the folder by the last one."""
+    with contextlib.suppress(OSError):
+        Path(path).unlink()
+        Path(path).parent.rmdir()
+
+
+class _Caller:
+    """One service that asks."""
+
+    def __init__(self, of: _Host, sock: socket.socket) -> None:
+        self._host = of
+        self.channel: HostChannel[wire.ToHost] = HostChannel(sock, wire.ToHost, self._heard, self._lost, trusts=True)
+        self.asked: dict[int, Callable[[], object] | None] = {}
+
+    def done(self, number: int, outcome: list[Chunk] | BaseException) -> None:
+        """A whole answer, or none."""
+        if isinstance(outcome, BaseException):
+            self._fail(number, outcome)
+            return
+        parts: list[wire.AnswerPart] = []
+        body: list[wire.Buffer] = []
+        at = 0
+        try:
+            for chunk in outcome:
+                part, body, at = wire.part_given(chunk, body, at)
+                parts.append(part)
+            self._say(number, wire.WholeAnswer(number, parts), body, is_last=True)
+        except Exception as error:
+            self._fail(number, error)
+
+    def hear(self, number: int, chunk: Chunk | BaseException) -> None:
+        """A piece of an answer, or its end."""
+        if isinstance(chunk, BaseException):
+            self._fail(number, chunk)
+            return
+        try:
+            part, body, _ = wire.part_given(chunk)
+            self._say(number, wire.AnswerPiece(number, part), body, is_last=chunk.is_last)
+        except Exception as error:
+            self._fail(number, error)
+
+    def _fail(self, number: int, error: BaseException) -> None:
+        self._say(number, wire.Failed(number, wire.wrong(error)), (), is_last=True)
+
+    def _say(self, number: int, message: Any, body: Any, is_last: bool) -> None:
+        self.channel.send(message, body)
+        if is_last:
+            self.asked.pop(number, None)
+        self._host.progressed(is_last)
+
+    def _heard(self, message: wire.ToHost, memory: Borrowed | None) -> None:
+        if isinstance(message, wire.Stop):
+            cancel = self.asked.pop(message.number, None)
+            if cancel is not None:
+                cancel()
+        elif isinstance(message, wire.Ask):
+            self.asked[message.number] = None
+            try:
+                cancel = self._host.begin(self, message, memory)
+            except Exception as error:
+                self._fail(message.number, error)
+                return
+            if message.number in self.asked:
+                self.asked[message.number] = cancel
+
+    def _lost(self, why: str) -> None:
+        for cancel in self.asked.values():
+            if cancel is not None:
+                cancel()
+        self.asked.clear()
+        self._host.leave(self)

@@ -1,0 +1,282 @@
+"""The keeper of engine hosts in one process. Knows processes, their holders and their limits; never requests or models.
+
+acquire -> a host of that version that the asker has not -> else fork one -> address
+release by the last holder -> End -> gone, or killed
+every second: memory and time against the limits -> killed, with its reason
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from maasdam.children import Forked
+from maasdam.children.usage import share_bytes
+from maasdam.errors import ServiceError
+from maasdam.serving.hosts import control
+from maasdam.serving.hosts.channel import HostChannel
+from maasdam.serving.hosts.keeper import HostAddress, HostEnd, HostWork
+from maasdam.serving.share import apart
+from maasdam.settings import Settings
+
+LOOK_SECONDS = 1.0
+"""How often limits are looked at."""
+END_SECONDS = 5.0
+"""A host that was asked to end has ended by then, or is killed."""
+SILENT_SECONDS = 20.0
+"""Beyond its limit of time: a host that does not even say how it is."""
+LONGEST_PATH = 107
+"""Of a Unix socket, bytes: see unix(7)."""
+WAITING = 128
+"""Services that wait to be let in."""
+ENGINE_LIBRARIES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "pytorch": "torch"}
+"""What takes long to import of engines that open fast. Others import for themselves what takes them far longer to open."""
+
+
+@dataclass(eq=False, slots=True)
+class _Kept:
+    """One host."""
+
+    id: str
+    work: HostWork
+    path: Path
+    holders: list[str] = field(default_factory=list)
+    """Those that acquired it and have not released it, as often as they did."""
+    started: asyncio.Task[Forked] | None = None
+    process: Forked | None = None
+    channel: HostChannel[control.FromHost] | None = None
+    status: control.Status = field(default_factory=control.Status)
+    told_at: float = 0.0
+    """When it last said how it is."""
+    why: str | None = None
+    """It was killed for this."""
+    is_leaving: bool = False
+    """It gets no new holders."""
+    ended: asyncio.Future[HostEnd] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+@dataclass(frozen=True, slots=True)
+class HostReading:
+    """How a host is."""
+
+    id: str
+    work: HostWork
+    pid: int
+    memory_bytes: int
+    """As measured from outside: what would come back if it ended."""
+    in_flight: int
+    idle_seconds: float
+    is_ready: bool
+    is_leaving: bool
+
+
+class LocalKeeper:
+    """See `Keeper`. All methods are for one event loop."""
+
+    def __init__(self, settings: Settings, memory_bytes: int | None) -> None:
+        """`memory_bytes` are one host's at most."""
+        self._settings = settings
+        self._memory_bytes = memory_bytes
+        self._folder: Path | None = None
+        self._hosts: dict[str, _Kept] = {}
+        self._over: dict[str, _Kept] = {}
+        """Those that ended while somebody held them, who will ask why."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def acquire(self, work: HostWork, held: Collection[str], holder: str = "") -> HostAddress:
+        """See `Keeper`. `holder`: who asks, where there are several; `forget` releases what it holds."""
+        fit = (one for one in self._hosts.values() if one.work == work and one.id not in held and not one.is_leaving)
+        kept = next(fit, None) or self._begin(work)
+        kept.holders.append(holder)
+        assert kept.started is not None
+        try:
+            process = await asyncio.shield(kept.started)
+        except BaseException:
+            await self.release(kept.id, holder)
+            raise
+        return HostAddress(kept.id, str(kept.path), process.pid)
+
+    async def release(self, host_id: str, holder: str = "") -> None:
+        """See `Keeper`. Returns once the host has ended, where nobody holds it any more."""
+        kept = self._hosts.get(host_id) or self._over.get(host_id)
+        if kept is None:
+            return
+        if holder in kept.holders:
+            kept.holders.remove(holder)
+        if not kept.holders and self._over.pop(kept.id, None) is None:
+            await self._end(kept)
+
+    async def forget(self, holder: str) -> None:
+        """A holder is gone: release all that it held."""
+        for kept in [*self._hosts.values(), *self._over.values()]:
+            while holder in kept.holders:
+                await self.release(kept.id, holder)
+
+    async def ended(self, host_id: str) -> HostEnd:
+        """See `Keeper`."""
+        kept = self._hosts.get(host_id) or self._over.get(host_id)
+        if kept is None:
+            return HostEnd("ended", False)
+        kept.is_leaving = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_SECONDS):
+                return await asyncio.shield(kept.ended)
+        self._kill(kept, "was ended: it hung up on those who asked it, or could not be understood")
+        return await asyncio.shield(kept.ended)
+
+    def depart(self, host_id: str, reason: str) -> None:
+        """Have a host ask its holders to let go; what is asked until they do is answered."""
+        kept = self._hosts.get(host_id)
+        if kept is not None and kept.channel is not None:
+            kept.is_leaving = True
+            kept.channel.send(control.Depart(reason))
+
+    def readings(self) -> list[HostReading]:
+        """Of every host that runs. It takes a millisecond each: memory is measured."""
+        return [
+            HostReading(
+                kept.id,
+                kept.work,
+                kept.process.pid,
+                share_bytes(kept.process.pid),
+                kept.status.in_flight,
+                kept.status.idle_seconds,
+                kept.status.is_ready,
+                kept.is_leaving,
+            )
+            for kept in self._hosts.values()
+            if kept.process is not None
+        ]
+
+    async def close(self) -> None:
+        """End every host."""
+        await asyncio.gather(*(self._end(kept) for kept in list(self._hosts.values())))
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._folder is not None:
+            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _begin(self, work: HostWork) -> _Kept:
+        if self._folder is None:
+            self._folder = _private_folder()
+        host_id = secrets.token_hex(4)
+        kept = self._hosts[host_id] = _Kept(host_id, work, self._folder / host_id)
+        kept.started = asyncio.create_task(self._start(kept))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+        return kept
+
+    async def _start(self, kept: _Kept) -> Forked:
+        loop = asyncio.get_running_loop()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            listener.bind(str(kept.path))
+            listener.listen(WAITING)
+            process = await apart("forking", self._fork, listener, theirs, kept.work)
+        except (OSError, EOFError) as error:
+            ours.close()
+            self._forget(kept, HostEnd(f"could not be started: {error}", True))
+            raise ServiceError(f"a process for {kept.work.name} could not be started: {error}") from error
+        finally:
+            listener.close()
+            theirs.close()
+        kept.process, kept.told_at = process, time.monotonic()
+        kept.channel = HostChannel(ours, control.FromHost, partial(self._hear, kept), lambda why: None)
+        loop.add_reader(process.sentinel, self._bury, kept)
+        return process
+
+    def _fork(self, listener: socket.socket, to_keeper: socket.socket, work: HostWork) -> Forked:
+        from maasdam.serving.hosts.host import host
+
+        libraries = ["maasdam.serving.hosts.host", *filter(None, [ENGINE_LIBRARIES.get(work.engine)])]
+        given = (listener, to_keeper, work, self._settings, self._memory_bytes)
+        name = f"maasdam-host {work.name}"
+        return Forked(host, given, name=name, memory_bytes=self._memory_bytes, outlives=True, libraries=libraries)
+
+    def _hear(self, kept: _Kept, status: control.FromHost, memory: object) -> None:
+        kept.status, kept.told_at = status, time.monotonic()
+
+    def _look(self) -> None:
+        """At every host's memory and time."""
+        self._timer = None
+        for kept in list(self._hosts.values()):
+            why = self._over_limit(kept)
+            if why is not None and kept.why is None:
+                self._kill(kept, why)
+        if self._hosts:
+            self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+
+    def _over_limit(self, kept: _Kept) -> str | None:
+        if kept.process is None:
+            return None
+        most, seconds = self._memory_bytes, self._settings.host_stall_seconds
+        if most is not None and kept.process.resident_bytes > most:
+            return f"was ended: it took more memory than its limit of {most / 1e9:,.1f} GB (setting host_memory_bytes)"
+        silent = time.monotonic() - kept.told_at - SILENT_SECONDS
+        longest = seconds if kept.status.is_ready else self._settings.load_seconds
+        if seconds and (kept.status.stuck_seconds > seconds or silent > longest):
+            return f"was ended: nothing came of its work for {seconds:,.0f} s (setting host_stall_seconds)"
+        return None
+
+    def _kill(self, kept: _Kept, why: str) -> None:
+        kept.why = kept.why or why
+        if kept.process is not None and not kept.ended.done():
+            kept.process.strike()
+
+    async def _end(self, kept: _Kept) -> None:
+        """Nobody holds it any more."""
+        kept.is_leaving = True
+        if kept.started is not None:
+            with contextlib.suppress(Exception):
+                await asyncio.shield(kept.started)
+        if kept.channel is None or kept.ended.done():
+            return
+        kept.channel.send(control.End())
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                await asyncio.shield(kept.ended)
+        except TimeoutError:
+            self._kill(kept, "was ended: it did not end by itself")
+            await asyncio.shield(kept.ended)
+
+    def _bury(self, kept: _Kept) -> None:
+        """Its process has ended."""
+        process = kept.process
+        assert process is not None
+        asyncio.get_running_loop().remove_reader(process.sentinel)
+        how = process.end()
+        if kept.channel is not None:
+            if kept.channel.is_open:  # the fork server is gone, which tells how others ended: it may run on
+                process.strike()
+            kept.channel.close()
+        was_asked = not kept.holders and kept.why is None
+        self._forget(kept, HostEnd(kept.why or how, not was_asked))
+
+    def _forget(self, kept: _Kept, end: HostEnd) -> None:
+        self._hosts.pop(kept.id, None)
+        if kept.holders:
+            self._over[kept.id] = kept
+        kept.path.unlink(missing_ok=True)
+        if not kept.ended.done():
+            kept.ended.set_result(end)
+
+
+def _private_folder() -> Path:
+    """A folder that is this user's alone, whose path leaves room for a socket's name."""
+    folder = tempfile.mkdtemp(prefix="maasdam-hosts-")
+    if len(os.fsencode(folder)) > LONGEST_PATH - 20:
+        Path(folder).rmdir()
+        folder = tempfile.mkdtemp(prefix="maasdam-hosts-", dir="/tmp")
+    return Path(folder)

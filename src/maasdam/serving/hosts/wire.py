@@ -1,0 +1,388 @@
+"""What a service and its engine hosts say to each other: typed messages in msgpack. Knows nouns; never sockets or engines.
+
+Tensors up to INLINE_BYTES travel in the message, larger ones in memory whose descriptor is passed beside it. Whoever reads
+trusts nothing: what does not fit its type, or promises more bytes than there are, raises Garbled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+from msgspec import Meta, Struct
+
+from maasdam import errors
+from maasdam.core import (
+    Answer,
+    AudioPayload,
+    Checked,
+    Chunk,
+    Classification,
+    Cost,
+    Facts,
+    ImagePayload,
+    Payload,
+    TensorPayload,
+    Tensors,
+    TextPayload,
+    TextPiece,
+    Transcript,
+    Units,
+)
+from maasdam.errors import EngineFailure, MaasdamError
+from maasdam.serving.scheduler import Executions
+
+INLINE_BYTES = 64 * 1024
+"""Of all tensors of one message: so much is copied sooner than memory is made and passed."""
+ALIGNED = 64
+"""Where a tensor begins in passed memory, bytes."""
+LONGEST_TEXT = 4096
+"""What is kept of an error's message."""
+BFLOAT16 = "bfloat16"
+_NUMPY = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+DTYPES = {name: np.dtype(name) for name in (*_NUMPY, "float16", "float32", "float64", "complex64", "complex128")}
+
+Buffer: TypeAlias = bytes | memoryview
+Count: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 53)]
+Amount: TypeAlias = Annotated[float, Meta(ge=0, lt=1e12)]
+Text: TypeAlias = Annotated[str, Meta(max_length=LONGEST_TEXT)]
+
+
+class Garbled(Exception):
+    """What came is not what it should be: the other side is broken, or lies."""
+
+
+class Memory(Protocol):
+    """Passed memory, to be read from."""
+
+    def array(self, at: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        """A tensor at an offset in bytes. Raises Garbled."""
+        ...
+
+
+class Array(Struct, array_like=True):
+    """One tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[Count, ...]
+    at: int = -1
+    """Offset in passed memory; -1: it is here."""
+    data: memoryview = memoryview(b"")
+    items: list[Any] | None = None
+    """Of dtype object: bytes and texts."""
+
+
+class ArrayList(Struct, array_like=True, tag="t"):
+    """Tensors; as a payload, whether they fit the signature already."""
+
+    arrays: list[Array]
+    is_checked: bool = False
+
+
+class Image(Struct, array_like=True, tag="i"):
+    """A payload."""
+
+    payload: ImagePayload
+
+
+class Audio(Struct, array_like=True, tag="a"):
+    """A payload."""
+
+    payload: AudioPayload
+
+
+class Prompt(Struct, array_like=True, tag="p"):
+    """A payload."""
+
+    payload: TextPayload
+
+
+class Labels(Struct, array_like=True, tag="l"):
+    """An answer."""
+
+    value: Classification
+
+
+class HeardSpeech(Struct, array_like=True, tag="h"):
+    """An answer."""
+
+    value: Transcript
+
+
+class Written(Struct, array_like=True, tag="w"):
+    """An answer, or a piece of one."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: Literal["stop", "length"] | None
+
+
+class Taken(Struct, array_like=True):
+    """A cost."""
+
+    cpu_seconds: Amount
+    joules: Amount | None
+    method: Text
+
+
+class AnswerPart(Struct, array_like=True):
+    """A chunk."""
+
+    value: ArrayList | Labels | HeardSpeech | Written
+    items: Count
+    prompt_tokens: Count | None
+    completion_tokens: Count | None
+    audio_seconds: Amount | None
+    is_last: bool
+    cost: Taken | None
+
+
+class Wrong(Struct, array_like=True):
+    """An error, by the name of its class."""
+
+    name: str
+    message: Text
+    param: str | None = None
+    code: str | None = None
+
+
+class Ask(Struct, array_like=True, tag="ask"):
+    """A request. `seconds` are left until its deadline; `in_pieces`: each is told as it comes."""
+
+    number: int
+    id: str
+    seconds: float | None
+    in_pieces: bool
+    payloads: list[ArrayList | Image | Audio | Prompt]
+    memory: int = -1
+
+
+class Stop(Struct, array_like=True, tag="stop"):
+    """Nobody waits for an answer any more."""
+
+    number: int
+
+
+class Spilled(Struct, array_like=True, tag="spilled"):
+    """A message too long for a packet: it is in passed memory."""
+
+    memory: int
+
+
+class Ready(Struct, array_like=True, tag="ready"):
+    """The host has loaded its model."""
+
+    facts: Facts
+    counts: bool
+    """Whether it tells of executions."""
+
+
+class Unable(Struct, array_like=True, tag="unable"):
+    """It could not."""
+
+    why: Wrong
+
+
+class WholeAnswer(Struct, array_like=True, tag="whole"):
+    """An answer, one part a payload."""
+
+    number: int
+    parts: list[AnswerPart]
+    memory: int = -1
+
+
+class AnswerPiece(Struct, array_like=True, tag="piece"):
+    """A piece of an answer."""
+
+    number: int
+    part: AnswerPart
+    memory: int = -1
+
+
+class Failed(Struct, array_like=True, tag="failed"):
+    """There is no answer."""
+
+    number: int
+    why: Wrong
+
+
+class HasRun(Struct, array_like=True, tag="ran"):
+    """How many wait now, and what the engine has run since this was told last."""
+
+    waiting: Count
+    items: Count
+    rows: Count
+    batches: Count
+    seconds: Amount
+    waited: Amount
+    last: Amount
+    by_rows: dict[Count, tuple[Count, Amount]]
+
+    def executions(self) -> Executions:
+        """The same as executions."""
+        return Executions(self.items, self.rows, self.batches, self.seconds, self.waited, self.last, dict(self.by_rows))
+
+
+class Holds(Struct, array_like=True, tag="holds"):
+    """What the host's process holds, as measured."""
+
+    memory_bytes: Count
+
+
+class Goodbye(Struct, array_like=True, tag="bye"):
+    """The host leaves; what was asked before this is read is answered still."""
+
+    reason: Text
+
+
+ToHost = Ask | Stop | Spilled
+FromHost = Ready | Unable | WholeAnswer | AnswerPiece | Failed | HasRun | Holds | Goodbye | Spilled
+Given = tuple[list[Array], list[Buffer], int]
+"""Tensors as they travel: what is said of them, what is to be in passed memory ([] where nothing is), and where that ends."""
+
+
+def given(tensors: Tensors, before: Sequence[Buffer] = (), at: int = 0) -> Given:
+    """`before`: what is in the memory already, up to the offset `at`. Raises EngineFailure for what can't travel."""
+    total = sum(array.nbytes for array in tensors.values())
+    is_inline = total <= INLINE_BYTES and not before
+    out: list[Array] = []
+    body = list(before)
+    for name, array in tensors.items():
+        kind = array.dtype.name
+        if kind == "object":
+            out.append(Array(name, kind, array.shape, items=array.ravel().tolist()))
+            continue
+        if not array.flags.c_contiguous:
+            array = np.ascontiguousarray(array).reshape(array.shape)
+        if kind == BFLOAT16:
+            array = array.view(np.uint16)
+        elif kind not in DTYPES:
+            raise EngineFailure(f"tensor '{name}' is of dtype {kind}, which can't be passed to another process")
+        data = array.data if array.size else memoryview(b"")
+        if is_inline:
+            out.append(Array(name, kind, array.shape, -1, data))
+            continue
+        gap = -at % ALIGNED
+        if gap:
+            body.append(bytes(gap))
+        body.append(data)
+        out.append(Array(name, kind, array.shape, at + gap))
+        at += gap + array.nbytes
+    return out, body, at
+
+
+def tensors_of(arrays: Sequence[Array], memory: Memory | None) -> dict[str, np.ndarray[Any, Any]]:
+    """The inverse of `given`. Raises Garbled."""
+    out: dict[str, np.ndarray[Any, Any]] = {}
+    for array in arrays:
+        out[array.name] = _tensor(array, memory)
+    if len(out) != len(arrays):
+        raise Garbled("two tensors have one name")
+    return out
+
+
+def _tensor(array: Array, memory: Memory | None) -> np.ndarray[Any, Any]:
+    if array.dtype == "object":
+        items = array.items or []
+        if len(items) != math.prod(array.shape) or not all(isinstance(item, bytes | str) for item in items):
+            raise Garbled(f"tensor '{array.name:.50}' does not hold what its shape says")
+        made = np.empty(len(items), object)
+        made[:] = items
+        return made.reshape(array.shape)
+    is_bfloat = array.dtype == BFLOAT16
+    dtype = DTYPES["uint16"] if is_bfloat else DTYPES.get(array.dtype)
+    if dtype is None:
+        raise Garbled(f"tensor '{array.name:.50}' is of no dtype that there is")
+    try:
+        if array.at >= 0:
+            if memory is None:
+                raise Garbled(f"tensor '{array.name:.50}' is in memory that was not passed")
+            made = memory.array(array.at, array.shape, dtype)
+        else:
+            made = np.frombuffer(array.data, dtype).reshape(array.shape)
+    except ValueError as error:
+        raise Garbled(f"tensor '{array.name:.50}' does not hold what its shape says: {error}") from error
+    if is_bfloat:
+        import ml_dtypes
+
+        return made.view(ml_dtypes.bfloat16)
+    return made
+
+
+def payload_given(payload: Payload, is_checked: bool, before: Sequence[Buffer], at: int) -> tuple[Any, list[Buffer], int]:
+    """A payload as it travels, the memory with it, and where that ends."""
+    match payload:
+        case TensorPayload(tensors):
+            arrays, body, size = given(tensors, before, at)
+            return ArrayList(arrays, is_checked), body, size
+        case ImagePayload():
+            return Image(payload), list(before), at
+        case AudioPayload():
+            return Audio(payload), list(before), at
+        case TextPayload():
+            return Prompt(payload), list(before), at
+
+
+def payload_of(said: ArrayList | Image | Audio | Prompt, memory: Memory | None) -> Payload:
+    """The inverse. Raises Garbled."""
+    if isinstance(said, ArrayList):
+        tensors = tensors_of(said.arrays, memory)
+        return TensorPayload(Checked(tensors) if said.is_checked else tensors)
+    return said.payload
+
+
+def part_given(chunk: Chunk, before: Sequence[Buffer] = (), at: int = 0) -> tuple[AnswerPart, list[Buffer], int]:
+    """A chunk as it travels, the memory with it, and where that ends."""
+    value, body = chunk.value, list(before)
+    said: ArrayList | Labels | HeardSpeech | Written
+    match value:
+        case TextPiece():
+            said = Written(value.text, value.token_ids, value.finish_reason)  # type: ignore[arg-type]  # of these two words
+        case Classification():
+            said = Labels(value)
+        case Transcript():
+            said = HeardSpeech(value)
+        case _:
+            arrays, body, at = given(value, before, at)
+            said = ArrayList(arrays)
+    cost = chunk.cost
+    return AnswerPart(said, *chunk.units, chunk.is_last, None if cost is None else Taken(*cost)), body, at
+
+
+def chunk_of(part: AnswerPart, memory: Memory | None) -> Chunk:
+    """The inverse. Raises Garbled."""
+    said = part.value
+    value: Answer
+    if isinstance(said, Written):
+        value = TextPiece(said.text, said.token_ids, said.finish_reason)
+    elif isinstance(said, ArrayList):
+        value = tensors_of(said.arrays, memory)
+    else:
+        value = said.value
+    taken = part.cost
+    units = Units(part.items, part.prompt_tokens, part.completion_tokens, part.audio_seconds)
+    cost = None if taken is None else Cost(taken.cpu_seconds, taken.joules, taken.method)
+    return Chunk(value, units, part.is_last, cost)
+
+
+def wrong(error: BaseException) -> Wrong:
+    """An error as it travels."""
+    own: Mapping[str, Any] = vars(error)
+    if isinstance(error, MaasdamError):
+        return Wrong(type(error).__name__, str(error)[:LONGEST_TEXT], own.get("param"), own.get("code"))
+    return Wrong(EngineFailure.__name__, f"{type(error).__name__}: {error}"[:LONGEST_TEXT])
+
+
+def error_of(said: Wrong) -> MaasdamError:
+    """The inverse; EngineFailure for a name that is no error's of ours."""
+    kind = getattr(errors, said.name, None)
+    if not isinstance(kind, type) or not issubclass(kind, MaasdamError):
+        return EngineFailure(f"the engine failed: {said.message}")
+    error: MaasdamError = kind.__new__(kind)  # not by its own __init__, which may take other things
+    error.args = (said.message,)
+    own = {"param": said.param, "code": said.code}
+    vars(error).update({name: value for name, value in own.items() if value is not None and value.isprintable()})
+    return error

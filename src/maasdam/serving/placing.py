@@ -1,0 +1,57 @@
+"""Where a version's replicas run: in this process, or each in an engine host. Knows why; never how either is done."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from maasdam.artifacts.names import UNVERIFIED
+from maasdam.core import SPEECH_RECOGNITION, TEXT_GENERATION
+from maasdam.serving.attempts import LoadAttempts
+from maasdam.serving.replica import Replica
+
+if TYPE_CHECKING:
+    from maasdam.artifacts.catalog import Version
+    from maasdam.serving.router import Desired
+
+SHARED_TASKS = frozenset((TEXT_GENERATION, SPEECH_RECOGNITION))
+"""What several workers share: an engine that serves many at once, and has much memory of its own for it."""
+
+
+class Placing:
+    """A router's `load`."""
+
+    def __init__(
+        self,
+        here: Callable[[Version], Awaitable[Replica]],
+        in_host: Callable[[Version], Awaitable[Replica]],
+        attempts: LoadAttempts,
+        *,
+        is_one_of_many: bool = False,
+        has_budget: bool = False,
+    ) -> None:
+        """`is_one_of_many`: other workers serve the same; `has_budget`: memory is measured, which takes processes."""
+        self._here = here
+        self._in_host = in_host
+        self._attempts = attempts
+        self._shares = is_one_of_many
+        self._has_budget = has_budget
+
+    async def __call__(self, version: Version, desired: Desired, may_push: bool) -> Replica:
+        """A warm replica. Raises what loading it raises."""
+        if not self._is_apart(version, desired):
+            return await self._here(version)
+        replica = await self._in_host(version)
+        self._attempts.forgive(version.model, version.version)
+        return replica
+
+    def _is_apart(self, version: Version, desired: Desired) -> bool:
+        is_unverified = version.passed is None or version.imported == UNVERIFIED
+        comes_and_goes = desired.mode == "on-demand" or desired.idle_seconds is not None or self._has_budget
+        return (
+            desired.isolate
+            or comes_and_goes
+            or is_unverified
+            or (self._shares and version.task in SHARED_TASKS)
+            or self._attempts.were_fatal(version.model, version.version)
+        )

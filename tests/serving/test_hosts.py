@@ -1,0 +1,297 @@
+"""Engine hosts: answers as in this process, and a host that dies or lies harms nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from tests.served import MLP, add_mlp, open_home
+from tests.waiting import until
+
+from maasdam.core import ANONYMOUS, Chunk, Facts, ImagePayload, Request, TensorPayload
+from maasdam.errors import Crashed, InvalidInput, InvalidTensor, NotReady
+from maasdam.operations.workspace import Workspace
+from maasdam.serving.hosts import wire
+from maasdam.serving.hosts.hosted import HostReplica
+from maasdam.serving.hosts.keeper import HostAddress, HostEnd, HostWork
+from maasdam.serving.hosts.loading import HostLoader
+from maasdam.serving.hosts.local import LocalKeeper
+from maasdam.serving.hosts.memory import lent
+from maasdam.serving.replica import Gone
+
+GIGABYTES = 3 * 10**9
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    with open_home(tmp_path_factory.mktemp("hosts")) as opened:
+        add_mlp(opened)
+        yield opened
+
+
+@asynccontextmanager
+async def keeping(workspace: Workspace, memory_bytes: int | None = GIGABYTES) -> AsyncIterator[LocalKeeper]:
+    keeper = LocalKeeper(workspace.settings, memory_bytes)
+    try:
+        yield keeper
+    finally:
+        await keeper.close()
+
+
+def asking(rows: int = 1, name: str = "x", deadline: float | None = None) -> Request:
+    tensors = {name: np.arange(rows * 8, dtype=np.float32).reshape(rows, 8) % 7}
+    return Request("r", "mlp", (TensorPayload(tensors),), ANONYMOUS, deadline=deadline)
+
+
+async def answered(replica: Any, request: Request) -> Chunk:
+    (chunk,) = [chunk async for chunk in replica.answer(request)]
+    return chunk
+
+
+async def test_a_host_answers_what_an_engine_in_this_process_does(workspace: Workspace) -> None:
+    from maasdam.engines import open_engine
+
+    version = workspace.catalog.resolve("mlp")
+    engine = open_engine(workspace.store.get(version.digest), threads=1)
+    async with keeping(workspace) as keeper:
+        replica = await HostLoader(keeper, workspace.settings)(version)
+        assert replica.facts.signature == MLP and replica.facts.batching is not None and replica.facts.batching.is_independent
+        for rows in (1, 3, 70_000):  # the last goes as passed memory, both ways
+            request = asking(rows)
+            chunk = await answered(replica, request)
+            assert isinstance(chunk.value, dict) and isinstance(request.payloads[0], TensorPayload)
+            np.testing.assert_array_equal(chunk.value["y"], engine.run(request.payloads[0].tensors)["y"])
+            assert chunk.units.items == rows and chunk.cost is not None and chunk.cost.cpu_seconds >= 0
+        for rows in (1, 70_000):
+            with pytest.raises(InvalidTensor, match="no input 'z'; this model takes: x"):
+                await answered(replica, asking(rows, "z"))
+        with pytest.raises(InvalidInput, match="no processor"):
+            await answered(replica, Request("r", "mlp", (ImagePayload(b"GIF"),), ANONYMOUS))
+        await until(lambda: replica.executions is not None and replica.executions.items == 3)
+        assert replica.memory_bytes is not None and 5e6 < replica.memory_bytes < 5e8
+        await replica.leave()
+        assert keeper.readings() == []
+    engine.close()
+
+
+async def test_many_requests_of_one_turn_are_answered_each_with_its_own(workspace: Workspace) -> None:
+    async with keeping(workspace) as keeper:
+        replica = await HostLoader(keeper, workspace.settings)(workspace.catalog.resolve("mlp"))
+        told: dict[int, Any] = {}
+        for i in range(1, 101):
+            replica.submit(asking(i), lambda outcome, i=i: told.setdefault(i, outcome))  # type: ignore[misc]
+        cancelled = replica.submit(asking(), lambda outcome: told.setdefault(0, outcome))
+        assert cancelled() == ()
+        await until(lambda: len(told) == 100)
+        assert all(chunk.value["y"].shape == (rows, 4) for rows, (chunk,) in told.items())
+
+
+async def test_holders_share_a_host_and_a_second_replica_has_one_of_its_own(workspace: Workspace) -> None:
+    version = workspace.catalog.resolve("mlp")
+    async with keeping(workspace) as keeper:
+        mine, others = HostLoader(keeper, workspace.settings), HostLoader(keeper, workspace.settings)
+        first, shared = await asyncio.gather(mine(version), others(version))
+        second = await mine(version)
+        assert first.host_id == shared.host_id != second.host_id and len(keeper.readings()) == 2
+        await first.leave()
+        await answered(shared, asking())
+        await shared.leave()
+        assert [reading.id for reading in keeper.readings()] == [second.host_id]
+
+
+async def test_a_host_that_is_killed_is_told_with_its_signal_and_nobody_waits_for_it(workspace: Workspace) -> None:
+    version = workspace.catalog.resolve("mlp")
+    async with keeping(workspace) as keeper:
+        load = HostLoader(keeper, workspace.settings)
+        killed, other = await load(version), await load(version)
+        gone: list[Gone] = []
+        killed.when_gone = gone.append
+        (pid,) = [reading.pid for reading in keeper.readings() if reading.id == killed.host_id]
+        os.kill(pid, signal.SIGSTOP)
+        told: list[Any] = []
+        killed.submit(asking(), told.append)
+        killed.stream(asking(), told.append)
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: bool(gone))
+        assert [type(error) for error in told] == [NotReady, NotReady] and "is gone" in str(told[0])
+        assert gone[0].is_crash and "SIGKILL" in gone[0].reason
+        with pytest.raises(NotReady, match="is gone"):
+            killed.submit(asking(), told.append)
+        await killed.leave()
+        assert (await answered(other, asking())).is_last
+
+
+async def test_what_can_not_be_loaded_says_why_and_leaves_no_process(workspace: Workspace) -> None:
+    work = HostWork("mlp", 9, "sha256:" + "0" * 64, "onnxruntime")
+    version: Any = type("V", (), {"model": "mlp", "version": 9, "digest": work.digest, "engine": "onnxruntime"})
+    async with keeping(workspace) as keeper:
+        with pytest.raises(Exception, match="0000"):
+            await HostLoader(keeper, workspace.settings)(version)
+        assert keeper.readings() == []
+
+
+class Lied:
+    """A keeper of one host that is made up, and says whatever it is told to."""
+
+    def __init__(self, path: Path, says: Callable[[socket.socket, list[Any]], None]) -> None:
+        self.path, self.says = path, says
+        self.released: list[str] = []
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(str(path))
+        self._listener.listen(1)
+        threading.Thread(target=self._lie, daemon=True).start()
+
+    def _lie(self) -> None:
+        sock, _ = self._listener.accept()
+        sock.send(msgspec.msgpack.encode([wire.Ready(Facts(MLP), True)]))
+        asks = msgspec.msgpack.decode(sock.recv(1 << 20), type=list[wire.ToHost])
+        self.says(sock, asks)
+        sock.close()
+        self._listener.close()
+
+    async def acquire(self, work: HostWork, held: Any) -> HostAddress:
+        return HostAddress("liar", str(self.path), 1)
+
+    async def release(self, host_id: str) -> None:
+        self.released.append(host_id)
+
+    async def ended(self, host_id: str) -> HostEnd:
+        return HostEnd("was ended", True)
+
+
+def said(*messages: Any) -> bytes:
+    return msgspec.msgpack.encode(list(messages))
+
+
+def whole(number: int, *arrays: wire.Array, memory: int = -1) -> wire.WholeAnswer:
+    part = wire.AnswerPart(wire.ArrayList(list(arrays)), 1, None, None, None, True, None)
+    return wire.WholeAnswer(number, [part], memory)
+
+
+def array(shape: Sequence[int], data: bytes, name: str = "y", dtype: str = "float32", at: int = -1) -> wire.Array:
+    return wire.Array(name, dtype, tuple(shape), at, memoryview(data))
+
+
+def with_handles(sock: socket.socket, packet: bytes, *handles: int) -> None:
+    socket.send_fds(sock, [packet], list(handles))
+    for handle in handles:
+        os.close(handle)
+
+
+def shrinks(sock: socket.socket, packet: bytes) -> None:
+    """Memory that its sender cuts once it was passed."""
+    handle = os.memfd_create("liar", os.MFD_ALLOW_SEALING)
+    os.ftruncate(handle, 1 << 20)
+    socket.send_fds(sock, [packet], [handle])
+    os.ftruncate(handle, 0)
+
+
+def handles_open() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+LIES: dict[str, Callable[[socket.socket, list[Any]], None]] = {
+    "garbage": lambda sock, asks: sock.send(os.urandom(4096)) and None,
+    "nothing": lambda sock, asks: None,
+    "no list": lambda sock, asks: sock.send(msgspec.msgpack.encode({"number": 1})) and None,
+    "deep": lambda sock, asks: sock.send(b"\x91" * 60_000) and None,
+    "a length without end": lambda sock, asks: sock.send(b"\xdd\xff\xff\xff\xff") and None,
+    "fewer bytes": lambda sock, asks: sock.send(said(whole(asks[0].number, array((9, 4), b"1234")))) and None,
+    "huge shape": lambda sock, asks: sock.send(said(whole(asks[0].number, array((1 << 50, 1 << 50), b"")))) and None,
+    "negative shape": lambda sock, asks: sock.send(said(whole(asks[0].number, array((-1, 4), bytes(16))))) and None,
+    "many axes": lambda sock, asks: sock.send(said(whole(asks[0].number, array((1,) * 99, bytes(4))))) and None,
+    "no dtype": lambda sock, asks: sock.send(said(whole(asks[0].number, array((1, 4), bytes(16), dtype="void")))) and None,
+    "another dtype": lambda sock, asks: (
+        sock.send(said(whole(asks[0].number, array((1, 2), bytes(16), dtype="float64")))) and None
+    ),
+    "objects": lambda sock, asks: sock.send(said(whole(asks[0].number, array((1, 4), b"", dtype="object")))) and None,
+    "another name": lambda sock, asks: sock.send(said(whole(asks[0].number, array((1, 4), bytes(16), name="z")))) and None,
+    "no tensors": lambda sock, asks: sock.send(said(whole(asks[0].number))) and None,
+    "too many answers": lambda sock, asks: (
+        sock.send(said(wire.WholeAnswer(asks[0].number, whole(1, array((1, 4), bytes(16))).parts * 2))) and None
+    ),
+    "no memory": lambda sock, asks: sock.send(said(whole(asks[0].number, array((1, 4), b"", at=0), memory=0))) and None,
+    "memory of others": lambda sock, asks: sock.send(said(whole(asks[0].number, array((1, 4), b"", at=0), memory=7))) and None,
+    "a pipe for memory": lambda sock, asks: with_handles(
+        sock, said(whole(asks[0].number, array((1, 4), b"", at=0), memory=0)), *os.pipe()
+    ),
+    "less memory": lambda sock, asks: with_handles(
+        sock, said(whole(asks[0].number, array((1, 4), b"", at=8), memory=0)), lent([bytes(16)])
+    ),
+    "memory that shrinks": lambda sock, asks: shrinks(sock, said(whole(asks[0].number, array((999, 4), b"", at=0), memory=0))),
+    "ready twice": lambda sock, asks: sock.send(said(wire.Ready(Facts(MLP), True))) and None,
+    "a bill": lambda sock, asks: (
+        sock.send(said(wire.AnswerPiece(asks[0].number, wire.AnswerPart(
+            wire.ArrayList([array((1, 4), bytes(16))]), 1, -5, None, None, True, wire.Taken(float("nan"), None, "")
+        )))) and None
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", LIES)
+async def test_a_host_that_lies_is_hung_up_on_and_its_callers_hear_that_it_is_gone(tmp_path: Path, lie: str) -> None:
+    handles = handles_open()
+    keeper = Lied(tmp_path / "s", LIES[lie])
+    replica = HostReplica("mlp:1", HostAddress("liar", str(tmp_path / "s"), 1), keeper, queue_size=9, max_answer_bytes=1 << 20)
+    await replica.opened()
+    gone: list[Gone] = []
+    replica.when_gone = gone.append
+    told: list[Any] = []
+    for _ in range(3):
+        replica.submit(asking(), told.append)
+    await until(lambda: bool(gone))
+    assert [type(error) for error in told] == [NotReady] * 3
+    await replica.leave()
+    assert keeper.released == ["liar"]
+    await until(lambda: handles_open() <= handles + (lie == "memory that shrinks"))
+
+
+async def test_an_error_keeps_its_class_and_answers_to_nobody_are_dropped(tmp_path: Path) -> None:
+    def says(sock: socket.socket, asks: list[Any]) -> None:
+        sock.send(said(whole(99, array((1, 4), bytes(16))), wire.Failed(1, wire.wrong(InvalidTensor("odd")))))
+        sock.send(said(wire.Failed(2, wire.Wrong("SystemExit", "no"))))
+        sock.recv(10)
+
+    keeper = Lied(tmp_path / "s", says)
+    replica = HostReplica("mlp:1", HostAddress("liar", str(tmp_path / "s"), 1), keeper, queue_size=9, max_answer_bytes=1 << 20)
+    await replica.opened()
+    told: list[Any] = []
+    replica.submit(asking(), told.append)
+    replica.submit(asking(), told.append)
+    await until(lambda: len(told) == 2)
+    assert [type(error).__name__ for error in told] == ["InvalidTensor", "EngineFailure"]
+    await replica.leave()
+
+
+async def test_a_host_that_dies_while_it_loads_has_crashed(tmp_path: Path) -> None:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(str(tmp_path / "s"))
+    listener.listen(1)
+    keeper = Lied(tmp_path / "other", LIES["nothing"])
+    replica = HostReplica("mlp:1", HostAddress("liar", str(tmp_path / "s"), 1), keeper, queue_size=9, max_answer_bytes=1)
+    listener.accept()[0].close()
+    with pytest.raises(Crashed, match="while mlp:1 was loaded, its process was ended"):
+        await replica.opened()
+    await replica.leave()
+    listener.close()
+
+
+def test_an_error_s_field_and_code_travel() -> None:
+    from maasdam.errors import ContextExceeded, InvalidField
+
+    for error in (InvalidField("m", "p", "c"), ContextExceeded(9, 8), NotReady("later")):
+        again = wire.error_of(msgspec.msgpack.decode(msgspec.msgpack.encode(wire.wrong(error)), type=wire.Wrong))
+        assert (type(again), str(again), again.code, again.http_status) == (
+            type(error), str(error), error.code, error.http_status
+        )  # fmt: skip
+        assert getattr(again, "param", None) == getattr(error, "param", None)
