@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ async def test_many_requests_of_one_turn_are_answered_each_with_its_own(workspac
         replica = await HostLoader(keeper, workspace.settings)(workspace.catalog.resolve("mlp"))
         told: dict[int, Any] = {}
         for i in range(1, 101):
-            replica.submit(asking(i), lambda outcome, i=i: told.setdefault(i, outcome))  # type: ignore[misc]
+            replica.submit(asking(i), partial(told.__setitem__, i))
         cancelled = replica.submit(asking(), lambda outcome: told.setdefault(0, outcome))
         assert cancelled() == ()
         await until(lambda: len(told) == 100)
