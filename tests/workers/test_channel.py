@@ -9,7 +9,7 @@ import pytest
 
 from maasdam.errors import ServiceError, StorageFailure
 from maasdam.operations.fleet import Busy, Count, Follow, Standing
-from maasdam.serving.scheduler import Executions
+from maasdam.serving.executions import Executions
 from maasdam.workers.channel import Channel, Handle
 from maasdam.workers.messages import Message, Obey, Ping, Say, Tell, Told
 

@@ -13,13 +13,18 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import httpx
 import psutil
 import pytest
 from benchmarks.kill9 import TENSOR, one_round, prepare
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from maasdam.api.listening import bound_socket
+from maasdam.errors import InvalidInput
 from tests.field.test_hanging import add_counter, count
 from tests.served import Process, add_mlp, open_home, serving, start
+from tests.service import free_port
 from tests.waiting import wait_until
 
 CALLS = 12
@@ -171,6 +176,51 @@ def test_a_second_service_does_not_share_the_address(running: Process, tmp_path:
         start(tmp_path, "", "--workers", "2", "--port", port)
 
 
+def test_grpc_is_answered_by_all_workers_at_one_port_that_no_other_program_gets(tmp_path: Path) -> None:
+    workspace = open_home(tmp_path)
+    add_mlp(workspace, "one")
+    workspace.close()
+    port = free_port()
+    with serving(tmp_path, "", "--workers", "2", "--grpc-port", str(port), "--no-auth") as running:
+
+        def calls() -> set[int]:
+            found = set()
+            for i in range(CALLS):
+                with grpc.insecure_channel(
+                    f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1), ("n", i)]
+                ) as channel:
+                    answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
+                    found.add(answer.status)
+            return found
+
+        wait_until(lambda: calls() == {health_pb2.HealthCheckResponse.SERVING})
+        with pytest.raises(InvalidInput, match="in use"):
+            bound_socket("127.0.0.1", port)
+        victim = running.workers[0]
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: victim not in running.workers and len(running.workers) == 2)
+        with pytest.raises(InvalidInput, match="in use"):
+            bound_socket("127.0.0.1", port)
+        wait_until(lambda: len(_listening(running, port)) == 2)
+        assert calls() == {health_pb2.HealthCheckResponse.SERVING}
+
+
+def test_a_worker_that_dies_again_and_again_is_tried_more_and_more_slowly_and_the_others_go_on(tmp_path: Path) -> None:
+    workspace = open_home(tmp_path)
+    add_mlp(workspace, "one")
+    workspace.close()
+    with serving(tmp_path, "", "--workers", "2", "--grpc-port", "0", "--no-auth") as running:
+        other = running.workers[0]
+        for _ in range(4):
+            wait_until(lambda: len(running.workers) == 2)
+            os.kill(next(pid for pid in running.workers if pid != other), signal.SIGKILL)
+            wait_until(lambda: running.workers == [other])
+            with httpx.Client(base_url=running.url) as client:
+                assert client.post("/v2/models/one/infer", json=TENSOR).status_code == 200
+        wait_until(lambda: "time within a minute: it is tried again in 1 s" in running.log.read_text())
+        assert other in running.workers
+
+
 def test_stopping_drains_all_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = open_home(tmp_path)
     add_counter(workspace)
@@ -212,6 +262,12 @@ def test_after_kill_9_of_a_worker_and_of_the_supervisor_all_that_was_answered_is
     assert len(seen.answered) > 20 and seen.missing == 0 and seen.twice == 0 and seen.rows >= len(seen.answered)
     assert seen.back == models and seen.failed == 0
     assert re.search("SIGKILL.*another is started", (tmp_path / "serve.log").read_text())
+
+
+def _listening(running: Process, port: int) -> set[int]:
+    """The workers that listen at a port."""
+    found = psutil.net_connections("tcp")
+    return {one.pid for one in found if one.laddr and one.laddr.port == port and one.status == "LISTEN"} & set(running.workers)
 
 
 def _answers(client: httpx.Client) -> bool:

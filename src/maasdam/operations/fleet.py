@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from maasdam.errors import MaasdamError
-from maasdam.serving.scheduler import Executions
+from maasdam.serving.executions import Executions
 
 if TYPE_CHECKING:
     from maasdam.operations.service import Service

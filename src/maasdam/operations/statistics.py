@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from maasdam.core import split_name
 from maasdam.operations.fleet import Busy, Count, busy, joined
-from maasdam.serving.scheduler import Executions
+from maasdam.serving.executions import Executions
 
 if TYPE_CHECKING:
     from maasdam.operations.service import Service

@@ -50,7 +50,8 @@ from maasdam.core import (
 from maasdam.engines.generating import piece_of, transcript_of
 from maasdam.engines.mailbox import as_they_come, told
 from maasdam.errors import InvalidInput, InvalidPayload, MaasdamError, Overloaded, TooLarge
-from maasdam.serving.scheduler import Executions, Ran, Scheduler
+from maasdam.serving.executions import Executions
+from maasdam.serving.scheduler import Ran, Scheduler
 from maasdam.tasks import TASKS, task_of
 from maasdam.telemetry.meter import CpuMeter
 

@@ -19,8 +19,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ import numpy as np
 
 from maasdam.core import Checked, Cost, Tensors
 from maasdam.errors import DeadlineExceeded, EngineFailure, MaasdamError, NotReady, Overloaded
+from maasdam.serving.executions import Executions
 from maasdam.serving.pace import Pace
 from maasdam.telemetry.meter import CpuMeter
 
@@ -44,8 +45,6 @@ INLINE_SECONDS = 0.0002
 MOST_INLINE_ROWS = 256
 MOST_INLINE_ITEMS = 64
 """Items of one turn of the loop: those that may not be put together run one after the other."""
-MOST_SIZES = 64
-"""Of batches, that are counted apart."""
 TOO_LONG_INLINE_SECONDS = 0.02
 CLOSING = "this model is being taken down; send the request again"
 
@@ -62,74 +61,6 @@ class Ran:
     cost: Cost
     """Its share of what the batch took."""
     batch_rows: int
-
-
-@dataclass(slots=True)
-class Executions:
-    """What one engine has run since it was opened; a run that failed is not among it."""
-
-    items: int = 0
-    """Requests, or parts of one."""
-    rows: int = 0
-    batches: int = 0
-    seconds: float = 0.0
-    """Of the batches, in the engine."""
-    waited: float = 0.0
-    """Of the items, from when they came until their batch began."""
-    last: float = 0.0
-    """When the last one ended, seconds since 1970; 0 is never."""
-    by_rows: dict[int, tuple[int, float]] = field(default_factory=dict)
-    """Batches and their seconds by how many rows they had, of the first MOST_SIZES sizes."""
-
-    def clear(self) -> None:
-        """Begin anew: what ran so far was no caller's."""
-        self.items = self.rows = self.batches = 0
-        self.seconds = self.waited = self.last = 0.0
-        self.by_rows.clear()
-
-    def add(self, items: Sequence[Item], rows: int, seconds: float) -> None:
-        """One batch has run."""
-        now = time.perf_counter()
-        self.items += len(items)
-        self.rows += rows
-        self.batches += 1
-        self.seconds += seconds
-        self.waited += sum(now - seconds - item.came for item in items)
-        self.last = time.time()
-        self._count(rows, 1, seconds)
-
-    def join(self, other: Executions) -> None:
-        """Add up what two engines of one version have run."""
-        self.items += other.items
-        self.rows += other.rows
-        self.batches += other.batches
-        self.seconds += other.seconds
-        self.waited += other.waited
-        self.last = max(self.last, other.last)
-        for rows, (batches, seconds) in list(other.by_rows.items()):
-            self._count(rows, batches, seconds)
-
-    def since(self, before: Executions) -> Executions:
-        """What was run between."""
-        by_rows = {rows: (0, 0.0) for rows in self.by_rows} | before.by_rows
-        return Executions(
-            self.items - before.items,
-            self.rows - before.rows,
-            self.batches - before.batches,
-            self.seconds - before.seconds,
-            self.waited - before.waited,
-            self.last,
-            {
-                rows: (count - by_rows[rows][0], seconds - by_rows[rows][1])
-                for rows, (count, seconds) in list(self.by_rows.items())
-                if count > by_rows[rows][0]
-            },
-        )
-
-    def _count(self, rows: int, batches: int, seconds: float) -> None:
-        so_far, before = self.by_rows.get(rows, (0, 0.0))
-        if so_far or len(self.by_rows) < MOST_SIZES:
-            self.by_rows[rows] = so_far + batches, before + seconds
 
 
 class Item:
@@ -382,7 +313,7 @@ class Scheduler:
             return [(item, self._run_one(item, is_inline)) for item in batch]
         with self._ready:
             self._pace.learn(rows, wall)
-            self.executions.add(batch, rows, wall)
+            self.executions.add([item.came for item in batch], rows, wall)
         results: list[Outcome] = []
         start = 0
         for item in batch:
@@ -401,7 +332,7 @@ class Scheduler:
             return _failure(error)
         with self._ready:
             self._pace.learn(item.rows, wall)
-            self.executions.add((item,), item.rows, wall)
+            self.executions.add((item.came,), item.rows, wall)
         return Ran(outputs, cost, item.rows)
 
     def _timed(self, tensors: Tensors, is_inline: bool) -> tuple[dict[str, type_array], float, Cost]:

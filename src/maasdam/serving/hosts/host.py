@@ -25,12 +25,12 @@ from maasdam.children.failures import is_out_of_memory
 from maasdam.core import ANONYMOUS, Chunk, Request
 from maasdam.engines.batching_kept import Findings
 from maasdam.errors import LimitExceeded
+from maasdam.serving.executions import Executions
 from maasdam.serving.hosts import control, wire
 from maasdam.serving.hosts.channel import HostChannel, peers_user
 from maasdam.serving.hosts.keeper import HostWork
 from maasdam.serving.hosts.watch import HostWatch
 from maasdam.serving.loading import Loader
-from maasdam.serving.scheduler import Executions
 from maasdam.settings import Settings
 from maasdam.telemetry.energy import open_meter
 from maasdam.telemetry.logs import configure

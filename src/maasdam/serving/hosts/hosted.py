@@ -17,12 +17,13 @@ from typing import Any
 
 from maasdam.core import Chunk, Facts, Request, Signature, TensorPayload
 from maasdam.errors import Crashed, MaasdamError, NotReady, Overloaded
+from maasdam.serving.executions import Executions
 from maasdam.serving.hosts import wire
 from maasdam.serving.hosts.channel import HostChannel
 from maasdam.serving.hosts.keeper import HostAddress, Keeper
 from maasdam.serving.hosts.memory import Borrowed
 from maasdam.serving.replica import SMALL_BYTES, Cancel, Done, Gone, Hear, WhenGone, chunks_of, joined
-from maasdam.serving.scheduler import MOST_INLINE_ITEMS, Executions
+from maasdam.serving.scheduler import MOST_INLINE_ITEMS
 
 log = logging.getLogger("maasdam.serving")
 

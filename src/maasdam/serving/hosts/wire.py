@@ -32,7 +32,7 @@ from maasdam.core import (
     Units,
 )
 from maasdam.errors import EngineFailure, MaasdamError
-from maasdam.serving.scheduler import Executions
+from maasdam.serving.executions import Executions
 
 INLINE_BYTES = 64 * 1024
 """Of all tensors of one message: so much is copied sooner than memory is made and passed."""
