@@ -55,6 +55,21 @@ def test_bytes_that_nothing_touched_are_hashed_once(workspace: Workspace, monkey
     workspace.store.intact(digest)
 
 
+def test_what_another_process_hashed_is_believed_until_its_files_change(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = workspace.catalog.resolve("mlp").digest
+    proof = workspace.store.proof(digest)
+    other = open_home(workspace.settings.home).store
+    other.believe(digest, proof)
+    with monkeypatch.context() as patch:
+        patch.setattr(other, "check", lambda digest: pytest.fail("hashed again"))
+        other.intact(digest)
+    spoil(file_of(workspace))
+    with pytest.raises(InvalidModel, match="changed on disk"):
+        other.intact(digest)
+
+
 @pytest.mark.parametrize("name", ["model.onnx", MANIFEST])
 def test_building_again_puts_the_files_right(workspace: Workspace, name: str) -> None:
     artifact = workspace.store.get(workspace.catalog.resolve("mlp").digest)

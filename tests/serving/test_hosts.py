@@ -81,7 +81,7 @@ async def test_a_host_answers_what_an_engine_in_this_process_does(workspace: Wor
         await until(lambda: replica.executions is not None and replica.executions.items == 3)
         assert replica.memory_bytes is not None and 5e6 < replica.memory_bytes < 5e8
         await replica.leave()
-        assert keeper.readings() == []
+        assert await keeper.readings() == []
     engine.close()
 
 
@@ -103,11 +103,11 @@ async def test_holders_share_a_host_and_a_second_replica_has_one_of_its_own(work
         mine, others = HostLoader(keeper, workspace.settings), HostLoader(keeper, workspace.settings)
         first, shared = await asyncio.gather(mine(version), others(version))
         second = await mine(version)
-        assert first.host_id == shared.host_id != second.host_id and len(keeper.readings()) == 2
+        assert first.host_id == shared.host_id != second.host_id and len(await keeper.readings()) == 2
         await first.leave()
         await answered(shared, asking())
         await shared.leave()
-        assert [reading.id for reading in keeper.readings()] == [second.host_id]
+        assert [reading.id for reading in await keeper.readings()] == [second.host_id]
 
 
 async def test_a_host_that_is_killed_is_told_with_its_signal_and_nobody_waits_for_it(workspace: Workspace) -> None:
@@ -117,7 +117,7 @@ async def test_a_host_that_is_killed_is_told_with_its_signal_and_nobody_waits_fo
         killed, other = await load(version), await load(version)
         gone: list[Gone] = []
         killed.when_gone = gone.append
-        (pid,) = [reading.pid for reading in keeper.readings() if reading.id == killed.host_id]
+        (pid,) = [reading.pid for reading in await keeper.readings() if reading.id == killed.host_id]
         os.kill(pid, signal.SIGSTOP)
         told: list[Any] = []
         killed.submit(asking(), told.append)
@@ -138,7 +138,7 @@ async def test_what_can_not_be_loaded_says_why_and_leaves_no_process(workspace: 
     async with keeping(workspace) as keeper:
         with pytest.raises(Exception, match="0000"):
             await HostLoader(keeper, workspace.settings)(version)
-        assert keeper.readings() == []
+        assert await keeper.readings() == []
 
 
 class Lied:

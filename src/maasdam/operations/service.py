@@ -24,6 +24,7 @@ from maasdam.operations.infer import Inference
 from maasdam.operations.limits import memory_budget, memory_limit
 from maasdam.operations.workspace import JOURNALS
 from maasdam.serving.attempts import LoadAttempts
+from maasdam.serving.hosts.household import Stay
 from maasdam.serving.hosts.keeper import Keeper
 from maasdam.serving.hosts.loading import HostLoader
 from maasdam.serving.hosts.local import LocalKeeper
@@ -221,7 +222,7 @@ def open_service(
     attempts = LoadAttempts(settings.home / "loading", workspace.catalog.deployed_at)
     openers: dict[str, Any] = {"open_engine": open_engine, "open_processor": open_processor}
     here = Loader(store, settings, findings, meter=meter, attempts=attempts, **openers)
-    hosts = LocalKeeper(settings, memory_limit(settings.host_memory_bytes)) if keeper is None else None
+    hosts = open_keeper(workspace) if keeper is None else None
     many = {"is_one_of_many": is_one_of_many, "has_budget": memory_budget(settings) is not None}
     load = Placing(here, HostLoader(keeper or cast(Keeper, hosts), settings), attempts, **many)
     is_injected = open_engine is not None or open_processor is not None  # which no other process could be given
@@ -257,6 +258,23 @@ def open_service(
         batching=lambda digest: findings.told(store.get(digest), threads=settings.threads),
         hosts=hosts,
         builds=lambda: builds(workspace.catalog, store),
+    )
+
+
+def open_keeper(workspace: Records) -> LocalKeeper:
+    """The keeper of a service's engine hosts."""
+    settings = workspace.settings
+
+    def stays() -> dict[str, Stay]:
+        deployments = workspace.catalog.deployments()
+        return {one.model: Stay(one.mode == "pin", one.idle_seconds) for one in deployments}
+
+    return LocalKeeper(
+        settings,
+        memory_limit(settings.host_memory_bytes),
+        budget_bytes=memory_budget(settings),
+        store=workspace.store,
+        stays=stays,
     )
 
 

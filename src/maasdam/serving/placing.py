@@ -24,7 +24,7 @@ class Placing:
     def __init__(
         self,
         here: Callable[[Version], Awaitable[Replica]],
-        in_host: Callable[[Version], Awaitable[Replica]],
+        in_host: Callable[[Version, bool], Awaitable[Replica]],
         attempts: LoadAttempts,
         *,
         is_one_of_many: bool = False,
@@ -41,7 +41,7 @@ class Placing:
         """A warm replica. Raises what loading it raises."""
         if not self._is_apart(version, desired):
             return await self._here(version)
-        replica = await self._in_host(version)
+        replica = await self._in_host(version, may_push)
         self._attempts.forgive(version.model, version.version)
         return replica
 

@@ -496,7 +496,7 @@ class Router:
         """A replica can answer nothing more: another takes its place, at once or, where it left on its own, when asked for."""
         if replica not in group.replicas or group.is_unwanted:
             return
-        self._retire_one(group, replica)
+        self._retire_one(group, replica, is_patient=not gone.is_crash)
         if not gone.is_crash:
             group.known = replica.facts
             if group.task is None:
@@ -540,10 +540,10 @@ class Router:
         group.failed = target
         group.tell(lambda: NotReady(f"model '{group.name}' failed to load: {error}"))
 
-    def _retire_one(self, group: ReplicaSet, replica: Replica) -> None:
+    def _retire_one(self, group: ReplicaSet, replica: Replica, is_patient: bool = False) -> None:
         group.replicas.remove(replica)
         replica.when_gone = None
-        self._spawn(self._retire([replica]))
+        self._spawn(self._retire([replica], is_patient))
 
     def _tidy(self) -> None:
         """Drain what is not wanted any more, unless it stands in for a successor that is not ready."""
@@ -562,10 +562,12 @@ class Router:
                 del self._groups[model]
         self._changed.set()
 
-    async def _retire(self, replicas: list[Replica]) -> None:
-        """Wait until no request holds a lease, then close."""
+    async def _retire(self, replicas: list[Replica], is_patient: bool = False) -> None:
+        """Wait until no request holds a lease, then close. With `is_patient` it takes as long as it takes."""
         waited = 0.0
-        while any(replica.in_flight for replica in replicas) and waited < self._drain_seconds:
+        while any(replica.in_flight for replica in replicas):
+            if waited >= self._drain_seconds and (not is_patient or self._is_stopping):
+                break
             await asyncio.sleep(0.02)
             waited += 0.02
         for replica in replicas:

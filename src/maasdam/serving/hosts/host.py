@@ -71,7 +71,7 @@ class _Host:
         self._greeting: wire.Ready | wire.Unable | None = None
         self._goodbye: wire.Goodbye | None = None
         self._used = time.monotonic()
-        self._has_progressed = False
+        self._is_used = self._has_progressed = False
         self._stuck = 0.0
         self._told = Executions()
         self._tells = False
@@ -126,6 +126,7 @@ class _Host:
         self._used = time.monotonic()
         self._watch.measure()
         self._greet(wire.Ready(self._replica.facts, self._replica.executions is not None))
+        self._keeper.send(self._status(0.0))
 
     def _greet(self, greeting: wire.Ready | wire.Unable) -> None:
         self._greeting = greeting
@@ -161,10 +162,14 @@ class _Host:
         if isinstance(message, control.End):
             self._is_ending = True
             self._look_whether_over()
-        else:
+            return
+        if isinstance(message, control.Depart) and not self._in_flight and self._goodbye is None:
             self._goodbye = wire.Goodbye(message.reason)
             for caller in self._callers:
                 caller.channel.send(self._goodbye)
+        status = self._status(0.0)
+        status.is_answer = True
+        self._keeper.send(status)
 
     def _lose_keeper(self, why: str) -> None:
         self._is_keeper_gone = True
@@ -181,6 +186,7 @@ class _Host:
     def begin(self, caller: _Caller, ask: wire.Ask, memory: Borrowed | None) -> Callable[[], object]:
         """Ask the replica. Raises what it raises, NotReady, Garbled."""
         self._used = time.monotonic()
+        self._is_used = True
         replica = self._replica
         if replica is None:
             raise wire.Garbled("asked before it had loaded")
@@ -221,7 +227,7 @@ class _Host:
                 caller.channel.send(wire.Holds(held))
 
     def _status(self, seconds: float) -> control.Status:
-        """From the watch's thread: looks only."""
+        """From the watch's thread too: looks only."""
         in_flight = self._in_flight
         if self._has_progressed:
             self._has_progressed, self._stuck = False, 0.0
@@ -232,7 +238,8 @@ class _Host:
         running = 0.0 if since is None else time.perf_counter() - since
         idle = 0.0 if in_flight else time.monotonic() - self._used
         stuck = max(self._stuck if in_flight else 0.0, running, 0.0)
-        return control.Status(in_flight, idle, stuck, isinstance(self._greeting, wire.Ready))
+        is_ready = isinstance(self._greeting, wire.Ready)
+        return control.Status(in_flight, idle, stuck, is_ready, self._is_used, self._goodbye is not None)
 
 
 def _tidy_up(path: str) -> None:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from maasdam.core import Chunk, Facts, Request, Signature, TensorPayload
-from maasdam.errors import Crashed, MaasdamError, NotReady, Overloaded
+from maasdam.errors import Crashed, Left, MaasdamError, NotReady, Overloaded
 from maasdam.serving.executions import Executions
 from maasdam.serving.hosts import wire
 from maasdam.serving.hosts.channel import HostChannel
@@ -127,6 +127,8 @@ class HostReplica:
 
     def _ask(self, request: Request, done: Done | None, hear: Hear | None, count: int) -> int:
         if not self._channel.is_open:
+            if self._gone is not None and not self._gone.is_crash:
+                raise Left(f"the process that ran {self._name} left: {self._gone.reason}")
             raise NotReady(f"the process that ran {self._name} is gone; it is being brought up again, try in a second")
         if len(self._asked) >= self._most or self._channel.unsent_bytes > MOST_UNSENT_BYTES:
             raise Overloaded(f"{len(self._asked)} requests are already waiting for this model; try again in a second")

@@ -40,13 +40,28 @@ class HostEnd(Struct, frozen=True):
     is_crash: bool
 
 
+class HostReading(Struct, frozen=True):
+    """How a host is."""
+
+    id: str
+    work: HostWork
+    pid: int
+    memory_bytes: int
+    """As measured from outside: what would come back if it ended."""
+    in_flight: int
+    idle_seconds: float
+    is_ready: bool
+    is_leaving: bool
+
+
 class Keeper(Protocol):
     """Starts, counts, limits and ends hosts. One for all processes of a service."""
 
-    async def acquire(self, work: HostWork, held: Collection[str]) -> HostAddress:
+    async def acquire(self, work: HostWork, held: Collection[str], may_push: bool = True) -> HostAddress:
         """A host of that version that is none of `held`, which the asker has already; it is started where there is none.
 
-        It may be loading still: who connects hears when it is done. Raises ServiceError where no process can be started.
+        It may be loading still: who connects hears when it is done. Others leave for it, where memory is short, only if it
+        `may_push`. Raises ServiceError where no process can be started, NoRoom.
         """
         ...
 
@@ -56,4 +71,8 @@ class Keeper(Protocol):
 
     async def ended(self, host_id: str) -> HostEnd:
         """Wait until a host, which was acquired and hung up, is gone; why. One that does not go is ended."""
+        ...
+
+    async def readings(self) -> list[HostReading]:
+        """Of every host that runs."""
         ...

@@ -28,12 +28,15 @@ class HostLoader:
         self._settings = settings
         self._held: dict[str, set[str]] = {}
 
-    async def __call__(self, version: Version) -> HostReplica:
-        """A replica that has answered at least once. Raises what loading raises there, Crashed, LimitExceeded."""
+    async def __call__(self, version: Version, may_push: bool = True) -> HostReplica:
+        """A replica that has answered at least once; others leave for it, where memory is short, only if it `may_push`.
+
+        Raises what loading raises there, Crashed, LimitExceeded, NoRoom.
+        """
         began = time.perf_counter()
         work = HostWork(version.model, version.version, version.digest, version.engine)
         held = self._held.setdefault(work.name, set())
-        address = await self._keeper.acquire(work, held)
+        address = await self._keeper.acquire(work, held, may_push)
         held.add(address.id)
         try:
             settings = self._settings

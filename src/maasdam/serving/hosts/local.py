@@ -15,17 +15,22 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Collection
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from contextvars import Context
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from maasdam.artifacts.store import Store
 from maasdam.children import Forked
 from maasdam.children.usage import share_bytes
 from maasdam.errors import ServiceError
 from maasdam.serving.hosts import control
 from maasdam.serving.hosts.channel import HostChannel
-from maasdam.serving.hosts.keeper import HostAddress, HostEnd, HostWork
+from maasdam.serving.hosts.household import HostUse, Household, Stay
+from maasdam.serving.hosts.keeper import HostAddress, HostEnd, HostReading, HostWork
+from maasdam.serving.hosts.sizes import HostSizes
 from maasdam.serving.share import apart
 from maasdam.settings import Settings
 
@@ -39,6 +44,8 @@ LONGEST_PATH = 107
 """Of a Unix socket, bytes: see unix(7)."""
 WAITING = 128
 """Services that wait to be let in."""
+ANSWER_SECONDS = 1.0
+"""A host that does not say so soon how it is, is at work."""
 ENGINE_LIBRARIES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "pytorch": "torch"}
 """What takes long to import of engines that open fast. Others import for themselves what takes them far longer to open."""
 
@@ -50,6 +57,11 @@ class _Kept:
     id: str
     work: HostWork
     path: Path
+    expected_bytes: int
+    """What it will take, as far as is known."""
+    loaded_at: float = 0.0
+    asked: deque[asyncio.Future[control.Status]] = field(default_factory=deque)
+    """Who waits for an answer of it, in their order."""
     holders: list[str] = field(default_factory=list)
     """Those that acquired it and have not released it, as often as they did."""
     started: asyncio.Task[Forked] | None = None
@@ -66,25 +78,85 @@ class _Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class HostReading:
-    """How a host is."""
+class _Lodger:
+    """One host as the household sees it."""
 
-    id: str
-    work: HostWork
-    pid: int
-    memory_bytes: int
-    """As measured from outside: what would come back if it ended."""
-    in_flight: int
-    idle_seconds: float
-    is_ready: bool
-    is_leaving: bool
+    keeper: LocalKeeper
+    kept: _Kept
+
+    @property
+    def id(self) -> str:
+        """See `Lodger`."""
+        return self.kept.id
+
+    @property
+    def model(self) -> str:
+        """See `Lodger`."""
+        return self.kept.work.model
+
+    @property
+    def name(self) -> str:
+        """See `Lodger`."""
+        return self.kept.work.name
+
+    @property
+    def digest(self) -> str:
+        """See `Lodger`."""
+        return self.kept.work.digest
+
+    @property
+    def expected_bytes(self) -> int:
+        """See `Lodger`."""
+        return self.kept.expected_bytes
+
+    @property
+    def is_loading(self) -> bool:
+        """See `Lodger`."""
+        return not self.kept.status.is_ready
+
+    @property
+    def loaded_at(self) -> float:
+        """See `Lodger`."""
+        return self.kept.loaded_at
+
+    def measure(self) -> int:
+        """See `Lodger`."""
+        return 0 if self.kept.process is None else share_bytes(self.kept.process.pid)
+
+    async def use(self) -> HostUse:
+        """See `Lodger`."""
+        status = await self.keeper.asked(self.kept, control.Look())
+        if status is None or self.kept.is_leaving:
+            return HostUse(1, None)
+        return HostUse(status.in_flight, time.monotonic() - status.idle_seconds if status.is_used else None)
+
+    async def leave(self, reason: str) -> bool:
+        """See `Lodger`."""
+        return await self.keeper.depart(self.kept.id, reason)
 
 
 class LocalKeeper:
     """See `Keeper`. All methods are for one event loop."""
 
-    def __init__(self, settings: Settings, memory_bytes: int | None) -> None:
-        """`memory_bytes` are one host's at most."""
+    def __init__(
+        self,
+        settings: Settings,
+        memory_bytes: int | None,
+        *,
+        budget_bytes: int | None = None,
+        store: Store | None = None,
+        stays: Callable[[], Mapping[str, Stay]] = dict,
+    ) -> None:
+        """`memory_bytes` are one host's at most, `budget_bytes` of all together. `store` is the one of the settings' home;
+        `stays` reads what deployed models want of the memory, and blocks.
+        """
+        self._store = store or Store(settings.home / "artifacts")
+        sizes = HostSizes(settings.home, self._store.get, threads=settings.threads)
+        self.household = Household(
+            budget_bytes, sizes, stays, lambda: [_Lodger(self, kept) for kept in self._hosts.values() if not kept.ended.done()]
+        )
+        self._watching: asyncio.Task[None] | None = None
+        self._turns: dict[str, asyncio.Lock] = {}
         self._settings = settings
         self._memory_bytes = memory_bytes
         self._folder: Path | None = None
@@ -93,10 +165,15 @@ class LocalKeeper:
         """Those that ended while somebody held them, who will ask why."""
         self._timer: asyncio.TimerHandle | None = None
 
-    async def acquire(self, work: HostWork, held: Collection[str], holder: str = "") -> HostAddress:
+    async def acquire(self, work: HostWork, held: Collection[str], may_push: bool = True, holder: str = "") -> HostAddress:
         """See `Keeper`. `holder`: who asks, where there are several; `forget` releases what it holds."""
-        fit = (one for one in self._hosts.values() if one.work == work and one.id not in held and not one.is_leaving)
-        kept = next(fit, None) or self._begin(work)
+        kept = self._fit(work, held)
+        if kept is None:
+            async with self._turns.setdefault(work.name, asyncio.Lock()):  # two who ask for the same must not both make room
+                kept = self._fit(work, held)
+                if kept is None:
+                    async with self.household.admitted(work.name, work.digest, may_push) as size:
+                        kept = self._begin(work, size)
         kept.holders.append(holder)
         assert kept.started is not None
         try:
@@ -105,6 +182,10 @@ class LocalKeeper:
             await self.release(kept.id, holder)
             raise
         return HostAddress(kept.id, str(kept.path), process.pid)
+
+    def _fit(self, work: HostWork, held: Collection[str]) -> _Kept | None:
+        fit = (one for one in self._hosts.values() if one.work == work and one.id not in held and not one.is_leaving)
+        return next(fit, None)
 
     async def release(self, host_id: str, holder: str = "") -> None:
         """See `Keeper`. Returns once the host has ended, where nobody holds it any more."""
@@ -134,28 +215,56 @@ class LocalKeeper:
         self._kill(kept, "was ended: it hung up on those who asked it, or could not be understood")
         return await asyncio.shield(kept.ended)
 
-    def depart(self, host_id: str, reason: str) -> None:
-        """Have a host ask its holders to let go; what is asked until they do is answered."""
-        kept = self._hosts.get(host_id)
-        if kept is not None and kept.channel is not None:
-            kept.is_leaving = True
-            kept.channel.send(control.Depart(reason))
+    async def depart(self, host_id: str, reason: str) -> bool:
+        """Have a host ask its holders to let go, and wait until it is over; what is asked until they do is answered.
 
-    def readings(self) -> list[HostReading]:
-        """Of every host that runs. It takes a millisecond each: memory is measured."""
+        False: it has a request, or does not say that it has none; it stays.
+        """
+        kept = self._hosts.get(host_id)
+        if kept is None:
+            return True
+        if kept.is_leaving:
+            return False
+        kept.is_leaving = True  # nobody else is given it meanwhile
+        status = await self.asked(kept, control.Depart(reason))
+        kept.is_leaving = status is not None and status.is_leaving
+        if not kept.is_leaving:
+            return False
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                await asyncio.shield(kept.ended)
+        except TimeoutError:  # a request came in that moment, and takes its time
+            return False
+        return True
+
+    async def asked(self, kept: _Kept, question: control.Look | control.Depart) -> control.Status | None:
+        """How a host is; None where it is not up, or does not say."""
+        if kept.channel is None or not kept.channel.is_open or not kept.status.is_ready:
+            return None
+        answer: asyncio.Future[control.Status] = asyncio.get_running_loop().create_future()
+        kept.asked.append(answer)
+        kept.channel.send(question)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await answer
+        return None
+
+    async def readings(self) -> list[HostReading]:
+        """See `Keeper`."""
+        running = [(kept, kept.process.pid) for kept in self._hosts.values() if kept.process is not None]
+        sizes = await asyncio.to_thread(lambda: [share_bytes(pid) for _, pid in running])
         return [
             HostReading(
                 kept.id,
                 kept.work,
-                kept.process.pid,
-                share_bytes(kept.process.pid),
+                pid,
+                size,
                 kept.status.in_flight,
                 kept.status.idle_seconds,
                 kept.status.is_ready,
                 kept.is_leaving,
             )
-            for kept in self._hosts.values()
-            if kept.process is not None
+            for (kept, pid), size in zip(running, sizes, strict=True)
         ]
 
     async def close(self) -> None:
@@ -163,18 +272,22 @@ class LocalKeeper:
         await asyncio.gather(*(self._end(kept) for kept in list(self._hosts.values())))
         if self._timer is not None:
             self._timer.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
         if self._folder is not None:
             await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
             self._folder = None
 
-    def _begin(self, work: HostWork) -> _Kept:
+    def _begin(self, work: HostWork, expected_bytes: int) -> _Kept:
         if self._folder is None:
             self._folder = _private_folder()
         host_id = secrets.token_hex(4)
-        kept = self._hosts[host_id] = _Kept(host_id, work, self._folder / host_id)
+        kept = self._hosts[host_id] = _Kept(host_id, work, self._folder / host_id, expected_bytes)
         kept.started = asyncio.create_task(self._start(kept))
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+        if self._watching is None:
+            self._watching = asyncio.get_running_loop().create_task(self.household.watch(), context=Context())
         return kept
 
     async def _start(self, kept: _Kept) -> Forked:
@@ -206,7 +319,14 @@ class LocalKeeper:
         return Forked(host, given, name=name, memory_bytes=self._memory_bytes, outlives=True, libraries=libraries)
 
     def _hear(self, kept: _Kept, status: control.FromHost, memory: object) -> None:
-        kept.status, kept.told_at = status, time.monotonic()
+        now = time.monotonic()
+        if status.is_ready and not kept.status.is_ready:
+            kept.loaded_at = now
+        kept.status, kept.told_at = status, now
+        if status.is_answer and kept.asked:
+            answer = kept.asked.popleft()
+            if not answer.done():
+                answer.set_result(status)
 
     def _look(self) -> None:
         """At every host's memory and time."""

@@ -1,0 +1,260 @@
+"""Which hosts stay in memory: room for those that come, goodbye to those that nobody asks for.
+
+Knows sizes, times and what deployments want; refuses to know processes and sockets, which are the keeper's.
+
+    one comes  -> `admitted`: is there room? else who leaves (`Room`) -> their goodbye, and their processes are over
+    each tick  -> what do they hold? -> who has been idle for too long, or too large together -> their goodbye
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from maasdam.errors import MaasdamError, NoRoom
+from maasdam.serving.hosts.room import Resident, Room
+
+log = logging.getLogger("maasdam.serving")
+
+ROOM_SECONDS = 10.0
+"""So long is waited for one that is at work to be idle."""
+LOOK_SECONDS = 0.02
+"""How often is looked, meanwhile."""
+TICK_SECONDS = 1.0
+FRESH_SECONDS = 5.0
+"""One that was just loaded is not sent away so long, unless it has answered: who had it loaded is on the way to it."""
+GROWN = 1.05
+"""What was kept of a size is kept anew where it is so much larger."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """What a deployment wants of the memory."""
+
+    is_pinned: bool = False
+    idle_seconds: float | None = None
+
+
+NO_STAY = Stay()
+
+
+@dataclass(frozen=True, slots=True)
+class HostUse:
+    """How a host is used."""
+
+    in_flight: int
+    """Requests that it has."""
+    last_used: float | None
+    """When its last one ended, monotonic seconds; None: there was none."""
+
+
+class Lodger(Protocol):
+    """One host, as far as it matters whether it stays."""
+
+    @property
+    def id(self) -> str:
+        """Its own."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """NAME."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """NAME:VERSION."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Of its artifact."""
+        ...
+
+    @property
+    def expected_bytes(self) -> int:
+        """What it was let in for."""
+        ...
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether it is on its way up."""
+        ...
+
+    @property
+    def loaded_at(self) -> float:
+        """Monotonic seconds."""
+        ...
+
+    async def use(self) -> HostUse:
+        """How it is used, as it says itself now; one that does not answer is at work."""
+        ...
+
+    def measure(self) -> int:
+        """Bytes that its process holds now. It may block for milliseconds."""
+        ...
+
+    async def leave(self, reason: str) -> bool:
+        """Have it take no more requests, and wait until its process is over. False: it is at work, and stays."""
+        ...
+
+
+class KnownSizes(Protocol):
+    """What is known of sizes; it blocks."""
+
+    def expected(self, digest: str) -> tuple[int, bool]:
+        """Bytes that a host of this artifact will hold, and whether they were measured before."""
+        ...
+
+    def keep(self, digest: str, size: int) -> None:
+        """What one was measured to hold."""
+        ...
+
+
+class Household:
+    """The hosts of one service. All methods run in one event loop."""
+
+    def __init__(
+        self,
+        budget_bytes: int | None,
+        sizes: KnownSizes,
+        stays: Callable[[], Mapping[str, Stay]],
+        lodgers: Callable[[], Collection[Lodger]],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        look_seconds: float = LOOK_SECONDS,
+        tick_seconds: float = TICK_SECONDS,
+    ) -> None:
+        """`budget_bytes` None is no limit. `stays` reads what deployed models want, and blocks; `lodgers` are those here."""
+        self.room = None if budget_bytes is None else Room(budget_bytes)
+        self._sizes = sizes
+        self._read = stays
+        self._stays: Mapping[str, Stay] = {}
+        self._lodgers = lodgers
+        self._clock = clock
+        self._look_seconds = look_seconds
+        self._tick_seconds = tick_seconds
+        self._coming: list[Resident] = []
+        self._largest: dict[str, int] = {}
+        self._turn = asyncio.Lock()
+
+    @asynccontextmanager
+    async def admitted(self, name: str, digest: str, may_push: bool) -> AsyncIterator[int]:
+        """Room for one more host, of so many bytes, while inside the `with`: it is begun there, and counts by itself then.
+
+        Others leave for it only with `may_push`. Raises NoRoom, saying who holds the room, and NotFound.
+        """
+        if self.room is None:
+            yield 0
+            return
+        needs, is_measured = await asyncio.to_thread(self._sizes.expected, digest)
+        await self._read_stays()
+        coming = await self._made_room(self.room, name, needs, is_measured, may_push)
+        try:
+            yield coming.bytes
+        finally:
+            self._coming.remove(coming)
+
+    async def _made_room(self, room: Room, name: str, needs: int, is_measured: bool, may_push: bool) -> Resident:
+        until = self._clock() + ROOM_SECONDS
+        while True:
+            async with self._turn:
+                residents = await self._residents()
+                if not is_measured:  # a guess is no reason to refuse it for good: once it was loaded it is known
+                    stay = sum(one.bytes for one in residents if one.is_pinned)
+                    needs = min(needs, max(room.budget_bytes - stay, 0))
+                leaving = room.leaving(residents, needs)
+                if leaving and not may_push:
+                    raise NoRoom(room.told(residents, needs))
+                if leaving is not None and await self._send_away(leaving, f"{name} needs its memory"):
+                    coming = Resident("", name, needs, self._clock(), is_busy=True)
+                    self._coming.append(coming)
+                    return coming
+                if leaving is None and (not may_push or self._clock() > until):
+                    raise NoRoom(room.told(residents, needs))
+            await asyncio.sleep(self._look_seconds)
+
+    async def watch(self) -> None:
+        """For ever, once a tick: send away who has been idle for too long, and who is too much."""
+        while True:
+            try:
+                await self._read_stays()
+                await self.tick()
+            except Exception:
+                log.exception("can't look after what is in memory; trying again")
+            await asyncio.sleep(self._tick_seconds)
+
+    async def tick(self) -> None:
+        """Look once."""
+        async with self._turn:
+            residents = await self._residents()
+            here, now = {one.id: one for one in residents}, self._clock()
+            for lodger in list(self._lodgers()):
+                one, idle = here.get(lodger.id), self._stay(lodger.model).idle_seconds
+                if one is not None and idle is not None and one.may_leave and now - one.last_used >= idle:
+                    await self._send_away([here.pop(lodger.id)], f"nobody asked for it for {idle:g} s")
+            if self.room is None:
+                return
+            try:
+                leaving = self.room.leaving(list(here.values()))
+            except NoRoom:  # what is pinned is too much alone: all others leave
+                leaving = [one for one in here.values() if one.may_leave]
+            await self._send_away(leaving or (), "together they hold more than memory_budget")
+
+    async def held(self) -> list[Resident]:
+        """Who holds how much."""
+        return await self._residents()
+
+    async def _read_stays(self) -> None:
+        try:
+            self._stays = await asyncio.to_thread(self._read)
+        except MaasdamError:  # the catalog is away for a while: what was read before holds
+            log.debug("can't read what deployments want of the memory")
+
+    def _stay(self, model: str) -> Stay:
+        return self._stays.get(model, NO_STAY)
+
+    async def _residents(self) -> list[Resident]:
+        lodgers = list(self._lodgers())
+        sizes = await asyncio.to_thread(lambda: [lodger.measure() for lodger in lodgers])
+        uses = await asyncio.gather(*(lodger.use() for lodger in lodgers))
+        residents = list(self._coming)
+        for lodger, size, use in zip(lodgers, sizes, uses, strict=True):
+            if not lodger.is_loading:
+                await self._note(lodger.digest, size)
+            residents.append(
+                Resident(
+                    lodger.id,
+                    lodger.name,
+                    max(size, lodger.expected_bytes) if lodger.is_loading else size,
+                    lodger.loaded_at if use.last_used is None else use.last_used,
+                    self._is_busy(lodger, use),
+                    self._stay(lodger.model).is_pinned,
+                )
+            )
+        return residents
+
+    def _is_busy(self, lodger: Lodger, use: HostUse) -> bool:
+        is_fresh = use.last_used is None and self._clock() - lodger.loaded_at < FRESH_SECONDS
+        return lodger.is_loading or use.in_flight > 0 or is_fresh
+
+    async def _note(self, digest: str, size: int) -> None:
+        """Keep what it holds, where that is news."""
+        if size > self._largest.get(digest, 0) * GROWN:
+            self._largest[digest] = size
+            try:
+                await asyncio.to_thread(self._sizes.keep, digest, size)
+            except MaasdamError:  # its files are gone
+                log.debug("the size of %s is not kept", digest)
+
+    async def _send_away(self, leaving: Sequence[Resident], reason: str) -> bool:
+        """Whether they are all gone."""
+        here = {lodger.id: lodger for lodger in self._lodgers()}
+        for one in leaving:
+            log.info("model %s leaves: %s", one.name, reason)
+        return all(await asyncio.gather(*(here[one.id].leave(reason) for one in leaving if one.id in here)))
