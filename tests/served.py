@@ -26,6 +26,7 @@ from maasdam.telemetry.metrics import Metrics
 from tests.waiting import wait_until
 
 MLP = Signature((TensorSpec("x", "float32", (None, 8)),), (TensorSpec("y", "float32", (None, 4)),))
+WORKER = re.compile(r'"worker \d+ is process (\d+)"')
 ADDRESS = re.compile(r"listens on (http://\S+?),")
 
 
@@ -91,9 +92,9 @@ class Process:
 
     @property
     def workers(self) -> list[int]:
-        """Process ids of its workers: each leads a session of its own."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return sorted(child.pid for child in children if _leads(child.pid))
+        """Process ids of its workers, as its log has them."""
+        pids = (int(pid) for pid in WORKER.findall(self.log.read_text()))
+        return sorted(pid for pid in pids if psutil.pid_exists(pid))
 
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, headers=self.headers, timeout=60)
@@ -135,13 +136,6 @@ def start(home: Path, key: str, *flags: str, seconds: float = 60, until_ready: b
         process.kill()
         raise AssertionError(f"the service did not come up; the log: {log.read_text()[-2000:]}") from None
     return running
-
-
-def _leads(pid: int) -> bool:
-    try:
-        return os.getsid(pid) == pid
-    except ProcessLookupError:
-        return False
 
 
 def _is_ready(url: str) -> bool:

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from maasdam.errors import ServiceError, StorageFailure
+from maasdam.errors import StorageFailure
 from maasdam.operations.fleet import Busy, Count, Follow, Standing
 from maasdam.serving.executions import Executions
 from maasdam.workers.channel import Channel, Handle
@@ -83,6 +83,6 @@ async def test_an_error_over_there_is_one_here_and_the_channel_goes_on() -> None
         return Told()
 
     here, _ = await pair(nothing, fail)
-    with pytest.raises(ServiceError, match="the database is away"):
+    with pytest.raises(StorageFailure, match="the database is away"):
         await here.ask(Obey(Follow()), 30)
     assert await here.ask(Ping(), 30) == Told()

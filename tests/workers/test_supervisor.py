@@ -205,6 +205,29 @@ def test_grpc_is_answered_by_all_workers_at_one_port_that_no_other_program_gets(
         assert calls() == {health_pb2.HealthCheckResponse.SERVING}
 
 
+def test_workers_share_an_engine_host_which_outlives_one_that_is_killed(tmp_path: Path) -> None:
+    workspace = open_home(tmp_path)
+    add_mlp(workspace, "one")
+    workspace.catalog.deploy("one", isolate=True)
+    _, key = workspace.keys.create("all", ["infer", "deploy"])
+    workspace.close()
+
+    def hosts(running: Process) -> list[int]:
+        return [int(pid) for pid in re.findall(r"model one:1 is up in process (\d+)", running.log.read_text())]
+
+    with serving(tmp_path, key, "--workers", "2", "--grpc-port", "0") as running:
+        assert infer(running) == {200} and len(hosts(running)) == 2
+        (host,) = set(hosts(running))
+        victim = running.workers[0]
+        os.kill(victim, signal.SIGKILL)
+        assert infer(running) == {200}
+        wait_until(lambda: len(hosts(running)) == 3)
+        assert set(hosts(running)) == {host}
+        with running.client() as client:
+            assert client.post("/v2/repository/models/one/unload").status_code == 200
+        wait_until(lambda: not psutil.pid_exists(host))
+
+
 def test_a_worker_that_dies_again_and_again_is_tried_more_and_more_slowly_and_the_others_go_on(tmp_path: Path) -> None:
     workspace = open_home(tmp_path)
     add_mlp(workspace, "one")

@@ -181,7 +181,11 @@ class Led(Protocol):
 class Leads(Protocol):
     """Who leads a worker, as its server sees it."""
 
-    async def begin(self, server: Led) -> None:
+    async def connect(self, server: Led) -> None:
+        """Lead it from now on."""
+        ...
+
+    async def begin(self) -> None:
         """Return when callers may come."""
         ...
 
@@ -238,9 +242,11 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's; from now on signals are heard of even where this thread hangs."""
         self._leaving.watch_signals()
+        if self._lead is not None:
+            await self._lead.connect(self)
         await super().startup([])
         if self._lead is not None:
-            await self._lead.begin(self)
+            await self._lead.begin()
         if self.should_exit:
             return
         for one in sockets or ():

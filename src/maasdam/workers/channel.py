@@ -16,7 +16,7 @@ from typing import cast
 
 import msgspec
 
-from maasdam.errors import MaasdamError, ServiceError
+from maasdam.errors import MaasdamError
 from maasdam.workers.messages import Answer, Message, Refused, Told
 
 log = logging.getLogger("maasdam.workers")
@@ -59,8 +59,8 @@ class Channel(asyncio.Protocol):
         """Send what wants no answer; nothing happens where nobody is there."""
         self._send(Envelope(0, message))
 
-    async def ask(self, message: Message, seconds: float) -> Told:
-        """What is answered. Raises TimeoutError, ConnectionError where the other end is gone, ServiceError if refused."""
+    async def ask(self, message: Message, seconds: float | None) -> Told:
+        """What is answered. Raises TimeoutError, ConnectionError where the other end is gone, MaasdamError as it was there."""
         if self._transport is None or self.closed.is_set():
             raise ConnectionError("nobody is there")
         self._number += 1
@@ -73,7 +73,7 @@ class Channel(asyncio.Protocol):
         finally:
             self._waiting.pop(number, None)
         if isinstance(told, Refused):
-            raise ServiceError(told.reason)
+            raise told.error
         return told
 
     def close(self) -> None:
@@ -118,11 +118,10 @@ class Channel(asyncio.Protocol):
         answer: Answer
         try:
             answer = await self._handle(message)
-        except MaasdamError as error:
-            answer = Refused(str(error))
         except Exception as error:
-            log.exception("%s could not be done", type(message).__name__)
-            answer = Refused(f"{type(error).__name__}: {error}")
+            if not isinstance(error, MaasdamError):
+                log.exception("%s could not be done", type(message).__name__)
+            answer = Refused.of(error)
         if number:
             self._send(Envelope(number, None, answer))
 

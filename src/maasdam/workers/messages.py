@@ -1,14 +1,17 @@
 """What workers and their supervisor say to each other. Knows shapes; never sockets.
 
-worker     -> Tell, Say, Opened, Closing             -> supervisor
-supervisor -> Obey, Others, Open, Adopt, Release, Drain, Ping -> worker
+worker     -> Tell, Say, Opened, Closing, Acquire, LetGo, AwaitEnd    -> supervisor
+supervisor -> Obey, Others, Open, Adopt, Release, Drain, Ping         -> worker
 """
 
 from __future__ import annotations
 
 import msgspec
 
+from maasdam import errors
+from maasdam.errors import MaasdamError, ServiceError
 from maasdam.operations.fleet import Busy, Order, Standing
+from maasdam.serving.hosts.keeper import HostAddress, HostEnd, HostWork
 
 
 class Tell(msgspec.Struct, frozen=True, tag=True):
@@ -30,6 +33,25 @@ class Opened(msgspec.Struct, frozen=True, tag=True):
 
 class Closing(msgspec.Struct, frozen=True, tag=True):
     """This worker takes none any more, and ends once what it has is answered."""
+
+
+class Acquire(msgspec.Struct, frozen=True, tag=True):
+    """See `Keeper.acquire`."""
+
+    work: HostWork
+    held: frozenset[str]
+
+
+class LetGo(msgspec.Struct, frozen=True, tag=True):
+    """See `Keeper.release`."""
+
+    host_id: str
+
+
+class AwaitEnd(msgspec.Struct, frozen=True, tag=True):
+    """See `Keeper.ended`."""
+
+    host_id: str
 
 
 class Obey(msgspec.Struct, frozen=True, tag=True):
@@ -68,19 +90,40 @@ class Ping(msgspec.Struct, frozen=True, tag=True):
     """Answer."""
 
 
-Message = Tell | Say | Opened | Closing | Obey | Others | Open | Adopt | Release | Drain | Ping
+AboutHosts = Acquire | LetGo | AwaitEnd
+Message = Tell | Say | Opened | Closing | AboutHosts | Obey | Others | Open | Adopt | Release | Drain | Ping
 
 
 class Told(msgspec.Struct, frozen=True, tag=True):
     """Done, and what was to be said."""
 
     busy: list[Busy] = []
+    address: HostAddress | None = None
+    end: HostEnd | None = None
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
     """It could not be done."""
 
+    kind: str
+    """Of `errors`."""
     reason: str
+
+    @staticmethod
+    def of(error: Exception) -> Refused:
+        """As it travels."""
+        if isinstance(error, MaasdamError):
+            return Refused(type(error).__name__, str(error))
+        return Refused(ServiceError.__name__, f"{type(error).__name__}: {error}")
+
+    @property
+    def error(self) -> MaasdamError:
+        """As it was."""
+        kind = getattr(errors, self.kind)
+        assert issubclass(kind, MaasdamError)
+        error: MaasdamError = kind.__new__(kind)  # not by its own __init__, which may take other things
+        error.args = (self.reason,)
+        return error
 
 
 Answer = Told | Refused

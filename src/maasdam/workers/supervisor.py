@@ -23,16 +23,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from maasdam.accounts.importer import Importer
 from maasdam.children import Forked
 from maasdam.errors import ServiceError
 from maasdam.operations.fleet import Busy, Order, SetLevel, Standing
 from maasdam.operations.leaving import Leaving as Countdown
+from maasdam.operations.limits import memory_limit
 from maasdam.operations.workspace import Workspace
 from maasdam.workers.channel import Channel
 from maasdam.workers.messages import (
+    AboutHosts,
+    Acquire,
     Adopt,
+    AwaitEnd,
     Closing,
     Drain,
     Message,
@@ -47,6 +52,9 @@ from maasdam.workers.messages import (
     Told,
 )
 from maasdam.workers.worker import Assignment, work
+
+if TYPE_CHECKING:
+    from maasdam.serving.hosts.local import LocalKeeper
 
 log = logging.getLogger("maasdam.workers")
 
@@ -141,6 +149,9 @@ class Supervisor:
         own = replace(given.settings, shutdown_grace_seconds=max(grace * 0.9, grace - 0.5))  # they are over when it is
         self._given = replace(given, settings=own)
         self._ledger = workspace.ledger
+        self._settings = workspace.settings
+        self._hosts: LocalKeeper | None = None
+        """None: none was asked for yet."""
         self._on_ready = on_ready
         self._clock = time.monotonic
         self._seats = [Seat(number) for number in range(len(given.listeners))]
@@ -171,6 +182,8 @@ class Supervisor:
             worker.channel.note(Drain())
         if self._workers:
             await self._is_over.wait()
+        if self._hosts is not None:
+            await self._hosts.close()
         await asyncio.to_thread(importer.stop)
 
     def _signalled(self) -> None:
@@ -228,6 +241,8 @@ class Supervisor:
         self._share_out()
         self._pass_on()
         died = await asyncio.to_thread(worker.buried)
+        if self._hosts is not None:
+            await self._hosts.forget(worker.name)
         self._workers.discard(worker)
         if self._is_stopping and not self._workers:
             self._is_over.set()
@@ -305,6 +320,8 @@ class Supervisor:
         seat = worker.seat
         if isinstance(message, Tell):
             return Told(await self._tell(worker, message))
+        if isinstance(message, AboutHosts):
+            return await self._keep(worker, message)
         if isinstance(message, Say):
             worker.standing = message.standing
         elif isinstance(message, Opened):
@@ -317,6 +334,18 @@ class Supervisor:
                 self._spawn(self._fill(seat))
             self._share_out()
         self._pass_on()
+        return Told()
+
+    async def _keep(self, worker: Worker, message: AboutHosts) -> Told:
+        if self._hosts is None:
+            from maasdam.serving.hosts.local import LocalKeeper  # it costs who does without it 10 MB
+
+            self._hosts = LocalKeeper(self._settings, memory_limit(self._settings.host_memory_bytes))
+        if isinstance(message, Acquire):
+            return Told(address=await self._hosts.acquire(message.work, message.held, worker.name))
+        if isinstance(message, AwaitEnd):
+            return Told(end=await self._hosts.ended(message.host_id))
+        await self._hosts.release(message.host_id, worker.name)
         return Told()
 
     async def _tell(self, teller: Worker, message: Tell) -> list[Busy]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from maasdam.operations.fleet import FOLLOW_SECONDS, Busy, Order, Standing, obey, standing
 from maasdam.settings import Settings
 from maasdam.workers.channel import Channel
+from maasdam.workers.keeper import FarKeeper
 from maasdam.workers.messages import (
     Adopt,
     Closing,
@@ -97,8 +98,15 @@ def work(given: Assignment) -> None:
     with logging_to(settings.log_level, kept, between, worker=given.seat + 1):
         try:
             with Workspace.open(settings, given.config) as workspace:
-                service = open_service(workspace, operators_secret=given.secret, metrics=Metrics(given.counted), imports=False)
-                lead = Lead(given, service)
+                lead = Lead(given)
+                service = lead.service = open_service(
+                    workspace,
+                    operators_secret=given.secret,
+                    metrics=Metrics(given.counted),
+                    imports=False,
+                    keeper=FarKeeper(lead.channel),
+                    is_one_of_many=True,
+                )
                 service.fleet = lead
                 own = [given.listeners[given.seat].dup(), *(one.dup() for one in given.shared)]
                 serve(service, given.has_keys, own, lambda: None, given.grpc, lead)
@@ -118,11 +126,13 @@ def _end_with_supervisor() -> None:
 class Lead:
     """What leads a worker: the supervisor, as its server and its operations see it."""
 
-    def __init__(self, given: Assignment, service: Service) -> None:
+    service: Service
+    """Whose lead it is; set once there is one."""
+
+    def __init__(self, given: Assignment) -> None:
         self.others: Sequence[Standing] = ()
+        self.channel = Channel(self._take)
         self._given = given
-        self._service = service
-        self._channel = Channel(self._take)
         self._server: Led
         self._may_open = asyncio.Event()
         self._adopted: dict[int, asyncio.AbstractServer] = {}
@@ -131,7 +141,7 @@ class Lead:
     async def tell(self, order: Order, seconds: float = FOLLOW_SECONDS) -> list[Busy]:
         """See `Fleet`."""
         try:
-            return (await self._channel.ask(Tell(order, seconds), seconds + PASSING_SECONDS)).busy
+            return (await self.channel.ask(Tell(order, seconds), seconds + PASSING_SECONDS)).busy
         except (TimeoutError, ConnectionError) as error:
             log.warning("the other workers could not be told of %s: %s", type(order).__name__, error)
             return []
@@ -140,39 +150,43 @@ class Lead:
         """See `Fleet`."""
         self._said = standing
         with suppress(TimeoutError, ConnectionError):
-            await self._channel.ask(Say(standing), PASSING_SECONDS)
+            await self.channel.ask(Say(standing), PASSING_SECONDS)
 
-    async def begin(self, server: Led) -> None:
-        """Return when callers may come: once all is loaded, so that nobody meets a worker that has nothing; or told to."""
+    async def connect(self, server: Led) -> None:
+        """Hear and say from now on."""
         self._server = server
         assert self._given.channel is not None
-        await self._channel.open(self._given.channel)
+        await self.channel.open(self._given.channel)
+
+    async def begin(self) -> None:
+        """Return when callers may come: once all is loaded, so that nobody meets a worker that has nothing; or told to."""
+        server = self._server
         self.tick()
-        while not (self._may_open.is_set() or self._service.router.is_ready or server.should_exit):
+        while not (self._may_open.is_set() or self.service.router.is_ready or server.should_exit):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._may_open.wait(), 0.02)
         self.tick()
 
     def opened(self) -> None:
         """The server listens."""
-        self._channel.note(Opened())
+        self.channel.note(Opened())
 
     def tick(self) -> None:
         """Some time has passed."""
-        now = standing(self._service)
+        now = standing(self.service)
         if now != self._said:
             self._said = now
-            self._channel.note(Say(now))
+            self.channel.note(Say(now))
 
     def leaving(self) -> None:
         """The server listens no more."""
         for listener in self._given.sockets:
             listener.close()
-        self._channel.note(Closing())
+        self.channel.note(Closing())
 
     async def _take(self, message: Message) -> Told:
         if isinstance(message, Obey):
-            return Told(await obey(self._service, message.order))
+            return Told(await obey(self.service, message.order))
         if isinstance(message, Others):
             self.others = message.standings
         elif isinstance(message, Open):
