@@ -264,6 +264,7 @@ Values = tuple[Any, ...]
 """What the columns of a row hold, in the order of COLUMNS; then whether it is restated, see `PendingRow`."""
 
 _values = attrgetter(*COLUMNS)
+_texts = attrgetter(*WIDTHS)
 _encode = msgspec.msgpack.Encoder(enc_hook=lambda number: number.item()).encode  # NumPy's
 _decode = msgspec.msgpack.Decoder(tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]).decode
 
@@ -312,12 +313,14 @@ def _text(at: datetime) -> str:
 
 def fitting(entry: Entry) -> Entry:
     """What callers wrote, as a column can hold it: a wrong model's name may be endless or no text at all."""
-    cut: dict[str, Any] = {}
-    for name, width in WIDTHS.items():
-        text = getattr(entry, name)
+    texts = _texts(entry)
+    for text, width in zip(texts, WIDTHS.values(), strict=True):
         if text is not None and (len(text) > width or not text.isprintable()):
-            cut[name] = _fitting(text, width)
-    return replace(entry, **cut) if cut else entry
+            break
+    else:
+        return entry
+    cut: dict[str, Any] = {n: t and _fitting(t, width) for (n, width), t in zip(WIDTHS.items(), texts, strict=True)}
+    return replace(entry, **cut)
 
 
 def _fitting(text: str, width: int) -> str:

@@ -119,7 +119,7 @@ class OipCall:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OipReply:
     """One answer, to be written."""
 
@@ -131,7 +131,7 @@ class OipReply:
     @property
     def nbytes(self) -> int:
         """How large it is, about."""
-        return sum(array.nbytes for array in self.outputs.values())
+        return sum([array.nbytes for array in self.outputs.values()])
 
 
 def check_stateless(parameters: Mapping[str, Any]) -> None:

@@ -50,7 +50,7 @@ def decode(name: str, data: bytes, length: int, limits: json_body.JsonLimits) ->
 
 def encode(call: OipCall, reply: OipReply) -> tuple[bytes, int | None]:
     """The body, and the length of its JSON where binary data follows."""
-    wanted = {output.name: output for output in call.outputs}
+    wanted = {output.name: output for output in call.outputs} if call.outputs else {}
     all_binary = call.parameters.get("binary_data_output") is True
     described: list[dict[str, Any]] = []
     tail: list[bytes] = []

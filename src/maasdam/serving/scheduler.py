@@ -52,7 +52,7 @@ CLOSING = "this model is being taken down; send the request again"
 Done = Callable[["Ran | BaseException"], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ran:
     """What became of one item."""
 
@@ -215,8 +215,8 @@ class Scheduler:
         if not self._batches:
             return 1, 1
         counts = {array.shape[0] for array in tensors.values()}
-        rows = next(iter(counts))
-        return max(rows, 1), self._most_rows(tensors) if len(counts) == 1 and rows else 1
+        (rows, *others) = counts
+        return max(rows, 1), 1 if others or not rows else self._most_rows(tensors)
 
     def _enqueue_inline(self, tensors: Tensors, done: Done) -> Item | None:
         """Into this turn's batch; None when it is full or being taken down: the queue decides then."""
