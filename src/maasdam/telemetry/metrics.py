@@ -8,8 +8,9 @@ counted that has ended is in its file, where its successor goes on.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -76,6 +77,14 @@ class Metrics:
         self._joules = Counter("maasdam_joules_total", "Joules of engines, where they are known", BY, registry=made)
         self._of = lru_cache(maxsize=4096)(lambda counter, *labels: counter.labels(*labels))
         """A counter's child, which costs more to look up than to count with."""
+        self._sums: tuple[tuple[Counter, Callable[[Measured], float | None], tuple[str, ...]], ...] = (
+            (self._tokens, attrgetter("prompt_tokens"), ("prompt",)),
+            (self._tokens, attrgetter("completion_tokens"), ("completion",)),
+            (self._audio, attrgetter("audio_seconds"), ()),
+            (self._compute, attrgetter("compute_seconds"), ()),
+            (self._joules, attrgetter("joules"), ()),
+        )
+        """What is added up of requests."""
 
     def answered(self, group: Iterable[Measured], status: int | None = None) -> None:
         """Requests have ended: as what each says of itself, or all as `status`.
@@ -97,16 +106,10 @@ class Metrics:
             for receipt in those:
                 observe(receipt.seconds)
             self._of(self._requests, *how).inc(len(those))
-            for counter, labels, counts in (
-                (self._tokens, (*by, "prompt"), [receipt.prompt_tokens for receipt in those]),
-                (self._tokens, (*by, "completion"), [receipt.completion_tokens for receipt in those]),
-                (self._audio, by, [receipt.audio_seconds for receipt in those]),
-                (self._compute, by, [receipt.compute_seconds for receipt in those]),
-                (self._joules, by, [receipt.joules for receipt in those]),
-            ):
-                known = [count for count in counts if count is not None]
+            for counter, name, more in self._sums:
+                known = [count for receipt in those if (count := name(receipt)) is not None]
                 if known:
-                    self._of(counter, *labels).inc(sum(known))
+                    self._of(counter, *by, *more).inc(sum(known))
 
     def passed(self, status: int) -> None:
         """One request has ended that reached no model: refused at the door, or about something else."""
