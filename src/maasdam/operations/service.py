@@ -21,10 +21,10 @@ from maasdam.errors import InvalidModel, NotFound, NotReady
 from maasdam.operations.builds import builds
 from maasdam.operations.fleet import Alone, Count, Fleet, busy
 from maasdam.operations.infer import Inference
-from maasdam.operations.limits import memory_budget, memory_limit
+from maasdam.operations.keeping import open_keeper
+from maasdam.operations.limits import memory_budget
 from maasdam.operations.workspace import JOURNALS
 from maasdam.serving.attempts import LoadAttempts
-from maasdam.serving.hosts.household import Stay
 from maasdam.serving.hosts.keeper import Keeper
 from maasdam.serving.hosts.loading import HostLoader
 from maasdam.serving.hosts.local import LocalKeeper
@@ -258,23 +258,6 @@ def open_service(
         batching=lambda digest: findings.told(store.get(digest), threads=settings.threads),
         hosts=hosts,
         builds=lambda: builds(workspace.catalog, store),
-    )
-
-
-def open_keeper(workspace: Records) -> LocalKeeper:
-    """The keeper of a service's engine hosts."""
-    settings = workspace.settings
-
-    def stays() -> dict[str, Stay]:
-        deployments = workspace.catalog.deployments()
-        return {one.model: Stay(one.mode == "pin", one.idle_seconds) for one in deployments}
-
-    return LocalKeeper(
-        settings,
-        memory_limit(settings.host_memory_bytes),
-        budget_bytes=memory_budget(settings),
-        store=workspace.store,
-        stays=stays,
     )
 
 

@@ -7,11 +7,12 @@ from collections.abc import Collection
 from contextlib import suppress
 
 from maasdam.errors import MaasdamError, ServiceError
-from maasdam.serving.hosts.keeper import HostAddress, HostEnd, HostWork
+from maasdam.serving.hosts.keeper import HostAddress, HostEnd, HostReading, HostWork
 from maasdam.workers.channel import Channel
-from maasdam.workers.messages import Acquire, AwaitEnd, LetGo, Told
+from maasdam.workers.messages import Acquire, AwaitEnd, LetGo, ReadHosts, Told
 
 RELEASE_SECONDS = 30.0
+READ_SECONDS = 5.0
 
 
 class FarKeeper:
@@ -21,9 +22,9 @@ class FarKeeper:
         self._channel = channel
         self._unwanted: set[asyncio.Task[None]] = set()
 
-    async def acquire(self, work: HostWork, held: Collection[str]) -> HostAddress:
+    async def acquire(self, work: HostWork, held: Collection[str], may_push: bool = True) -> HostAddress:
         """See `Keeper`."""
-        asking = asyncio.ensure_future(self._channel.ask(Acquire(work, frozenset(held)), None))
+        asking = asyncio.ensure_future(self._channel.ask(Acquire(work, frozenset(held), may_push), None))
         try:
             address = (await asyncio.shield(asking)).address
         except asyncio.CancelledError:  # the answer comes all the same, and nobody waits for it
@@ -49,6 +50,13 @@ class FarKeeper:
             return HostEnd("ended with the service", False)
         assert end is not None
         return end
+
+    async def readings(self) -> list[HostReading]:
+        """See `Keeper`; none where the supervisor does not say so in time."""
+        try:
+            return (await self._channel.ask(ReadHosts(), READ_SECONDS)).readings
+        except (TimeoutError, ConnectionError):
+            return []
 
     async def _let_go(self, asking: asyncio.Task[Told]) -> None:
         with suppress(MaasdamError, ConnectionError):

@@ -1,6 +1,6 @@
 """What workers and their supervisor say to each other. Knows shapes; never sockets.
 
-worker     -> Tell, Say, Opened, Closing, Acquire, LetGo, AwaitEnd    -> supervisor
+worker     -> Tell, Say, Opened, Closing, Acquire, LetGo, AwaitEnd, ReadHosts    -> supervisor
 supervisor -> Obey, Others, Open, Adopt, Release, Drain, Ping         -> worker
 """
 
@@ -11,7 +11,7 @@ import msgspec
 from maasdam import errors
 from maasdam.errors import MaasdamError, ServiceError
 from maasdam.operations.fleet import Busy, Order, Standing
-from maasdam.serving.hosts.keeper import HostAddress, HostEnd, HostWork
+from maasdam.serving.hosts.keeper import HostAddress, HostEnd, HostReading, HostWork
 
 
 class Tell(msgspec.Struct, frozen=True, tag=True):
@@ -40,6 +40,7 @@ class Acquire(msgspec.Struct, frozen=True, tag=True):
 
     work: HostWork
     held: frozenset[str]
+    may_push: bool
 
 
 class LetGo(msgspec.Struct, frozen=True, tag=True):
@@ -52,6 +53,10 @@ class AwaitEnd(msgspec.Struct, frozen=True, tag=True):
     """See `Keeper.ended`."""
 
     host_id: str
+
+
+class ReadHosts(msgspec.Struct, frozen=True, tag=True):
+    """See `Keeper.readings`."""
 
 
 class Obey(msgspec.Struct, frozen=True, tag=True):
@@ -90,7 +95,7 @@ class Ping(msgspec.Struct, frozen=True, tag=True):
     """Answer."""
 
 
-AboutHosts = Acquire | LetGo | AwaitEnd
+AboutHosts = Acquire | LetGo | AwaitEnd | ReadHosts
 Message = Tell | Say | Opened | Closing | AboutHosts | Obey | Others | Open | Adopt | Release | Drain | Ping
 
 
@@ -100,6 +105,7 @@ class Told(msgspec.Struct, frozen=True, tag=True):
     busy: list[Busy] = []
     address: HostAddress | None = None
     end: HostEnd | None = None
+    readings: list[HostReading] = []
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):

@@ -30,7 +30,6 @@ from maasdam.children import Forked
 from maasdam.errors import ServiceError
 from maasdam.operations.fleet import Busy, Order, SetLevel, Standing
 from maasdam.operations.leaving import Leaving as Countdown
-from maasdam.operations.limits import memory_limit
 from maasdam.operations.workspace import Workspace
 from maasdam.workers.channel import Channel
 from maasdam.workers.messages import (
@@ -46,6 +45,7 @@ from maasdam.workers.messages import (
     Opened,
     Others,
     Ping,
+    ReadHosts,
     Release,
     Say,
     Tell,
@@ -148,8 +148,7 @@ class Supervisor:
         grace = workspace.settings.shutdown_grace_seconds
         own = replace(given.settings, shutdown_grace_seconds=max(grace * 0.9, grace - 0.5))  # they are over when it is
         self._given = replace(given, settings=own)
-        self._ledger = workspace.ledger
-        self._settings = workspace.settings
+        self._workspace = workspace
         self._hosts: LocalKeeper | None = None
         """None: none was asked for yet."""
         self._on_ready = on_ready
@@ -170,7 +169,7 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._signalled)
         self._countdown.watch_signals()
-        importer = Importer(self._ledger)
+        importer = Importer(self._workspace.ledger)
         importer.start()
         for seat in self._seats:
             self._spawn(self._fill(seat))
@@ -337,12 +336,14 @@ class Supervisor:
         return Told()
 
     async def _keep(self, worker: Worker, message: AboutHosts) -> Told:
+        if isinstance(message, ReadHosts):
+            return Told(readings=[] if self._hosts is None else await self._hosts.readings())
         if self._hosts is None:
-            from maasdam.serving.hosts.local import LocalKeeper  # it costs who does without it 10 MB
+            from maasdam.operations.keeping import open_keeper  # it costs who does without it 10 MB
 
-            self._hosts = LocalKeeper(self._settings, memory_limit(self._settings.host_memory_bytes))
+            self._hosts = open_keeper(self._workspace)
         if isinstance(message, Acquire):
-            return Told(address=await self._hosts.acquire(message.work, message.held, worker.name))
+            return Told(address=await self._hosts.acquire(message.work, message.held, message.may_push, worker.name))
         if isinstance(message, AwaitEnd):
             return Told(end=await self._hosts.ended(message.host_id))
         await self._hosts.release(message.host_id, worker.name)
