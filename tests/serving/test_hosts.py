@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from maasdam.core import ANONYMOUS, Chunk, Facts, ImagePayload, Request, TensorP
 from maasdam.errors import Crashed, InvalidInput, InvalidTensor, NotReady
 from maasdam.operations.workspace import Workspace
 from maasdam.serving.hosts import wire
+from maasdam.serving.hosts.channel import packed
 from maasdam.serving.hosts.hosted import HostReplica
 from maasdam.serving.hosts.keeper import HostAddress, HostEnd, HostWork
 from maasdam.serving.hosts.loading import HostLoader
@@ -141,10 +142,17 @@ async def test_what_can_not_be_loaded_says_why_and_leaves_no_process(workspace: 
         assert await keeper.readings() == []
 
 
+Lie = Callable[[socket.socket, list[Any]], object]
+
+
+def asks_in(packet: bytes) -> list[Any]:
+    return msgspec.msgpack.decode(packet[4 : 4 + int.from_bytes(packet[:4], "big")], type=list[wire.ToHost])
+
+
 class Lied:
     """A keeper of one host that is made up, and says whatever it is told to."""
 
-    def __init__(self, path: Path, says: Callable[[socket.socket, list[Any]], None]) -> None:
+    def __init__(self, path: Path, says: Lie) -> None:
         self.path, self.says = path, says
         self.released: list[str] = []
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -154,8 +162,8 @@ class Lied:
 
     def _lie(self) -> None:
         sock, _ = self._listener.accept()
-        sock.send(msgspec.msgpack.encode([wire.Ready(Facts(MLP), True)]))
-        asks = msgspec.msgpack.decode(sock.recv(1 << 20), type=list[wire.ToHost])
+        sock.send(packed(wire.Ready(Facts(MLP), True)))
+        asks = asks_in(sock.recv(1 << 20))
         self.says(sock, asks)
         sock.close()
         self._listener.close()
@@ -170,17 +178,21 @@ class Lied:
         return HostEnd("was ended", True)
 
 
-def said(*messages: Any) -> bytes:
-    return msgspec.msgpack.encode(list(messages))
-
-
 def whole(number: int, *arrays: wire.Array, memory: int = -1) -> wire.WholeAnswer:
     part = wire.AnswerPart(wire.ArrayList(list(arrays)), 1, None, None, None, True, None)
     return wire.WholeAnswer(number, [part], memory)
 
 
-def array(shape: Sequence[int], data: bytes, name: str = "y", dtype: str = "float32", at: int = -1) -> wire.Array:
-    return wire.Array(name, dtype, tuple(shape), at, memoryview(data))
+def array(*shape: int, name: str = "y", dtype: str = "float32", at: int = 0) -> wire.Array:
+    return wire.Array(name, dtype, shape, at)
+
+
+def one(asks: list[Any], *arrays: wire.Array, memory: int = -1, base: int = 0) -> bytes:
+    """An answer to the first question, with 16 bytes of memory in its packet."""
+    answer = whole(asks[0].number, *arrays, memory=memory)
+    answer.base = base
+    packet = packed(answer)
+    return packet + bytes(-len(packet) % wire.ALIGNED + 16)
 
 
 def with_handles(sock: socket.socket, packet: bytes, *handles: int) -> None:
@@ -201,42 +213,36 @@ def handles_open() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-LIES: dict[str, Callable[[socket.socket, list[Any]], None]] = {
-    "garbage": lambda sock, asks: sock.send(os.urandom(4096)) and None,
+BILL = wire.AnswerPart(wire.ArrayList([array(1, 4)]), 1, -5, None, None, True, wire.Taken(float("nan"), None, ""))
+LIES: dict[str, Lie] = {
+    "garbage": lambda sock, asks: sock.send(os.urandom(4096)),
     "nothing": lambda sock, asks: None,
-    "no list": lambda sock, asks: sock.send(msgspec.msgpack.encode({"number": 1})) and None,
-    "deep": lambda sock, asks: sock.send(b"\x91" * 60_000) and None,
-    "a length without end": lambda sock, asks: sock.send(b"\xdd\xff\xff\xff\xff") and None,
-    "fewer bytes": lambda sock, asks: sock.send(said(whole(asks[0].number, array((9, 4), b"1234")))) and None,
-    "huge shape": lambda sock, asks: sock.send(said(whole(asks[0].number, array((1 << 50, 1 << 50), b"")))) and None,
-    "negative shape": lambda sock, asks: sock.send(said(whole(asks[0].number, array((-1, 4), bytes(16))))) and None,
-    "many axes": lambda sock, asks: sock.send(said(whole(asks[0].number, array((1,) * 99, bytes(4))))) and None,
-    "no dtype": lambda sock, asks: sock.send(said(whole(asks[0].number, array((1, 4), bytes(16), dtype="void")))) and None,
-    "another dtype": lambda sock, asks: (
-        sock.send(said(whole(asks[0].number, array((1, 2), bytes(16), dtype="float64")))) and None
-    ),
-    "objects": lambda sock, asks: sock.send(said(whole(asks[0].number, array((1, 4), b"", dtype="object")))) and None,
-    "another name": lambda sock, asks: sock.send(said(whole(asks[0].number, array((1, 4), bytes(16), name="z")))) and None,
-    "no tensors": lambda sock, asks: sock.send(said(whole(asks[0].number))) and None,
-    "too many answers": lambda sock, asks: (
-        sock.send(said(wire.WholeAnswer(asks[0].number, whole(1, array((1, 4), bytes(16))).parts * 2))) and None
-    ),
-    "no memory": lambda sock, asks: sock.send(said(whole(asks[0].number, array((1, 4), b"", at=0), memory=0))) and None,
-    "memory of others": lambda sock, asks: sock.send(said(whole(asks[0].number, array((1, 4), b"", at=0), memory=7))) and None,
-    "a pipe for memory": lambda sock, asks: with_handles(
-        sock, said(whole(asks[0].number, array((1, 4), b"", at=0), memory=0)), *os.pipe()
-    ),
-    "less memory": lambda sock, asks: with_handles(
-        sock, said(whole(asks[0].number, array((1, 4), b"", at=8), memory=0)), lent([bytes(16)])
-    ),
-    "memory that shrinks": lambda sock, asks: shrinks(sock, said(whole(asks[0].number, array((999, 4), b"", at=0), memory=0))),
-    "ready twice": lambda sock, asks: sock.send(said(wire.Ready(Facts(MLP), True))) and None,
-    "a bill": lambda sock, asks: (
-        sock.send(said(wire.AnswerPiece(asks[0].number, wire.AnswerPart(
-            wire.ArrayList([array((1, 4), bytes(16))]), 1, -5, None, None, True, wire.Taken(float("nan"), None, "")
-        )))) and None
-    ),
-}  # fmt: skip
+    "a byte": lambda sock, asks: sock.send(b"x"),
+    "cut off": lambda sock, asks: sock.send(packed(whole(1))[:-3]),
+    "no list": lambda sock, asks: sock.send(b"\0\0\0\1\x80"),
+    "deep": lambda sock, asks: sock.send((60_000).to_bytes(4, "big") + b"\x91" * 60_000),
+    "a length without end": lambda sock, asks: sock.send(b"\0\0\0\5\xdd\xff\xff\xff\xff"),
+    "too long": lambda sock, asks: (sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20), sock.send(bytes(300_000))),
+    "fewer bytes": lambda sock, asks: sock.send(one(asks, array(9, 4))),
+    "huge shape": lambda sock, asks: sock.send(one(asks, array(1 << 50, 1 << 50))),
+    "far away": lambda sock, asks: sock.send(one(asks, array(1, 4, at=1 << 40))),
+    "before": lambda sock, asks: sock.send(one(asks, array(1, 4), base=-64)),
+    "negative shape": lambda sock, asks: sock.send(one(asks, array(-1, 4))),
+    "many axes": lambda sock, asks: sock.send(one(asks, array(*[1] * 99))),
+    "no dtype": lambda sock, asks: sock.send(one(asks, array(1, 4, dtype="void"))),
+    "another dtype": lambda sock, asks: sock.send(one(asks, array(1, 2, dtype="float64"))),
+    "objects": lambda sock, asks: sock.send(one(asks, array(1, 4, dtype="object"))),
+    "another name": lambda sock, asks: sock.send(one(asks, array(1, 4, name="z"))),
+    "no tensors": lambda sock, asks: sock.send(one(asks)),
+    "too many answers": lambda sock, asks: sock.send(packed(wire.WholeAnswer(asks[0].number, whole(1, array(1, 0)).parts * 2))),
+    "no memory": lambda sock, asks: sock.send(one(asks, array(1, 4), memory=0)),
+    "memory of others": lambda sock, asks: sock.send(one(asks, array(1, 4), memory=7)),
+    "a pipe for memory": lambda sock, asks: with_handles(sock, one(asks, array(1, 4), memory=0), *os.pipe()),
+    "less memory": lambda sock, asks: with_handles(sock, one(asks, array(1, 4, at=8), memory=0), lent([bytes(16)])),
+    "memory that shrinks": lambda sock, asks: shrinks(sock, one(asks, array(999, 4), memory=0)),
+    "ready twice": lambda sock, asks: sock.send(packed(wire.Ready(Facts(MLP), True))),
+    "a bill": lambda sock, asks: sock.send(packed(wire.AnswerPiece(asks[0].number, BILL)) + bytes(99)),
+}
 
 
 @pytest.mark.parametrize("lie", LIES)
@@ -259,8 +265,8 @@ async def test_a_host_that_lies_is_hung_up_on_and_its_callers_hear_that_it_is_go
 
 async def test_an_error_keeps_its_class_and_answers_to_nobody_are_dropped(tmp_path: Path) -> None:
     def says(sock: socket.socket, asks: list[Any]) -> None:
-        sock.send(said(whole(99, array((1, 4), bytes(16))), wire.Failed(1, wire.wrong(InvalidTensor("odd")))))
-        sock.send(said(wire.Failed(2, wire.Wrong("SystemExit", "no"))))
+        sock.send(packed(whole(99, array(1, 4)), wire.Failed(1, wire.wrong(InvalidTensor("odd")))))
+        sock.send(packed(wire.Failed(2, wire.Wrong("SystemExit", "no"))))
         sock.recv(10)
 
     keeper = Lied(tmp_path / "s", says)

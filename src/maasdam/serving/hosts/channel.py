@@ -1,7 +1,7 @@
 """Messages over a Unix socket of packets (SOCK_SEQPACKET), with descriptors. Knows packets; never what messages mean.
 
 All that is said in one turn of the event loop goes in as few packets as hold it. Where the other side does not read, what
-is to be sent waits here, and nothing more is read from it until that is gone.
+is to be sent waits here.
 """
 
 from __future__ import annotations
@@ -17,24 +17,29 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
+import numpy as np
 from msgspec import Struct
 
-from maasdam.serving.hosts.memory import Borrowed, lent
-from maasdam.serving.hosts.wire import INLINE_BYTES, Buffer, Garbled, Spilled
+from maasdam.serving.hosts.memory import Borrowed, Tail, lent
+from maasdam.serving.hosts.wire import ALIGNED, TAIL_BYTES, Buffer, Garbled, Memory, Spilled
 
 Message = TypeVar("Message")
 
 PACKET_BYTES = 96 * 1024
 """A packet takes no further message from there."""
-MOST_PACKET_BYTES = PACKET_BYTES + 2 * INLINE_BYTES
+LONGEST_MESSAGE = 64 * 1024
+"""Without its memory; a longer one is passed as memory itself."""
+MOST_PACKET_BYTES = PACKET_BYTES + LONGEST_MESSAGE + TAIL_BYTES + 4096
 """No packet is longer."""
-MOST_MESSAGES = 1024
-"""In one packet."""
+MOST_MESSAGES = 256
+"""In one packet; the system takes 1,024 buffers at once."""
 MOST_HANDLES = 32
 """Descriptors with one packet; the system passes 253 at most."""
-_HEAD = struct.Struct(">BH")
+LARGE_BYTES = 16 * 1024
+"""A packet from there is read into memory of its own, a smaller one copied."""
+_HEAD = struct.Struct(">IBH")
+"""How many bytes the messages have, and how msgpack begins a list of so many."""
 _LIST = 0xDC
-"""How msgpack begins a list of up to 65,535."""
 _SCM_BYTES = socket.CMSG_SPACE(MOST_HANDLES * array.array("i").itemsize)
 
 
@@ -45,15 +50,17 @@ class HostChannel(Generic[Message]):
         self,
         sock: socket.socket,
         kinds: Any,
-        heard: Callable[[Message, Borrowed | None], None],
+        heard: Callable[[Message, Memory], None],
         lost: Callable[[str], None],
         *,
         most_bytes: int = 1 << 62,
         trusts: bool = False,
+        waits: bool = False,
     ) -> None:
         """`kinds`: the union of what may come. `lost` is told once, why nothing more will.
 
-        `most_bytes` are taken of passed memory; with `trusts` it is looked at in place.
+        `most_bytes` are taken of passed memory; with `trusts` it is looked at in place. `waits`: where the other side
+        does not read, nothing more is read from it until it does; of two sides only one may.
         """
         sock.setblocking(False)
         self._sock = sock
@@ -62,14 +69,18 @@ class HostChannel(Generic[Message]):
         self._lost: Callable[[str], None] | None = lost
         self._most_bytes = most_bytes
         self._trusts = trusts
+        self._waits = waits
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(list[kinds])
         self._decoder_of_one = msgspec.msgpack.Decoder(kinds)
-        self._buffer = bytearray(MOST_PACKET_BYTES + 1)
+        self._buffer = memoryview(bytearray(MOST_PACKET_BYTES + 1))
+        self._is_large = False
         self._packet = bytearray(_HEAD.size)
         self._count = 0
+        self._tail: list[Buffer] = []
+        self._tail_bytes = 0
         self._handles: list[int] = []
-        self._unsent: deque[tuple[bytearray, list[int]]] = deque()
+        self._unsent: deque[tuple[list[Buffer], int, list[int]]] = deque()
         self._is_flushing = self._is_stuck = False
         self.unsent_bytes = 0
         """That wait for the other side to read, passed memory left out."""
@@ -86,18 +97,26 @@ class HostChannel(Generic[Message]):
         """Of the socket."""
         return self._sock.fileno()
 
-    def send(self, message: Struct, body: Sequence[Buffer] = ()) -> None:
-        """At the end of this turn. `body` goes as passed memory: the message has a field `memory` that says which."""
+    def send(self, message: Struct, body: Sequence[Buffer] = (), size: int = 0) -> None:
+        """At the end of this turn. `body`, of so many bytes, is the message's memory: it has fields that say where it is."""
         if self._lost is None:
             return
-        if self._count >= MOST_MESSAGES or len(self._packet) >= PACKET_BYTES or len(self._handles) >= MOST_HANDLES - 1:
+        is_full = len(self._packet) + self._tail_bytes >= PACKET_BYTES or len(self._tail) >= MOST_MESSAGES
+        if is_full or self._count >= MOST_MESSAGES or len(self._handles) >= MOST_HANDLES - 1:
             self._seal()
-        if body:
+        if size > TAIL_BYTES or len(body) > MOST_MESSAGES:
             message.memory = len(self._handles)  # type: ignore[attr-defined]  # only messages that have it come with a body
             self._handles.append(lent(body))
+        elif size:
+            gap = -self._tail_bytes % ALIGNED
+            if gap:
+                self._tail.append(bytes(gap))
+            message.base = self._tail_bytes + gap  # type: ignore[attr-defined]  # likewise
+            self._tail.extend(body)
+            self._tail_bytes += gap + size
         begin = len(self._packet)
         self._encoder.encode_into(message, self._packet, begin)
-        if len(self._packet) - begin > 2 * INLINE_BYTES:
+        if len(self._packet) - begin > LONGEST_MESSAGE:
             self._spill(begin)
         self._count += 1
         if not self._is_flushing:
@@ -120,19 +139,24 @@ class HostChannel(Generic[Message]):
     def _seal(self) -> None:
         if not self._count:
             return
-        _HEAD.pack_into(self._packet, 0, _LIST, self._count)
-        self._unsent.append((self._packet, self._handles))
-        self.unsent_bytes += len(self._packet)
+        size = len(self._packet)
+        _HEAD.pack_into(self._packet, 0, size - 4, _LIST, self._count)
+        gap = -size % ALIGNED if self._tail else 0
+        packet: list[Buffer] = [self._packet, bytes(gap), *self._tail] if gap else [self._packet, *self._tail]
+        size += gap + self._tail_bytes
+        self._unsent.append((packet, size, self._handles))
+        self.unsent_bytes += size
         self._packet, self._count, self._handles = bytearray(_HEAD.size), 0, []
+        self._tail, self._tail_bytes = [], 0
 
     def _flush(self) -> None:
         self._is_flushing = False
         self._seal()
         while self._unsent:
-            packet, handles = self._unsent[0]
+            packet, size, handles = self._unsent[0]
             beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", handles))] if handles else []
             try:
-                self._sock.sendmsg([packet], beside, socket.MSG_NOSIGNAL) if beside else self._sock.send(packet)
+                self._sock.sendmsg(packet, beside, socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 self._wait_for_room()
                 return
@@ -140,22 +164,25 @@ class HostChannel(Generic[Message]):
                 self._hang_up(f"it can't be reached: {error}")
                 return
             self._unsent.popleft()
-            self.unsent_bytes -= len(packet)
+            self.unsent_bytes -= size
             _close(handles)
         if self._is_stuck and self._lost is not None:
             self._is_stuck = False
             self._loop.remove_writer(self._sock)
-            self._loop.add_reader(self._sock, self._read)
+            if self._waits:
+                self._loop.add_reader(self._sock, self._read)
 
     def _wait_for_room(self) -> None:
         if not self._is_stuck:
             self._is_stuck = True
-            self._loop.remove_reader(self._sock)
+            if self._waits:
+                self._loop.remove_reader(self._sock)
             self._loop.add_writer(self._sock, self._flush)
 
     def _read(self) -> None:
         try:
-            size, beside, flags, _ = self._sock.recvmsg_into([self._buffer], _SCM_BYTES, socket.MSG_CMSG_CLOEXEC)
+            buffer = self._room() if self._is_large else self._buffer
+            size, beside, flags, _ = self._sock.recvmsg_into([buffer], _SCM_BYTES, socket.MSG_CMSG_CLOEXEC)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -166,21 +193,39 @@ class HostChannel(Generic[Message]):
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 raise Garbled("a packet that is too long")
             if not size:
-                self._hang_up("it hung up")
+                self._hang_up("")
                 return
-            self._take(bytes(memoryview(self._buffer)[:size]), handles)
+            self._is_large = size >= LARGE_BYTES
+            packet = buffer[:size] if buffer is not self._buffer else memoryview(bytes(buffer[:size]))
+            self._take(packet, handles)
         except (Garbled, msgspec.MsgspecError, RecursionError, MemoryError, ValueError, IndexError) as error:
             self._hang_up(f"it does not speak as it should: {error}")
         finally:
             _close(handles)
 
-    def _take(self, packet: bytes, handles: list[int]) -> None:
-        for message in self._decoder.decode(packet):
+    def _room(self) -> memoryview:
+        """Where to read the next packet, if that is a large one, as the last was."""
+        size = self._sock.recv_into(self._buffer, 1, socket.MSG_PEEK | socket.MSG_TRUNC)
+        return np.empty(size, np.uint8).data if LARGE_BYTES <= size <= MOST_PACKET_BYTES else self._buffer
+
+    def _take(self, packet: memoryview, handles: list[int]) -> None:
+        end = 4 + int.from_bytes(packet[:4], "big")
+        if end > len(packet):
+            raise Garbled("a packet that is cut off")
+        tail = end + -end % ALIGNED
+        for message in self._decoder.decode(packet[4:end]):
             if isinstance(message, Spilled):
                 spilled = Borrowed(handles[message.memory], self._most_bytes, False)
                 message = self._decoder_of_one.decode(spilled.whole())
+            memory: Memory
             index = getattr(message, "memory", -1)
-            memory = Borrowed(handles[index], self._most_bytes, self._trusts) if index >= 0 else None
+            if index >= 0:
+                memory = Borrowed(handles[index], self._most_bytes, self._trusts)
+            else:
+                base = getattr(message, "base", 0)
+                if base < 0:
+                    raise Garbled("memory before the packet's end")
+                memory = Tail(packet, tail + base)
             self._heard(message, memory)
             if self._lost is None:
                 return
@@ -195,12 +240,18 @@ class HostChannel(Generic[Message]):
         self._lost = None
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
-        for _, handles in self._unsent:
+        for _, _, handles in self._unsent:
             _close(handles)
         _close(self._handles)
         self._unsent.clear()
         self._handles = []
         self._sock.close()
+
+
+def packed(*messages: Struct) -> bytes:
+    """A packet of messages without memory."""
+    said = b"".join(map(msgspec.msgpack.encode, messages))
+    return _HEAD.pack(_HEAD.size - 4 + len(said), _LIST, len(messages)) + said
 
 
 def _handles(beside: Sequence[tuple[int, int, bytes]]) -> list[int]:

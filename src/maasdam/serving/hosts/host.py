@@ -37,7 +37,6 @@ from maasdam.telemetry.logs import configure
 from maasdam.telemetry.meter import CpuMeter
 
 if TYPE_CHECKING:
-    from maasdam.serving.hosts.memory import Borrowed
     from maasdam.serving.replica import Replica
 
 log = logging.getLogger("maasdam.serving")
@@ -158,7 +157,7 @@ class _Host:
         self._callers.remove(caller)
         self._look_whether_over()
 
-    def _hear_keeper(self, message: control.ToHost, memory: Borrowed | None) -> None:
+    def _hear_keeper(self, message: control.ToHost, memory: wire.Memory) -> None:
         if isinstance(message, control.End):
             self._is_ending = True
             self._look_whether_over()
@@ -183,7 +182,7 @@ class _Host:
     def _in_flight(self) -> int:
         return sum(len(caller.asked) for caller in self._callers)
 
-    def begin(self, caller: _Caller, ask: wire.Ask, memory: Borrowed | None) -> Callable[[], object]:
+    def begin(self, caller: _Caller, ask: wire.Ask, memory: wire.Memory) -> Callable[[], object]:
         """Ask the replica. Raises what it raises, NotReady, Garbled."""
         self._used = time.monotonic()
         self._is_used = True
@@ -254,7 +253,9 @@ class _Caller:
 
     def __init__(self, of: _Host, sock: socket.socket) -> None:
         self._host = of
-        self.channel: HostChannel[wire.ToHost] = HostChannel(sock, wire.ToHost, self._heard, self._lost, trusts=True)
+        self.channel: HostChannel[wire.ToHost] = HostChannel(
+            sock, wire.ToHost, self._heard, self._lost, trusts=True, waits=True
+        )
         self.asked: dict[int, Callable[[], object] | None] = {}
 
     def done(self, number: int, outcome: list[Chunk] | BaseException) -> None:
@@ -269,7 +270,7 @@ class _Caller:
             for chunk in outcome:
                 part, body, at = wire.part_given(chunk, body, at)
                 parts.append(part)
-            self._say(number, wire.WholeAnswer(number, parts), body, is_last=True)
+            self._say(number, wire.WholeAnswer(number, parts), body, at, is_last=True)
         except Exception as error:
             self._fail(number, error)
 
@@ -279,21 +280,21 @@ class _Caller:
             self._fail(number, chunk)
             return
         try:
-            part, body, _ = wire.part_given(chunk)
-            self._say(number, wire.AnswerPiece(number, part), body, is_last=chunk.is_last)
+            part, body, size = wire.part_given(chunk)
+            self._say(number, wire.AnswerPiece(number, part), body, size, is_last=chunk.is_last)
         except Exception as error:
             self._fail(number, error)
 
     def _fail(self, number: int, error: BaseException) -> None:
-        self._say(number, wire.Failed(number, wire.wrong(error)), (), is_last=True)
+        self._say(number, wire.Failed(number, wire.wrong(error)), (), 0, is_last=True)
 
-    def _say(self, number: int, message: Any, body: Any, is_last: bool) -> None:
-        self.channel.send(message, body)
+    def _say(self, number: int, message: Any, body: Any, size: int, is_last: bool) -> None:
+        self.channel.send(message, body, size)
         if is_last:
             self.asked.pop(number, None)
         self._host.progressed(is_last)
 
-    def _heard(self, message: wire.ToHost, memory: Borrowed | None) -> None:
+    def _heard(self, message: wire.ToHost, memory: wire.Memory) -> None:
         if isinstance(message, wire.Stop):
             cancel = self.asked.pop(message.number, None)
             if cancel is not None:

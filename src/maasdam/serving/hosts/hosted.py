@@ -21,7 +21,6 @@ from maasdam.serving.executions import Executions
 from maasdam.serving.hosts import wire
 from maasdam.serving.hosts.channel import HostChannel
 from maasdam.serving.hosts.keeper import HostAddress, Keeper
-from maasdam.serving.hosts.memory import Borrowed
 from maasdam.serving.replica import SMALL_BYTES, Cancel, Done, Gone, Hear, WhenGone, chunks_of, joined
 from maasdam.serving.scheduler import MOST_INLINE_ITEMS
 
@@ -145,7 +144,7 @@ class HostReplica:
             said.append(one)
         number = next(self._numbers)
         seconds = None if request.deadline is None else request.deadline - time.monotonic()
-        self._channel.send(wire.Ask(number, request.id, seconds, hear is not None, said), body)
+        self._channel.send(wire.Ask(number, request.id, seconds, hear is not None, said), body, at)
         self._asked[number] = (done, hear, count)
         return number
 
@@ -153,7 +152,7 @@ class HostReplica:
         if self._asked.pop(number, None) is not None:
             self._channel.send(wire.Stop(number))
 
-    def _hear(self, message: wire.FromHost, memory: Borrowed | None) -> None:
+    def _hear(self, message: wire.FromHost, memory: wire.Memory) -> None:
         """Raises Garbled."""
         match message:
             case wire.WholeAnswer(number, parts):
@@ -191,7 +190,7 @@ class HostReplica:
             case _:
                 raise wire.Garbled("a message out of turn")
 
-    def _chunk(self, part: wire.AnswerPart, memory: Borrowed | None) -> Chunk:
+    def _chunk(self, part: wire.AnswerPart, memory: wire.Memory) -> Chunk:
         chunk = wire.chunk_of(part, memory)
         if isinstance(part.value, wire.ArrayList):
             outputs = () if self._checked is None else self._checked.outputs
@@ -218,7 +217,7 @@ class HostReplica:
 
     async def _find_out(self, why: str) -> None:
         end = await self._keeper.ended(self.host_id)
-        reason = f"{end.reason} ({why})"
+        reason = f"{end.reason}, because {why}" if why else end.reason
         if not self._ready.done():
             self._ready.set_exception(Crashed(f"while {self._name} was loaded, its process {reason}"))
         self._say_gone(Gone(f"its process {reason}", end.is_crash))

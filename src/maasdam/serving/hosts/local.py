@@ -21,6 +21,7 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from maasdam.artifacts.store import Store
 from maasdam.children import Forked
@@ -318,7 +319,7 @@ class LocalKeeper:
         name = f"maasdam-host {work.name}"
         return Forked(host, given, name=name, memory_bytes=self._memory_bytes, outlives=True, libraries=libraries)
 
-    def _hear(self, kept: _Kept, status: control.FromHost, memory: object) -> None:
+    def _hear(self, kept: _Kept, status: control.FromHost, memory: Any) -> None:
         now = time.monotonic()
         if status.is_ready and not kept.status.is_ready:
             kept.loaded_at = now

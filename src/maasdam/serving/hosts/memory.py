@@ -39,6 +39,20 @@ def lent(body: Sequence[Buffer]) -> int:
     return handle
 
 
+class Tail:
+    """The end of a packet that came, which is this process's own."""
+
+    __slots__ = ("_base", "_packet")
+
+    def __init__(self, packet: Buffer, base: int) -> None:
+        self._packet = packet
+        self._base = base
+
+    def array(self, at: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        """A tensor at an offset in bytes. Raises ValueError."""
+        return np.frombuffer(self._packet, dtype, math.prod(shape), self._base + at).reshape(shape)
+
+
 class Borrowed:
     """A descriptor that came. `is_trusted`: tensors are looked at in place; else they are copied out, and then believed.
 

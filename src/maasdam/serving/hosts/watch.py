@@ -9,9 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-import msgspec
-
 from maasdam.children.usage import share_bytes
+from maasdam.serving.hosts.channel import packed
 from maasdam.serving.hosts.control import Status
 
 LOOK_SECONDS = 0.5
@@ -53,7 +52,7 @@ class HostWatch:
 
     def _tell(self, status: Status) -> None:
         try:
-            self._control.send(msgspec.msgpack.encode([status]), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            self._control.send(packed(status), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError:  # it is gone, or does not read
             return
 

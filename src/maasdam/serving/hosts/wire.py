@@ -1,7 +1,8 @@
 """What a service and its engine hosts say to each other: typed messages in msgpack. Knows nouns; never sockets or engines.
 
-Tensors up to INLINE_BYTES travel in the message, larger ones in memory whose descriptor is passed beside it. Whoever reads
-trusts nothing: what does not fit its type, or promises more bytes than there are, raises Garbled.
+The bytes of a message's tensors are its memory: the tail of its packet, from `base` on, or what is passed beside that, the
+descriptor `memory`. Whoever reads trusts nothing: what does not fit its type, or promises more bytes than there are, raises
+Garbled.
 """
 
 from __future__ import annotations
@@ -34,17 +35,19 @@ from maasdam.core import (
 from maasdam.errors import EngineFailure, MaasdamError
 from maasdam.serving.executions import Executions
 
-INLINE_BYTES = 64 * 1024
+TAIL_BYTES = 64 * 1024
 """Of all tensors of one message: so much is copied sooner than memory is made and passed."""
 ALIGNED = 64
-"""Where a tensor begins in passed memory, bytes."""
+"""Where a tensor begins in memory, bytes."""
 LONGEST_TEXT = 4096
 """What is kept of an error's message."""
 BFLOAT16 = "bfloat16"
 _NUMPY = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DTYPES = {name: np.dtype(name) for name in (*_NUMPY, "float16", "float32", "float64", "complex64", "complex128")}
 
-Buffer: TypeAlias = bytes | memoryview
+Buffer: TypeAlias = bytes | bytearray | memoryview
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_EMPTY = memoryview(b"")
 Count: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 53)]
 Amount: TypeAlias = Annotated[float, Meta(ge=0, lt=1e12)]
 Text: TypeAlias = Annotated[str, Meta(max_length=LONGEST_TEXT)]
@@ -55,7 +58,7 @@ class Garbled(Exception):
 
 
 class Memory(Protocol):
-    """Passed memory, to be read from."""
+    """Of a message, to be read from."""
 
     def array(self, at: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
         """A tensor at an offset in bytes. Raises Garbled."""
@@ -68,9 +71,8 @@ class Array(Struct, array_like=True):
     name: str
     dtype: str
     shape: tuple[Count, ...]
-    at: int = -1
-    """Offset in passed memory; -1: it is here."""
-    data: memoryview = memoryview(b"")
+    at: Count = 0
+    """Where its bytes begin in the message's memory."""
     items: list[Any] | None = None
     """Of dtype object: bytes and texts."""
 
@@ -158,6 +160,7 @@ class Ask(Struct, array_like=True, tag="ask"):
     in_pieces: bool
     payloads: list[ArrayList | Image | Audio | Prompt]
     memory: int = -1
+    base: int = 0
 
 
 class Stop(Struct, array_like=True, tag="stop"):
@@ -192,6 +195,7 @@ class WholeAnswer(Struct, array_like=True, tag="whole"):
     number: int
     parts: list[AnswerPart]
     memory: int = -1
+    base: int = 0
 
 
 class AnswerPiece(Struct, array_like=True, tag="piece"):
@@ -200,6 +204,7 @@ class AnswerPiece(Struct, array_like=True, tag="piece"):
     number: int
     part: AnswerPart
     memory: int = -1
+    base: int = 0
 
 
 class Failed(Struct, array_like=True, tag="failed"):
@@ -241,40 +246,44 @@ class Goodbye(Struct, array_like=True, tag="bye"):
 ToHost = Ask | Stop | Spilled
 FromHost = Ready | Unable | WholeAnswer | AnswerPiece | Failed | HasRun | Holds | Goodbye | Spilled
 Given = tuple[list[Array], list[Buffer], int]
-"""Tensors as they travel: what is said of them, what is to be in passed memory ([] where nothing is), and where that ends."""
+"""Tensors as they travel: what is said of them, their bytes, and where those end."""
 
 
 def given(tensors: Tensors, before: Sequence[Buffer] = (), at: int = 0) -> Given:
     """`before`: what is in the memory already, up to the offset `at`. Raises EngineFailure for what can't travel."""
-    total = sum(array.nbytes for array in tensors.values())
-    is_inline = total <= INLINE_BYTES and not before
     out: list[Array] = []
     body = list(before)
     for name, array in tensors.items():
-        kind = array.dtype.name
-        if kind == "object":
-            out.append(Array(name, kind, array.shape, items=array.ravel().tolist()))
-            continue
-        if not array.flags.c_contiguous:
-            array = np.ascontiguousarray(array).reshape(array.shape)
-        if kind == BFLOAT16:
-            array = array.view(np.uint16)
-        elif kind not in DTYPES:
-            raise EngineFailure(f"tensor '{name}' is of dtype {kind}, which can't be passed to another process")
-        data = array.data if array.size else memoryview(b"")
-        if is_inline:
-            out.append(Array(name, kind, array.shape, -1, data))
+        kind, shape, data = _bytes_of(name, array)
+        if data is None:
+            out.append(Array(name, kind, shape, items=array.ravel().tolist()))
             continue
         gap = -at % ALIGNED
         if gap:
             body.append(bytes(gap))
         body.append(data)
-        out.append(Array(name, kind, array.shape, at + gap))
-        at += gap + array.nbytes
+        out.append(Array(name, kind, shape, at + gap))
+        at += gap + data.nbytes
     return out, body, at
 
 
-def tensors_of(arrays: Sequence[Array], memory: Memory | None) -> dict[str, np.ndarray[Any, Any]]:
+def _bytes_of(name: str, array: np.ndarray[Any, Any]) -> tuple[str, tuple[int, ...], memoryview | None]:
+    """The dtype's name, the shape and the bytes of a tensor; None for objects. Raises EngineFailure for what can't travel."""
+    shape = array.shape
+    if not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array)
+    kind = _NAMES.get(array.dtype)
+    if kind is None:
+        kind = array.dtype.name
+        if kind == "object":
+            return kind, shape, None
+        if kind != BFLOAT16:
+            raise EngineFailure(f"tensor '{name}' is of dtype {kind}, which can't be passed to another process")
+        array = array.view(np.uint16)
+    return kind, shape, array.data if array.size else _EMPTY
+
+
+def tensors_of(arrays: Sequence[Array], memory: Memory) -> dict[str, np.ndarray[Any, Any]]:
     """The inverse of `given`. Raises Garbled."""
     out: dict[str, np.ndarray[Any, Any]] = {}
     for array in arrays:
@@ -284,7 +293,7 @@ def tensors_of(arrays: Sequence[Array], memory: Memory | None) -> dict[str, np.n
     return out
 
 
-def _tensor(array: Array, memory: Memory | None) -> np.ndarray[Any, Any]:
+def _tensor(array: Array, memory: Memory) -> np.ndarray[Any, Any]:
     if array.dtype == "object":
         items = array.items or []
         if len(items) != math.prod(array.shape) or not all(isinstance(item, bytes | str) for item in items):
@@ -297,12 +306,7 @@ def _tensor(array: Array, memory: Memory | None) -> np.ndarray[Any, Any]:
     if dtype is None:
         raise Garbled(f"tensor '{array.name:.50}' is of no dtype that there is")
     try:
-        if array.at >= 0:
-            if memory is None:
-                raise Garbled(f"tensor '{array.name:.50}' is in memory that was not passed")
-            made = memory.array(array.at, array.shape, dtype)
-        else:
-            made = np.frombuffer(array.data, dtype).reshape(array.shape)
+        made = memory.array(array.at, array.shape, dtype)
     except ValueError as error:
         raise Garbled(f"tensor '{array.name:.50}' does not hold what its shape says: {error}") from error
     if is_bfloat:
@@ -314,19 +318,14 @@ def _tensor(array: Array, memory: Memory | None) -> np.ndarray[Any, Any]:
 
 def payload_given(payload: Payload, is_checked: bool, before: Sequence[Buffer], at: int) -> tuple[Any, list[Buffer], int]:
     """A payload as it travels, the memory with it, and where that ends."""
-    match payload:
-        case TensorPayload(tensors):
-            arrays, body, size = given(tensors, before, at)
-            return ArrayList(arrays, is_checked), body, size
-        case ImagePayload():
-            return Image(payload), list(before), at
-        case AudioPayload():
-            return Audio(payload), list(before), at
-        case TextPayload():
-            return Prompt(payload), list(before), at
+    if isinstance(payload, TensorPayload):
+        arrays, body, at = given(payload.tensors, before, at)
+        return ArrayList(arrays, is_checked), body, at
+    kinds = {ImagePayload: Image, AudioPayload: Audio, TextPayload: Prompt}
+    return kinds[type(payload)](payload), list(before), at
 
 
-def payload_of(said: ArrayList | Image | Audio | Prompt, memory: Memory | None) -> Payload:
+def payload_of(said: ArrayList | Image | Audio | Prompt, memory: Memory) -> Payload:
     """The inverse. Raises Garbled."""
     if isinstance(said, ArrayList):
         tensors = tensors_of(said.arrays, memory)
@@ -338,21 +337,20 @@ def part_given(chunk: Chunk, before: Sequence[Buffer] = (), at: int = 0) -> tupl
     """A chunk as it travels, the memory with it, and where that ends."""
     value, body = chunk.value, list(before)
     said: ArrayList | Labels | HeardSpeech | Written
-    match value:
-        case TextPiece():
-            said = Written(value.text, value.token_ids, value.finish_reason)  # type: ignore[arg-type]  # of these two words
-        case Classification():
-            said = Labels(value)
-        case Transcript():
-            said = HeardSpeech(value)
-        case _:
-            arrays, body, at = given(value, before, at)
-            said = ArrayList(arrays)
+    if isinstance(value, TextPiece):
+        said = Written(value.text, value.token_ids, value.finish_reason)  # type: ignore[arg-type]  # of these two words
+    elif isinstance(value, Classification):
+        said = Labels(value)
+    elif isinstance(value, Transcript):
+        said = HeardSpeech(value)
+    else:
+        arrays, body, at = given(value, before, at)
+        said = ArrayList(arrays)
     cost = chunk.cost
     return AnswerPart(said, *chunk.units, chunk.is_last, None if cost is None else Taken(*cost)), body, at
 
 
-def chunk_of(part: AnswerPart, memory: Memory | None) -> Chunk:
+def chunk_of(part: AnswerPart, memory: Memory) -> Chunk:
     """The inverse. Raises Garbled."""
     said = part.value
     value: Answer
