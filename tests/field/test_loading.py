@@ -146,16 +146,27 @@ async def test_what_was_loading_when_the_service_died_is_loaded_in_a_process_of_
         assert list((home / "loading").iterdir()) == []
 
 
-def test_a_note_that_a_living_service_holds_is_no_crash(tmp_path: Path) -> None:
-    mine = LoadAttempts(tmp_path / "loading", lambda model: None)
-    with mine.noted("acme/photos", 3):
-        LoadAttempts(tmp_path / "loading", lambda model: None).refuse("acme/photos", 3)
-        (note,) = (tmp_path / "loading").iterdir()
-        left = note.read_bytes()
-    LoadAttempts(tmp_path / "loading", lambda model: None).refuse("acme/photos", 3)
-    note.write_bytes(left)
-    with pytest.raises(InvalidModel, match="died while it loaded acme/photos:3"):
-        LoadAttempts(tmp_path / "loading", lambda model: None).refuse("acme/photos", 3)
+DIES_LOADING = """
+import os, signal, sys
+from pathlib import Path
+from maasdam.serving.attempts import LoadAttempts
+with LoadAttempts(Path(sys.argv[1])).noted("acme/photos", 3):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_note_that_a_living_process_holds_is_no_crash_and_one_that_was_left_is_seen_by_all_that_live(tmp_path: Path) -> None:
+    folder = tmp_path / "loading"
+    mine, other = LoadAttempts(folder), LoadAttempts(folder)
+    with mine.noted("acme/photos", 3), other.noted("acme/photos", 3):
+        assert not mine.were_fatal("acme/photos", 3) and not other.were_fatal("acme/photos", 3)
+        died = subprocess.run([sys.executable, "-c", DIES_LOADING, str(folder)], capture_output=True, timeout=60)
+        assert died.returncode < 0
+        assert mine.were_fatal("acme/photos", 3) and other.were_fatal("acme/photos", 3)
+    assert mine.were_fatal("acme/photos", 3), "who loads it all the same takes no other's note away"
+    assert not mine.were_fatal("acme/photos", 30) and not mine.were_fatal("acme/photo", 3)
+    other.forgive("acme/photos", 3)
+    assert not mine.were_fatal("acme/photos", 3) and list(folder.iterdir()) == []
 
 
 class Counting(FakeEngine):

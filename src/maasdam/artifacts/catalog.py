@@ -311,12 +311,6 @@ class Catalog:
         with Session(self._reads) as session:
             return [_as(Deployment, row) for row in session.scalars(select(DeploymentRow).order_by(DeploymentRow.model))]
 
-    def deployed_at(self, model: str) -> datetime | None:
-        """When the model was deployed last, or how it is served was changed; None where it is not deployed."""
-        with Session(self._reads) as session:
-            row = session.get(DeploymentRow, model)
-            return None if row is None else row.updated_at
-
     def revision(self) -> int:
         """Grows with each change of versions, aliases and deployments."""
         with self._reads.connect() as connection:

@@ -219,7 +219,7 @@ def open_service(
     meter = CpuMeter(open_meter(settings.watts_per_core))
     pool = ThreadPoolExecutor(WIRE_THREADS, "wire", meter.exclude_this_thread)
     findings = Findings(settings.home)
-    attempts = LoadAttempts(settings.home / "loading", workspace.catalog.deployed_at)
+    attempts = LoadAttempts(settings.home / "loading")
     openers: dict[str, Any] = {"open_engine": open_engine, "open_processor": open_processor}
     here = Loader(store, settings, findings, meter=meter, attempts=attempts, **openers)
     hosts = open_keeper(workspace) if keeper is None else None

@@ -117,8 +117,6 @@ class Loader:
 
     async def __call__(self, version: Loadable) -> Replica:
         """A replica that has answered at least once. Raises what opening or the first answer raises, LimitExceeded."""
-        if self._attempts is not None:
-            await asyncio.to_thread(self._attempts.refuse, version.model, version.version)
         with ExitStack() as note:
             return await self._load(version, note)
 
