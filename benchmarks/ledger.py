@@ -18,7 +18,7 @@ import platform
 import statistics
 import tempfile
 import time
-import uuid
+from maasdam.api.entrance import new_request_id
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ async def _call(outbox: Outbox, callers: int, until: float) -> list[float]:
 
 def _entry() -> Entry:
     return Entry(
-        request_id=uuid.uuid4().hex,
+        request_id=new_request_id(),
         at=datetime.now(UTC),
         key_id=None,
         caller="benchmark",

@@ -33,7 +33,7 @@ from maasdam.errors import LostConnection, MaasdamError, StorageFailure
 
 log = logging.getLogger("maasdam.ledger")
 
-GROUP = 512
+GROUP = 4096
 """Rows in one transaction, about."""
 KEPT_SECONDS = 3600.0
 """Journals whose writer has ended stay so long, in case the database is put back to an older copy."""
@@ -164,7 +164,9 @@ class Ledger:
                     _in_sqlite(is_restated), [(*row[:AT], _text(row[AT]), *row[AT + 1 :]) for row in values]
                 )
             elif values:
-                connection.execute(_how(postgresql, is_restated), [dict(zip(COLUMNS, row, strict=True)) for row in values])
+                connection.exec_driver_sql(
+                    _in_postgresql(is_restated), tuple([list(column) for column in zip(*values, strict=True)])
+                )
 
     def _insert_singly(self, connection: Connection, rows: Sequence[Values]) -> None:
         for row in rows:
@@ -304,6 +306,17 @@ def _in_sqlite(is_restated: bool) -> str:
     how = _how(sqlite, is_restated).compile(dialect=sqlite.dialect())
     first, *parts = str(how).split("?")
     return first + "".join(f"?{COLUMNS.index(name) + 1}{part}" for name, part in zip(how.positiontup, parts, strict=True))
+
+
+@lru_cache
+def _in_postgresql(is_restated: bool) -> str:
+    """The same as one statement for a whole group: its parameters are lists, one a column, in the order of COLUMNS."""
+    dialect = postgresql.dialect()
+    how = str(_how(postgresql, is_restated).compile(dialect=dialect))
+    kinds = LedgerRow.__table__.c
+    names = [kinds[name].type.compile(dialect=dialect).partition("(")[0] for name in COLUMNS]  # a width would cut, not refuse
+    lists = ", ".join(f"%s::{name}[]" for name in names)
+    return f"INSERT INTO ledger ({', '.join(COLUMNS)}) SELECT * FROM unnest({lists}) {how[how.index('ON CONFLICT') :]}"
 
 
 def _text(at: datetime) -> str:
