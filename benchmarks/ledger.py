@@ -18,7 +18,6 @@ import platform
 import statistics
 import tempfile
 import time
-from maasdam.api.entrance import new_request_id
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from maasdam.accounts.journal import Journal
 from maasdam.accounts.ledger import Ledger
 from maasdam.accounts.outbox import Outbox
 from maasdam.accounts.prices import Prices
+from maasdam.api.entrance import new_request_id
 from maasdam.core import Entry
 from maasdam.database.engine import open_database
 from maasdam.telemetry.metrics import Metrics
