@@ -25,6 +25,7 @@ class Spy:
 
     facts = Facts()
     waiting = 0
+    load_seconds: dict[str, float] = {}  # noqa: RUF012  nobody writes to it
 
     def __init__(self) -> None:
         self.held = self.looks = 0

@@ -54,7 +54,8 @@ def routes(service: Service) -> APIRouter:
     @router.get("/models")
     async def models() -> dict[str, Any]:
         """Every version in the catalog, and how those that are deployed do."""
-        return {"models": [_public(row) for row in await deployments.catalog_rows(service)]}
+        rows = [_public(row) for row in await deployments.catalog_rows(service)]
+        return {"models": rows, "memory_budget_bytes": service.budget_bytes}
 
     @router.get(MODELS)
     async def model(model: Annotated[str, MODEL]) -> dict[str, Any]:
@@ -88,7 +89,8 @@ def _deployments(router: APIRouter, service: Service) -> None:
     async def desired() -> dict[str, Any]:
         """What should be served, and what is."""
         rows = await deployments.deployment_rows(service)
-        return {"deployments": [_public(row) | {"serving": [_public(one) for one in row["serving"]]} for row in rows]}
+        public = [_public(row) | {"serving": [_public(one) for one in row["serving"]]} for row in rows]
+        return {"deployments": public, "memory_budget_bytes": service.budget_bytes}
 
     @router.put("/deployments/{model:model}")
     async def deploy(model: str, body: DeploymentBody) -> dict[str, Any]:

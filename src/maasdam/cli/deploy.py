@@ -92,6 +92,9 @@ def _text(rows: list[dict[str, Any]], service: dict[str, Any], builds: list[dict
     hint = f" ({service['hint']})" if service["hint"] else ""
     what = table((*heads, "in memory", "now"), cells) if rows else "Nothing is deployed; see: maasdam deploy"
     lines = [what, "", f"service {service['url']}: {service['state']}{hint}"]
+    if service.get("memory_budget_bytes"):
+        held = sum(copy.get("memory_bytes") or 0 for row in rows for copy in row["serving"] or ())
+        lines.append(f"models hold {held / 1e6:,.0f} MB of {service['memory_budget_bytes'] / 1e6:,.0f} (memory_budget)")
     lines += [f"build of {b['name']}: {b['state']}, {b['error'] or b['stage'] or 'begins'}" for b in builds]
     return "\n".join(lines)
 
@@ -104,7 +107,12 @@ def _memory(mode: str, idle: float | None) -> str:
 def _states(serving: list[dict[str, Any]] | None) -> str | None:
     if serving is None:
         return None
-    return ", ".join(f"{copy['version']} {copy['state']}" for copy in serving) or "not up"
+    return ", ".join(f"{copy['version']} {copy['state']}{_megabytes(copy)}" for copy in serving) or "not up"
+
+
+def _megabytes(copy: dict[str, Any]) -> str:
+    held = copy.get("memory_bytes")
+    return "" if held is None else f" {held / 1e6:,.0f} MB"
 
 
 def _share(text: str) -> tuple[int, float]:

@@ -94,6 +94,14 @@ def in_force(
     return device or str(merged.get("device") or "cpu"), merged | {"threads": count}
 
 
+def import_library(engine: str) -> None:
+    """Import what an engine computes with, where it can be imported by itself: opening a model does it anyway."""
+    for library in ENGINES[engine].libraries if engine in ENGINES else ():
+        if library in ("onnxruntime", "openvino"):
+            with suppress(ImportError):  # opening says it
+                importlib.import_module(library)
+
+
 def open_engine(
     artifact: Artifact, *, device: str | None = None, threads: int = 0, settings: Mapping[str, Any] | None = None
 ) -> Engine:

@@ -15,7 +15,7 @@ from maasdam.operations.fleet import Follow, Settle, standing, worst
 from maasdam.serving.router import ANSWERING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from maasdam.artifacts.catalog import Version
     from maasdam.core import Batching, Signature
@@ -39,6 +39,8 @@ class ServedVersion:
     signature: Signature | None
     """None while it loads, and for what generates."""
     batching: Batching | None
+    load_seconds: Mapping[str, float]
+    """What its last load took, by phase."""
 
     @property
     def name(self) -> str:
@@ -124,10 +126,11 @@ async def follow_everywhere(service: Service) -> None:
 
 async def deployment_rows(service: Service) -> list[dict[str, Any]]:
     """What should be served, and under "serving" what is."""
-    rows = []
+    rows, memory = [], await service.memory()
     for deployment in await asyncio.to_thread(service.catalog.deployments):
         serving = [
             {"version": one.version.version, "state": one.state, "reason": one.reason, "replicas": one.replicas}
+            | _weight(one, memory)
             | (one.batching.facts() if one.batching else {})
             for one in served_versions(service, deployment.model)
         ]
@@ -140,11 +143,12 @@ async def catalog_rows(service: Service) -> list[dict[str, Any]]:
     versions = await asyncio.to_thread(service.catalog.versions)
     tried = await asyncio.to_thread(_batching, service, [version.digest for version in versions])
     here = {one.name: one for one in served_versions(service)}
-    rows = []
+    rows, memory = [], await service.memory()
     for version in versions:
         one = here.get(f"{version.model}:{version.version}")
         row = {key: value for key, value in asdict(version).items() if key not in ("report", "passes")}
         row |= {"state": one.state if one else None, "reason": one.reason if one else None}
+        row |= _weight(one, memory) if one else {"memory_bytes": None, "load_seconds": None}
         rows.append(row | (one.batching if one and one.batching else tried[version.digest]).facts())
     return rows
 
@@ -167,11 +171,19 @@ def _deploy_or_wake(service: Service, name: str) -> None:
         service.catalog.deploy(name, **how)
 
 
+def _weight(one: ServedVersion, memory: Mapping[tuple[str, int], int]) -> dict[str, Any]:
+    """What it holds, where that is measured, and what its last load took by phase, where it was one of this worker's."""
+    return {
+        "memory_bytes": memory.get((one.version.model, one.version.version)),
+        "load_seconds": {phase: round(took, 4) for phase, took in one.load_seconds.items()} or None,
+    }
+
+
 def _of(service: Service, group: ReplicaSet) -> ServedVersion:
     own, version, facts = (str(group.state), group.reason, len(group.replicas)), group.version, group.facts
     others = service.fleet.others
     state, reason, replicas = worst(own, version.model, version.version, others) if others else own
-    return ServedVersion(version, state, reason, replicas, facts.signature, facts.batching)
+    return ServedVersion(version, state, reason, replicas, facts.signature, facts.batching, group.load_seconds)
 
 
 def _batching(service: Service, digests: Iterable[str]) -> dict[str, Batching]:

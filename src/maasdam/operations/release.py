@@ -162,7 +162,9 @@ def running(settings: Settings, key: str | None, seconds: float = 2.0) -> dict[s
     for url, secret in [*([(address.url, address.secret)] if address else []), (own, key)]:
         answer: dict[str, Any] = {"url": url, "state": "running", "serving": None, "hint": None}
         try:
-            return answer | {"serving": _serving_at(f"{url}/admin/deployments", secret, seconds)}
+            told = _told_at(f"{url}/admin/deployments", secret, seconds)
+            serving = {row["model"]: list(row["serving"]) for row in told["deployments"]}
+            return answer | {"serving": serving, "memory_budget_bytes": told.get("memory_budget_bytes")}
         except urllib.error.HTTPError as error:
             is_refused = error.code in (401, 403)
             if is_refused and address is not None and secret == address.secret:
@@ -173,11 +175,11 @@ def running(settings: Settings, key: str | None, seconds: float = 2.0) -> dict[s
     return {"url": own, "state": "not running", "serving": None, "hint": "start it with: maasdam serve"}
 
 
-def _serving_at(url: str, key: str | None, seconds: float) -> dict[str, list[dict[str, Any]]]:
+def _told_at(url: str, key: str | None, seconds: float) -> dict[str, Any]:
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=seconds) as reply:
-        answer = json.loads(reply.read())
-    return {row["model"]: list(row["serving"]) for row in answer["deployments"]}
+        answer: dict[str, Any] = json.loads(reply.read())
+    return answer
 
 
 def _ancestors(store: Store, digests: Iterable[str]) -> list[str]:

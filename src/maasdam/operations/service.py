@@ -109,6 +109,10 @@ class Service:
     """What is known here of the artifact of a digest; it blocks."""
     hosts: LocalKeeper | None
     """Of the engine hosts of this process; None where another process keeps them."""
+    keeper: Keeper
+    """Of the engine hosts of this service, wherever."""
+    budget_bytes: int | None
+    """What they may hold together; None is no limit."""
     builds: Callable[[], list[BuildState]]
     """Builds, running and done; like `catalog`, it blocks."""
     fleet: Fleet = field(default_factory=Alone)
@@ -171,7 +175,15 @@ class Service:
         for one in [*busy(self), *await self.fleet.tell(Count())]:
             in_flight, waiting = sums.get((one.model, one.version), (0, 0))
             sums[one.model, one.version] = in_flight + one.in_flight, waiting + one.waiting
-        return await asyncio.to_thread(self.metrics.text, sums)
+        return await asyncio.to_thread(self.metrics.text, sums, await self.memory(), self.budget_bytes)
+
+    async def memory(self) -> dict[tuple[str, int], int]:
+        """Bytes that each version's engine hosts hold, measured now; those in this process are not in it."""
+        sums: dict[tuple[str, int], int] = {}
+        for one in await self.keeper.readings():
+            key = one.work.model, one.work.version
+            sums[key] = sums.get(key, 0) + one.memory_bytes
+        return sums
 
     async def start(self) -> None:
         """Bring up what is deployed; returns before it is ready."""
@@ -223,17 +235,20 @@ def open_service(
     openers: dict[str, Any] = {"open_engine": open_engine, "open_processor": open_processor}
     here = Loader(store, settings, findings, meter=meter, attempts=attempts, **openers)
     hosts = open_keeper(workspace) if keeper is None else None
-    many = {"is_one_of_many": is_one_of_many, "has_budget": memory_budget(settings) is not None}
-    load = Placing(here, HostLoader(keeper or cast(Keeper, hosts), settings), attempts, **many)
+    keeper = keeper or cast(Keeper, hosts)
+    budget_bytes = memory_budget(settings)
+    many = {"is_one_of_many": is_one_of_many, "has_budget": budget_bytes is not None}
+    load = Placing(here, HostLoader(keeper, settings), attempts, **many)
     is_injected = open_engine is not None or open_processor is not None  # which no other process could be given
+    metrics = metrics or Metrics()
     router = Router(
         workspace.catalog,
         (lambda version, desired, may_push: here(version)) if is_injected else load,
         known=partial(_known, store, findings, settings.threads),
+        when_loaded=metrics.loaded,
         most_waiting=settings.queue_size,
         drain_seconds=settings.shutdown_grace_seconds,
     )
-    metrics = metrics or Metrics()
     outbox = Outbox(Journal(settings.home / JOURNALS), metrics, workspace.prices)
     presence = Presence(workspace.database, on_back=workspace.ledger.look_anew)
     inference = Inference(
@@ -257,6 +272,8 @@ def open_service(
         importer=Importer(workspace.ledger) if imports else None,
         batching=lambda digest: findings.told(store.get(digest), threads=settings.threads),
         hosts=hosts,
+        keeper=keeper,
+        budget_bytes=budget_bytes,
         builds=lambda: builds(workspace.catalog, store),
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
@@ -28,6 +27,7 @@ from maasdam.core import (
 from maasdam.engines import ENGINES
 from maasdam.errors import LimitExceeded, MaasdamError, NotReady, Unsupported
 from maasdam.serving.attempts import LoadAttempts
+from maasdam.serving.phases import Phases, told_seconds
 from maasdam.serving.replica import Replica, SequenceReplica, TensorReplica
 from maasdam.serving.share import Share, apart
 from maasdam.settings import Settings
@@ -121,20 +121,22 @@ class Loader:
             return await self._load(version, note)
 
     async def _load(self, version: Loadable, note: ExitStack) -> Replica:
-        began = time.perf_counter()
+        phases = Phases()
         given_up = threading.Event()
         try:
             async with asyncio.timeout(self._settings.load_seconds):
-                opening = apart("opening", self._open, version, note, given_up, around=self._meter.without_this_thread)
+                opening = apart("opening", self._open, version, note, given_up, phases, around=self._meter.without_this_thread)
                 engine, processor = await opening
                 opened: Engine | Replica = engine
                 try:
                     batching = UNTRIED
                     if isinstance(engine, TensorEngine):
                         trying = (self._batching, version, engine, processor)
-                        batching = await apart("trying", *trying, around=self._meter.without_this_thread)
+                        with phases.timed("try"):
+                            batching = await apart("trying", *trying, around=self._meter.without_this_thread)
                     opened = replica = self._replica(version, engine, processor, batching)
-                    await _warm(replica, processor.task if processor else None)
+                    with phases.timed("warm_up"):
+                        await _warm(replica, processor.task if processor else None)
                 except BaseException:
                     # not waited for: what warms up for ever would never end, and nobody else may wait for that
                     Share("closing", threads=1, idle_seconds=0.0).submit(opened.close)
@@ -148,13 +150,17 @@ class Loader:
             given_up.set()
         if replica.executions is not None:
             replica.executions.clear()
-        log.info("model %s:%d warmed up in %.2f s", version.model, version.version, time.perf_counter() - began)
+        replica.load_seconds = phases.told()
+        log.info("model %s:%d is up after %s", version.model, version.version, told_seconds(replica.load_seconds))
         return replica
 
-    def _open(self, version: Loadable, note: ExitStack, given_up: threading.Event) -> tuple[Engine, Processor | None]:
+    def _open(
+        self, version: Loadable, note: ExitStack, given_up: threading.Event, phases: Phases
+    ) -> tuple[Engine, Processor | None]:
         from maasdam import engines, tasks
 
-        artifact = self._store.intact(version.digest)
+        with phases.timed("read"):
+            artifact = self._store.intact(version.digest)
         with self._taking_turns(artifact):
             if not given_up.is_set():
                 note.enter_context(self._meter.spending())  # of threads of the engine's own; this one is left out
@@ -162,12 +168,17 @@ class Loader:
                     note.enter_context(self._attempts.noted(version.model, version.version))
                 if given_up.is_set():  # in this very moment: nobody else takes the note away
                     note.close()
-            engine = (self._open_engine or engines.open_engine)(artifact, threads=self._settings.threads)
+            with phases.timed("import"):
+                if self._open_engine is None:
+                    engines.import_library(artifact.engine)
+            with phases.timed("compile"):
+                engine = (self._open_engine or engines.open_engine)(artifact, threads=self._settings.threads)
             try:
                 processor: Processor | None = None
                 if artifact.task is not None:
                     opener = self._open_processor or tasks.open_processor
-                    processor = opener(artifact.task, artifact.path, artifact.signature, self._settings)
+                    with phases.timed("compile"):
+                        processor = opener(artifact.task, artifact.path, artifact.signature, self._settings)
                 if given_up.is_set():
                     raise NotReady("it opened too late: nobody waits for it any more")
             except BaseException:

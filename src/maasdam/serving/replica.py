@@ -97,6 +97,9 @@ class Replica(Protocol):
     when_gone: WhenGone | None
     """The router's; told in the event loop, once at most. What runs in this process never goes by itself."""
 
+    load_seconds: dict[str, float]
+    """What it took until it was up, by phase, see `phases`; {} where it was up already."""
+
     @property
     def memory_bytes(self) -> int | None:
         """What its process holds, as measured; None where that is this process, in which nobody can tell."""
@@ -152,6 +155,7 @@ class TensorReplica:
         self.facts = Facts(engine.signature, None, processor.task if processor else None, batching, labels or {})
         self.in_flight = 0
         self.when_gone: WhenGone | None = None
+        self.load_seconds: dict[str, float] = {}
         self._engine = engine
         self._processor = processor
         self._pool = pool
@@ -398,6 +402,7 @@ class SequenceReplica:
         self.facts = Facts(None, engine.context_length, processor.task)
         self.in_flight = 0
         self.when_gone: WhenGone | None = None
+        self.load_seconds: dict[str, float] = {}
         self._answering = 0
         self._max_tokens = max_tokens
         self._engine = engine

@@ -92,8 +92,8 @@ class ReplicaSet:
     """What is known of its replicas while it is asleep."""
     waiters: set[asyncio.Future[None]] = field(default_factory=set)
     """Those who wait until it is awake; each is told once."""
-    load_seconds: float | None = None
-    """What its last load took."""
+    load_seconds: dict[str, float] = field(default_factory=dict)
+    """What its last load took, by phase."""
     task: asyncio.Task[None] | None = None
 
     @property
@@ -175,17 +175,20 @@ class Router:
         load: Load,
         *,
         known: Callable[[Version], Facts] = lambda version: UNKNOWN_FACTS,
+        when_loaded: Callable[[str, Mapping[str, float]], None] = lambda how, seconds: None,
         most_waiting: int = 256,
         drain_seconds: float = 10.0,
         poll_seconds: float = POLL_SECONDS,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        """`known` tells of a version that is not loaded, blocking; `most_waiting` may wait for one load; `draw` gives 0-1 for
-        traffic shares."""
+        """`known` tells of a version that is not loaded, blocking; `when_loaded` hears of each load, "start" or "wake", and
+        its seconds by phase; `most_waiting` may wait for one load; `draw` gives 0-1 for traffic shares.
+        """
         self._catalog = catalog
         self._load = load
         self._drain_seconds = drain_seconds
         self._known = known
+        self._when_loaded = when_loaded
         self._facts: dict[str, Facts] = {}
         self._most_waiting = most_waiting
         self._poll_seconds = poll_seconds
@@ -318,7 +321,7 @@ class Router:
             return
         if len(group.waiters) >= self._most_waiting:
             error = Overloaded(f"{len(group.waiters)} requests already wait until model '{group.name}' is loaded")
-            error.retry_after_seconds = max(1.0, group.load_seconds or 0.0)
+            error.retry_after_seconds = max(1.0, sum(group.load_seconds.values()))
             raise error
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         group.waiters.add(waiter)
@@ -466,14 +469,15 @@ class Router:
             while len(group.replicas) < group.due and not group.is_unwanted:
                 target = group.target
                 await asyncio.sleep(group.crashes.pause)
-                began = time.monotonic()
                 try:
-                    may_push = group.state == "waking" or group.desired.mode == "pin"
-                    replica = await self._load(group.version, group.desired, may_push)
+                    is_waking = group.state == "waking"
+                    replica = await self._load(group.version, group.desired, is_waking or group.desired.mode == "pin")
                 except Crashed as error:
                     self._crashed(group, str(error))
                     continue
-                group.load_seconds = time.monotonic() - began
+                if replica.load_seconds:
+                    group.load_seconds = replica.load_seconds
+                    self._when_loaded("wake" if is_waking else "start", replica.load_seconds)
                 if group.is_unwanted or len(group.replicas) >= group.desired.replicas:  # since it began to load
                     self._spawn(self._retire([replica]))
                     return

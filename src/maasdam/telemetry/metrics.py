@@ -75,6 +75,13 @@ class Metrics:
         self._audio = Counter("maasdam_audio_seconds_total", "Seconds of audio heard", BY, registry=made)
         self._compute = Counter("maasdam_compute_seconds_total", "CPU-seconds of engines", BY, registry=made)
         self._joules = Counter("maasdam_joules_total", "Joules of engines, where they are known", BY, registry=made)
+        self._loads = Histogram(
+            "maasdam_model_load_seconds",
+            "Loads of models, at the start or to wake one, by phase; `all` is the whole",
+            ("how", "phase"),
+            buckets=SECONDS,
+            registry=made,
+        )
         self._of = lru_cache(maxsize=4096)(lambda counter, *labels: counter.labels(*labels))
         """A counter's child, which costs more to look up than to count with."""
         self._sums: tuple[tuple[Counter, Callable[[Measured], float | None], tuple[str, ...]], ...] = (
@@ -123,6 +130,11 @@ class Metrics:
         """The first piece of a streamed answer left after `seconds`."""
         self._first.labels(*_labels(receipt)).observe(seconds)
 
+    def loaded(self, how: str, seconds: Mapping[str, float]) -> None:
+        """A model was loaded, by phase."""
+        for phase, took in {**seconds, "all": sum(seconds.values())}.items():
+            self._loads.labels(how, phase).observe(took)
+
     def asked(self) -> dict[tuple[str, str], dict[str, tuple[int, float]]]:
         """Requests and their seconds by (model, version), then by HTTP status."""
         found: dict[tuple[str, str], dict[str, tuple[int, float]]] = {}
@@ -135,19 +147,24 @@ class Metrics:
                 by[sample.labels["status"]] = count, seconds + sample.value
         return found
 
-    def text(self, busy: Busyness | None = None) -> bytes:
-        """The exposition, as /metrics answers; `busy` is how busy each version is now."""
+    def text(
+        self, busy: Busyness | None = None, memory: Mapping[tuple[str, int], int] | None = None, budget: int | None = None
+    ) -> bytes:
+        """The exposition, as /metrics answers; `busy` is how busy each version is now, `memory` the bytes that those hold
+        which have processes of their own, `budget` what they may hold together."""
         shown = CollectorRegistry()
         shown.register(self._source)
-        shown.register(_Now(busy or {}))
+        shown.register(_Now(busy or {}, memory or {}, budget))
         return generate_latest(shown)
 
 
 class _Now(Collector):
     """What is neither counted nor kept."""
 
-    def __init__(self, busy: Busyness) -> None:
+    def __init__(self, busy: Busyness, memory: Mapping[tuple[str, int], int], budget: int | None) -> None:
         self._busy = busy
+        self._memory = memory
+        self._budget = budget
 
     def collect(self) -> Iterator[Metric]:
         """See `Collector`."""
@@ -156,7 +173,12 @@ class _Now(Collector):
         for (model, version), (answering, waiting) in self._busy.items():
             in_flight.add_metric((model, str(version)), answering)
             queued.add_metric((model, str(version)), waiting)
-        yield from (in_flight, queued)
+        held = GaugeMetricFamily("maasdam_model_memory_bytes", "Memory of the processes of a model, measured", labels=BY[:2])
+        for (model, version), size in self._memory.items():
+            held.add_metric((model, str(version)), size)
+        yield from (in_flight, queued, held)
+        if self._budget is not None:
+            yield GaugeMetricFamily("maasdam_memory_budget_bytes", "What models may hold together", self._budget)
 
 
 def count_in(folder: Path, name: str) -> None:

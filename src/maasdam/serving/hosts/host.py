@@ -124,7 +124,8 @@ class _Host:
             return
         self._used = time.monotonic()
         self._watch.measure()
-        self._greet(wire.Ready(self._replica.facts, self._replica.executions is not None))
+        counts = self._replica.executions is not None
+        self._greet(wire.Ready(self._replica.facts, counts, self._replica.load_seconds))
         self._keeper.send(self._status(0.0))
 
     def _greet(self, greeting: wire.Ready | wire.Unable) -> None:

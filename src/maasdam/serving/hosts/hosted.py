@@ -52,6 +52,7 @@ class HostReplica:
         self._gone: Gone | None = None
         self.waiting = 0
         self.memory_bytes: int | None = None
+        self.load_seconds: dict[str, float] = {}
         self.host_id = address.id
         self._name = name
         self._keeper = keeper
@@ -178,8 +179,8 @@ class HostReplica:
                     self._executions.join(message.executions())
             case wire.Holds(held):
                 self.memory_bytes = held
-            case wire.Ready(facts, counts) if not self._ready.done():
-                self.facts = facts
+            case wire.Ready(facts, counts, seconds) if not self._ready.done():
+                self.facts, self.load_seconds = facts, seconds
                 self._checked = facts.signature
                 self._executions = Executions() if counts else None
                 self._ready.set_result(None)

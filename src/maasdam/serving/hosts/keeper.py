@@ -30,6 +30,10 @@ class HostAddress(Struct, frozen=True):
     path: str
     """Of a Unix socket (SOCK_SEQPACKET) in a folder that is its user's alone."""
     pid: int
+    is_new: bool = True
+    """Whether it was started for whoever asked."""
+    room_seconds: float = 0.0
+    """That it took until there was room."""
 
 
 class HostEnd(Struct, frozen=True):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from typing import TYPE_CHECKING
 
 from maasdam.errors import Crashed, LimitExceeded
 from maasdam.serving.hosts.hosted import HostReplica
 from maasdam.serving.hosts.keeper import HostWork, Keeper
+from maasdam.serving.phases import Phases, told_seconds
 from maasdam.settings import Settings
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class HostLoader:
 
         Raises what loading raises there, Crashed, LimitExceeded, NoRoom.
         """
-        began = time.perf_counter()
+        phases = Phases()
         work = HostWork(version.model, version.version, version.digest, version.engine)
         held = self._held.setdefault(work.name, set())
         address = await self._keeper.acquire(work, held, may_push)
@@ -56,5 +56,10 @@ class HostLoader:
                 sentence = f"model {work.name} did not load and answer once within {settings.load_seconds:,.0f} s"
                 raise LimitExceeded(f"{sentence} (setting load_seconds)") from None
             raise
-        log.info("model %s is up in process %d after %.2f s", work.name, address.pid, time.perf_counter() - began)
+        if address.is_new:
+            phases.seconds = {**replica.load_seconds, "room": address.room_seconds}
+            replica.load_seconds = phases.told("fork")
+        else:
+            replica.load_seconds = {}
+        log.info("model %s is up in process %d after %s", work.name, address.pid, told_seconds(phases.told("fork")))
         return replica

@@ -169,12 +169,15 @@ class LocalKeeper:
     async def acquire(self, work: HostWork, held: Collection[str], may_push: bool = True, holder: str = "") -> HostAddress:
         """See `Keeper`. `holder`: who asks, where there are several; `forget` releases what it holds."""
         kept = self._fit(work, held)
+        is_new, waited = False, 0.0
         if kept is None:
+            began = time.monotonic()
             async with self._turns.setdefault(work.name, asyncio.Lock()):  # two who ask for the same must not both make room
                 kept = self._fit(work, held)
                 if kept is None:
                     async with self.household.admitted(work.name, work.digest, may_push) as size:
                         kept = self._begin(work, size)
+                        is_new, waited = True, time.monotonic() - began
         kept.holders.append(holder)
         assert kept.started is not None
         try:
@@ -182,7 +185,7 @@ class LocalKeeper:
         except BaseException:
             await self.release(kept.id, holder)
             raise
-        return HostAddress(kept.id, str(kept.path), process.pid)
+        return HostAddress(kept.id, str(kept.path), process.pid, is_new, waited)
 
     def _fit(self, work: HostWork, held: Collection[str]) -> _Kept | None:
         fit = (one for one in self._hosts.values() if one.work == work and one.id not in held and not one.is_leaving)

@@ -181,6 +181,8 @@ class Ready(Struct, array_like=True, tag="ready"):
     facts: Facts
     counts: bool
     """Whether it tells of executions."""
+    seconds: dict[Text, Amount] = {}
+    """What loading took, by phase."""
 
 
 class Unable(Struct, array_like=True, tag="unable"):
