@@ -169,6 +169,27 @@ def test_a_note_that_a_living_process_holds_is_no_crash_and_one_that_was_left_is
     assert not mine.were_fatal("acme/photos", 3) and list(folder.iterdir()) == []
 
 
+async def test_two_processes_load_a_version_in_turns_and_one_that_dies_leaves_its_turn(tmp_path: Path) -> None:
+    folder = tmp_path / "loading"
+    code = DIES_LOADING.replace("noted(", "turn(").replace("with Load", "async def main():\n  async with Load")
+    code += "import asyncio; asyncio.run(main())"
+    seen = []
+
+    async def second() -> None:
+        async with LoadAttempts(folder).turn("acme/photos", 3):
+            seen.append("second")
+
+    async with LoadAttempts(folder).turn("acme/photos", 3), LoadAttempts(folder).turn("acme/photos", 4):
+        waiting = asyncio.create_task(second())
+        await asyncio.sleep(0.05)
+        assert seen == []
+    await waiting
+    assert seen == ["second"]
+    died = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code, str(folder)], capture_output=True, timeout=60)
+    assert died.returncode == -9, died.stderr
+    await second()
+
+
 class Counting(FakeEngine):
     """Counts its runs, and gives a row of a million numbers for each of its input."""
 

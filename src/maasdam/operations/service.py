@@ -237,8 +237,14 @@ def open_service(
     hosts = open_keeper(workspace) if keeper is None else None
     keeper = keeper or cast(Keeper, hosts)
     budget_bytes = memory_budget(settings)
-    many = {"is_one_of_many": is_one_of_many, "has_budget": budget_bytes is not None}
-    load = Placing(here, HostLoader(keeper, settings), attempts, **many)
+    load = Placing(
+        here,
+        HostLoader(keeper, settings),
+        attempts,
+        is_one_of_many=is_one_of_many,
+        has_budget=budget_bytes is not None,
+        has_loaded=lambda version: findings.get(store.get(version.digest), threads=settings.threads) is not None,
+    )
     is_injected = open_engine is not None or open_processor is not None  # which no other process could be given
     metrics = metrics or Metrics()
     router = Router(

@@ -8,16 +8,20 @@ of its own from then on, until it has loaded there.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from glob import escape
 from pathlib import Path
 from urllib.parse import quote
 
 from maasdam.artifacts.store import sync
+
+LOOK_SECONDS = 0.02
+"""How often is looked whether it is one's turn."""
 
 
 class LoadAttempts:
@@ -51,6 +55,20 @@ class LoadAttempts:
             path.unlink(missing_ok=True)
             os.close(handle)
 
+    @asynccontextmanager
+    async def turn(self, model: str, version: int) -> AsyncIterator[None]:
+        """Nobody else is inside such a `with` of this version; who dies there leaves it."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        path = self._folder / f"{_name(model, version)}.turn"
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            while not _is_locked(handle):  # noqa: ASYNC110  another process lets go of it, and tells nobody
+                await asyncio.sleep(LOOK_SECONDS)
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            os.close(handle)
+
     def _left(self, model: str, version: int) -> list[Path]:
         """The notes of this version that nobody holds."""
         name = _name(model, version)
@@ -68,9 +86,15 @@ def _is_left(path: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # whoever loads it lives; or a file system without locks
-        return False
+        return _is_locked(handle)
     finally:
         os.close(handle)
+
+
+def _is_locked(handle: int) -> bool:
+    """Whether it was free, and is this process's now. It never is on a file system without locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -29,8 +30,13 @@ class Placing:
         *,
         is_one_of_many: bool = False,
         has_budget: bool = False,
+        has_loaded: Callable[[Version], bool] = lambda version: False,
     ) -> None:
-        """`is_one_of_many`: other workers serve the same; `has_budget`: memory is measured, which takes processes."""
+        """`is_one_of_many`: other workers serve the same; `has_budget`: memory is measured, which takes processes.
+
+        `has_loaded`: whether a version was loaded on this machine before; it may block.
+        """
+        self._has_loaded = has_loaded
         self._here = here
         self._in_host = in_host
         self._attempts = attempts
@@ -40,7 +46,11 @@ class Placing:
     async def __call__(self, version: Version, desired: Desired, may_push: bool) -> Replica:
         """A warm replica. Raises what loading it raises."""
         if not self._is_apart(version, desired):
-            return await self._here(version)
+            if not self._shares or await asyncio.to_thread(self._has_loaded, version):
+                return await self._here(version)
+            async with self._attempts.turn(version.model, version.version):  # or all workers could die of it at once
+                if not self._attempts.were_fatal(version.model, version.version):
+                    return await self._here(version)
         replica = await self._in_host(version, may_push)
         self._attempts.forgive(version.model, version.version)
         return replica
