@@ -57,7 +57,7 @@ async def _measure(workspace: Workspace, version: Any, seconds: float) -> None:
     keeper = LocalKeeper(chosen, None)
     here = await Loader(Store(chosen.home / "artifacts"), chosen, Findings(chosen.home), meter=meter)(version)
     hosted = await HostLoader(keeper, chosen)(version)
-    (host,) = [reading.pid for reading in keeper.readings()]
+    (host,) = [reading.pid for reading in await keeper.readings()]
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
     print("bytes     depth   here us   with a host us (parent + host)   hop us   requests/s")
     for name, rows in SIZES.items():

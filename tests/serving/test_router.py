@@ -67,7 +67,13 @@ class FakeCatalog:
         )
 
     def deploy(
-        self, model: str, version: int | None = None, replicas: int = 1, traffic: Any = None, mode: str = "always"
+        self,
+        model: str,
+        version: int | None = None,
+        replicas: int = 1,
+        traffic: Any = None,
+        mode: str = "always",
+        isolate: bool = False,
     ) -> None:
         self.number += 1
         at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.number)
@@ -78,7 +84,7 @@ class FakeCatalog:
             traffic=traffic,
             shadow=None,
             updated_at=at,
-            isolate=False,
+            isolate=isolate,
             mode=mode,
             idle_seconds=None,
         )
@@ -417,3 +423,21 @@ async def test_what_crashes_while_it_loads_is_tried_three_times(monkeypatch: pyt
         await until(lambda: router.find("a").state == "failed")
         assert len(tried) == 3
         assert "the last time so: the work crashed with SIGSEGV" in str(router.find("a").reason)
+
+
+async def test_what_is_isolated_from_now_on_answers_until_another_has_taken_its_place() -> None:
+    catalog, loads = FakeCatalog({}, {"a": 1}), Loads()
+    catalog.deploy("a", replicas=2)
+    async with routing(catalog, loads) as router:
+        await until(lambda: len(router.find("a").replicas) == 2)
+        before = list(router.find("a").replicas)
+        loads.held["a:1"] = asyncio.Event()
+        catalog.deploy("a", replicas=2, isolate=True)
+        await until(lambda: len(loads.tried) == 3)
+        assert router.find("a").replicas == before and router.find("a").state == "ready"
+        loads.held["a:1"].set()
+        await until(lambda: all(spy.is_closed for spy in loads.spies["a:1"][:2]))
+        assert router.find("a").replicas == loads.spies["a:1"][2:] and len(loads.tried) == 4
+        catalog.deploy("a", replicas=1, isolate=True)
+        await until(lambda: len(router.find("a").replicas) == 1)
+        assert len(loads.tried) == 4

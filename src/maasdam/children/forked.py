@@ -65,6 +65,7 @@ class Forked:
         writer.close()
         assert self._process.pid is not None
         self.pid = self._process.pid
+        self._status: int | None = None
         _living.add(self)
         self._repeating = threading.Thread(target=_repeat, args=(reader,), name="child-stderr", daemon=True)
         self._repeating.start()
@@ -72,7 +73,7 @@ class Forked:
     @property
     def is_alive(self) -> bool:
         """Whether it has not ended."""
-        return self._process.is_alive()
+        return self._status is None and self._process.is_alive()
 
     @property
     def sentinel(self) -> int:
@@ -86,9 +87,9 @@ class Forked:
 
     def kill(self) -> None:
         """End it and all that it started, whatever it does."""
-        if self._process.is_alive():
+        if self.is_alive:
             self.strike()
-        self._process.join(5)
+        self._joined()
         self._repeating.join(1)  # its last words
 
     def strike(self) -> None:
@@ -97,10 +98,18 @@ class Forked:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 kill(self.pid, signal.SIGKILL)
 
+    def _joined(self) -> int | None:
+        """Its status, once it has one; its descriptors are closed then."""
+        if self._status is None:
+            self._process.join(5)
+            self._status = self._process.exitcode
+            if self._status is not None:
+                self._process.close()
+        return self._status
+
     def end(self) -> str:
         """How it ended, in words; waits a moment for it to."""
-        self._process.join(5)
-        code = self._process.exitcode
+        code = self._joined()
         if code is None or code >= 0:
             return f"ended by itself with status {code}"
         if -code == signal.SIGKILL:

@@ -57,10 +57,9 @@ class Placing:
 
     def _is_apart(self, version: Version, desired: Desired) -> bool:
         is_unverified = version.passed is None or version.imported == UNVERIFIED
-        comes_and_goes = desired.mode == "on-demand" or desired.idle_seconds is not None or self._has_budget
         return (
-            desired.isolate
-            or comes_and_goes
+            desired.is_apart
+            or self._has_budget
             or is_unverified
             or (self._shares and version.task in SHARED_TASKS)
             or self._attempts.were_fatal(version.model, version.version)

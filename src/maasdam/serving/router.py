@@ -84,6 +84,8 @@ class ReplicaSet:
     """What failed to load last: the same is not tried again."""
     replicas: list[Replica] = field(default_factory=list)
     crashes: Crashes = field(default_factory=Crashes)
+    outdated: list[Replica] = field(default_factory=list)
+    """Those of them that run elsewhere than is wished now: each goes once another has taken its place."""
     napping: int = 0
     """Of the replicas that are asked for, those that left on their own: they come back once there is work for them."""
     nap_until: float = 0.0
@@ -105,6 +107,11 @@ class ReplicaSet:
     def is_unwanted(self) -> bool:
         """Whether it is on its way out."""
         return self.state == "stopping"
+
+    @property
+    def lacks(self) -> bool:
+        """Whether another replica is to be loaded."""
+        return len(self.replicas) - len(self.outdated) < self.due
 
     @property
     def due(self) -> int:
@@ -160,6 +167,11 @@ class Desired:
     """When its replicas are in memory, see `Deployment`."""
     idle_seconds: float | None = None
     """After so long without a request they leave."""
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether its replicas must have processes of their own: memory comes back whole only with a process."""
+        return self.isolate or self.mode == "on-demand" or self.idle_seconds is not None
 
 
 Load = Callable[["Version", Desired, bool], Awaitable[Replica]]
@@ -384,6 +396,8 @@ class Router:
                 if group is not None:
                     if group.target != target:
                         group.crashes = Crashes()
+                    if group.desired.is_apart != want.is_apart:
+                        group.outdated = list(group.replicas)
                         self._get_up(group, want)
                     group.version, group.target, group.desired = version, target, want
                 if group is None or (group.state == "failed" and group.failed != target):
@@ -457,16 +471,18 @@ class Router:
 
     def _tend(self, group: ReplicaSet) -> None:
         """Have as many replicas as wanted, unless just that has failed."""
-        while len(group.replicas) > group.desired.replicas:
+        while len(group.replicas) - len(group.outdated) > group.desired.replicas:
             self._retire_one(group, group.replicas[-1])
+        for replica in group.outdated[group.desired.replicas :]:
+            self._retire_one(group, replica)
         may_load = group.task is None and group.failed != group.target and not self._is_stopping
-        if may_load and group.state != "asleep" and len(group.replicas) < group.due:
+        if may_load and group.state != "asleep" and group.lacks:
             group.task = asyncio.create_task(self._bring_up(group))
 
     async def _bring_up(self, group: ReplicaSet) -> None:
         target = group.target
         try:
-            while len(group.replicas) < group.due and not group.is_unwanted:
+            while group.lacks and not group.is_unwanted:
                 target = group.target
                 await asyncio.sleep(group.crashes.pause)
                 try:
@@ -478,10 +494,12 @@ class Router:
                 if replica.load_seconds:
                     group.load_seconds = replica.load_seconds
                     self._when_loaded("wake" if is_waking else "start", replica.load_seconds)
-                if group.is_unwanted or len(group.replicas) >= group.desired.replicas:  # since it began to load
+                if group.is_unwanted or not group.lacks:  # since it began to load
                     self._spawn(self._retire([replica]))
                     return
                 group.replicas.append(replica)
+                if group.outdated:
+                    self._retire_one(group, group.outdated[0])
                 replica.when_gone = partial(self._gone, group, replica)
                 if group.state != "ready":
                     log.info("model %s is ready", group.name)
@@ -546,6 +564,8 @@ class Router:
 
     def _retire_one(self, group: ReplicaSet, replica: Replica, is_patient: bool = False) -> None:
         group.replicas.remove(replica)
+        if replica in group.outdated:
+            group.outdated.remove(replica)
         replica.when_gone = None
         self._spawn(self._retire([replica], is_patient))
 

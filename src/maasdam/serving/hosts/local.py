@@ -47,7 +47,12 @@ WAITING = 128
 """Services that wait to be let in."""
 ANSWER_SECONDS = 1.0
 """A host that does not say so soon how it is, is at work."""
-ENGINE_LIBRARIES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "pytorch": "torch"}
+ENGINE_LIBRARIES = {
+    "onnxruntime": ["onnxruntime"],
+    "openvino": ["openvino"],
+    "pytorch": ["torch"],
+    "transformers": ["torch", "transformers"],
+}
 """What takes long to import of engines that open fast. Others import for themselves what takes them far longer to open."""
 
 
@@ -317,7 +322,7 @@ class LocalKeeper:
     def _fork(self, listener: socket.socket, to_keeper: socket.socket, work: HostWork) -> Forked:
         from maasdam.serving.hosts.host import host
 
-        libraries = ["maasdam.serving.hosts.host", *filter(None, [ENGINE_LIBRARIES.get(work.engine)])]
+        libraries = ["maasdam.serving.hosts.host", *ENGINE_LIBRARIES.get(work.engine, ())]
         given = (listener, to_keeper, work, self._settings, self._memory_bytes)
         name = f"maasdam-host {work.name}"
         return Forked(host, given, name=name, memory_bytes=self._memory_bytes, outlives=True, libraries=libraries)
