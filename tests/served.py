@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO
 
@@ -21,13 +22,14 @@ from maasdam import settings
 from maasdam.accounts.journal import Journal
 from maasdam.accounts.outbox import Outbox
 from maasdam.core import Entry, Signature, TensorSpec
+from maasdam.operations.address import Address, asked
 from maasdam.operations.workspace import JOURNALS, Workspace
 from maasdam.telemetry.metrics import Metrics
 from tests.waiting import wait_until
 
 MLP = Signature((TensorSpec("x", "float32", (None, 8)),), (TensorSpec("y", "float32", (None, 4)),))
 WORKER = re.compile(r'"worker \d+ is process (\d+)"')
-ADDRESS = re.compile(r"listens on (http://\S+?),")
+ADDRESS = re.compile(r"listens on ((?:https?://|unix:)\S+?),")
 
 
 def open_home(home: Path) -> Workspace:
@@ -110,13 +112,13 @@ class Process:
         return self.process.wait(seconds)
 
 
-def start(home: Path, key: str, *flags: str, seconds: float = 60, until_ready: bool = True) -> Process:
-    """Start the service on a free port and wait until every model is up or has failed."""
+def start(home: Path, key: str, *flags: str, seconds: float = 60, until_ready: bool = True, trusts: str = "") -> Process:
+    """Start the service on a free port and wait until every model is up or has failed; `trusts` is its certificate."""
     log = home / "serve.log"
     errors: IO[str]
     with log.open("a") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "maasdam", "serve", "--port", "0", *flags],
+            [sys.executable, "-m", "maasdam", "serve", *([] if "--uds" in flags else ["--port", "0"]), *flags],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
@@ -130,7 +132,7 @@ def start(home: Path, key: str, *flags: str, seconds: float = 60, until_ready: b
         raise AssertionError(f"no address in {line!r}; the log: {log.read_text()[-2000:]}")
     running = Process(found[1], key, process, log)
     try:
-        wait_until(lambda: not until_ready or process.poll() is not None or _is_ready(running.url), seconds)
+        wait_until(lambda: not until_ready or process.poll() is not None or _is_ready(running.url, trusts), seconds)
         assert process.poll() is None
     except AssertionError:
         process.kill()
@@ -138,10 +140,10 @@ def start(home: Path, key: str, *flags: str, seconds: float = 60, until_ready: b
     return running
 
 
-def _is_ready(url: str) -> bool:
+def _is_ready(url: str, trusts: str) -> bool:
     try:
-        return httpx.get(f"{url}/v2/health/ready").status_code == 200
-    except httpx.TransportError:
+        return asked(Address(url, 0, "", trusts), "/v2/health/ready", None, 5.0)[0] == 200
+    except (OSError, HTTPException):
         return False
 
 

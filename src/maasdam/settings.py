@@ -36,6 +36,16 @@ class Settings:
     workers: int = 1
     """Processes that answer, each with every deployed model. From two on there is one more, which answers nothing: it starts
     them, and starts them again."""
+    uds: str = ""
+    """Path of a Unix socket for HTTP, instead of `host` and `port`; gRPC is at the same path with .grpc behind it, unless
+    `grpc_port` is 0. Empty is none."""
+    uds_mode: str = "0600"
+    """Permissions of those sockets, in octal: who may write to one may connect."""
+    tls_cert: str = ""
+    """File of the certificate, in PEM with those that lead to its root behind it: HTTP and gRPC over TCP then speak TLS. It is
+    read again when it changes. Empty is none."""
+    tls_key: str = ""
+    """File of the certificate's private key, in PEM and unencrypted."""
     threads: int = 0
     """Engine threads per replica; 0 is every core this process may use."""
     max_body_bytes: int = 64 * 1024 * 1024

@@ -7,14 +7,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from tests.served import open_home, serving
 from tests.waiting import wait_until
 
-from maasdam.cli.serve import _grpc_listener, is_loopback
+from maasdam.api.listening import grpc_socket, is_loopback
 from maasdam.errors import InvalidInput
 from maasdam.settings import Settings
 
@@ -61,17 +60,18 @@ def test_a_grpc_port_in_use_is_one_clear_sentence(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_where_another_has_the_grpc_port_that_nobody_chose_there_is_http(tmp_path: Path, capsys: Any) -> None:
+def test_where_another_has_the_grpc_port_that_nobody_chose_there_is_http(tmp_path: Path) -> None:
+    told: list[str] = []
     resolved = Settings(host="127.0.0.1")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         there = Settings(grpc_port=taken.getsockname()[1])
         with pytest.raises(InvalidInput, match="another --grpc-port"):
-            _grpc_listener(there, is_asked=False)
-    assert _grpc_listener(Settings(grpc_port=0), is_asked=False) is None
-    one = _grpc_listener(resolved, is_asked=False)
-    assert _grpc_listener(resolved, is_asked=False) is None and "No gRPC" in capsys.readouterr().err
+            grpc_socket(there, False, told.append)
+    assert grpc_socket(Settings(grpc_port=0), False, told.append) is None
+    one = grpc_socket(resolved, False, told.append)
+    assert grpc_socket(resolved, False, told.append) is None and "No gRPC" in told[-1]
     if one is not None:
         one.close()
 

@@ -14,7 +14,7 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from types import FrameType
@@ -35,14 +35,17 @@ from maasdam.api.docs_page import page, welcome
 from maasdam.api.entrance import REQUEST_ID, Entrance
 from maasdam.api.errors import REFUSED
 from maasdam.api.fields import only_known
+from maasdam.api.listening import Doors, accepting
 from maasdam.api.oip_at_once import AtOnce
 from maasdam.api.oip_infer import InferRoute
 from maasdam.api.openapi import document
 from maasdam.api.routing import methods_of
+from maasdam.api.tls import HANDSHAKE_SECONDS, TlsPair
 from maasdam.errors import InvalidField, InvalidInput, MaasdamError, MethodNotAllowed, NotFound, Overloaded, WrongContentType
 from maasdam.operations.deployments import served_versions
 from maasdam.operations.leaving import Leaving
 from maasdam.operations.service import Service
+from maasdam.operations.systemd import Notifier
 from maasdam.settings import Settings
 
 if TYPE_CHECKING:
@@ -121,15 +124,14 @@ def body_limits(settings: Settings) -> BodyLimits:
 def serve(
     service: Service,
     has_keys: bool,
-    listeners: Sequence[socket.socket],
+    doors: Doors,
     on_ready: Callable[[], None],
-    grpc_listener: socket.socket | None = None,
     lead: Leads | None = None,
+    notifier: Notifier | None = None,
 ) -> None:
     """Run until SIGTERM or SIGINT, then drain. `on_ready` is called once all models are up or have failed.
 
-    `listeners` listen already, for HTTP; gRPC has one of its own; None: there is none. `lead`: who leads this worker, where
-    there are several.
+    `lead`: who leads this worker, where there are several. `notifier` tells systemd.
 
     The process ends within the grace whatever hangs, and at once on a second signal: then this does not return.
     """
@@ -150,13 +152,14 @@ def serve(
     )
     _allow_many_connections()
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its start and stop are told by the command
+    certificate = TlsPair.of(service.settings)
     open_grpc = None
-    if grpc_listener is not None:
+    if doors.grpc is not None:
         from maasdam.api.oip_grpc import GrpcDoor  # it costs who does without it 10 MB
 
         limits = body_limits(service.settings)
-        open_grpc = partial(GrpcDoor, service, gate_of(service, has_keys), limits, grpc_listener)
-    _Server(config, service, leaving, on_ready, open_grpc, lead).run(sockets=list(listeners))
+        open_grpc = partial(GrpcDoor, service, gate_of(service, has_keys), limits, doors.grpc, certificate, doors.passes_on)
+    _Server(config, service, leaving, on_ready, open_grpc, lead, certificate, notifier).run(sockets=list(doors.http))
 
 
 class Led(Protocol):
@@ -213,8 +216,12 @@ class _Server(uvicorn.Server):
         on_ready: Callable[[], None],
         open_grpc: Callable[[], GrpcDoor] | None = None,
         lead: Leads | None = None,
+        certificate: TlsPair | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
         super().__init__(config)
+        self._certificate = certificate
+        self._notifier = notifier or Notifier()
         self._lead = lead
         self._open_grpc = open_grpc
         self._grpc: GrpcDoor | None = None
@@ -251,6 +258,8 @@ class _Server(uvicorn.Server):
             return
         for one in sockets or ():
             await self.listen(one)
+        if self._certificate is not None:
+            self._following = asyncio.create_task(self._certificate.follow())
         if self._open_grpc is not None:
             self._grpc = self._open_grpc()
             await self._grpc.start()
@@ -261,9 +270,11 @@ class _Server(uvicorn.Server):
         """Take connections from this listener too."""
         kind: Any = self.config.http_protocol_class
         made = partial(kind, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(made, sock=listener, ssl=self.config.ssl, backlog=self.config.backlog)
-        self.servers.append(server)
+        secure: dict[str, Any] = {}
+        if self._certificate is not None and listener.family != socket.AF_UNIX:
+            secure = {"ssl": self._certificate.context, "ssl_handshake_timeout": HANDSHAKE_SECONDS}
+        server = await accepting(made, listener, **secure)
+        self.servers.append(server)  # type: ignore[arg-type]  # it is one of the loop's
         return server
 
     def unlisten(self, server: asyncio.AbstractServer) -> None:
@@ -277,6 +288,9 @@ class _Server(uvicorn.Server):
             _leave_alone_what_stays()
             self._on_ready()
             self._on_ready = None
+            ready = sum(one.is_answering for one in served_versions(self._service))
+            self._notifier.ready(f"{ready} models answer")
+        self._notifier.alive()
         if self._lead is not None:
             self._lead.tick()
         return await super().on_tick(counter)
@@ -284,6 +298,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Say not ready, then drain."""
         self._service.is_draining = True
+        self._notifier.stopping()
         if self._lead is not None:
             self._lead.leaving()
         if self._grpc is not None:

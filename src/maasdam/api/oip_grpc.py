@@ -9,10 +9,13 @@ Knows grpc.aio's server: its options, start and end, health and reflection. Refu
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import tempfile
 import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import grpc
@@ -22,9 +25,12 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from maasdam.api import oip_proto
 from maasdam.api.access import Gate
 from maasdam.api.body import BodyLimits
+from maasdam.api.listening import accepting, address_of
 from maasdam.api.oip_grpc_call import SMALL_BYTES, Calls, Rpc
 from maasdam.api.oip_grpc_methods import NOT_HERE, methods
 from maasdam.api.oip_grpc_stream import StreamRpc
+from maasdam.api.relay import Relay
+from maasdam.api.tls import HANDSHAKE_SECONDS, TlsPair
 from maasdam.errors import Unsupported
 from maasdam.operations.service import Service
 
@@ -42,9 +48,23 @@ FLUSH_SECONDS = 0.25
 class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no types
     """One gRPC server. Make it within the event loop it is to run in."""
 
-    def __init__(self, service: Service, gate: Gate, limits: BodyLimits, listener: socket.socket) -> None:
-        """`listener` has the address, and keeps it until `start`: gRPC takes no socket of somebody else's making."""
+    def __init__(
+        self,
+        service: Service,
+        gate: Gate,
+        limits: BodyLimits,
+        listener: socket.socket,
+        certificate: TlsPair | None = None,
+        passes_on: bool = False,
+    ) -> None:
+        """gRPC takes no socket of somebody else's making: `listener` has the address, and keeps it until `start`; or what comes
+        to it is passed on. Without a certificate there is no TLS, nor on a Unix socket.
+        """
+        self._passes_on = passes_on
         self._service = service
+        self._certificate = None if listener.family == socket.AF_UNIX else certificate
+        self._relay: asyncio.AbstractServer | None = None
+        self._folder = contextlib.ExitStack()
         self.calls = Calls(service, gate, limits, asyncio.Event())
         self.calls.is_idle.set()
         self._listener = listener
@@ -55,6 +75,7 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no t
             ("grpc.max_receive_message_length", limits.any.most + SMALL_BYTES),
             ("grpc.max_send_message_length", -1),  # answers have a limit of their own
             ("grpc.max_concurrent_streams", STREAMS),
+            ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_SECONDS * 1000)),
             ("grpc.max_metadata_size", HEADER_BYTES),
             ("grpc.absolute_max_metadata_size", HEADER_BYTES),
             # two services on one port would share its callers; workers of one do, whose supervisor keeps the port for them
@@ -73,22 +94,34 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no t
     async def start(self) -> None:
         """Listen. Raises RuntimeError where another program took the port in that moment."""
         before = set(threading.enumerate())
-        host, port = self._listener.getsockname()[:2]
-        self._listener.close()
-        self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        if self._passes_on:
+            path = f"{self._folder.enter_context(tempfile.TemporaryDirectory(prefix='maasdam-'))}/grpc"
+            address = f"unix:{path}"
+        else:
+            address = address_of(self._listener).removeprefix("http://")
+            self._listener.close()
+        if self._certificate is None:
+            self._server.add_insecure_port(address)
+        else:
+            self._server.add_secure_port(address, self._certificate.credentials())
         await self._server.start()
+        if address.startswith("unix:"):
+            self._relay = await accepting(partial(Relay, path), self._listener)
         for thread in set(threading.enumerate()) - before:  # gRPC's own, which no engine computes on
             self._service.exclude_thread(thread.ident or 0)
         self._tasks.append(asyncio.create_task(self._tell_health()))
 
     def begin_stop(self, seconds: float) -> None:
         """Take no more calls; those in flight have so long to finish."""
+        if self._relay is not None:
+            self._relay.close()
         self._tasks.append(asyncio.create_task(self._stop(seconds)))
 
     async def stopped(self) -> None:
         """Wait until the last call is over."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.stop(None)
+        self._folder.close()
 
     async def _stop(self, seconds: float) -> None:
         self._tasks[0].cancel()

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import http.client
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from maasdam.artifacts.catalog import Deployment, Version
@@ -18,7 +17,7 @@ from maasdam.artifacts.names import UNVERIFIED
 from maasdam.artifacts.store import Store
 from maasdam.core import Progress, silent
 from maasdam.errors import InvalidModel, NotFound
-from maasdam.operations.address import whereabouts
+from maasdam.operations.address import Address, asked, whereabouts
 from maasdam.operations.builds import builds
 from maasdam.operations.workspace import Workspace
 from maasdam.settings import Settings
@@ -157,29 +156,29 @@ def running(settings: Settings, key: str | None, seconds: float = 2.0) -> dict[s
     with the scope deploy (a service with --no-auth needs none).
     """
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    address, own = whereabouts(settings.home), f"http://{host}:{settings.port}"
+    set_url = f"unix:{Path(settings.uds).absolute()}" if settings.uds else f"{_scheme(settings)}://{host}:{settings.port}"
+    address, own = whereabouts(settings.home), Address(set_url, 0, key or "", settings.tls_cert)
     hint = "set MAASDAM_API_KEY to a key with the scope deploy to see its models"
-    for url, secret in [*([(address.url, address.secret)] if address else []), (own, key)]:
-        answer: dict[str, Any] = {"url": url, "state": "running", "serving": None, "hint": None}
+    for one in [*([address] if address else []), own]:
+        answer: dict[str, Any] = {"url": one.url, "state": "running", "serving": None, "hint": None}
         try:
-            told = _told_at(f"{url}/admin/deployments", secret, seconds)
-            serving = {row["model"]: list(row["serving"]) for row in told["deployments"]}
-            return answer | {"serving": serving, "memory_budget_bytes": told.get("memory_budget_bytes")}
-        except urllib.error.HTTPError as error:
-            is_refused = error.code in (401, 403)
-            if is_refused and address is not None and secret == address.secret:
-                continue  # another service took the place of one that was killed
-            return answer | {"hint": hint if is_refused else str(error)}
+            status, body = asked(one, "/admin/deployments", one.secret, seconds)
+            if status in (401, 403):
+                if one is address:
+                    continue  # another service took the place of one that was killed
+                return answer | {"hint": hint}
+            if status != 200:
+                return answer | {"hint": f"it answered with status {status}"}
+            said = json.loads(body)
+            serving = {row["model"]: list(row["serving"]) for row in said["deployments"]}
+            return answer | {"serving": serving, "memory_budget_bytes": said.get("memory_budget_bytes")}
         except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError):  # nobody, or another program
             continue
-    return {"url": own, "state": "not running", "serving": None, "hint": "start it with: maasdam serve"}
+    return {"url": own.url, "state": "not running", "serving": None, "hint": "start it with: maasdam serve"}
 
 
-def _told_at(url: str, key: str | None, seconds: float) -> dict[str, Any]:
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=seconds) as reply:
-        answer: dict[str, Any] = json.loads(reply.read())
-    return answer
+def _scheme(settings: Settings) -> str:
+    return "https" if settings.tls_cert else "http"
 
 
 def _ancestors(store: Store, digests: Iterable[str]) -> list[str]:

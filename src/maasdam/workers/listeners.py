@@ -30,7 +30,9 @@ def is_shared(bound: socket.socket) -> bool:
 
 
 def spread(bound: socket.socket, count: int) -> list[socket.socket]:
-    """So many listeners on the address of one that is bound, and does not listen yet."""
+    """So many listeners on the address of one that is bound, and does not listen yet; one that does is every worker's."""
+    if bound.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return [bound, *(bound.dup() for _ in range(count - 1))]
     share(bound)
     listeners = [bound, *(_beside(bound) for _ in range(count - 1))]
     for one in listeners:

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from socket import socket
 
+from maasdam.api.listening import Doors
 from maasdam.operations.fleet import Standing, worst
+from maasdam.operations.systemd import Notifier
 from maasdam.operations.workspace import Workspace
 from maasdam.workers.listeners import share, spread
 from maasdam.workers.supervisor import Supervisor, counting_folder
@@ -33,20 +34,35 @@ def supervise(
     *,
     has_keys: bool,
     secret: str,
-    bound: socket,
-    grpc: socket | None,
-    on_ready: Callable[[Sequence[Loaded]], None],
+    doors: Doors,
+    notifier: Notifier,
+    tell: Callable[[Sequence[Loaded]], None],
 ) -> None:
-    """Run workers until SIGTERM or SIGINT, then drain. `bound` has the address, and does not listen yet; so has `grpc`."""
-    settings = workspace.settings
-    if grpc is not None:
-        share(grpc)
+    """Run workers until SIGTERM or SIGINT, then drain. `tell` hears what they have loaded, and `notifier` how they are."""
+    settings, (bound, *shared) = workspace.settings, doors.http
+    if doors.grpc is not None and not doors.passes_on:
+        share(doors.grpc)
     with counting_folder(settings.home / "metrics") as counted, Connection(os.dup(sys.stderr.fileno()), readable=False) as err:
         given = Assignment(
-            settings, config, has_keys, secret, counted, listeners=tuple(spread(bound, settings.workers)), grpc=grpc, stderr=err
+            settings,
+            config,
+            has_keys,
+            secret,
+            counted,
+            listeners=tuple(spread(bound, settings.workers)),
+            grpc=doors.grpc,
+            passes_on=doors.passes_on,
+            stderr=err,
+            shared=tuple(shared),
         )
+
+        def on_ready(standings: Sequence[Standing]) -> None:
+            loaded = _loaded(workspace, standings)
+            tell(loaded)
+            notifier.ready(f"{len(loaded)} models, {settings.workers} workers")
+
         libraries = [*_libraries(workspace), "maasdam.workers.preloaded"]
-        supervisor = Supervisor(workspace, given, lambda standings: on_ready(_loaded(workspace, standings)), libraries)
+        supervisor = Supervisor(workspace, given, on_ready, libraries, notifier)
         asyncio.run(supervisor.run())
 
 

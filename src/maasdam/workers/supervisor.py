@@ -30,6 +30,7 @@ from maasdam.children import Forked
 from maasdam.errors import ServiceError
 from maasdam.operations.fleet import Busy, Order, SetLevel, Standing
 from maasdam.operations.leaving import Leaving as Countdown
+from maasdam.operations.systemd import Notifier
 from maasdam.operations.workspace import Workspace
 from maasdam.workers.channel import Channel
 from maasdam.workers.messages import (
@@ -62,6 +63,7 @@ CRASH_WINDOW_SECONDS = 60.0
 MANY_CRASHES = 3
 """So many within the window are said aloud."""
 LONGEST_BACKOFF_SECONDS = 30.0
+ALIVE_SECONDS = 1.0
 PING_SECONDS = 5.0
 HANGS_SECONDS = 30.0
 """A worker whose event loop has answered nothing for so long is ended, and replaced."""
@@ -139,11 +141,13 @@ class Supervisor:
         given: Assignment,
         on_ready: Callable[[Sequence[Standing]], None],
         libraries: Sequence[str] = (),
+        notifier: Notifier | None = None,
     ) -> None:
         """`given` is what all workers are; there are as many as it has listeners. `on_ready` hears what they have loaded.
 
-        `libraries` are imported once for all of them.
+        `libraries` are imported once for all of them; `notifier` tells systemd.
         """
+        self._notifier = notifier or Notifier()
         self._libraries = libraries
         grace = workspace.settings.shutdown_grace_seconds
         own = replace(given.settings, shutdown_grace_seconds=max(grace * 0.9, grace - 0.5))  # they are over when it is
@@ -174,7 +178,11 @@ class Supervisor:
         for seat in self._seats:
             self._spawn(self._fill(seat))
         self._spawn(self._watch(self._on_ready))
-        await self._stop.wait()
+        while not self._stop.is_set():
+            self._notifier.alive()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), ALIVE_SECONDS)
+        self._notifier.stopping()
         for one in self._given.sockets:
             one.close()
         for worker in self._workers:

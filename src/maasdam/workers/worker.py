@@ -62,9 +62,11 @@ class Assignment:
     listeners: tuple[socket.socket, ...]
     """One for each seat."""
     grpc: socket.socket | None
-    """Has the port of gRPC, and does not listen: gRPC makes a listener of its own beside it."""
+    """Has the port of gRPC, and does not listen: gRPC makes a listener of its own beside it. See also `passes_on`."""
     stderr: connection.Connection
     """Where the service's own goes."""
+    passes_on: bool = False
+    """Whether it does listen, for all workers; see `Doors`."""
     shared: tuple[socket.socket, ...] = ()
     """Those that all workers listen on."""
     seat: int = 0
@@ -84,6 +86,7 @@ def work(given: Assignment) -> None:
     threading.Thread(target=_end_with_supervisor, name="supervisor", daemon=True).start()
 
     from maasdam.api.http import serve
+    from maasdam.api.listening import Doors
     from maasdam.operations.leaving import leave
     from maasdam.operations.requests import log_file
     from maasdam.operations.service import open_service
@@ -109,7 +112,8 @@ def work(given: Assignment) -> None:
                 )
                 service.fleet = lead
                 own = [given.listeners[given.seat].dup(), *(one.dup() for one in given.shared)]
-                serve(service, given.has_keys, own, lambda: None, given.grpc, lead)
+                doors = Doors(own, None if given.grpc is None else given.grpc.dup(), given.passes_on)
+                serve(service, given.has_keys, doors, lambda: None, lead)
         except Exception:
             log.exception("this worker could not begin, or broke")
             leave(1)

@@ -1,0 +1,149 @@
+"""Certificates: what is wrong with one is said, plain HTTP is told, and a renewed one serves the next handshakes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from maasdam.api.tls import TlsPair
+from maasdam.errors import InvalidInput
+from maasdam.operations.address import Address, asked
+from maasdam.settings import Settings
+
+
+def pair(folder: Path, name: str = "one", *more: str) -> tuple[Path, Path]:
+    """A certificate of its own, and its key."""
+    folder.mkdir(exist_ok=True)
+    certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
+    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", str(key)]
+    names = ["-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run(
+        [*words, "-out", str(certificate), "-days", "2", *names, *(more or ("-nodes",))], check=True, capture_output=True
+    )
+    return certificate, key
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return pair(tmp_path_factory.mktemp("one"))
+
+
+def test_what_is_wrong_with_a_pair_is_said(one: tuple[Path, Path], tmp_path: Path) -> None:
+    certificate, key = one
+    _, other = pair(tmp_path, "other")
+    _, locked = pair(tmp_path, "locked", "-passout", "pass:secret")
+    (tmp_path / "text").write_text("no PEM")
+    for given, says in (
+        ((tmp_path / "none.pem", key), r"none.pem \(tls_cert\): No such file"),
+        ((certificate, tmp_path), r"\(tls_key\): Is a directory"),
+        ((certificate, other), "is not that of the certificate"),
+        ((certificate, locked), "is encrypted"),
+        ((tmp_path / "text", key), "no certificate in PEM"),
+        ((certificate, tmp_path / "text"), "no private key in PEM"),
+    ):
+        with pytest.raises(InvalidInput, match=says):
+            TlsPair(*given)
+    with pytest.raises(InvalidInput, match=r"set tls_key \(--tls-key\) too"):
+        TlsPair.of(Settings(tls_cert=str(certificate)))
+    assert TlsPair.of(Settings()) is None
+
+
+class Served:
+    """Answers each connection with a plain HTTP answer, through a certificate's context."""
+
+    def __init__(self, certificate: TlsPair) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.port = 0
+        self._certificate = certificate
+
+    async def _start(self) -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
+            writer.close()
+
+        context = self._certificate.context
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context, ssl_handshake_timeout=1.0)
+        self.port = server.sockets[0].getsockname()[1]
+
+
+@pytest.fixture
+def served(one: tuple[Path, Path], tmp_path: Path) -> Iterator[tuple[Served, TlsPair]]:
+    import threading
+
+    import uvloop
+
+    for path, name in zip(one, ("one.pem", "one.key"), strict=True):
+        (tmp_path / name).write_bytes(path.read_bytes())
+    certificate = TlsPair(tmp_path / "one.pem", tmp_path / "one.key")
+    it = Served(certificate)
+    it.loop = uvloop.new_event_loop()
+    it.loop.run_until_complete(it._start())
+    thread = threading.Thread(target=it.loop.run_forever, daemon=True)
+    thread.start()
+    yield it, certificate
+    it.loop.call_soon_threadsafe(it.loop.stop)
+    thread.join(10)
+
+
+def ask(port: int, certificate: Path) -> tuple[int, bytes]:
+    return asked(Address(f"https://127.0.0.1:{port}", 0, "", str(certificate)), "/", None, 5.0)
+
+
+def test_one_certificate_is_trusted_and_no_other_though_its_names_are_right(
+    served: tuple[Served, TlsPair], tmp_path: Path
+) -> None:
+    it, certificate = served
+    assert ask(it.port, certificate.path) == (200, b"ok")
+    other, _ = pair(tmp_path, "other")
+    for trusted in (str(other), ""):
+        with pytest.raises(ssl.SSLCertVerificationError):
+            asked(Address(f"https://127.0.0.1:{it.port}", 0, "", trusted), "/", "secret", 5.0)
+
+
+def test_plain_http_is_told_and_others_are_cut_off(served: tuple[Served, TlsPair]) -> None:
+    it, _ = served
+    for sent, has in ((b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"400 Bad Request"), (b"\x00" * 50, b""), (b"", b"")):
+        with socket.create_connection(("127.0.0.1", it.port), timeout=10) as raw:
+            raw.sendall(sent)
+            told = b""
+            while data := _read(raw):
+                told += data
+        assert (b"use https://" in told and has in told) if has else b"HTTP" not in told
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+        old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+    with (
+        socket.create_connection(("127.0.0.1", it.port), timeout=10) as raw,
+        pytest.raises((ssl.SSLError, ConnectionError)),
+    ):
+        old.wrap_socket(raw)
+
+
+def _read(raw: socket.socket) -> bytes:
+    try:
+        return raw.recv(4096)
+    except ConnectionError:
+        return b""
+
+
+def test_what_is_renewed_serves_the_next_and_what_is_wrong_does_not(served: tuple[Served, TlsPair], tmp_path: Path) -> None:
+    it, certificate = served
+    before = (tmp_path / "before.pem", tmp_path / "one.pem")
+    before[0].write_bytes(before[1].read_bytes())
+    new, key = pair(tmp_path, "new")
+    certificate.path.write_bytes(new.read_bytes())
+    certificate.look()  # the key is still the old one's
+    assert ask(it.port, before[0])[0] == 200
+    (tmp_path / "one.key").write_bytes(key.read_bytes())
+    certificate.look()
+    assert ask(it.port, new)[0] == 200
+    with pytest.raises(ssl.SSLCertVerificationError):
+        ask(it.port, before[0])
