@@ -42,7 +42,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         """Open the store at `root`, made if missing; sweeps work of processes that are gone."""
         self.root = root
-        self._proven: dict[str, tuple[_Stamp, ...]] = {}
+        self._proven: dict[str, Proof] = {}
         """Digests whose bytes were hashed by this process, with what the system said of the files then."""
         try:
             for part in ("sha256", "cache", "locks", "tmp"):
@@ -168,12 +168,12 @@ class Store:
             self.check(digest)
         return artifact
 
-    def proof(self, digest: str) -> tuple[_Stamp, ...]:
+    def proof(self, digest: str) -> Proof:
         """That the bytes are what they were, for another process of ours to `believe`. Raises as `intact`."""
         self.intact(digest)
         return self._proven[digest]
 
-    def believe(self, digest: str, proof: tuple[_Stamp, ...]) -> None:
+    def believe(self, digest: str, proof: Proof) -> None:
         """Another process hashed the bytes: they are hashed again only if their files have changed since."""
         self._proven[digest] = proof
 
@@ -314,9 +314,11 @@ class Store:
 
 _AGAIN = "build or import the model again, which puts the files right"
 _Stamp = tuple[str, int, int, int, int]
+Proof = tuple[_Stamp, ...]
+"""What the system said of an artifact's files when their bytes were hashed."""
 
 
-def _stamps(place: Path) -> tuple[_Stamp, ...]:
+def _stamps(place: Path) -> Proof:
     """Name, inode, size, mtime and ctime of each file: what changes when bytes are written."""
     out = []
     for path in sorted(place.rglob("*")):

@@ -26,4 +26,5 @@ def open_keeper(workspace: Records) -> LocalKeeper:
         budget_bytes=memory_budget(settings),
         store=workspace.store,
         stays=stays,
+        engines=lambda: {version.engine for version in workspace.catalog.versions() if version.deployed},
     )

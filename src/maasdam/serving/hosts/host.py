@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.artifacts.store import Store
+from maasdam.artifacts.store import Proof, Store
 from maasdam.children.failures import is_out_of_memory
 from maasdam.core import ANONYMOUS, Chunk, Request
 from maasdam.engines.batching_kept import Findings
@@ -47,18 +47,35 @@ CLOSE_SECONDS = 2.0
 """An engine that has not closed by then goes with its process."""
 
 
-def host(listener: socket.socket, to_keeper: socket.socket, work: HostWork, settings: Settings, limit: int | None) -> None:
-    """Run one host until it is over; `limit` is its memory's, bytes."""
+def host(
+    listener: socket.socket,
+    to_keeper: socket.socket,
+    work: HostWork,
+    settings: Settings,
+    limit: int | None,
+    proof: Proof | None = None,
+) -> None:
+    """Run one host until it is over; `limit` is its memory's, bytes. `proof`: its keeper has hashed the model's files."""
     configure(settings.log_level)
-    _Host(listener, to_keeper, work, settings, limit).run()
+    store = Store(settings.home / "artifacts")
+    if proof is not None:
+        store.believe(work.digest, proof)
+    _Host(listener, to_keeper, work, settings, limit, store).run()
 
 
 class _Host:
     """One process."""
 
     def __init__(
-        self, listener: socket.socket, to_keeper: socket.socket, work: HostWork, settings: Settings, limit: int | None
+        self,
+        listener: socket.socket,
+        to_keeper: socket.socket,
+        work: HostWork,
+        settings: Settings,
+        limit: int | None,
+        store: Store,
     ) -> None:
+        self._store = store
         self._listener = listener
         self._work = work
         self._settings = settings
@@ -112,7 +129,7 @@ class _Host:
         meter = CpuMeter(open_meter(settings.watts_per_core))
         meter.exclude_this_thread()
         try:
-            load = Loader(Store(settings.home / "artifacts"), settings, Findings(settings.home), meter=meter)
+            load = Loader(self._store, settings, Findings(settings.home), meter=meter)
             self._replica = await load(self._work)
         except Exception as error:
             why = wire.wrong(error)

@@ -26,7 +26,7 @@ from typing import Any
 from maasdam.artifacts.store import Store
 from maasdam.children import Forked
 from maasdam.children.usage import share_bytes
-from maasdam.errors import ServiceError
+from maasdam.errors import MaasdamError, ServiceError
 from maasdam.serving.hosts import control
 from maasdam.serving.hosts.channel import HostChannel
 from maasdam.serving.hosts.household import HostUse, Household, Stay
@@ -152,15 +152,18 @@ class LocalKeeper:
         budget_bytes: int | None = None,
         store: Store | None = None,
         stays: Callable[[], Mapping[str, Stay]] = dict,
+        engines: Callable[[], Collection[str]] = tuple,
     ) -> None:
         """`memory_bytes` are one host's at most, `budget_bytes` of all together. `store` is the one of the settings' home;
-        `stays` reads what deployed models want of the memory, and blocks.
+        `stays` reads what deployed models want of the memory, `engines` which ones they need; both block.
         """
         self._store = store or Store(settings.home / "artifacts")
         sizes = HostSizes(settings.home, self._store.get, threads=settings.threads)
         self.household = Household(
             budget_bytes, sizes, stays, lambda: [_Lodger(self, kept) for kept in self._hosts.values() if not kept.ended.done()]
         )
+        self._engines = engines
+        self._libraries: list[str] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._turns: dict[str, asyncio.Lock] = {}
         self._settings = settings
@@ -322,10 +325,17 @@ class LocalKeeper:
     def _fork(self, listener: socket.socket, to_keeper: socket.socket, work: HostWork) -> Forked:
         from maasdam.serving.hosts.host import host
 
-        libraries = ["maasdam.serving.hosts.host", *ENGINE_LIBRARIES.get(work.engine, ())]
-        given = (listener, to_keeper, work, self._settings, self._memory_bytes)
+        if self._libraries is None:  # it imports once, also for those to come
+            engines = {work.engine, *self._engines()}
+            own = ["maasdam.serving.hosts.host", "maasdam.engines.batching"]
+            self._libraries = [*own, *(library for one in sorted(engines) for library in ENGINE_LIBRARIES.get(one, ()))]
+        try:
+            proof = self._store.proof(work.digest)
+        except MaasdamError:  # loading finds out, and says it
+            proof = None
+        given = (listener, to_keeper, work, self._settings, self._memory_bytes, proof)
         name = f"maasdam-host {work.name}"
-        return Forked(host, given, name=name, memory_bytes=self._memory_bytes, outlives=True, libraries=libraries)
+        return Forked(host, given, name=name, memory_bytes=self._memory_bytes, outlives=True, libraries=self._libraries)
 
     def _hear(self, kept: _Kept, status: control.FromHost, memory: Any) -> None:
         now = time.monotonic()
