@@ -297,3 +297,13 @@ async def test_one_that_leaves_while_another_comes_up_is_waited_for() -> None:
         lease = await task
         assert lease.replica is load.spies["a:1"][1] and len(load.tried) == 2
         lease.release()
+
+
+async def test_what_is_deployed_anew_gets_up_though_it_stays_in_a_host() -> None:
+    catalog, load = FakeCatalog({}, {"a": 1}), Loads()
+    catalog.deploy("a", mode="on-demand", idle_seconds=9.0)
+    async with routing(catalog, load) as router:
+        assert router.find("a").state == "asleep"
+        catalog.deploy("a", idle_seconds=9.0)
+        await router.follow()
+        await until(lambda: router.find("a").state == "ready")

@@ -74,6 +74,7 @@ class FakeCatalog:
         traffic: Any = None,
         mode: str = "always",
         isolate: bool = False,
+        idle_seconds: float | None = None,
     ) -> None:
         self.number += 1
         at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.number)
@@ -86,7 +87,7 @@ class FakeCatalog:
             updated_at=at,
             isolate=isolate,
             mode=mode,
-            idle_seconds=None,
+            idle_seconds=idle_seconds,
         )
 
 

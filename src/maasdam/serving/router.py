@@ -396,9 +396,9 @@ class Router:
                 if group is not None:
                     if group.target != target:
                         group.crashes = Crashes()
+                        self._get_up(group, want)
                     if group.desired.is_apart != want.is_apart:
                         group.outdated = list(group.replicas)
-                        self._get_up(group, want)
                     group.version, group.target, group.desired = version, target, want
                 if group is None or (group.state == "failed" and group.failed != target):
                     if group is not None:
