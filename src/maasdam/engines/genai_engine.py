@@ -33,8 +33,10 @@ CACHE_BYTES = 2**30
 MEMORY_SHARE = 0.5
 """Of the memory free at opening, at most so much becomes cache."""
 KV_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "u8": 1}
-STEP_TOKENS = 512
-"""Tokens of prompt computed in one step, so that a long prompt doesn't stall the others' answers."""
+STEP_TOKENS = 128
+"""Computed in one step, the next of every answer before those of prompts: what is left to prompts must not stall the answers.
+Measured (112 M parameters, int8, two cores): a step for 32 answers takes 102 ms, 64 tokens of a prompt add 110, 512 add 900; a
+prompt takes as much in parts of 128 as in parts of 512."""
 
 
 def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> GenaiEngine:
