@@ -28,7 +28,7 @@ LOOK_SECONDS = 0.02
 TICK_SECONDS = 1.0
 FRESH_SECONDS = 5.0
 """One that was just loaded is not sent away so long, unless it has answered: who had it loaded is on the way to it."""
-GROWN = 1.05
+GROWN = 1.01
 """What was kept of a size is kept anew where it is so much larger."""
 
 
@@ -140,6 +140,7 @@ class Household:
         self._look_seconds = look_seconds
         self._tick_seconds = tick_seconds
         self._coming: list[Resident] = []
+        self._measured: dict[str, int] = {}
         self._largest: dict[str, int] = {}
         self._turn = asyncio.Lock()
 
@@ -192,7 +193,7 @@ class Household:
     async def tick(self) -> None:
         """Look once."""
         async with self._turn:
-            residents = await self._residents()
+            residents = await self._residents(anew=True)
             here, now = {one.id: one for one in residents}, self._clock()
             for lodger in list(self._lodgers()):
                 one, idle = here.get(lodger.id), self._stay(lodger.model).idle_seconds
@@ -206,10 +207,6 @@ class Household:
                 leaving = [one for one in here.values() if one.may_leave]
             await self._send_away(leaving or (), "together they hold more than memory_budget")
 
-    async def held(self) -> list[Resident]:
-        """Who holds how much."""
-        return await self._residents()
-
     async def _read_stays(self) -> None:
         try:
             self._stays = await asyncio.to_thread(self._read)
@@ -219,9 +216,16 @@ class Household:
     def _stay(self, model: str) -> Stay:
         return self._stays.get(model, NO_STAY)
 
-    async def _residents(self) -> list[Resident]:
+    async def _residents(self, anew: bool = False) -> list[Resident]:
+        """Who holds how much: as of the last tick, but for those that were loaded since."""
         lodgers = list(self._lodgers())
-        sizes = await asyncio.to_thread(lambda: [lodger.measure() for lodger in lodgers])
+        here = {lodger.id: self._measured.get(lodger.id, 0) for lodger in lodgers}
+        unknown = [one for one in lodgers if anew or not (here[one.id] or one.is_loading)]
+        if unknown:
+            measured = await asyncio.to_thread(lambda: [(one.id, one.measure()) for one in unknown])
+            here |= measured
+            self._measured = here | {one.id: 0 for one in lodgers if one.is_loading}
+        sizes = [here[lodger.id] for lodger in lodgers]
         uses = await asyncio.gather(*(lodger.use() for lodger in lodgers))
         residents = list(self._coming)
         for lodger, size, use in zip(lodgers, sizes, uses, strict=True):
