@@ -218,26 +218,25 @@ class Household:
 
     async def _residents(self, anew: bool = False) -> list[Resident]:
         """Who holds how much: as of the last tick, but for those that were loaded since."""
-        lodgers = list(self._lodgers())
+        lodgers, residents = list(self._lodgers()), list(self._coming)  # in one moment: who comes is in one of the two
+        loading = {lodger.id for lodger in lodgers if lodger.is_loading}
         here = {lodger.id: self._measured.get(lodger.id, 0) for lodger in lodgers}
-        unknown = [one for one in lodgers if anew or not (here[one.id] or one.is_loading)]
+        unknown = [one for one in lodgers if anew or not (here[one.id] or one.id in loading)]
         if unknown:
-            measured = await asyncio.to_thread(lambda: [(one.id, one.measure()) for one in unknown])
-            here |= measured
-            self._measured = here | {one.id: 0 for one in lodgers if one.is_loading}
-        sizes = [here[lodger.id] for lodger in lodgers]
+            here |= await asyncio.to_thread(lambda: [(one.id, one.measure()) for one in unknown])
+            self._measured = {host: size for host, size in here.items() if host not in loading}
         uses = await asyncio.gather(*(lodger.use() for lodger in lodgers))
-        residents = list(self._coming)
-        for lodger, size, use in zip(lodgers, sizes, uses, strict=True):
-            if not lodger.is_loading:
+        for lodger, use in zip(lodgers, uses, strict=True):
+            size, is_loading = here[lodger.id], lodger.id in loading
+            if not is_loading:
                 await self._note(lodger.digest, size)
             residents.append(
                 Resident(
                     lodger.id,
                     lodger.name,
-                    max(size, lodger.expected_bytes) if lodger.is_loading else size,
+                    max(size, lodger.expected_bytes) if is_loading else size,
                     lodger.loaded_at if use.last_used is None else use.last_used,
-                    self._is_busy(lodger, use),
+                    is_loading or self._is_busy(lodger, use),
                     self._stay(lodger.model).is_pinned,
                 )
             )
@@ -245,7 +244,7 @@ class Household:
 
     def _is_busy(self, lodger: Lodger, use: HostUse) -> bool:
         is_fresh = use.last_used is None and self._clock() - lodger.loaded_at < FRESH_SECONDS
-        return lodger.is_loading or use.in_flight > 0 or is_fresh
+        return use.in_flight > 0 or is_fresh
 
     async def _note(self, digest: str, size: int) -> None:
         """Keep what it holds, where that is news."""
