@@ -185,7 +185,8 @@ def _begin(
         os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]  # there is no other way to it
         if not outlives:
             ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     for standard in (1, 2):  # stdout is for the parent's answer alone
         os.dup2(writer.fileno(), standard)
     writer.close()

@@ -53,6 +53,9 @@ def serve(
             from maasdam.workers.listeners import check_spread
 
             check_spread()
+            from maasdam.workers.start import ForkServer  # with all that it shares with this process
+
+            forks = ForkServer()
 
         from maasdam.api.listening import is_loopback, opened_doors
         from maasdam.api.tls import TlsPair
@@ -98,6 +101,7 @@ def serve(
                         doors=doors,
                         notifier=notifier,
                         tell=_tell_of,
+                        forks=forks,
                     )
         leave()
 

@@ -13,9 +13,12 @@ from maasdam.api.listening import Doors
 from maasdam.operations.fleet import Standing, worst
 from maasdam.operations.systemd import Notifier
 from maasdam.operations.workspace import Workspace
+from maasdam.workers.forks import PRELOADED, ForkServer
 from maasdam.workers.listeners import share, spread
 from maasdam.workers.supervisor import Supervisor, counting_folder
 from maasdam.workers.worker import Assignment
+
+__all__ = ["ForkServer", "supervise"]
 
 LIBRARIES = {
     "onnxruntime": ("onnxruntime",),
@@ -37,8 +40,12 @@ def supervise(
     doors: Doors,
     notifier: Notifier,
     tell: Callable[[Sequence[Loaded]], None],
+    forks: ForkServer,
 ) -> None:
-    """Run workers until SIGTERM or SIGINT, then drain. `tell` hears what they have loaded, and `notifier` how they are."""
+    """Run workers until SIGTERM or SIGINT, then drain. `tell` hears what they have loaded, and `notifier` how they are.
+
+    `forks` was begun before anything was opened.
+    """
     settings, (bound, *shared) = workspace.settings, doors.http
     if doors.grpc is not None and not doors.passes_on:
         share(doors.grpc)
@@ -55,6 +62,7 @@ def supervise(
             stderr=err,
             shared=tuple(shared),
         )
+<<<<<<< HEAD
 
         def on_ready(standings: Sequence[Standing]) -> None:
             loaded = _loaded(workspace, standings)
@@ -63,6 +71,11 @@ def supervise(
 
         libraries = [*_libraries(workspace), "maasdam.workers.preloaded"]
         supervisor = Supervisor(workspace, given, on_ready, libraries, notifier)
+=======
+        libraries = [*_libraries(workspace), PRELOADED]
+        forks.complete(libraries)
+        supervisor = Supervisor(workspace, given, lambda standings: on_ready(_loaded(workspace, standings)), libraries)
+>>>>>>> 77cdebb (The fork server is a fork of the supervisor: begun at once, it imports while the database is opened, and shares what both need)
         asyncio.run(supervisor.run())
 
 

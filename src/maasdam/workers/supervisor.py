@@ -94,14 +94,9 @@ class Worker:
         """None: it is not started."""
         return None if self.process is None else self.process.pid
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether its process is there."""
-        return self.process is not None and self.process.is_alive
-
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send it a signal."""
-        if self.process is not None and self.is_alive:
+        """Send it a signal, unless it has ended: its socket says so, also where the fork server has ended, which else would."""
+        if self.process is not None and not self.channel.closed.is_set():
             with suppress(ProcessLookupError):
                 os.kill(self.process.pid, number)
 
@@ -291,7 +286,7 @@ class Supervisor:
             for worker in list(self._workers):
                 worker.kill(number)
             until = time.monotonic() + seconds
-            while any(worker.is_alive for worker in list(self._workers)) and time.monotonic() < until:
+            while self._workers and time.monotonic() < until:
                 time.sleep(0.01)
 
     # ---- connections ----------------------------------------------------------------------------------------------------
