@@ -43,6 +43,34 @@ def test_an_address_that_is_taken_is_refused_also_where_it_is_shared() -> None:
         one.close()
 
 
+def test_an_address_that_is_held_is_no_other_programs_also_before_anybody_listens_there() -> None:
+    held = bound_socket("127.0.0.1", 0, listens=False)
+    port = held.getsockname()[1]
+    with pytest.raises(InvalidInput, match="in use"):
+        bound_socket("127.0.0.1", port)
+    listeners.share(held)
+    with pytest.raises(InvalidInput, match="in use"):
+        bound_socket("127.0.0.1", port)
+    with socket.socket() as ours:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        ours.bind(("127.0.0.1", port))
+        ours.listen()
+    held.close()
+
+
+def test_a_service_begins_where_connections_of_the_one_before_are_not_over() -> None:
+    before = bound_socket("127.0.0.1", 0)
+    address = before.getsockname()
+    caller = socket.create_connection(address)
+    before.setblocking(True)
+    before.accept()[0].close()  # the side that closes first waits a minute
+    before.close()
+    assert caller.recv(1) == b""
+    caller.close()
+    for one in listeners.spread(bound_socket(address[0], address[1], listens=False), 2):
+        one.close()
+
+
 def test_where_a_system_gives_all_to_one_several_workers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listeners.sys, "platform", "darwin")
     with pytest.raises(InvalidInput, match="darwin; start one"):

@@ -198,6 +198,8 @@ def bound_socket(host: str, port: int, flag: str = "--port", listens: bool = Tru
         listener.bind(address)
         if listens:
             listener.listen(BACKLOG)
+        else:  # or others could listen there: two that both allow it may have an address, as long as neither listens
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     except OSError as error:
         listener.close()
         why = error.strerror or str(error)

@@ -82,6 +82,11 @@ class Fleet(Protocol):
     others: Sequence[Standing]
     """Of those that callers may reach."""
 
+    @property
+    def knows_us(self) -> bool:
+        """Whether the others know that this worker has loaded everything: so they say of it what it says itself."""
+        ...
+
     async def tell(self, order: Order, seconds: float = FOLLOW_SECONDS) -> list[Busy]:
         """Have it done by every other worker, and return what they answered; who hangs or dies is waited for no longer."""
         ...
@@ -95,6 +100,7 @@ class Alone:
     """There are no others."""
 
     others: Sequence[Standing] = ()
+    knows_us = True
 
     async def tell(self, order: Order, seconds: float = FOLLOW_SECONDS) -> list[Busy]:
         """Nobody has to do anything."""

@@ -123,7 +123,7 @@ class Service:
     @property
     def is_loaded(self) -> bool:
         """Whether everything deployed is up or has failed."""
-        return self.router.is_ready and all(other.is_loaded for other in self.fleet.others)
+        return self.router.is_ready and self.fleet.knows_us and all(other.is_loaded for other in self.fleet.others)
 
     @property
     def is_ready(self) -> bool:

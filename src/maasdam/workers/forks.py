@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import connection, forkserver, util
+from pathlib import Path
 from typing import Any
 
 PRELOADED = "maasdam.workers.preloaded"
@@ -55,10 +56,10 @@ def _serve(listener: socket.socket, reader: int, alive: int) -> None:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):  # it ends with the last process that uses it
             signal.signal(number, signal.SIG_IGN)
-        for number in map(int, os.listdir("/proc/self/fd")):  # also what systemd gave the supervisor
-            if number > 2 and number not in (listener.fileno(), reader, alive):
-                with suppress(OSError):  # the one by which this is read
-                    os.close(number)
+        others = {int(path.name) for path in Path("/proc/self/fd").iterdir()} - {0, 1, 2, listener.fileno(), reader, alive}
+        for other in others:  # also what systemd gave the supervisor
+            with suppress(OSError):  # the one by which this was read
+                os.close(other)
         util._close_stdin()  # type: ignore[attr-defined]  # as forkserver.main does, later
         importlib.import_module(PRELOADED)
         names = b""

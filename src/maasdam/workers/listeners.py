@@ -34,6 +34,7 @@ def spread(bound: socket.socket, count: int) -> list[socket.socket]:
     if bound.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         return [bound, *(bound.dup() for _ in range(count - 1))]
     share(bound)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of a service before may not be over yet
     listeners = [bound, *(_beside(bound) for _ in range(count - 1))]
     for one in listeners:
         one.listen(BACKLOG)

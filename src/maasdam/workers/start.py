@@ -62,20 +62,15 @@ def supervise(
             stderr=err,
             shared=tuple(shared),
         )
-<<<<<<< HEAD
 
         def on_ready(standings: Sequence[Standing]) -> None:
             loaded = _loaded(workspace, standings)
             tell(loaded)
             notifier.ready(f"{len(loaded)} models, {settings.workers} workers")
 
-        libraries = [*_libraries(workspace), "maasdam.workers.preloaded"]
-        supervisor = Supervisor(workspace, given, on_ready, libraries, notifier)
-=======
         libraries = [*_libraries(workspace), PRELOADED]
         forks.complete(libraries)
-        supervisor = Supervisor(workspace, given, lambda standings: on_ready(_loaded(workspace, standings)), libraries)
->>>>>>> 77cdebb (The fork server is a fork of the supervisor: begun at once, it imports while the database is opened, and shares what both need)
+        supervisor = Supervisor(workspace, given, on_ready, libraries, notifier)
         asyncio.run(supervisor.run())
 
 

@@ -135,12 +135,15 @@ class Lead:
 
     def __init__(self, given: Assignment) -> None:
         self.others: Sequence[Standing] = ()
+        self.knows_us = False
         self.channel = Channel(self._take)
         self._given = given
         self._server: Led
         self._may_open = asyncio.Event()
         self._adopted: dict[int, asyncio.AbstractServer] = {}
+        self._is_open = False
         self._said: Standing | None = None
+        self._saying: asyncio.Future[None] | None = None
 
     async def tell(self, order: Order, seconds: float = FOLLOW_SECONDS) -> list[Busy]:
         """See `Fleet`."""
@@ -155,6 +158,7 @@ class Lead:
         self._said = standing
         with suppress(TimeoutError, ConnectionError):
             await self.channel.ask(Say(standing), PASSING_SECONDS)
+            self.knows_us = standing.is_loaded and self._is_open
 
     async def connect(self, server: Led) -> None:
         """Hear and say from now on."""
@@ -173,14 +177,15 @@ class Lead:
 
     def opened(self) -> None:
         """The server listens."""
+        self._is_open = True
         self.channel.note(Opened())
+        self._said = None  # once more, and then it is known that it listens too
 
     def tick(self) -> None:
         """Some time has passed."""
         now = standing(self.service)
         if now != self._said:
-            self._said = now
-            self.channel.note(Say(now))
+            self._saying = asyncio.ensure_future(self.say(now))
 
     def leaving(self) -> None:
         """The server listens no more."""
