@@ -20,11 +20,17 @@ def open_keeper(workspace: Records) -> LocalKeeper:
         deployments = workspace.catalog.deployments()
         return {one.model: Stay(one.mode == "pin", one.idle_seconds) for one in deployments}
 
+    def engines() -> set[str]:
+        """Of what is deployed; PyTorch opens by transformers what has a task."""
+        deployed = [version for version in workspace.catalog.versions() if version.deployed]
+        through = {"transformers" for version in deployed if version.engine == "pytorch" and version.task is not None}
+        return {version.engine for version in deployed} | through
+
     return LocalKeeper(
         settings,
         memory_limit(settings.host_memory_bytes),
         budget_bytes=memory_budget(settings),
         store=workspace.store,
         stays=stays,
-        engines=lambda: {version.engine for version in workspace.catalog.versions() if version.deployed},
+        engines=engines,
     )
