@@ -40,6 +40,10 @@ LARGE_BYTES = 16 * 1024
 _HEAD = struct.Struct(">IBH")
 """How many bytes the messages have, and how msgpack begins a list of so many."""
 _LIST = 0xDC
+_TAKES = int(socket.MSG_CMSG_CLOEXEC)
+_CUT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+_LOOKS = int(socket.MSG_PEEK | socket.MSG_TRUNC)
+_SENDS = int(socket.MSG_NOSIGNAL)
 _SCM_BYTES = socket.CMSG_SPACE(MOST_HANDLES * array.array("i").itemsize)
 
 
@@ -156,7 +160,10 @@ class HostChannel(Generic[Message]):
             packet, size, handles = self._unsent[0]
             beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", handles))] if handles else []
             try:
-                self._sock.sendmsg(packet, beside, socket.MSG_NOSIGNAL)
+                if handles or size >= LARGE_BYTES:
+                    self._sock.sendmsg(packet, beside, _SENDS)
+                else:
+                    self._sock.send(b"".join(packet), _SENDS)
             except BlockingIOError:
                 self._wait_for_room()
                 return
@@ -182,7 +189,7 @@ class HostChannel(Generic[Message]):
     def _read(self) -> None:
         try:
             buffer = self._room() if self._is_large else self._buffer
-            size, beside, flags, _ = self._sock.recvmsg_into([buffer], _SCM_BYTES, socket.MSG_CMSG_CLOEXEC)
+            size, beside, flags, _ = self._sock.recvmsg_into([buffer], _SCM_BYTES, _TAKES)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -190,7 +197,7 @@ class HostChannel(Generic[Message]):
             return
         handles = _handles(beside) if beside else []
         try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            if flags & _CUT:
                 raise Garbled("a packet that is too long")
             if not size:
                 self._hang_up("")
@@ -205,7 +212,7 @@ class HostChannel(Generic[Message]):
 
     def _room(self) -> memoryview:
         """Where to read the next packet, if that is a large one, as the last was."""
-        size = self._sock.recv_into(self._buffer, 1, socket.MSG_PEEK | socket.MSG_TRUNC)
+        size = self._sock.recv_into(self._buffer, 1, _LOOKS)
         return np.empty(size, np.uint8).data if LARGE_BYTES <= size <= MOST_PACKET_BYTES else self._buffer
 
     def _take(self, packet: memoryview, handles: list[int]) -> None:
