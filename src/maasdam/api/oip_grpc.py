@@ -25,6 +25,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from maasdam.api import oip_proto
 from maasdam.api.access import Gate
 from maasdam.api.body import BodyLimits
+from maasdam.api.grpc_server import make_server
 from maasdam.api.listening import accepting, address_of
 from maasdam.api.oip_grpc_call import SMALL_BYTES, Calls, Rpc
 from maasdam.api.oip_grpc_methods import NOT_HERE, methods
@@ -41,6 +42,7 @@ STREAMS = 1024
 """Calls of one connection at once; a client waits with more."""
 HEADER_BYTES = 16 * 1024
 HEALTH_SECONDS = 0.25
+_UNKNOWN = "this call is not offered here: reflection lists what is"
 FLUSH_SECONDS = 0.25
 """What is answered has so long to leave once nothing is in flight any more."""
 
@@ -81,15 +83,15 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no t
             # two services on one port would share its callers; workers of one do, whose supervisor keeps the port for them
             ("grpc.so_reuseport", listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)),
         ]
-        self._server = grpc.aio.server(handlers=[self], options=options)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        told = _Handlers()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, told)
         for file in (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
             oip_proto.POOL.AddSerializedFile(file.serialized_pb)
-        told = _Handlers()
         about = reflection.aio.ReflectionServicer((SERVICE, HEALTH, REFLECTION), oip_proto.POOL)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(about, told)
-        self._reflection: dict[str, Any] = told.found
+        self._foreign: dict[str, Any] = told.found
         self._methods = methods(service)
+        self._server = make_server(self, (*self._methods, *self._foreign, *NOT_HERE), options)
 
     async def start(self) -> None:
         """Listen. Raises RuntimeError where another program took the port in that moment."""
@@ -145,19 +147,20 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no t
 
     def service(self, details: Any) -> Any:
         """gRPC's handler of one call, from its headers: its message is not here yet. Health's are known to it already."""
-        path, metadata = details.method, dict(details.invocation_metadata)
+        path, metadata = details.method, dict(reversed(details.invocation_metadata))  # of two the first, as over HTTP
         method = self._methods.get(path)
         if method is not None:
             kind = StreamRpc if method.name == "ModelStreamInfer" else Rpc
             return kind(self.calls, method.name, method, metadata)
-        foreign = self._reflection.get(path)
-        if foreign is not None and self._service.settings.public_docs:
-            return foreign
-        _, _, name = path.rpartition("/")
-        rpc = Foreign(self.calls, name, None, metadata, foreign) if foreign else Rpc(self.calls, name, None, metadata)
+        foreign, name = self._foreign.get(path), path.rpartition("/")[2]
         if foreign is None:
-            rpc.refused = _not_here(path, name if path.startswith(f"/{SERVICE}/") else "")
-        return rpc
+            rpc = Rpc(self.calls, name, None, metadata)
+            why = f"{path} is not offered here: {NOT_HERE[path]}" if path in NOT_HERE else _UNKNOWN
+            rpc.refused = Unsupported(why)
+            return rpc
+        if path.startswith(f"/{HEALTH}/") or self._service.settings.public_docs:
+            return foreign
+        return Foreign(self.calls, name, None, metadata, foreign)
 
 
 class Foreign(Rpc):
@@ -201,9 +204,3 @@ class _Handlers:
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
         """Of one service, by its calls' names."""
         self.found |= {f"/{service}/{name}": handler for name, handler in handlers.items()}
-
-
-def _not_here(path: str, name: str) -> Unsupported:
-    """The error for a call that is not offered."""
-    why = next((why for begin, why in NOT_HERE.items() if name.startswith(begin)), "reflection lists what is")
-    return Unsupported(f"{path[:100]} is not offered here: {why}")

@@ -12,12 +12,19 @@ from maasdam.operations.deployments import served_version
 from maasdam.operations.service import Service
 
 _message = oip_proto.message
+SHARED = "shared memory is not read here; send tensors in the message"
 NOT_HERE = {
-    "SystemSharedMemory": "shared memory is not read here; send tensors in the message",
-    "CudaSharedMemory": "shared memory is not read here; send tensors in the message",
-    "TraceSetting": "traces are not made here; send a traceparent, which the log has",
+    f"/{oip_proto.SERVICE}/{name}": why
+    for name, why in (
+        *(
+            (f"{kind}SharedMemory{what}", SHARED)
+            for kind in ("System", "Cuda")
+            for what in ("Status", "Register", "Unregister")
+        ),
+        ("TraceSetting", "traces are not made here; send a traceparent, which the log has"),
+    )
 }
-"""How calls of the protocol begin that are not offered, and what to do instead."""
+"""Paths of Triton's calls that are not offered, and what to do instead."""
 
 
 def methods(service: Service) -> dict[str, Method]:

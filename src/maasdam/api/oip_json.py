@@ -44,7 +44,7 @@ def decode(name: str, data: bytes, length: int, limits: json_body.JsonLimits) ->
         request.id,
         of_wire=OF_REQUEST,
         of_output=OF_OUTPUT,
-        is_base64="binary_data_size" not in request.inputs[0].parameters,
+        is_base64=request.inputs[0].parameters.get("binary_data_size") is None,
     )
 
 

@@ -171,8 +171,8 @@ def _arrays(asked: Any) -> dict[str, type_array]:
 
 
 def _from_raw(tensor: wire.Tensor, count: int, raw: bytes) -> type_array:
-    size = tensor.parameters.get("binary_data_size", len(raw))  # KServe's client says it here too
-    if size != len(raw):
+    size = tensor.parameters.get("binary_data_size")  # KServe's client says it here too
+    if size is not None and size != len(raw):
         raise InvalidTensor(
             f"input '{tensor.name}': binary_data_size is {size!r:.40} and its raw contents have {len(raw)} bytes"
         )
