@@ -111,6 +111,14 @@ def test_tensors_go_in_and_come_out_raw(door: Door) -> None:
     assert np.frombuffer(answer.raw_output_contents[0], np.float32).tolist() == [2, 4]
 
 
+def test_an_answer_says_its_place_in_a_trace(door: Door) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    metadata = (*door.key, ("traceparent", f"00-{trace}-00f067aa0ba902b7-00"))
+    _, call = door.method("ModelInfer").with_call(tensors(), metadata=metadata)
+    told = dict(call.trailing_metadata())
+    assert told["traceresponse"] == f"00-{trace}-{told['x-request-id'][-16:]}-00"
+
+
 def test_an_answer_says_its_id_and_its_cost_and_has_its_row_and_its_line(door: Door, capfd: Any) -> None:
     _, call = door.method("ModelInfer").with_call(tensors(), metadata=(*door.key, ("x-request-id", "abc-1")))
     trailers = dict(call.trailing_metadata())

@@ -144,6 +144,8 @@ def test_raw_contents_are_of_the_inputs_without_typed_ones() -> None:
     asked.inputs[1].contents.fp32_contents.append(7)
     (payload,) = oip_proto.decode(asked).payloads
     assert {name: array.tolist() for name, array in payload.tensors.items()} == {"a": [0], "b": [7], "c": [1]}
+    asked.inputs[0].parameters["binary_data_size"].Clear()
+    oip_proto.decode(asked)  # it is there and says nothing
     asked.inputs[0].parameters["binary_data_size"].int64_param = 4
     assert oip_proto.decode(asked).payloads
     asked.inputs[0].parameters["binary_data_size"].int64_param = 8

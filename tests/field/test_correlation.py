@@ -70,9 +70,24 @@ async def test_the_line_has_the_callers_id(caplog: pytest.LogCaptureFixture) -> 
 
 def test_a_traceparent_is_read_as_w3c_has_it() -> None:
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
-    assert trace_of(f"00-{trace}-00f067aa0ba902b7-01".encode()) == trace
+    assert trace_of(f"00-{trace}-00f067aa0ba902b7-01".encode()) == (trace, "00f067aa0ba902b7", "01")
+    assert trace_of(f"cc-{trace}-00f067aa0ba902b7-ff-what-the-future-has".encode()) == (trace, "00f067aa0ba902b7", "01")
     for wrong in (None, b"", trace.encode(), f"00-{trace.upper()}-00f067aa0ba902b7-01".encode(), b"00-" + b"x" * 52):
         assert trace_of(wrong) is None
+    for wrong in (f"ff-{trace}-00f067aa0ba902b7-01", f"00-{trace}-00f067aa0ba902b7-01-more", f"00-{trace}-{'0' * 16}-01"):
+        assert trace_of(wrong.encode()) is None
+    assert trace_of(f"00-{'0' * 32}-00f067aa0ba902b7-01".encode()) is None
+
+
+@pytest.mark.parametrize("path", ["/v2/models/doubles/infer", "/v2/models/ghost/infer", "/v1/nothing"])
+def test_a_request_says_its_place_in_a_trace(client: httpx.Client, path: str) -> None:
+    trace, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    answers = [client.post(path, json=TENSOR, headers={"traceparent": f"00-{trace}-{parent}-01"}) for _ in range(2)]
+    spans = [answer.headers["x-request-id"][-16:] for answer in answers]
+    assert [answer.headers["traceresponse"] for answer in answers] == [f"00-{trace}-{span}-01" for span in spans]
+    assert parent not in spans and len(set(spans)) == 2
+    for none in ({}, {"traceparent": f"ff-{trace}-{parent}-01"}):
+        assert "traceresponse" not in client.post(path, json=TENSOR, headers=none).headers
 
 
 @pytest.fixture(scope="module")

@@ -124,6 +124,7 @@ def test_a_request_is_one_line_one_count_and_perhaps_a_row(
         assert [name for name in line if name in FIELDS] == FIELDS and line["event"] == "request"
         told = tuple(line[name] for name in ("method", "route", "status", "model", "version", "trace_id"))
         assert told == (given["method"], route, status, model, version, TRACE) and line.get("reason") == reason
+        assert (line["parent_id"], line["span_id"]) == ("b7ad6b7169203331", request_id[-16:])
         is_known = status != 401 and route != "/health"
         assert (line["key_id"] is not None) == is_known and line["seconds"] > 0
         after = counts(chief)

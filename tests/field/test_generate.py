@@ -140,6 +140,8 @@ def test_a_picture_is_answered_with_its_label(client: httpx.Client) -> None:
     assert answer["outputs"][0]["data"] == ["label1", "label1"]
     assert "BYTES image" in client.get("/v2/models/images").json()["parameters"]["also_takes"]
     assert "base64" in asked(client, given("image", "BYTES", "&"), model="images").json()["error"]
+    unsaid = given("image", "BYTES", data) | {"parameters": {"binary_data_size": None}}
+    assert asked(client, unsaid, model="images").json()["outputs"][0]["data"] == ["label1"], "null is not said"
 
 
 @pytest.mark.parametrize("most", [1, 2, 5])

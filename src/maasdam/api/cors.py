@@ -13,7 +13,7 @@ from maasdam.errors import InvalidInput
 
 EXPOSED = (
     b"x-request-id, maasdam-request-id, maasdam-compute-seconds, maasdam-joules, maasdam-energy-method, maasdam-grams-co2e, "
-    b"inference-header-content-length, retry-after"
+    b"traceresponse, inference-header-content-length, retry-after"
 )
 """Headers of answers that a page's script may read."""
 METHODS = b"GET, POST, PUT, DELETE, HEAD"

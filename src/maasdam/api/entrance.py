@@ -288,7 +288,7 @@ class _Reply:
             self.is_started = True
             self.status = message["status"]
             asked = self._scope["headers"]
-            ids = id_headers(self.request_id, bodies.header(asked, b"x-request-id"))
+            ids = id_headers(self.request_id, bodies.header(asked, b"x-request-id"), bodies.header(asked, b"traceparent"))
             message["headers"] = [*message.get("headers", ()), *ids, *self._entrance.origins.headers(asked)]
             if message["status"] >= 400:
                 await self._entrance.note_refusal(self._scope, message["status"], self._began)

@@ -174,6 +174,8 @@ class _One:
 
     def _send(self, status: int, lines: bytes, body: bytes) -> None:
         asked = self._asked
+        if asked.trace is not None:
+            lines += b"traceresponse: %b\r\n" % asked.trace.response(self._id).encode()
         self._exchange.answer(status, b"%b%b%b\r\n%b" % (lines, asked.ids, self._id.encode(), asked.origins), body)
 
     def _note(self, status: int, reason: str | None = None) -> None:

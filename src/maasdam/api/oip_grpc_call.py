@@ -204,7 +204,7 @@ class Rpc:
 
     def trailers(self, *more: tuple[str, str | bytes]) -> Trailers:
         """Its ids, and more, as trailing metadata."""
-        ids = id_headers(self.id, self.header("x-request-id"))
+        ids = id_headers(self.id, self.header("x-request-id"), self.header("traceparent"))
         return (*((name.decode(), value) for name, value in ids), *more)
 
     def again(self) -> Rpc:

@@ -25,12 +25,29 @@ LONGEST = 200
 """What is kept of anything a caller wrote, characters."""
 
 
+class Trace(NamedTuple):
+    """The trace that a request is part of, as its caller's `traceparent` says."""
+
+    id: str
+    parent: str
+    """The caller's span."""
+    flags: str
+
+    def response(self, request_id: str) -> str:
+        """This request's own place in it, as a W3C traceparent: what is sent back, and on to whom it is passed."""
+        return f"00-{self.id}-{span_of(request_id)}-{self.flags}"
+
+
+def span_of(request_id: str) -> str:
+    """The span that a request is: the last 16 digits of its id, which are of chance."""
+    return request_id[-16:]
+
+
 class Ended(NamedTuple):
     """What is known of a request at its end. None is unknown."""
 
     request_id: str
-    trace_id: str | None
-    """Of the caller's `traceparent`."""
+    trace: Trace | None
     method: str
     route: str
     """The route's pattern; the path where no route was found."""
@@ -59,7 +76,10 @@ class RequestLines:
         """The line of a request that is over, as what it counts and which model it reached."""
         if not self._logger.isEnabledFor(logging.INFO):
             return
-        trace = f'"trace_id":"{ended.trace_id}"' if ended.trace_id else '"trace_id":null'
+        trace = '"trace_id":null'
+        if ended.trace is not None:
+            own, (trace_id, parent, _) = span_of(ended.request_id), ended.trace
+            trace = f'"trace_id":"{trace_id}","span_id":"{own}","parent_id":"{parent}"'
         if ended.client_id is not None:
             trace = f'"client_request_id":"{ended.client_id}",{trace}'
         at = self._clock()
