@@ -19,6 +19,7 @@ import psutil
 from tests.served import add_mlp, open_home, serving
 
 BODY = {"inputs": [{"name": "x", "shape": [1, 8], "datatype": "FP32", "data": [1.0] * 8}]}
+COUNT = "maasdam_model_load_seconds_count"
 WARM_UP = 20
 """Loads before the first look."""
 
@@ -80,7 +81,7 @@ def main() -> None:
             add_mlp(workspace, name, width)
             workspace.catalog.deploy(name, mode="on-demand")
         _, key = workspace.keys.create("trial", ["infer", "deploy", "admin"])
-        (home / "maasdam.toml").write_text('memory_budget = "65MB"\n')
+        (home / "maasdam.toml").write_text('memory_budget = "45MB"\n')
         seconds: list[float] = []
         with serving(home, key, "--grpc-port", "0", "--workers", str(args.workers)) as process, process.client() as client:
             service = psutil.Process(process.process.pid)
@@ -97,7 +98,9 @@ def main() -> None:
             after = settled(service)
             rows = client.get("/admin/models").json()["models"]
             held = {row["model"]: row["memory_bytes"] for row in rows}
-        print(f"after {args.loads} more: {after}; held now: {held}")
+            counted = [line for line in client.get("/metrics").text.splitlines() if COUNT in line]
+            loads = sum(float(line.rsplit(" ", 1)[1]) for line in counted if 'phase="all"' in line)
+        print(f"after {args.loads} more: {after}; held now: {held}; {loads:.0f} loads in all")
         p50, p99 = np.percentile(seconds, [50, 99]) * 1e3
         print(f"memory {after.own_mb / before.own_mb - 1:+.1%}; a request with its load p50 {p50:.0f} ms, p99 {p99:.0f} ms")
         print(f"load average {psutil.getloadavg()[0]:.1f}")

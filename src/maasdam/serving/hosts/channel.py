@@ -252,6 +252,8 @@ class HostChannel(Generic[Message]):
         _close(self._handles)
         self._unsent.clear()
         self._handles = []
+        self._packet, self._tail = bytearray(), []
+        self._buffer = memoryview(b"")  # whoever heard of this may keep it for long, in a circle that Python sees late
         self._sock.close()
 
 
