@@ -371,7 +371,9 @@ def test_a_request_that_takes_too_long_gets_504(own_service: Running) -> None:
         own_service.engines["doubles"].gate.clear()
         answer = infer(client, GOOD_TENSOR, parameters={"timeout": 100_000})
         assert answer.status_code == 504
-        assert answer.elapsed.total_seconds() < own_service.service.settings.request_timeout_seconds, "the caller's limit counts"
+        assert answer.elapsed.total_seconds() < own_service.service.settings.request_timeout_seconds, (
+            "the caller's limit counts"
+        )
         own_service.engines["doubles"].gate.set()
         (row,) = own_service.rows(answer.headers["x-request-id"])
         assert row.status == 504

@@ -192,7 +192,7 @@ class Leads(Protocol):
         """Return when callers may come."""
         ...
 
-    def opened(self) -> None:
+    async def opened(self) -> None:
         """They may."""
         ...
 
@@ -260,11 +260,11 @@ class _Server(uvicorn.Server):
             await self.listen(one)
         if self._certificate is not None:
             self._following = asyncio.create_task(self._certificate.follow())
+        if self._lead is not None:
+            await self._lead.opened()
         if self._open_grpc is not None:
             self._grpc = self._open_grpc()
             await self._grpc.start()
-        if self._lead is not None:
-            self._lead.opened()
 
     async def listen(self, listener: socket.socket) -> asyncio.AbstractServer:
         """Take connections from this listener too."""

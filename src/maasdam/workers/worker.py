@@ -135,7 +135,6 @@ class Lead:
 
     def __init__(self, given: Assignment) -> None:
         self.others: Sequence[Standing] = ()
-        self.knows_us = False
         self.channel = Channel(self._take)
         self._given = given
         self._server: Led
@@ -143,7 +142,14 @@ class Lead:
         self._adopted: dict[int, asyncio.AbstractServer] = {}
         self._is_open = False
         self._said: Standing | None = None
+        self._known: Standing | None = None
+        """What was said last that all others have."""
         self._saying: asyncio.Future[None] | None = None
+
+    @property
+    def knows_us(self) -> bool:
+        """See `Fleet`."""
+        return self._is_open and self._known is not None and self._known.is_loaded
 
     async def tell(self, order: Order, seconds: float = FOLLOW_SECONDS) -> list[Busy]:
         """See `Fleet`."""
@@ -158,7 +164,7 @@ class Lead:
         self._said = standing
         with suppress(TimeoutError, ConnectionError):
             await self.channel.ask(Say(standing), PASSING_SECONDS)
-            self.knows_us = standing.is_loaded and self._is_open
+            self._known = standing
 
     async def connect(self, server: Led) -> None:
         """Hear and say from now on."""
@@ -175,11 +181,11 @@ class Lead:
                 await asyncio.wait_for(self._may_open.wait(), 0.02)
         self.tick()
 
-    def opened(self) -> None:
+    async def opened(self) -> None:
         """The server listens."""
+        with suppress(TimeoutError, ConnectionError):
+            await self.channel.ask(Opened(), PASSING_SECONDS)
         self._is_open = True
-        self.channel.note(Opened())
-        self._said = None  # once more, and then it is known that it listens too
 
     def tick(self) -> None:
         """Some time has passed."""
