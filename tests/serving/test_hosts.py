@@ -19,7 +19,17 @@ import pytest
 from tests.served import MLP, add_mlp, open_home
 from tests.waiting import until
 
-from maasdam.core import ANONYMOUS, Chunk, Facts, ImagePayload, Request, TensorPayload
+from maasdam.core import (
+    ANONYMOUS,
+    AudioPayload,
+    Chunk,
+    Facts,
+    ImagePayload,
+    Request,
+    Sampling,
+    TensorPayload,
+    TextPayload,
+)
 from maasdam.errors import Crashed, InvalidInput, InvalidTensor, NotReady
 from maasdam.operations.workspace import Workspace
 from maasdam.serving.hosts import wire
@@ -28,7 +38,7 @@ from maasdam.serving.hosts.hosted import HostReplica
 from maasdam.serving.hosts.keeper import HostAddress, HostEnd, HostWork
 from maasdam.serving.hosts.loading import HostLoader
 from maasdam.serving.hosts.local import LocalKeeper
-from maasdam.serving.hosts.memory import lent
+from maasdam.serving.hosts.memory import Tail, lent
 from maasdam.serving.replica import Gone
 
 GIGABYTES = 3 * 10**9
@@ -68,18 +78,18 @@ async def test_a_host_answers_what_an_engine_in_this_process_does(workspace: Wor
     async with keeping(workspace) as keeper:
         replica = await HostLoader(keeper, workspace.settings)(version)
         assert replica.facts.signature == MLP and replica.facts.batching is not None and replica.facts.batching.is_independent
-        for rows in (1, 3, 70_000):  # the last goes as passed memory, both ways
+        for rows in (1, 3, 20_000, 200_000):  # the last two go as passed memory, both ways, and the last in a thread
             request = asking(rows)
             chunk = await answered(replica, request)
             assert isinstance(chunk.value, dict) and isinstance(request.payloads[0], TensorPayload)
             np.testing.assert_array_equal(chunk.value["y"], engine.run(request.payloads[0].tensors)["y"])
             assert chunk.units.items == rows and chunk.cost is not None and chunk.cost.cpu_seconds >= 0
-        for rows in (1, 70_000):
+        for rows in (1, 200_000):
             with pytest.raises(InvalidTensor, match="no input 'z'; this model takes: x"):
                 await answered(replica, asking(rows, "z"))
         with pytest.raises(InvalidInput, match="no processor"):
             await answered(replica, Request("r", "mlp", (ImagePayload(b"GIF"),), ANONYMOUS))
-        await until(lambda: replica.executions is not None and replica.executions.items == 3)
+        await until(lambda: replica.executions is not None and replica.executions.items == 4)
         assert replica.memory_bytes is not None and 5e6 < replica.memory_bytes < 5e8
         await replica.leave()
         assert await keeper.readings() == []
@@ -291,6 +301,37 @@ async def test_a_host_that_dies_while_it_loads_has_crashed(tmp_path: Path) -> No
         await replica.opened()
     await replica.leave()
     listener.close()
+
+
+def test_every_payload_travels_and_every_kind_of_tensor() -> None:
+    import ml_dtypes
+
+    made = [np.arange(6).reshape(2, 3).astype(kind) for kind in wire.DTYPES]
+    made += [np.arange(4, dtype=np.float32).astype(ml_dtypes.bfloat16), np.array([b"a", "b"], object)]
+    made.append(np.float32(3).reshape(()))
+        np.arange(4, dtype=np.float32).astype(ml_dtypes.bfloat16),
+        np.array([b"a", "b"], object),
+        np.float32(3).reshape(()),
+    ]
+    made += [np.empty((0, 4), np.int64), np.arange(6).reshape(2, 3).T]
+    tensors = TensorPayload({str(i): array for i, array in enumerate(made)})
+    sound = AudioPayload(b"RIFF", "en", True, 3)
+    text = TextPayload(messages=({"role": "user", "content": "hi"},), sampling=Sampling(max_tokens=3, stop=("x",)))
+    said: list[Any] = []
+    body: list[wire.Buffer] = []
+    at = 0
+    for payload in (tensors, ImagePayload(b"GIF", 2), sound, text):
+        one, body, at = wire.payload_given(payload, False, body, at)
+        said.append(one)
+    ask = msgspec.msgpack.decode(msgspec.msgpack.encode(wire.Ask(1, "r", None, False, said)), type=wire.Ask)
+    tail = b"".join(bytes(memoryview(part).cast("B")) if memoryview(part).nbytes else b"" for part in body)
+    assert len(tail) == at
+    again = [wire.payload_of(one, Tail(tail, 0)) for one in ask.payloads]
+    assert again[1:] == [ImagePayload(b"GIF", 2), sound, text]
+    assert isinstance(again[0], TensorPayload)
+    for name, array in again[0].tensors.items():
+        expected = made[int(name)]
+        assert (array.dtype, array.shape) == (expected.dtype, expected.shape) and array.tolist() == expected.tolist()
 
 
 def test_an_error_s_field_and_code_travel() -> None:

@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from maasdam.errors import TooLarge
 from maasdam.serving.hosts.memory import Borrowed, Tail, lent
 from maasdam.serving.hosts.wire import ALIGNED, TAIL_BYTES, Buffer, Garbled, Memory, Spilled
 
@@ -29,6 +30,8 @@ PACKET_BYTES = 96 * 1024
 """A packet takes no further message from there."""
 LONGEST_MESSAGE = 64 * 1024
 """Without its memory; a longer one is passed as memory itself."""
+LONGEST_SPILLED = 32 * 1024 * 1024
+"""No message is longer."""
 MOST_PACKET_BYTES = PACKET_BYTES + LONGEST_MESSAGE + TAIL_BYTES + 4096
 """No packet is longer."""
 MOST_MESSAGES = 256
@@ -101,16 +104,19 @@ class HostChannel(Generic[Message]):
         """Of the socket."""
         return self._sock.fileno()
 
-    def send(self, message: Struct, body: Sequence[Buffer] = (), size: int = 0) -> None:
-        """At the end of this turn. `body`, of so many bytes, is the message's memory: it has fields that say where it is."""
+    def send(self, message: Struct, body: Sequence[Buffer] = (), size: int = 0, handle: int = -1) -> None:
+        """At the end of this turn. `body`, of so many bytes, is the message's memory, or the descriptor `handle`, which is
+        closed here: the message has fields that say where it is. Raises TooLarge.
+        """
         if self._lost is None:
+            _close([handle])
             return
         is_full = len(self._packet) + self._tail_bytes >= PACKET_BYTES or len(self._tail) >= MOST_MESSAGES
         if is_full or self._count >= MOST_MESSAGES or len(self._handles) >= MOST_HANDLES - 1:
             self._seal()
-        if size > TAIL_BYTES or len(body) > MOST_MESSAGES:
+        if handle >= 0 or size > TAIL_BYTES or len(body) > MOST_MESSAGES:
             message.memory = len(self._handles)  # type: ignore[attr-defined]  # only messages that have it come with a body
-            self._handles.append(lent(body))
+            self._handles.append(lent(body) if handle < 0 else handle)
         elif size:
             gap = -self._tail_bytes % ALIGNED
             if gap:
@@ -135,8 +141,11 @@ class HostChannel(Generic[Message]):
 
     def _spill(self, begin: int) -> None:
         """A long message goes as passed memory; what it has passed already, stays beside it."""
-        handle = lent([bytes(self._packet[begin:])])
+        said = bytes(self._packet[begin:])
         del self._packet[begin:]
+        if len(said) > LONGEST_SPILLED:
+            raise TooLarge(f"a message of {len(said):,} bytes beside its tensors, to or from another process")
+        handle = lent([said])
         self._encoder.encode_into(Spilled(len(self._handles)), self._packet, begin)
         self._handles.append(handle)
 
@@ -206,7 +215,7 @@ class HostChannel(Generic[Message]):
             packet = buffer[:size] if buffer is not self._buffer else memoryview(bytes(buffer[:size]))
             self._take(packet, handles)
         except (Garbled, msgspec.MsgspecError, RecursionError, MemoryError, ValueError, IndexError) as error:
-            self._hang_up(f"it does not speak as it should: {error}")
+            self.hang_up(error)
         finally:
             _close(handles)
 
@@ -222,8 +231,8 @@ class HostChannel(Generic[Message]):
         tail = end + -end % ALIGNED
         for message in self._decoder.decode(packet[4:end]):
             if isinstance(message, Spilled):
-                spilled = Borrowed(handles[message.memory], self._most_bytes, False)
-                message = self._decoder_of_one.decode(spilled.whole())
+                spilled = Borrowed(handles[message.memory], LONGEST_SPILLED, False)
+                message = self._decoder_of_one.decode(spilled.bytes(0, spilled.size))
             memory: Memory
             index = getattr(message, "memory", -1)
             if index >= 0:
@@ -236,6 +245,10 @@ class HostChannel(Generic[Message]):
             self._heard(message, memory)
             if self._lost is None:
                 return
+
+    def hang_up(self, error: Exception) -> None:
+        """What came later turned out not to be as it should."""
+        self._hang_up(f"it does not speak as it should: {error}")
 
     def _hang_up(self, why: str) -> None:
         lost = self._lost

@@ -8,26 +8,31 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import socket
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from maasdam.core import Chunk, Facts, Request, Signature, TensorPayload
-from maasdam.errors import Crashed, Left, MaasdamError, NotReady, Overloaded
+from maasdam.errors import Crashed, EngineFailure, Left, MaasdamError, NotReady, Overloaded
 from maasdam.serving.executions import Executions
 from maasdam.serving.hosts import wire
 from maasdam.serving.hosts.channel import HostChannel
 from maasdam.serving.hosts.keeper import HostAddress, Keeper
+from maasdam.serving.hosts.memory import Borrowed, lent
 from maasdam.serving.replica import SMALL_BYTES, Cancel, Done, Gone, Hear, WhenGone, chunks_of, joined
 from maasdam.serving.scheduler import MOST_INLINE_ITEMS
+from maasdam.serving.share import apart
 
 log = logging.getLogger("maasdam.serving")
 
 MOST_UNSENT_BYTES = 64 * 1024 * 1024
 """A host that does not read gets no more."""
+BLOCKING_BYTES = 2 * 1024 * 1024
+"""What is larger is not copied in the event loop."""
 SLACK_BYTES = 1024 * 1024
 """That an answer takes beside its tensors."""
 
@@ -60,6 +65,7 @@ class HostReplica:
         self._most = queue_size + MOST_INLINE_ITEMS
         self._checked: Signature | None = None
         self._executions: Executions | None = None
+        self._copying: set[asyncio.Task[None]] = set()
         self._asked: dict[int, tuple[Done | None, Hear | None, int]] = {}
         self._numbers = itertools.count(1)
         self._loop = asyncio.get_running_loop()
@@ -145,9 +151,42 @@ class HostReplica:
             said.append(one)
         number = next(self._numbers)
         seconds = None if request.deadline is None else request.deadline - time.monotonic()
-        self._channel.send(wire.Ask(number, request.id, seconds, hear is not None, said), body, at)
+        ask = wire.Ask(number, request.id, seconds, hear is not None, said)
+        if at > BLOCKING_BYTES:
+            self._apart(self._lend(ask, body))
+        else:
+            self._channel.send(ask, body, at)
         self._asked[number] = (done, hear, count)
         return number
+
+    def _apart(self, work: Coroutine[Any, Any, None]) -> None:
+        """What copies much does so in a thread."""
+        task = asyncio.ensure_future(work)
+        self._copying.add(task)
+        task.add_done_callback(self._copying.discard)
+
+    async def _lend(self, ask: wire.Ask, body: Sequence[wire.Buffer]) -> None:
+        try:
+            handle = await apart("lending", lent, body)
+        except OSError as error:
+            self._tell(ask.number, EngineFailure(f"there is no memory to pass the request on in: {error}"))
+            return
+        if ask.number in self._asked:
+            self._channel.send(ask, handle=handle)
+        else:  # nobody waits for it any more
+            os.close(handle)
+
+    async def _copy(self, number: int, parts: Sequence[wire.AnswerPart], memory: Borrowed) -> None:
+        try:
+            chunks = await apart("copying", lambda: [self._chunk(part, memory) for part in parts])
+        except (wire.Garbled, ValueError, MemoryError) as error:
+            self._channel.hang_up(error)
+        else:
+            done, _, _ = self._asked.pop(number, (None, None, 0))
+            if done is not None:
+                _told(done, chunks)
+        finally:
+            memory.close()
 
     def _stop(self, number: int) -> None:
         if self._asked.pop(number, None) is not None:
@@ -161,6 +200,9 @@ class HostReplica:
                 if done is not None:
                     if len(parts) != count:
                         raise wire.Garbled(f"{len(parts)} answers to {count} questions")
+                    if isinstance(memory, Borrowed) and memory.size > BLOCKING_BYTES:
+                        self._apart(self._copy(number, parts, memory.kept()))
+                        return
                     chunks = [self._chunk(part, memory) for part in parts]
                     del self._asked[number]
                     _told(done, chunks)

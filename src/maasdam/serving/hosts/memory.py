@@ -52,6 +52,13 @@ class Tail:
         """A tensor at an offset in bytes. Raises ValueError."""
         return np.frombuffer(self._packet, dtype, math.prod(shape), self._base + at).reshape(shape)
 
+    def bytes(self, at: int, size: int) -> bytes:
+        """So many bytes. Raises Garbled."""
+        data = bytes(memoryview(self._packet)[self._base + at : self._base + at + size])
+        if len(data) != size:
+            raise Garbled(f"{size:,} bytes where a packet has {len(data):,}")
+        return data
+
 
 class Borrowed:
     """A descriptor that came. `is_trusted`: tensors are looked at in place; else they are copied out, and then believed.
@@ -83,12 +90,22 @@ class Borrowed:
         self._read(made.data.cast("B") if size else memoryview(b""), at)
         return made
 
-    def whole(self) -> bytearray:
-        """All of it. Raises Garbled."""
-        self._take(self.size)
-        data = bytearray(self.size)
-        self._read(memoryview(data), 0)
-        return data
+    def bytes(self, at: int, size: int) -> bytes:
+        """So many bytes. Raises Garbled."""
+        if at < 0 or size < 0 or at + size > self.size:
+            raise Garbled(f"{size:,} bytes where memory has {self.size:,}")
+        self._take(size)
+        data = bytearray(size)
+        self._read(memoryview(data), at)
+        return bytes(data)
+
+    def kept(self) -> Borrowed:
+        """The same, to be closed by whoever keeps it."""
+        return Borrowed(os.dup(self._handle), self._left, self._map is not None)
+
+    def close(self) -> None:
+        """Of what was kept."""
+        os.close(self._handle)
 
     def _take(self, size: int) -> None:
         self._left -= size

@@ -61,7 +61,11 @@ class Memory(Protocol):
     """Of a message, to be read from."""
 
     def array(self, at: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-        """A tensor at an offset in bytes. Raises Garbled."""
+        """A tensor at an offset in bytes. Raises Garbled, ValueError."""
+        ...
+
+    def bytes(self, at: int, size: int) -> bytes:
+        """So many bytes. Raises Garbled."""
         ...
 
 
@@ -85,15 +89,21 @@ class ArrayList(Struct, array_like=True, tag="t"):
 
 
 class Image(Struct, array_like=True, tag="i"):
-    """A payload."""
+    """A payload; its data is in the message's memory."""
 
-    payload: ImagePayload
+    at: int
+    size: int
+    top_k: int
 
 
 class Audio(Struct, array_like=True, tag="a"):
-    """A payload."""
+    """Likewise."""
 
-    payload: AudioPayload
+    at: int
+    size: int
+    language: str | None
+    timestamps: bool
+    top_k: int
 
 
 class Prompt(Struct, array_like=True, tag="p"):
@@ -323,8 +333,14 @@ def payload_given(payload: Payload, is_checked: bool, before: Sequence[Buffer], 
     if isinstance(payload, TensorPayload):
         arrays, body, at = given(payload.tensors, before, at)
         return ArrayList(arrays, is_checked), body, at
-    kinds = {ImagePayload: Image, AudioPayload: Audio, TextPayload: Prompt}
-    return kinds[type(payload)](payload), list(before), at
+    if isinstance(payload, TextPayload):
+        return Prompt(payload), list(before), at
+    size = len(payload.data)
+    if isinstance(payload, ImagePayload):
+        said: Any = Image(at, size, payload.top_k)
+    else:
+        said = Audio(at, size, payload.language, payload.timestamps, payload.top_k)
+    return said, [*before, payload.data], at + size
 
 
 def payload_of(said: ArrayList | Image | Audio | Prompt, memory: Memory) -> Payload:
@@ -332,7 +348,12 @@ def payload_of(said: ArrayList | Image | Audio | Prompt, memory: Memory) -> Payl
     if isinstance(said, ArrayList):
         tensors = tensors_of(said.arrays, memory)
         return TensorPayload(Checked(tensors) if said.is_checked else tensors)
-    return said.payload
+    if isinstance(said, Prompt):
+        return said.payload
+    data = memory.bytes(said.at, said.size)
+    if isinstance(said, Image):
+        return ImagePayload(data, said.top_k)
+    return AudioPayload(data, said.language, said.timestamps, said.top_k)
 
 
 def part_given(chunk: Chunk, before: Sequence[Buffer] = (), at: int = 0) -> tuple[AnswerPart, list[Buffer], int]:
