@@ -10,6 +10,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +104,22 @@ def test_a_revoked_key_is_refused_by_every_worker_once_that_returned(running: Pr
         assert infer(running, key=made["secret"]) == {200}, "now all of them have it in mind"
         assert client.delete(f"/admin/keys/{made['id']}").status_code == 204
         assert infer(running, key=made["secret"]) == {401}
+
+
+IDS = """
+import os
+from maasdam.api.entrance import new_request_id
+for _ in range(2):
+    if os.fork() == 0:
+        print(*(new_request_id()[12:] for _ in range(3)), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+def test_forks_of_one_process_give_no_two_requests_one_id() -> None:
+    ids = subprocess.run([sys.executable, "-c", IDS], capture_output=True, text=True, check=True).stdout.split()
+    assert len(ids) == len(set(ids)) == 6
 
 
 def test_what_is_logged_is_set_for_all(running: Process) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -317,6 +318,7 @@ def _model(scope: Scope) -> str | None:
 
 
 _chance = random.Random()  # seeded by the system; asking it for every request would let go of Python's lock
+os.register_at_fork(after_in_child=_chance.seed)  # or workers, which are forks of one process, would give the same ids
 
 
 def request_of(scope: Scope, model: str, payloads: tuple[Payload, ...], endpoint: str, seconds: float) -> Request:
