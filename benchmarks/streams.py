@@ -90,7 +90,7 @@ class Words(FakeProcessor):
 def serve(home: Path, model: Path | None, step_seconds: float) -> None:
     """Be the service."""
     from maasdam.api.http import serve as serve_http
-    from maasdam.api.listening import bound_socket
+    from maasdam.api.listening import Doors, bound_socket
     from maasdam.operations.requests import log_file
     from maasdam.operations.service import open_service
     from maasdam.tasks.text import TextProcessor
@@ -108,7 +108,7 @@ def serve(home: Path, model: Path | None, step_seconds: float) -> None:
         service = open_service(workspace, open_engine=open_engine, open_processor=open_processor)
         listener = bound_socket("127.0.0.1", 0)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        serve_http(service, True, [listener], lambda: print(url, flush=True))
+        serve_http(service, True, Doors([listener], None), lambda: print(url, flush=True))
     os._exit(0)
 
 

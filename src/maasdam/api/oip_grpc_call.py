@@ -42,7 +42,7 @@ LARGE = SMALL_BYTES + 1
 HELD = 8
 """As many messages of the largest size may be in memory at once."""
 MOST_CALLS = 8192
-"""That are open at once, idle streams too: each takes some 30 KB."""
+"""That are open at once, idle streams too: each takes 25 KB."""
 LONGEST_MESSAGE = 600
 """Of a status, characters: it travels in a header, where a character may take twelve bytes."""
 NO_MESSAGE = "no_message"
