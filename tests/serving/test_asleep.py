@@ -141,6 +141,18 @@ async def test_what_is_pinned_makes_room_for_itself_at_the_start() -> None:
         await until(lambda: router.find("a").state == "ready")
 
 
+async def test_what_is_pinned_gets_its_room_once_there_is_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maasdam.serving.router.NAP_SECONDS", 0.01)
+    catalog, load = FakeCatalog({}, {"a": 1}), Full()
+    load.is_full_for_good = True
+    catalog.deploy("a", mode="pin", replicas=2)
+    async with routing(catalog, load) as router:
+        await until(lambda: len(load.pushed) > 2)
+        assert router.is_ready
+        load.is_full_for_good = False
+        await until(lambda: len(router.find("a").replicas) == 2)
+
+
 async def test_what_left_wakes_again_with_all_its_replicas() -> None:
     catalog, load = FakeCatalog({}, {"a": 1}), Loads()
     catalog.deploy("a", replicas=2)

@@ -508,6 +508,8 @@ class Router:
                     group.tell()
         except NoRoom as error:
             self._lie_down(group, str(error))
+            if group.desired.mode == "pin":  # nobody has to ask for it
+                asyncio.get_running_loop().call_later(NAP_SECONDS, self._insist, group)
         except Exception as error:
             self._fail(group, target, error)
         finally:
@@ -537,6 +539,15 @@ class Router:
         except Crashed as error:
             self._fail(group, group.target, error)
         self._changed.set()
+
+    def _insist(self, group: ReplicaSet) -> None:
+        """Try again whether there is room for what is pinned."""
+        if self._is_stopping or group.is_unwanted or not group.napping or group.desired.mode != "pin":
+            return
+        if group.state == "asleep":
+            group.state, group.failed = "waking", None
+        group.napping = 0
+        self._tend(group)
 
     def _lie_down(self, group: ReplicaSet, reason: str) -> None:
         """What is not there has no room, or no work: it comes back when it is asked for."""
