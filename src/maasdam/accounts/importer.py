@@ -10,7 +10,7 @@ from maasdam.errors import StorageFailure
 
 log = logging.getLogger("maasdam.ledger")
 
-SECONDS = 0.25
+SECONDS = 0.5
 """Between two looks: what was answered is in the database within a second."""
 
 
