@@ -30,6 +30,8 @@ LONGEST_LINE = 64 * 1024
 
 REQUESTS = "maasdam.requests"
 """The logger whose records are finished lines, several in one."""
+REQUEST = '{"event":"request",'
+"""How each of them begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ def configure(
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.JSONRenderer()],
         foreign_pre_chain=shared,
     )
+    formatter.worker = worker
     handlers: list[logging.Handler] = [logging.StreamHandler(stream or sys.stderr)]
     if file is not None:
         handlers.append(_Kept(file.path, maxBytes=file.most_bytes, backupCount=file.older, encoding="utf-8"))
@@ -209,8 +212,13 @@ def _follow(file: int, is_over: threading.Event) -> None:
 class _Lines(structlog.stdlib.ProcessorFormatter):
     """JSON of a record; records of REQUESTS are lines already."""
 
+    worker: int | None = None
+
     def format(self, record: logging.LogRecord) -> str:
-        return str(record.msg) if record.name == REQUESTS else super().format(record)
+        if record.name != REQUESTS:
+            return super().format(record)
+        lines = str(record.msg)
+        return lines if self.worker is None else lines.replace(REQUEST, f'{REQUEST}"worker":{self.worker},')
 
 
 class _Kept(logging.handlers.RotatingFileHandler):

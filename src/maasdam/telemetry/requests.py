@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import orjson
 
-from maasdam.telemetry.logs import REQUESTS
+from maasdam.telemetry.logs import REQUEST, REQUESTS
 
 GROUP_SECONDS = 0.1
-HEAD = f'{{"event":"request","level":"info","logger":"{REQUESTS}","timestamp":"'
+HEAD = f'{REQUEST}"level":"info","logger":"{REQUESTS}","timestamp":"'
 LONGEST = 200
 """What is kept of anything a caller wrote, characters."""
 
