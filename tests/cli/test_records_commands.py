@@ -142,9 +142,9 @@ def test_desired_state(workspace: Workspace) -> None:
     assert (row["model"], row["version"], row["replicas"], row["follows"], row["serving"]) == ("mlp", 1, 2, False, None)
     assert answer["service"]["state"] == "not running"
     assert "not running" in run("status").stdout
-    assert document("deploy", "mlp", "--on-demand", "--idle", "90")["mode"] == "on-demand"
+    assert document("deploy", "mlp", "--on-demand", "--idle", "90", "--isolate")["mode"] == "on-demand"
     assert document("status")["deployments"][0]["idle_seconds"] == 90.0
-    assert "on-demand, idle 90 s" in run("status").stdout
+    assert "on-demand, idle 90 s, isolated" in run("status").stdout
     assert document("deploy", "mlp", "--pin")["mode"] == "pin"
     for wrong in (("--pin", "--on-demand"), ("--pin", "--idle", "9"), ("--idle", "0")):
         assert run("deploy", "mlp", *wrong).exit_code == 2

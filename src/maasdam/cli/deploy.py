@@ -39,7 +39,7 @@ def deploy(
     with in_workspace() as workspace:
         deployment = deploy(workspace, name, replicas, shares, trust, mode=mode, idle_seconds=idle, isolate=isolate)
         what = f"version {deployment.version}" if deployment.version else "its alias prod, else the newest that passed"
-        how = f"{deployment.replicas} replica(s), {_memory(mode, idle)}"
+        how = f"{deployment.replicas} replica(s), {_memory(mode, idle, isolate)}"
         emit(asdict(deployment), as_json, f"{deployment.model} is deployed: {what}, {how}")
 
 
@@ -87,7 +87,8 @@ def status(as_json: bool = JSON) -> None:
 def _text(rows: list[dict[str, Any]], service: dict[str, Any], builds: list[dict[str, Any]]) -> str:
     heads = ("model", "version", "follows", "task", "format", "engine", "batching", "replicas", "traffic")
     cells = [
-        (*(row[head] for head in heads), _memory(row["mode"], row["idle_seconds"]), _states(row["serving"])) for row in rows
+        (*(row[head] for head in heads), _memory(row["mode"], row["idle_seconds"], row["isolate"]), _states(row["serving"]))
+        for row in rows
     ]
     hint = f" ({service['hint']})" if service["hint"] else ""
     what = table((*heads, "in memory", "now"), cells) if rows else "Nothing is deployed; see: maasdam deploy"
@@ -99,9 +100,9 @@ def _text(rows: list[dict[str, Any]], service: dict[str, Any], builds: list[dict
     return "\n".join(lines)
 
 
-def _memory(mode: str, idle: float | None) -> str:
-    """When its replicas are in memory."""
-    return mode if idle is None else f"{mode}, idle {idle:g} s"
+def _memory(mode: str, idle: float | None, isolate: bool) -> str:
+    """When its replicas are in memory, and in whose."""
+    return ", ".join([mode, *([f"idle {idle:g} s"] if idle is not None else []), *(["isolated"] if isolate else [])])
 
 
 def _states(serving: list[dict[str, Any]] | None) -> str | None:
