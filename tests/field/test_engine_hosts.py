@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -16,10 +17,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from tests.field.test_hanging import FOREVER, add_counter
+from tests.field.test_hanging import FOREVER, add_counter, count
 from tests.served import Process, add_mlp, add_starters, open_home, serving
 from tests.waiting import until, wait_until
 
+from maasdam.children.usage import cpu_seconds
 from maasdam.core import ANONYMOUS, Request, Sampling, Signature, TensorPayload, TensorSpec, TextPayload, TextPiece
 from maasdam.errors import Crashed, EngineFailure, NotReady
 from maasdam.operations.workspace import Workspace
@@ -266,12 +268,25 @@ def test_a_host_killed_under_load_is_back_and_nobody_else_notices(tmp_path: Path
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left))
 
 
-def test_hosts_whose_service_was_killed_end_by_themselves(tmp_path: Path) -> None:
+def ask_for_ever(running: Process) -> None:
+    with contextlib.suppress(httpx.HTTPError):  # it ends with the service
+        count(running, FOREVER)
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_hosts_whose_service_was_killed_end_by_themselves(tmp_path: Path, hangs: bool) -> None:
     with open_home(tmp_path) as opened:
-        add_mlp(opened)
-        opened.catalog.deploy("mlp", isolate=True)
+        add_counter(opened)
+        opened.catalog.deploy("counter", isolate=True)
         _, key = opened.keys.create("tests", ["infer"])
     with serving(tmp_path, key) as running:
         (host,) = hosts_of(running)
+        if hangs:
+            before = cpu_seconds(host)
+            asking = threading.Thread(target=ask_for_ever, args=(running,))
+            asking.start()
+            wait_until(lambda: cpu_seconds(host) > before + 0.3)
         running.kill()
         wait_until(lambda: not Path(f"/proc/{host}").exists())
+        if hangs:
+            asking.join()
