@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -246,10 +247,11 @@ def open_service(
         has_loaded=lambda version: findings.get(store.get(version.digest), threads=settings.threads) is not None,
     )
     is_injected = open_engine is not None or open_processor is not None  # which no other process could be given
+    stays = is_injected or sys.platform != "linux"  # which alone has what hosts are made of
     metrics = metrics or Metrics()
     router = Router(
         workspace.catalog,
-        (lambda version, desired, may_push: here(version)) if is_injected else load,
+        (lambda version, desired, may_push: here(version)) if stays else load,
         known=partial(_known, store, findings, settings.threads),
         when_loaded=metrics.loaded,
         most_waiting=settings.queue_size,

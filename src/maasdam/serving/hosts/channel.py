@@ -43,10 +43,10 @@ LARGE_BYTES = 16 * 1024
 _HEAD = struct.Struct(">IBH")
 """How many bytes the messages have, and how msgpack begins a list of so many."""
 _LIST = 0xDC
-_TAKES = int(socket.MSG_CMSG_CLOEXEC)
+_TAKES = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))  # Linux has it, and hosts need Linux
 _CUT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 _LOOKS = int(socket.MSG_PEEK | socket.MSG_TRUNC)
-_SENDS = int(socket.MSG_NOSIGNAL)
+_SENDS = int(getattr(socket, "MSG_NOSIGNAL", 0))
 _SCM_BYTES = socket.CMSG_SPACE(MOST_HANDLES * array.array("i").itemsize)
 
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from maasdam.serving.hosts.wire import Buffer, Garbled
 
-SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+SEAL, SHRINK, GROW, WRITE = 1, 2, 4, 8
+"""F_SEAL_... of fcntl(2), which Python names on Linux alone; there alone is any of this called."""
 MOST_BUFFERS = 512
 """Of one call of writev(2)."""
 
@@ -32,7 +33,7 @@ def lent(body: Sequence[Buffer]) -> int:
                 written -= left.pop(0).nbytes
             if written:
                 left[0] = left[0][written:]
-        fcntl.fcntl(handle, fcntl.F_ADD_SEALS, SEALS)
+        fcntl.fcntl(handle, fcntl.F_ADD_SEALS, SEAL | SHRINK | GROW | WRITE)
     except BaseException:
         os.close(handle)
         raise
@@ -69,7 +70,7 @@ class Borrowed:
     def __init__(self, handle: int, most_bytes: int, is_trusted: bool) -> None:
         """Raises Garbled for what is no memory, or more of it than `most_bytes`."""
         try:
-            if not fcntl.fcntl(handle, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+            if not fcntl.fcntl(handle, fcntl.F_GET_SEALS) & SHRINK:
                 raise Garbled("memory that may shrink")
         except OSError as error:
             raise Garbled("a descriptor that is no memory") from error
