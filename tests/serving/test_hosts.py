@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -271,6 +272,25 @@ async def test_a_host_that_lies_is_hung_up_on_and_its_callers_hear_that_it_is_go
     await replica.leave()
     assert keeper.released == ["liar"]
     await until(lambda: handles_open() <= handles + (lie == "memory that shrinks"))
+
+
+async def test_a_host_that_writes_without_end_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maasdam.serving.hosts.hosted.MOST_PIECES_BYTES", 10_000)
+
+    def says(sock: socket.socket, asks: list[Any]) -> None:
+        piece = wire.AnswerPart(wire.Written("x" * 90, (), None), 1, None, None, None, False, None)
+        with contextlib.suppress(OSError):  # it is hung up on
+            while True:
+                sock.send(packed(wire.AnswerPiece(asks[0].number, piece)))
+
+    keeper = Lied(tmp_path / "s", says)
+    replica = HostReplica("mlp:1", HostAddress("liar", str(tmp_path / "s"), 1), keeper, queue_size=9, max_answer_bytes=1 << 20)
+    await replica.opened()
+    told: list[Any] = []
+    replica.stream(asking(), told.append)
+    await until(lambda: bool(told) and isinstance(told[-1], NotReady))
+    assert len(told) < 100
+    await replica.leave()
 
 
 async def test_an_error_keeps_its_class_and_answers_to_nobody_are_dropped(tmp_path: Path) -> None:

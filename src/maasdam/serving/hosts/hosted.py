@@ -33,8 +33,24 @@ MOST_UNSENT_BYTES = 64 * 1024 * 1024
 """A host that does not read gets no more."""
 BLOCKING_BYTES = 2 * 1024 * 1024
 """What is larger is not copied in the event loop."""
+MOST_PIECES_BYTES = 16 * 1024 * 1024
+"""Of one answer in pieces, each counted as PIECE_BYTES and its text: they may wait for a slow reader."""
+PIECE_BYTES = 64
 SLACK_BYTES = 1024 * 1024
 """That an answer takes beside its tensors."""
+
+
+class _Asked:
+    """A request in flight: who hears of its answer, whole or in pieces."""
+
+    __slots__ = ("count", "done", "hear", "room")
+
+    def __init__(self, done: Done | None, hear: Hear | None, count: int) -> None:
+        self.done = done
+        self.hear = hear
+        self.count = count
+        """Of its payloads."""
+        self.room = MOST_PIECES_BYTES
 
 
 class HostReplica:
@@ -66,7 +82,7 @@ class HostReplica:
         self._checked: Signature | None = None
         self._executions: Executions | None = None
         self._copying: set[asyncio.Task[None]] = set()
-        self._asked: dict[int, tuple[Done | None, Hear | None, int]] = {}
+        self._asked: dict[int, _Asked] = {}
         self._numbers = itertools.count(1)
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
@@ -156,7 +172,7 @@ class HostReplica:
             self._apart(self._lend(ask, body))
         else:
             self._channel.send(ask, body, at)
-        self._asked[number] = (done, hear, count)
+        self._asked[number] = _Asked(done, hear, count)
         return number
 
     def _apart(self, work: Coroutine[Any, Any, None]) -> None:
@@ -182,9 +198,9 @@ class HostReplica:
         except (wire.Garbled, ValueError, MemoryError) as error:
             self._channel.hang_up(error)
         else:
-            done, _, _ = self._asked.pop(number, (None, None, 0))
-            if done is not None:
-                _told(done, chunks)
+            asked = self._asked.pop(number, None)
+            if asked is not None and asked.done is not None:
+                _told(asked.done, chunks)
         finally:
             memory.close()
 
@@ -196,23 +212,29 @@ class HostReplica:
         """Raises Garbled."""
         match message:
             case wire.WholeAnswer(number, parts):
-                done, _, count = self._asked.get(number, (None, None, 0))
-                if done is not None:
-                    if len(parts) != count:
-                        raise wire.Garbled(f"{len(parts)} answers to {count} questions")
+                asked = self._asked.get(number)
+                if asked is not None and asked.done is not None:
+                    if len(parts) != asked.count:
+                        raise wire.Garbled(f"{len(parts)} answers to {asked.count} questions")
                     if isinstance(memory, Borrowed) and memory.size > BLOCKING_BYTES:
                         self._apart(self._copy(number, parts, memory.kept()))
                         return
                     chunks = [self._chunk(part, memory) for part in parts]
                     del self._asked[number]
-                    _told(done, chunks)
+                    _told(asked.done, chunks)
             case wire.AnswerPiece(number, part):
-                _, hear, _ = self._asked.get(number, (None, None, 0))
-                if hear is not None:
+                asked = self._asked.get(number)
+                if asked is not None and asked.hear is not None:
                     chunk = self._chunk(part, memory)
                     if chunk.is_last:
                         del self._asked[number]
-                    _told(hear, chunk)
+                    elif not isinstance(part.value, wire.Written):
+                        raise wire.Garbled("a piece of what has no pieces")
+                    else:
+                        asked.room -= PIECE_BYTES + len(part.value.text)
+                        if asked.room < 0:
+                            raise wire.Garbled(f"an answer in pieces of more than {MOST_PIECES_BYTES:,} bytes")
+                    _told(asked.hear, chunk)
             case wire.Failed(number, why):
                 self._tell(number, wire.error_of(why))
             case wire.HasRun():
@@ -243,11 +265,10 @@ class HostReplica:
         return chunk
 
     def _tell(self, number: int, error: BaseException) -> None:
-        done, hear, _ = self._asked.pop(number, (None, None, 0))
-        if done is not None:
-            _told(done, error)
-        elif hear is not None:
-            _told(hear, error)
+        asked = self._asked.pop(number, None)
+        call = None if asked is None else asked.done or asked.hear
+        if call is not None:
+            _told(call, error)
 
     def _fail_all(self, error: MaasdamError) -> None:
         for number in list(self._asked):
