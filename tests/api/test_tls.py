@@ -7,8 +7,10 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 
 from maasdam.api.tls import TlsPair
@@ -147,3 +149,33 @@ def test_what_is_renewed_serves_the_next_and_what_is_wrong_does_not(served: tupl
     assert ask(it.port, new)[0] == 200
     with pytest.raises(ssl.SSLCertVerificationError):
         ask(it.port, before[0])
+
+
+def test_grpc_has_what_was_renewed_too(one: tuple[Path, Path], tmp_path: Path) -> None:
+    for path, name in zip(one, ("one.pem", "one.key"), strict=True):
+        (tmp_path / name).write_bytes(path.read_bytes())
+    certificate = TlsPair(tmp_path / "one.pem", tmp_path / "one.key")
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_secure_port("127.0.0.1:0", certificate.credentials())
+    server.start()
+
+    def is_trusted(anchor: bytes) -> bool:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        with grpc.secure_channel(f"127.0.0.1:{port}", grpc.ssl_channel_credentials(anchor), options) as channel:
+            try:
+                channel.unary_unary("/nothing")(b"", timeout=10)
+            except grpc.RpcError as error:
+                assert error.code() in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE)
+                return error.code() is grpc.StatusCode.UNIMPLEMENTED
+        raise AssertionError("nobody answers that")
+
+    before = certificate.path.read_bytes()
+    assert is_trusted(before)
+    new, key = pair(tmp_path, "new")
+    (tmp_path / "one.key").write_bytes(key.read_bytes())
+    certificate.look()
+    assert is_trusted(before), "the certificate is still the old one's"
+    certificate.path.write_bytes(new.read_bytes())
+    certificate.look()
+    assert is_trusted(new.read_bytes()) and not is_trusted(before)
+    server.stop(0).wait(10)
