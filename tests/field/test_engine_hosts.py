@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import socket
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -274,13 +276,16 @@ def ask_for_ever(running: Process) -> None:
 
 
 @pytest.mark.parametrize("hangs", [False, True])
-def test_hosts_whose_service_was_killed_end_by_themselves(tmp_path: Path, hangs: bool) -> None:
+def test_hosts_whose_service_was_killed_end_by_themselves(tmp_path: Path, hangs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(tempfile.mkdtemp())  # whose path is short enough for a socket's
+    monkeypatch.setenv("TMPDIR", str(folder))
     with open_home(tmp_path) as opened:
         add_counter(opened)
         opened.catalog.deploy("counter", isolate=True)
         _, key = opened.keys.create("tests", ["infer"])
     with serving(tmp_path, key) as running:
         (host,) = hosts_of(running)
+        assert len(list(folder.glob("maasdam-hosts-*/*"))) == 1
         if hangs:
             before = cpu_seconds(host)
             asking = threading.Thread(target=ask_for_ever, args=(running,))
@@ -290,3 +295,5 @@ def test_hosts_whose_service_was_killed_end_by_themselves(tmp_path: Path, hangs:
         wait_until(lambda: not Path(f"/proc/{host}").exists())
         if hangs:
             asking.join()
+    assert list(folder.glob("maasdam-hosts-*")) == []
+    shutil.rmtree(folder)

@@ -106,7 +106,8 @@ class _Host:
         self._over = asyncio.Event()
         self._loop.add_signal_handler(signal.SIGTERM, self._look_whether_over)  # with a keeper, that is the keeper's to say
         self._keeper = HostChannel(self._to_keeper, control.ToHost, self._hear_keeper, self._lose_keeper)
-        self._watch = HostWatch(self._to_keeper, self._status, lambda: [caller.channel.fileno() for caller in self._callers])
+        tidy_up = partial(_tidy_up, self._listener.getsockname())
+        self._watch = HostWatch(self._to_keeper, self._status, self._handles, tidy_up)
         self._listener.setblocking(False)
         self._loop.add_reader(self._listener, self._accept)
         loading = asyncio.create_task(self._load())
@@ -115,7 +116,7 @@ class _Host:
         finally:
             self._loop.remove_reader(self._listener)
             if self._is_keeper_gone:
-                _tidy_up(self._listener.getsockname())
+                tidy_up()
             loading.cancel()
             for caller in list(self._callers):
                 caller.channel.close()
@@ -123,6 +124,9 @@ class _Host:
                 with contextlib.suppress(Exception):
                     await asyncio.wait_for(asyncio.to_thread(self._replica.close), CLOSE_SECONDS)
             os._exit(0)  # threads that hang are waited for by nobody
+
+    def _handles(self) -> list[int]:
+        return [caller.channel.fileno() for caller in self._callers]
 
     async def _load(self) -> None:
         settings = self._settings

@@ -21,8 +21,18 @@ LOOKS_A_MEASURE = 10
 class HostWatch:
     """Of one host process, started at once."""
 
-    def __init__(self, control: socket.socket, status: Callable[[float], Status], callers: Callable[[], Iterable[int]]) -> None:
-        """`control` leads to the keeper; `status` is given the seconds since it was asked last; `callers` are descriptors."""
+    def __init__(
+        self,
+        control: socket.socket,
+        status: Callable[[float], Status],
+        callers: Callable[[], Iterable[int]],
+        tidy_up: Callable[[], None],
+    ) -> None:
+        """`control` leads to the keeper; `status` is given the seconds since it was asked last; `callers` are descriptors.
+
+        `tidy_up` is called before the process is ended here.
+        """
+        self._tidy_up = tidy_up
         self._control = control
         self._status = status
         self._callers = callers
@@ -48,6 +58,7 @@ class HostWatch:
             is_alone = _is_gone(self._control.fileno()) and all(map(_is_gone, list(self._callers())))
             strikes = strikes + 1 if is_alone else 0
             if strikes > 1:
+                self._tidy_up()
                 os._exit(0)
 
     def _tell(self, status: Status) -> None:
