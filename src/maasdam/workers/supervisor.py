@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 from maasdam.accounts.importer import Importer
@@ -88,6 +89,8 @@ class Worker:
     """Whether it takes connections."""
     is_leaving: bool = False
     adopted: set[int] = field(default_factory=set)
+    holder: str = field(default_factory=lambda: token_hex(4))
+    """As the keeper of hosts knows it."""
 
     @property
     def pid(self) -> int | None:
@@ -243,8 +246,6 @@ class Supervisor:
         self._share_out()
         self._pass_on()
         died = await asyncio.to_thread(worker.buried)
-        if self._hosts is not None:
-            await self._hosts.forget(worker.name)
         self._workers.discard(worker)
         if self._is_stopping and not self._workers:
             self._is_over.set()
@@ -254,6 +255,8 @@ class Supervisor:
         if seat.worker is worker:
             seat.worker = None
             self._spawn(self._fill(seat, after_seconds))
+        if self._hosts is not None:
+            await self._hosts.forget(worker.holder)
 
     async def _check(self, worker: Worker) -> None:
         seconds = STARTS_SECONDS if worker.standing is None else HANGS_SECONDS
@@ -346,10 +349,10 @@ class Supervisor:
 
             self._hosts = open_keeper(self._workspace)
         if isinstance(message, Acquire):
-            return Told(address=await self._hosts.acquire(message.work, message.held, message.may_push, worker.name))
+            return Told(address=await self._hosts.acquire(message.work, message.held, message.may_push, worker.holder))
         if isinstance(message, AwaitEnd):
             return Told(end=await self._hosts.ended(message.host_id))
-        await self._hosts.release(message.host_id, worker.name)
+        await self._hosts.release(message.host_id, worker.holder)
         return Told()
 
     async def _tell(self, teller: Worker, message: Tell) -> list[Busy]:
@@ -382,7 +385,12 @@ class Supervisor:
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the supervisor could not do its work", exc_info=error)
 
 
 @contextmanager
