@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 import psutil
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.api.conftest import Running, wait_for
 from tests.api.test_grpc import OK, Door, X, tensors, text
 
@@ -311,3 +312,24 @@ def test_who_reads_nothing_of_a_stream_holds_nobody_up(door: Door) -> None:
     answers(door)
     wire.close()
     wait_for(lambda: door.door.calls.open == 0 and door.door.calls.in_flight == 0)
+
+
+def test_watchers_who_read_nothing_keep_nobody_from_hearing_and_are_few(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oip_grpc_call, "MOST_STRANGERS", 20)
+    watch = [(":method", "POST"), (":scheme", "http"), (":path", "/grpc.health.v1.Health/Watch"), (":authority", "x")]
+    head = packed([*watch, ("te", "trailers"), ("content-type", "application/grpc")])
+    wire = Wire(door)
+    wire.send(frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 0)))  # a window of no bytes
+    for i in range(19):
+        wire.send(frame(HEADERS, 4, 2 * i + 1, head), frame(DATA, 1, 2 * i + 1, message(b"")))
+    wait_for(lambda: door.door.calls.strangers == 19)
+    told = health_pb2_grpc.HealthStub(door.channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE), timeout=20)
+    assert next(told).status == 1
+    with pytest.raises(grpc.RpcError) as caught:
+        health_pb2_grpc.HealthStub(door.channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE and "without a key" in caught.value.details()
+    answers(door)  # a key is asked for by this one
+    stopped = door.stop(5)
+    assert next(told).status == 2, "not serving"
+    stopped.result(10)
+    wire.close()

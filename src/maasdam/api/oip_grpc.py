@@ -13,21 +13,22 @@ import contextlib
 import socket
 import tempfile
 import threading
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from maasdam.api import oip_proto
 from maasdam.api.access import Gate
 from maasdam.api.body import BodyLimits
+from maasdam.api.grpc_health import NAME as HEALTH
+from maasdam.api.grpc_health import Health
 from maasdam.api.grpc_server import make_server
 from maasdam.api.listening import accepting, address_of
-from maasdam.api.oip_grpc_call import SMALL_BYTES, Calls, Rpc
+from maasdam.api.oip_grpc_call import OPEN, SMALL_BYTES, Calls, Rpc
 from maasdam.api.oip_grpc_methods import NOT_HERE, methods
 from maasdam.api.oip_grpc_stream import StreamRpc
 from maasdam.api.relay import Relay
@@ -36,7 +37,6 @@ from maasdam.errors import Unsupported
 from maasdam.operations.service import Service
 
 SERVICE = oip_proto.SERVICE
-HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 REFLECTION = reflection.SERVICE_NAME
 STREAMS = 1024
 """Calls of one connection at once; a client waits with more."""
@@ -70,7 +70,7 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no t
         self.calls = Calls(service, gate, limits, asyncio.Event())
         self.calls.is_idle.set()
         self._listener = listener
-        self._health = health.aio.HealthServicer()
+        self._health = Health(("", SERVICE))
         self._tasks: list[asyncio.Task[None]] = []
         options = [
             # so that a little too much is refused in our words; gRPC itself refuses more by its length, before it is here
@@ -84,12 +84,11 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no t
             ("grpc.so_reuseport", listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)),
         ]
         told = _Handlers()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, told)
         for file in (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
             oip_proto.POOL.AddSerializedFile(file.serialized_pb)
         about = reflection.aio.ReflectionServicer((SERVICE, HEALTH, REFLECTION), oip_proto.POOL)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(about, told)
-        self._foreign: dict[str, Any] = told.found
+        self._foreign: dict[str, Any] = told.found | self._health.handlers()
         self._methods = methods(service)
         self._server = make_server(self, (*self._methods, *self._foreign, *NOT_HERE), options)
 
@@ -127,7 +126,7 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no t
 
     async def _stop(self, seconds: float) -> None:
         self._tasks[0].cancel()
-        await self._health.enter_graceful_shutdown()
+        self._health.tell(False)
         stopping = asyncio.ensure_future(self._server.stop(seconds))
         with suppress(TimeoutError):
             await asyncio.wait_for(self.calls.is_idle.wait(), seconds)
@@ -135,18 +134,12 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no t
         await stopping
 
     async def _tell_health(self) -> None:
-        before = None
         while True:
-            states = health_pb2.HealthCheckResponse
-            now = states.SERVING if self._service.is_ready else states.NOT_SERVING
-            if now != before:
-                for name in ("", SERVICE):
-                    await self._health.set(name, now)
-            before = now
+            self._health.tell(self._service.is_ready)
             await asyncio.sleep(HEALTH_SECONDS)
 
     def service(self, details: Any) -> Any:
-        """gRPC's handler of one call, from its headers: its message is not here yet. Health's are known to it already."""
+        """gRPC's handler of one call, from its headers: its message is not here yet."""
         path, metadata = details.method, dict(reversed(details.invocation_metadata))  # of two the first, as over HTTP
         method = self._methods.get(path)
         if method is not None:
@@ -158,13 +151,12 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no t
             why = f"{path} is not offered here: {NOT_HERE[path]}" if path in NOT_HERE else _UNKNOWN
             rpc.refused = Unsupported(why)
             return rpc
-        if path.startswith(f"/{HEALTH}/") or self._service.settings.public_docs:
-            return foreign
-        return Foreign(self.calls, name, None, metadata, foreign)
+        is_open = path.startswith(f"/{HEALTH}/") or self._service.settings.public_docs
+        return Foreign(self.calls, name, OPEN if is_open else None, metadata, foreign)
 
 
 class Foreign(Rpc):
-    """A call that a library answers, once its key is known to be good."""
+    """A call that a library answers, or health, once its key is known to be good if it needs one."""
 
     __slots__ = ("_library", "request_deserializer", "response_serializer")
 
@@ -176,20 +168,27 @@ class Foreign(Rpc):
         self.request_deserializer = self._library.request_deserializer
         self.response_serializer = self._library.response_serializer
 
-    async def stream_stream(self, messages: Any, context: Any) -> AsyncIterator[Any]:
+    async def stream_stream(self, messages: Any, context: Any) -> None:
         """gRPC asks for the answers."""
-        self.calls.open += 1
+        library = self._library
+        self.enter()
         try:
             try:
                 await self.admit()
+                asked = None if library.request_streaming else await self.message(context)
             except Exception as error:
                 await self.refuse(error, context)
             finally:
                 self.end()
-            async for reply in self._library.stream_stream(messages, context):
-                yield reply
+            if library.request_streaming:
+                async for reply in library.stream_stream(messages, context):
+                    await context.write(reply)
+            elif library.response_streaming:
+                await library.unary_stream(asked, context)
+            else:
+                await context.write(await library.unary_unary(asked, context))
         finally:
-            self.calls.open -= 1
+            self.leave()
 
 
 class _Handlers:

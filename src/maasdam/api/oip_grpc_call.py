@@ -43,6 +43,8 @@ HELD = 8
 """As many messages of the largest size may be in memory at once."""
 MOST_CALLS = 8192
 """That are open at once, idle streams too: each takes 25 KB."""
+MOST_STRANGERS = 256
+"""Of those, calls that need no key."""
 LONGEST_MESSAGE = 600
 """Of a status, characters: it travels in a header, where a character may take twelve bytes."""
 NO_MESSAGE = "no_message"
@@ -120,6 +122,10 @@ class Gathering:
             begin()
 
 
+OPEN = Method("", None, None, needs_key=False)
+"""Of a call that anybody may make, and that is answered elsewhere."""
+
+
 @dataclass(slots=True)
 class Calls:
     """What all calls of one door share."""
@@ -131,6 +137,8 @@ class Calls:
     """Set while nothing is in flight."""
     open: int = 0
     """Calls, whether or not their message is here."""
+    strangers: int = 0
+    """Of those, the ones that need no key."""
     in_flight: int = 0
     """Requests whose message is here."""
     held: int = 0
@@ -223,10 +231,10 @@ class Rpc:
     async def stream_unary(self, messages: Any, context: Any) -> bytes:
         """gRPC asks for the answer, as bytes."""
         calls, size = self.calls, -1
-        calls.open += 1
+        self.enter()
         try:
             await self.admit()
-            data = await self._message(context)
+            data = bytes(await self.message(context))
             size = len(data)
             calls.take(size)
             calls.check_size(self.name, data)
@@ -238,14 +246,30 @@ class Rpc:
             await self.refuse(error, context)
             raise AssertionError("refused") from error
         finally:
-            calls.open -= 1
+            self.leave()
             if size >= 0:
                 calls.give_back(size)
             self.end()
 
+    def enter(self) -> None:
+        """It is open from now on."""
+        self.calls.open += 1
+        self.calls.strangers += self._is_strangers
+
+    def leave(self) -> None:
+        """It is not any more."""
+        self.calls.open -= 1
+        self.calls.strangers -= self._is_strangers
+
+    @property
+    def _is_strangers(self) -> bool:
+        return self.method is not None and not self.method.needs_key
+
     async def admit(self) -> None:
         """Find out who calls. Raises Unauthenticated, Forbidden, Overloaded, and why the call is not offered."""
         method, gate = self.method, self.calls.gate
+        if self.calls.strangers > MOST_STRANGERS and self._is_strangers:
+            raise Overloaded(f"{MOST_STRANGERS} calls without a key are open already; try again in a second")
         if self.calls.open > MOST_CALLS:
             raise Overloaded(f"{MOST_CALLS} calls are open already; close streams that are idle, or try again in a second")
         if method is None or method.needs_key:
@@ -260,7 +284,7 @@ class Rpc:
         if self.refused is not None:
             raise self.refused
 
-    async def _message(self, context: Any) -> bytes:
+    async def message(self, context: Any) -> Any:
         """The one message. Raises BodyTooSlow, InvalidInput, CancelledError where none comes any more."""
         deadlines, task, is_late = self.calls.service.inference.deadlines, asyncio.current_task(), False
         assert task is not None
@@ -283,7 +307,7 @@ class Rpc:
         if data is grpc.aio.EOF:
             await asyncio.sleep(0.05)  # a caller that went away, or gRPC that refused the message, cancels this
             raise InvalidInput("the call has no message; send one")
-        return bytes(data)
+        return data
 
     async def _answer(self, data: bytes, context: Any) -> bytes:
         method = self.method

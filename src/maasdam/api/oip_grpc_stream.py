@@ -36,7 +36,7 @@ class StreamRpc(Rpc):
 
     async def stream_stream(self, messages: AsyncIterator[bytes], context: Any) -> None:
         """gRPC asks for the answers."""
-        self.calls.open += 1
+        self.enter()
         try:
             try:
                 await self.admit()
@@ -48,7 +48,7 @@ class StreamRpc(Rpc):
             context.set_trailing_metadata(self.trailers())
             await self._all(messages, context)
         finally:
-            self.calls.open -= 1
+            self.leave()
 
     async def _all(self, messages: AsyncIterator[bytes], context: Any) -> None:
         tasks: set[asyncio.Task[None]] = set()
