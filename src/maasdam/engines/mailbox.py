@@ -22,6 +22,8 @@ from maasdam.engines.tensors import closed
 from maasdam.errors import DeadlineExceeded, EngineFailure
 
 log = logging.getLogger("maasdam.engines")
+HAND_OVER_SECONDS = 0.005
+"""An engine waits no longer for an event loop to take what came of its step."""
 Piece = TypeVar("Piece")
 Hear = Callable[[Tokens | BaseException], None]
 
@@ -33,13 +35,21 @@ class Mail:
         self.loop = loop
         self._items: deque[tuple[Job, Tokens | BaseException]] = deque()
         self._is_woken = False
+        self._is_read = threading.Event()
 
     def post(self, job: Job, item: Tokens | BaseException) -> None:
         """From any thread."""
         self._items.append((job, item))
         if not self._is_woken:
             self._is_woken = True
+            self._is_read.clear()
             self.loop.call_soon_threadsafe(self._deliver)
+
+    def hand_over(self) -> None:
+        """Let the loop read what was posted. An engine that holds Python's lock while it computes, as OpenVINO GenAI does,
+        would keep what came of one step until after the next."""
+        if self._is_woken:
+            self._is_read.wait(HAND_OVER_SECONDS)
 
     def _deliver(self) -> None:
         self._is_woken = False  # before the look: who posts after it wakes us again
@@ -52,6 +62,7 @@ class Mail:
                 except Exception:  # one that can't hear must not keep the others from theirs
                     job.is_cancelled = True
                     log.exception("what was generated for request %s could not be given to it", job.request.id)
+        self._is_read.set()
 
 
 class Job:
@@ -185,6 +196,8 @@ class Turns(Generic[Running]):
                     new = [job for job in (self._waiting.popleft() for _ in range(room)) if not job.is_cancelled]
                 running += [r for job in new if (r := self._join(job)) is not None]
                 running = self._step([r for r in running if not self._is_dropped(r)])
+                if self._mail is not None:
+                    self._mail.hand_over()
         finally:
             with self._wake:
                 self._is_closing = True
