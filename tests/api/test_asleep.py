@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from tests.api.conftest import Running
 from tests.waiting import wait_until
+
+from maasdam.operations.fleet import Standing, worst
 
 INPUTS = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
 
@@ -67,3 +70,34 @@ def test_load_wakes_it_and_it_stays_as_it_was_deployed(own_service: Running) -> 
         assert (row["mode"], row["idle_seconds"], row["replicas"]) == ("on-demand", 90, 2)
         assert client.post("/v2/repository/models/doubles/unload").status_code == 200
         assert client.get("/v2/models/doubles/ready").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "told"),
+    [
+        ("asleep", "ready", "ready"),
+        ("asleep", "asleep", "asleep"),
+        ("waking", "asleep", "waking"),
+        ("ready", "loading", "loading"),
+        ("asleep", "failed", "failed"),
+    ],
+)
+def test_of_several_workers_it_sleeps_where_none_has_it(own: str, other: str, told: str) -> None:
+    others = [Standing(True, None, (("doubles", 1, other, None, 1),))]
+    assert worst((own, None, 1), "doubles", 1, others)[0] == told
+
+
+def test_status_and_metrics_say_what_models_hold(own_service: Running) -> None:
+    from maasdam.cli.deploy import _text
+
+    with own_service.client() as client:
+        assert client.get("/admin/models").json()["memory_budget_bytes"] is None
+        metrics = client.get("/metrics").text
+    assert 'maasdam_model_load_seconds_count{how="start",phase="all"} 4.0' in metrics
+    row: dict[str, Any] = dict.fromkeys(
+        ("model", "version", "follows", "task", "format", "engine", "batching", "replicas", "traffic")
+    )
+    row |= {"mode": "pin", "idle_seconds": None, "serving": [{"version": 1, "state": "ready", "memory_bytes": 12_000_000}]}
+    told = {"url": "http://here", "state": "running", "hint": None, "memory_budget_bytes": 40_000_000}
+    text = _text([row], told, [])
+    assert "1 ready 12 MB" in text and "models hold 12 MB of 40 (memory_budget)" in text
