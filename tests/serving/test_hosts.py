@@ -20,6 +20,7 @@ import pytest
 from tests.served import MLP, add_mlp, open_home
 from tests.waiting import until
 
+from maasdam.children import Forked
 from maasdam.core import (
     ANONYMOUS,
     AudioPayload,
@@ -359,3 +360,20 @@ def test_an_error_s_field_and_code_travel() -> None:
             type(error), str(error), error.code, error.http_status
         )  # fmt: skip
         assert getattr(again, "param", None) == getattr(error, "param", None)
+
+
+def hangs(*given: Any) -> None:
+    """Instead of a host."""
+    threading.Event().wait()
+
+
+async def test_a_host_that_does_not_even_begin_is_ended(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maasdam.serving.hosts.local.SPEAKS_SECONDS", 0.0)
+    async with keeping(workspace) as keeper:
+
+        def fork(listener: Any, to_keeper: Any, work: HostWork) -> Forked:
+            return Forked(hangs, (listener, to_keeper), name="hangs", outlives=True)
+
+        monkeypatch.setattr(keeper, "_fork", fork)
+        with pytest.raises(Crashed, match="did not begin"):
+            await HostLoader(keeper, workspace.settings)(workspace.catalog.resolve("mlp"))

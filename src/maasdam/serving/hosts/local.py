@@ -39,6 +39,8 @@ LOOK_SECONDS = 1.0
 """How often limits are looked at."""
 END_SECONDS = 5.0
 """A host that was asked to end has ended by then, or is killed."""
+SPEAKS_SECONDS = 20.0
+"""A host that was started has said how it is by then: it does so before it loads anything."""
 SILENT_SECONDS = 20.0
 """Beyond its limit of time: a host that does not even say how it is."""
 LONGEST_PATH = 107
@@ -83,6 +85,7 @@ class _Kept:
     process: Forked | None = None
     channel: HostChannel[control.FromHost] | None = None
     status: control.Status = field(default_factory=control.Status)
+    has_spoken: bool = False
     told_at: float = 0.0
     """When it last said how it is."""
     why: str | None = None
@@ -350,7 +353,7 @@ class LocalKeeper:
         now = time.monotonic()
         if status.is_ready and not kept.status.is_ready:
             kept.loaded_at = now
-        kept.status, kept.told_at = status, now
+        kept.status, kept.told_at, kept.has_spoken = status, now, True
         if status.is_answer and kept.asked:
             answer = kept.asked.popleft()
             if not answer.done():
@@ -372,6 +375,8 @@ class LocalKeeper:
         most, seconds = self._memory_bytes, self._settings.host_stall_seconds
         if most is not None and kept.process.resident_bytes > most:
             return f"was ended: it took more memory than its limit of {most / 1e9:,.1f} GB (setting host_memory_bytes)"
+        if not kept.has_spoken and time.monotonic() - kept.told_at > SPEAKS_SECONDS:
+            return f"was ended: it did not begin within {SPEAKS_SECONDS:.0f} s"
         silent = time.monotonic() - kept.told_at - SILENT_SECONDS
         longest = seconds if kept.status.is_ready else self._settings.load_seconds
         if seconds and (kept.status.stuck_seconds > seconds or silent > longest):
