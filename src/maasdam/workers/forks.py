@@ -24,10 +24,15 @@ PRELOADED = "maasdam.workers.preloaded"
 
 
 class ForkServer:
-    """Make it while this process has one thread; it is multiprocessing's from then on."""
+    """Make it while this process has one thread; it is multiprocessing's from then on.
+
+    Where there are more threads, multiprocessing starts its own, as after this one's death.
+    """
 
     def __init__(self) -> None:
-        assert threading.active_count() == 1
+        self._writer: int | None = None
+        if threading.active_count() > 1:  # one of them may hold a lock, which a fork would hold for ever
+            return
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(connection.arbitrary_address("AF_UNIX"))  # type: ignore[attr-defined]  # as multiprocessing itself does
         listener.listen()
@@ -46,6 +51,8 @@ class ForkServer:
 
     def complete(self, libraries: Sequence[str]) -> None:
         """Have it import these too, and begin to fork. Once."""
+        if self._writer is None:
+            return
         with suppress(BrokenPipeError):  # it died: another imports them
             os.write(self._writer, "\n".join(libraries).encode())
         os.close(self._writer)
