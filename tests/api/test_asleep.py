@@ -97,7 +97,12 @@ def test_status_and_metrics_say_what_models_hold(own_service: Running) -> None:
     row: dict[str, Any] = dict.fromkeys(
         ("model", "version", "follows", "task", "format", "engine", "batching", "replicas", "traffic")
     )
-    row |= {"mode": "pin", "idle_seconds": None, "serving": [{"version": 1, "state": "ready", "memory_bytes": 12_000_000}]}
+    row |= {
+        "isolate": False,
+        "mode": "pin",
+        "idle_seconds": None,
+        "serving": [{"version": 1, "state": "ready", "memory_bytes": 12_000_000}],
+    }
     told = {"url": "http://here", "state": "running", "hint": None, "memory_budget_bytes": 40_000_000}
     text = _text([row], told, [])
     assert "1 ready 12 MB" in text and "models hold 12 MB of 40 (memory_budget)" in text
