@@ -24,11 +24,6 @@ def share(bound: socket.socket) -> None:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
 
-def is_shared(bound: socket.socket) -> bool:
-    """Whether `share` was called."""
-    return bool(bound.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
-
-
 def spread(bound: socket.socket, count: int) -> list[socket.socket]:
     """So many listeners on the address of one that is bound, and does not listen yet; one that does is every worker's."""
     if bound.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
