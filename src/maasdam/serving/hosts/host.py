@@ -32,6 +32,7 @@ from maasdam.serving.hosts.keeper import HostWork
 from maasdam.serving.hosts.watch import HostWatch
 from maasdam.serving.loading import Loader
 from maasdam.settings import Settings
+from maasdam.tasks.torchless import without_torch
 from maasdam.telemetry.energy import open_meter
 from maasdam.telemetry.logs import configure
 from maasdam.telemetry.meter import CpuMeter
@@ -57,6 +58,7 @@ def host(
 ) -> None:
     """Run one host until it is over; `limit` is its memory's, bytes. `proof`: its keeper has hashed the model's files."""
     configure(settings.log_level)
+    without_torch()  # as the service itself; what needs torch has it by now, or asks for it
     store = Store(settings.home / "artifacts")
     if proof is not None:
         store.believe(work.digest, proof)
