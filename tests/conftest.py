@@ -19,6 +19,8 @@ from tests.databases import (  # noqa: F401  fixtures
 )
 
 os.environ.setdefault("MAASDAM_GRPC_PORT", "0")  # services side by side can't all have 8081; those that need gRPC choose a port
+LONG = ("e2e", "docs")
+"""Folders of tests that take minutes each."""
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -46,6 +48,11 @@ def shared_data() -> Path:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--report-skips FILE`: a skip that is not on the list fails the run."""
     parser.addoption("--report-skips", default=None, help="file of 'test id pattern | reason' lines; other skips fail the run")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that take minutes first: at the end one core would wait for the other."""
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
 
 
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
