@@ -39,7 +39,9 @@ from benchmarks.contestants import PEERS, START_SECONDS, Body, Model, oip
 
 SERVER_CORE, LOAD_CORE = "0", "1"
 OURS = "maasdam"
-CONNECTIONS = {"mlp": (1, 16, 64), "resnet50": (1, 16, 64)}
+CONNECTIONS = {"mlp": (1, 16, 64), "resnet50": (1, 16)}
+LONGER = {"mlp": 1, "resnet50": 6}
+"""Times --seconds: what is in flight at the end is not counted, and must be little beside what is."""
 LUA = """local f = io.open("{body}", "rb"); wrk.body = f:read("*a"); f:close(); wrk.method = "POST"
 {headers}
 done = function(summary, latency, requests)
@@ -246,12 +248,15 @@ def models(folder: Path, home: Path, wanted: list[str]) -> dict[str, tuple[Model
         build(folder, home, str(source), "--name", "resnet50-int8", "--recipe", "int8", "--calibrate", str(photographs))
         workspace = open_home(home)
         artifact = workspace.store.get(workspace.catalog.resolve("resnet50").digest)
+        passed = [one.model for one in workspace.catalog.versions() if one.passed]
         workspace.close()
         signature = artifact.signature
         assert signature is not None
         file = next(artifact.path.rglob("*.onnx"))
         one = Model("resnet50", file, (3, 224, 224), signature.inputs[0].name, signature.outputs[0].name)
-        made["resnet50"] = one, ["resnet50", "resnet50-int8"]
+        made["resnet50"] = one, [name for name in ("resnet50", "resnet50-int8") if name in passed]
+        if "resnet50-int8" not in passed:  # of random weights it may not
+            print("resnet50-int8 did not pass its verification, so it is not served")
     return made
 
 
@@ -328,7 +333,7 @@ def main() -> None:
                         with opened as place:
                             for connections in CONNECTIONS[model.name]:
                                 before = ask(raw, 1)
-                                seconds = asked.seconds if model.is_small else asked.seconds * 2
+                                seconds = asked.seconds * LONGER[model.name]
                                 told = load(place, connections, seconds, Path(scratch))
                                 engine = (before + ask(raw, 1)) / 2
                                 results[model.name, shown, connections].append(Measured(*told, engine))
