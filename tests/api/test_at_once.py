@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import socket
 import time
@@ -330,6 +331,30 @@ def test_a_revoked_key_is_refused_within_a_second(own_service: Running) -> None:
 def _asked(it: socket.socket, reader: Reader, data: bytes) -> int:
     it.sendall(data)
     return reader.next()[0]
+
+
+def test_what_was_answered_is_freed_without_the_collector(own_service: Running, long_ways: list[str]) -> None:
+    known(own_service)
+    body = json.dumps(TENSOR).encode()
+    kept: list[str] = []
+    with raw(own_service) as it:
+        reader = Reader(it)
+        assert _asked(it, reader, request(own_service, body)) == 200
+        own_service.engines["doubles"].fails = lambda batch: bool((batch["x"] > 100).any())
+        wrong = json.dumps({"inputs": [TENSOR["inputs"][0] | {"data": [200, 1]}]}).encode()
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for n in range(8):
+                assert _asked(it, reader, request(own_service, wrong if n % 4 == 3 else body)) == (500 if n % 4 == 3 else 200)
+            gc.collect()
+            kept = [type(one).__name__ for one in gc.garbage]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert not {"_One", "_Answering", "Request", "Entry", "Exchange", "Item", "Queued", "OipCall"} & set(kept)
 
 
 def test_a_key_in_use_is_looked_up_by_one_and_in_time(own_service: Running, monkeypatch: pytest.MonkeyPatch) -> None:
