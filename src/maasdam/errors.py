@@ -42,7 +42,7 @@ Where they arise on a request's way:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -312,3 +312,16 @@ def from_extra(extra: str, package: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise MissingExtra(f"{package} is not installed; run: pip install 'maasdam[{extra}]'") from error
+
+
+def words(error: BaseException) -> str:
+    """Its message, as it can be written anywhere: the name of a file may hold halves of characters."""
+    return str(error).encode(errors="replace").decode()
+
+
+def remade(kind: type[MaasdamError], text: str, facts: Mapping[str, Any]) -> MaasdamError:
+    """An error that was raised in another process, with its message and its fields."""
+    error = kind.__new__(kind)  # not by its own __init__, which may take other things
+    error.args = (text,)
+    vars(error).update(facts)
+    return error

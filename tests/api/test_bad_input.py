@@ -207,7 +207,7 @@ def test_chat_fields_that_can_not_be_honoured_are_named(client: httpx.Client, bo
     assert sentence(answer) and answer.json()["error"]["param"] == param
 
 
-@pytest.mark.parametrize("prompt", [None, 5, [], [[]], [""] * 65, ["a", 5], {"a": 1}, [["a"]]])
+@pytest.mark.parametrize("prompt", [None, 5, [], [[]], [""] * 65, ["a", 5], {"a": 1}, [["a"]], [10**23], [[1, -1]]])
 def test_prompts_that_are_none(client: httpx.Client, prompt: Any) -> None:
     answer = client.post("/v1/completions", json={"model": "text", "prompt": prompt})
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "prompt"
@@ -290,6 +290,20 @@ def test_what_no_model_does_is_said_so(client: httpx.Client) -> None:
     for kind in ("srt", "vtt"):
         answer = client.post(SPEECH, data={"model": "speech", "response_format": kind}, files={"file": b"AB"})
         assert answer.status_code == 400 and "no times" in sentence(answer)
+
+
+@pytest.mark.parametrize("charset", ["unicode_escape", "punycode", "utf-7", "nonsense"])
+def test_a_form_is_read_in_utf_8(client: httpx.Client, charset: str) -> None:
+    body = b'--B\r\nContent-Disposition: form-data; name="language"\r\n\r\n\\ud800\r\n--B--\r\n'
+    for path in (SPEECH, IMAGES):
+        answer = client.post(
+            path, content=body, headers={"content-type": f"multipart/form-data; boundary=B; charset={charset}"}
+        )
+        assert answer.status_code == 415 and "UTF-8" in sentence(answer)
+    sent = {"data": {"model": "speech"}, "files": {"file": b"AB"}}
+    request = client.build_request("POST", SPEECH, **sent)
+    request.headers["content-type"] += "; charset=utf-8"
+    assert client.send(request).status_code == 200
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/xml", "application/x-www-form-urlencoded"])

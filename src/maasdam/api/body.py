@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from python_multipart.multipart import parse_options_header
+
 from maasdam.api.encodings import coding_of, unpacked
 from maasdam.api.paths import CLASSIFIES
-from maasdam.errors import BodyTooSlow, InvalidInput, Overloaded, TooLarge
+from maasdam.errors import BodyTooSlow, InvalidInput, Overloaded, TooLarge, WrongContentType
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -48,6 +51,17 @@ def reads_as_json(kind: bytes | None, path: str) -> bool:
 def is_multipart(kind: bytes) -> bool:
     """Whether a Content-Type says a form that can hold files."""
     return kind.partition(b";")[0].strip().lower() == b"multipart/form-data"
+
+
+def check_charset(kind: bytes) -> None:
+    """Raise WrongContentType for a form in a charset that is more than bytes for characters: some make what is no text."""
+    charset = parse_options_header(kind)[1].get(b"charset", b"utf-8").decode("latin-1")
+    try:
+        is_read = codecs.lookup(charset).name in ("utf-8", "ascii", "iso8859-1")
+    except (LookupError, ValueError):
+        is_read = False
+    if not is_read:
+        raise WrongContentType(f"a form in charset {charset!r:.40} is not read here; send UTF-8")
 
 
 def is_urlencoded(kind: bytes) -> bool:

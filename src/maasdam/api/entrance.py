@@ -199,6 +199,8 @@ class Entrance:
             return receive
         kind = bodies.header(headers, b"content-type")
         is_form = kind is not None and bodies.is_multipart(kind)
+        if is_form and kind is not None:
+            bodies.check_charset(kind)
         if kind is not None and bodies.is_urlencoded(kind) and bodies.takes_forms_only(scope["path"]):
             raise WrongContentType("a form without files is not read here; send multipart/form-data")
         data = await self._limits.read(scope, receive, None if is_form else self._limits.of_json(scope["path"]))

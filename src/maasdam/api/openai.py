@@ -32,6 +32,8 @@ from maasdam.operations import deployments
 from maasdam.operations.service import Service
 
 MOST_PROMPTS = 64
+LARGEST_TOKEN = (1 << 31) - 1
+"""No vocabulary has as many."""
 _ANY = "\0\0"
 """A text that stands in no name of a model."""
 
@@ -220,6 +222,9 @@ def _prompts(prompt: Any, sampling: Sampling) -> list[TextPayload]:
         if isinstance(one, str):
             payloads.append(TextPayload(prompt=one, sampling=sampling))
         elif isinstance(one, list) and one and all(_is_token(token) for token in one):
+            unknown = next((token for token in one if not 0 <= token <= LARGEST_TOKEN), None)
+            if unknown is not None:
+                raise InvalidField(f"'prompt' holds {unknown!r:.30}, which is no model's token", "prompt")
             payloads.append(TextPayload(token_ids=tuple(one), sampling=sampling))
         else:
             raise InvalidField("'prompt' must be a string, strings, token ids or lists of token ids", "prompt")

@@ -10,7 +10,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Any, cast
 
-from maasdam.errors import MaasdamError, ServiceError
+from maasdam.errors import MaasdamError, ServiceError, remade
 
 _NO_MEMORY = re.compile(
     r"bad.?alloc|(un|not |n't )(be )?(able to )?allocate|failed to allocate|out of memory|RESOURCE_EXHAUSTED", re.I
@@ -52,11 +52,8 @@ def unpacked(failure: PackedError) -> BaseException:
     """The exception as it was; ServiceError with its words where it can't be made again."""
     try:
         kind = getattr(importlib.import_module(failure.module), failure.name)
-        if issubclass(kind, MaasdamError):  # not by its own __init__, which may take other things
-            error = cast(BaseException, kind.__new__(kind))
-            error.args = (failure.text,)
-            vars(error).update(failure.facts)
-            return error
+        if issubclass(kind, MaasdamError):
+            return remade(kind, failure.text, failure.facts)
         if failure.error is not None:
             return cast(BaseException, pickle.loads(failure.error))
     except Exception:

@@ -25,7 +25,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from maasdam.core import Facts, split_name
-from maasdam.errors import Asleep, Crashed, MaasdamError, ModelNotFound, NoRoom, NotReady, Overloaded
+from maasdam.errors import Asleep, Crashed, MaasdamError, ModelNotFound, NoRoom, NotReady, Overloaded, words
 from maasdam.serving.crashes import MOST, WINDOW_SECONDS, Crashes
 from maasdam.serving.replica import Gone, Replica
 from maasdam.serving.scheduler import settle
@@ -569,7 +569,7 @@ class Router:
         log.error("model %s failed to load: %s", group.name, error, exc_info=not isinstance(error, MaasdamError))
         if not group.replicas:
             group.state = "failed"
-        group.reason = f"{type(error).__name__}: {error}"
+        group.reason = f"{type(error).__name__}: {words(error)}"
         group.failed = target
         group.tell(lambda: NotReady(f"model '{group.name}' failed to load: {error}"))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from maasdam import errors
-from maasdam.errors import MaasdamError, ServiceError
+from maasdam.errors import MaasdamError, ServiceError, remade, words
 from maasdam.operations.fleet import Busy, Order, Standing
 from maasdam.serving.hosts.keeper import HostAddress, HostEnd, HostReading, HostWork
 
@@ -119,17 +119,15 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     def of(error: Exception) -> Refused:
         """As it travels."""
         if isinstance(error, MaasdamError):
-            return Refused(type(error).__name__, str(error))
-        return Refused(ServiceError.__name__, f"{type(error).__name__}: {error}")
+            return Refused(type(error).__name__, words(error))
+        return Refused(ServiceError.__name__, f"{type(error).__name__}: {words(error)}")
 
     @property
     def error(self) -> MaasdamError:
         """As it was."""
         kind = getattr(errors, self.kind)
         assert issubclass(kind, MaasdamError)
-        error: MaasdamError = kind.__new__(kind)  # not by its own __init__, which may take other things
-        error.args = (self.reason,)
-        return error
+        return remade(kind, self.reason, {})
 
 
 Answer = Told | Refused

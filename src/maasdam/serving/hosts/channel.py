@@ -106,7 +106,8 @@ class HostChannel(Generic[Message]):
 
     def send(self, message: Struct, body: Sequence[Buffer] = (), size: int = 0, handle: int = -1) -> None:
         """At the end of this turn. `body`, of so many bytes, is the message's memory, or the descriptor `handle`, which is
-        closed here: the message has fields that say where it is. Raises TooLarge.
+        closed here: the message has fields that say where it is. Raises TooLarge, and what encoding it raises; nothing of it
+        is sent then.
         """
         if self._lost is None:
             _close([handle])
@@ -114,20 +115,26 @@ class HostChannel(Generic[Message]):
         is_full = len(self._packet) + self._tail_bytes >= PACKET_BYTES or len(self._tail) >= MOST_MESSAGES
         if is_full or self._count >= MOST_MESSAGES or len(self._handles) >= MOST_HANDLES - 1:
             self._seal()
-        if handle >= 0 or size > TAIL_BYTES or len(body) > MOST_MESSAGES:
-            message.memory = len(self._handles)  # type: ignore[attr-defined]  # only messages that have it come with a body
-            self._handles.append(lent(body) if handle < 0 else handle)
-        elif size:
-            gap = -self._tail_bytes % ALIGNED
-            if gap:
-                self._tail.append(bytes(gap))
-            message.base = self._tail_bytes + gap  # type: ignore[attr-defined]  # likewise
-            self._tail.extend(body)
-            self._tail_bytes += gap + size
-        begin = len(self._packet)
-        self._encoder.encode_into(message, self._packet, begin)
-        if len(self._packet) - begin > LONGEST_MESSAGE:
-            self._spill(begin)
+        begin, tail, handles, gap = len(self._packet), len(self._tail), len(self._handles), 0
+        try:
+            if handle >= 0 or size > TAIL_BYTES or len(body) > MOST_MESSAGES:
+                message.memory = handles  # type: ignore[attr-defined]  # only messages that have it come with a body
+                self._handles.append(lent(body) if handle < 0 else handle)
+                size = 0
+            elif size:
+                gap = -self._tail_bytes % ALIGNED
+                if gap:
+                    self._tail.append(bytes(gap))
+                message.base = self._tail_bytes + gap  # type: ignore[attr-defined]  # likewise
+                self._tail.extend(body)
+            self._encoder.encode_into(message, self._packet, begin)
+            if len(self._packet) - begin > LONGEST_MESSAGE:
+                self._spill(begin)
+        except BaseException:  # half of it is there; what comes next must not stand behind that
+            _close(self._handles[handles:])
+            del self._packet[begin:], self._tail[tail:], self._handles[handles:]
+            raise
+        self._tail_bytes += gap + size
         self._count += 1
         if not self._is_flushing:
             self._is_flushing = True

@@ -184,13 +184,12 @@ class HostReplica:
     async def _lend(self, ask: wire.Ask, body: Sequence[wire.Buffer]) -> None:
         try:
             handle = await apart("lending", lent, body)
-        except OSError as error:
-            self._tell(ask.number, EngineFailure(f"there is no memory to pass the request on in: {error}"))
-            return
-        if ask.number in self._asked:
-            self._channel.send(ask, handle=handle)
-        else:  # nobody waits for it any more
-            os.close(handle)
+            if ask.number in self._asked:
+                self._channel.send(ask, handle=handle)
+            else:  # nobody waits for it any more
+                os.close(handle)
+        except Exception as error:
+            self._tell(ask.number, EngineFailure(f"the request could not be passed on: {error}"))
 
     async def _copy(self, number: int, parts: Sequence[wire.AnswerPart], memory: Borrowed) -> None:
         try:

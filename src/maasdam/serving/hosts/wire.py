@@ -32,7 +32,7 @@ from maasdam.core import (
     Transcript,
     Units,
 )
-from maasdam.errors import EngineFailure, MaasdamError
+from maasdam.errors import EngineFailure, MaasdamError, remade, words
 from maasdam.serving.executions import Executions
 
 TAIL_BYTES = 64 * 1024
@@ -393,8 +393,8 @@ def wrong(error: BaseException) -> Wrong:
     """An error as it travels."""
     own: Mapping[str, Any] = vars(error)
     if isinstance(error, MaasdamError):
-        return Wrong(type(error).__name__, str(error)[:LONGEST_TEXT], own.get("param"), own.get("code"))
-    return Wrong(EngineFailure.__name__, f"{type(error).__name__}: {error}"[:LONGEST_TEXT])
+        return Wrong(type(error).__name__, words(error)[:LONGEST_TEXT], own.get("param"), own.get("code"))
+    return Wrong(EngineFailure.__name__, f"{type(error).__name__}: {words(error)}"[:LONGEST_TEXT])
 
 
 def error_of(said: Wrong) -> MaasdamError:
@@ -402,8 +402,5 @@ def error_of(said: Wrong) -> MaasdamError:
     kind = getattr(errors, said.name, None)
     if not isinstance(kind, type) or not issubclass(kind, MaasdamError):
         return EngineFailure(f"the engine failed: {said.message}")
-    error: MaasdamError = kind.__new__(kind)  # not by its own __init__, which may take other things
-    error.args = (said.message,)
     own = {"param": said.param, "code": said.code}
-    vars(error).update({name: value for name, value in own.items() if value is not None and value.isprintable()})
-    return error
+    return remade(kind, said.message, {name: value for name, value in own.items() if value is not None and value.isprintable()})
