@@ -728,9 +728,17 @@ NOT_IN_NAMES = ("config", "generate", "generate_stream", "infer", "load", "ready
 """What may not stand behind the slash of a name such as acme/photos: the protocols' paths go on with these."""
 
 
-@lru_cache(maxsize=1024)
+LONGEST_KEPT = 256
+"""Of names that are kept, characters: callers write what they like for one."""
+
+
 def split_name(text: str) -> tuple[str, int | None, str | None]:
     """NAME, NAME:3 or NAME@prod -> (name, version, alias)."""
+    return _split(text) if len(text) <= LONGEST_KEPT else _split.__wrapped__(text)
+
+
+@lru_cache(maxsize=1024)
+def _split(text: str) -> tuple[str, int | None, str | None]:
     name, _, alias = text.partition("@")
     if alias:
         return name, None, alias

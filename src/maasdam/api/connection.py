@@ -48,10 +48,10 @@ class Connection:
         self.on_close: Callable[[], Any] | None = None
 
     def write_piece(self, piece: bytes) -> bool:
-        """Write a piece of an answer without a length that has begun; False: not now, as the client is behind. Send it by
-        way of ASGI then, which waits."""
+        """Write a piece of an answer without a length that has begun; False: not now, as the client is behind, or as there is
+        nothing in it, which would end the answer. Send it by way of ASGI then, which waits."""
         protocol = self._protocol
-        if self.is_closed or protocol.flow.write_paused:
+        if self.is_closed or protocol.flow.write_paused or not piece:
             return False
         protocol.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
         return True
@@ -99,7 +99,7 @@ class Exchange:
         """Send the answer, whole, and go on with the connection. `lines` are its headers, each with its end."""
         if not self.response_complete:
             self.response_complete = True
-            self.on_close = _nothing  # whoever answered is not held by what it answered
+            self.on_close, self.body = _nothing, b""  # an idle connection holds neither who answered nor what was asked
             self._protocol.answer_at_once(self, status, lines, body)
 
     @property
@@ -189,7 +189,6 @@ class HttpConnection(HttpToolsProtocol):
         if self._is_between and self._take_known(data):
             return
         was_between, before = self._is_between, self._exchange
-        self._unset_keepalive_if_required()
         if self._is_reading_headers:
             self._header_bytes += len(data)
         message = self._messages if self._is_in_body else None
@@ -220,6 +219,7 @@ class HttpConnection(HttpToolsProtocol):
         if self._is_replaying:
             return
         self._is_between = False
+        self._unset_keepalive_if_required()  # not for any byte: empty lines may stand before a request, and need not begin one
         super().on_message_begin()
         cast(dict[str, Any], self.scope)[SCOPE_KEY] = self._connection
         self._messages += 1
@@ -337,11 +337,11 @@ class HttpConnection(HttpToolsProtocol):
     def timeout_keep_alive_handler(self) -> None:
         """Nothing came for a while; or it did, and nobody set the timer anew for it, which would cost each request."""
         left = self._answered_at + self.timeout_keep_alive - self.loop.time()
-        is_answering = self.cycle is not None and not self.cycle.response_complete
-        if not is_answering and left <= 0:
+        is_busy = self._header_timer is not None or (self.cycle is not None and not self.cycle.response_complete)
+        if not is_busy and left <= 0:
             super().timeout_keep_alive_handler()
         else:
-            seconds = self.timeout_keep_alive if is_answering else left
+            seconds = self.timeout_keep_alive if is_busy else left
             self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def _is_free(self) -> bool:

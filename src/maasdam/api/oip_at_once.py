@@ -135,7 +135,8 @@ class _One:
         self._id = new_request_id()
         request = call.request(self._id, caller, "/v2/infer", at_once.seconds)
         self._cancel = at_once.service.inference.begin(request, call.check, self._write, self._finish)
-        exchange.on_close = self._gone
+        if not exchange.response_complete:
+            exchange.on_close = self._gone
 
     def _gone(self) -> None:
         self._cancel()

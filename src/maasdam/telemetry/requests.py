@@ -86,7 +86,8 @@ class RequestLines:
         second = int(at)
         if second != self._second[0]:
             self._second = (second, HEAD + datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S."))
-        before, after = _alike(ended.method, ended.route, status, ended.key_id, model, version, ended.reason)
+        route, model = ended.route[:LONGEST], model and model[:LONGEST]  # what is kept of a line is kept for long
+        before, after = _alike(ended.method, route, status, ended.key_id, model, version, ended.reason)
         self._lines.append(
             f'{self._second[1]}{int((at - second) * 1000):03d}Z","request_id":"{ended.request_id}",{trace},'
             f'{before},"seconds":{ended.seconds:.6f},{after}'
