@@ -93,6 +93,7 @@ async def test_a_host_answers_what_an_engine_in_this_process_does(workspace: Wor
             await answered(replica, Request("r", "mlp", (ImagePayload(b"GIF"),), ANONYMOUS))
         await until(lambda: replica.executions is not None and replica.executions.items == 4)
         assert replica.memory_bytes is not None and 5e6 < replica.memory_bytes < 5e8
+        await until(lambda: 5e6 < keeper._hosts[replica.host_id].status.loaded_bytes < 5e8)
         await replica.leave()
         assert await keeper.readings() == []
     engine.close()

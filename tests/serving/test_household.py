@@ -32,6 +32,7 @@ class Host:
     in_flight: int = 0
     last_used: float | None = None
     loaded_at: float = 0.0
+    loaded_bytes: int = 0
     reason: str | None = None
 
     @property
@@ -69,15 +70,18 @@ class Home:
     budget: int | None = 100
     hosts: list[Host] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
+    loaded: dict[str, int] = field(default_factory=dict)
     guesses: dict[str, int] = field(default_factory=dict)
     stays: dict[str, Stay] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
 
-    def expected(self, digest: str) -> tuple[int, bool]:
-        return (self.sizes[digest], True) if digest in self.sizes else (self.guesses[digest], False)
+    def expected(self, digest: str) -> tuple[int, int]:
+        if digest in self.sizes:
+            return self.loaded.get(digest, self.sizes[digest]), self.sizes[digest]
+        return 0, self.guesses[digest]
 
-    def keep(self, digest: str, size: int) -> None:
-        self.sizes[digest] = size
+    def keep(self, digest: str, loaded: int, most: int) -> None:
+        self.loaded[digest], self.sizes[digest] = loaded, most
 
     def __post_init__(self) -> None:
         self.household = Household(
@@ -93,7 +97,8 @@ class Home:
         async with self.household.admitted(f"{model}:1", f"sha256:{model}", may_push) as needs:
             host = self.host(model, 1, None, expected_bytes=needs, is_loading=True, loaded_at=self.clock())
         await asyncio.sleep(0)
-        host.bytes, host.is_loading = size, False
+        host.bytes = host.loaded_bytes = size
+        host.is_loading = False
         return host
 
     def here(self) -> list[str]:
@@ -199,6 +204,35 @@ async def test_a_guess_refuses_nobody_for_good_and_what_was_measured_does() -> N
     assert home.sizes["sha256:x"] == 120 and home.here() == []
     with pytest.raises(NoRoom, match="held by: nobody"):
         await home.load("x", 120)
+
+
+async def test_what_one_request_made_of_it_refuses_it_no_more_than_a_guess_does() -> None:
+    home = Home(guesses={"sha256:x": 20}, stays={"a": Stay(is_pinned=True)})
+    home.host("a", 40)
+    x = await home.load("x", 20)
+    x.last_used = home.clock()
+    await home.household.tick()
+    x.bytes = 120
+    await home.household.tick()
+    assert home.here() == ["a"] and (home.loaded["sha256:x"], home.sizes["sha256:x"]) == (20, 120)
+    home.host("b", 40)
+    again = await home.load("x", 20)
+    assert home.here() == ["a", "x"] and again.expected_bytes == 60, "what is pinned leaves so much"
+
+
+async def test_who_waits_while_room_is_made_for_others_waits_only_so_long() -> None:
+    home = Home(sizes={"sha256:new": 50})
+    home.clock.now += 1
+    async with home.household._turn:
+        loading = asyncio.create_task(home.load("new", 50))
+        await asyncio.sleep(0.001)
+        assert not loading.done()
+    await loading
+    async with home.household._turn:
+        with pytest.raises(NoRoom, match="made for others for too long"):
+            async with home.household._in_turn("new:1", home.clock()):
+                pass
+    assert not home.household._turn.locked()
 
 
 async def test_over_the_budget_after_a_load_others_leave() -> None:

@@ -39,6 +39,8 @@ class Status(Struct, array_like=True, tag="status"):
     is_leaving: bool = False
     is_answer: bool = False
     """To a question: from the event loop, which does not hang then."""
+    loaded_bytes: Count = 0
+    """What its process held once it had loaded; 0: it has not."""
 
 
 ToHost = End | Depart | Look

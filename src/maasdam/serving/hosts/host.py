@@ -94,6 +94,7 @@ class _Host:
         self._told = Executions()
         self._tells = False
         self._held: int | None = None
+        self._loaded_bytes = 0
 
     def run(self) -> None:
         """Until it is over."""
@@ -146,7 +147,7 @@ class _Host:
             self._greet(wire.Unable(why))
             return
         self._used = time.monotonic()
-        self._watch.measure()
+        self._loaded_bytes = self._watch.measure()
         counts = self._replica.executions is not None
         self._greet(wire.Ready(self._replica.facts, counts, self._replica.load_seconds))
         self._keeper.send(self._status(0.0))
@@ -262,7 +263,8 @@ class _Host:
         idle = 0.0 if in_flight else time.monotonic() - self._used
         stuck = max(self._stuck if in_flight else 0.0, running, 0.0)
         is_ready = isinstance(self._greeting, wire.Ready)
-        return control.Status(in_flight, idle, stuck, is_ready, self._is_used, self._goodbye is not None)
+        is_leaving = self._goodbye is not None
+        return control.Status(in_flight, idle, stuck, is_ready, self._is_used, is_leaving, loaded_bytes=self._loaded_bytes)
 
 
 def _tidy_up(path: str) -> None:

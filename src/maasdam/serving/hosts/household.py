@@ -91,6 +91,11 @@ class Lodger(Protocol):
         """Monotonic seconds."""
         ...
 
+    @property
+    def loaded_bytes(self) -> int:
+        """What it held then; 0 where it does not say."""
+        ...
+
     async def use(self) -> HostUse:
         """How it is used, as it says itself now; one that does not answer is at work."""
         ...
@@ -107,11 +112,11 @@ class Lodger(Protocol):
 class KnownSizes(Protocol):
     """What is known of sizes; it blocks."""
 
-    def expected(self, digest: str) -> tuple[int, bool]:
-        """Bytes that a host of this artifact will hold, and whether they were measured before."""
+    def expected(self, digest: str) -> tuple[int, int]:
+        """Bytes that a host of this artifact held once it had loaded, 0 where that is not known; and at most, or a guess."""
         ...
 
-    def keep(self, digest: str, size: int) -> None:
+    def keep(self, digest: str, loaded: int, most: int) -> None:
         """What one was measured to hold."""
         ...
 
@@ -153,22 +158,22 @@ class Household:
         if self.room is None:
             yield 0
             return
-        needs, is_measured = await asyncio.to_thread(self._sizes.expected, digest)
+        least, most = await asyncio.to_thread(self._sizes.expected, digest)
         await self._read_stays()
-        coming = await self._made_room(self.room, name, needs, is_measured, may_push)
+        coming = await self._made_room(self.room, name, least, most, may_push)
         try:
             yield coming.bytes
         finally:
             self._coming.remove(coming)
 
-    async def _made_room(self, room: Room, name: str, needs: int, is_measured: bool, may_push: bool) -> Resident:
+    async def _made_room(self, room: Room, name: str, least: int, most: int, may_push: bool) -> Resident:
         until = self._clock() + ROOM_SECONDS
         while True:
-            async with self._turn:
+            async with self._in_turn(name, until):
                 residents = await self._residents()
-                if not is_measured:  # a guess is no reason to refuse it for good: once it was loaded it is known
-                    stay = sum(one.bytes for one in residents if one.is_pinned)
-                    needs = min(needs, max(room.budget_bytes - stay, 0))
+                # neither a guess nor what one request made of it refuses it for good: it is measured once it has loaded
+                stay = sum(one.bytes for one in residents if one.is_pinned)
+                needs = max(least, min(most, room.budget_bytes - stay))
                 leaving = room.leaving(residents, needs)
                 if leaving and not may_push:
                     raise NoRoom(room.told(residents, needs))
@@ -179,6 +184,19 @@ class Household:
                 if leaving is None and (not may_push or self._clock() > until):
                     raise NoRoom(room.told(residents, needs))
             await asyncio.sleep(self._look_seconds)
+
+    @asynccontextmanager
+    async def _in_turn(self, name: str, until: float) -> AsyncIterator[None]:
+        """Nobody else makes room meanwhile. Raises NoRoom where that is not to be had in time."""
+        try:
+            async with asyncio.timeout(until - self._clock()):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise NoRoom(f"room was made for others for too long; {name} is still to come") from None
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     async def watch(self) -> None:
         """For ever, once a tick: send away who has been idle for too long, and who is too much."""
@@ -229,7 +247,7 @@ class Household:
         for lodger, use in zip(lodgers, uses, strict=True):
             size, is_loading = here[lodger.id], lodger.id in loading
             if not is_loading:
-                await self._note(lodger.digest, size)
+                await self._note(lodger, size)
             residents.append(
                 Resident(
                     lodger.id,
@@ -246,14 +264,14 @@ class Household:
         is_fresh = use.last_used is None and self._clock() - lodger.loaded_at < FRESH_SECONDS
         return use.in_flight > 0 or is_fresh
 
-    async def _note(self, digest: str, size: int) -> None:
+    async def _note(self, lodger: Lodger, size: int) -> None:
         """Keep what it holds, where that is news."""
-        if size > self._largest.get(digest, 0) * GROWN:
-            self._largest[digest] = size
+        if size > self._largest.get(lodger.digest, 0) * GROWN:
+            self._largest[lodger.digest] = size
             try:
-                await asyncio.to_thread(self._sizes.keep, digest, size)
+                await asyncio.to_thread(self._sizes.keep, lodger.digest, lodger.loaded_bytes, size)
             except MaasdamError:  # its files are gone
-                log.debug("the size of %s is not kept", digest)
+                log.debug("the size of %s is not kept", lodger.digest)
 
     async def _send_away(self, leaving: Sequence[Resident], reason: str) -> bool:
         """Whether they are all gone."""

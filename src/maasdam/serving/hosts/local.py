@@ -137,6 +137,11 @@ class _Lodger:
         """See `Lodger`."""
         return self.kept.loaded_at
 
+    @property
+    def loaded_bytes(self) -> int:
+        """See `Lodger`."""
+        return self.kept.status.loaded_bytes
+
     def measure(self) -> int:
         """See `Lodger`."""
         return 0 if self.kept.process is None else share_bytes(self.kept.process.pid)

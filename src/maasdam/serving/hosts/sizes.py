@@ -27,22 +27,26 @@ class HostSizes:
         self._artifact = artifact
         self._threads = threads
 
-    def expected(self, digest: str) -> tuple[int, bool]:
-        """Bytes that a host of this artifact will take, and whether that was measured. Blocks. Raises NotFound."""
+    def expected(self, digest: str) -> tuple[int, int]:
+        """Bytes that a host of this artifact took once it had loaded, 0 where that was not measured; and at most, or a guess.
+
+        Blocks. Raises NotFound.
+        """
         artifact = self._artifact(digest)
         try:
-            return int(json.loads(self._file(self._facts(artifact)).read_text())["bytes"]), True
-        except (OSError, ValueError, KeyError, TypeError):
-            return OWN_BYTES + round(artifact.size_bytes * PER_FILE_BYTE), False
+            kept = json.loads(self._file(self._facts(artifact)).read_text())
+            return int(kept.get("loaded_bytes", 0)), int(kept["bytes"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return 0, OWN_BYTES + round(artifact.size_bytes * PER_FILE_BYTE)
 
-    def keep(self, digest: str, size: int) -> None:
+    def keep(self, digest: str, loaded: int, most: int) -> None:
         """Keep what was measured. Blocks. Where the disk takes no more it is measured again next time."""
         facts = self._facts(self._artifact(digest))
         path = self._file(facts)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         with suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps({**facts, "bytes": size}))
+            temporary.write_text(json.dumps({**facts, "loaded_bytes": loaded, "bytes": most}))
             temporary.replace(path)
 
     def _file(self, facts: Mapping[str, object]) -> Path:
