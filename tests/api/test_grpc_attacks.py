@@ -11,19 +11,21 @@ import logging
 import random
 import socket
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import grpc
+import numpy as np
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.api.conftest import Running, wait_for
 from tests.api.test_grpc import OK, Door, X, tensors, text
 
-from maasdam.api import oip_grpc_call
+from maasdam.api import oip_grpc_call, oip_proto
 from maasdam.api.oip_grpc import SERVICE
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -325,11 +327,74 @@ def test_watchers_who_read_nothing_keep_nobody_from_hearing_and_are_few(door: Do
     wait_for(lambda: door.door.calls.strangers == 19)
     told = health_pb2_grpc.HealthStub(door.channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE), timeout=20)
     assert next(told).status == 1
+    health = health_pb2_grpc.HealthStub(door.channel)
     with pytest.raises(grpc.RpcError) as caught:
-        health_pb2_grpc.HealthStub(door.channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        next(health.Watch(health_pb2.HealthCheckRequest(), timeout=10))
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE and "without a key" in caught.value.details()
+    assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1, "who asks once is not kept from it"
+    assert door.call("ServerReady", metadata=())[1].ready
     answers(door)  # a key is asked for by this one
     stopped = door.stop(5)
     assert next(told).status == 2, "not serving"
     stopped.result(10)
     wire.close()
+
+
+def test_probes_that_stay_make_room_for_those_that_do_not(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a message, and with one whose answer is not read."""
+    monkeypatch.setattr(oip_grpc_call, "MOST_PROBES", 10)
+    monkeypatch.setattr(oip_grpc_call, "MOST_CALLS", 10)
+    wire = Wire(door)
+    wire.send(frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 0)))  # a window of no bytes
+    paths = (f"/{SERVICE}/ServerLive", "/grpc.health.v1.Health/Check")
+    for i in range(30):
+        usual = [(":method", "POST"), (":scheme", "http"), (":path", paths[i % 2]), (":authority", "x")]
+        wire.send(frame(HEADERS, 4, 2 * i + 1, packed([*usual, ("te", "trailers"), ("content-type", "application/grpc")])))
+        if i % 4 == 3:
+            wire.send(frame(DATA, 1, 2 * i + 1, message(b"")))
+    wait_for(lambda: len(door.door.calls.probes) == 10)
+    for _ in range(12):
+        assert health_pb2_grpc.HealthStub(door.channel).Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
+        assert door.call("ServerLive", metadata=())[1].live
+    answers(door)
+    wire.close()
+    wait_for(lambda: not door.door.calls.probes)
+
+
+def test_a_probe_for_what_is_not_there_is_logged_as_it_was_answered(door: Door, caplog: Any) -> None:
+    with caplog.at_level(logging.INFO, "maasdam.requests"):
+        with pytest.raises(grpc.RpcError) as caught:
+            health_pb2_grpc.HealthStub(door.channel).Check(health_pb2.HealthCheckRequest(service="none"), timeout=10)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND and "no such service" in caught.value.details()
+        wait_for(lambda: "grpc:Check" in caplog.text)
+    line = next(json.loads(part) for part in caplog.messages[-1].split("\n") if "grpc:Check" in part)
+    assert (line["status"], line["reason"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_who_goes_away_before_its_model_is_asked_has_its_row_and_nothing_is_computed(
+    door: Door, monkeypatch: pytest.MonkeyPatch, is_streamed: bool
+) -> None:
+    """While it waits for those that come beside it; while its message is read in a thread."""
+    calls, engine = door.door.calls, door.running.engines["doubles"]
+    monkeypatch.setattr(oip_grpc_call, "GATHER_SECONDS", 0.5)
+    calls.gathering._wants, calls.in_flight = 5, 5
+    answered, held = list(engine.batches), threading.Event()
+    if is_streamed:
+        read = oip_proto.decode
+        monkeypatch.setattr(oip_proto, "decode", lambda *given: held.wait(10) and read(*given))
+        stream = door.method("ModelStreamInfer", oip_proto.message("ModelStreamInferResponse"), "stream_stream")
+        call = stream(iter([tensors(x=np.zeros((20_000, 2), np.float32))]), metadata=door.key, timeout=20)
+        wait_for(lambda: calls.in_flight == 6)
+    else:
+        call = door.method("ModelInfer").future(tensors(), metadata=door.key, timeout=20)
+        wait_for(lambda: calls.gathering._beginnings)
+    call.cancel()
+    row = row_of(door, 499)
+    held.set()
+    assert (row.error_code, row.model, row.price) == ("client_closed", "doubles", None)
+    wait_for(lambda: calls.in_flight == 5 and not calls.gathering._beginnings)
+    calls.in_flight = 0
+    wait_for(lambda: not door.running.service.outbox._answered)
+    assert engine.batches == answered
+    assert len(door.running.rows(row.request_id)) == 1

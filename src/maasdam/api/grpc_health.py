@@ -11,6 +11,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2
 
+from maasdam.errors import NotFound
+
 NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _Asked, _Told = health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse
 
@@ -40,7 +42,7 @@ class Health:
 
     async def _check(self, asked: Any, context: Any) -> Any:
         if asked.service not in self._services:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service; reflection lists what is")
+            raise NotFound("no such service; reflection lists what is")
         return self._now(asked.service)
 
     async def _watch(self, asked: Any, context: Any) -> None:

@@ -28,7 +28,7 @@ from maasdam.api.grpc_health import NAME as HEALTH
 from maasdam.api.grpc_health import Health
 from maasdam.api.grpc_server import make_server
 from maasdam.api.listening import accepting, address_of
-from maasdam.api.oip_grpc_call import OPEN, SMALL_BYTES, Calls, Rpc
+from maasdam.api.oip_grpc_call import OPEN, OPEN_STREAM, SMALL_BYTES, Calls, Rpc
 from maasdam.api.oip_grpc_methods import NOT_HERE, methods
 from maasdam.api.oip_grpc_stream import StreamRpc
 from maasdam.api.relay import Relay
@@ -152,7 +152,8 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no t
             rpc.refused = Unsupported(why)
             return rpc
         is_open = path.startswith(f"/{HEALTH}/") or self._service.settings.public_docs
-        return Foreign(self.calls, name, OPEN if is_open else None, metadata, foreign)
+        open_to_all = OPEN_STREAM if foreign.response_streaming else OPEN
+        return Foreign(self.calls, name, open_to_all if is_open else None, metadata, foreign)
 
 
 class Foreign(Rpc):
@@ -170,12 +171,19 @@ class Foreign(Rpc):
 
     async def stream_stream(self, messages: Any, context: Any) -> None:
         """gRPC asks for the answers."""
-        library = self._library
+        library, asked, is_here = self._library, None, False
         self.enter()
         try:
             try:
                 await self.admit()
-                asked = None if library.request_streaming else await self.message(context)
+                if not library.request_streaming:
+                    asked = await self.message(context)
+                is_here = True
+                if not library.response_streaming:
+                    await context.write(await library.unary_unary(asked, context))
+            except asyncio.CancelledError:
+                await self.gone(is_here)
+                raise
             except Exception as error:
                 await self.refuse(error, context)
             finally:
@@ -185,8 +193,6 @@ class Foreign(Rpc):
                     await context.write(reply)
             elif library.response_streaming:
                 await library.unary_stream(asked, context)
-            else:
-                await context.write(await library.unary_unary(asked, context))
         finally:
             self.leave()
 

@@ -24,11 +24,12 @@ from maasdam.api import errors, oip_proto
 from maasdam.api.access import Gate, secret_of
 from maasdam.api.body import BodyLimits
 from maasdam.api.correlation import id_headers, trace_of, well_formed
-from maasdam.api.entrance import CLIENT_CLOSED, LONGEST_NAME, new_request_id
+from maasdam.api.entrance import LONGEST_NAME, new_request_id
 from maasdam.api.measured import measured_headers
 from maasdam.api.oip_call import OipCall, name_of
 from maasdam.core import ANONYMOUS, Caller, Chunk, Entry
 from maasdam.errors import BodyTooSlow, InvalidInput, MaasdamError, Overloaded, TooLarge
+from maasdam.operations.infer import CLIENT_CLOSED, CLIENT_GONE
 from maasdam.operations.requests import note_refusal
 from maasdam.operations.service import Service
 from maasdam.telemetry.requests import Ended
@@ -42,9 +43,11 @@ LARGE = SMALL_BYTES + 1
 HELD = 8
 """As many messages of the largest size may be in memory at once."""
 MOST_CALLS = 8192
-"""That are open at once, idle streams too: each takes 25 KB."""
+"""With a key that are open at once, idle streams too: each takes 25 KB."""
 MOST_STRANGERS = 256
-"""Of those, calls that need no key."""
+"""Streams without a key: of these who is here stays."""
+MOST_PROBES = 1024
+"""Other calls without a key: of these the newest is answered, as each ends by itself but one that means to stay."""
 LONGEST_MESSAGE = 600
 """Of a status, characters: it travels in a header, where a character may take twelve bytes."""
 NO_MESSAGE = "no_message"
@@ -69,6 +72,8 @@ class Method:
     answer: Callable[[Rpc, Any, Any], Awaitable[Any]] | None = None
     """Given the call, its message and gRPC's context; None: it is told apart by its name."""
     needs_key: bool = True
+    lasts: bool = False
+    """Whether it is open for as long as its caller likes."""
 
 
 class Gathering:
@@ -122,8 +127,8 @@ class Gathering:
             begin()
 
 
-OPEN = Method("", None, None, needs_key=False)
-"""Of a call that anybody may make, and that is answered elsewhere."""
+OPEN, OPEN_STREAM = Method("", None, None, needs_key=False), Method("", None, None, needs_key=False, lasts=True)
+"""Of calls that anybody may make, and that are answered elsewhere."""
 
 
 @dataclass(slots=True)
@@ -136,9 +141,11 @@ class Calls:
     is_idle: asyncio.Event
     """Set while nothing is in flight."""
     open: int = 0
-    """Calls, whether or not their message is here."""
+    """Calls that need a key, whether or not their message is here."""
     strangers: int = 0
-    """Of those, the ones that need no key."""
+    """Streams that need none."""
+    probes: dict[Rpc, asyncio.Task[Any] | None] = field(default_factory=dict)
+    """Other calls that need none, the oldest first."""
     in_flight: int = 0
     """Requests whose message is here."""
     held: int = 0
@@ -240,7 +247,7 @@ class Rpc:
             calls.check_size(self.name, data)
             return await self._answer(data, context)
         except asyncio.CancelledError:
-            await self._gone(is_here=size >= 0)
+            await self.gone(is_here=size >= 0)
             raise
         except Exception as error:
             await self.refuse(error, context)
@@ -253,26 +260,35 @@ class Rpc:
 
     def enter(self) -> None:
         """It is open from now on."""
-        self.calls.open += 1
-        self.calls.strangers += self._is_strangers
+        calls, method = self.calls, self.method
+        if method is None or method.needs_key:
+            calls.open += 1
+        elif method.lasts:
+            calls.strangers += 1
+        else:
+            if len(calls.probes) >= MOST_PROBES:
+                oldest = calls.probes.pop(next(iter(calls.probes)))
+                assert oldest is not None
+                oldest.cancel()
+            calls.probes[self] = asyncio.current_task()
 
     def leave(self) -> None:
         """It is not any more."""
-        self.calls.open -= 1
-        self.calls.strangers -= self._is_strangers
-
-    @property
-    def _is_strangers(self) -> bool:
-        return self.method is not None and not self.method.needs_key
+        calls, method = self.calls, self.method
+        if method is None or method.needs_key:
+            calls.open -= 1
+        elif method.lasts:
+            calls.strangers -= 1
+        else:
+            calls.probes.pop(self, None)
 
     async def admit(self) -> None:
         """Find out who calls. Raises Unauthenticated, Forbidden, Overloaded, and why the call is not offered."""
         method, gate = self.method, self.calls.gate
-        if self.calls.strangers > MOST_STRANGERS and self._is_strangers:
-            raise Overloaded(f"{MOST_STRANGERS} calls without a key are open already; try again in a second")
-        if self.calls.open > MOST_CALLS:
-            raise Overloaded(f"{MOST_CALLS} calls are open already; close streams that are idle, or try again in a second")
         if method is None or method.needs_key:
+            if self.calls.open > MOST_CALLS:
+                more = "close streams that are idle, or try again in a second"
+                raise Overloaded(f"{MOST_CALLS} calls are open already; {more}")
             secret = secret_of(*[self.header(name) for name in KEYS])
             scope = None if method is None else method.scope
             caller = gate.remembered(secret, scope)
@@ -281,6 +297,8 @@ class Rpc:
                 self.caller = caller
                 gate.permit(caller, scope)
             self.caller = caller
+        elif method.lasts and self.calls.strangers > MOST_STRANGERS:
+            raise Overloaded(f"{MOST_STRANGERS} streams without a key are open already; try again in a second")
         if self.refused is not None:
             raise self.refused
 
@@ -334,6 +352,8 @@ class Rpc:
 
         def begin() -> None:
             nonlocal cancel
+            if future.done():  # its caller went away while it waited for others
+                return
             try:
                 cancel = inference.begin(request, call.check, partial(self._write, call), partial(_settle, future))
             except Exception:  # the long way says what it is
@@ -409,7 +429,7 @@ class Rpc:
         """What may be shown of an error; the row of one that a valid key caused is written."""
         refused = errors.refusal(error, self.id)
         self.status, self.reason = refused.status, refused.code
-        await self._note()
+        await self._note(refused.code)
         return refused
 
     async def refuse(self, error: Exception, context: Any) -> None:
@@ -420,16 +440,17 @@ class Rpc:
         code = grpc.StatusCode[error.grpc_status if isinstance(error, MaasdamError) else MaasdamError.grpc_status]
         await context.abort(code, refused.message[:LONGEST_MESSAGE], self.trailers(*more))
 
-    async def _gone(self, is_here: bool) -> None:
-        """Its caller went away, or gRPC refused its message: the row of the latter is written here."""
+    async def gone(self, is_here: bool) -> None:
+        """Its caller went away, or gRPC refused its message: the row is written here where no model was asked yet."""
         if self.reason is None:
             self.status = CLIENT_CLOSED
             if not is_here:
                 self.reason = NO_MESSAGE
-                await self._note()
+            if self.reason is not None or (self.method is not None and self.method.answer is None):
+                await self._note(self.reason or CLIENT_GONE)
 
-    async def _note(self) -> None:
-        if self.caller.key_id is None or self.reason is None:
+    async def _note(self, code: str) -> None:
+        if self.caller.key_id is None:
             return
         await note_refusal(
             self.calls.service,
@@ -438,7 +459,7 @@ class Rpc:
             model=self.model or "",
             endpoint=self.endpoint,
             status=self.status,
-            code=self.reason,
+            code=code,
             seconds=time.perf_counter() - self.began,
         )
 

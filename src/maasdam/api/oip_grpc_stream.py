@@ -14,7 +14,6 @@ from typing import Any
 from structlog.contextvars import bind_contextvars
 
 from maasdam.api import oip_proto
-from maasdam.api.entrance import CLIENT_CLOSED
 from maasdam.api.oip_call import OipCall
 from maasdam.api.oip_grpc_call import Rpc
 from maasdam.core import Chunk, Entry, Facts
@@ -96,7 +95,7 @@ async def _answered(rpc: Rpc, data: bytes, send: Send, before: asyncio.Task[None
             await _over(before)
             await send(oip_proto.streamed(response, is_last=True))
     except asyncio.CancelledError:
-        rpc.status = CLIENT_CLOSED
+        await rpc.gone(is_here=True)
         raise
     except Exception as error:
         refused = await rpc.noted(error)

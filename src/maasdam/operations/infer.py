@@ -35,7 +35,8 @@ from maasdam.tasks import check_door
 if TYPE_CHECKING:
     from maasdam.artifacts.catalog import Version
 
-CLIENT_CLOSED = 499
+CLIENT_CLOSED, CLIENT_GONE = 499, "client_closed"
+"""Status and error code of a request whose caller went away."""
 JOULES_PER_KWH = 3.6e6
 LONGEST_NAME = 200
 """What is kept of a name that a caller made up, characters."""
@@ -329,7 +330,7 @@ class _Account:
     def gone(self) -> None:
         """Write the row of a request whose caller went away, unless it has one."""
         if not self._is_settled:
-            self.note(CLIENT_CLOSED, "client_closed", lambda error: None)
+            self.note(CLIENT_CLOSED, CLIENT_GONE, lambda error: None)
 
     def note(self, status: int, error_code: str | None, done: Callable[[BaseException | None], None]) -> Any:
         """Write the row, which is the request's only one."""
