@@ -32,7 +32,7 @@ from maasdam.core import (
     TensorPayload,
     TextPayload,
 )
-from maasdam.errors import Crashed, InvalidInput, InvalidTensor, NotReady
+from maasdam.errors import Crashed, InvalidInput, InvalidTensor, NotReady, ServiceError, StorageFailure
 from maasdam.operations.workspace import Workspace
 from maasdam.serving.hosts import wire
 from maasdam.serving.hosts.channel import packed
@@ -378,3 +378,72 @@ async def test_a_host_that_does_not_even_begin_is_ended(workspace: Workspace, mo
         monkeypatch.setattr(keeper, "_fork", fork)
         with pytest.raises(Crashed, match="did not begin"):
             await HostLoader(keeper, workspace.settings)(workspace.catalog.resolve("mlp"))
+
+
+@pytest.mark.parametrize("error", [OSError("no process"), RuntimeError("can't start new thread"), StorageFailure("away")])
+async def test_nothing_stays_of_a_host_that_could_not_be_started(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async with keeping(workspace) as keeper:
+        load, version = HostLoader(keeper, workspace.settings), workspace.catalog.resolve("mlp")
+
+        def fork(*given: Any) -> Forked:
+            raise error
+
+        monkeypatch.setattr(keeper, "_fork", fork)
+        with pytest.raises(ServiceError, match=str(error)):
+            await load(version)
+        handles = handles_open()
+        with pytest.raises(ServiceError, match=str(error)):
+            await load(version)
+        assert not keeper._hosts and not keeper._over and handles_open() == handles
+        monkeypatch.undo()
+
+        def away() -> set[str]:
+            raise StorageFailure("away")
+
+        keeper._engines = away
+        replica = await load(version)
+        assert (await answered(replica, asking())).is_last
+        await replica.leave()
+
+
+async def test_who_went_while_it_waited_for_a_host_holds_none(workspace: Workspace) -> None:
+    work = HostWork("mlp", 1, workspace.catalog.resolve("mlp").digest, "onnxruntime")
+    async with keeping(workspace) as keeper:
+        turn = keeper._turns.setdefault(work.name, asyncio.Lock())
+        async with turn:
+            late = asyncio.ensure_future(keeper.acquire(work, (), True, "dead"))
+            await asyncio.sleep(0)
+            await keeper.forget("dead")
+        with pytest.raises(ServiceError, match="has ended"):
+            await late
+        assert not keeper._hosts, "no host was started for it"
+
+        @asynccontextmanager
+        async def admitted(*given: Any) -> AsyncIterator[int]:
+            await keeper.forget("also dead")
+            yield 0
+
+        keeper.household.admitted = admitted  # type: ignore[method-assign]  # it dies just then
+        with pytest.raises(ServiceError, match="has ended"):
+            await keeper.acquire(work, (), True, "also dead")
+        assert not keeper._hosts
+
+
+async def test_a_host_that_says_late_that_it_leaves_gets_no_new_holders(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maasdam.serving.hosts.local.ANSWER_SECONDS", 0.0)
+    async with keeping(workspace) as keeper:
+        load, version = HostLoader(keeper, workspace.settings), workspace.catalog.resolve("mlp")
+        replica = await load(version)
+        kept = keeper._hosts[replica.host_id]
+        await until(lambda: kept.status.is_ready)
+        gone: list[Gone] = []
+        replica.when_gone = gone.append
+        assert not await keeper.depart(replica.host_id, "its room is wanted")
+        await until(lambda: bool(gone) and kept.is_leaving)
+        other = await HostLoader(keeper, workspace.settings)(version)
+        assert other.host_id != replica.host_id
+        await asyncio.gather(replica.leave(), other.leave())

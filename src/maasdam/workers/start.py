@@ -20,13 +20,8 @@ from maasdam.workers.worker import Assignment
 
 __all__ = ["ForkServer", "supervise"]
 
-LIBRARIES = {
-    "onnxruntime": ("onnxruntime",),
-    "openvino": ("openvino",),
-}
-"""What engines import, by their names: those that are quick to import have none."""
-
-
+IMPORTED = {"onnxruntime", "openvino"}
+"""Engines, called as their libraries are, which workers share: others are quick to import, or run in hosts."""
 Loaded = tuple[str, str | None, str, str, str | None]
 """Of a version in all workers: NAME:VERSION, task, engine, state, and why it failed."""
 
@@ -76,12 +71,7 @@ def supervise(
 
 def _libraries(workspace: Workspace) -> list[str]:
     """Of the engines that what is deployed needs."""
-    engines = {version.engine for version in workspace.catalog.versions() if version.model in _deployed(workspace)}
-    return [library for engine in sorted(engines) for library in LIBRARIES.get(engine, ())]
-
-
-def _deployed(workspace: Workspace) -> set[str]:
-    return {deployment.model for deployment in workspace.catalog.deployments()}
+    return sorted(IMPORTED & {version.engine for version in workspace.catalog.versions() if version.deployed})
 
 
 def _loaded(workspace: Workspace, standings: Sequence[Standing]) -> list[Loaded]:

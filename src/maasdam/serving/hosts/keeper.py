@@ -52,10 +52,6 @@ class HostReading(Struct, frozen=True):
     pid: int
     memory_bytes: int
     """As measured from outside: what would come back if it ended."""
-    in_flight: int
-    idle_seconds: float
-    is_ready: bool
-    is_leaving: bool
 
 
 class Keeper(Protocol):

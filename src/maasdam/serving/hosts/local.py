@@ -26,7 +26,7 @@ from typing import Any
 from maasdam.artifacts.store import Store
 from maasdam.children import Forked
 from maasdam.children.usage import share_bytes
-from maasdam.errors import MaasdamError, ServiceError
+from maasdam.errors import MaasdamError, ServiceError, words
 from maasdam.serving.hosts import control
 from maasdam.serving.hosts.channel import HostChannel
 from maasdam.serving.hosts.household import HostUse, Household, Stay
@@ -189,6 +189,8 @@ class LocalKeeper:
         self._hosts: dict[str, _Kept] = {}
         self._over: dict[str, _Kept] = {}
         """Those that ended while somebody held them, who will ask why."""
+        self._gone: set[str] = set()
+        """Holders that may have asked for a host that they would not be there to release."""
         self._timer: asyncio.TimerHandle | None = None
 
     async def acquire(self, work: HostWork, held: Collection[str], may_push: bool = True, holder: str = "") -> HostAddress:
@@ -198,6 +200,7 @@ class LocalKeeper:
         if kept is None:
             began = time.monotonic()
             async with self._turns.setdefault(work.name, asyncio.Lock()):  # two who ask for the same must not both make room
+                self._check_holder(holder)
                 kept = self._fit(work, held)
                 if kept is None:
                     async with self.household.admitted(work.name, work.digest, may_push) as size:
@@ -206,11 +209,17 @@ class LocalKeeper:
         kept.holders.append(holder)
         assert kept.started is not None
         try:
+            self._check_holder(holder)
             process = await asyncio.shield(kept.started)
         except BaseException:
             await self.release(kept.id, holder)
             raise
         return HostAddress(kept.id, str(kept.path), process.pid, is_new, waited)
+
+    def _check_holder(self, holder: str) -> None:
+        """Raise ServiceError for one that went while it waited: nobody would release what it is given."""
+        if holder in self._gone:
+            raise ServiceError("the worker that asked for this process has ended")
 
     def _fit(self, work: HostWork, held: Collection[str]) -> _Kept | None:
         fit = (one for one in self._hosts.values() if one.work == work and one.id not in held and not one.is_leaving)
@@ -227,7 +236,8 @@ class LocalKeeper:
             await self._end(kept)
 
     async def forget(self, holder: str) -> None:
-        """A holder is gone: release all that it held."""
+        """A holder is gone: release all that it held, and give it nothing more."""
+        self._gone.add(holder)
         for kept in [*self._hosts.values(), *self._over.values()]:
             while holder in kept.holders:
                 await self.release(kept.id, holder)
@@ -256,8 +266,8 @@ class LocalKeeper:
             return False
         kept.is_leaving = True  # nobody else is given it meanwhile
         status = await self.asked(kept, control.Depart(reason))
-        kept.is_leaving = status is not None and status.is_leaving
-        if not kept.is_leaving:
+        if status is None or not status.is_leaving:
+            kept.is_leaving = kept.status.is_leaving
             return False
         try:
             async with asyncio.timeout(END_SECONDS):
@@ -282,19 +292,7 @@ class LocalKeeper:
         """See `Keeper`."""
         running = [(kept, kept.process.pid) for kept in self._hosts.values() if kept.process is not None]
         sizes = await asyncio.to_thread(lambda: [share_bytes(pid) for _, pid in running])
-        return [
-            HostReading(
-                kept.id,
-                kept.work,
-                pid,
-                size,
-                kept.status.in_flight,
-                kept.status.idle_seconds,
-                kept.status.is_ready,
-                kept.is_leaving,
-            )
-            for (kept, pid), size in zip(running, sizes, strict=True)
-        ]
+        return [HostReading(kept.id, kept.work, pid, size) for (kept, pid), size in zip(running, sizes, strict=True)]
 
     async def close(self) -> None:
         """End every host."""
@@ -320,30 +318,35 @@ class LocalKeeper:
         return kept
 
     async def _start(self, kept: _Kept) -> Forked:
-        loop = asyncio.get_running_loop()
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours: socket.socket | None = None
         try:
-            listener.bind(str(kept.path))
-            listener.listen(WAITING)
-            process = await apart("forking", self._fork, listener, theirs, kept.work)
-        except (OSError, EOFError) as error:
-            ours.close()
-            self._forget(kept, HostEnd(f"could not be started: {error}", True))
-            raise ServiceError(f"a process for {kept.work.name} could not be started: {error}") from error
-        finally:
-            listener.close()
-            theirs.close()
+            with contextlib.ExitStack() as passed_on:
+                listener = passed_on.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                passed_on.enter_context(theirs)
+                listener.bind(str(kept.path))
+                listener.listen(WAITING)
+                process = await apart("forking", self._fork, listener, theirs, kept.work)
+        except BaseException as error:  # whatever it was, nothing of it may stay
+            if ours is not None:
+                ours.close()
+            self._forget(kept, HostEnd(f"could not be started: {words(error)}", True))
+            if isinstance(error, Exception) and not isinstance(error, MaasdamError):
+                raise ServiceError(f"a process for {kept.work.name} could not be started: {error}") from error
+            raise
         kept.process, kept.told_at = process, time.monotonic()
         kept.channel = HostChannel(ours, control.FromHost, partial(self._hear, kept), lambda why: None)
-        loop.add_reader(process.sentinel, self._bury, kept)
+        asyncio.get_running_loop().add_reader(process.sentinel, self._bury, kept)
         return process
 
     def _fork(self, listener: socket.socket, to_keeper: socket.socket, work: HostWork) -> Forked:
         from maasdam.serving.hosts.host import host
 
         if self._libraries is None:  # it imports once, also for those to come
-            engines = {work.engine, *self._engines()}
+            try:
+                engines = {work.engine, *self._engines()}
+            except MaasdamError:  # the catalog is away for a while: others import for themselves
+                engines = {work.engine}
             own = ["maasdam.serving.hosts.host", "maasdam.engines.batching"]
             self._libraries = [*own, *(library for one in sorted(engines) for library in ENGINE_LIBRARIES.get(one, ()))]
         try:
@@ -359,6 +362,7 @@ class LocalKeeper:
         if status.is_ready and not kept.status.is_ready:
             kept.loaded_at = now
         kept.status, kept.told_at, kept.has_spoken = status, now, True
+        kept.is_leaving |= status.is_leaving  # it may have said nothing in time when it was asked to
         if status.is_answer and kept.asked:
             answer = kept.asked.popleft()
             if not answer.done():
