@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import grpc
 import pytest
 
+from maasdam.api import tls
 from maasdam.api.tls import TlsPair
 from maasdam.errors import InvalidInput
 from maasdam.operations.address import Address, asked
 from maasdam.settings import Settings
 
 
-def pair(folder: Path, name: str = "one", *more: str) -> tuple[Path, Path]:
+def pair(folder: Path, name: str = "one", *more: str, is_rsa: bool = False) -> tuple[Path, Path]:
     """A certificate of its own, and its key."""
     folder.mkdir(exist_ok=True)
     certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
-    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", str(key)]
+    kind = ["rsa:2048"] if is_rsa else ["ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    words = ["openssl", "req", "-x509", "-newkey", *kind, "-keyout", str(key)]
     names = ["-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     subprocess.run(
         [*words, "-out", str(certificate), "-days", "2", *names, *(more or ("-nodes",))], check=True, capture_output=True
@@ -136,11 +140,14 @@ def _read(raw: socket.socket) -> bytes:
         return b""
 
 
-def test_what_is_renewed_serves_the_next_and_what_is_wrong_does_not(served: tuple[Served, TlsPair], tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_rsa", [False, True], ids=["the same kind of key", "another"])
+def test_what_is_renewed_serves_the_next_and_what_is_wrong_does_not(
+    served: tuple[Served, TlsPair], tmp_path: Path, is_rsa: bool
+) -> None:
     it, certificate = served
     before = (tmp_path / "before.pem", tmp_path / "one.pem")
     before[0].write_bytes(before[1].read_bytes())
-    new, key = pair(tmp_path, "new")
+    new, key = pair(tmp_path, "new", is_rsa=is_rsa)
     certificate.path.write_bytes(new.read_bytes())
     certificate.look()  # the key is still the old one's
     assert ask(it.port, before[0])[0] == 200
@@ -149,6 +156,37 @@ def test_what_is_renewed_serves_the_next_and_what_is_wrong_does_not(served: tupl
     assert ask(it.port, new)[0] == 200
     with pytest.raises(ssl.SSLCertVerificationError):
         ask(it.port, before[0])
+
+
+@pytest.mark.parametrize("gone", ["one.pem", "one.key"])
+def test_files_that_can_not_be_read_are_looked_at_again(
+    served: tuple[Served, TlsPair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, gone: str
+) -> None:
+    """They are gone between one look and the other; there are no descriptors for a while."""
+    it, certificate = served
+    new, key = pair(tmp_path, "new")
+    (tmp_path / "one.pem").write_bytes(new.read_bytes())
+    (tmp_path / "one.key").write_bytes(key.read_bytes())
+    read = tls._read
+
+    def racing(path: Path, setting: str) -> bytes:
+        data = read(path, setting)
+        if setting == "tls_cert":
+            (tmp_path / gone).unlink()
+        return data
+
+    monkeypatch.setattr(tls, "_read", racing)
+    certificate.look()
+    monkeypatch.setattr(tls, "_read", read)
+    (tmp_path / gone).write_bytes((new if gone == "one.pem" else key).read_bytes())
+    with monkeypatch.context() as patched:
+        full = OSError(errno.EMFILE, "Too many open files")
+        patched.setattr(Path, "read_bytes", Mock(side_effect=full))
+        for _ in range(3):
+            certificate.look()
+    assert [record.message.rpartition(": ")[2] for record in caplog.records] == ["No such file or directory", full.strerror]
+    certificate.look()
+    assert ask(it.port, new)[0] == 200
 
 
 def test_grpc_has_what_was_renewed_too(one: tuple[Path, Path], tmp_path: Path) -> None:
@@ -171,7 +209,7 @@ def test_grpc_has_what_was_renewed_too(one: tuple[Path, Path], tmp_path: Path) -
 
     before = certificate.path.read_bytes()
     assert is_trusted(before)
-    new, key = pair(tmp_path, "new")
+    new, key = pair(tmp_path, "new", is_rsa=True)
     (tmp_path / "one.key").write_bytes(key.read_bytes())
     certificate.look()
     assert is_trusted(before), "the certificate is still the old one's"

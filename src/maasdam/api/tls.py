@@ -33,11 +33,8 @@ class TlsPair:
     def __init__(self, certificate: Path, key: Path) -> None:
         """Reads and checks them. Raises InvalidInput, saying which is wrong and how."""
         self.path, self._key = certificate.absolute(), key.absolute()
-        self.context = _Context(ssl.PROTOCOL_TLS_SERVER)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self.context.set_alpn_protocols(["http/1.1"])
-        self._state = self._seen()
-        self._pair = self._load(self.context)
+        self._state = self._refused = self._seen()
+        self.context, self._pair = self._loaded()
         self._given = self._pair
 
     @classmethod
@@ -76,13 +73,14 @@ class TlsPair:
         state = self._seen()
         if state == self._state:
             return
-        self._state = state
         try:
-            self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))  # it may be between one file and the other
-            self._pair = self._load(self.context)
-        except InvalidInput as error:
-            log.warning("the certificate changed and is not taken, the one before goes on: %s", error)
+            self.context.newest, self._pair = self._loaded()
+        except InvalidInput as error:  # it may be between one file and the other, and is looked at again
+            if state != self._refused:
+                log.warning("the certificate changed and is not taken, the one before goes on: %s", error)
+            self._refused = state
         else:
+            self._state = self._refused = state
             log.info("the certificate %s was renewed", self.path)
 
     def _seen(self) -> list[tuple[int, int, int]]:
@@ -93,9 +91,12 @@ class TlsPair:
                 told.append((now.st_ino, now.st_mtime_ns, now.st_size))
         return told
 
-    def _load(self, context: ssl.SSLContext) -> tuple[bytes, bytes]:
-        """Key and certificate as they are in the files, once `context` has them."""
+    def _loaded(self) -> tuple[_Context, tuple[bytes, bytes]]:
+        """What is in the files: for handshakes, and key and certificate as they are there. Raises InvalidInput."""
         pair = (_read(self._key, "tls_key"), _read(self.path, "tls_cert"))
+        context = _Context(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
         try:
             context.load_cert_chain(self.path, self._key, password=_refuse_password)
         except _IsEncrypted:
@@ -105,7 +106,9 @@ class TlsPair:
             ) from None
         except ssl.SSLError as error:
             raise InvalidInput(self._wrong(error, pair)) from None
-        return pair
+        except OSError as error:  # one is gone that was there, say
+            raise InvalidInput(f"can't read {self.path} and {self._key}: {error.strerror}") from error
+        return context, pair
 
     def _wrong(self, error: ssl.SSLError, pair: tuple[bytes, bytes]) -> str:
         if error.reason == "KEY_VALUES_MISMATCH":
@@ -135,9 +138,13 @@ def _read(path: Path, setting: str) -> bytes:
 class _Context(ssl.SSLContext):
     """Makes handshakes that tell a client that speaks HTTP without TLS so."""
 
+    newest: _Context | None = None
+    """Whose handshakes are made instead. A listener keeps the context that it was given, and OpenSSL in each one certificate
+    for every kind of key: a renewed one of another kind would stand beside the old, which many clients would still get."""
+
     def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, *more: Any, **named: Any) -> ssl.SSLObject:
         """As the library's."""
-        made = super().wrap_bio(incoming, outgoing, *more, **named)
+        made = ssl.SSLContext.wrap_bio(self.newest or self, incoming, outgoing, *more, **named)
         assert isinstance(made, _Handshake)
         made.outgoing = outgoing
         return made
