@@ -158,6 +158,8 @@ def _from_file(path: Path) -> dict[str, Any]:
             near = difflib.get_close_matches(key, [*known, "prices"], 1)
             meant = f"did you mean '{near[0]}'? " if near else ""
             raise InvalidInput(f"{path}: no setting '{key}'; {meant}the settings are: {', '.join(sorted(known))}")
+        if known[key] in ("str", "Path") and not isinstance(value, str):  # 0o660 would be the text 432
+            raise InvalidInput(f"{path}: setting '{key}' is {value}, which is no text; write it in quotes")
         out[key] = _parse(key, known[key], str(value), str(path))
     return out
 

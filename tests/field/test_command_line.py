@@ -18,6 +18,7 @@ from tests.served import add_mlp, open_home, record, serving
 
 from maasdam import settings
 from maasdam.accounts.prices import Prices
+from maasdam.api.listening import bound_path
 from maasdam.core import Entry
 from maasdam.errors import InvalidInput
 from maasdam.operations.card import card
@@ -101,6 +102,23 @@ def test_a_misspelt_field_is_named_with_what_was_meant(tmp_path: Path) -> None:
     file.write_text("prot = 1\nport = 2\n")
     with pytest.raises(InvalidInput, match=r"'prot'; did you mean 'port'"):
         settings.load({"home": tmp_path}, environ={})
+
+
+@pytest.mark.parametrize("line", ["uds_mode = 0o660", "uds_mode = 660", "log_level = false", "home = 5", "tls_cert = ['a']"])
+def test_what_is_no_text_is_not_taken_for_one(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(line)
+    with pytest.raises(InvalidInput, match=rf"mine\.toml: setting '{line.split()[0]}' is .* no text; write it in quotes"):
+        settings.load({}, environ={}, file=file)
+
+
+@pytest.mark.parametrize(("mode", "given"), [("0660", 0o660), ("600", 0o600), ("432", 0o432)])
+def test_a_socket_has_the_permissions_that_were_set(tmp_path: Path, mode: str, given: int) -> None:
+    with bound_path(tmp_path / "s", mode):
+        assert (tmp_path / "s").stat().st_mode & 0o7777 == given
+    for wrong in ("-1", "0o660", "7777", "60", "0_600", " 0600", "0600\n", "888", ""):
+        with pytest.raises(InvalidInput, match="permissions in octal, as 0600"), bound_path(tmp_path / "s", wrong):
+            pass
 
 
 def test_settings_of_the_home_stand_below_those_of_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -67,6 +70,22 @@ def test_messages_are_as_the_manual_says(heard: tuple[str, socket.socket]) -> No
     assert one.recv(999) == b"WATCHDOG=1"
     notifier.stopping()
     assert one.recv(999).startswith(b"STOPPING=1\n"), "it is told of life as often as it asks, not more"
+
+
+def test_who_reads_late_still_hears_that_it_is_ready(heard: tuple[str, socket.socket]) -> None:
+    name, one = heard
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others, contextlib.suppress(BlockingIOError):
+        others.setblocking(False)
+        for _ in range(10_000):
+            others.sendto(b"of others", name.replace("@", "\0", 1))
+        raise AssertionError("its queue has no end")
+    notifier, told = Notifier({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "1000000"}), list[bytes]()
+    notifier.alive()
+    reading = threading.Timer(0.2, lambda: told.extend(iter(partial(one.recv, 999), b"READY=1\nSTATUS=")))
+    reading.start()
+    notifier.ready("")
+    reading.join()
+    assert set(told) == {b"of others"}, "what is told often waits for nobody"
 
 
 def test_nobody_to_tell_is_no_trouble(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import fcntl
 import ipaddress
 import os
+import re
 import socket
 import stat
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ BACKLOG = 2048
 LOOPBACK = ("localhost", "::1", "0:0:0:0:0:0:0:1")
 LONGEST_PATH = 107
 """Of a Unix socket, bytes."""
+MODE = re.compile("0?[0-7]{3}")
+"""Permissions of owner, group and others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +122,9 @@ def bound_path(path: Path, mode: str) -> Iterator[socket.socket]:
 
     One that a dead service left is replaced. Raises InvalidInput where somebody listens there, or it can't be made.
     """
-    try:
-        permissions = int(mode, 8)
-    except ValueError:
-        raise InvalidInput(f"setting 'uds_mode' is '{mode}'; it takes permissions in octal, as 0600") from None
+    if not MODE.fullmatch(mode):
+        raise InvalidInput(f"setting 'uds_mode' is '{mode}'; it takes permissions in octal, as 0600")
+    permissions = int(mode, 8)
     if len(os.fsencode(path)) > LONGEST_PATH:
         raise InvalidInput(f"the path of a socket has at most {LONGEST_PATH} bytes, and {path} has more; choose a shorter one")
     one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

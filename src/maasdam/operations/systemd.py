@@ -20,6 +20,8 @@ FIRST = 3
 """Descriptor of the first socket that is given."""
 GRPC = "grpc"
 """FileDescriptorName= of a socket that is for gRPC; every other one is for HTTP."""
+TELL_SECONDS = 1.0
+"""How long systemd is waited for that has much to read: what is not told again must arrive."""
 
 
 def inherited(environ: MutableMapping[str, str] = os.environ) -> list[tuple[str, socket.socket]]:
@@ -75,12 +77,12 @@ class Notifier:
         """Call it often; it is told as often as systemd wants it."""
         if self._every is not None and time.monotonic() - self._told_at >= self._every:
             self._told_at = time.monotonic()
-            self._tell("WATCHDOG=1")
+            self._tell("WATCHDOG=1", seconds=0.0)  # there are as many as fit
 
-    def _tell(self, text: str) -> None:
+    def _tell(self, text: str, seconds: float = TELL_SECONDS) -> None:
         if not self._address:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as one:
-            one.setblocking(False)
+            one.settimeout(seconds)
             one.sendto(text.encode(), address)
