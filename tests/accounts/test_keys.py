@@ -27,7 +27,7 @@ def keys(database: Engine) -> Keys:
 
 def test_the_secret_opens_and_is_nowhere_in_the_database(keys: Keys, database: Engine) -> None:
     record, secret = keys.create("web", ["infer", "deploy"])
-    caller = keys.authenticate(secret)
+    caller = keys.check(secret)
     assert (caller.key_id, caller.name, caller.scopes) == (record.id, "web", {"infer", "deploy"})
     assert secret.startswith(f"mdm_{record.id}_") and len(secret.split("_", 2)[2]) == 43
     with database.connect() as connection:
@@ -41,7 +41,7 @@ def test_secrets_never_repeat(keys: Keys) -> None:
 
 
 def test_a_key_may_only_infer_unless_told_otherwise(keys: Keys) -> None:
-    assert keys.authenticate(keys.create("web")[1]).scopes == {"infer"}
+    assert keys.check(keys.create("web")[1]).scopes == {"infer"}
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,9 @@ def test_a_key_may_only_infer_unless_told_otherwise(keys: Keys) -> None:
 )
 def test_what_is_no_key_is_nobody(keys: Keys, wrong: str) -> None:
     keys.create("web")
+    assert keys.seen(wrong) is None
     with pytest.raises(Unauthenticated, match="unknown"):
-        keys.authenticate(wrong)
+        keys.check(wrong)
 
 
 def test_the_right_id_with_a_wrong_secret_is_nobody(keys: Keys) -> None:
@@ -58,15 +59,16 @@ def test_the_right_id_with_a_wrong_secret_is_nobody(keys: Keys) -> None:
     _, second = keys.create("b")
     for wrong in (first[:-1], first + "x", first.upper(), "_".join([*first.split("_")[:2], second.split("_", 2)[2]])):
         with pytest.raises(Unauthenticated):
-            keys.authenticate(wrong)
+            keys.check(wrong)
 
 
 def test_a_revoked_key_stays_revoked(keys: Keys) -> None:
     record, secret = keys.create("web")
-    keys.authenticate(secret)
+    keys.check(secret)
     revoked = keys.revoke(record.id)
+    assert keys.seen(secret) is None
     with pytest.raises(Unauthenticated, match="'web' was revoked"):
-        keys.authenticate(secret)
+        keys.check(secret)
     assert keys.revoke(record.id).revoked_at == revoked.revoked_at is not None
     assert [key.revoked_at for key in keys.list()] == [revoked.revoked_at]
 
@@ -75,15 +77,16 @@ def test_a_revocation_by_another_process_counts_within_a_second(database: Engine
     clock = Clock()
     keys = Keys(database, clock)
     record, secret = keys.create("web")
-    keys.authenticate(secret)
+    keys.check(secret)
     code = "import sys; from maasdam.accounts.keys import Keys; from maasdam.database.engine import open_database\n"
     subprocess.run(
         [sys.executable, "-c", code + "Keys(open_database(sys.argv[1])).revoke(sys.argv[2])", database_url, record.id],
         check=True,
     )
     clock.now += 1.0
+    assert keys.seen(secret) is None
     with pytest.raises(Unauthenticated):
-        keys.authenticate(secret)
+        keys.check(secret)
 
 
 def test_a_checked_key_is_not_looked_up_each_time(database: Engine) -> None:
@@ -91,12 +94,14 @@ def test_a_checked_key_is_not_looked_up_each_time(database: Engine) -> None:
     keys = Keys(database, clock)
     _, secret = keys.create("web")
     other = Keys(database, clock)
-    other.authenticate(secret)
+    other.check(secret)
     keys.revoke("web")
-    assert other.authenticate(secret).name == "web"  # still good for the rest of its half second
+    held = other.seen(secret)
+    assert held is not None and held.name == "web"  # still good for the rest of its half second
     clock.now += 1.0
+    assert other.seen(secret) is None
     with pytest.raises(Unauthenticated):
-        other.authenticate(secret)
+        other.check(secret)
 
 
 def test_a_name_can_be_revoked_unless_several_have_it(keys: Keys) -> None:
@@ -131,7 +136,7 @@ def test_when_the_database_is_gone_nobody_gets_in(keys: Keys, database: Engine) 
         assert path is not None
         open(path, "wb").write(b"no database " * 1000)  # noqa: SIM115, PTH123  ruin it
         with pytest.raises(StorageFailure):
-            Keys(database).authenticate(secret)
+            Keys(database).check(secret)
 
 
 def test_a_key_is_due_before_it_is_forgotten(database: Engine) -> None:
@@ -139,7 +144,7 @@ def test_a_key_is_due_before_it_is_forgotten(database: Engine) -> None:
     keys = Keys(database, clock)
     _, secret = keys.create("web")
     assert not keys.is_due(secret)
-    keys.authenticate(secret)
+    keys.check(secret)
     assert keys.seen(secret) is not None and not keys.is_due(secret)
     clock.now = 0.3
     assert keys.seen(secret) is not None and keys.is_due(secret)
@@ -152,7 +157,7 @@ def test_a_key_is_due_before_it_is_forgotten(database: Engine) -> None:
 def test_a_check_that_finds_a_revoked_key_lets_nobody_in_any_more(database: Engine) -> None:
     keys, other = Keys(database), Keys(database)
     record, secret = keys.create("web")
-    keys.authenticate(secret)
+    keys.check(secret)
     other.revoke(record.id)
     assert keys.seen(secret) is not None
     with pytest.raises(Unauthenticated):

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from typing import Any
+
 import httpx
 import pytest
 from fastapi import FastAPI
 from tests.api.conftest import Running
+from tests.waiting import until
 
+from maasdam.accounts.keys import OPERATOR
 from maasdam.api.access import OPEN, SCOPES
+from maasdam.core import Caller
+from maasdam.errors import Unauthenticated
+from maasdam.operations.service import Service
 
 TENSOR = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}
 
@@ -142,3 +151,40 @@ def test_a_key_is_read_where_clients_send_it(fake_service: Running, name: str) -
         assert client.get("/v1/models", headers={name: ""}).status_code == 401
         if name != "Authorization":  # which is the one that counts where there are two
             assert client.get("/v1/models", headers={name: value, "Authorization": "Bearer wrong"}).status_code == 401
+
+
+async def test_what_was_looked_up_before_a_revocation_answers_nobody_who_comes_after_it() -> None:
+    class Slow:
+        """Keys that are read, and then take their time."""
+
+        times_forgotten = 0
+
+        def __init__(self) -> None:
+            self.is_revoked = False
+            self.has_read, self.goes_on = threading.Event(), threading.Event()
+
+        def seen(self, secret: str) -> None:
+            return None
+
+        def check(self, secret: str) -> Caller:
+            is_revoked = self.is_revoked
+            self.has_read.set()
+            assert self.goes_on.wait(30)
+            if is_revoked:
+                raise Unauthenticated("revoked")
+            return OPERATOR
+
+    service: Any = object.__new__(Service)
+    service._lookups, service.keys = {}, Slow()
+    before = asyncio.ensure_future(service.authenticate("s"))
+    await until(service.keys.has_read.is_set)
+    service.keys.is_revoked, service.keys.times_forgotten = True, 1
+    after = [asyncio.ensure_future(service.authenticate("s")) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert len(service._lookups) == 2, "one for all who ask"
+    service.keys.goes_on.set()
+    assert await before == OPERATOR
+    for one in after:
+        with pytest.raises(Unauthenticated):
+            await one
+    await until(lambda: not service._lookups)

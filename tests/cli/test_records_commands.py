@@ -165,7 +165,7 @@ def test_a_secret_is_printed_once(home: Path) -> None:
     assert document("keys", "revoke", "web")["revoked_at"]
     assert run("keys", "list").stdout.count("yes") == 1
     with open_home(home) as workspace, pytest.raises(Exception, match="revoked"):
-        workspace.keys.authenticate(made["secret"])
+        workspace.keys.check(made["secret"])
 
 
 def test_usage_by_and_since(workspace: Workspace) -> None:

@@ -187,3 +187,24 @@ async def test_at_once_nobody_waits_for_ever_for_another(goes_away: bool) -> Non
     await until(lambda: outbox.rows)
     assert [row.status for row in outbox.rows] == [499 if goes_away else 504]
     assert len(called.told) == (0 if goes_away else 1)
+
+
+class Gone(Says):
+    """Has left, which its router hears in the next turn."""
+
+    def __init__(self, routes: Sleeping) -> None:
+        super().__init__()
+        self.routes, self.times = routes, 0
+
+    def submit(self, request: Request, done: Done) -> Cancel:
+        self.times += 1
+        assert self.times < 9, "it is asked again and again, and its router is never heard"
+        asyncio.get_running_loop().call_soon(self.routes.replicas.__setitem__, slice(None), [Says("a")])
+        raise Left("it left")
+
+
+async def test_one_that_has_left_is_asked_again_only_once_its_router_could_hear_of_it() -> None:
+    infer, routes, outbox = over(is_asleep=False)
+    routes.replicas = [Gone(routes)]
+    await infer.whole(asked(), the_first)
+    assert [row.status for row in outbox.rows] == [200]

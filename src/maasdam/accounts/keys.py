@@ -52,8 +52,8 @@ class Keys:
         self._clock = clock
         self._seen: dict[str, tuple[float, Caller]] = {}
         self._lock = threading.Lock()
-        self._forgotten = 0
-        """How often: what was read before that is not taken as good after it."""
+        self.times_forgotten = 0
+        """What was read before one of them is not taken as good after it."""
         self.operators_secret: str | None = None
         """A secret that may do everything and is in no database."""
 
@@ -102,7 +102,7 @@ class Keys:
     def forget(self) -> None:
         """Take no key as good that is not looked up from now on."""
         with self._lock:
-            self._forgotten += 1
+            self.times_forgotten += 1
             self._seen.clear()
 
     def seen(self, secret: str) -> Caller | None:
@@ -115,13 +115,9 @@ class Keys:
         seen = self._seen.get(secret)
         return seen is not None and seen[0] - SEEN_SECONDS / 2 < self._clock()
 
-    def authenticate(self, secret: str) -> Caller:
-        """Who holds this secret. Raises Unauthenticated for one that is unknown or revoked. May read the database."""
-        return self.seen(secret) or self.check(secret)
-
     def check(self, secret: str) -> Caller:
-        """The same, as the database has it now."""
-        asked, now = self._forgotten, self._clock()
+        """Who holds this secret, as the database has it now. Raises Unauthenticated for one that is unknown or revoked."""
+        asked, now = self.times_forgotten, self._clock()
         try:
             caller = self._found(secret)
         except Unauthenticated:
@@ -129,7 +125,7 @@ class Keys:
                 self._seen.pop(secret, None)
             raise
         with self._lock:
-            if asked == self._forgotten:  # else it may have been revoked since it was read
+            if asked == self.times_forgotten:  # else it may have been revoked since it was read
                 if len(self._seen) >= SEEN_AT_MOST:
                     self._seen.clear()
                 self._seen[secret] = (now + SEEN_SECONDS, caller)

@@ -226,6 +226,7 @@ class Inference:
                 return await self._submitted(account, replica)
             except Left:
                 account.release()
+                await asyncio.sleep(0)  # the router may be still to hear of it
 
     async def _submitted(self, account: _Account, replica: Replica) -> list[Chunk]:
         waiter: asyncio.Future[list[Chunk]] = asyncio.get_running_loop().create_future()

@@ -118,8 +118,8 @@ class Service:
     """Builds, running and done; like `catalog`, it blocks."""
     fleet: Fleet = field(default_factory=Alone)
     is_draining: bool = False
-    _lookups: dict[str, asyncio.Task[Caller]] = field(default_factory=dict)
-    """Secrets that are being looked up."""
+    _lookups: dict[tuple[str, int], asyncio.Task[Caller]] = field(default_factory=dict)
+    """Secrets that are being looked up, and how often keys were forgotten before: what was found then is not what is so now."""
 
     @property
     def is_loaded(self) -> bool:
@@ -159,10 +159,11 @@ class Service:
         return await asyncio.shield(self._look_up(secret)) if caller is None else caller
 
     def _look_up(self, secret: str) -> asyncio.Task[Caller]:
-        task = self._lookups.get(secret)
+        asked = secret, self.keys.times_forgotten
+        task = self._lookups.get(asked)
         if task is None:
-            task = self._lookups[secret] = asyncio.create_task(asyncio.to_thread(self.keys.check, secret))
-            task.add_done_callback(lambda done: (self._lookups.pop(secret), done.cancelled() or done.exception()))
+            task = self._lookups[asked] = asyncio.create_task(asyncio.to_thread(self.keys.check, secret))
+            task.add_done_callback(lambda done: (self._lookups.pop(asked), done.cancelled() or done.exception()))
         return task
 
     def check_model(self, name: str) -> None:

@@ -205,7 +205,12 @@ class Supervisor:
         await asyncio.sleep(after_seconds)
         if self._is_stopping or seat.worker is not None:
             return
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError:
+            log.exception("worker %d could not be started", seat.number + 1)
+            self._spawn(self._fill(seat, ALIVE_SECONDS))
+            return
         worker = seat.worker = Worker(seat, self._free_name(), Channel(lambda message: self._take(worker, message)))
         self._workers.add(worker)
         await worker.channel.open(ours)
@@ -242,7 +247,7 @@ class Supervisor:
                 await asyncio.wait_for(closed.wait(), PING_SECONDS)
             except TimeoutError:
                 await self._check(worker)
-        worker.is_open = False
+        worker.is_open = worker.seat.is_new = False  # nobody waits for one that died of its beginning
         self._share_out()
         self._pass_on()
         died = await asyncio.to_thread(worker.buried)
@@ -378,9 +383,14 @@ class Supervisor:
             await asyncio.sleep(0.05)
             seats = [seat for seat in self._seats if len(seat.crashes) < MANY_CRASHES]
             standings = [seat.standing for seat in seats]
-            if all(standing is not None and standing.is_loaded for standing in standings):
+            if not standings or not all(standing is not None and standing.is_loaded for standing in standings):
+                continue
+            try:
                 on_ready([standing for standing in standings if standing is not None])
                 return
+            except Exception:
+                log.exception("can't tell what is loaded; trying again")
+                await asyncio.sleep(ALIVE_SECONDS)
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.ensure_future(work)

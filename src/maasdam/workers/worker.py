@@ -139,11 +139,13 @@ class Lead:
         self._given = given
         self._server: Led
         self._may_open = asyncio.Event()
-        self._adopted: dict[int, asyncio.AbstractServer] = {}
+        self._adopted: dict[int, asyncio.Future[asyncio.AbstractServer]] = {}
         self._is_open = False
         self._said: Standing | None = None
         self._known: Standing | None = None
         """What was said last that all others have."""
+        self._sayings = 0
+        """That are on their way."""
         self._saying: asyncio.Future[None] | None = None
 
     @property
@@ -162,9 +164,13 @@ class Lead:
     async def say(self, standing: Standing) -> None:
         """See `Fleet`."""
         self._said = standing
-        with suppress(TimeoutError, ConnectionError):
-            await self.channel.ask(Say(standing), PASSING_SECONDS)
-            self._known = standing
+        self._sayings += 1
+        try:
+            with suppress(TimeoutError, ConnectionError):
+                await self.channel.ask(Say(standing), PASSING_SECONDS)
+                self._known = standing
+        finally:
+            self._sayings -= 1
 
     async def connect(self, server: Led) -> None:
         """Hear and say from now on."""
@@ -190,7 +196,7 @@ class Lead:
     def tick(self) -> None:
         """Some time has passed."""
         now = standing(self.service)
-        if now != self._said:
+        if now != self._said or (now != self._known and not self._sayings):  # or nobody may have heard it
             self._saying = asyncio.ensure_future(self.say(now))
 
     def leaving(self) -> None:
@@ -210,7 +216,16 @@ class Lead:
             if not self._server.should_exit:
                 self._server.handle_exit(signal.SIGTERM, None)
         elif isinstance(message, Adopt) and message.seat not in self._adopted and not self._server.should_exit:
-            self._adopted[message.seat] = await self._server.listen(self._given.listeners[message.seat].dup())
+            await self._adopt(message.seat)
         elif isinstance(message, Release) and message.seat in self._adopted:
-            self._server.unlisten(self._adopted.pop(message.seat))
+            self._server.unlisten(await self._adopted.pop(message.seat))
         return Told()
+
+    async def _adopt(self, seat: int) -> None:
+        listening = asyncio.ensure_future(self._server.listen(self._given.listeners[seat].dup()))
+        self._adopted[seat] = listening  # from now on: it may be released before it listens
+        try:
+            await listening
+        except OSError:
+            self._adopted.pop(seat, None)
+            raise
