@@ -24,6 +24,7 @@ from maasdam.accounts import keys
 from maasdam.api import oip_json
 from maasdam.api.connection import HttpConnection
 from maasdam.api.entrance import Entrance
+from maasdam.api.oip_at_once import AtOnce
 from maasdam.errors import StorageFailure
 
 PATH = "/v2/models/doubles/infer"
@@ -355,6 +356,28 @@ def test_what_was_answered_is_freed_without_the_collector(own_service: Running, 
             gc.garbage.clear()
             gc.enable()
     assert not {"_One", "_Answering", "Request", "Entry", "Exchange", "Item", "Queued", "OipCall"} & set(kept)
+
+
+def test_bodies_of_what_is_in_flight_are_counted(
+    own_service: Running, long_ways: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known(own_service)
+    asked: list[AtOnce] = []
+    real, body, gate = AtOnce.__call__, json.dumps(TENSOR).encode(), own_service.engines["doubles"].gate
+    monkeypatch.setattr(AtOnce, "__call__", lambda self, exchange: asked.append(self) or real(self, exchange))
+    gate.clear()
+    with raw(own_service, request(own_service, body)) as it, raw(own_service, request(own_service, body)) as gone:
+        wait_for(lambda: asked and asked[0].limits.held == 2 * len(body))
+        gone.close()
+        wait_for(lambda: asked[0].limits.held == len(body))
+        long_ways.clear()
+        monkeypatch.setattr(asked[0].limits, "held_bytes", 0)
+        with raw(own_service, request(own_service, body)) as another:
+            assert Reader(another).next()[0] == 503
+        assert long_ways == [PATH], "which says why"
+        gate.set()
+        assert Reader(it).next()[0] == 200
+    wait_for(lambda: asked[0].limits.held == 0)
 
 
 def test_a_key_in_use_is_looked_up_by_one_and_in_time(own_service: Running, monkeypatch: pytest.MonkeyPatch) -> None:

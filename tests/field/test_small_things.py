@@ -16,7 +16,8 @@ from tests.api.conftest import client, fake_service  # noqa: F401  fixtures
 from tests.engines.networks import MLP, artifact
 
 from maasdam.api import http, openai
-from maasdam.api.entrance import IN_THE_LOOP, REQUEST_ID
+from maasdam.api.body import IN_THE_LOOP
+from maasdam.api.entrance import REQUEST_ID
 from maasdam.engines import open_engine, openvino_engine
 from maasdam.errors import InvalidInput, Overloaded
 from maasdam.operations import quickstart

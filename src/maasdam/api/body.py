@@ -21,6 +21,9 @@ Headers = list[tuple[bytes, bytes]]
 HELD, IS_READ, IS_WHOLE = "maasdam.body_bytes", "maasdam.body_is_read", "maasdam.body_is_whole"
 """In a scope: bytes held; that the body was read; that its last byte was here before anybody asked."""
 
+IN_THE_LOOP = 128 * 1024
+"""What is up to this size, bytes, is read and written in the event loop: a hop to a thread would cost more."""
+
 
 class Disconnected(Exception):
     """The client went away."""

@@ -102,11 +102,6 @@ class Exchange:
             self.on_close, self.body = _nothing, b""  # an idle connection holds neither who answered nor what was asked
             self._protocol.answer_at_once(self, status, lines, body)
 
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """Whose the connection is."""
-        return self._protocol.loop
-
 
 class _Nobody:
     """Waits for no message."""

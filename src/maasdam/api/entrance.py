@@ -21,7 +21,7 @@ from structlog.contextvars import bind_contextvars
 from maasdam.api import body as bodies
 from maasdam.api import docs_page, errors, json_body
 from maasdam.api.access import DOCS, Gate
-from maasdam.api.body import BodyLimits, Disconnected, Message, Receive
+from maasdam.api.body import IN_THE_LOOP, BodyLimits, Disconnected, Message, Receive
 from maasdam.api.connection import SCOPE_KEY, Connection, Exchange
 from maasdam.api.correlation import id_headers, trace_of, well_formed
 from maasdam.api.cors import Origins
@@ -30,9 +30,10 @@ from maasdam.api.errors import REFUSED, Refusal
 from maasdam.api.paths import INFER
 from maasdam.core import Caller, Payload, Request
 from maasdam.errors import BodyTooSlow, NotReady, Overloaded, TooLarge, WrongContentType
+from maasdam.operations.infer import CLIENT_CLOSED
 from maasdam.operations.requests import note_refusal
 from maasdam.operations.service import Service
-from maasdam.telemetry.requests import Ended
+from maasdam.telemetry.requests import LONGEST, Ended
 
 log = logging.getLogger("maasdam.api")
 
@@ -46,16 +47,11 @@ READING = "maasdam.reading"
 ROUTE = "maasdam.route"
 INFER_ROUTE = "/v2/models/{model}/infer"
 INFER_VERSION_ROUTE = "/v2/models/{model}/versions/{version}/infer"
-CLIENT_CLOSED = 499
-LONGEST_NAME = 200
-"""What is kept of a model's name that a caller made up, characters."""
 LINGER_SECONDS = 5.0
 LINGER_BYTES = 1 << 30
 """After a refusal, what a client still sends is thrown away so long, so that it gets to read the refusal."""
-IN_THE_LOOP = 128 * 1024
-"""JSON up to this size is parsed where it came in: a hop to a thread would cost more."""
 READERS = 2
-"""Threads that read larger JSON."""
+"""Threads that read JSON that is larger than IN_THE_LOOP."""
 PIECE = 16 * 1024
 """A form is handed on in pieces of this size, others having their turn between two: its parser runs in the event loop."""
 
@@ -240,7 +236,7 @@ class Entrance:
             isinstance(error, TooLarge | Overloaded | BodyTooSlow | WrongContentType) or refused.status in (401, 403)
         )
         lingers = is_unread and not isinstance(error, BodyTooSlow)
-        if is_unread or isinstance(error, Overloaded):
+        if is_unread or refused.closes:
             headers.append((b"connection", b"close"))
         await reply({"type": "http.response.start", "status": refused.status, "headers": headers})
         await reply({"type": "http.response.body", "body": data, "more_body": lingers})
@@ -313,10 +309,10 @@ def _model(scope: Scope) -> str | None:
     """The model that a request names, in its body or its path; as the caller wrote it."""
     asked = scope.get(JSON)
     if isinstance(asked, dict) and isinstance(asked.get("model"), str):
-        return str(asked["model"])[:LONGEST_NAME]
+        return str(asked["model"])[:LONGEST]
     named = scope.get("path_params")
     named = named.get("model") if named else None
-    return None if not named else str(named)[:LONGEST_NAME]
+    return None if not named else str(named)[:LONGEST]
 
 
 _chance = random.Random()  # seeded by the system; asking it for every request would let go of Python's lock

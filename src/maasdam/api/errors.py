@@ -24,7 +24,7 @@ from typing import Any, Literal
 import orjson
 
 from maasdam.api.paths import CLASSIFIES
-from maasdam.errors import CallerError, InvalidInput, MaasdamError
+from maasdam.errors import CallerError, InvalidInput, MaasdamError, Overloaded
 from maasdam.settings import load
 
 log = logging.getLogger("maasdam.api")
@@ -45,6 +45,8 @@ class Refusal:
     code: str
     param: str | None = None
     retry_after_seconds: float | None = None
+    closes: bool = False
+    """Whether the connection ends with it, so that the client's next try may go to another service."""
 
 
 _OURS = frozenset({"v1", "v2", "admin", "health", "metrics", "docs", "console"})
@@ -106,7 +108,8 @@ def refusal(error: BaseException, request_id: str) -> Refusal:
         return Refusal(error.http_status, _shown(without_places(str(error))), error.code, param, error.retry_after_seconds)
     if isinstance(error, MaasdamError) and error.http_status in (503, 504):
         log.warning("request %s: %s: %s", request_id, type(error).__name__, error)
-        return Refusal(error.http_status, without_places(str(error)), error.code, None, error.retry_after_seconds)
+        told, closes = without_places(str(error)), isinstance(error, Overloaded)
+        return Refusal(error.http_status, told, error.code, None, error.retry_after_seconds, closes)
     log.error("request %s failed", request_id, exc_info=error)
     code = error.code if isinstance(error, MaasdamError) else "internal_error"
     return Refusal(500, f"the service failed on this request; its log has the reason under request id {request_id}", code)

@@ -41,7 +41,7 @@ from maasdam.api.oip_infer import InferRoute
 from maasdam.api.openapi import document
 from maasdam.api.routing import methods_of
 from maasdam.api.tls import HANDSHAKE_SECONDS, TlsPair
-from maasdam.errors import InvalidField, InvalidInput, MaasdamError, MethodNotAllowed, NotFound, Overloaded, WrongContentType
+from maasdam.errors import InvalidField, InvalidInput, MaasdamError, MethodNotAllowed, NotFound, WrongContentType
 from maasdam.operations.deployments import served_versions
 from maasdam.operations.leaving import Leaving
 from maasdam.operations.service import Service
@@ -91,7 +91,7 @@ def application(service: Service, has_keys: bool = True) -> Entrance:
     limits = body_limits(settings)
     gate = gate_of(service, has_keys)
     entrance = Entrance(inside, InferRoute(service, limits), gate, limits, service)
-    entrance.at_once = AtOnce(service, gate)
+    entrance.at_once = AtOnce(service, gate, limits)
     return entrance
 
 
@@ -395,8 +395,8 @@ async def _refuse(request: Request, error: Exception) -> Response:
     path = request.scope["path"]
     data, content_type = errors.body(refused, errors.door(path), path, request_id)
     headers = {name.decode(): value.decode() for name, value in errors.headers(refused)}
-    if isinstance(error, Overloaded):
-        headers["connection"] = "close"  # as `Entrance` does: the client's next try may go to another service
+    if refused.closes:
+        headers["connection"] = "close"
     return Response(data, refused.status, headers, media_type=content_type.decode())
 
 

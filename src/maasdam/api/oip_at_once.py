@@ -10,27 +10,27 @@ wrong; meaning, codec, inference and errors are the same.
 from __future__ import annotations
 
 import time
-from asyncio import Future
 from collections.abc import Callable
 from typing import Any
 
 from maasdam.api import errors, oip_json
 from maasdam.api.access import Gate
-from maasdam.api.body import Headers, header
+from maasdam.api.body import IN_THE_LOOP, BodyLimits, Headers, header
 from maasdam.api.connection import Exchange, Head
 from maasdam.api.correlation import trace_of, well_formed
 from maasdam.api.cors import Origins
 from maasdam.api.encodings import wished
-from maasdam.api.entrance import CLIENT_CLOSED, INFER_ROUTE, INFER_VERSION_ROUTE, LONGEST_NAME, new_request_id
+from maasdam.api.entrance import INFER_ROUTE, INFER_VERSION_ROUTE, new_request_id
 from maasdam.api.json_body import JsonLimits
 from maasdam.api.measured import measured_lines
 from maasdam.api.oip_call import OipCall, name_of
-from maasdam.api.oip_infer import JSON_LENGTH, SMALL_BYTES
+from maasdam.api.oip_infer import JSON_LENGTH
 from maasdam.api.paths import INFER
 from maasdam.core import Caller, Chunk, Entry
-from maasdam.errors import MaasdamError, Overloaded
+from maasdam.errors import MaasdamError
+from maasdam.operations.infer import CLIENT_CLOSED
 from maasdam.operations.service import Service
-from maasdam.telemetry.requests import Ended
+from maasdam.telemetry.requests import LONGEST, Ended
 
 JSON = b"content-type: application/json\r\n"
 BINARY = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
@@ -74,20 +74,21 @@ class _Asked:
 class AtOnce:
     """What a connection offers whole requests to."""
 
-    def __init__(self, service: Service, gate: Gate) -> None:
+    def __init__(self, service: Service, gate: Gate, limits: BodyLimits) -> None:
         self.service = service
         self._gate = gate
+        self.limits = limits
         settings = service.settings
         self._origins = Origins.of(settings.cors_origins)
         self._json = JsonLimits(settings.max_json_depth, settings.max_json_values)
-        self._most = min(SMALL_BYTES, settings.max_json_tensor_bytes, settings.max_body_bytes)
+        self._most = min(IN_THE_LOOP, settings.max_json_tensor_bytes, settings.max_body_bytes)
         self.seconds = settings.request_timeout_seconds
 
     def __call__(self, exchange: Exchange) -> bool:
         """Take it and answer, now or later; False: it is for the long way."""
         began = time.perf_counter()
         asked: _Asked | None = exchange.head.meaning or self._read(exchange.head)
-        if asked is None or len(exchange.body) > self._most:
+        if asked is None or len(exchange.body) > self._most or self.limits.held > self.limits.held_bytes:
             return False
         caller = asked.caller()
         if caller is None:
@@ -126,15 +127,16 @@ class AtOnce:
 class _One:
     """One request that was taken."""
 
-    __slots__ = ("_asked", "_at_once", "_began", "_call", "_caller", "_cancel", "_exchange", "_id")
+    __slots__ = ("_asked", "_at_once", "_began", "_call", "_caller", "_cancel", "_exchange", "_id", "_size")
 
     def __init__(self, at_once: AtOnce, exchange: Exchange, asked: _Asked, caller: Caller, call: OipCall, began: float) -> None:
         """Raises what is wrong with it before its model has it; then nothing came of it."""
         self._at_once, self._exchange, self._asked, self._caller, self._call = at_once, exchange, asked, caller, call
-        self._began = began
+        self._began, self._size = began, len(exchange.body)
         self._id = new_request_id()
         request = call.request(self._id, caller, "/v2/infer", at_once.seconds)
         self._cancel = at_once.service.inference.begin(request, call.check, self._write, self._finish)
+        at_once.limits.held += self._size
         if not exchange.response_complete:
             exchange.on_close = self._gone
 
@@ -144,16 +146,10 @@ class _One:
 
     def _write(self, chunks: list[Chunk], entry: Entry, written: Callable[[Any], None]) -> None:
         call, reply = self._call, self._call.reply(chunks, entry)
-        if reply.nbytes <= SMALL_BYTES:
+        if reply.nbytes <= IN_THE_LOOP:
             written((*oip_json.encode(call, reply), measured_lines(entry)))
             return
-
-        def told(task: Future[tuple[bytes, int | None]]) -> None:
-            if not task.cancelled():
-                written(task.exception() or (*task.result(), measured_lines(entry)))
-
-        pool = self._at_once.service.pool
-        self._exchange.loop.run_in_executor(pool, oip_json.encode, call, reply).add_done_callback(told)
+        self._at_once.service.in_thread(lambda: (*oip_json.encode(call, reply), measured_lines(entry)), written)
 
     def _finish(self, answer: tuple[bytes, int | None, bytes] | BaseException) -> None:
         if isinstance(answer, BaseException):
@@ -167,7 +163,7 @@ class _One:
     def _refuse(self, error: BaseException) -> None:
         refused = errors.refusal(error, self._id)
         body, kind = errors.body(refused, "oip", "", self._id)
-        if isinstance(error, Overloaded):
+        if refused.closes:
             self._exchange.keep_alive = False
         more = b"".join([b"%b: %b\r\n" % pair for pair in errors.headers(refused)])
         self._send(refused.status, b"content-type: %b\r\ncontent-length: %d\r\n%b" % (kind, len(body), more), body)
@@ -180,8 +176,9 @@ class _One:
         self._exchange.answer(status, b"%b%b%b\r\n%b" % (lines, asked.ids, self._id.encode(), asked.origins), body)
 
     def _note(self, status: int, reason: str | None = None) -> None:
+        self._at_once.limits.held -= self._size
         asked, key = self._asked, self._caller.key_id
-        seconds, model = time.perf_counter() - self._began, asked.model[:LONGEST_NAME]
+        seconds, model = time.perf_counter() - self._began, asked.model[:LONGEST]
         self._at_once.service.outbox.ended(
             Ended(self._id, asked.trace, "POST", asked.route, status, seconds, key, model, reason, asked.theirs)
         )

@@ -17,7 +17,7 @@ import numpy as np
 from maasdam.api import json_body
 from maasdam.api.fields import check_known, check_neutral
 from maasdam.api.oip_tensors import TO_NUMPY, Wanted
-from maasdam.api.sampling import NAMES, sampling_from
+from maasdam.api.sampling import MOST_PROMPTS, NAMES, sampling_from
 from maasdam.core import Caller, Chunk, Entry, Facts, Payload, Request, TensorPayload, TextPayload
 from maasdam.errors import InvalidField, InvalidInput, InvalidTensor, ModelNotFound, Unsupported
 from maasdam.tasks import TASKS, carried_by
@@ -37,7 +37,6 @@ SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memo
 """Said to be of another place where they are used; without a region they mean nothing."""
 CARRIED = {task.oip.input: task for task in reversed(TASKS.values()) if task.oip is not None}
 """Tasks by the BYTES input that carries them. Those that share one take the same payload."""
-MOST_PROMPTS = 64
 MOST_CLASSES = 100_000
 """Of one output, that are written as text."""
 MOST_DEPTH, MOST_ASIDE_BYTES = 8, 64 * 1024

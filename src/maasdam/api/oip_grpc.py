@@ -23,12 +23,12 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 
 from maasdam.api import oip_proto
 from maasdam.api.access import Gate
-from maasdam.api.body import BodyLimits
+from maasdam.api.body import IN_THE_LOOP, BodyLimits
 from maasdam.api.grpc_health import NAME as HEALTH
 from maasdam.api.grpc_health import Health
 from maasdam.api.grpc_server import make_server
 from maasdam.api.listening import accepting, address_of
-from maasdam.api.oip_grpc_call import OPEN, OPEN_STREAM, SMALL_BYTES, Calls, Rpc
+from maasdam.api.oip_grpc_call import OPEN, OPEN_STREAM, Calls, Rpc
 from maasdam.api.oip_grpc_methods import NOT_HERE, methods
 from maasdam.api.oip_grpc_stream import StreamRpc
 from maasdam.api.relay import Relay
@@ -74,7 +74,7 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no t
         self._tasks: list[asyncio.Task[None]] = []
         options = [
             # so that a little too much is refused in our words; gRPC itself refuses more by its length, before it is here
-            ("grpc.max_receive_message_length", limits.any.most + SMALL_BYTES),
+            ("grpc.max_receive_message_length", limits.any.most + IN_THE_LOOP),
             ("grpc.max_send_message_length", -1),  # answers have a limit of their own
             ("grpc.max_concurrent_streams", STREAMS),
             ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_SECONDS * 1000)),

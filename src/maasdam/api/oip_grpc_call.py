@@ -21,10 +21,10 @@ import grpc
 from structlog.contextvars import bind_contextvars
 
 from maasdam.api import errors, oip_proto
-from maasdam.api.access import Gate, secret_of
-from maasdam.api.body import BodyLimits
+from maasdam.api.access import KEY_HEADERS, Gate, secret_of
+from maasdam.api.body import IN_THE_LOOP, BodyLimits
 from maasdam.api.correlation import id_headers, trace_of, well_formed
-from maasdam.api.entrance import LONGEST_NAME, new_request_id
+from maasdam.api.entrance import new_request_id
 from maasdam.api.measured import measured_headers
 from maasdam.api.oip_call import OipCall, name_of
 from maasdam.core import ANONYMOUS, Caller, Chunk, Entry
@@ -32,16 +32,12 @@ from maasdam.errors import BodyTooSlow, InvalidInput, MaasdamError, Overloaded, 
 from maasdam.operations.infer import CLIENT_CLOSED, CLIENT_GONE
 from maasdam.operations.requests import note_refusal
 from maasdam.operations.service import Service
-from maasdam.telemetry.requests import Ended
+from maasdam.telemetry.requests import LONGEST, Ended
 
 T = TypeVar("T")
 
-SMALL_BYTES = 128 * 1024
-"""What is up to this size is read and written in the event loop: a hop to a thread would cost more."""
-LARGE = SMALL_BYTES + 1
+LARGE = IN_THE_LOOP + 1
 """What belongs in a thread whatever its size."""
-HELD = 8
-"""As many messages of the largest size may be in memory at once."""
 MOST_CALLS = 8192
 """With a key that are open at once, idle streams too: each takes 25 KB."""
 MOST_STRANGERS = 256
@@ -57,7 +53,7 @@ GATHER_SECONDS = 0.002
 MOST_GATHERED = 64
 TRY_EVERY = 8
 """Once in so many times more are waited for than came together before."""
-KEYS = ("authorization", "api-key", "x-api-key")
+KEYS = tuple(name.decode() for name in KEY_HEADERS)
 
 Trailers = tuple[tuple[str, str | bytes], ...]
 
@@ -170,16 +166,16 @@ class Calls:
         size = len(data)
         if size > self.limits.any.most:
             raise self.limits.any.error(size)
-        if size > SMALL_BYTES:
+        if size > IN_THE_LOOP:
             if name not in ("ModelInfer", "ModelStreamInfer"):
-                raise TooLarge(f"the message has {size} bytes; {name} takes at most {SMALL_BYTES}")
+                raise TooLarge(f"the message has {size} bytes; {name} takes at most {IN_THE_LOOP}")
             oip_proto.check_outline(data, self.limits.json_tensors.most)
-        if self.held > self.limits.any.most * HELD:
+        if self.held > self.limits.held_bytes:
             raise Overloaded(f"the service holds {self.held} bytes of requests already; send this again in a second")
 
     async def off_loop(self, work: Callable[..., T], size: int, *given: Any) -> T:
         """The result of `work`, which is done in a thread where there is much of it."""
-        if size <= SMALL_BYTES:
+        if size <= IN_THE_LOOP:
             return work(*given)
         return await asyncio.get_running_loop().run_in_executor(self.service.pool, work, *given)
 
@@ -195,7 +191,7 @@ class Rpc:
 
     def __init__(self, calls: Calls, name: str, method: Method | None, metadata: Mapping[str, str | bytes]) -> None:
         self.calls = calls
-        self.name = name[:LONGEST_NAME]
+        self.name = name[:LONGEST]
         self.method = method
         self.metadata = metadata
         self.id = new_request_id()
@@ -331,7 +327,7 @@ class Rpc:
         method = self.method
         assert method is not None
         if method.name == "ModelInfer":
-            done = await self._at_once(data, context.time_remaining()) if len(data) <= SMALL_BYTES else None
+            done = await self._at_once(data, context.time_remaining()) if len(data) <= IN_THE_LOOP else None
             answer, entry = done or await self._inferred(data, context)
             context.set_trailing_metadata(self.trailers(*_cost(entry)))
             return answer
@@ -361,7 +357,7 @@ class Rpc:
 
         try:
             asked = oip_proto.parsed(method.takes, data)
-            self.model = asked.model_name[:LONGEST_NAME]
+            self.model = asked.model_name[:LONGEST]
             call = oip_proto.decode(asked)
             request = call.request(self.id, self.caller, self.endpoint, self.seconds(left))
         except MaasdamError:
@@ -377,16 +373,10 @@ class Rpc:
 
     def _write(self, call: OipCall, chunks: list[Chunk], entry: Entry, written: Callable[[Any], None]) -> None:
         reply = call.reply(chunks, entry)
-        if reply.nbytes <= SMALL_BYTES:
+        if reply.nbytes <= IN_THE_LOOP:
             written((oip_proto.encode(reply).SerializeToString(), entry))
             return
-
-        def told(task: asyncio.Future[bytes]) -> None:
-            if not task.cancelled():
-                written(task.exception() or (task.result(), entry))
-
-        work = asyncio.get_running_loop().run_in_executor(self.calls.service.pool, _encoded, reply)
-        work.add_done_callback(told)
+        self.calls.service.in_thread(lambda: (_encoded(reply), entry), written)
 
     async def _inferred(self, data: bytes, context: Any) -> tuple[bytes, Entry]:
         assert self.method is not None
@@ -397,7 +387,7 @@ class Rpc:
 
     async def call(self, asked: Any, of_wire: tuple[str, ...] = (), may_stream: bool = False) -> OipCall:
         """A ModelInferRequest's call. Raises what is wrong with it; that there is no such model before anything else."""
-        self.model = asked.model_name[:LONGEST_NAME]
+        self.model = asked.model_name[:LONGEST]
         try:
             return await self.calls.off_loop(oip_proto.decode, asked.ByteSize(), asked, of_wire, may_stream)
         except InvalidInput:

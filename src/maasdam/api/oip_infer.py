@@ -23,8 +23,6 @@ from maasdam.errors import InvalidInput
 from maasdam.operations.service import Service
 
 JSON_LENGTH = b"inference-header-content-length"
-SMALL_BYTES = 128 * 1024
-"""What is up to this size is read and written in the event loop: a hop to a thread would cost more."""
 
 Answer = tuple[bytes, int | None, list[tuple[bytes, bytes]]]
 """A body, the length of its JSON where binary data follows, and headers of what it cost."""
@@ -58,7 +56,7 @@ class InferRoute:
             loop, pool = asyncio.get_running_loop(), self._service.pool
             work = loop.run_in_executor(pool, call.reply, chunks, entry) if call.wants_classes else None
             reply = call.reply(chunks, entry) if work is None else await work
-            if reply.nbytes <= SMALL_BYTES:
+            if reply.nbytes <= bodies.IN_THE_LOOP:
                 return *oip_json.encode(call, reply), measured_headers(entry)
             return *await loop.run_in_executor(pool, oip_json.encode, call, reply), measured_headers(entry)
 
@@ -79,7 +77,7 @@ class InferRoute:
         length = oip_json.json_length(json_length, data)
         if length > self._limits.json_tensors.most:
             raise self._limits.json_tensors.error(length)
-        if length <= SMALL_BYTES:
+        if length <= bodies.IN_THE_LOOP:
             return oip_json.decode(name, data, length, self._json)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._service.pool, oip_json.decode, name, data, length, self._json)

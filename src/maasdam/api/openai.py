@@ -25,13 +25,12 @@ from maasdam.api.measured import measured
 from maasdam.api.openai_schema import ChatBody, CompletionBody, EmbeddingBody, TextBody, check_fields, has_usage, messages_of
 from maasdam.api.paths import MODELS
 from maasdam.api.routing import JsonRoute
-from maasdam.api.sampling import sampling_from
+from maasdam.api.sampling import MOST_PROMPTS, sampling_from
 from maasdam.core import Chunk, Entry, Sampling, TextPayload, TextPiece
 from maasdam.errors import InvalidField, Unsupported
 from maasdam.operations import deployments
 from maasdam.operations.service import Service
 
-MOST_PROMPTS = 64
 LARGEST_TOKEN = (1 << 31) - 1
 """No vocabulary has as many."""
 _ANY = "\0\0"

@@ -12,6 +12,8 @@ SAME = ("temperature", "top_p", "top_k", "seed", "frequency_penalty", "presence_
 """Fields that are called as `Sampling` calls them."""
 NAMES = ("max_tokens", "max_completion_tokens", "stop", *SAME)
 """What `sampling_from` reads."""
+MOST_PROMPTS = 64
+"""Of one request."""
 
 
 def sampling_from(fields: Mapping[str, Any], least_tokens: int = 1) -> Sampling:

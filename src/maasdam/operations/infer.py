@@ -31,6 +31,7 @@ from maasdam.serving.replica import Cancel, Replica
 from maasdam.serving.router import Lease
 from maasdam.serving.scheduler import settle
 from maasdam.tasks import check_door
+from maasdam.telemetry.requests import LONGEST
 
 if TYPE_CHECKING:
     from maasdam.artifacts.catalog import Version
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 CLIENT_CLOSED, CLIENT_GONE = 499, "client_closed"
 """Status and error code of a request whose caller went away."""
 JOULES_PER_KWH = 3.6e6
-LONGEST_NAME = 200
-"""What is kept of a name that a caller made up, characters."""
 Written = TypeVar("Written")
 Queued = TypeVar("Queued")
 """A row on its way to the disk."""
@@ -256,7 +255,7 @@ class _Account:
         caller = request.caller
         self._inference = inference
         self.request = request
-        name = request.model[:LONGEST_NAME]
+        name = request.model[:LONGEST]
         self.entry = Entry(request.id, BEGUN, caller.key_id, caller.name, name, request.endpoint, 0, 0.0, items=0)
         self.lease: Lease | None = None
         self.began = inference.now()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from maasdam.accounts.importer import Importer
 from maasdam.accounts.journal import Journal
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from maasdam.artifacts.catalog import BuildState, Catalog, Version
     from maasdam.artifacts.store import Store
     from maasdam.core import Batching, Caller, Engine, Processor
+
+T = TypeVar("T")
 
 WIRE_THREADS = 4
 """Threads that read and write large tensors. What a model's own files do runs in its replica's."""
@@ -140,6 +142,15 @@ class Service:
     def threads(self, count: int, name: str) -> ThreadPoolExecutor:
         """Threads whose CPU time is no engine's."""
         return ThreadPoolExecutor(count, name, self.meter.exclude_this_thread)
+
+    def in_thread(self, work: Callable[[], T], tell: Callable[[T | BaseException], object]) -> None:
+        """Have `work` done beside the event loop, and `tell` hear there what came of it; of what was cancelled it hears not."""
+
+        def told(task: asyncio.Future[T]) -> None:
+            if not task.cancelled():
+                tell(task.exception() or task.result())
+
+        asyncio.get_running_loop().run_in_executor(self.pool, work).add_done_callback(told)
 
     def exclude_thread(self, ident: int) -> None:
         """Say that the CPU time of another thread, by its ident, is no engine's."""
