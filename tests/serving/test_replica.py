@@ -30,6 +30,7 @@ from maasdam.core import (
     TextPayload,
     TextPiece,
     Tried,
+    WithoutNan,
 )
 from maasdam.errors import EngineFailure, InvalidInput, InvalidPayload, InvalidTensor, Overloaded
 from maasdam.serving.replica import SequenceReplica, TensorReplica
@@ -90,6 +91,24 @@ async def test_tensors_that_do_not_fit_never_reach_the_engine(pool: ThreadPoolEx
     with pytest.raises(InvalidTensor):
         await every(replica.answer(request(TensorPayload(tensors))))
     assert engine.batches == []
+    await asyncio.to_thread(replica.close)
+
+
+async def test_tensors_are_held_to_be_what_others_were_only_where_all_that_counts_is_the_same(pool: ThreadPoolExecutor) -> None:
+    replica = tensor_replica(pool)
+    fits = WithoutNan(x=np.ones((1, 2), np.float32))
+    assert await every(replica.answer(request(TensorPayload(fits))))
+    unfit = (
+        WithoutNan(x=np.ones((1, 3), np.float32)),
+        WithoutNan(x=np.ones((1, 2), np.float64)),
+        WithoutNan(y=np.ones((1, 2), np.float32)),
+        {"x": np.array([[np.nan, 1]], np.float32)},
+    )
+    for _ in range(2):
+        for tensors in unfit:
+            with pytest.raises(InvalidTensor):
+                await every(replica.answer(request(TensorPayload(tensors))))
+        assert await every(replica.answer(request(TensorPayload(fits))))
     await asyncio.to_thread(replica.close)
 
 

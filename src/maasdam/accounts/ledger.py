@@ -69,7 +69,7 @@ class Usage:
     """Answered requests that no price list covered: `price` is of the others."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: there is one for each request
 class PendingRow:
     """One row on its way. `is_restated`: it may be there already with another status, as what it was before it was refused."""
 
@@ -334,13 +334,15 @@ def _text(at: datetime) -> str:
 def fitting(entry: Entry) -> Entry:
     """What callers wrote, as a column can hold it: a wrong model's name may be endless or no text at all."""
     texts = _texts(entry)
-    for text, width in zip(texts, WIDTHS.values(), strict=True):
-        if text is not None and (len(text) > width or not text.isprintable()):
-            break
-    else:
-        return entry
-    cut: dict[str, Any] = {n: t and _fitting(t, width) for (n, width), t in zip(WIDTHS.items(), texts, strict=True)}
-    return replace(entry, **cut)
+    cut = _fitting_all(texts)
+    changed: dict[str, Any] = dict(zip(WIDTHS, cut, strict=True))
+    return entry if cut == texts else replace(entry, **changed)
+
+
+@lru_cache(maxsize=256)
+def _fitting_all(texts: tuple[str | None, ...]) -> tuple[str | None, ...]:
+    """Most requests have those of another."""
+    return tuple([text and _fitting(text, width) for text, width in zip(texts, WIDTHS.values(), strict=True)])
 
 
 def _fitting(text: str, width: int) -> str:

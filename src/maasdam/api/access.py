@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from urllib.parse import urlsplit
 
 from maasdam.api.body import Headers, header
@@ -74,7 +75,7 @@ class Gate:
             return None
         if secret is None:
             return None
-        return lambda: self.remembered(secret, scope)
+        return partial(self.remembered, secret, scope)
 
     def remembered(self, secret: str | None, scope: str | None) -> Caller | None:
         """Who holds a secret, where that is known without a look at the database and the key has the scope; else None."""

@@ -318,10 +318,11 @@ class HttpConnection(HttpToolsProtocol):
         """Write the answer to a request that was offered, and take the next."""
         if self.transport.is_closing():
             return
-        defaults = b"".join([b"%b: %b\r\n" % pair for pair in self.server_state.default_headers])
-        close = b"" if exchange.keep_alive else b"connection: close\r\n"
-        self.transport.write(b"%b%b%b%b\r\n%b" % (STATUS_LINE[status], defaults, lines, close, body))
-        if not exchange.keep_alive:
+        start, close = STATUS_LINE[status], b"" if exchange.keep_alive else b"connection: close\r\n"
+        if self.server_state.default_headers:
+            start += b"".join([b"%b: %b\r\n" % pair for pair in self.server_state.default_headers])
+        self.transport.write(b"%b%b%b\r\n%b" % (start, lines, close, body))
+        if close:
             self.transport.close()
         if self.pipeline or self.timeout_keep_alive_task is None or not exchange.keep_alive:
             self.on_response_complete()

@@ -69,7 +69,7 @@ class OipCall:
     @property
     def wants_classes(self) -> bool:
         """Whether `reply` has work to do that belongs in a thread."""
-        return any(wanted.parameters.get("classification") for wanted in self.outputs)
+        return bool(self.outputs) and any(wanted.parameters.get("classification") for wanted in self.outputs)
 
     def request(self, request_id: str, caller: Caller, endpoint: str, seconds: float) -> Request:
         """What inference is asked, to be answered within so many seconds, or what the parameter `timeout` says."""

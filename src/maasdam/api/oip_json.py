@@ -69,10 +69,10 @@ def encode(call: OipCall, reply: OipReply) -> tuple[bytes, int | None]:
     if reply.id is not None:
         answer["id"] = reply.id
     head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
-    small = [one for one in described if isinstance(one.get("data"), np.ndarray)]
-    if small and b"null" in head:  # NaN or an infinity, most likely: to look for one in each answer would cost more
-        for one in small:
-            one["data"] = json_body.worded(one["data"])
+    if b"null" in head:  # NaN or an infinity, most likely: to look for one in each answer would cost more
+        for one in described:
+            if isinstance(one.get("data"), np.ndarray):
+                one["data"] = json_body.worded(one["data"])
         head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     return (b"".join([head, *tail]), len(head)) if tail else (head, None)
 

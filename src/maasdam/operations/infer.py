@@ -346,10 +346,10 @@ class _Account:
         return self.note(status, error_code, durable.tell), durable
 
 
-class _Answering:
+class _Answering(_Account):
     """One request that is answered whole, by callbacks."""
 
-    __slots__ = ("_account", "_answer", "_cancel", "_check", "_done", "_inference", "_is_answered", "_late", "_row", "_write")
+    __slots__ = ("_answer", "_cancel", "_check", "_done", "_is_answered", "_late", "_row", "_write")
 
     def __init__(
         self,
@@ -358,8 +358,7 @@ class _Answering:
         write: Callable[[list[Chunk], Entry, Callable[[Any], None]], None],
         done: Callable[[Any], None],
     ) -> None:
-        self._inference = inference
-        self._account = _Account(inference, request)
+        super().__init__(inference, request)
         self._write = write
         self._done: Callable[[Any], None] | None = done
         self._late: tuple[int, int] | None = None
@@ -371,23 +370,23 @@ class _Answering:
 
     def begin(self, check: Callable[[Facts], None]) -> None:
         """Ask the replica. Raises what is known to be wrong at once."""
-        account, self._check = self._account, check
+        self._check = check
         try:
-            replica = self._inference.lease(account)
+            replica = self._inference.lease(self)
             check(replica.facts)
             self._cancel = self._ask(replica)
         except BaseException:
-            account.release()
+            self.release()
             raise
         self._start_clock()
 
     def _ask(self, replica: Replica) -> Cancel:
-        return replica.submit(self._account.request, self._hear)
+        return replica.submit(self.request, self._hear)
 
     def _wait(self, asleep: Asleep | None = None) -> None:
         """Its replica is asleep, or left: ask one that is up, as soon as there is one."""
-        self._account.release()
-        waiting = asyncio.ensure_future(self._inference.leased(self._account, asleep))
+        self.release()
+        waiting = asyncio.ensure_future(self._inference.leased(self, asleep))
         waiting.add_done_callback(self._go_on)
 
         def cancel() -> Sequence[Chunk]:
@@ -398,12 +397,12 @@ class _Answering:
 
     def _go_on(self, waiting: asyncio.Task[Replica]) -> None:
         if waiting.cancelled():
-            self._account.release()
+            self.release()
             return
         try:
             replica = waiting.result()
             if self._done is None or self._is_answered:
-                self._account.release()
+                self.release()
                 return
             if self._check is not None:
                 self._check(replica.facts)
@@ -416,7 +415,7 @@ class _Answering:
                 self._fail(error)
 
     def _start_clock(self) -> None:
-        deadline = self._account.request.deadline
+        deadline = self.request.deadline
         if deadline is not None and self._done is not None:
             self._late = self._inference.deadlines.add(deadline, self._give_up)
 
@@ -427,9 +426,9 @@ class _Answering:
         self._done = None
         self._stop_clock()
         if not self._is_answered and self._cancel is not None:
-            self._account.see(self._cancel())
-        self._account.gone()
-        self._account.release()
+            self.see(self._cancel())
+        self.gone()
+        self.release()
         self._let_go()
 
     def _hear(self, outcome: list[Chunk] | BaseException) -> None:
@@ -442,11 +441,10 @@ class _Answering:
         if isinstance(outcome, BaseException):
             self._fail(outcome)
             return
-        account = self._account
-        account.see(outcome)
-        account.add_up()
+        self.see(outcome)
+        self.add_up()
         try:
-            self._write(outcome, account.entry, self._keep)
+            self._write(outcome, self.entry, self._keep)
         except Exception as error:
             self._fail(error)
 
@@ -458,7 +456,7 @@ class _Answering:
             self._fail(answer)
             return
         self._answer = answer
-        self._row = self._account.note(200, None, self._end)
+        self._row = self.note(200, None, self._end)
 
     def _end(self, error: BaseException | None) -> None:
         """The row is durable, or can't be."""
@@ -466,7 +464,7 @@ class _Answering:
         self._let_go()
         if done is not None:
             self._stop_clock()
-            self._account.release()
+            self.release()
             done(self._answer if error is None else error)
 
     def _let_go(self) -> None:
@@ -479,8 +477,8 @@ class _Answering:
     def _fail(self, error: BaseException) -> None:
         shown = self._answer = _shown(error)
         self._stop_clock()
-        self._row = self._account.note(shown.http_status, shown.code, lambda _: self._end(None))
-        deadline = self._account.request.deadline
+        self._row = self.note(shown.http_status, shown.code, lambda _: self._end(None))
+        deadline = self.request.deadline
         if deadline is not None and self._done is not None:  # the row stays queued; the caller need not wait for it
             until = max(deadline, self._inference.now() + LEAST_WAIT_SECONDS)
             self._late = self._inference.deadlines.add(until, lambda: self._end(None))
@@ -491,7 +489,7 @@ class _Answering:
         if self._row is None:
             self._is_answered = True
             if self._cancel is not None:
-                self._account.see(self._cancel())
+                self.see(self._cancel())
             self._fail(DeadlineExceeded(TOO_LATE))
         elif self._inference.restate(self._row):
             self._answer = DeadlineExceeded(TOO_LATE)
@@ -523,7 +521,7 @@ class _Streaming(_Answering):
     def begin(self, check: Callable[[Facts], None]) -> None:
         """Ask the replica. Whatever is wrong is told: a stream has no other way to go."""
         try:
-            self._cancel = self._ask(self._inference.lease(self._account))
+            self._cancel = self._ask(self._inference.lease(self))
         except Asleep as asleep:
             self._wait(asleep)
         except Left:
@@ -534,7 +532,7 @@ class _Streaming(_Answering):
         self._start_clock()
 
     def _ask(self, replica: Replica) -> Cancel:
-        stop = replica.stream(replace(self._account.request, deadline=None), self._take)
+        stop = replica.stream(replace(self.request, deadline=None), self._take)
 
         def cancel() -> list[Chunk]:
             stop()
@@ -554,26 +552,26 @@ class _Streaming(_Answering):
         try:
             if not self._newest:
                 self._stop_clock()
-                self._inference.outbox.first_chunk(self._account.entry, self._inference.now() - self._account.began)
+                self._inference.outbox.first_chunk(self.entry, self._inference.now() - self.began)
             self._newest = [chunk]
             if not chunk.is_last:
-                self._tell(self._piece(chunk, self._account.entry), False)
+                self._tell(self._piece(chunk, self.entry), False)
                 return
             self._is_answered = True
-            self._account.see([chunk])
-            self._account.add_up()
-            self._keep(self._piece(chunk, self._account.entry))
+            self.see([chunk])
+            self.add_up()
+            self._keep(self._piece(chunk, self.entry))
         except Exception as error:
             self._break(error)
             return
-        deadline = self._account.request.deadline
+        deadline = self.request.deadline
         if deadline is not None and self._done is not None:  # that was the first piece's; the row has as long again
-            self._late = self._inference.deadlines.add(self._inference.now() + deadline - self._account.began, self._give_up)
+            self._late = self._inference.deadlines.add(self._inference.now() + deadline - self.began, self._give_up)
 
     def _break(self, error: BaseException) -> None:
         """What was given until now is metered."""
         if not self._is_answered and self._cancel is not None:
-            self._account.see(self._cancel())
+            self.see(self._cancel())
         self._is_answered = True
         self._fail(error)
 

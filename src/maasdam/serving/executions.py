@@ -40,7 +40,7 @@ class Executions:
         self.rows += rows
         self.batches += 1
         self.seconds += seconds
-        self.waited += sum(now - seconds - at for at in came)
+        self.waited += len(came) * (now - seconds) - sum(came)
         self.last = time.time()
         self._count(rows, 1, seconds)
 

@@ -291,7 +291,10 @@ class Router:
         version's replicas it is the one with the fewest leases.
         """
         model, version, alias = split_name(name)
-        group = self._share(model) if version is None and alias is None else None
+        groups = self._groups.get(model, ()) if version is None and alias is None else ()
+        if len(groups) == 1 and groups[0].state == "ready" and model in self._desired:
+            return self._lease(name, groups[0])
+        group = self._share(model) if len(groups) > 1 else None
         return self._lease(name, group or self._find(model, version, alias))
 
     def _lease(self, name: str, group: ReplicaSet) -> Lease:

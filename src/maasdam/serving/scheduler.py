@@ -314,12 +314,13 @@ class Scheduler:
         with self._ready:
             self._pace.learn(rows, wall)
             self.executions.add([item.came for item in batch], rows, wall)
+        parts = {count: cost.part(count / rows) for count in {item.rows for item in batch}}
         results: list[Outcome] = []
         start = 0
         for item in batch:
             end = start + item.rows
             own = {name: array[start:end] for name, array in outputs.items()}
-            results.append((item, Ran(own, cost.part(item.rows / rows), rows)))
+            results.append((item, Ran(own, parts[item.rows], rows)))
             start = end
         return results
 
