@@ -153,6 +153,27 @@ async def test_what_is_pinned_gets_its_room_once_there_is_some(monkeypatch: pyte
         await until(lambda: len(router.find("a").replicas) == 2)
 
 
+async def test_what_is_pinned_is_tried_again_once_a_while_however_many_have_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    timers: list[asyncio.TimerHandle] = []
+    loop = asyncio.get_running_loop()
+    later = loop.call_later
+    catalog, load = FakeCatalog({}, {"a": 1}), Full()
+    load.is_full_for_good = True
+    catalog.deploy("a", mode="pin")
+    async with routing(catalog, load) as router:
+
+        def call_later(delay: float, call: Any, *given: Any) -> asyncio.TimerHandle:
+            timers.extend([later(delay, call, *given)] if call == router._insist else [])
+            return timers[-1] if call == router._insist else later(delay, call, *given)
+
+        monkeypatch.setattr(loop, "call_later", call_later)
+        await until(lambda: router.find("a").state == "asleep")
+        for _ in range(9):
+            with pytest.raises(NoRoom):
+                await asked(router, "a")
+        assert len(timers) >= 9 and sum(not timer.cancelled() for timer in timers) == 1
+
+
 async def test_what_left_wakes_again_with_all_its_replicas() -> None:
     catalog, load = FakeCatalog({}, {"a": 1}), Loads()
     catalog.deploy("a", replicas=2)

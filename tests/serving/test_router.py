@@ -442,3 +442,58 @@ async def test_what_is_isolated_from_now_on_answers_until_another_has_taken_its_
         catalog.deploy("a", replicas=1, isolate=True)
         await until(lambda: len(router.find("a").replicas) == 1)
         assert len(loads.tried) == 4
+
+
+async def test_what_is_deployed_anew_while_it_loads_is_tried_again_where_that_load_fails() -> None:
+    catalog, loads = FakeCatalog({}, {"a": 1}), Loads()
+    catalog.deploy("a")
+    loads.held["a:1"], loads.broken = asyncio.Event(), {"a:1"}
+    async with routing(catalog, loads) as router:
+        await until(lambda: loads.tried)
+        catalog.deploy("a", replicas=2)
+        await until(lambda: router.models()["a"].replicas == 2)
+        loads.held.pop("a:1").set()
+        await until(lambda: len(loads.tried) == 2)
+        assert router.find("a").state == "failed" and router.find("a").reason == "InvalidModel: a:1 is corrupt"
+
+        loads.held["a:1"] = asyncio.Event()
+        catalog.deploy("a")
+        await until(lambda: len(loads.tried) == 3)
+        catalog.deploy("a", replicas=2)
+        await until(lambda: router.models()["a"].replicas == 2)
+        fails, goes_well = loads.held["a:1"], asyncio.Event()
+        loads.held["a:1"] = goes_well
+        fails.set()
+        await until(lambda: len(loads.tried) == 4)
+        assert router.find("a").state == "loading" and router.find("a").reason is None
+        loads.broken.clear()
+        goes_well.set()
+        await until(lambda: len(router.find("a").replicas) == 2)
+
+
+async def test_what_is_isolated_while_it_loads_is_loaded_again_apart() -> None:
+    catalog, loads = FakeCatalog({}, {"a": 1}), Loads()
+    wished: list[bool] = []
+
+    async def load(version: Any, desired: Any, may_push: bool) -> Spy:
+        wished.append(desired.is_apart)
+        return await loads(version, desired, may_push)
+
+    catalog.deploy("a")
+    loads.held["a:1"] = asyncio.Event()
+    async with routing(catalog, load) as router:
+        await until(lambda: loads.tried)
+        catalog.deploy("a", isolate=True)
+        await router.follow()
+        loads.held["a:1"].set()
+        await until(lambda: len(loads.tried) == 2 and loads.spies["a:1"][0].is_closed)
+        assert wished == [False, True] and router.find("a").replicas == loads.spies["a:1"][1:]
+
+        loads.held["a:1"] = asyncio.Event()
+        catalog.deploy("a")  # and back again, before another is up
+        await until(lambda: len(loads.tried) == 3)
+        catalog.deploy("a", isolate=True)
+        await router.follow()
+        loads.held["a:1"].set()
+        await until(lambda: len(loads.spies["a:1"]) == 3 and loads.spies["a:1"][2].is_closed)
+        assert router.find("a").replicas == [loads.spies["a:1"][1]] and len(loads.tried) == 3

@@ -84,8 +84,8 @@ class ReplicaSet:
     """What failed to load last: the same is not tried again."""
     replicas: list[Replica] = field(default_factory=list)
     crashes: Crashes = field(default_factory=Crashes)
-    outdated: list[Replica] = field(default_factory=list)
-    """Those of them that run elsewhere than is wished now: each goes once another has taken its place."""
+    apart: list[Replica] = field(default_factory=list)
+    """Those of them that were to have processes of their own when they were loaded."""
     napping: int = 0
     """Of the replicas that are asked for, those that left on their own: they come back once there is work for them."""
     nap_until: float = 0.0
@@ -97,6 +97,8 @@ class ReplicaSet:
     load_seconds: dict[str, float] = field(default_factory=dict)
     """What its last load took, by phase."""
     task: asyncio.Task[None] | None = None
+    insists: asyncio.TimerHandle | None = None
+    """When it is tried again whether there is room for what is pinned."""
 
     @property
     def name(self) -> str:
@@ -107,6 +109,11 @@ class ReplicaSet:
     def is_unwanted(self) -> bool:
         """Whether it is on its way out."""
         return self.state == "stopping"
+
+    @property
+    def outdated(self) -> list[Replica]:
+        """Those replicas that run elsewhere than is wished now: each goes once another has taken its place."""
+        return [replica for replica in self.replicas if (replica in self.apart) != self.desired.is_apart]
 
     @property
     def lacks(self) -> bool:
@@ -400,8 +407,6 @@ class Router:
                     if group.target != target:
                         group.crashes = Crashes()
                         self._get_up(group, want)
-                    if group.desired.is_apart != want.is_apart:
-                        group.outdated = list(group.replicas)
                     group.version, group.target, group.desired = version, target, want
                 if group is None or (group.state == "failed" and group.failed != target):
                     if group is not None:
@@ -488,11 +493,16 @@ class Router:
             while group.lacks and not group.is_unwanted:
                 target = group.target
                 await asyncio.sleep(group.crashes.pause)
+                desired, is_waking = group.desired, group.state == "waking"
                 try:
-                    is_waking = group.state == "waking"
-                    replica = await self._load(group.version, group.desired, is_waking or group.desired.mode == "pin")
+                    replica = await self._load(group.version, desired, is_waking or desired.mode == "pin")
                 except Crashed as error:
                     self._crashed(group, str(error))
+                    continue
+                except Exception as error:
+                    if isinstance(error, NoRoom) or group.target == target:
+                        raise
+                    log.warning("model %s failed to load, and is loaded as it was deployed since: %s", group.name, error)
                     continue
                 if replica.load_seconds:
                     group.load_seconds = replica.load_seconds
@@ -501,7 +511,9 @@ class Router:
                     self._spawn(self._retire([replica]))
                     return
                 group.replicas.append(replica)
-                if group.outdated:
+                if desired.is_apart:
+                    group.apart.append(replica)
+                if group.outdated and desired.is_apart == group.desired.is_apart:
                     self._retire_one(group, group.outdated[0])
                 replica.when_gone = partial(self._gone, group, replica)
                 if group.state != "ready":
@@ -512,7 +524,9 @@ class Router:
         except NoRoom as error:
             self._lie_down(group, str(error))
             if group.desired.mode == "pin":  # nobody has to ask for it
-                asyncio.get_running_loop().call_later(NAP_SECONDS, self._insist, group)
+                if group.insists is not None:
+                    group.insists.cancel()
+                group.insists = asyncio.get_running_loop().call_later(NAP_SECONDS, self._insist, group)
         except Exception as error:
             self._fail(group, target, error)
         finally:
@@ -578,8 +592,8 @@ class Router:
 
     def _retire_one(self, group: ReplicaSet, replica: Replica, is_patient: bool = False) -> None:
         group.replicas.remove(replica)
-        if replica in group.outdated:
-            group.outdated.remove(replica)
+        if replica in group.apart:
+            group.apart.remove(replica)
         replica.when_gone = None
         self._spawn(self._retire([replica], is_patient))
 
