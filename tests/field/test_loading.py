@@ -190,6 +190,30 @@ async def test_two_processes_load_a_version_in_turns_and_one_that_dies_leaves_it
     await second()
 
 
+async def test_turns_are_taken_one_at_a_time_whoever_gives_up_and_however_many_come(tmp_path: Path) -> None:
+    attempts, inside = LoadAttempts(tmp_path), 0
+
+    async def enters(times: int) -> None:
+        nonlocal inside
+        for _ in range(times):
+            async with attempts.turn("one", 1):
+                inside += 1
+                try:
+                    assert inside == 1
+                    await asyncio.sleep(0.001)
+                finally:
+                    inside -= 1
+
+    comers = [asyncio.create_task(enters(3)) for _ in range(8)]
+    given_up = [asyncio.create_task(enters(99)) for _ in range(4)]
+    await until(lambda: sum(comer.done() for comer in comers) > 1)
+    for one in given_up:
+        one.cancel()
+    await asyncio.gather(*comers)
+    await asyncio.wait(given_up)
+    assert all(one.cancelled() for one in given_up)
+
+
 class Counting(FakeEngine):
     """Counts its runs, and gives a row of a million numbers for each of its input."""
 

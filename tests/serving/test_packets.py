@@ -70,3 +70,15 @@ def test_an_error_whose_words_hold_half_a_character_travels(error: Exception) ->
     said = msgspec.msgpack.decode(msgspec.msgpack.encode(wire.wrong(error)), type=wire.Wrong)
     again = wire.error_of(said)
     assert "?" in str(again) and type(again) is (InvalidPayload if isinstance(error, InvalidPayload) else EngineFailure)
+
+
+async def test_where_what_came_can_not_be_taken_nobody_waits_for_the_rest_of_its_packet() -> None:
+    def heard(message: Any, memory: Any) -> None:
+        raise OSError(24, "Too many open files")
+
+    lost: list[str] = []
+    service, host = pair(heard, lost.append)
+    for number in (1, 2):
+        service.send(wire.Stop(number))
+    await until(lambda: len(lost) == 2)
+    assert "Too many open files" in lost[0] and not host.is_open and not service.is_open

@@ -60,10 +60,8 @@ class LoadAttempts:
         """Nobody else is inside such a `with` of this version; who dies there leaves it."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         path = self._folder / f"{_name(model, version)}.turn"
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        handle = await _its_turn(path)
         try:
-            while not _is_locked(handle):  # noqa: ASYNC110  another process lets go of it, and tells nobody
-                await asyncio.sleep(LOOK_SECONDS)
             yield
         finally:
             path.unlink(missing_ok=True)
@@ -78,6 +76,28 @@ class LoadAttempts:
 
 def _name(model: str, version: int) -> str:
     return f"{quote(model, safe='')}:{version}"
+
+
+async def _its_turn(path: Path) -> int:
+    """A handle that has the lock of this file."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            while not _is_locked(handle):  # noqa: ASYNC110  another process lets go of it, and tells nobody
+                await asyncio.sleep(LOOK_SECONDS)
+            if _is_at(path, handle):
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # who had it before has removed it: others wait at another one
+
+
+def _is_at(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def _is_left(path: Path) -> bool:

@@ -194,7 +194,7 @@ class HostReplica:
     async def _copy(self, number: int, parts: Sequence[wire.AnswerPart], memory: Borrowed) -> None:
         try:
             chunks = await apart("copying", lambda: [self._chunk(part, memory) for part in parts])
-        except (wire.Garbled, ValueError, MemoryError) as error:
+        except Exception as error:
             self._channel.hang_up(error)
         else:
             asked = self._asked.pop(number, None)
