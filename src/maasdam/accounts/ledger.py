@@ -158,15 +158,14 @@ class Ledger:
     def _insert(self, connection: Connection, rows: Sequence[Values]) -> None:
         is_sqlite = self._writes.dialect.name == "sqlite"
         for is_restated in (False, True):
-            values = [row[:-1] for row in rows if row[-1] == is_restated]
-            if values and is_sqlite:  # a third of what it takes by way of dictionaries
-                connection.exec_driver_sql(
-                    _in_sqlite(is_restated), [(*row[:AT], _text(row[AT]), *row[AT + 1 :]) for row in values]
-                )
-            elif values:
-                connection.exec_driver_sql(
-                    _in_postgresql(is_restated), tuple([list(column) for column in zip(*values, strict=True)])
-                )
+            columns: list[Any] = list(zip(*[row[:-1] for row in rows if row[-1] == is_restated], strict=True))
+            if columns and is_sqlite:  # a third of what it takes by way of dictionaries; half of that without empty columns
+                columns[AT] = [_text(at) for at in columns[AT]]
+                there = tuple([i for i, column in enumerate(columns) if column.count(None) < len(column)])
+                values = list(zip(*[columns[i] for i in there], strict=True))
+                connection.exec_driver_sql(_in_sqlite(is_restated, there), values)
+            elif columns:
+                connection.exec_driver_sql(_in_postgresql(is_restated), tuple(map(list, columns)))
 
     def _insert_singly(self, connection: Connection, rows: Sequence[Values]) -> None:
         for row in rows:
@@ -297,9 +296,9 @@ def _postgresql() -> Any:
 
 
 @lru_cache
-def _how(database: Any, is_restated: bool) -> Any:
+def _how(database: Any, is_restated: bool, names: Sequence[str] = COLUMNS) -> Any:
     """How rows are written: those that are there stay as they are, or become what was told instead."""
-    new = database.insert(LedgerRow.__table__).values({name: bindparam(name) for name in COLUMNS})
+    new = database.insert(LedgerRow.__table__).values({name: bindparam(name) for name in names})
     told = {name: new.excluded[name] for name in TOLD}
     is_other = LedgerRow.__table__.c.status != new.excluded.status
     if not is_restated:
@@ -308,11 +307,12 @@ def _how(database: Any, is_restated: bool) -> Any:
 
 
 @lru_cache
-def _in_sqlite(is_restated: bool) -> str:
-    """The same as text, its parameters numbered as COLUMNS are."""
-    how = _how(sqlite, is_restated).compile(dialect=sqlite.dialect())
+def _in_sqlite(is_restated: bool, there: Sequence[int]) -> str:
+    """The same as text, for rows that have only these of COLUMNS; its parameters are numbered as they are."""
+    names = [COLUMNS[i] for i in there]
+    how = _how(sqlite, is_restated, tuple(names)).compile(dialect=sqlite.dialect())
     first, *parts = str(how).split("?")
-    return first + "".join(f"?{COLUMNS.index(name) + 1}{part}" for name, part in zip(how.positiontup, parts, strict=True))
+    return first + "".join(f"?{names.index(name) + 1}{part}" for name, part in zip(how.positiontup, parts, strict=True))
 
 
 @lru_cache
@@ -327,8 +327,9 @@ def _in_postgresql(is_restated: bool) -> str:
 
 
 def _text(at: datetime) -> str:
-    """As SQLAlchemy keeps moments in SQLite."""
-    return at.isoformat(" ", "microseconds")[:26]
+    """As SQLAlchemy keeps moments in SQLite. Python's own way takes nine times as long."""
+    text: str = msgspec.to_builtins(at)  # 2026-11-30T15:12:39.057918Z, in UTC; whole seconds without what is behind the point
+    return f"{text[:10]} {text[11:26] if len(text) == 27 else f'{text[11:19]}.000000'}"
 
 
 def fitting(entry: Entry) -> Entry:
