@@ -23,12 +23,7 @@ def measured(entry: Entry) -> dict[str, Any]:
 
 def measured_headers(entry: Entry) -> list[tuple[bytes, bytes]]:
     """The same as response headers, for bodies that have no usage block."""
-    return [
-        (b"maasdam-compute-seconds", _text(_rounded(entry.compute_seconds)).encode()),
-        (b"maasdam-joules", _text(_rounded(entry.joules)).encode()),
-        (b"maasdam-energy-method", (entry.energy_method or "null").encode("ascii", "replace")),
-        (b"maasdam-grams-co2e", _text(_rounded(entry.grams_co2e, 12)).encode()),
-    ]
+    return [(name, value) for name, _, value in [line.partition(b": ") for line in measured_lines(entry).splitlines()]]
 
 
 def measured_lines(entry: Entry) -> bytes:

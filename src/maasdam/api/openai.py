@@ -223,7 +223,7 @@ def _prompts(prompt: Any, sampling: Sampling) -> list[TextPayload]:
         elif isinstance(one, list) and one and all(_is_token(token) for token in one):
             unknown = next((token for token in one if not 0 <= token <= LARGEST_TOKEN), None)
             if unknown is not None:
-                raise InvalidField(f"'prompt' holds {unknown!r:.30}, which is no model's token", "prompt")
+                raise InvalidField(f"'prompt' holds {unknown!r:.30}, a token of no model's vocabulary", "prompt")
             payloads.append(TextPayload(token_ids=tuple(one), sampling=sampling))
         else:
             raise InvalidField("'prompt' must be a string, strings, token ids or lists of token ids", "prompt")
