@@ -299,7 +299,10 @@ def test_what_hangs_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest
     wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
 
 
-def test_after_kill_9_of_a_worker_and_of_the_supervisor_all_that_was_answered_is_in_the_ledger_once(tmp_path: Path) -> None:
+def test_after_kill_9_of_a_worker_and_of_the_supervisor_all_that_was_answered_is_in_the_ledger_once(
+    tmp_path: Path, database_url: str
+) -> None:
+    (tmp_path / "maasdam.toml").write_text(f'database_url = "{database_url}"\n')
     key, models = prepare(tmp_path)
     seen = one_round(tmp_path, key, models, seconds=1.5, seed=7, workers=2)
     assert len(seen.answered) > 20 and seen.missing == 0 and seen.twice == 0 and seen.rows >= len(seen.answered)
