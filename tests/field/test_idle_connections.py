@@ -6,13 +6,16 @@ import asyncio
 import json
 from typing import Any, cast
 
+import httpx
 import pytest
 import uvicorn
+from tests.api.conftest import Running, client, fake_service, wait_for  # noqa: F401  fixtures
 from tests.api.test_at_once import PATH, Wire
 from uvicorn.server import ServerState
 
 from maasdam import core
 from maasdam.api.connection import Connection, Exchange, HttpConnection
+from maasdam.api.entrance import Entrance
 from maasdam.telemetry.requests import LONGEST, Ended, RequestLines, _alike
 
 POST = f"POST {PATH} HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc".encode()
@@ -94,6 +97,23 @@ async def test_what_was_answered_at_once_is_not_held() -> None:
     at_once(taken[0])
     assert taken[0].body == b""
     it.connection_lost(None)
+
+
+def test_what_was_answered_by_the_framework_is_not_held_either(
+    fake_service: Running, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scopes: list[Any] = []
+    real = Entrance.__call__
+
+    async def noted(self: Entrance, scope: Any, receive: Any, send: Any) -> None:
+        await real(self, scope, receive, send)
+        scopes.append(scope)
+
+    monkeypatch.setattr(Entrance, "__call__", noted)
+    for path, more, status in (("completions", {"prompt": "a"}, 200), ("chat/completions", {"messages": 1}, 400)):
+        assert client.post(f"/v1/{path}", json={"model": "text", "max_tokens": 1} | more).status_code == status
+    wait_for(lambda: len(scopes) == 2)
+    assert all(len(str(scope.get("path"))) > 5 and "maasdam.json" not in scope for scope in scopes)
 
 
 async def test_an_empty_piece_does_not_end_an_answer() -> None:

@@ -108,6 +108,7 @@ class Entrance:
             if connection is not None and connection.on_close is cancel:  # not of a request that came since on this connection
                 connection.on_close = None
             self._ended(scope, reply.status, began)
+            scope.pop(JSON, None)  # or an idle connection would hold it, by the scope of what it asked last
 
     def refuse_unread(self, scope: Scope, status: int, message: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """Headers and body for a request the connection could not read: see `connection.Refuse`."""
