@@ -5,6 +5,7 @@ Whatever comes, neighbours are answered, nothing grows beyond its limits, and wh
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -369,6 +370,21 @@ def test_a_probe_for_what_is_not_there_is_logged_as_it_was_answered(door: Door, 
         wait_for(lambda: "grpc:Check" in caplog.text)
     line = next(json.loads(part) for part in caplog.messages[-1].split("\n") if "grpc:Check" in part)
     assert (line["status"], line["reason"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("name", ["ModelInfer", "ModelStreamInfer"])
+def test_who_goes_away_while_its_key_is_looked_up_has_its_line(
+    door: Door, monkeypatch: pytest.MonkeyPatch, caplog: Any, name: str
+) -> None:
+    monkeypatch.setattr(door.door.calls.gate, "remembered", lambda secret, scope: None)
+    monkeypatch.setattr(door.door.calls.gate, "admit", lambda secret: asyncio.sleep(20))
+    with caplog.at_level(logging.INFO, "maasdam.requests"):
+        call = door.method(name, shape="stream_stream")(iter([tensors()]), metadata=door.key, timeout=20)
+        wait_for(lambda: door.door.calls.open == 1)
+        call.cancel()
+        wait_for(lambda: f"grpc:{name}" in caplog.text and door.door.calls.open == 0)
+    line = next(json.loads(part) for part in caplog.messages[-1].split("\n") if f"grpc:{name}" in part)
+    assert (line["status"], line["reason"]) == (499, "no_message")
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])

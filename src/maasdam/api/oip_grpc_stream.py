@@ -39,6 +39,10 @@ class StreamRpc(Rpc):
         try:
             try:
                 await self.admit()
+            except asyncio.CancelledError:
+                await self.gone(is_here=False)
+                self.end()
+                raise
             except Exception as error:
                 try:
                     await self.refuse(error, context)
