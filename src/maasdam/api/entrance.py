@@ -327,7 +327,7 @@ def request_of(scope: Scope, model: str, payloads: tuple[Payload, ...], endpoint
 
 def new_request_id() -> str:
     """Sortable by time, unique: 12 hexadecimal digits of milliseconds and 20 of chance."""
-    return f"{time.time_ns() // 1_000_000:012x}{_chance.getrandbits(80):020x}"
+    return f"{time.time_ns() // 1_000_000 << 80 | _chance.getrandbits(80):032x}"
 
 
 def caller_of(scope: Scope) -> Caller:

@@ -5,6 +5,7 @@ Knows JSON and lengths. Refuses to know what is meant (`oip_call`) and how the b
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ import orjson
 from maasdam.api import json_body
 from maasdam.api import oip_tensors as wire
 from maasdam.api.oip_call import OipCall, OipReply, call_of, check_input_parameters, check_stateless
-from maasdam.core import split_name
+from maasdam.core import TensorPayload, split_name
 from maasdam.errors import InvalidField, InvalidInput
 
 OF_REQUEST, OF_INPUT, OF_OUTPUT = ("binary_data_output",), ("binary_data_size",), ("binary_data",)
@@ -25,7 +26,7 @@ def decode(name: str, data: bytes, length: int, limits: json_body.JsonLimits) ->
     """The request for the model `name` in a body whose first `length` bytes are JSON. Raises InvalidInput, Unsupported."""
     plain = wire.decode_plain(data, limits) if length == len(data) else None
     if plain is not None:
-        return call_of(name, plain[1], (), {}, plain[0])
+        return OipCall(name, plain[0], (), {}, (TensorPayload(plain[1]),), ())
     head = data if length == len(data) else data[:length]
     try:
         request = wire.decode(head, limits)
@@ -52,29 +53,41 @@ def encode(call: OipCall, reply: OipReply) -> tuple[bytes, int | None]:
     """The body, and the length of its JSON where binary data follows."""
     wanted = {output.name: output for output in call.outputs} if call.outputs else {}
     all_binary = call.parameters.get("binary_data_output") is True
-    described: list[dict[str, Any]] = []
+    outputs: list[bytes] = []
     tail: list[bytes] = []
     for name, array in reply.outputs.items():
-        one: dict[str, Any] = {"name": name, "datatype": wire.datatype(array), "shape": list(array.shape)}
+        described = _described(name, wire.datatype(array), array.shape)
         is_binary = wanted[name].parameters.get("binary_data", all_binary) if name in wanted else all_binary
         if is_binary is True:
             raw = wire.to_bytes(array)
-            one["parameters"] = {"binary_data_size": len(raw)}
+            outputs.append(b'%b,"parameters":{"binary_data_size":%d}}' % (described, len(raw)))
             tail.append(raw)
         else:
-            values = wire.to_json(array)
-            one["data"] = json_body.numbers(values) if isinstance(values, np.ndarray) else values
-        described.append(one)
-    answer: dict[str, Any] = {"model_name": reply.model, "model_version": reply.version, "outputs": described}
-    if reply.id is not None:
-        answer["id"] = reply.id
-    head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
-    if b"null" in head:  # NaN or an infinity, most likely: to look for one in each answer would cost more
-        for one in described:
-            if isinstance(one.get("data"), np.ndarray):
-                one["data"] = json_body.worded(one["data"])
-        head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+            outputs.append(b'%b,"data":%b}' % (described, _data(wire.to_json(array))))
+    call_id = b"" if reply.id is None else b',"id":%b' % orjson.dumps(reply.id)
+    head = b'%b,"outputs":[%b]%b}' % (_answered(reply.model, reply.version), b",".join(outputs), call_id)
     return (b"".join([head, *tail]), len(head)) if tail else (head, None)
+
+
+@lru_cache(maxsize=256)
+def _answered(model: str, version: str) -> bytes:
+    """How an answer begins."""
+    return orjson.dumps({"model_name": model, "model_version": version})[:-1]
+
+
+@lru_cache(maxsize=256)
+def _described(name: str, datatype: str, shape: tuple[int, ...]) -> bytes:
+    """How an output begins."""
+    return orjson.dumps({"name": name, "datatype": datatype, "shape": shape})[:-1]
+
+
+def _data(values: Any) -> bytes:
+    if not isinstance(values, np.ndarray):
+        return orjson.dumps(values)
+    data = orjson.dumps(json_body.numbers(values), option=orjson.OPT_SERIALIZE_NUMPY)
+    if b"null" in data:  # NaN or an infinity: to look for one in each answer would cost more
+        data = orjson.dumps(json_body.worded(values), option=orjson.OPT_SERIALIZE_NUMPY)
+    return data
 
 
 def json_length(value: bytes | None, data: bytes) -> int:
