@@ -368,16 +368,38 @@ def hangs(*given: Any) -> None:
     threading.Event().wait()
 
 
-async def test_a_host_that_does_not_even_begin_is_ended(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maasdam.serving.hosts.local.SPEAKS_SECONDS", 0.0)
+@pytest.mark.parametrize("hanging", [1, 3])
+async def test_a_host_that_does_not_even_begin_is_ended_and_another_tried(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, hanging: int
+) -> None:
+    monkeypatch.setattr("maasdam.serving.hosts.local.LOOK_SECONDS", 0.05)
     async with keeping(workspace) as keeper:
+        forked: list[Forked] = []
+        real = keeper._fork
 
         def fork(listener: Any, to_keeper: Any, work: HostWork) -> Forked:
-            return Forked(hangs, (listener, to_keeper), name="hangs", outlives=True)
+            hangs_now = len(forked) < hanging
+            monkeypatch.setattr("maasdam.serving.hosts.local.SPEAKS_SECONDS", 0.0 if hangs_now else 60.0)
+            made = (
+                Forked(hangs, (listener, to_keeper), name="hangs", outlives=True)
+                if hangs_now
+                else real(listener, to_keeper, work)
+            )
+            forked.append(made)
+            return made
 
         monkeypatch.setattr(keeper, "_fork", fork)
-        with pytest.raises(Crashed, match="did not begin"):
-            await HostLoader(keeper, workspace.settings)(workspace.catalog.resolve("mlp"))
+        load = HostLoader(keeper, workspace.settings)(workspace.catalog.resolve("mlp"))
+        if hanging == 3:
+            with pytest.raises(Crashed, match="did not begin"):
+                await load
+        else:  # whoever connected while the first one hung is answered by the second, and knows nothing of it
+            replica = await load
+            assert (await answered(replica, asking())).units.items == 1
+            assert [reading.pid for reading in await keeper.readings()] == [forked[1].pid]
+            await replica.leave()
+        await until(lambda: not any(process.is_alive for process in forked))
+        assert len(forked) == (3 if hanging == 3 else 2) and await keeper.readings() == []
 
 
 @pytest.mark.parametrize("error", [OSError("no process"), RuntimeError("can't start new thread"), StorageFailure("away")])

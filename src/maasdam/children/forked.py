@@ -1,7 +1,8 @@
 """A process that the fork server made. Knows signals, memory's limit and stderr; never what the process is for.
 
 The fork server (https://docs.python.org/3/library/multiprocessing.html) has imported libraries, and has opened no engine:
-nothing with an engine's threads is ever forked. What a process of it is given must be picklable, its function importable.
+nothing with an engine's threads is ever forked, and what libraries import starts none (`maasdam/__init__.py`; OpenBLAS's end
+before a fork). What a process of it is given must be picklable, its function importable.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Forked:
         with _without_main():
             if libraries is None:
                 libraries = [library for library in LIBRARIES if library in sys.modules]
-            context.set_forkserver_preload([*libraries, __name__])
+            context.set_forkserver_preload([__name__, *libraries])  # ours first: it settles what libraries do when imported
             given = (writer, memory_bytes, outlives, surroundings(), work, args)
             self._process = context.Process(target=_begin, args=given, name=name)
             self._process.start()

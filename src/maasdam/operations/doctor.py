@@ -78,7 +78,7 @@ def _engine(name: str) -> EngineState:
     if missing:
         install = f"pip install 'maasdam[{info.extra}]'" if info.extra else "pip install --force-reinstall maasdam"
         return EngineState(name, False, info.layouts, versions, problem=f"{', '.join(missing)} not installed; run: {install}")
-    done = run_python(["-c", info.probe], seconds=IMPORT_SECONDS, environ={"OMP_NUM_THREADS": "1"})
+    done = run_python(["-c", f"import maasdam; {info.probe}"], seconds=IMPORT_SECONDS, environ={"OMP_NUM_THREADS": "1"})
     if done.returncode != 0:
         why = last_line(done.stderr, f"the import ended with status {done.returncode}")[:300]
         return EngineState(name, False, info.layouts, versions, problem=f"installed but does not import: {why}")

@@ -111,6 +111,7 @@ class _Host:
         self._keeper = HostChannel(self._to_keeper, control.ToHost, self._hear_keeper, self._lose_keeper)
         tidy_up = partial(_tidy_up, self._listener.getsockname())
         self._watch = HostWatch(self._to_keeper, self._status, self._handles, tidy_up)
+        self._keeper.send(self._status(0.0))  # before anything that may hang: the keeper waits for no other's first word
         self._listener.setblocking(False)
         self._loop.add_reader(self._listener, self._accept)
         loading = asyncio.create_task(self._load())

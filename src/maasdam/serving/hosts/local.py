@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -35,12 +36,16 @@ from maasdam.serving.hosts.sizes import HostSizes
 from maasdam.serving.share import apart
 from maasdam.settings import Settings
 
+log = logging.getLogger("maasdam.serving")
 LOOK_SECONDS = 1.0
 """How often limits are looked at."""
 END_SECONDS = 5.0
 """A host that was asked to end has ended by then, or is killed."""
-SPEAKS_SECONDS = 20.0
-"""A host that was started has said how it is by then: it does so before it loads anything."""
+SPEAKS_SECONDS = 10.0
+"""A host that was started has said how it is by then, or another is tried: it does so before it loads anything, at once.
+
+The second has twice as long, the third again."""
+TRIES = 3
 SILENT_SECONDS = 20.0
 """Beyond its limit of time: a host that does not even say how it is."""
 LONGEST_PATH = 107
@@ -86,6 +91,10 @@ class _Kept:
     channel: HostChannel[control.FromHost] | None = None
     status: control.Status = field(default_factory=control.Status)
     has_spoken: bool = False
+    listener: socket.socket | None = None
+    """Until it has spoken: who connects waits there, for the next one if this one has to be given up."""
+    tries: int = 0
+    """How many processes were started for it."""
     told_at: float = 0.0
     """When it last said how it is."""
     why: str | None = None
@@ -93,6 +102,12 @@ class _Kept:
     is_leaving: bool = False
     """It gets no new holders."""
     ended: asyncio.Future[HostEnd] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def unlisten(self) -> None:
+        """Its process alone lets in who connects."""
+        if self.listener is not None:
+            self.listener.close()
+            self.listener = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,14 +334,15 @@ class LocalKeeper:
 
     async def _start(self, kept: _Kept) -> Forked:
         ours: socket.socket | None = None
+        kept.tries += 1
         try:
-            with contextlib.ExitStack() as passed_on:
-                listener = passed_on.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                passed_on.enter_context(theirs)
-                listener.bind(str(kept.path))
-                listener.listen(WAITING)
-                process = await apart("forking", self._fork, listener, theirs, kept.work)
+            if kept.listener is None:
+                kept.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                kept.listener.bind(str(kept.path))
+                kept.listener.listen(WAITING)
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                process = await apart("forking", self._fork, kept.listener, theirs, kept.work)
         except BaseException as error:  # whatever it was, nothing of it may stay
             if ours is not None:
                 ours.close()
@@ -337,6 +353,8 @@ class LocalKeeper:
         kept.process, kept.told_at = process, time.monotonic()
         kept.channel = HostChannel(ours, control.FromHost, partial(self._hear, kept), lambda why: None)
         asyncio.get_running_loop().add_reader(process.sentinel, self._bury, kept)
+        if kept.why is not None:  # it was given up meanwhile
+            process.strike()
         return process
 
     def _fork(self, listener: socket.socket, to_keeper: socket.socket, work: HostWork) -> Forked:
@@ -362,6 +380,7 @@ class LocalKeeper:
         if status.is_ready and not kept.status.is_ready:
             kept.loaded_at = now
         kept.status, kept.told_at, kept.has_spoken = status, now, True
+        kept.unlisten()
         kept.is_leaving |= status.is_leaving  # it may have said nothing in time when it was asked to
         if status.is_answer and kept.asked:
             answer = kept.asked.popleft()
@@ -384,8 +403,9 @@ class LocalKeeper:
         most, seconds = self._memory_bytes, self._settings.host_stall_seconds
         if most is not None and kept.process.resident_bytes > most:
             return f"was ended: it took more memory than its limit of {most / 1e9:,.1f} GB (setting host_memory_bytes)"
-        if not kept.has_spoken and time.monotonic() - kept.told_at > SPEAKS_SECONDS:
-            return f"was ended: it did not begin within {SPEAKS_SECONDS:.0f} s"
+        begins = SPEAKS_SECONDS * 2 ** (kept.tries - 1)
+        if not kept.has_spoken and time.monotonic() - kept.told_at > begins:
+            return f"was ended: it did not begin within {begins:.0f} s"
         silent = time.monotonic() - kept.told_at - SILENT_SECONDS
         longest = seconds if kept.status.is_ready else self._settings.load_seconds
         if seconds and (kept.status.stuck_seconds > seconds or silent > longest):
@@ -423,11 +443,18 @@ class LocalKeeper:
             if kept.channel.is_open:  # the fork server is gone, which tells how others ended: it may run on
                 process.strike()
             kept.channel.close()
+        if not kept.has_spoken and kept.why is not None and kept.tries < TRIES and not kept.is_leaving:
+            log.warning("process %d for model %s %s; another is tried", process.pid, kept.work.name, kept.why)
+            kept.process = kept.why = None
+            kept.started = asyncio.get_running_loop().create_task(self._start(kept))
+            kept.started.add_done_callback(lambda task: task.cancelled() or task.exception())  # who waits hears of it otherwise
+            return
         was_asked = not kept.holders and kept.why is None
         self._forget(kept, HostEnd(kept.why or how, not was_asked))
 
     def _forget(self, kept: _Kept, end: HostEnd) -> None:
         self._hosts.pop(kept.id, None)
+        kept.unlisten()
         if kept.holders:
             self._over[kept.id] = kept
         kept.path.unlink(missing_ok=True)
