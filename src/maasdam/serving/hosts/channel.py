@@ -104,10 +104,13 @@ class HostChannel(Generic[Message]):
         """Of the socket."""
         return self._sock.fileno()
 
-    def send(self, message: Struct, body: Sequence[Buffer] = (), size: int = 0, handle: int = -1) -> None:
-        """At the end of this turn. `body`, of so many bytes, is the message's memory, or the descriptor `handle`, which is
-        closed here: the message has fields that say where it is. Raises TooLarge, and what encoding it raises; nothing of it
-        is sent then.
+    def send(
+        self, message: Struct, body: Sequence[Buffer] = (), size: int = 0, handle: int = -1, at_once: bool = False
+    ) -> None:
+        """At the end of this turn, or `at_once`, where nothing will follow in it: a turn of the loop less.
+
+        `body`, of so many bytes, is the message's memory, or the descriptor `handle`, which is closed here: the message has
+        fields that say where it is. Raises TooLarge, and what encoding it raises; nothing of it is sent then.
         """
         if self._lost is None:
             _close([handle])
@@ -136,7 +139,9 @@ class HostChannel(Generic[Message]):
             raise
         self._tail_bytes += gap + size
         self._count += 1
-        if not self._is_flushing:
+        if at_once and not self._is_stuck:
+            self._flush()
+        elif not self._is_flushing:
             self._is_flushing = True
             self._loop.call_soon(self._flush)
 
@@ -272,7 +277,7 @@ class HostChannel(Generic[Message]):
         _close(self._handles)
         self._unsent.clear()
         self._handles = []
-        self._packet, self._tail = bytearray(), []
+        self._packet, self._tail, self._count = bytearray(), [], 0
         self._buffer = memoryview(b"")  # whoever heard of this may keep it for long, in a circle that Python sees late
         self._sock.close()
 

@@ -316,9 +316,9 @@ class _Caller:
         self._say(number, wire.Failed(number, wire.wrong(error)), (), 0, is_last=True)
 
     def _say(self, number: int, message: Any, body: Any, size: int, is_last: bool) -> None:
-        self.channel.send(message, body, size)
         if is_last:
             self.asked.pop(number, None)
+        self.channel.send(message, body, size, at_once=not self.asked)
         self._host.progressed(is_last)
 
     def _heard(self, message: wire.ToHost, memory: wire.Memory) -> None:
