@@ -72,7 +72,7 @@ class Settings:
     """A request unanswered for so long gets 504."""
     shutdown_grace_seconds: float = 10.0
     """The service has ended so long after SIGTERM, whatever hangs; requests in flight may finish until shortly before."""
-    memory_budget: str = ""
+    memory_budget: str | int = ""
     """Memory that models may take together: bytes ("4GB", "512 MiB") or a share of what the machine, or its container, has
     ("60%"). For one more the least recently used idle ones leave. Empty is no limit."""
     load_seconds: float = 300.0
@@ -168,7 +168,7 @@ def _parse(name: str, kind: str, text: str, where: str) -> Any:
     try:
         if kind == "bool":
             return TRUTH[text.lower()]
-        return {"int": int, "float": float, "Path": Path, "str": str}[kind](text)
+        return {"int": int, "float": float, "Path": Path, "str": str, "str | int": str}[kind](text)
     except (KeyError, ValueError) as error:
         takes = "true or false" if kind == "bool" else f"{'an' if kind[0] in 'aei' else 'a'} {kind}"
         raise InvalidInput(f"{where}: setting '{name}' is '{text}'; it takes {takes}") from error

@@ -22,6 +22,7 @@ from maasdam.api.listening import bound_path
 from maasdam.core import Entry
 from maasdam.errors import InvalidInput
 from maasdam.operations.card import card
+from maasdam.operations.limits import memory_budget
 
 ESCAPES = "\x1b[31mred\x1b]0;title\x07\x9b2J\u202e"
 
@@ -110,6 +111,8 @@ def test_what_is_no_text_is_not_taken_for_one(tmp_path: Path, line: str) -> None
     file.write_text(line)
     with pytest.raises(InvalidInput, match=rf"mine\.toml: setting '{line.split()[0]}' is .* no text; write it in quotes"):
         settings.load({}, environ={}, file=file)
+    file.write_text("memory_budget = 4000000000")  # which takes words and numbers
+    assert memory_budget(settings.load({}, environ={}, file=file)) == 4_000_000_000
 
 
 @pytest.mark.parametrize(("mode", "given"), [("0660", 0o660), ("600", 0o600), ("432", 0o432)])

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import MISSING, dataclass, replace
 from datetime import datetime
 from functools import lru_cache
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,8 @@ log = logging.getLogger("maasdam.ledger")
 
 GROUP = 4096
 """Rows in one transaction, about."""
+STATEMENT = 256
+"""Rows of one statement of SQLite, which asks for Python's lock before and after each: requests wait for it, too."""
 KEPT_SECONDS = 3600.0
 """Journals whose writer has ended stay so long, in case the database is put back to an older copy."""
 
@@ -163,7 +166,12 @@ class Ledger:
                 columns[AT] = [_text(at) for at in columns[AT]]
                 there = tuple([i for i, column in enumerate(columns) if column.count(None) < len(column)])
                 values = list(zip(*[columns[i] for i in there], strict=True))
-                connection.exec_driver_sql(_in_sqlite(is_restated, there), values)
+                end = len(values) // STATEMENT * STATEMENT
+                for i in range(0, end, STATEMENT):
+                    some = tuple(chain.from_iterable(values[i : i + STATEMENT]))
+                    connection.exec_driver_sql(_in_sqlite(is_restated, there, STATEMENT), some)
+                if values[end:]:
+                    connection.exec_driver_sql(_in_sqlite(is_restated, there), values[end:])
             elif columns:
                 connection.exec_driver_sql(_in_postgresql(is_restated), tuple(map(list, columns)))
 
@@ -296,9 +304,9 @@ def _postgresql() -> Any:
 
 
 @lru_cache
-def _how(database: Any, is_restated: bool, names: Sequence[str] = COLUMNS) -> Any:
+def _how(database: Any, is_restated: bool) -> Any:
     """How rows are written: those that are there stay as they are, or become what was told instead."""
-    new = database.insert(LedgerRow.__table__).values({name: bindparam(name) for name in names})
+    new = database.insert(LedgerRow.__table__).values({name: bindparam(name) for name in COLUMNS})
     told = {name: new.excluded[name] for name in TOLD}
     is_other = LedgerRow.__table__.c.status != new.excluded.status
     if not is_restated:
@@ -307,12 +315,12 @@ def _how(database: Any, is_restated: bool, names: Sequence[str] = COLUMNS) -> An
 
 
 @lru_cache
-def _in_sqlite(is_restated: bool, there: Sequence[int]) -> str:
-    """The same as text, for rows that have only these of COLUMNS; its parameters are numbered as they are."""
-    names = [COLUMNS[i] for i in there]
-    how = _how(sqlite, is_restated, tuple(names)).compile(dialect=sqlite.dialect())
-    first, *parts = str(how).split("?")
-    return first + "".join(f"?{names.index(name) + 1}{part}" for name, part in zip(how.positiontup, parts, strict=True))
+def _in_sqlite(is_restated: bool, there: Sequence[int], rows: int = 1) -> str:
+    """The same as text, for rows that have only these of COLUMNS."""
+    how = str(_how(sqlite, is_restated).compile(dialect=sqlite.dialect()))
+    row = f"({', '.join('?' * len(there))})"
+    names = ", ".join(COLUMNS[i] for i in there)
+    return f"INSERT INTO ledger ({names}) VALUES {', '.join([row] * rows)} {how[how.index('ON CONFLICT') :]}"
 
 
 @lru_cache

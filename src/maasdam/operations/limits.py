@@ -37,7 +37,7 @@ def inspect_limits(settings: Settings) -> ChildLimits:
 
 def memory_budget(settings: Settings) -> int | None:
     """Bytes that models may take together; None is no limit. Raises InvalidInput for what is neither bytes nor a share."""
-    text = settings.memory_budget.strip()
+    text = str(settings.memory_budget).strip()
     if not text:
         return None
     found = _SIZE.fullmatch(text)
