@@ -302,7 +302,7 @@ class Artifact:
         return self.task == SPEECH_RECOGNITION and self.signature is None
 
 
-def check_within(name: str, value: Any, kind: type, low: int, high: int) -> None:
+def check_within(name: str, value: Any, kind: type, low: float, high: float) -> None:
     """Raise InvalidField unless `value` is of this kind (int; or float, which any number is) and from `low` to `high`."""
     is_kind = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
     if not is_kind or not low <= value <= high:
@@ -317,7 +317,7 @@ class Sampling:
     Making one raises InvalidField for what is out of range: nobody behind it checks again.
     """
 
-    RANGES: ClassVar[Mapping[str, tuple[type, int, int]]] = {
+    RANGES: ClassVar[Mapping[str, tuple[type, float, float]]] = {
         "max_tokens": (int, 0, 1 << 31),
         "temperature": (float, 0, 2),
         "top_p": (float, 0, 1),
@@ -325,8 +325,13 @@ class Sampling:
         "seed": (int, -(1 << 63), (1 << 63) - 1),
         "frequency_penalty": (float, -2, 2),
         "presence_penalty": (float, -2, 2),
+        "repetition_penalty": (float, 0.01, 10),
+        "min_p": (float, 0, 1),
+        "min_tokens": (int, 0, 1 << 31),
+        "logprobs": (int, 0, 20),
     }
     MOST_STOPS: ClassVar[int] = 4
+    MOST_STOP_TOKENS: ClassVar[int] = 128
     MOST_STOP_CHARACTERS: ClassVar[int] = 200
 
     max_tokens: int | None = None
@@ -341,6 +346,21 @@ class Sampling:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     ignore_eos: bool = False
+    """The model's own end tokens don't end it; `stop_token_ids` do."""
+    min_p: float | None = None
+    """Tokens less likely than this share of the likeliest are never drawn."""
+    repetition_penalty: float | None = None
+    """Above 1 makes what stands in prompt and answer less likely."""
+    stop_token_ids: tuple[int, ...] = ()
+    """They end the answer as an end token does, without a text."""
+    min_tokens: int = 0
+    """Nothing ends the answer before so many."""
+    logprobs: int | None = None
+    """Tell how likely each token was, and so many of the likeliest in its place; None tells nothing."""
+    logprobs_field: str = "logprobs"
+    """What the caller called that number."""
+    echo: bool = False
+    """The prompt stands before the answer."""
 
     def __post_init__(self) -> None:
         for name, limits in self.RANGES.items():
@@ -348,6 +368,11 @@ class Sampling:
                 check_within(name, getattr(self, name), *limits)
         if not isinstance(self.ignore_eos, bool):
             raise InvalidField(f"'ignore_eos' is {self.ignore_eos!r:.50}; send true or false", "ignore_eos")
+        ids, name = self.stop_token_ids, "stop_token_ids"
+        if len(ids) > self.MOST_STOP_TOKENS or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+            raise InvalidField(f"'{name}' must be a list of up to {self.MOST_STOP_TOKENS} token ids", name)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidField(f"'min_tokens' is {self.min_tokens}, and max_tokens {self.max_tokens}", "min_tokens")
         if len(self.stop) > self.MOST_STOPS or not all(isinstance(stop, str) for stop in self.stop):
             raise InvalidField(f"'stop' must be a string or up to {self.MOST_STOPS} strings", "stop")
         if any(not stop or len(stop) > self.MOST_STOP_CHARACTERS for stop in self.stop):
@@ -389,6 +414,8 @@ class TextPayload:
     messages: tuple[Mapping[str, Any], ...] | None = None
     token_ids: tuple[int, ...] | None = None
     sampling: Sampling = Sampling()
+    is_another: bool = False
+    """Another answer to the prompt of the payload before it, which is metered for it."""
 
 
 Payload = TensorPayload | ImagePayload | AudioPayload | TextPayload
@@ -424,12 +451,44 @@ class Transcript:
     """ISO 639-1 ("en"), as asked for or as heard; None where the model tells none."""
 
 
+class Scored(NamedTuple):
+    """How likely a model found a token, before temperature, penalties and masks: natural logarithms."""
+
+    token_id: int
+    logprob: float | None
+    """None: nothing stands before it."""
+    likeliest: tuple[tuple[int, float], ...] = ()
+    """The likeliest in its place, best first, as many as asked for."""
+
+
+class Mark(NamedTuple):
+    """One token of a text, and how likely the model found it: a natural logarithm, None of a prompt's first."""
+
+    data: bytes
+    """What it says; of a control token its name."""
+    at: int
+    """Where in the text it begins, characters."""
+    logprob: float | None
+    likeliest: tuple[tuple[bytes, float], ...] = ()
+    """What would have been likeliest in its place, best first, as far as asked for."""
+    is_control: bool = False
+    """A control token, which has no text."""
+    is_end: bool = False
+    """The token that ended the text, and is not part of it."""
+
+    def scored(self, score: Scored, spelled: Callable[[int], bytes]) -> Mark:
+        """The same with how likely its token was."""
+        return self._replace(logprob=score.logprob, likeliest=tuple((spelled(i), value) for i, value in score.likeliest))
+
+
 class TextPiece(NamedTuple):
     """The next stretch of a generated text. `finish_reason` ("stop" or "length") is set on the last one."""
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: str | None = None
+    marks: tuple[Mark, ...] = ()
+    """Of its tokens, and of the prompt's where that is echoed, where they were asked for."""
 
 
 Answer = Tensors | Classification | Transcript | TextPiece
@@ -508,6 +567,8 @@ class Chunk(NamedTuple):
     is_last: bool
     cost: Cost | None = None
     """What it took so far; on the last chunk, in all."""
+    number: int = 0
+    """Which of the request's payloads it answers."""
 
 
 @dataclass(slots=True)
@@ -576,6 +637,12 @@ class Tokens(NamedTuple):
     """What the request took so far."""
     language: str | None = None
     """What is spoken, where the engine found out or was told."""
+    scores: tuple[Scored, ...] = ()
+    """Of `token_ids`, where they were asked for."""
+    prompt_scores: tuple[Scored, ...] = ()
+    """Of the whole prompt, once, where it is echoed with them."""
+    end: Scored | None = None
+    """Of the token that ended it, which is not among `token_ids`."""
 
 
 class Meter(Protocol):
@@ -698,8 +765,38 @@ class TextStream(Protocol):
 class WritingProcessor(Processor, Protocol):
     """Of a task that writes text by tokens."""
 
-    def stream(self, stop: tuple[str, ...] = (), after: Sequence[int] = ()) -> TextStream:
-        """The text of tokens as they come, up to the first stop string. `after` are the prompt's."""
+    def stream(
+        self, stop: tuple[str, ...] = (), after: Sequence[int] = (), *, least: int = 0, marks_from: int | None = None
+    ) -> TextStream:
+        """The text of tokens as they come, up to the first stop string that ends behind the first `least` of them. `after` are
+        the prompt's. Where so many characters as `marks_from` are before it, it is a `MarkedStream`.
+        """
+        ...
+
+
+class MarkedStream(TextStream, Protocol):
+    """A text stream that says where in the text each token is."""
+
+    def marked(self, tokens: Tokens, text: str, is_last: bool) -> tuple[Mark, ...]:
+        """The marks of what `text`, the tokens' last fed, makes certain."""
+        ...
+
+
+class Echo(NamedTuple):
+    """A prompt as it stands before its answer, its tokens in it, and how any token is spelled."""
+
+    text: str
+    marks: tuple[Mark, ...]
+    """Without log-probabilities."""
+    spelled: Callable[[int], bytes]
+
+
+@runtime_checkable
+class EchoingProcessor(Processor, Protocol):
+    """A processor that can put the prompt before its answer."""
+
+    def echo(self, payload: Payload, ids: Sequence[int]) -> Echo:
+        """Of a payload, and the tokens that it was prepared to."""
         ...
 
 

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -18,7 +18,8 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
-from maasdam.api import errors
+from maasdam.api import errors, logprobs
+from maasdam.api.choices import Choices, choices_from
 from maasdam.api.entrance import READING, request_of
 from maasdam.api.events import EventStream, as_event
 from maasdam.api.measured import measured
@@ -26,7 +27,7 @@ from maasdam.api.openai_schema import ChatBody, CompletionBody, EmbeddingBody, T
 from maasdam.api.paths import MODELS
 from maasdam.api.routing import JsonRoute
 from maasdam.api.sampling import MOST_PROMPTS, sampling_from
-from maasdam.core import Chunk, Entry, Sampling, TextPayload, TextPiece
+from maasdam.core import Chunk, Entry, Mark, Sampling, TextPayload, TextPiece
 from maasdam.errors import InvalidField, Unsupported
 from maasdam.operations import deployments
 from maasdam.operations.service import Service
@@ -46,6 +47,7 @@ class Shape:
     prefix: str
     whole: Callable[[TextPiece], dict[str, Any]]
     delta: Callable[[TextPiece, bool], dict[str, Any]]
+    logprobs: Callable[[Sequence[Mark]], dict[str, Any]]
 
 
 CHAT = Shape(
@@ -54,6 +56,7 @@ CHAT = Shape(
     "chatcmpl-",
     lambda piece: {"message": {"role": "assistant", "content": piece.text, "refusal": None}},
     lambda piece, is_first: {"delta": ({"role": "assistant"} if is_first else {}) | {"content": piece.text}},
+    logprobs.shown_in_chat,
 )
 COMPLETION = Shape(
     "text_completion",
@@ -61,6 +64,7 @@ COMPLETION = Shape(
     "cmpl-",
     lambda piece: {"text": piece.text},
     lambda piece, is_first: {"text": piece.text},
+    logprobs.shown_in_completion,
 )
 
 
@@ -83,22 +87,25 @@ def routes(service: Service) -> APIRouter:
         """Answer a conversation; with `stream`, as server-sent events."""
         service.check_model(body.model)
         check_fields(body)
-        sampling = sampling_from(vars(body))
+        sampling = replace(sampling_from(vars(body)), **logprobs.of_chat(vars(body)))
+        choices = choices_from(body.n, None, 1, bool(body.stream))
         readers: Executor | None = http.scope.get(READING)
         if readers is None:
             messages = messages_of(body)
         else:
             messages = await asyncio.get_running_loop().run_in_executor(readers, messages_of, body)
         payload = TextPayload(messages=messages, sampling=sampling)
-        return await _answer(service, http, body, CHAT, [payload], "/v1/chat/completions")
+        return await _answer(service, http, body, CHAT, [payload], choices, "/v1/chat/completions")
 
     @router.post("/completions")
     async def completions(body: CompletionBody, http: HttpRequest) -> Response:
-        """Continue a prompt, or several; with `stream`, one, as server-sent events."""
+        """Continue a prompt, or several; with `stream`, as server-sent events."""
         service.check_model(body.model)
         check_fields(body)
-        payloads = _prompts(body.prompt, sampling_from(vars(body), least_tokens=0))
-        return await _answer(service, http, body, COMPLETION, payloads, "/v1/completions")
+        sampling = replace(sampling_from(vars(body), least_tokens=0), **logprobs.of_completion(vars(body)))
+        payloads = _prompts(body.prompt, sampling)
+        choices = choices_from(body.n, body.best_of, len(payloads), bool(body.stream))
+        return await _answer(service, http, body, COMPLETION, payloads, choices, "/v1/completions")
 
     @router.post("/embeddings")
     async def embeddings(body: EmbeddingBody) -> None:
@@ -110,19 +117,24 @@ def routes(service: Service) -> APIRouter:
 
 
 async def _answer(
-    service: Service, http: HttpRequest, body: TextBody, shape: Shape, payloads: Sequence[TextPayload], endpoint: str
+    service: Service,
+    http: HttpRequest,
+    body: TextBody,
+    shape: Shape,
+    prompts: Sequence[TextPayload],
+    choices: Choices,
+    endpoint: str,
 ) -> Response:
-    request = request_of(http.scope, body.model, tuple(payloads), endpoint, service.settings.request_timeout_seconds)
-    writer = _Writer(shape, body, request.id)
+    payloads = tuple(choices.payloads(prompts))
+    request = request_of(http.scope, body.model, payloads, endpoint, service.settings.request_timeout_seconds)
+    writer = _Writer(shape, body, request.id, len(payloads), prompts[0].sampling.logprobs is not None)
     ends_with_usage = has_usage(body)
     if not body.stream:
 
         async def written(chunks: list[Chunk], entry: Entry) -> bytes:
-            return orjson.dumps(writer.whole(chunks, entry))
+            return orjson.dumps(writer.whole(choices.best(chunks, prompts[0].sampling.echo), entry))
 
         return Response(await service.inference.whole(request, written), media_type="application/json")
-    if len(payloads) > 1:
-        raise InvalidField("streaming takes one prompt; send several requests", "prompt")
 
     def failed(error: BaseException) -> bytes:
         return as_event({"error": errors.openai_error(errors.refusal(error, request.id))})
@@ -134,15 +146,18 @@ async def _answer(
 class _Writer:
     """One answer's JSON."""
 
-    def __init__(self, shape: Shape, body: TextBody, request_id: str) -> None:
+    def __init__(self, shape: Shape, body: TextBody, request_id: str, count: int, has_logprobs: bool) -> None:
+        """`count`: answers that a stream is of."""
         self.shape = shape
         self.request_id = request_id
         self._model = body.model
         self._has_token_ids = bool(body.return_token_ids)
         self._created = int(time.time())
-        self._has_begun = False
-        self._between: tuple[bytes, bytes] | None = None
-        """What stands around the text in the events between the first and the last."""
+        self._has_logprobs = has_logprobs
+        self._left = count
+        self._begun: set[int] = set()
+        self._between: dict[int, tuple[bytes, bytes]] = {}
+        """What stands around the text in the events between the first and the last of an answer."""
 
     def envelope(self, kind: str) -> dict[str, Any]:
         """The fields around the choices."""
@@ -154,28 +169,31 @@ class _Writer:
         choices = []
         for i, chunk in enumerate(chunks):
             piece = cast(TextPiece, chunk.value)
-            choices.append(self._choice(i, piece) | self.shape.whole(piece))
+            choices.append(self._choice(i, piece, is_whole=True) | self.shape.whole(piece))
         return self.envelope(self.shape.object) | {"choices": choices, "usage": self.usage(entry)}
 
     def event(self, chunk: Chunk, entry: Entry, has_usage: bool) -> bytes:
         """The next piece of a streamed answer; with the last one, what ends the stream."""
-        piece = cast(TextPiece, chunk.value)
-        if self._between is not None and not chunk.is_last:
-            before, after = self._between
-            return before + orjson.dumps(piece.text) + after
-        event = self._piece(piece, not self._has_begun, has_usage)
-        self._has_begun = True
+        piece, index = cast(TextPiece, chunk.value), chunk.number
+        between = self._between.get(index)
+        if between is not None and not chunk.is_last:
+            return between[0] + orjson.dumps(piece.text) + between[1]
+        event = self._piece(index, piece, index not in self._begun, has_usage)
+        self._begun.add(index)
         if not chunk.is_last:
-            if not self._has_token_ids:  # what follows differs in its text alone
-                before, _, after = self._piece(TextPiece(_ANY, ()), False, has_usage).partition(orjson.dumps(_ANY))
-                self._between = before, after
+            if not (self._has_token_ids or self._has_logprobs):  # what follows differs in its text alone
+                before, _, after = self._piece(index, TextPiece(_ANY, ()), False, has_usage).partition(orjson.dumps(_ANY))
+                self._between[index] = before, after
+            return event
+        self._left -= 1
+        if self._left:
             return event
         if has_usage:
             event += as_event(self.envelope(self.shape.stream_object) | {"choices": [], "usage": self.usage(entry)})
         return event + b"data: [DONE]\n\n"
 
-    def _piece(self, piece: TextPiece, is_first: bool, has_usage: bool) -> bytes:
-        choice = self._choice(0, piece) | self.shape.delta(piece, is_first)
+    def _piece(self, index: int, piece: TextPiece, is_first: bool, has_usage: bool) -> bytes:
+        choice = self._choice(index, piece) | self.shape.delta(piece, is_first)
         no_usage_yet = {"usage": None} if has_usage else {}
         return as_event(self.envelope(self.shape.stream_object) | {"choices": [choice]} | no_usage_yet)
 
@@ -189,8 +207,9 @@ class _Writer:
             "maasdam": measured(entry),
         }
 
-    def _choice(self, index: int, piece: TextPiece) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": piece.finish_reason}
+    def _choice(self, index: int, piece: TextPiece, is_whole: bool = False) -> dict[str, Any]:
+        shown = self.shape.logprobs(piece.marks) if self._has_logprobs and (is_whole or piece.marks) else None
+        choice: dict[str, Any] = {"index": index, "logprobs": shown, "finish_reason": piece.finish_reason}
         if self._has_token_ids:
             choice["token_ids"] = list(piece.token_ids)
         return choice

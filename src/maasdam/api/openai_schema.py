@@ -12,16 +12,14 @@ from maasdam.errors import InvalidField
 from maasdam.tasks.text import joined
 
 IGNORED = frozenset(
-    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
+    {"metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
     | {"parallel_tool_calls"}
 )
 """Fields that change nothing about the answer."""
 
 MEANINGLESS: Mapping[str, tuple[Any, ...]] = {
     # a field this service can't honour -> the values that ask for nothing
-    "n": (1,),
     "best_of": (1,),
-    "logprobs": (False, 0),
     "top_logprobs": (0,),
     "echo": (False,),
     "suffix": ("",),
@@ -52,8 +50,8 @@ PART = ("type", "text")
 PART_IGNORED: Mapping[str, tuple[Any, ...]] = {"annotations": ([],)}
 STREAM_OPTIONS: Mapping[str, tuple[Any, ...]] = {"include_obfuscation": (False,)}
 ADVICE = {
-    "n": "send the request several times",
-    "best_of": "send the request several times",
+    "best_of": "send n",
+    "top_logprobs": "send logprobs as a number",
     "echo": "put the prompt in front yourself",
     "response_format": "ask for the form in the prompt",
 }
@@ -73,7 +71,13 @@ class TextBody(BaseModel):
     stop: Any = Field(None, description="a string or up to four")
     frequency_penalty: Any = None
     presence_penalty: Any = None
+    min_p: Any = Field(None, description="0 to 1: tokens less likely than this share of the likeliest are never drawn")
+    repetition_penalty: Any = Field(None, description="above 1 makes what was said before less likely")
+    min_tokens: Any = Field(None, description="nothing ends the answer before so many tokens")
+    stop_token_ids: Any = Field(None, description="token ids that end the answer")
     ignore_eos: bool | None = None
+    n: Any = Field(None, description="answers to each prompt")
+    user: str | None = Field(None, description="changes nothing")
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     return_token_ids: bool | None = Field(None, description="ours: adds token_ids to each choice")
@@ -84,12 +88,17 @@ class ChatBody(TextBody):
 
     messages: Annotated[list[dict[str, Any]], FailFast()]
     max_completion_tokens: Any = None
+    logprobs: Any = Field(None, description="true: how likely each token was, before temperature, penalties and forms")
+    top_logprobs: Any = Field(None, description="how many of the likeliest tokens beside, where the model's engine tells them")
 
 
 class CompletionBody(TextBody):
     """POST /v1/completions."""
 
     prompt: Any = Field(description="a string, a list of strings, token ids, or a list of lists of token ids")
+    logprobs: Any = Field(None, description="0: how likely each token was; above: so many of the likeliest beside")
+    echo: Any = Field(None, description="true: the prompt stands before the answer")
+    best_of: Any = Field(None, description="so many answers are written to each prompt, and the n likeliest given")
 
 
 class EmbeddingBody(BaseModel):

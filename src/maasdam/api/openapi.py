@@ -16,6 +16,7 @@ from fastapi.openapi.utils import get_openapi
 from maasdam.api import errors
 from maasdam.api.access import OPEN
 from maasdam.api.audio import FORMATS
+from maasdam.api.choices import MOST_ANSWERS
 from maasdam.api.openai_schema import IGNORED, MEANINGLESS
 from maasdam.core import Sampling
 
@@ -53,7 +54,7 @@ MORE_ANSWERS: dict[str, Schema] = {
 }
 
 
-def _within(kind: type, low: int, high: int) -> Schema:
+def _within(kind: type, low: float, high: float) -> Schema:
     return {"anyOf": [{"type": "integer" if kind is int else "number", "minimum": low, "maximum": high}, {"type": "null"}]}
 
 
@@ -71,12 +72,20 @@ _MESSAGE: Schema = _object(
 )
 FIELDS: dict[str, Schema] = {
     **{name: _within(*limits) for name, limits in Sampling.RANGES.items()},
+    "top_logprobs": _within(*Sampling.RANGES["logprobs"]),
+    **dict.fromkeys(("n", "best_of"), _within(int, 1, MOST_ANSWERS)),
+    "echo": {"type": ["boolean", "null"]},
+    "stop_token_ids": {
+        "anyOf": [
+            {"type": "array", "maxItems": Sampling.MOST_STOP_TOKENS, "items": {"type": "integer", "minimum": 0}},
+            {"type": "null"},
+        ]
+    },
     "stop": {"anyOf": [_STOP, {"type": "array", "maxItems": Sampling.MOST_STOPS, "items": _STOP}, {"type": "null"}]},
     **dict.fromkeys(("max_tokens", "max_completion_tokens"), _within(int, 1, 1 << 31)),
     "messages": {"type": "array", "minItems": 1, "items": _MESSAGE},
     "prompt": {"anyOf": [{"type": "string"}, _TEXTS, _TOKENS, {**_TEXTS, "items": _TOKENS}]},
     **{name: {} for name in IGNORED},
-    **{name: {"enum": [*values, None]} for name, values in MEANINGLESS.items()},
 }
 """What the fields of both text routes may hold: `sampling` and `openai_schema` refuse the rest by name."""
 SPEECH_FIELDS: dict[str, Schema] = {
@@ -128,10 +137,13 @@ def _tighten(schema: Schema, name: str) -> None:
     """Say of a body's fields what the code that refuses them by name says."""
     own = schema["properties"]
     for field, holds in FIELDS.items():
-        if field in own or field in IGNORED or field in MEANINGLESS:
+        if field in own or field in IGNORED:
             kept = {key: own[field][key] for key in ("description", "title") if field in own and key in own[field]}
             own[field] = kept | holds
-    if name == "CompletionBody":
+    own |= {field: {"enum": [*values, None]} for field, values in MEANINGLESS.items() if field not in own}
+    if name == "ChatBody":
+        own["logprobs"] = own["logprobs"] | {"anyOf": [{"type": "boolean"}, {"type": "null"}]}
+    else:
         own["max_tokens"] = own["max_tokens"] | _within(*Sampling.RANGES["max_tokens"])
     schema["additionalProperties"] = False
 

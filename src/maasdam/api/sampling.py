@@ -8,16 +8,19 @@ from typing import Any
 from maasdam.core import Sampling, check_within
 from maasdam.errors import InvalidField
 
-SAME = ("temperature", "top_p", "top_k", "seed", "frequency_penalty", "presence_penalty", "ignore_eos")
+SAME = (
+    *("temperature", "top_p", "top_k", "min_p", "seed", "frequency_penalty", "presence_penalty", "repetition_penalty"),
+    *("min_tokens", "ignore_eos"),
+)
 """Fields that are called as `Sampling` calls them."""
-NAMES = ("max_tokens", "max_completion_tokens", "stop", *SAME)
+NAMES = ("max_tokens", "max_completion_tokens", "stop", "stop_token_ids", *SAME)
 """What `sampling_from` reads."""
 MOST_PROMPTS = 64
 """Of one request."""
 
 
 def sampling_from(fields: Mapping[str, Any], least_tokens: int = 1) -> Sampling:
-    """Sampling from OpenAI's field names plus top_k and ignore_eos. Raises InvalidField. Absent and null are unset.
+    """Sampling from OpenAI's field names, and vLLM's of what OpenAI lacks. Raises InvalidField. Absent and null are unset.
 
     `least_tokens` is 0 for /v1/completions alone, as OpenAI has it: only the prompt is read.
     """
@@ -27,6 +30,9 @@ def sampling_from(fields: Mapping[str, Any], least_tokens: int = 1) -> Sampling:
             kind, _, most = Sampling.RANGES["max_tokens"]
             check_within(name, fields[name], kind, least_tokens, most)
             given["max_tokens"] = fields[name]
+    ids = fields.get("stop_token_ids")
+    if ids is not None:
+        given["stop_token_ids"] = tuple(ids) if isinstance(ids, list) else (None,)  # which is refused as no token
     stop = fields.get("stop")
     if stop is not None and not isinstance(stop, str | list):
         raise InvalidField(f"'stop' must be a string or up to {Sampling.MOST_STOPS} strings", "stop")

@@ -12,16 +12,20 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from maasdam.core import Artifact, Cost, Meter, SequenceRequest, Tokens, total_cost
+from maasdam.core import Artifact, Cost, Meter, Sampling, Scored, SequenceRequest, Tokens, total_cost
+from maasdam.engines.genai_scoring import prompt_scores, scored_in_turn
 from maasdam.engines.generation import Choice, begin, read_config, read_defaults
 from maasdam.engines.mailbox import Hear, Job, Turns, tokens_of
 from maasdam.engines.openvino_engine import PRECISIONS, dynamic_quantization
 from maasdam.engines.openvino_library import kept_in, openvino
 from maasdam.engines.tensors import chosen, first_line, loading_with
-from maasdam.errors import EngineFailure, InvalidModel, MaasdamError
+from maasdam.errors import EngineFailure, InvalidField, InvalidModel, MaasdamError
 from maasdam.telemetry.meter import CpuMeter
+
+if TYPE_CHECKING:
+    from maasdam.core import type_array
 
 NAME = "openvino-genai"
 BLOCK = 32
@@ -108,13 +112,17 @@ def _free_memory() -> int:
 
 
 class _Running:
-    """A job inside the pipeline."""
+    """A job inside the pipeline, or before it."""
 
-    def __init__(self, job: Job, handle: Any, choice: Choice, prompt: int) -> None:
-        self.job, self.handle, self.choice = job, handle, choice
-        self.share = prompt
+    def __init__(self, job: Job, prompt: type_array, choice: Choice) -> None:
+        self.job, self.prompt, self.choice = job, prompt, choice
+        self.handle: Any = None
+        """None before it is inside."""
+        self.share = prompt.shape[1]
         """Tokens of the next step that are this job's: the whole prompt at first, then one."""
         self.cost: Cost | None = None
+        self.prompt_scores: tuple[Scored, ...] = ()
+        """Until they are handed out."""
 
 
 class GenaiEngine:
@@ -126,8 +134,10 @@ class GenaiEngine:
         self.context_length = context_length
         self._pipeline: Any = make()
         self._next_id = 0
+        self._waiting: list[_Running] = []
+        """Those whose prompts are to be scored, which nothing may be beside, and those that came after: see `_admit`."""
         self.meter: Meter = CpuMeter()
-        self._turns = Turns(NAME, self._join, self._step, lambda r: r.handle.cancel())
+        self._turns = Turns(NAME, self._join, self._step, self._drop)
 
     def start(self, request: SequenceRequest, hear: Hear) -> Callable[[], object]:
         """Token ids as they come, without the end token; the last has `finish_reason` "stop" or "length".
@@ -148,38 +158,89 @@ class GenaiEngine:
 
     def _join(self, job: Job) -> _Running | None:
         """Give a job to the pipeline; one that can't be run fails alone."""
-        ov = openvino()
-
         try:
             begun = begin(job, self._defaults)
             if begun is None:
                 return None
-            prompt, choice = begun
-            self._next_id += 1
-            handle = self._pipeline.add_request(self._next_id, ov.Tensor(prompt.copy()), configuration(choice))
-            return _Running(job, handle, choice, prompt.shape[1])
+            r = _Running(job, *begun)
+            _check_likeliest(job.request.sampling, r.choice)
+            if r.choice.scores_prompt or self._waiting:
+                self._waiting.append(r)
+            else:
+                self._add(r)
+            return r
         except Exception as error:
             job.fail(_ours(error))
             return None
 
+    def _add(self, r: _Running) -> None:
+        tensor = openvino().Tensor(r.prompt.copy())
+        r.handle = self._pipeline.add_request(self._number(), tensor, configuration(r.choice))
+
+    def _number(self) -> int:
+        self._next_id += 1
+        return self._next_id
+
+    def _drop(self, r: _Running) -> None:
+        if r.handle is not None:
+            r.handle.cancel()
+        elif r in self._waiting:
+            self._waiting.remove(r)
+
+    def _admit(self) -> list[_Running]:
+        """With nothing in the pipeline: score some prompts, and let in what needs no score, or has it now. Gives those that are
+        over so.
+
+        Who comes while a prompt waits for its score waits too, or the pipeline would never be free; each time some prompts are
+        scored and everybody else let in, so that neither waits for ever.
+        """
+        unscored = [r for r in self._waiting if r.choice.scores_prompt and not r.prompt_scores]
+        count = scored_in_turn([r.prompt for r in unscored])
+        for r in unscored[:count]:
+            span = self.meter.start()
+            try:
+                r.prompt_scores = prompt_scores(self._pipeline, r.prompt, self._number())
+            finally:
+                r.cost = self.meter.stop(span)
+        over = []
+        admitted = [r for r in self._waiting if r not in unscored[count:]]
+        self._waiting = unscored[count:]
+        for r in admitted:
+            try:
+                if r.choice.max_tokens:
+                    self._add(r)
+                    continue
+                r.job.give(Tokens((), finish_reason="length", cost=r.cost, prompt_scores=r.prompt_scores))
+            except Exception as error:
+                r.job.fail(_ours(error))
+            over.append(r)
+        return over
+
     def _step(self, running: list[_Running]) -> list[_Running]:
         """One step of the pipeline; those still running afterwards."""
         try:
+            if self._waiting and len(self._waiting) == len(running):
+                over = self._admit()
+                running = [r for r in running if r not in over]
+            inside = [r for r in running if r.handle is not None]
+            if not inside:
+                return running
             if not self._pipeline.has_non_finished_requests():
-                for r in [r for r in running if not self._is_done(r)]:
+                for r in [r for r in inside if not self._is_done(r)]:
                     r.job.fail(EngineFailure(f"engine {NAME} dropped a request unfinished"))
-                return []
+                return [r for r in running if r.handle is None]
             span = self.meter.start()
             try:
                 self._pipeline.step()
             finally:
                 spent = self.meter.stop(span)
-            whole = sum(r.share for r in running)
-            for r in running:
+            whole = sum(r.share for r in inside)
+            for r in inside:
                 r.cost = total_cost((r.cost, spent.part(r.share / whole)))
                 r.share = 1
-            return [r for r in running if not self._is_done(r)]
+            return [r for r in running if r.handle is None or not self._is_done(r)]
         except Exception as error:
+            self._waiting.clear()
             for r in running:
                 r.job.fail(EngineFailure(f"engine {NAME} broke in a step: {first_line(error)}"))
             self._pipeline = None  # its state is unknown: make it anew
@@ -191,9 +252,15 @@ class GenaiEngine:
         import openvino_genai as genai
 
         ids: list[int] = []
+        logprobs: list[float] = []
         while r.handle.can_read():
             for output in r.handle.read().values():
                 ids += output.generated_ids
+                logprobs += output.generated_log_probs
+        scores: list[Scored] = []
+        if r.choice.logprobs is not None:
+            beside = r.choice.logprobs > 0  # of a greedy choice, which is the likeliest itself: see _check_likeliest
+            scores = [Scored(i, value, ((i, value),) * beside) for i, value in zip(ids, logprobs, strict=True)]
         reason: str | None = None
         status = r.handle.get_status()
         if status == genai.GenerationStatus.IGNORED:
@@ -204,7 +271,10 @@ class GenaiEngine:
             ids = ids[:-1] if ended else ids
             reason = "stop" if ended else "length"
         if ids or reason:
-            r.job.give(Tokens(tuple(ids), finish_reason=reason, cost=r.cost))
+            count, told, r.prompt_scores = len(ids), r.prompt_scores, ()
+            end = scores[count] if len(scores) > count else None
+            given = tuple(scores[:count])
+            r.job.give(Tokens(tuple(ids), finish_reason=reason, cost=r.cost, scores=given, prompt_scores=told, end=end))
         return reason is not None
 
 
@@ -217,6 +287,11 @@ def configuration(choice: Choice) -> Any:
     config.max_new_tokens = choice.max_tokens
     config.ignore_eos = not choice.eos
     config.stop_token_ids = set(choice.eos)
+    if choice.eos:
+        config.eos_token_id = min(choice.eos)  # where it is unset the model's own is added, which the caller may ignore
+        config.min_new_tokens = choice.min_tokens
+    if choice.logprobs is not None:
+        config.logprobs = 1
     config.repetition_penalty = choice.repetition_penalty
     config.frequency_penalty = choice.frequency_penalty
     config.presence_penalty = choice.presence_penalty
@@ -224,10 +299,37 @@ def configuration(choice: Choice) -> Any:
     if config.do_sample:
         config.temperature = choice.temperature
         config.top_p = choice.top_p
+        config.min_p = min(choice.min_p, 1 - 1e-6)  # it takes less than 1
         config.rng_seed = choice.seed
         if choice.top_k is not None:
             config.top_k = choice.top_k
     return config
+
+
+def _check_likeliest(sampling: Sampling, choice: Choice) -> None:
+    """Raise InvalidField where more would have to be told than of the tokens chosen: the pipeline has no way to ask.
+
+    What is chosen greedily, by nothing but the model's own figures, is the likeliest itself.
+    """
+    name = sampling.logprobs_field
+    if not choice.logprobs:
+        return
+    if choice.logprobs > 1 or name != "logprobs":
+        why = "tokens beside the chosen one"
+    elif choice.scores_prompt:
+        why = "the likeliest tokens in the prompt's places, which 'echo' asks for"
+    elif not choice.is_greedy:
+        why = "the likeliest token where another may be drawn (temperature)"
+    elif choice.min_tokens or choice.repetition_penalty != 1 or choice.frequency_penalty or choice.presence_penalty:
+        why = "the likeliest token where penalties or min_tokens choose another"
+    else:
+        return
+    raise InvalidField(
+        f"'{name}' is {choice.logprobs}: engine {NAME} does not tell {why}; send 0, which tells of the text's own tokens, or "
+        "deploy the model for the engine transformers",
+        name,
+        "unsupported_parameter",
+    )
 
 
 def _ours(error: Exception) -> Exception:

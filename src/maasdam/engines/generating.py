@@ -10,7 +10,19 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from maasdam.core import Cost, Sampling, SequenceEngine, SequenceRequest, Tensors, TextPiece, TextStream, Tokens, Transcript
+from maasdam.core import (
+    Cost,
+    Echo,
+    Sampling,
+    Scored,
+    SequenceEngine,
+    SequenceRequest,
+    Tensors,
+    TextPiece,
+    TextStream,
+    Tokens,
+    Transcript,
+)
 from maasdam.errors import EngineFailure
 
 
@@ -23,7 +35,14 @@ def piece_of(tokens: Tokens, stream: TextStream) -> TextPiece:
     elif reason is not None:
         text += stream.finish()
         reason = "stop" if stream.is_stopped else reason
-    return TextPiece(text, taken, reason)
+    marked = getattr(stream, "marked", None)  # of a MarkedStream; to ask for the protocol takes microseconds a token
+    return TextPiece(text, taken, reason, () if marked is None else marked(tokens, text, reason is not None))
+
+
+def with_echo(piece: TextPiece, echo: Echo, scores: Sequence[Scored]) -> TextPiece:
+    """The first piece of an answer behind its prompt, whose tokens are marked where `scores` tell of them."""
+    marks = [mark.scored(score, echo.spelled) for mark, score in zip(echo.marks, scores, strict=False)]  # or there are none
+    return piece._replace(text=echo.text + piece.text, marks=(*marks, *piece.marks))
 
 
 async def text_of(

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import CONTEXT_KEYS, Sampling, SequenceRequest, Tokens
+from maasdam.core import CONTEXT_KEYS, Sampling, Scored, SequenceRequest, Tokens
 from maasdam.engines.mailbox import Job
-from maasdam.errors import ContextExceeded, InvalidPayload
+from maasdam.errors import ContextExceeded, InvalidField, InvalidPayload
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -38,6 +38,7 @@ class Defaults:
     top_p: float
     top_k: int | None
     repetition_penalty: float
+    min_p: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,14 @@ class Choice:
     presence_penalty: float
     repetition_penalty: float
     eos: frozenset[int]
-    """Empty where the caller ignores them."""
+    """What ends it: the model's own end tokens, unless the caller ignores them, and the caller's."""
+    min_p: float
+    min_tokens: int
+    """Before so many no token of `eos` is chosen."""
+    logprobs: int | None
+    """Whether each token's is told, and of how many of the likeliest beside."""
+    scores_prompt: bool
+    """Whether the prompt's are told too."""
 
     @property
     def is_greedy(self) -> bool:
@@ -78,6 +86,7 @@ def read_defaults(folder: Path) -> Defaults:
         top_p=float(own.get("top_p") or 1.0),
         top_k=top_k if isinstance(top_k, int) and top_k > 0 else None,
         repetition_penalty=float(own.get("repetition_penalty") or 1.0),
+        min_p=float(own.get("min_p") or 0.0),
     )
 
 
@@ -88,17 +97,28 @@ def begin(job: Job, defaults: Defaults) -> tuple[type_array, Choice] | None:
     """
     prompt = prompt_of(job.request, defaults)
     choice = choose(job.request.sampling, defaults, prompt.shape[1])
-    if choice.max_tokens:
+    if choice.max_tokens or choice.scores_prompt:
         return prompt, choice
     job.give(Tokens((), finish_reason="length"))
     return None
 
 
 def choose(sampling: Sampling, defaults: Defaults, prompt: int) -> Choice:
-    """Resolve `sampling` for a prompt of so many tokens. Raises ContextExceeded: here, and nowhere else, they are counted."""
+    """Resolve `sampling` for a prompt of so many tokens. Raises ContextExceeded: here, and nowhere else, they are counted.
+
+    Raises InvalidField for tokens that the model has not, and for a `min_tokens` that there is no room for.
+    """
     room = defaults.context_length - prompt
     if room < 1:
         raise ContextExceeded(prompt, defaults.context_length)
+    if sampling.min_tokens > room:
+        raise InvalidField(f"'min_tokens' is {sampling.min_tokens}; after this prompt there is room for {room}", "min_tokens")
+    unknown = next((i for i in sampling.stop_token_ids if defaults.vocabulary is not None and i >= defaults.vocabulary), None)
+    if unknown is not None:
+        raise InvalidField(
+            f"'stop_token_ids' holds {unknown}, which is not in this model's vocabulary of {defaults.vocabulary}",
+            "stop_token_ids",
+        )
     temperature = 0.0 if defaults.is_greedy else defaults.temperature
     if sampling.temperature is not None:
         temperature = float(sampling.temperature)
@@ -111,8 +131,14 @@ def choose(sampling: Sampling, defaults: Defaults, prompt: int) -> Choice:
         seed=secrets.randbits(32) if sampling.seed is None else sampling.seed % 2**32,
         frequency_penalty=float(sampling.frequency_penalty),
         presence_penalty=float(sampling.presence_penalty),
-        repetition_penalty=defaults.repetition_penalty,
-        eos=frozenset() if sampling.ignore_eos else defaults.eos,
+        repetition_penalty=(
+            defaults.repetition_penalty if sampling.repetition_penalty is None else float(sampling.repetition_penalty)
+        ),
+        eos=(frozenset() if sampling.ignore_eos else defaults.eos) | frozenset(sampling.stop_token_ids),
+        min_p=defaults.min_p if sampling.min_p is None else float(sampling.min_p),
+        min_tokens=sampling.min_tokens,
+        logprobs=sampling.logprobs,
+        scores_prompt=sampling.echo and sampling.logprobs is not None,
     )
 
 
@@ -131,7 +157,8 @@ def prompt_of(request: SequenceRequest, defaults: Defaults) -> type_array:
 def pick(logits: type_array, choice: Choice, prompt: type_array, generated: list[int], random: Any) -> int:
     """One token from the logits [V] of the last position. `random` is a numpy Generator; greedy doesn't draw from it.
 
-    Order: repetition penalty (prompt and answer), presence and frequency penalties (answer), temperature, top_k, top_p.
+    Order: repetition penalty (prompt and answer), presence and frequency penalties (answer), no end before `min_tokens`,
+    temperature, top_k, top_p, min_p.
     """
     import numpy as np
 
@@ -143,6 +170,8 @@ def pick(logits: type_array, choice: Choice, prompt: type_array, generated: list
     if generated and (choice.frequency_penalty or choice.presence_penalty):
         tokens, counts = np.unique(np.asarray(generated), return_counts=True)
         scores[tokens] -= choice.frequency_penalty * counts + choice.presence_penalty
+    if len(generated) < choice.min_tokens and choice.eos:
+        scores[sorted(choice.eos)] = -np.inf
     if choice.is_greedy:
         return int(scores.argmax())
     order = np.argsort(-scores, kind="stable")[: choice.top_k]
@@ -150,8 +179,20 @@ def pick(logits: type_array, choice: Choice, prompt: type_array, generated: list
     chances = np.exp(ranked - ranked[0])
     chances /= chances.sum()
     keep = int(np.searchsorted(np.cumsum(chances), choice.top_p, side="left")) + 1
+    keep = min(keep, int((chances >= choice.min_p * chances[0]).sum()))  # which come in the order of their size
     chances = chances[:keep] / chances[:keep].sum()
     return int(order[int(np.searchsorted(np.cumsum(chances), random.random(), side="right").clip(0, len(chances) - 1))])
+
+
+def scored(logits: type_array, token: int, count: int) -> Scored:
+    """How likely a token is by the logits [V] of the position before it, and the `count` likeliest."""
+    import numpy as np
+
+    scores = logits.astype(np.float64)
+    scores -= scores.max()
+    scores -= np.log(np.exp(scores).sum())
+    best = np.argsort(-scores, kind="stable")[:count] if count else ()
+    return Scored(token, float(scores[token]), tuple((int(i), float(scores[i])) for i in best))
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:

@@ -10,8 +10,8 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import SPEECH_RECOGNITION, Artifact, Cost, Meter, SequenceEngine, SequenceRequest, Tokens, total_cost
-from maasdam.engines.generation import Choice, begin, pick, read_defaults
+from maasdam.core import SPEECH_RECOGNITION, Artifact, Cost, Meter, Scored, SequenceEngine, SequenceRequest, Tokens, total_cost
+from maasdam.engines.generation import Choice, begin, pick, read_defaults, scored
 from maasdam.engines.mailbox import Hear, Job, Turns, tokens_of
 from maasdam.engines.tensors import first_line, loading_with
 from maasdam.engines.transformers_library import architecture_of, open_module
@@ -54,6 +54,10 @@ class _Running:
         self.cache: Any = None
         self.generated: list[int] = []
         self.cost: Cost | None = None
+        self.prompt_scores: tuple[Scored, ...] = ()
+        """Until they are handed out."""
+        self.score: Scored | None = None
+        """Of the newest token."""
 
 
 class TransformersEngine:
@@ -103,19 +107,32 @@ class TransformersEngine:
             r.job.fail(EngineFailure(f"engine {NAME} broke on a request: {first_line(error)}"))
             return True
         is_end = token in r.choice.eos
-        if not is_end:
-            r.generated.append(token)
+        ids = () if token is None or is_end else (token,)
+        r.generated += ids
         is_full = len(r.generated) >= r.choice.max_tokens
         reason = "stop" if is_end else "length" if is_full else None
-        r.job.give(Tokens(() if is_end else (token,), finish_reason=reason, cost=r.cost))
+        scores = (r.score,) if ids and r.score is not None else ()
+        end = r.score if is_end else None
+        told, r.prompt_scores = r.prompt_scores, ()
+        r.job.give(Tokens(ids, finish_reason=reason, cost=r.cost, scores=scores, prompt_scores=told, end=end))
         return reason is not None
 
-    def _next_token(self, r: _Running) -> int:
+    def _next_token(self, r: _Running) -> int | None:
+        """None where only the prompt is to be read."""
         import torch
 
         with torch.inference_mode():
             ids = torch.tensor(r.prompt if r.cache is None else [[r.generated[-1]]], device=self._device)
             out = self._module(input_ids=ids, past_key_values=r.cache, use_cache=True)
-            r.cache = out.past_key_values
             logits = out.logits[0, -1].float().cpu().numpy()
-        return pick(logits, r.choice, r.prompt, r.generated, r.random)
+            count = r.choice.logprobs
+            if r.cache is None and r.choice.scores_prompt:
+                prompt, rows = r.prompt[0].tolist(), out.logits[0].float().cpu().numpy()
+                rest = (scored(row, token, count or 0) for row, token in zip(rows, prompt[1:], strict=False))
+                r.prompt_scores = (Scored(prompt[0], None), *rest)
+            r.cache = out.past_key_values
+        if not r.choice.max_tokens:
+            return None
+        token = pick(logits, r.choice, r.prompt, r.generated, r.random)
+        r.score = None if count is None else scored(logits, token, count)
+        return token

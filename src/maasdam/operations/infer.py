@@ -151,8 +151,8 @@ class Inference:
         write: Callable[[Chunk, Entry], Written],
         hear: Callable[[Written | BaseException, bool], None],
     ) -> Callable[[], None]:
-        """Have `hear` told of chunks as they come, written, and whether one is the last, which it hears of once the row is
-        durable; or of the error that ends it, once that has its row. The deadline holds for the first one.
+        """Have `hear` told of all payloads' chunks as they come, written, and whether one is the last, which it hears of once
+        the row is durable; or of the error that ends it, once that has its row. The deadline holds for the first one.
 
         What this gives cancels it, for a caller that went away.
         """
@@ -504,7 +504,7 @@ class _Answering(_Account):
 class _Streaming(_Answering):
     """One request that is answered in pieces."""
 
-    __slots__ = ("_newest", "_piece", "_tell")
+    __slots__ = ("_left", "_newest", "_piece", "_tell")
 
     def __init__(
         self,
@@ -516,7 +516,10 @@ class _Streaming(_Answering):
         super().__init__(inference, request, lambda chunks, entry, written: None, lambda last: hear(last, True))
         self._piece = write
         self._tell = hear
-        self._newest: list[Chunk] = []
+        self._newest: dict[int, Chunk] = {}
+        """Of each payload."""
+        self._left = 0
+        """Payloads whose answers go on."""
 
     def begin(self, check: Callable[[Facts], None]) -> None:
         """Ask the replica. Whatever is wrong is told: a stream has no other way to go."""
@@ -532,18 +535,29 @@ class _Streaming(_Answering):
         self._start_clock()
 
     def _ask(self, replica: Replica) -> Cancel:
-        stop = replica.stream(replace(self.request, deadline=None), self._take)
+        request = self.request
+        stops: list[Callable[[], object]] = []
+        self._left = len(request.payloads)
 
         def cancel() -> list[Chunk]:
-            stop()
-            return self._newest
+            for stop in stops:
+                stop()
+            return list(self._newest.values())
 
+        try:
+            for i, payload in enumerate(request.payloads):
+                stops.append(replica.stream(replace(request, payloads=(payload,), deadline=None), partial(self._take, i)))
+        except BaseException:
+            cancel()
+            raise
         return cancel
 
-    def _take(self, chunk: Chunk | BaseException) -> None:
+    def _take(self, number: int, chunk: Chunk | BaseException) -> None:
         if self._done is None or self._is_answered:
             return
         if isinstance(chunk, Left) and not self._newest:
+            if self._cancel is not None:
+                self._cancel()
             self._wait()
             return
         if isinstance(chunk, BaseException):
@@ -553,12 +567,15 @@ class _Streaming(_Answering):
             if not self._newest:
                 self._stop_clock()
                 self._inference.outbox.first_chunk(self.entry, self._inference.now() - self.began)
-            self._newest = [chunk]
-            if not chunk.is_last:
+            if number:
+                chunk = chunk._replace(number=number)
+            self._newest[number] = chunk
+            self._left -= chunk.is_last
+            if self._left:
                 self._tell(self._piece(chunk, self.entry), False)
                 return
             self._is_answered = True
-            self.see([chunk])
+            self.see(list(self._newest.values()))
             self.add_up()
             self._keep(self._piece(chunk, self.entry))
         except Exception as error:

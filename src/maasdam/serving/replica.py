@@ -29,10 +29,13 @@ from maasdam.core import (
     Checked,
     Chunk,
     Cost,
+    Echo,
+    EchoingProcessor,
     Facts,
     Payload,
     Processor,
     Request,
+    Scored,
     SequenceEngine,
     SequenceRequest,
     Signature,
@@ -48,9 +51,9 @@ from maasdam.core import (
     WithoutNan,
     total_cost,
 )
-from maasdam.engines.generating import piece_of, transcript_of
+from maasdam.engines.generating import piece_of, transcript_of, with_echo
 from maasdam.engines.mailbox import as_they_come, told
-from maasdam.errors import InvalidInput, InvalidPayload, MaasdamError, Overloaded, TooLarge
+from maasdam.errors import InvalidField, InvalidInput, InvalidPayload, MaasdamError, Overloaded, TooLarge
 from maasdam.serving.executions import Executions
 from maasdam.serving.scheduler import Ran, Scheduler
 from maasdam.tasks import TASKS, task_of
@@ -375,7 +378,8 @@ def _folded(pieces: Sequence[Chunk]) -> Chunk:
         return last
     texts = [cast(TextPiece, piece.value) for piece in pieces]
     ids = tuple(token for text in texts for token in text.token_ids)
-    return last._replace(value=TextPiece("".join(text.text for text in texts), ids, last.value.finish_reason))
+    marks = tuple(mark for text in texts for mark in text.marks)
+    return last._replace(value=TextPiece("".join(text.text for text in texts), ids, last.value.finish_reason, marks))
 
 
 def _is_last(chunk: Chunk) -> bool:
@@ -415,11 +419,12 @@ class SequenceReplica:
         pool: Executor,
         queue_size: int,
         max_tokens: int = 256,
-        text_stream: Callable[[tuple[str, ...], Sequence[int]], TextStream] | None = None,
+        text_stream: Callable[..., TextStream] | None = None,
     ) -> None:
         """`max_tokens` are written where a request names no limit.
 
-        `text_stream` makes one for stop strings and the prompt's tokens; None where the engine gives text by itself.
+        `text_stream` makes one for stop strings and the prompt's tokens (see `WritingProcessor`); None where the engine gives
+        text by itself.
         """
         self.facts = Facts(None, engine.context_length, processor.task)
         self.in_flight = 0
@@ -494,6 +499,10 @@ class _Text:
         self._replica = replica
         self._request = request
         self._sampling = payload.sampling
+        self._is_another = payload.is_another
+        self._echo: Echo | None = None
+        """Until it is given out, with the first piece."""
+        self._prompt_scores: tuple[Scored, ...] = ()
         self._hear: Hear | None = hear
         self._units = Units()
         self._words: TextStream
@@ -503,7 +512,7 @@ class _Text:
         self._later: deque[Tokens | BaseException] = deque()
         """Behind tokens whose text is made in a thread."""
         replica._answering += 1
-        asyncio.get_running_loop().run_in_executor(replica._pool, _prepare, replica._processor, payload).add_done_callback(
+        asyncio.get_running_loop().run_in_executor(replica._pool, _prompt, replica._processor, payload).add_done_callback(
             self._begin
         )
 
@@ -515,17 +524,22 @@ class _Text:
             if self._stop is not None:
                 self._stop()
 
-    def _begin(self, prepared: asyncio.Future[tuple[list[dict[str, Any]], Units]]) -> None:
+    def _begin(self, prepared: asyncio.Future[tuple[dict[str, Any], Units, Echo | None]]) -> None:
         if self._hear is None:
             prepared.cancelled() or prepared.exception()  # or asyncio says that nobody looked at it
             return
         replica, sampling = self._replica, self._sampling
         try:
-            (inputs,), self._units = prepared.result()
+            inputs, self._units, self._echo = prepared.result()
+            if self._is_another:
+                self._units = self._units._replace(prompt_tokens=0)
             if sampling.max_tokens is None:
-                sampling = replace(sampling, max_tokens=replica._max_tokens)
+                sampling = replace(sampling, max_tokens=max(replica._max_tokens, sampling.min_tokens))
+            more: dict[str, int] = {"least": sampling.min_tokens} if sampling.min_tokens else {}
+            if sampling.logprobs is not None:
+                more["marks_from"] = 0 if self._echo is None else len(self._echo.text)
             assert replica._text_stream is not None
-            self._words = replica._text_stream(sampling.stop, inputs["input_ids"][0])
+            self._words = replica._text_stream(sampling.stop, inputs["input_ids"][0], **more)
             asked = SequenceRequest(self._request.id, inputs, sampling, self._request.deadline)
             self._stop = replica._engine.start(asked, self._take)
         except BaseException as error:
@@ -534,6 +548,11 @@ class _Text:
     def _take(self, tokens: Tokens | BaseException) -> None:
         """The engine's next."""
         replica = self._replica
+        sampling = self._sampling
+        if sampling.logprobs is not None and isinstance(tokens, Tokens):
+            self._prompt_scores = tokens.prompt_scores or self._prompt_scores
+            if tokens.token_ids and not tokens.scores:
+                tokens = _unable(sampling.logprobs_field, "engine tells no log-probabilities")
         if self._later or replica._decodes_apart:
             self._later.append(tokens)
             if len(self._later) == 1:
@@ -578,6 +597,8 @@ class _Text:
             return
         self._count += len(piece.token_ids)
         self._cost = cost or self._cost
+        if self._echo is not None:
+            piece, self._echo = with_echo(piece, self._echo, self._prompt_scores), None
         chunk = Chunk(piece, Units(units.items, units.prompt_tokens, self._count, units.audio_seconds), is_last, self._cost)
         if is_last:
             self.cancel()
@@ -598,6 +619,21 @@ def _prepare(processor: Processor, payload: Payload) -> tuple[list[dict[str, Any
         raise
     except (MemoryError, RecursionError) as error:
         raise InvalidPayload("the payload is too large to decode; send a smaller one") from error
+
+
+def _prompt(processor: Processor, payload: TextPayload) -> tuple[dict[str, Any], Units, Echo | None]:
+    """A text's inputs, and the prompt as it stands before the answer where that is asked for."""
+    (inputs,), units = _prepare(processor, payload)
+    sampling = payload.sampling
+    if not sampling.echo and sampling.logprobs is None:
+        return inputs, units, None
+    if not isinstance(processor, EchoingProcessor):
+        raise _unable("echo" if sampling.echo else sampling.logprobs_field, "processor can't show tokens")
+    return inputs, units, processor.echo(payload, inputs["input_ids"][0]) if sampling.echo else None
+
+
+def _unable(name: str, why: str) -> InvalidField:
+    return InvalidField(f"'{name}' can't be kept to: this model's {why}", name, "unsupported_parameter")
 
 
 def _check_kind(name: str, payload: Payload) -> None:

@@ -33,15 +33,20 @@ class Detokenizer:
         *,
         context: Sequence[int] = (),
         hidden: Mapping[int, str] | None = None,
+        least: int = 0,
     ) -> None:
         """`context` are the tokens before the first, as far as `decode` must see them. `hidden` are control tokens: they
-        have no text in the answer, but a stop string that names one ends it there.
+        have no text in the answer, but a stop string that names one ends it there. No stop string ends the first `least`
+        tokens, nor begins in their text.
         """
         self.is_stopped = False
         """Whether a stop string was seen: nothing more comes."""
         self.taken = 0
         """Of the tokens last fed, how many belong to the answer: all, or those before the control token that ended it."""
+        self.fresh = ""
+        """What the tokens last fed made certain, held back or not."""
         self._decode = decode
+        self._least = least
         self._hidden = hidden or {}
         self._stop = tuple(s for s in stop if s)
         self._named = _named(self._hidden, self._stop)
@@ -58,10 +63,12 @@ class Detokenizer:
     def feed(self, token_ids: Sequence[int]) -> str:
         """The text that is now certain; "" once stopped."""
         self.taken = 0
+        self.fresh = ""
         if self.is_stopped:
             return ""
         out = ""
         for token in token_ids:
+            self._least -= 1
             out += self._feed_hidden(token) if token in self._hidden else self._feed(token)
             if self.is_stopped:
                 self.taken += token not in self._hidden
@@ -71,11 +78,17 @@ class Detokenizer:
 
     def finish(self) -> str:
         """What was held back, broken characters included; "" once stopped."""
+        self.fresh = ""
         if self.is_stopped:
             return ""
         out = self._pass(self._settle())
         held, self._held = self._held, ""
         return out if self.is_stopped else out + _plain(held)
+
+    @property
+    def pending(self) -> Sequence[int]:
+        """Tokens whose text is not certain yet."""
+        return self._ids[self._certain :]
 
     def _feed(self, token: int) -> str:
         self._ids.append(token)
@@ -125,8 +138,11 @@ class Detokenizer:
 
     def _pass(self, text: str) -> str:
         """Let through what can't become a stop string; cut at the first that is one."""
+        self.fresh += _plain(text)
         if not self._stop:
             return text
+        if self._least >= 0:
+            return _plain(text)
         self._held += text
         plain = _plain(self._held)
         ends = [at for s in self._stop_written if (at := self._held.find(s)) >= 0]

@@ -13,12 +13,25 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import CONTEXT_KEYS, TEXT_GENERATION, Answer, Payload, Sampling, Tensors, TextPayload, TextPiece, Units
+from maasdam.core import (
+    CONTEXT_KEYS,
+    TEXT_GENERATION,
+    Answer,
+    Echo,
+    Payload,
+    Sampling,
+    Tensors,
+    TextPayload,
+    TextPiece,
+    TextStream,
+    Units,
+)
 from maasdam.errors import ContextExceeded, InvalidModel, InvalidPayload, MaasdamError
 from maasdam.tasks.control_tokens import ControlTokens
 from maasdam.tasks.detokenizer import BROKEN, Detokenizer
 from maasdam.tasks.examples import texts
 from maasdam.tasks.files import opened, read_json
+from maasdam.tasks.marks import Marking, Spelling
 from maasdam.tasks.scoring import PERPLEXITY
 from maasdam.tasks.task import Bytes, Task
 
@@ -46,6 +59,7 @@ class TextProcessor:
         self._longest = max((len(token) for token in self.tokenizer.get_vocab()), default=1)
         self._hidden = _hidden(self.tokenizer)
         self._chat = _Chat(self.tokenizer) if self.tokenizer.chat_template else None
+        self._spelling = Spelling(self.tokenizer, self._hidden)
 
     def prepare(self, payload: Payload) -> list[dict[str, type_array]]:
         """One prompt -> [{"input_ids": [1, T] int64}]. Raises InvalidPayload (no chat template, …).
@@ -99,10 +113,34 @@ class TextProcessor:
         if self.context_length is not None and len(text) > self.context_length * self._longest:
             raise ContextExceeded(f"at least {len(text) // self._longest}", self.context_length)
 
-    def stream(self, stop: tuple[str, ...] = (), after: Sequence[int] = ()) -> Detokenizer:
-        """Token ids to text as they come. `after` are the prompt's: a first token's space depends on them."""
+    def stream(
+        self, stop: tuple[str, ...] = (), after: Sequence[int] = (), *, least: int = 0, marks_from: int | None = None
+    ) -> TextStream:
+        """Token ids to text as they come. `after` are the prompt's: a first token's space depends on them. No stop string ends
+        the first `least` tokens. `marks_from`: mark the tokens of a text with so many characters before it.
+        """
         context = self._context([int(i) for i in after[-2 * CONTEXT :]])
-        return Detokenizer(self._text, stop, context=context, hidden=self._hidden)
+        stream = Detokenizer(self._text, stop, context=context, hidden=self._hidden, least=least)
+        return stream if marks_from is None else Marking(stream, self._spelling, marks_from)
+
+    def echo(self, payload: Payload, ids: Sequence[int]) -> Echo:
+        """A prompt as it was sent, or the text of its tokens, and where in it they are."""
+        assert isinstance(payload, TextPayload)
+        marking = Marking(Detokenizer(self._text, hidden=self._hidden), self._spelling)
+        own = marking.feed([int(i) for i in ids]) + marking.finish()
+        text = own if payload.prompt is None else payload.prompt
+        marks = tuple(marking.fed)
+        if text != own:  # the tokenizer makes another text of it first: lower case, say
+            marks = tuple(mark._replace(at=at) for mark, at in zip(marks, self._offsets(text, len(ids)), strict=True))
+        return Echo(text, marks, self._spelling.bytes_of)
+
+    def _offsets(self, text: str, count: int) -> list[int]:
+        """Where each of `count` tokens begins in the text that they were made of, as far as the tokenizer knows."""
+        found: list[int] = []
+        if self.tokenizer.is_fast:
+            for begin, end in self.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]:
+                found.append(begin if end > begin or not found else found[-1])
+        return (found + [found[-1] if found else 0] * count)[:count]
 
     def _text(self, ids: list[int]) -> str:
         """Without control tokens, and without making the text prettier than the tokens say."""

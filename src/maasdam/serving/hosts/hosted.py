@@ -230,7 +230,7 @@ class HostReplica:
                     elif not isinstance(part.value, wire.Written):
                         raise wire.Garbled("a piece of what has no pieces")
                     else:
-                        asked.room -= PIECE_BYTES + len(part.value.text)
+                        asked.room -= PIECE_BYTES * (1 + len(part.value.marks)) + len(part.value.text)
                         if asked.room < 0:
                             raise wire.Garbled(f"an answer in pieces of more than {MOST_PIECES_BYTES:,} bytes")
                     _told(asked.hear, chunk)

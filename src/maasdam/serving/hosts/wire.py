@@ -24,6 +24,7 @@ from maasdam.core import (
     Cost,
     Facts,
     ImagePayload,
+    Mark,
     Payload,
     TensorPayload,
     Tensors,
@@ -130,6 +131,7 @@ class Written(Struct, array_like=True, tag="w"):
     text: str
     token_ids: tuple[int, ...]
     finish_reason: Literal["stop", "length"] | None
+    marks: tuple[Mark, ...] = ()
 
 
 class Taken(Struct, array_like=True):
@@ -361,7 +363,7 @@ def part_given(chunk: Chunk, before: Sequence[Buffer] = (), at: int = 0) -> tupl
     value, body = chunk.value, list(before)
     said: ArrayList | Labels | HeardSpeech | Written
     if isinstance(value, TextPiece):
-        said = Written(value.text, value.token_ids, value.finish_reason)  # type: ignore[arg-type]  # of these two words
+        said = Written(*value)  # type: ignore[arg-type]  # its reason is one of these two words
     elif isinstance(value, Classification):
         said = Labels(value)
     elif isinstance(value, Transcript):
@@ -378,7 +380,7 @@ def chunk_of(part: AnswerPart, memory: Memory) -> Chunk:
     said = part.value
     value: Answer
     if isinstance(said, Written):
-        value = TextPiece(said.text, said.token_ids, said.finish_reason)
+        value = TextPiece(said.text, said.token_ids, said.finish_reason, said.marks)
     elif isinstance(said, ArrayList):
         value = tensors_of(said.arrays, memory)
     else:
