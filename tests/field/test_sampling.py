@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -146,6 +148,23 @@ async def test_stop_tokens_end_it_also_where_the_models_own_are_ignored(engine: 
     with pytest.raises(InvalidField, match="vocabulary of 320") as caught:
         await written(engine, PROMPTS[0], replace(GREEDY, stop_token_ids=(VOCABULARY,)))
     assert caught.value.param == "stop_token_ids"
+
+
+async def test_a_pipeline_adds_no_end_of_its_own_to_the_callers(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    """It does where a request names stop tokens but no end token, from the model's own files."""
+    artifact = artifacts["openvino-genai"]
+    engine = cast(SequenceEngine, open_engine(artifact, threads=1))
+    whole = await written(engine, PROMPTS[0], GREEDY)
+    engine.close()
+    at = next(i for i, token in enumerate(whole) if i > 3 and token not in whole[:i])
+    shutil.copytree(artifact.path, tmp_path, dirs_exist_ok=True)
+    for name in ("config.json", "generation_config.json"):
+        file = tmp_path / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": whole[2]}))
+    engine = cast(SequenceEngine, open_engine(replace(artifact, path=tmp_path), threads=1))
+    assert await written(engine, PROMPTS[0], replace(GREEDY, ignore_eos=False)) == whole[:2]
+    assert await written(engine, PROMPTS[0], replace(GREEDY, stop_token_ids=(whole[at],))) == whole[:at]
+    engine.close()
 
 
 async def test_nothing_ends_it_before_min_tokens(engine: SequenceEngine) -> None:
