@@ -50,7 +50,7 @@ def bare(folder: Path, threads: int) -> None:
     from maasdam.engines import genai_engine
     from maasdam.engines.generation import choose, read_defaults
 
-    make, _ = genai_engine._pipeline(folder, {"threads": threads})
+    make, _, _ = genai_engine._pipeline(folder, {"threads": threads, "dynamic_quantization": True})
     pipeline, defaults = make(), read_defaults(folder)
     sampling = Sampling(max_tokens=TOKENS, temperature=0.0, ignore_eos=True)
     print("ready", flush=True)

@@ -703,6 +703,14 @@ class SequenceEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class TryingEngine(Protocol):
+    """An engine that puts requests together by itself, and has tried whether an answer depends on what is beside it."""
+
+    batching: Batching
+    """What it found; OF_ITS_ENGINE where there was nothing to try."""
+
+
 Engine = TensorEngine | SequenceEngine
 
 

@@ -39,7 +39,7 @@ class Findings:
     def told(self, artifact: Artifact, *, threads: int = 0) -> Batching:
         """What is known of `artifact` here without trying it."""
         if artifact.signature is None:
-            return OWN
+            return self.get(artifact, threads=threads) or OWN
         if artifact.settings.get("batch") == "never":
             return NEVER
         return self.get(artifact, threads=threads) or UNTRIED

@@ -9,17 +9,32 @@ At the default precision (f32 computation and f32 cache) greedy tokens equal tra
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import Artifact, Cost, Meter, Sampling, Scored, SequenceRequest, Tokens, total_cost
+from maasdam.core import (
+    DEPENDENT,
+    OF_ITS_ENGINE,
+    Artifact,
+    Batching,
+    Cost,
+    Meter,
+    Sampling,
+    Scored,
+    SequenceRequest,
+    Tokens,
+    total_cost,
+)
+from maasdam.engines.genai_company import company
 from maasdam.engines.genai_scoring import prompt_scores, scored_in_turn
+from maasdam.engines.genai_steps import BLOCK, STEP_TOKENS, Steps, blocks_set_aside
 from maasdam.engines.generation import Choice, begin, read_config, read_defaults
 from maasdam.engines.mailbox import Hear, Job, Turns, tokens_of
 from maasdam.engines.openvino_engine import PRECISIONS, dynamic_quantization
-from maasdam.engines.openvino_library import kept_in, openvino
+from maasdam.engines.openvino_library import kept_in
 from maasdam.engines.tensors import chosen, first_line, loading_with
 from maasdam.errors import EngineFailure, InvalidField, InvalidModel, MaasdamError
 from maasdam.telemetry.meter import CpuMeter
@@ -28,8 +43,6 @@ if TYPE_CHECKING:
     from maasdam.core import type_array
 
 NAME = "openvino-genai"
-BLOCK = 32
-"""Tokens in one block of the CPU's key-value cache."""
 CONTEXTS = 16
 """Full contexts the cache is made for where memory allows: more requests than fit wait, or are computed again."""
 CACHE_BYTES = 2**30
@@ -37,26 +50,48 @@ CACHE_BYTES = 2**30
 MEMORY_SHARE = 0.5
 """Of the memory free at opening, at most so much becomes cache."""
 KV_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "u8": 1}
-STEP_TOKENS = 128
-"""Computed in one step, the next of every answer before those of prompts: what is left to prompts must not stall the answers.
-Measured (112 M parameters, int8, two cores): a step for 32 answers takes 102 ms, 64 tokens of a prompt add 110, 512 add 900; a
-prompt takes as much in parts of 128 as in parts of 512."""
+ROUNDED = ('element_type="i8"', 'element_type="u8"', 'element_type="i4"', 'element_type="u4"')
+"""Of constants in a model's file: products with such weights are those whose activations are rounded."""
+log = logging.getLogger("maasdam.engines")
 
 
 def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> GenaiEngine:
     """Open a genai folder.
 
     Settings: "threads"; "precision" of the computation: f32 (default), bf16, f16, auto; "kv_precision" of the cache: f32
-    (default), bf16, f16, u8; "dynamic_quantization" (default False): faster for several at once, but then what a request
-    generates depends on what runs beside it.
+    (default), bf16, f16, u8; "dynamic_quantization": whether activations are rounded to int8 where weights are int8 or int4,
+    which takes half the time (default True, unless answers depend on what runs beside them then: that is tried, if
+    "batching" is not what was found here before).
     """
     with loading_with(NAME, artifact):
-        make, context_length = _pipeline(artifact.path, settings)
-        return GenaiEngine(make, artifact.path, context_length)
+        known = settings.get("batching")
+        rounds = settings.get("dynamic_quantization", True) and _has_rounded_weights(artifact.path)
+        if rounds and not (known and known.verdict == DEPENDENT):
+            engine = _open(artifact.path, {**settings, "dynamic_quantization": True}, is_accompanied=True)
+            engine.batching = known or engine.try_company()
+            if engine.batching.is_independent:
+                return engine
+            engine.close()
+            known = engine.batching
+        engine = _open(artifact.path, {**settings, "dynamic_quantization": False}, is_accompanied=False)
+        if rounds and known:
+            log.warning("%s: %s; activations are left exact", artifact.path.name, known.how)
+            engine.batching = known
+        return engine
 
 
-def _pipeline(folder: Path, settings: Mapping[str, Any]) -> tuple[Callable[[], Any], int]:
-    """What makes the pipeline, and the context length that its cache allows."""
+def _open(folder: Path, settings: Mapping[str, Any], *, is_accompanied: bool) -> GenaiEngine:
+    make, context_length, blocks = _pipeline(folder, settings)
+    return GenaiEngine(lambda: Steps(make(), blocks, is_accompanied=is_accompanied), folder, context_length)
+
+
+def _has_rounded_weights(folder: Path) -> bool:
+    text = (folder / "openvino_model.xml").read_text()
+    return any(kind in text for kind in ROUNDED)
+
+
+def _pipeline(folder: Path, settings: Mapping[str, Any]) -> tuple[Callable[[], Any], int, int]:
+    """What makes the pipeline, the context length that its cache allows, and the blocks of that."""
     import openvino_genai as genai
 
     precision = chosen(settings, "precision", "f32", PRECISIONS)
@@ -75,7 +110,7 @@ def _pipeline(folder: Path, settings: Mapping[str, Any]) -> tuple[Callable[[], A
         scheduler.enable_prefix_caching = False  # what came before must not change what a request computes
         return genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties)
 
-    return make, min(wanted, tokens - 2 * BLOCK)
+    return make, min(wanted, tokens - blocks_set_aside(wanted) * BLOCK), tokens // BLOCK
 
 
 def kv_bytes_per_token(folder: Path, bytes_per_number: int) -> int:
@@ -99,10 +134,10 @@ def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int:
 
 def cache_tokens(bytes_per_token: int, context: int, free_bytes: int) -> int:
     """Tokens the cache should hold: CONTEXTS full contexts, less for a large model, one at least if memory allows."""
-    one = -(-context // BLOCK) * BLOCK + 2 * BLOCK
+    one = (-(-context // BLOCK) + blocks_set_aside(context)) * BLOCK
     affordable = int(free_bytes * MEMORY_SHARE) // bytes_per_token
     wanted = min(CONTEXTS * one, max(one, CACHE_BYTES // bytes_per_token), affordable)
-    return max(wanted // BLOCK, 8) * BLOCK
+    return max(wanted // BLOCK, 8 + blocks_set_aside(0)) * BLOCK
 
 
 def _free_memory() -> int:
@@ -118,8 +153,6 @@ class _Running:
         self.job, self.prompt, self.choice = job, prompt, choice
         self.handle: Any = None
         """None before it is inside."""
-        self.share = prompt.shape[1]
-        """Tokens of the next step that are this job's: the whole prompt at first, then one."""
         self.cost: Cost | None = None
         self.prompt_scores: tuple[Scored, ...] = ()
         """Until they are handed out."""
@@ -128,16 +161,21 @@ class _Running:
 class GenaiEngine:
     """The pipeline and its thread. A request that can't be run fails alone; if a step breaks, the pipeline is made anew."""
 
-    def __init__(self, make: Callable[[], Any], folder: Path, context_length: int) -> None:
+    def __init__(self, make: Callable[[], Steps], folder: Path, context_length: int) -> None:
         self._make = make
         self._defaults = replace(read_defaults(folder), context_length=context_length)
         self.context_length = context_length
         self._pipeline: Any = make()
-        self._next_id = 0
         self._waiting: list[_Running] = []
         """Those whose prompts are to be scored, which nothing may be beside, and those that came after: see `_admit`."""
+        self.batching: Batching = OF_ITS_ENGINE
+        """What was found of answers in company, where activations may be rounded."""
         self.meter: Meter = CpuMeter()
         self._turns = Turns(NAME, self._join, self._step, self._drop)
+
+    def try_company(self) -> Batching:
+        """Whether answers are the same in any company; before anybody asks for one."""
+        return company(self._pipeline, self._defaults.vocabulary or 2, self.context_length)
 
     def start(self, request: SequenceRequest, hear: Hear) -> Callable[[], object]:
         """Token ids as they come, without the end token; the last has `finish_reason` "stop" or "length".
@@ -174,12 +212,7 @@ class GenaiEngine:
             return None
 
     def _add(self, r: _Running) -> None:
-        tensor = openvino().Tensor(r.prompt.copy())
-        r.handle = self._pipeline.add_request(self._number(), tensor, configuration(r.choice))
-
-    def _number(self) -> int:
-        self._next_id += 1
-        return self._next_id
+        r.handle = self._pipeline.add_request(r.prompt, configuration(r.choice))
 
     def _drop(self, r: _Running) -> None:
         if r.handle is not None:
@@ -199,7 +232,8 @@ class GenaiEngine:
         for r in unscored[:count]:
             span = self.meter.start()
             try:
-                r.prompt_scores = prompt_scores(self._pipeline, r.prompt, self._number())
+                pipeline, number = self._pipeline.alone()
+                r.prompt_scores = prompt_scores(pipeline, r.prompt, number)
             finally:
                 r.cost = self.meter.stop(span)
         over = []
@@ -234,10 +268,9 @@ class GenaiEngine:
                 self._pipeline.step()
             finally:
                 spent = self.meter.stop(span)
-            whole = sum(r.share for r in inside)
             for r in inside:
-                r.cost = total_cost((r.cost, spent.part(r.share / whole)))
-                r.share = 1
+                if r.handle.computed:
+                    r.cost = total_cost((r.cost, spent.part(r.handle.computed / self._pipeline.rows)))
             return [r for r in running if r.handle is None or not self._is_done(r)]
         except Exception as error:
             self._waiting.clear()
@@ -264,7 +297,7 @@ class GenaiEngine:
         reason: str | None = None
         status = r.handle.get_status()
         if status == genai.GenerationStatus.IGNORED:
-            r.job.fail(EngineFailure("the key-value cache can't hold this request; open the model with more memory free"))
+            r.job.fail(_ours(r.handle.refused or EngineFailure("it was ignored")))
             return True
         if status != genai.GenerationStatus.RUNNING:
             ended = bool(ids) and ids[-1] in r.choice.eos

@@ -111,7 +111,8 @@ def dynamic_quantization(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Whether products with int8 or int4 *weights* round the activations to int8 too, on the CPU.
 
     OpenVINO does so by default, up to twice as fast for batches and long prompts; but then an answer depends on what else
-    is in the batch (2 of 24 greedy texts changed). So here it is off unless the setting says otherwise.
+    is in the batch (2 of 24 greedy texts changed). So here it is off unless the setting says otherwise; in text generation
+    company is kept out of an answer (decision 0039).
     """
     return {} if settings.get("dynamic_quantization", False) else {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 

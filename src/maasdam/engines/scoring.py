@@ -72,7 +72,7 @@ def _openvino(folder: Path, settings: Mapping[str, Any]) -> Any:
 
     properties: dict[str, Any] = {
         "KV_CACHE_PRECISION": kept_in(settings.get("kv_precision", "f32")),
-        **dynamic_quantization(settings),
+        **dynamic_quantization({"dynamic_quantization": True, **settings}),
     }
     if settings.get("precision", "f32") != "auto":
         properties["INFERENCE_PRECISION_HINT"] = settings.get("precision", "f32")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from maasdam.artifacts.store import file_digests
-from maasdam.core import TEXT_GENERATION, UNKNOWN, Artifact, Batching, Example
+from maasdam.core import OF_ITS_ENGINE, TEXT_GENERATION, UNKNOWN, Artifact, Batching, Example
 from maasdam.errors import (
     EngineFailure,
     InvalidInput,
@@ -70,7 +70,8 @@ def verify(
         from maasdam.engines.batching_kept import OWN
         from maasdam.pipeline.verify_text import verify_text
 
-        return replace(verify_text(candidate, references, source, prepared, limits, how), batching=OWN)
+        report = verify_text(candidate, references, source, prepared, limits, how)
+        return replace(report, batching=OWN) if report.batching == OF_ITS_ENGINE else report
     return _Tensors(candidate, references, source, prepared, how).report(limits)
 
 

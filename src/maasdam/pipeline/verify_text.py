@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maasdam.core import OF_ITS_ENGINE, Artifact, SequenceEngine, TextPayload
+from maasdam.core import OF_ITS_ENGINE, Artifact, SequenceEngine, TextPayload, TryingEngine
 from maasdam.engines.generating import greedy
 from maasdam.errors import InvalidInput, MaasdamError, VerificationFailed
 from maasdam.pipeline.bootstrap import confidence
@@ -99,6 +99,7 @@ def verify_text(
     with open_all(artifacts, how, threads, notes) as engines:
         context = min(e.context_length for e in engines.values())
         pieces = text_pieces(candidate, examples, context) if len(examples) else made_up_pieces(candidate, context)
+        company = engines["candidate"].batching if isinstance(engines["candidate"], TryingEngine) else OF_ITS_ENGINE
         prompts = [p.ids[:PROMPT_TOKENS] for p in pieces[:PROMPTS]]
         written = _generate_all(engines, prompts, how)
         many = [prompts[i % len(prompts)] for i in range(STREAMS)]
@@ -128,7 +129,7 @@ def verify_text(
         threads,
         notes,
         SAYS,
-        batching=OF_ITS_ENGINE,
+        batching=company,
         parity=parity.to_json() | fidelity,
         examples=len(pieces) if has_metric else 0,
         unit="tokens/s",

@@ -7,10 +7,11 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from maasdam.core import (
     ANONYMOUS,
+    OF_ITS_ENGINE,
     UNKNOWN,
     UNTRIED,
     Artifact,
@@ -22,6 +23,7 @@ from maasdam.core import (
     TensorEngine,
     TensorPayload,
     Tensors,
+    TryingEngine,
     WritingProcessor,
 )
 from maasdam.engines import ENGINES
@@ -172,7 +174,7 @@ class Loader:
                 if self._open_engine is None:
                     engines.import_library(artifact.engine)
             with phases.timed("compile"):
-                engine = (self._open_engine or engines.open_engine)(artifact, threads=self._settings.threads)
+                engine = self._opened(artifact)
             try:
                 processor: Processor | None = None
                 if artifact.task is not None:
@@ -185,6 +187,20 @@ class Loader:
                 engine.close()
                 raise
             return engine, processor
+
+    def _opened(self, artifact: Artifact) -> Engine:
+        """The engine. One that tries by itself whether answers depend on their company is told what was found here before."""
+        from maasdam.engines import open_engine
+
+        threads = self._settings.threads
+        known = self._findings.get(artifact, threads=threads) if artifact.layout == "genai" else None
+        told: dict[str, Any] = {"settings": {"batching": known}} if known is not None and known.verdict != UNKNOWN else {}
+        engine = (self._open_engine or open_engine)(artifact, threads=threads, **told)
+        found = engine.batching if isinstance(engine, TryingEngine) else OF_ITS_ENGINE
+        if found not in (known, OF_ITS_ENGINE):
+            self._findings.keep(artifact, found, threads=threads)
+            log.info("artifact %s: answers are %s of company: %s", artifact.digest[:19], found.verdict, found.how)
+        return engine
 
     @contextmanager
     def _taking_turns(self, artifact: Artifact) -> Iterator[None]:

@@ -177,9 +177,9 @@ PASS = Pass(
         "precision": Setting(str, "f32", choices=("f32", "bf16"), says="what is computed in (weights-*, OpenVINO)"),
         "activations": Setting(
             str,
-            "float",
+            None,
             choices=("float", "dynamic-int8"),
-            says="dynamic-int8: faster, but an answer depends a little on what runs beside it (weights-*, OpenVINO)",
+            says="dynamic-int8: faster, the default for text; else an answer depends on its batch then (weights-*, OpenVINO)",
         ),
     },
     run=run,

@@ -108,8 +108,8 @@ def _computation(source: Artifact, settings: Mapping[str, Any]) -> dict[str, Any
         chosen["precision"] = "bf16"
         if source.layout == "genai":
             chosen["kv_precision"] = "bf16"  # its attention takes no other cache then
-    if settings["activations"] == "dynamic-int8" and settings["scheme"] in ("weights-int8", "weights-int4"):
-        chosen["dynamic_quantization"] = True
+    if settings["activations"] and settings["scheme"] in ("weights-int8", "weights-int4"):
+        chosen["dynamic_quantization"] = settings["activations"] == "dynamic-int8"
     return chosen
 
 

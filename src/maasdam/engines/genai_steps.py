@@ -1,0 +1,276 @@
+"""Steps of OpenVINO GenAI's pipeline in which no answer's numbers depend on what is computed beside it.
+
+Knows the pipeline's order, its rows and its blocks. Refuses to know jobs, samplings and prices.
+
+    rows of a step: one of each answer in progress, then prompts in their order, the last one cut at STEP_TOKENS
+
+Where activations are rounded to int8 as they come, three things of OpenVINO GenAI 2026.4.1 make an answer depend on company
+(decision 0039): products with one row take another path than those with more; so does the attention of a prompt's part of one
+token; and what is taken out of a full cache is computed again by the path of prompts. So a companion's row goes beside a lone
+one, no prompt is cut next to its end, and what is taken out of the cache begins again with its first token.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from maasdam.engines.openvino_library import openvino
+from maasdam.errors import EngineFailure
+
+if TYPE_CHECKING:
+    from maasdam.core import type_array
+
+BLOCK = 32
+"""Tokens in one block of the CPU's key-value cache."""
+STEP_TOKENS = 128
+"""Computed in one step, the next of every answer before those of prompts: what is left to prompts must not stall the answers.
+Measured (112 M parameters, int8, two cores): a step for 32 answers takes 102 ms, 64 tokens of a prompt add 110, 512 add 900; a
+prompt takes as much in parts of 128 as in parts of 512."""
+MOST_ANSWERS = STEP_TOKENS - 8
+"""That are written at once: something of a step is left to prompts."""
+OLD = 32
+"""Tokens after which another companion takes over: the cache holds few blocks of it."""
+
+
+def blocks_set_aside(context: int) -> int:
+    """Of the cache, for the companions of a lone request: two, which grow by a token for each part of its prompt."""
+    return 4 + 2 * -(-context // (BLOCK * (STEP_TOKENS - 2)))
+
+
+class Given(NamedTuple):
+    """What a step gave of an answer, in the words of the pipeline's own handle."""
+
+    generated_ids: list[int]
+    generated_log_probs: list[float]
+
+
+class Answer:
+    """A request to the pipeline, with what its handle has. It may be taken out of the pipeline and begun again, unseen."""
+
+    def __init__(self, prompt: type_array, configuration: Any) -> None:
+        self.prompt, self.configuration = prompt, configuration
+        self.rows = self.computed = 0
+        """Of the last step that were its own, and those of them that were computed for the first time: they are its cost."""
+        self.is_cancelled = False
+        self.handle: Any = None
+        self.left = self.length = prompt.shape[1]
+        """Tokens of its prompt to be computed, and tokens that the cache holds once the next step is done."""
+        self.grown = self.length
+        """The longest it has been: so long it will be again, once it was taken out."""
+        self.refused: Exception | None = None
+        self._given = self._again = 0
+        self._pieces: deque[Given] = deque()
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        self.is_cancelled = True
+
+    def can_read(self) -> bool:
+        """Whether something of it has come."""
+        return bool(self._pieces)
+
+    def read(self) -> dict[int, Given]:
+        """What has come, step by step."""
+        return {0: self._pieces.popleft()}
+
+    def get_status(self) -> Any:
+        """The pipeline's word for how it stands."""
+        from openvino_genai import GenerationStatus
+
+        if self.refused is not None:
+            return GenerationStatus.IGNORED
+        return GenerationStatus.RUNNING if self.handle is None else self.handle.get_status()
+
+    @property
+    def blocks(self) -> int:
+        """Of the cache, in the step after the next."""
+        return int(self.length) // BLOCK + 1
+
+    def compute(self, rows: int) -> None:
+        """So many of its rows are in the next step."""
+        self.rows, self.computed = rows, 0 if self._again else rows
+        self.left -= min(self.left, rows)
+
+    def advance(self) -> None:
+        """Take what the step gave; what was given before it was begun again is not given twice."""
+        self.length += not self.left
+        while self.handle.can_read():
+            for output in self.handle.read().values():
+                ids, scores = list(output.generated_ids), list(output.generated_log_probs)
+                known = min(self._again, len(ids))
+                self._again -= known
+                self._given += len(ids) - known
+                if ids[known:]:
+                    self._pieces.append(Given(ids[known:], scores[known:]))
+
+    def take_out(self) -> None:
+        """Out of the pipeline, to be begun again."""
+        self.handle.cancel()
+        self.handle, self.rows, self.computed = None, 0, 0
+        self._again, self.grown = self._given, max(self.length, self.grown)
+        self.left = self.length = self.prompt.shape[1]
+
+
+class Steps:
+    """A pipeline as it is used here: `add_request`, `step` and `has_non_finished_requests` are its own words."""
+
+    def __init__(self, pipeline: Any, blocks: int, *, is_accompanied: bool) -> None:
+        """`blocks` of the cache; `is_accompanied` where a lone row would be computed in another way than one among others."""
+        self._pipeline = pipeline
+        self._blocks = blocks
+        self._is_accompanied = is_accompanied
+        self._number = 0
+        self._waiting: deque[Answer] = deque()
+        self._inside: list[Answer] = []
+        self._companions: list[Answer] = []
+        self._leaving = 0
+        """Blocks of those that left since the last step: they are free after the next."""
+        self.rows = 0
+        """Of the last step, the companions' among them, which are nobody's."""
+
+    def add_request(self, prompt: type_array, configuration: Any) -> Answer:
+        """An answer to `prompt`, int64 [1, T]: its tokens come with the steps. Why one is `refused` is said there, too."""
+        answer = Answer(prompt, configuration)
+        self._waiting.append(answer)
+        return answer
+
+    def has_non_finished_requests(self) -> bool:
+        """Whether a step would be of use to anybody."""
+        self._let_go()
+        return bool(self._inside or self._waiting)
+
+    def alone(self) -> tuple[Any, int]:
+        """The pipeline itself and a request's number, for whoever may have nothing beside; nothing is inside or waits now."""
+        self._let_go()
+        self._number += 1
+        return self._pipeline, self._number
+
+    def step(self) -> None:
+        """Compute the next token of each answer, and of prompts what a step has room for."""
+        self._let_go()
+        self._take_out()
+        self._plan()
+        self._pipeline.step()
+        self._leaving = 0
+        for answer in (*self._companions, *self._inside):
+            answer.advance()
+        self._inside = [a for a in self._inside if not _is_over(a)]
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Let those go that are cancelled, and companions that have nobody to accompany."""
+        for answer in [a for a in self._inside if a.is_cancelled]:
+            self._leave(answer)
+        self._inside = [a for a in self._inside if not a.is_cancelled]
+        self._waiting = deque(a for a in self._waiting if not a.is_cancelled)
+        if not self._inside and not self._waiting:
+            self._accompany(0)
+            if self._pipeline.has_non_finished_requests():
+                self._pipeline.step()  # computes nothing: it gives their blocks back
+            self._leaving = 0
+
+    def _take_out(self) -> None:
+        """While the cache is too small for what is inside, take out who came last."""
+        while self._inside and sum(a.blocks for a in (*self._inside, *self._companions)) > self._blocks:
+            answer = self._inside.pop()
+            self._leaving += answer.blocks
+            answer.take_out()
+            self._waiting.appendleft(answer)
+            if not self._inside:
+                self._accompany(0)
+
+    def _plan(self) -> None:
+        """Begin what the next step has room for, with the companions that it needs."""
+        writing = [a for a in self._inside if not a.left]
+        cut = next((a for a in self._inside if a.left), None)
+        room = STEP_TOKENS - len(writing) - len(self._companions)
+        given = len(writing)
+        for answer in writing:
+            answer.compute(1)
+        if cut is not None:
+            if self._is_accompanied and cut.left == room + 1:
+                self._accompany(len(self._companions) - 1)
+                room += 1
+            part = min(cut.left, room)
+            cut.compute(part)
+            room, given = room - part, given + (not cut.left)
+        if cut is None or not cut.left:
+            if cut is None:
+                room += len(self._companions)
+                self._accompany(int(given < 2), anew=True)
+                room -= len(self._companions)
+            self._begin(room, given)
+        self.rows = len(self._companions) + sum(a.rows for a in self._inside)
+
+    def _begin(self, room: int, given: int) -> None:
+        """Begin what waits, while `room` rows are left; only the last of it may be cut."""
+        while self._waiting and room > 2 and given < MOST_ANSWERS:
+            answer = self._waiting[0]
+            length = answer.left
+            held = sum(a.blocks + 1 for a in (*self._inside, *self._companions)) + self._leaving
+            if self._inside and held + answer.grown // BLOCK + 5 > self._blocks:
+                return
+            if length > room and self._is_accompanied:
+                while len(self._companions) < 2 or length == room + 1:
+                    self._accompany(len(self._companions) + 1)
+                    room -= 1
+                if room < 2:
+                    return
+            self._waiting.popleft()
+            try:
+                if answer.grown // BLOCK + 5 > self._blocks:
+                    raise EngineFailure("the key-value cache can't hold this request; open the model with more memory free")
+                answer.handle = self._add(answer)
+            except Exception as error:
+                answer.refused = error
+                continue
+            self._inside.append(answer)
+            part = min(length, room)
+            answer.compute(part)
+            room, given = room - part, given + (not answer.left)
+            if answer.left:
+                return
+
+    def _accompany(self, count: int, *, anew: bool = False) -> None:
+        """Have so many companions; `anew`: young ones. A new one computes its only token in the next step: whoever comes
+        before it must leave it a row."""
+        import numpy as np
+
+        if not self._is_accompanied:
+            return
+        if anew:
+            for companion in [c for c in self._companions if c.length > OLD]:
+                self._companions.remove(companion)
+                self._leave(companion)
+        while len(self._companions) > count:
+            self._leave(self._companions.pop())
+        while len(self._companions) < count:
+            companion = Answer(np.zeros((1, 1), np.int64), _without_end())
+            companion.handle = self._add(companion)
+            companion.compute(1)
+            self._companions.append(companion)
+
+    def _leave(self, answer: Answer) -> None:
+        answer.handle.cancel()
+        self._leaving += answer.blocks
+
+    def _add(self, answer: Answer) -> Any:
+        self._number += 1
+        return self._pipeline.add_request(self._number, openvino().Tensor(answer.prompt.copy()), answer.configuration)
+
+
+def _is_over(answer: Answer) -> bool:
+    from openvino_genai import GenerationStatus
+
+    return bool(answer.get_status() != GenerationStatus.RUNNING)
+
+
+def _without_end() -> Any:
+    import openvino_genai as genai
+
+    configuration = genai.GenerationConfig()
+    configuration.apply_chat_template = False
+    configuration.max_new_tokens = 2**31
+    configuration.ignore_eos = True
+    return configuration
