@@ -258,6 +258,26 @@ async def test_log_probabilities_where_more_is_asked_than_the_cache_holds(
         check(answer.scores, list(answer.token_ids), rows[len(own) - 1 : -1])
 
 
+async def test_with_rounded_activations_too_log_probabilities_are_the_same_in_any_company(
+    artifacts: dict[str, Artifact], tmp_path: Path
+) -> None:
+    import nncf
+    import openvino as ov
+
+    artifact = artifacts["openvino-genai"]
+    shutil.copytree(artifact.path, tmp_path, dirs_exist_ok=True)
+    weights = ov.Core().read_model(artifact.path / "openvino_model.xml")
+    ov.save_model(nncf.compress_weights(weights, mode=nncf.CompressWeightsMode.INT8_SYM), tmp_path / "openvino_model.xml")
+    engine = cast(SequenceEngine, open_engine(replace(artifact, path=tmp_path), threads=1))
+    ways = [replace(GREEDY, logprobs=0), replace(HOT, logprobs=0), replace(GREEDY, max_tokens=5, logprobs=0, echo=True)]
+    asked = [ask(prompt, sampling) for prompt in PROMPTS for sampling in ways]
+    alone = [await all_of(engine.submit(one)) for one in asked]
+    beside = [ask(prompt, replace(HOT, seed=None)) for prompt in PROMPTS]
+    answers = await asyncio.gather(*(all_of(engine.submit(one)) for one in [*beside, *asked, *beside]))
+    engine.close()
+    assert answers[len(beside) : -len(beside)] == alone
+
+
 async def test_the_likeliest_beside_are_true_or_refused(engine: SequenceEngine, model: Any) -> None:
     three = replace(HOT, logprobs=3, echo=True)
     if type(engine).__name__ == "GenaiEngine":
