@@ -12,7 +12,7 @@ import pytest
 
 LEVELS = [
     {"core", "errors", "settings", "children"},
-    {"database", "telemetry"},
+    {"database", "telemetry", "grammars"},
     {"artifacts", "engines", "tasks", "accounts"},
     {"sources"},
     {"convert", "serving"},

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache, reduce
@@ -311,6 +312,19 @@ def check_within(name: str, value: Any, kind: type, low: float, high: float) -> 
 
 
 @dataclass(frozen=True, slots=True)
+class Constraint:
+    """The form that an answer must have: any JSON object, JSON of a schema, a regular expression, one of a JSON list of texts,
+    or a grammar in EBNF whose rule `root` is the answer.
+    """
+
+    kind: Literal["object", "schema", "regex", "choice", "grammar"]
+    text: str
+    """The schema (JSON), expression, list (JSON) or grammar."""
+    field: str
+    """What the caller called it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
     """How tokens are chosen. None means: the model's own generation_config, else the neutral value.
 
@@ -361,6 +375,7 @@ class Sampling:
     """What the caller called that number."""
     echo: bool = False
     """The prompt stands before the answer."""
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         for name, limits in self.RANGES.items():
@@ -616,6 +631,15 @@ class Facts:
     """What it calls its classes, by their ids."""
 
 
+class Admitted(NamedTuple):
+    """A constraint that an engine can keep to."""
+
+    grammar: str
+    """In the engine's own words."""
+    memory_bytes: int
+    """That the engine will hold of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class SequenceRequest:
     """What a sequence engine is given: prepared inputs ("input_ids" [1, T] int64; or "waveform" [1, S] float32)."""
@@ -624,6 +648,8 @@ class SequenceRequest:
     inputs: Tensors
     sampling: Sampling = Sampling()
     deadline: float | None = None
+    admitted: Admitted | None = None
+    """What holds the answer to the sampling's constraint, where it has one."""
 
 
 class Tokens(NamedTuple):
@@ -709,6 +735,17 @@ class TryingEngine(Protocol):
 
     batching: Batching
     """What it found; OF_ITS_ENGINE where there was nothing to try."""
+
+
+@runtime_checkable
+class HoldingEngine(Protocol):
+    """A sequence engine that can hold its answers to a form."""
+
+    def admit(self, constraint: Constraint) -> Future[Admitted]:
+        """What `SequenceRequest.admitted` takes, once it is known that the engine can keep to it. Its errors: InvalidField,
+        which names the caller's field, EngineFailure. Raises Overloaded.
+        """
+        ...
 
 
 Engine = TensorEngine | SequenceEngine

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 from tests.api.conftest import Running, wait_for
 from tests.api.test_sockets import head, raw
 
+from maasdam.accounts.prices import Prices
 from maasdam.api.connection import Connection
+from maasdam.core import Admitted, Constraint, Cost, Tokens
 from maasdam.errors import StorageFailure
 
 CHAT, COMPLETION, GENERATE = "/v1/chat/completions", "/v1/completions", "/v2/models/text/generate_stream"
@@ -168,3 +171,36 @@ def test_who_reads_late_gets_all_of_it_in_order(own_service: Running, monkeypatc
     own_service.engines["text"].delay = 0.001
     _, _, events = events_of(own_service, COMPLETION, {"model": "text", "prompt": "a", "stream": True, "max_tokens": 26})
     assert texts_of(events) == list("abcdefghijklmnopqrstuvwxyz") and any(behind)
+
+
+def test_an_answer_that_is_not_of_the_form_asked_for_is_an_error_and_not_billed(
+    fake_service: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that promises to hold to a form, and writes something else."""
+
+    async def lies(request: Any) -> AsyncGenerator[Tokens]:
+        yield Tokens((97,))
+        yield Tokens((98,), finish_reason="stop", cost=Cost(0.001, None, "fake"))
+
+    def admits(constraint: Constraint) -> Future[Admitted]:
+        answer: Future[Admitted] = Future()
+        answer.set_result(Admitted("", 0))
+        return answer
+
+    engine = fake_service.engines["text"]
+    monkeypatch.setattr(engine, "submit", lies)
+    monkeypatch.setattr(engine, "admit", admits, raising=False)
+    monkeypatch.setattr("maasdam.operations.deployments.HOLD_FORMS", {"fake"})
+    monkeypatch.setattr(fake_service.service.outbox, "_prices", Prices({"*": {"currency": "EUR", "completion_tokens": 1.0}}))
+    body = {"model": "text", "prompt": "x", "guided_choice": ["ab", "x"]}
+    status, _, _ = events_of(fake_service, COMPLETION, body)
+    assert status == 200, "it is one of the choices"
+    body["guided_choice"] = ["xyz"]
+    status, _, (answer,) = events_of(fake_service, COMPLETION, body)
+    assert status == 500 and b"ab" not in answer
+    row = fake_service.newest_row()
+    assert row is not None and (row.status, row.error_code, row.price) == (500, "engine_failure", None)
+    status, _, events = events_of(fake_service, COMPLETION, body | {"stream": True})
+    assert status == 200 and b'"error"' in events[-2] and not any(b'"stop"' in event for event in events), events
+    row = fake_service.newest_row()
+    assert row is not None and (row.status, row.error_code, row.price) == (500, "engine_failure", None)

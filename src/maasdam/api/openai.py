@@ -22,6 +22,7 @@ from maasdam.api import errors, logprobs
 from maasdam.api.choices import Choices, choices_from
 from maasdam.api.entrance import READING, request_of
 from maasdam.api.events import EventStream, as_event
+from maasdam.api.forms import constraint_from
 from maasdam.api.measured import measured
 from maasdam.api.openai_schema import ChatBody, CompletionBody, EmbeddingBody, TextBody, check_fields, has_usage, messages_of
 from maasdam.api.paths import MODELS
@@ -87,7 +88,7 @@ def routes(service: Service) -> APIRouter:
         """Answer a conversation; with `stream`, as server-sent events."""
         service.check_model(body.model)
         check_fields(body)
-        sampling = replace(sampling_from(vars(body)), **logprobs.of_chat(vars(body)))
+        sampling = _sampling(service, body, replace(sampling_from(vars(body)), **logprobs.of_chat(vars(body))))
         choices = choices_from(body.n, None, 1, bool(body.stream))
         readers: Executor | None = http.scope.get(READING)
         if readers is None:
@@ -103,7 +104,7 @@ def routes(service: Service) -> APIRouter:
         service.check_model(body.model)
         check_fields(body)
         sampling = replace(sampling_from(vars(body), least_tokens=0), **logprobs.of_completion(vars(body)))
-        payloads = _prompts(body.prompt, sampling)
+        payloads = _prompts(body.prompt, _sampling(service, body, sampling))
         choices = choices_from(body.n, body.best_of, len(payloads), bool(body.stream))
         return await _answer(service, http, body, COMPLETION, payloads, choices, "/v1/completions")
 
@@ -114,6 +115,15 @@ def routes(service: Service) -> APIRouter:
         raise Unsupported("no deployed model makes embeddings; this service does text generation, speech and images")
 
     return router
+
+
+def _sampling(service: Service, body: TextBody, sampling: Sampling) -> Sampling:
+    """The same, and the form that the answer is held to. Raises InvalidField."""
+    constraint = constraint_from(vars(body), sampling)
+    if constraint is None:
+        return sampling
+    deployments.check_holds(service, body.model, constraint.field)
+    return replace(sampling, constraint=constraint)
 
 
 async def _answer(
@@ -226,6 +236,8 @@ def _model(served: deployments.ServedVersion) -> dict[str, Any]:
         "task": version.task,
         "engine": version.engine,
         "state": served.state,
+        "max_model_len": served.context_length,
+        "capabilities": {"structured_output": served.holds_forms},
     }
 
 

@@ -28,7 +28,8 @@ MEANINGLESS: Mapping[str, tuple[Any, ...]] = {
     "functions": ([],),
     "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
+    "guided_decoding_backend": ("auto",),
+    "guided_whitespace_pattern": (),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
@@ -53,7 +54,6 @@ ADVICE = {
     "best_of": "send n",
     "top_logprobs": "send logprobs as a number",
     "echo": "put the prompt in front yourself",
-    "response_format": "ask for the form in the prompt",
 }
 
 
@@ -78,6 +78,12 @@ class TextBody(BaseModel):
     ignore_eos: bool | None = None
     n: Any = Field(None, description="answers to each prompt")
     user: str | None = Field(None, description="changes nothing")
+    response_format: Any = Field(None, description="text, json_object or json_schema, as OpenAI has it")
+    guided_json: Any = Field(None, description="a JSON schema, as vLLM has it")
+    guided_regex: Any = Field(None, description="a regular expression for the whole answer")
+    guided_choice: Any = Field(None, description="texts, one of which is the answer")
+    guided_grammar: Any = Field(None, description="a grammar in EBNF whose rule root is the answer")
+    structured_outputs: Any = Field(None, description="vLLM's one object for them: json, regex, choice, grammar or json_object")
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     return_token_ids: bool | None = Field(None, description="ours: adds token_ids to each choice")

@@ -6,5 +6,6 @@
 from maasdam.children.forked import Forked
 from maasdam.children.limited import Child, ChildLimits, Tell, run_limited
 from maasdam.children.python import last_line, run_python, started
+from maasdam.children.usage import resident_bytes
 
-__all__ = ["Child", "ChildLimits", "Forked", "Tell", "last_line", "run_limited", "run_python", "started"]
+__all__ = ["Child", "ChildLimits", "Forked", "Tell", "last_line", "resident_bytes", "run_limited", "run_python", "started"]

@@ -19,7 +19,7 @@ import pickle
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -72,11 +72,11 @@ def run_limited(function: Callable[..., T], *args: Any, limits: ChildLimits, pro
 class Child:
     """One limited process. Calls run one after another; `kill` may come from any thread."""
 
-    def __init__(self, limits: ChildLimits) -> None:
-        """Start it and wait until it is ready. Raises ServiceError."""
+    def __init__(self, limits: ChildLimits, libraries: Sequence[str] | None = None) -> None:
+        """Start it and wait until it is ready. `libraries`: see `Forked`. Raises ServiceError."""
         self.limits = limits
         self._connection, theirs = multiprocessing.Pipe()
-        self._process = Forked(_serve, (theirs,), name="maasdam-child", memory_bytes=limits.memory_bytes)
+        self._process = Forked(_serve, (theirs,), name="maasdam-child", memory_bytes=limits.memory_bytes, libraries=libraries)
         theirs.close()
         try:
             if not self._connection.poll(READY_SECONDS) or self._connection.recv() != _READY:
@@ -121,6 +121,12 @@ class Child:
         """End it and all that it started, whatever it does."""
         self._process.kill()
         self._connection.close()
+
+    def strike(self) -> None:
+        """The same from another thread, while it is being called: the call raises Crashed."""
+        with contextlib.suppress(ValueError):  # it has just ended
+            if self._process.is_alive:
+                self._process.strike()
 
     def _death(self, stage: str) -> MaasdamError:
         how = self._process.end()

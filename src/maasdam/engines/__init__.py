@@ -36,6 +36,8 @@ class EngineInfo:
     extra: str | None = None
     """The extra that brings the libraries; None is part of the core."""
     may_import_transformers: bool = False
+    holds_forms: bool = False
+    """Whether it can hold answers to a JSON schema, an expression or a grammar."""
 
 
 _TORCH = "import {}; print('cpu', *(['cuda'] if torch.cuda.is_available() else []))"
@@ -55,7 +57,7 @@ ENGINES: dict[str, EngineInfo] = {
                    extra="tensorflow"),
         EngineInfo("openvino-genai", "genai_engine", "sequence", ("genai",),
                    ("openvino", "openvino_genai", "openvino_tokenizers"), ("cpu",),
-                   "import openvino_genai, openvino_tokenizers; print('cpu')"),
+                   "import openvino_genai, openvino_tokenizers; print('cpu')", holds_forms=True),
         EngineInfo("transformers", "transformers_engine", "sequence", ("huggingface",), ("torch", "transformers"), _CUDA,
                    _TORCH.format("torch, transformers"), extra="pytorch", may_import_transformers=True),
         EngineInfo("ctranslate2", "whisper_engine", "sequence", ("ctranslate2",), ("ctranslate2", "faster_whisper"), _CUDA,
@@ -65,6 +67,7 @@ ENGINES: dict[str, EngineInfo] = {
 }
 # fmt: on
 """Every engine. Of two that are as good at a layout the first is preferred."""
+HOLD_FORMS = frozenset(info.name for info in ENGINES.values() if info.holds_forms)
 
 
 def engines_for(layout: str, *, has_signature: bool = True) -> tuple[str, ...]:

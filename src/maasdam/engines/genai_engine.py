@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 from maasdam.core import (
     DEPENDENT,
     OF_ITS_ENGINE,
+    Admitted,
     Artifact,
     Batching,
+    Constraint,
     Cost,
     Meter,
     Sampling,
@@ -28,6 +31,7 @@ from maasdam.core import (
     Tokens,
     total_cost,
 )
+from maasdam.engines.gate import FormGate
 from maasdam.engines.genai_company import company
 from maasdam.engines.genai_scoring import prompt_scores, scored_in_turn
 from maasdam.engines.genai_steps import BLOCK, STEP_TOKENS, Steps, blocks_set_aside
@@ -36,7 +40,7 @@ from maasdam.engines.mailbox import Hear, Job, Turns, tokens_of
 from maasdam.engines.openvino_engine import PRECISIONS, dynamic_quantization
 from maasdam.engines.openvino_library import kept_in
 from maasdam.engines.tensors import chosen, first_line, loading_with
-from maasdam.errors import EngineFailure, InvalidField, InvalidModel, MaasdamError
+from maasdam.errors import EngineFailure, InvalidField, InvalidModel, MaasdamError, Overloaded
 from maasdam.telemetry.meter import CpuMeter
 
 if TYPE_CHECKING:
@@ -50,6 +54,9 @@ CACHE_BYTES = 2**30
 MEMORY_SHARE = 0.5
 """Of the memory free at opening, at most so much becomes cache."""
 KV_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "u8": 1}
+GRAMMAR_BYTES = 2**29
+"""Of compiled grammars that the pipeline may hold before it is made anew: it forgets none by itself. A grammar takes a megabyte
+for 16,000 tokens of vocabulary."""
 ROUNDED = ('element_type="i8"', 'element_type="u8"', 'element_type="i4"', 'element_type="u4"')
 """Of constants in a model's file: products with such weights are those whose activations are rounded."""
 log = logging.getLogger("maasdam.engines")
@@ -170,6 +177,9 @@ class GenaiEngine:
         """Those whose prompts are to be scored, which nothing may be beside, and those that came after: see `_admit`."""
         self.batching: Batching = OF_ITS_ENGINE
         """What was found of answers in company, where activations may be rounded."""
+        self._gate = FormGate(folder)
+        self._held: dict[str, int] = {}
+        """Grammars that the pipeline has compiled, and their bytes: it keeps them all."""
         self.meter: Meter = CpuMeter()
         self._turns = Turns(NAME, self._join, self._step, self._drop)
 
@@ -189,8 +199,17 @@ class GenaiEngine:
         """The same, to be awaited; closing it cancels."""
         return tokens_of(self, request)
 
+    def admit(self, constraint: Constraint) -> Future[Admitted]:
+        """See `HoldingEngine`."""
+        if not self._defaults.eos:
+            raise InvalidField(
+                f"'{constraint.field}': this model has no end token, so no answer of it is ever whole", constraint.field
+            )
+        return self._gate.admit(constraint)
+
     def close(self) -> None:
         """End the thread and free the pipeline; requests in flight end with EngineFailure."""
+        self._gate.close()
         self._turns.close()
         self._pipeline = None
 
@@ -212,7 +231,10 @@ class GenaiEngine:
             return None
 
     def _add(self, r: _Running) -> None:
-        r.handle = self._pipeline.add_request(r.prompt, configuration(r.choice))
+        admitted = r.job.request.admitted
+        if admitted is not None:
+            self._hold(admitted)
+        r.handle = self._pipeline.add_request(r.prompt, configuration(r.choice, admitted))
 
     def _drop(self, r: _Running) -> None:
         if r.handle is not None:
@@ -250,6 +272,24 @@ class GenaiEngine:
             over.append(r)
         return over
 
+    def _hold(self, admitted: Admitted) -> None:
+        """Make room for another grammar. Raises Overloaded where a pipeline that is full is at work."""
+        if (
+            admitted.grammar not in self._held
+            and sum(self._held.values()) + admitted.memory_bytes > GRAMMAR_BYTES
+            and self._held
+        ):
+            if self._pipeline.has_non_finished_requests():
+                raise Overloaded("the engine holds as many forms as it may until it is idle once; try again in a second")
+            self._renew()
+        self._held[admitted.grammar] = admitted.memory_bytes
+
+    def _renew(self) -> None:
+        """Make the pipeline anew."""
+        self._pipeline = None
+        self._held.clear()
+        self._pipeline = self._make()
+
     def _step(self, running: list[_Running]) -> list[_Running]:
         """One step of the pipeline; those still running afterwards."""
         try:
@@ -276,8 +316,7 @@ class GenaiEngine:
             self._waiting.clear()
             for r in running:
                 r.job.fail(EngineFailure(f"engine {NAME} broke in a step: {first_line(error)}"))
-            self._pipeline = None  # its state is unknown: make it anew
-            self._pipeline = self._make()
+            self._renew()  # its state is unknown
             return []
 
     def _is_done(self, r: _Running) -> bool:
@@ -311,8 +350,8 @@ class GenaiEngine:
         return reason is not None
 
 
-def configuration(choice: Choice) -> Any:
-    """OpenVINO GenAI's own words for a choice."""
+def configuration(choice: Choice, admitted: Admitted | None = None) -> Any:
+    """OpenVINO GenAI's own words for a choice, and for the form that the answer is held to."""
     import openvino_genai as genai
 
     config = genai.GenerationConfig()
@@ -328,6 +367,8 @@ def configuration(choice: Choice) -> Any:
     config.repetition_penalty = choice.repetition_penalty
     config.frequency_penalty = choice.frequency_penalty
     config.presence_penalty = choice.presence_penalty
+    if admitted is not None:
+        config.structured_output_config = genai.StructuredOutputConfig(grammar=admitted.grammar)
     config.do_sample = not choice.is_greedy
     if config.do_sample:
         config.temperature = choice.temperature
@@ -353,6 +394,8 @@ def _check_likeliest(sampling: Sampling, choice: Choice) -> None:
         why = "the likeliest tokens in the prompt's places, which 'echo' asks for"
     elif not choice.is_greedy:
         why = "the likeliest token where another may be drawn (temperature)"
+    elif sampling.constraint is not None:
+        why = "the likeliest token where a form allows another"
     elif choice.min_tokens or choice.repetition_penalty != 1 or choice.frequency_penalty or choice.presence_penalty:
         why = "the likeliest token where penalties or min_tokens choose another"
     else:

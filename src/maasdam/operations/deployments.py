@@ -6,11 +6,13 @@ Refuses to know protocols. Reading what is served costs nothing; what reads or c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import UNTRIED, split_name
-from maasdam.errors import InvalidModel, NotFound, NotReady
+from maasdam.core import TEXT_GENERATION, UNTRIED, split_name
+from maasdam.engines import HOLD_FORMS
+from maasdam.errors import InvalidField, InvalidModel, NotFound, NotReady
 from maasdam.operations.fleet import Follow, Settle, standing, worst
 from maasdam.serving.router import ANSWERING
 
@@ -41,11 +43,18 @@ class ServedVersion:
     batching: Batching | None
     load_seconds: Mapping[str, float]
     """What its last load took, by phase."""
+    context_length: int | None = None
+    """Tokens of prompt and answer together; None for what writes no text."""
 
     @property
     def name(self) -> str:
         """NAME:VERSION."""
         return f"{self.version.model}:{self.version.version}"
+
+    @property
+    def holds_forms(self) -> bool:
+        """Whether its engine can hold answers to a JSON schema, an expression or a grammar."""
+        return self.version.task == TEXT_GENERATION and self.version.engine in HOLD_FORMS
 
     @property
     def is_answering(self) -> bool:
@@ -66,6 +75,20 @@ def served_version(service: Service, name: str) -> ServedVersion:
 def default_versions(service: Service) -> list[ServedVersion]:
     """The version that each deployed name means now; none for a name that means nothing."""
     return [_of(service, group) for model in service.router.models() if (group := service.router.serving(model)) is not None]
+
+
+def check_holds(service: Service, name: str, field: str) -> None:
+    """Raise InvalidField where the model's engine can't hold answers to the form that a field asks for."""
+    with contextlib.suppress(NotReady):
+        one = served_version(service, name)
+        if one.version.task == TEXT_GENERATION and not one.holds_forms:
+            able = sorted({other.version.model for other in default_versions(service) if other.holds_forms})
+            others = f"models that can: {', '.join(able)}" if able else "no deployed model can"
+            raise InvalidField(
+                f"'{field}' is not supported by model '{one.name}', whose engine is {one.version.engine}; {others}",
+                field,
+                "unsupported_parameter",
+            )
 
 
 def unserved_names(service: Service) -> dict[str, str]:
@@ -183,7 +206,8 @@ def _of(service: Service, group: ReplicaSet) -> ServedVersion:
     own, version, facts = (str(group.state), group.reason, len(group.replicas)), group.version, group.facts
     others = service.fleet.others
     state, reason, replicas = worst(own, version.model, version.version, others) if others else own
-    return ServedVersion(version, state, reason, replicas, facts.signature, facts.batching, group.load_seconds)
+    told = facts.signature, facts.batching, group.load_seconds, facts.context_length
+    return ServedVersion(version, state, reason, replicas, *told)
 
 
 def _batching(service: Service, digests: Iterable[str]) -> dict[str, Batching]:

@@ -15,9 +15,10 @@ from maasdam.accounts.importer import Importer
 from maasdam.accounts.journal import Journal
 from maasdam.accounts.ledger import Ledger
 from maasdam.accounts.outbox import Outbox
-from maasdam.core import Facts
+from maasdam.core import TEXT_GENERATION, Facts
 from maasdam.database.presence import Presence
 from maasdam.engines.batching_kept import Findings
+from maasdam.engines.generation import read_defaults
 from maasdam.errors import InvalidModel, NotFound, NotReady
 from maasdam.operations.builds import builds
 from maasdam.operations.fleet import Alone, Count, Fleet, busy
@@ -304,4 +305,5 @@ def _known(store: Store, findings: Findings, threads: int, version: Version) -> 
         artifact = store.get(version.digest)
     except (NotFound, InvalidModel, KeyError):  # loading it says so
         return Facts()
-    return Facts(artifact.signature, None, version.task, findings.told(artifact, threads=threads))
+    context = read_defaults(artifact.path).context_length if version.task == TEXT_GENERATION else None
+    return Facts(artifact.signature, context, version.task, findings.told(artifact, threads=threads))

@@ -16,22 +16,26 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
+from maasdam import grammars
 from maasdam.core import (
     UNTRIED,
+    Admitted,
     Batching,
     Checked,
     Chunk,
+    Constraint,
     Cost,
     Echo,
     EchoingProcessor,
     Facts,
+    HoldingEngine,
     Payload,
     Processor,
     Request,
@@ -53,7 +57,7 @@ from maasdam.core import (
 )
 from maasdam.engines.generating import piece_of, transcript_of, with_echo
 from maasdam.engines.mailbox import as_they_come, told
-from maasdam.errors import InvalidField, InvalidInput, InvalidPayload, MaasdamError, Overloaded, TooLarge
+from maasdam.errors import EngineFailure, InvalidField, InvalidInput, InvalidPayload, MaasdamError, Overloaded, TooLarge
 from maasdam.serving.executions import Executions
 from maasdam.serving.scheduler import Ran, Scheduler
 from maasdam.tasks import TASKS, task_of
@@ -511,9 +515,18 @@ class _Text:
         self._count = 0
         self._later: deque[Tokens | BaseException] = deque()
         """Behind tokens whose text is made in a thread."""
+        self._admitting: Future[Admitted] | None = None
+        self._written: list[str] = []
+        """The text until now, of one that is held to a form."""
+        constraint = payload.sampling.constraint
+        if constraint is not None:
+            engine = replica._engine
+            if not isinstance(engine, HoldingEngine):
+                raise InvalidField(f"'{constraint.field}': this model's engine holds no answer to a form", constraint.field)
+            self._admitting = engine.admit(constraint)
         replica._answering += 1
         asyncio.get_running_loop().run_in_executor(replica._pool, _prompt, replica._processor, payload).add_done_callback(
-            self._begin
+            self._begin if self._admitting is None else self._wait
         )
 
     def cancel(self) -> None:
@@ -524,9 +537,19 @@ class _Text:
             if self._stop is not None:
                 self._stop()
 
-    def _begin(self, prepared: asyncio.Future[tuple[dict[str, Any], Units, Echo | None]]) -> None:
+    def _wait(self, prepared: asyncio.Future[tuple[dict[str, Any], Units, Echo | None]]) -> None:
+        """Until it is known that the engine can keep to the form."""
+        assert self._admitting is not None
+        asyncio.wrap_future(self._admitting).add_done_callback(lambda verdict: self._begin(prepared, verdict))
+
+    def _begin(
+        self,
+        prepared: asyncio.Future[tuple[dict[str, Any], Units, Echo | None]],
+        verdict: asyncio.Future[Admitted] | None = None,
+    ) -> None:
         if self._hear is None:
-            prepared.cancelled() or prepared.exception()  # or asyncio says that nobody looked at it
+            for future in (prepared, verdict):  # or asyncio says that nobody looked at it
+                future is None or future.cancelled() or future.exception()
             return
         replica, sampling = self._replica, self._sampling
         try:
@@ -540,7 +563,8 @@ class _Text:
                 more["marks_from"] = 0 if self._echo is None else len(self._echo.text)
             assert replica._text_stream is not None
             self._words = replica._text_stream(sampling.stop, inputs["input_ids"][0], **more)
-            asked = SequenceRequest(self._request.id, inputs, sampling, self._request.deadline)
+            admitted = None if verdict is None else verdict.result()
+            asked = SequenceRequest(self._request.id, inputs, sampling, self._request.deadline, admitted)
             self._stop = replica._engine.start(asked, self._take)
         except BaseException as error:
             self._fail(error)
@@ -597,18 +621,50 @@ class _Text:
             return
         self._count += len(piece.token_ids)
         self._cost = cost or self._cost
+        constraint = self._sampling.constraint
+        if constraint is not None:
+            self._written.append(piece.text)
         if self._echo is not None:
             piece, self._echo = with_echo(piece, self._echo, self._prompt_scores), None
         chunk = Chunk(piece, Units(units.items, units.prompt_tokens, self._count, units.audio_seconds), is_last, self._cost)
+        if constraint is not None and piece.finish_reason == "stop":
+            self._check(constraint, chunk)
+            return
         if is_last:
             self.cancel()
         hear(chunk)
+
+    def _check(self, constraint: Constraint, last: Chunk) -> None:
+        """Whether it is what was asked for, before it is said to be whole. What a stop string cut is a beginning."""
+
+        def checked(wrong: asyncio.Future[str | None]) -> None:
+            try:
+                why = wrong.result()
+                if why is not None:
+                    raise EngineFailure(f"the engine wrote what '{constraint.field}' does not allow: {why}")
+            except BaseException as error:
+                self._fail(error)
+                return
+            hear = self._hear
+            if hear is not None:
+                self.cancel()
+                hear(last)
+
+        given = (constraint, "".join(self._written), self._words.is_stopped)
+        asyncio.get_running_loop().run_in_executor(self._replica._pool, _wrong, *given).add_done_callback(checked)
 
     def _fail(self, error: BaseException) -> None:
         hear = self._hear
         if hear is not None:
             self.cancel()
             hear(error)
+
+
+def _wrong(constraint: Constraint, text: str, is_cut: bool) -> str | None:
+    """What is wrong with an answer, in words; None: nothing."""
+    if is_cut:
+        return None if grammars.is_begun(constraint, text) else "it is no beginning of what is allowed"
+    return grammars.check(constraint, text)
 
 
 def _prepare(processor: Processor, payload: Payload) -> tuple[list[dict[str, Any]], Units]:

@@ -1,0 +1,77 @@
+"""Whether a whole answer is what was asked for, by other means than the engine's. Knows validators; never engines.
+
+JSON by a JSON-schema library on what the caller sent, expressions and grammars by llguidance's matcher.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import Any
+
+from maasdam.core import Constraint
+
+KEPT = 256
+"""Validators and matchers, which are made once."""
+
+
+def check(constraint: Constraint, text: str) -> str | None:
+    """None where it is; else what is wrong with it, in words for the log."""
+    if constraint.kind == "choice":
+        return None if text in json.loads(constraint.text) else "it is none of the choices"
+    if constraint.kind in ("regex", "grammar"):
+        matched, is_whole = _matched(constraint, text)
+        return None if is_whole else f"it fits for {matched} of its {len(text.encode())} bytes"
+    try:
+        value = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        return f"it is no JSON: {error}"
+    if constraint.kind == "object":
+        return None if isinstance(value, dict) else "it is no JSON object"
+    wrong = next(iter(_validator(constraint.text).iter_errors(value)), None)
+    return None if wrong is None else f"it does not fit the schema: {' '.join(wrong.message.split())[:200]}"
+
+
+def is_begun(constraint: Constraint, text: str) -> bool:
+    """Whether it can be the beginning of such an answer."""
+    return _matched(constraint, text)[0] == len(text.encode())
+
+
+def readied(constraint: Constraint) -> None:
+    """Make what will check the answers. Raises ValueError where the library can't."""
+    if constraint.kind == "schema":
+        _validator(constraint.text)
+    elif constraint.kind in ("regex", "grammar"):
+        _matcher(constraint)
+
+
+def _matched(constraint: Constraint, text: str) -> tuple[int, bool]:
+    """How many bytes fit, and whether they are all and a whole answer."""
+    matcher = _matcher(constraint).deep_copy()
+    data = list(text.encode())
+    count = matcher.try_consume_tokens(data) if data else 0
+    return count, count == len(data) and bool(matcher.is_accepting())
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+@lru_cache(maxsize=KEPT)
+def _validator(schema: str) -> Any:
+    from maasdam.grammars.schemas import validator
+
+    return validator(json.loads(schema))
+
+
+@lru_cache(maxsize=KEPT)
+def _matcher(constraint: Constraint) -> Any:
+    """Raises ValueError where llguidance can't read what it is made from."""
+    from llguidance import LLMatcher, LLTokenizer
+
+    from maasdam.grammars import form_of
+
+    matcher = LLMatcher(LLTokenizer("byte"), LLMatcher.grammar_from_lark(form_of(constraint).lark()), log_level=0)
+    if matcher.is_error():
+        raise ValueError(matcher.get_error())
+    return matcher
