@@ -353,3 +353,39 @@ def test_the_likeliest_token_of_a_greedy_answer(client: httpx.Client) -> None:
     for one in asked(client, "chat", **chat)["choices"][0]["logprobs"]["content"]:
         values = [top["logprob"] for top in one["top_logprobs"]]
         assert len(values) == 4 and values == sorted(values, reverse=True) and one["logprob"] <= values[0]
+
+
+SOME = {"type": "array", "items": {"enum": ["a", "bc", 12]}, "minItems": 2, "maxItems": 4}
+FORMS: dict[str, dict[str, Any]] = {
+    "choice": {"guided_choice": ["yes", "no", "perhaps"]},
+    "expression": {"guided_regex": "[a-c]{3}-[0-9]{2}"},
+    "schema": {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SOME}}},
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_log_probabilities_of_what_is_held_to_a_form_are_the_models_own(
+    client: httpx.Client, module: Any, processor: TextProcessor, form: dict[str, Any]
+) -> None:
+    prompt = processor.tokenizer("the cat")["input_ids"]
+    body = {"model": "tiny", "prompt": "the cat", "seed": 3, "temperature": 1, "max_tokens": 60, **form}
+    answer = asked(client, **body, n=4, logprobs=0, echo=True, return_token_ids=True)
+    assert len({choice["text"] for choice in answer["choices"]}) > 1
+    for choice in answer["choices"]:
+        assert choice["text"].startswith("the cat") and choice["finish_reason"] == "stop"
+        ids = choice["token_ids"]
+        rows = logarithms(module, [*prompt, *ids])
+        values = choice["logprobs"]["token_logprobs"]
+        wants = [row[i] for row, i in zip(rows, [*prompt, *ids][1:], strict=False)]
+        assert values[1 : len(prompt) + len(ids)] == pytest.approx(wants, abs=TOLERANCE)
+    streamed = asked(client, **body, n=4, logprobs=0, echo=True, stream=True)
+    assert [one["logprobs"] for one in streamed["choices"]] == [one["logprobs"] for one in answer["choices"]]
+    best = asked(client, **body, best_of=4)
+    assert f"the cat{texts(best)[0]}" in texts(answer)
+    for more, param in (
+        ({"min_tokens": 3}, "min_tokens"),
+        ({"stop_token_ids": [5]}, "stop_token_ids"),
+        ({"logprobs": 1, "temperature": 0}, "logprobs"),
+    ):
+        refused = client.post("/v1/completions", json=body | more)
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == param, refused.text

@@ -237,7 +237,7 @@ def _model(served: deployments.ServedVersion) -> dict[str, Any]:
         "engine": version.engine,
         "state": served.state,
         "max_model_len": served.context_length,
-        "capabilities": {"structured_output": served.holds_forms},
+        "capabilities": {"structured_output": served.holds_forms, "top_logprobs": served.likeliest},
     }
 
 

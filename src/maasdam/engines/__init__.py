@@ -38,6 +38,8 @@ class EngineInfo:
     may_import_transformers: bool = False
     holds_forms: bool = False
     """Whether it can hold answers to a JSON schema, an expression or a grammar."""
+    likeliest: int = 0
+    """How many of the likeliest tokens it tells beside each of a text, whatever chose that."""
 
 
 _TORCH = "import {}; print('cpu', *(['cuda'] if torch.cuda.is_available() else []))"
@@ -59,7 +61,7 @@ ENGINES: dict[str, EngineInfo] = {
                    ("openvino", "openvino_genai", "openvino_tokenizers"), ("cpu",),
                    "import openvino_genai, openvino_tokenizers; print('cpu')", holds_forms=True),
         EngineInfo("transformers", "transformers_engine", "sequence", ("huggingface",), ("torch", "transformers"), _CUDA,
-                   _TORCH.format("torch, transformers"), extra="pytorch", may_import_transformers=True),
+                   _TORCH.format("torch, transformers"), extra="pytorch", may_import_transformers=True, likeliest=20),
         EngineInfo("ctranslate2", "whisper_engine", "sequence", ("ctranslate2",), ("ctranslate2", "faster_whisper"), _CUDA,
                    "import ctranslate2 as c, faster_whisper; print('cpu', *(['cuda'] if c.get_cuda_device_count() else []))",
                    extra="speech"),

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import TEXT_GENERATION, UNTRIED, split_name
-from maasdam.engines import HOLD_FORMS
+from maasdam.engines import ENGINES, HOLD_FORMS
 from maasdam.errors import InvalidField, InvalidModel, NotFound, NotReady
 from maasdam.operations.fleet import Follow, Settle, standing, worst
 from maasdam.serving.router import ANSWERING
@@ -55,6 +55,12 @@ class ServedVersion:
     def holds_forms(self) -> bool:
         """Whether its engine can hold answers to a JSON schema, an expression or a grammar."""
         return self.version.task == TEXT_GENERATION and self.version.engine in HOLD_FORMS
+
+    @property
+    def likeliest(self) -> int:
+        """How many of the likeliest tokens its engine tells beside each of a text."""
+        info = ENGINES.get(self.version.engine)
+        return 0 if info is None or self.version.task != TEXT_GENERATION else info.likeliest
 
     @property
     def is_answering(self) -> bool:
