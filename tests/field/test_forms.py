@@ -250,6 +250,7 @@ MISREAD = [
     "[\\x01-\\x03a-f]{3}\\.",  # other control characters
     "[\\u00a0-\\ud7ff]{3}\\.",  # bytes that are no text, or the end of the process
     "[^x]{4}x",
+    "a{60,66}b",  # a repetition of 64 and more is written in portions
     "(?:ba|(?:b|ab|b))[b-d](?:ééa|\\d)",
 ]
 

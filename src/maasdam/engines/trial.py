@@ -22,6 +22,8 @@ from maasdam.grammars import check, form_of, is_begun, readied
 TOKENS = 24
 """Of an answer that is tried."""
 ANSWERS = 6
+ENOUGH_SECONDS = 0.5
+"""Of CPU: after so much fewer answers are tried, two at least."""
 MOST_TOKEN_SECONDS = 0.05
 """Of CPU, that the grammar may take for a token once it is compiled."""
 MOST_COMPILE_SECONDS = 1.0
@@ -57,6 +59,8 @@ def tried(folder: str, constraint: Constraint) -> Admitted:
             answers.append(write(grammar, TOKENS, seed))
             seconds += time.process_time() - began
             count += answers[-1].tokens
+            if seconds > ENOUGH_SECONDS and seed:
+                break
     except RuntimeError as error:
         raise InvalidField(f"the engine can't compile it: {first_line(error).rpartition(': ')[2]}", None) from error
     if compiled > MOST_COMPILE_SECONDS:
