@@ -224,7 +224,7 @@ def test_grpc_is_answered_by_all_workers_at_one_port_that_no_other_program_gets(
         with pytest.raises(InvalidInput, match="in use"):
             bound_socket("127.0.0.1", port)
         wait_until(lambda: len(_listening(running, port)) == 2)
-        assert calls() == {health_pb2.HealthCheckResponse.SERVING}
+        wait_until(lambda: calls() == {health_pb2.HealthCheckResponse.SERVING})  # ready once its supervisor knows it
 
 
 def test_workers_share_an_engine_host_which_outlives_one_that_is_killed(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ The library's own waits for each watcher while it tells them: one that reads not
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -20,15 +21,17 @@ _Asked, _Told = health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse
 class Health:
     """Of one server, all of whose services are alike."""
 
-    def __init__(self, services: tuple[str, ...]) -> None:
+    def __init__(self, services: tuple[str, ...], is_serving: Callable[[], bool]) -> None:
         self._services = services
-        self._is_serving = False
+        self._is_serving = is_serving
+        self._told = False
         self._changed = asyncio.Event()
 
-    def tell(self, is_serving: bool) -> None:
-        """How it is now."""
-        if is_serving != self._is_serving:
-            self._is_serving = is_serving
+    def look(self) -> None:
+        """Let those hear of it who watch, where it is otherwise now."""
+        now = self._is_serving()
+        if now != self._told:
+            self._told = now
             self._changed.set()
             self._changed = asyncio.Event()
 
@@ -58,4 +61,4 @@ class Health:
     def _now(self, service: str) -> Any:
         if service not in self._services:
             return _Told(status=_Told.SERVICE_UNKNOWN)
-        return _Told(status=_Told.SERVING if self._is_serving else _Told.NOT_SERVING)
+        return _Told(status=_Told.SERVING if self._is_serving() else _Told.NOT_SERVING)

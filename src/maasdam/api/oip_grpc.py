@@ -70,7 +70,8 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no t
         self.calls = Calls(service, gate, limits, asyncio.Event())
         self.calls.is_idle.set()
         self._listener = listener
-        self._health = Health(("", SERVICE))
+        self._health = Health(("", SERVICE), lambda: service.is_ready and not self._is_stopping)
+        self._is_stopping = False
         self._tasks: list[asyncio.Task[None]] = []
         options = [
             # so that a little too much is refused in our words; gRPC itself refuses more by its length, before it is here
@@ -126,7 +127,8 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no t
 
     async def _stop(self, seconds: float) -> None:
         self._tasks[0].cancel()
-        self._health.tell(False)
+        self._is_stopping = True
+        self._health.look()
         stopping = asyncio.ensure_future(self._server.stop(seconds))
         with suppress(TimeoutError):
             await asyncio.wait_for(self.calls.is_idle.wait(), seconds)
@@ -135,7 +137,7 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no t
 
     async def _tell_health(self) -> None:
         while True:
-            self._health.tell(self._service.is_ready)
+            self._health.look()
             await asyncio.sleep(HEALTH_SECONDS)
 
     def service(self, details: Any) -> Any:
