@@ -133,7 +133,11 @@ class FormGate:
         self._end_child()
         child = Child(ChildLimits(OPENING_SECONDS, OPENING_SECONDS, MEMORY_BYTES), libraries=("openvino_genai",))
         with self._lock:
-            self._child = child
+            if not self._is_closed:  # or `close` would wait until it has opened
+                self._child = child
+        if self._is_closed:
+            child.kill()
+            raise EngineFailure("the engine was closed while a form was compiled")
         child.call(trial.ready, (self._folder,), {}, None)
         child.limits = ChildLimits(SECONDS, SECONDS, MEMORY_BYTES)
         return child

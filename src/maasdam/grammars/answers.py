@@ -10,6 +10,8 @@ from functools import lru_cache
 from typing import Any
 
 from maasdam.core import Constraint
+from maasdam.grammars.forms import form_of
+from maasdam.grammars.schemas import validator
 
 KEPT = 256
 """Validators and matchers, which are made once."""
@@ -59,8 +61,6 @@ def _no_number(name: str) -> Any:
 
 @lru_cache(maxsize=KEPT)
 def _validator(schema: str) -> Any:
-    from maasdam.grammars.schemas import validator
-
     return validator(json.loads(schema))
 
 
@@ -68,8 +68,6 @@ def _validator(schema: str) -> Any:
 def _matcher(constraint: Constraint) -> Any:
     """Raises ValueError where llguidance can't read what it is made from."""
     from llguidance import LLMatcher, LLTokenizer
-
-    from maasdam.grammars import form_of
 
     matcher = LLMatcher(LLTokenizer("byte"), LLMatcher.grammar_from_lark(form_of(constraint).lark()), log_level=0)
     if matcher.is_error():
