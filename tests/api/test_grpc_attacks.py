@@ -28,6 +28,7 @@ from tests.api.test_grpc import OK, Door, X, tensors, text
 
 from maasdam.api import oip_grpc_call, oip_proto
 from maasdam.api.oip_grpc import SERVICE
+from maasdam.errors import Overloaded
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST, SETTINGS, PING, GOAWAY, WINDOW, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
@@ -360,6 +361,24 @@ def test_probes_that_stay_make_room_for_those_that_do_not(door: Door, monkeypatc
     answers(door)
     wire.close()
     wait_for(lambda: not door.door.calls.probes)
+
+
+def test_a_probe_that_makes_room_hears_of_it(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oip_grpc_call, "MOST_PROBES", 10)
+    is_over = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        is_over.wait(60)
+        yield from ()
+
+    paths = (f"/{SERVICE}/ServerLive", "/grpc.health.v1.Health/Check")
+    calls = [door.channel.stream_stream(paths[i % 2])(nothing(), timeout=60) for i in range(30)]
+    try:
+        wait_for(lambda: sum(call.is_active() for call in calls) == 10)
+        codes = {call.code() for call in calls if not call.is_active()}
+        assert codes == {grpc.StatusCode[Overloaded.grpc_status]}
+    finally:
+        is_over.set()
 
 
 def test_a_probe_for_what_is_not_there_is_logged_as_it_was_answered(door: Door, caplog: Any) -> None:

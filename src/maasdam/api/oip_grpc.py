@@ -184,7 +184,7 @@ class Foreign(Rpc):
                 if not library.response_streaming:
                     await context.write(await library.unary_unary(asked, context))
             except asyncio.CancelledError:
-                await self.gone(is_here)
+                await self.cancelled(context, is_here)
                 raise
             except Exception as error:
                 await self.refuse(error, context)

@@ -183,7 +183,20 @@ class Calls:
 class Rpc:
     """A call whose headers are here, and gRPC's handler of it: one message is read and one written."""
 
-    __slots__ = ("began", "caller", "calls", "id", "metadata", "method", "model", "name", "reason", "refused", "status")
+    __slots__ = (
+        "began",
+        "caller",
+        "calls",
+        "id",
+        "makes_room",
+        "metadata",
+        "method",
+        "model",
+        "name",
+        "reason",
+        "refused",
+        "status",
+    )
 
     request_streaming, response_streaming = True, False
     """So that its message is not read before its key is, nor waited for without end."""
@@ -200,6 +213,8 @@ class Rpc:
         self.model: str | None = None
         self.status = 200
         self.reason: str | None = None
+        self.makes_room = False
+        """Whether it is ended for another."""
         self.refused: Exception | None = None
         """Why nobody is to answer it, whoever calls."""
 
@@ -243,7 +258,7 @@ class Rpc:
             calls.check_size(self.name, data)
             return await self._answer(data, context)
         except asyncio.CancelledError:
-            await self.gone(is_here=size >= 0)
+            await self.cancelled(context, is_here=size >= 0)
             raise
         except Exception as error:
             await self.refuse(error, context)
@@ -263,9 +278,11 @@ class Rpc:
             calls.strangers += 1
         else:
             if len(calls.probes) >= MOST_PROBES:
-                oldest = calls.probes.pop(next(iter(calls.probes)))
-                assert oldest is not None
-                oldest.cancel()
+                oldest = next(iter(calls.probes))
+                task = calls.probes.pop(oldest)
+                assert task is not None
+                oldest.makes_room = True
+                task.cancel()
             calls.probes[self] = asyncio.current_task()
 
     def leave(self) -> None:
@@ -429,6 +446,12 @@ class Rpc:
         more = (("maasdam-error", refused.code), *(() if after is None else (("retry-after", f"{max(1, round(after))}"),)))
         code = grpc.StatusCode[error.grpc_status if isinstance(error, MaasdamError) else MaasdamError.grpc_status]
         await context.abort(code, refused.message[:LONGEST_MESSAGE], self.trailers(*more))
+
+    async def cancelled(self, context: Any, is_here: bool) -> None:
+        """Its caller went away; or it is ended for a newer one, which gRPC would tell nobody of."""
+        if self.makes_room:
+            await self.refuse(Overloaded(f"{MOST_PROBES} calls without a key are open, and this was the oldest"), context)
+        await self.gone(is_here)
 
     async def gone(self, is_here: bool) -> None:
         """Its caller went away, or gRPC refused its message: the row is written here where no model was asked yet."""

@@ -282,7 +282,9 @@ class LocalKeeper:
         kept.is_leaving = True  # nobody else is given it meanwhile
         status = await self.asked(kept, control.Depart(reason))
         if status is None or not status.is_leaving:
-            kept.is_leaving = kept.status.is_leaving
+            kept.is_leaving = (
+                kept.status.is_leaving or not kept.holders or kept.why is not None
+            )  # it may have been ended meanwhile
             return False
         try:
             async with asyncio.timeout(END_SECONDS):
