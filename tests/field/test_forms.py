@@ -321,3 +321,30 @@ async def test_hostile_forms_harm_nobody(replica: SequenceReplica, engine: Seque
     assert [await task for task in neighbours] == prompts
     assert [await one(constraint) for constraint in HOSTILE] == verdicts, "what was known is said again"
     assert time.monotonic() - began < 60
+
+
+def test_a_rule_of_the_callers_keeps_its_name() -> None:
+    constraint = Constraint("grammar", 'root ::= portion_0 [x]{100}\nportion_0 ::= "yes"', "guided_grammar")
+    assert check(constraint, "yes" + "x" * 100) is None
+    assert check(constraint, "x" * 132) is not None
+
+
+def test_a_right_answer_is_not_wrong_because_it_can_be_read_in_many_ways() -> None:
+    for text, answer in (('root ::= [a-z] root | "."', "a" * 2500 + "."), ('root ::= "a" | root root', "a" * 1600)):
+        assert check(Constraint("grammar", text, "guided_grammar"), answer) is None
+    assert check(Constraint("grammar", 'root ::= [a-z] root | "."', "guided_grammar"), "ab!") is not None
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "number", "exclusiveMinimum": 117, "exclusiveMaximum": 65},
+        {"type": "number", "minimum": 100000, "maximum": 24},
+        {"type": "number", "exclusiveMaximum": 1e14},
+        {"type": "string", "minLength": 4, "maxLength": 3},
+        {"allOf": [{"type": "array", "prefixItems": [{"type": "string"}]}, {"items": {"type": "integer"}}]},
+    ],
+)
+def test_what_contradicts_itself_is_refused_by_name_and_place(schema: dict[str, Any]) -> None:
+    with pytest.raises(InvalidField, match=r"#|bound"):
+        form_of(Constraint("schema", json.dumps(schema), "guided_json"))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
+import time
 from collections import OrderedDict
 from concurrent.futures import Future
 from pathlib import Path
@@ -21,7 +22,9 @@ from maasdam.engines import trial
 from maasdam.errors import Crashed, EngineFailure, InvalidField, LimitExceeded, MaasdamError, Overloaded
 
 SECONDS = 2.0
-"""Of wall time and of CPU for one constraint."""
+"""Of CPU for one constraint."""
+WALL_SECONDS = 6.0
+"""After which nothing is known of it: the machine was busy."""
 OPENING_SECONDS = 60.0
 """For the process to read the model's vocabulary."""
 MEMORY_BYTES = 3 * 2**30
@@ -112,16 +115,20 @@ class FormGate:
 
     def _verdict(self, constraint: Constraint) -> Verdict:
         """What the process says. Raises ServiceError where there is none."""
-        child = self._opened()
+        child, began = self._opened(), time.monotonic()
         try:
             return child.call(trial.tried, (self._folder, constraint), {}, None)
         except InvalidField as error:
             return str(error)
         except LimitExceeded:
             self._end_child()
+            self._check_open()
+            if time.monotonic() - began > WALL_SECONDS:
+                raise Overloaded("the machine is too busy to compile this form; try again in a second") from None
             return f"it takes more than {SECONDS:.0f} s, or more memory than is allowed, to compile; make it simpler"
         except Crashed:
             self._end_child()
+            self._check_open()
             return "the engine's compiler gives up on it; make it simpler"
         finally:
             if self._child is not None and self._child.resident_bytes > FULL_BYTES:
@@ -137,10 +144,14 @@ class FormGate:
                 self._child = child
         if self._is_closed:
             child.kill()
-            raise EngineFailure("the engine was closed while a form was compiled")
+        self._check_open()
         child.call(trial.ready, (self._folder,), {}, None)
-        child.limits = ChildLimits(SECONDS, SECONDS, MEMORY_BYTES)
+        child.limits = ChildLimits(WALL_SECONDS, SECONDS, MEMORY_BYTES)
         return child
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise EngineFailure("the engine was closed while a form was compiled")
 
     def _end_child(self) -> None:
         with self._lock:

@@ -21,6 +21,8 @@ from maasdam.grammars import check, form_of, is_begun, readied
 
 TOKENS = 24
 """Of an answer that is tried."""
+LONG_TOKENS = 256
+"""Of one answer in a caller's own grammar or expression, where what a token takes may grow with those before it."""
 ANSWERS = 6
 ENOUGH_SECONDS = 0.5
 """Of CPU: after so much fewer answers are tried, two at least."""
@@ -54,9 +56,10 @@ def tried(folder: str, constraint: Constraint) -> Admitted:
         began = time.process_time()
         write(grammar, 1, 0)  # compiles
         compiled = time.process_time() - began
+        is_own = constraint.kind in ("grammar", "regex")
         for seed in range(ANSWERS):
             began = time.process_time()
-            answers.append(write(grammar, TOKENS, seed))
+            answers.append(write(grammar, LONG_TOKENS if is_own and not seed else TOKENS, seed))
             seconds += time.process_time() - began
             count += answers[-1].tokens
             if seconds > ENOUGH_SECONDS and seed:

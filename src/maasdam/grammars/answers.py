@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from maasdam.core import Constraint
 from maasdam.grammars.forms import form_of
@@ -15,6 +15,9 @@ from maasdam.grammars.schemas import validator
 
 KEPT = 256
 """Validators and matchers, which are made once."""
+MOST_WAYS = 300
+"""To read what came so far, at each of its bytes: what has more is not checked, as that takes a time that grows with its cube,
+and holds Python's lock. The engine has kept to it by other means."""
 
 
 def check(constraint: Constraint, text: str) -> str | None:
@@ -22,8 +25,8 @@ def check(constraint: Constraint, text: str) -> str | None:
     if constraint.kind == "choice":
         return None if text in json.loads(constraint.text) else "it is none of the choices"
     if constraint.kind in ("regex", "grammar"):
-        matched, is_whole = _matched(constraint, text)
-        return None if is_whole else f"it fits for {matched} of its {len(text.encode())} bytes"
+        matched = _matched(constraint, text)
+        return None if matched is None or matched.is_whole else f"it fits for {matched.bytes} of its {len(text.encode())} bytes"
     try:
         value = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -36,7 +39,8 @@ def check(constraint: Constraint, text: str) -> str | None:
 
 def is_begun(constraint: Constraint, text: str) -> bool:
     """Whether it can be the beginning of such an answer."""
-    return _matched(constraint, text)[0] == len(text.encode())
+    matched = _matched(constraint, text)
+    return matched is None or matched.bytes == len(text.encode())
 
 
 def readied(constraint: Constraint) -> None:
@@ -47,12 +51,19 @@ def readied(constraint: Constraint) -> None:
         _matcher(constraint)
 
 
-def _matched(constraint: Constraint, text: str) -> tuple[int, bool]:
-    """How many bytes fit, and whether they are all and a whole answer."""
+class _Matched(NamedTuple):
+    bytes: int
+    """So many fit."""
+    is_whole: bool
+    """They are all, and a whole answer."""
+
+
+def _matched(constraint: Constraint, text: str) -> _Matched | None:
+    """None where the matcher gives up: see MOST_WAYS."""
     matcher = _matcher(constraint).deep_copy()
     data = list(text.encode())
     count = matcher.try_consume_tokens(data) if data else 0
-    return count, count == len(data) and bool(matcher.is_accepting())
+    return None if matcher.is_error() else _Matched(count, count == len(data) and bool(matcher.is_accepting()))
 
 
 def _no_number(name: str) -> Any:
@@ -67,9 +78,10 @@ def _validator(schema: str) -> Any:
 @lru_cache(maxsize=KEPT)
 def _matcher(constraint: Constraint) -> Any:
     """Raises ValueError where llguidance can't read what it is made from."""
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-    matcher = LLMatcher(LLTokenizer("byte"), LLMatcher.grammar_from_lark(form_of(constraint).lark()), log_level=0)
+    grammar = LLMatcher.grammar_from_lark(form_of(constraint).lark())
+    matcher = LLMatcher(LLTokenizer("byte"), grammar, log_level=0, limits=LLParserLimits(max_items_in_row=MOST_WAYS))
     if matcher.is_error():
         raise ValueError(matcher.get_error())
     return matcher

@@ -58,6 +58,9 @@ def merged(a: Schema, b: Schema, at: str, resolve: Callable[[dict[str, Any], str
     a, b = resolve(a, at), resolve(b, at)
     if not isinstance(a, dict) or not isinstance(b, dict):
         return merged(a, b, at, resolve)
+    for one, other in ((a, b), (b, a)):
+        if "prefixItems" in one and "items" in other and not same(one["prefixItems"], other.get("prefixItems")):
+            raise refused(f"'prefixItems' at {at} can't be joined with 'items'")
     out = {key: value for key, value in a.items() if key not in ("properties", "additionalProperties")}
     for key, value in b.items():
         if key in ("properties", "additionalProperties"):

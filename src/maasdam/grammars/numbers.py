@@ -87,6 +87,9 @@ def between(low: Decimal | None, high: Decimal | None, *, above: bool, below: bo
     for bound in (low, high):
         if bound is not None and (not bound.is_finite() or abs(bound.adjusted()) + len(bound.as_tuple().digits) > LONGEST):
             raise refused(f"the bound {bound} has too many digits; at most {LONGEST}")
+    for bound, is_out in ((low, above), (high, below)):
+        if bound is not None and is_out and _width(bound) + len(_behind(bound)) + 2 > DIGITS:
+            raise refused(f"the exclusive bound {bound} has too many digits: what is next to it is the same double")
     if low is None and high is None:
         return NUMBER
     if low is None:
@@ -94,6 +97,8 @@ def between(low: Decimal | None, high: Decimal | None, *, above: bool, below: bo
         low, above = min(Decimal(-(10**DIGITS)), high * 2 - 1), True
     if high is None:
         high, below = max(Decimal(10**DIGITS), low * 2 + 1), True
+    if low > high or (low == high and (above or below)):
+        return either(())
     options: list[Node] = []
     if low < 0:
         least = Decimal(0) if high >= 0 else -high
@@ -109,7 +114,7 @@ def _positive(low: Decimal, high: Decimal, *, above: bool, below: bool) -> Node:
     floor_low, floor_high = int(low.to_integral_value(ROUND_FLOOR)), int(high.to_integral_value(ROUND_FLOOR))
     ceiling = int(low.to_integral_value(ROUND_CEILING)) + (1 if above and low == floor_low else 0)
     behind_low, behind_high = _behind(low), _behind(high)
-    places = max(FRACTION, len(behind_low) + 2, len(behind_high) + 2)
+    places = max(min(FRACTION, DIGITS - _width(high)), len(behind_low) + 2, len(behind_high) + 2)
     free = row(Word("."), Repeated(digits(), 1, places))
     options: list[Node] = []
     if floor_low == floor_high:
@@ -121,6 +126,11 @@ def _positive(low: Decimal, high: Decimal, *, above: bool, below: bool) -> Node:
         options.append(row(either(whole), Repeated(free, 0, 1)))
     options.append(_fraction(floor_high, "", behind_high, places, False, below))
     return either(options)
+
+
+def _width(number: Decimal) -> int:
+    """Digits before the point."""
+    return max(number.adjusted(), 0) + 1
 
 
 def _behind(number: Decimal) -> str:

@@ -369,6 +369,8 @@ class _Writer:
     def string(self, schema: dict[str, Any], at: str) -> Node | None:
         """What stands between the quotes; None for anything."""
         low, high = int(schema.get("minLength", 0)), schema.get("maxLength")
+        if high is not None and high < low:
+            raise refused(f"'maxLength' at {at} is less than 'minLength'")
         pattern, form = schema.get("pattern"), schema.get("format")
         if pattern is not None and form is not None:
             raise refused(f"'format' at {at} is not supported beside 'pattern'")

@@ -7,6 +7,7 @@ joins nothing.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 from maasdam.grammars.nodes import EMPTY, Chain, Chars, Either, Form, Named, Node, Ranges, Repeated, Word, either, row, union
@@ -92,9 +93,10 @@ def _joined(items: list[Node]) -> Node:
 def counted(form: Form) -> Form:
     """With long repetitions in portions: the same counts."""
     rules: dict[str, Node] = {}
+    names = (name for n in itertools.count() if (name := f"portion_{n}") not in form.rules)  # a caller's may be called so
 
     def portions(part: Node) -> Node:
-        name = f"portion_{len(rules)}"
+        name = next(names)
         rules[name] = Repeated(part, PORTION, PORTION)
         return Named(name)
 
