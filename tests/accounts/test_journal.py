@@ -57,6 +57,37 @@ def test_what_a_kill_left_half_written_is_none(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("gone", [0, 1, 2])
+def test_what_a_kill_left_of_a_long_frame_in_its_room_is_none(tmp_path: Path, gone: int) -> None:
+    made = Journal(tmp_path)
+    made.append(b"whole")
+    first = journal.length(only(tmp_path))
+    made.append(os.urandom(2 * 4096))
+    made.close()
+    data = bytearray(only(tmp_path).read_bytes())
+    begin, end = max(gone * 4096, first), min((gone + 1) * 4096, len(data))  # one page of it never came to the disk
+    data[begin:end] = bytes(end - begin)
+    whole = bytes(data)
+    for room in (0, 5000):
+        only(tmp_path).write_bytes(whole + bytes(room))
+        assert payloads(tmp_path) == [b"whole"]
+        assert journal.length(only(tmp_path)) == journal.length(only(tmp_path), first) == first
+    discard(only(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("room", [0, 5000])
+def test_a_last_frame_that_was_whole_is_kept_where_it_was_changed(tmp_path: Path, room: int) -> None:
+    made = Journal(tmp_path)
+    made.append(b"first")
+    made.append(b"second")
+    made.close()
+    data = only(tmp_path).read_bytes().replace(b"second", b"secind")
+    only(tmp_path).write_bytes(data + bytes(room))
+    discard(only(tmp_path))
+    assert [path.name.endswith(".journal.damaged") for path in tmp_path.iterdir()] == [True]
+
+
 def test_a_file_that_is_damaged_is_read_up_to_there_and_kept(tmp_path: Path) -> None:
     made = Journal(tmp_path)
     for word in (b"first", b"second", b"third"):

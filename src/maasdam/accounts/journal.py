@@ -36,6 +36,8 @@ STEP_BYTES = 1024 * 1024
 SLOW_SECONDS = 0.001
 """A disk whose syncs take longer holds an event loop up: see `is_slow`."""
 _HEAD = struct.Struct("<II")
+_PAGE = 4096
+"""What reaches a file whole or not at all, wherever a kill or a lost power breaks a write off."""
 _SYNCS = 32
 """Judged by the quickest quarter of so many: the others may have waited for Python's lock, or for someone else's writing."""
 
@@ -149,10 +151,10 @@ def read(path: Path, offset: int) -> Iterator[tuple[bytes, int]]:
 def length(path: Path, offset: int = 0) -> int:
     """Where the last frame ends that is there whole, from `offset` on, without a look at what is in it."""
     data = _bytes_of(path, offset)
-    place = 0 if offset else len(MAGIC)
+    place = last = 0 if offset else len(MAGIC)
     while (frame := _frame(data, place)) is not None:
-        place += _HEAD.size + len(frame[0])
-    return offset + place
+        last, place = place, place + _HEAD.size + len(frame[0])
+    return offset + (last if _is_torn(data, last, place, offset) else place)
 
 
 def discard(path: Path) -> None:
@@ -183,6 +185,18 @@ def _frame(data: bytes, place: int) -> tuple[bytes, int] | None:
     size, check = _HEAD.unpack_from(data, place)
     payload = data[place + _HEAD.size : place + _HEAD.size + size]
     return None if size == 0 or len(payload) < size else (payload, check)  # nought: room for more
+
+
+def _is_torn(data: bytes, begin: int, end: int, offset: int) -> bool:
+    """Whether the last frame came to the disk in part: its room was there already, so that its length says nothing.
+
+    A write that is broken off leaves whole pages out, and nothing after it. Otherwise what had been whole was changed.
+    """
+    frame = _frame(data, begin)
+    if frame is None or crc32(frame[0]) == frame[1] or data.count(0, end) < len(data) - end:
+        return False
+    first = (offset + begin) // _PAGE * _PAGE - offset
+    return any(not any(data[max(page, begin) : min(page + _PAGE, end)]) for page in range(first, end, _PAGE))
 
 
 def is_written(path: Path) -> bool:
