@@ -348,3 +348,13 @@ def test_a_right_answer_is_not_wrong_because_it_can_be_read_in_many_ways() -> No
 def test_what_contradicts_itself_is_refused_by_name_and_place(schema: dict[str, Any]) -> None:
     with pytest.raises(InvalidField, match=r"#|bound"):
         form_of(Constraint("schema", json.dumps(schema), "guided_json"))
+
+
+def test_a_form_whose_asker_has_gone_is_not_tried(engine: SequenceEngine) -> None:
+    assert isinstance(engine, HoldingEngine)
+    before, gone, after = (engine.admit(schema({"const": f"{name} of this test"})) for name in ("before", "gone", "after"))
+    assert gone.cancel()
+    assert before.result().grammar and after.result().grammar
+    again = engine.admit(schema({"const": "gone of this test"}))
+    assert not again.done(), "or it was tried while nobody waited"
+    assert again.result().grammar

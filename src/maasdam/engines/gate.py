@@ -103,6 +103,8 @@ class FormGate:
             if asked is None or self._is_closed:
                 break
             digest, constraint = asked
+            if self._is_unwanted(digest):
+                continue
             try:
                 self._settle(digest, self._verdict(constraint))
             except BaseException as error:  # whoever waits must hear
@@ -112,6 +114,14 @@ class FormGate:
             left = list(self._asked)
         for digest in left:
             self._settle(digest, EngineFailure("the engine was closed while a form was compiled"))
+
+    def _is_unwanted(self, digest: bytes) -> bool:
+        """Whether all who asked have gone; then nobody is told."""
+        with self._lock:
+            is_unwanted = all(answer.cancelled() for _, answer in self._asked[digest])
+            if is_unwanted:
+                del self._asked[digest]
+        return is_unwanted
 
     def _verdict(self, constraint: Constraint) -> Verdict:
         """What the process says. Raises ServiceError where there is none."""

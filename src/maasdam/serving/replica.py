@@ -536,6 +536,8 @@ class _Text:
             self._replica._answering -= 1
             if self._stop is not None:
                 self._stop()
+            elif self._admitting is not None:
+                self._admitting.cancel()
 
     def _wait(self, prepared: asyncio.Future[tuple[dict[str, Any], Units, Echo | None]]) -> None:
         """Until it is known that the engine can keep to the form."""
@@ -547,9 +549,9 @@ class _Text:
         prepared: asyncio.Future[tuple[dict[str, Any], Units, Echo | None]],
         verdict: asyncio.Future[Admitted] | None = None,
     ) -> None:
+        for future in (prepared, verdict):  # where one fails, or nobody listens, the other is not asked: asyncio would say so
+            future is None or future.cancelled() or future.exception()
         if self._hear is None:
-            for future in (prepared, verdict):  # or asyncio says that nobody looked at it
-                future is None or future.cancelled() or future.exception()
             return
         replica, sampling = self._replica, self._sampling
         try:
