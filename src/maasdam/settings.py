@@ -68,6 +68,10 @@ class Settings:
     """Tokens generated when the caller names no limit."""
     queue_size: int = 256
     """Requests waiting per replica before new ones get 503."""
+    response_days: float = 30.0
+    """How long an answer of /v1/responses is kept, and how long after the last that continues it; 0 keeps none."""
+    response_bytes: int = 256 * 1024 * 1024
+    """Most that is kept of one key's answers of /v1/responses, bytes: the oldest are removed for new ones."""
     request_timeout_seconds: float = 60.0
     """A request unanswered for so long gets 504."""
     shutdown_grace_seconds: float = 10.0

@@ -33,7 +33,7 @@ def test_every_route_but_health_refuses_a_caller_without_a_key(fake_service: Run
     assert len(routes) > 30
     with httpx.Client(base_url=fake_service.url) as client:
         for method, path in routes:
-            answer = client.request(method, path.format(model="doubles", version="1", key="k", request_id="r"))
+            answer = client.request(method, path.format(model="doubles", version="1", key="k", request_id="r", response_id="r"))
             if path in OPEN:
                 assert answer.status_code == 200, path
             else:

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import openai
 import psutil
+import pydantic
 import pytest
 from tests.engines import tiny_language_model
 from tests.served import Process, open_home, serving
@@ -123,6 +124,28 @@ def test_a_stream_is_held_to_it_too(served: Process, client: httpx.Client) -> No
     whole = client.post("/v1/chat/completions", json=chat(response_format=wanted)).json()["choices"][0]
     assert (text, reason) == (whole["message"]["content"], whole["finish_reason"])
     assert reason == "stop" and SCHEMA["required"] == list(json.loads(text))
+
+
+def test_a_response_is_held_to_it_too(served: Process, client: httpx.Client) -> None:
+    class Named(pydantic.BaseModel):
+        name: str = pydantic.Field(max_length=4)
+        count: int = pydantic.Field(ge=1, le=9)
+
+    gpt = openai.OpenAI(base_url=f"{served.url}/v1", api_key=served.key)
+    parsed = gpt.responses.parse(model="tiny", input="the cat", text_format=Named, temperature=1.0, extra_body={"seed": 3})
+    assert parsed.status == "completed" and isinstance(parsed.output_parsed, Named), parsed.output_text
+    assert gpt.responses.retrieve(parsed.id).output_text == parsed.output_text
+    form = {"type": "json_schema", "name": "n", "schema": {"enum": ["x", "y"]}}
+    body = {"model": "tiny", "input": "the cat", "temperature": 1.0, "seed": 3}
+    held = client.post("/v1/responses", json=body | {"text": {"format": form}}).json()
+    assert json.loads(held["output"][0]["content"][0]["text"]) in ("x", "y")
+    assert held["text"]["format"] == form | {"strict": True, "description": None}
+    free = client.post("/v1/responses", json=body | {"text": {"format": {"type": "text"}}}).json()
+    assert free["output"][0]["content"][0]["text"] not in ('"x"', '"y"')
+    refused = client.post("/v1/responses", json=body | {"text": {"format": form | {"schema": {"not": {}}}}}).json()["error"]
+    assert refused["param"] == "text.format.schema" and "'not'" in refused["message"]
+    cut = client.post("/v1/responses", json=body | {"text": {"format": form}, "stop": ["x"]}).json()["error"]
+    assert cut["param"] == "stop" and "text.format.schema" in cut["message"]
 
 
 def test_free_requests_beside_are_as_they_are_alone(client: httpx.Client) -> None:

@@ -26,7 +26,20 @@ def constraint_from(fields: Mapping[str, Any], sampling: Sampling) -> Constraint
     if len(found) > 1:
         names = " and ".join(f"'{name}'" for name in found)
         raise InvalidField(f"{names} ask for two forms of one answer; send one of them", list(found)[1])
-    constraint = next(iter(found.values()), None)
+    return _ended_by_itself(next(iter(found.values()), None), sampling)
+
+
+def constraint_of(text_format: Any, sampling: Sampling) -> Constraint | None:
+    """The same from `text.format` of a response, which has the fields of `json_schema` beside its type."""
+    if text_format is None:
+        return None
+    if isinstance(text_format, dict) and text_format.get("type") == "json_schema":
+        inner = {key: value for key, value in text_format.items() if key != "type"}
+        return _ended_by_itself(_named_schema(inner, "text.format", "text.format"), sampling)
+    return _ended_by_itself(_response_format(text_format, "text.format"), sampling)
+
+
+def _ended_by_itself(constraint: Constraint | None, sampling: Sampling) -> Constraint | None:
     if constraint is None:
         return None
     for name in ("ignore_eos", "min_tokens", "stop_token_ids"):
@@ -43,21 +56,23 @@ def _asked(name: str, value: Any) -> Constraint | None:
     if value is None:
         return None
     if name == "response_format":
-        return _response_format(value)
+        return _response_format(value, name)
     if name == "structured_outputs":
         return _structured(value)
     return _constraint(_KINDS[name.removeprefix("guided_")], value, name)
 
 
-def _response_format(value: Any) -> Constraint | None:
-    name = "response_format"
+def _response_format(value: Any, name: str) -> Constraint | None:
     kind = value.get("type") if isinstance(value, dict) else None
     if kind not in ("text", "json_object", "json_schema"):
-        raise InvalidField("'response_format' has no type that is known; send text, json_object or json_schema", f"{name}.type")
+        raise InvalidField(f"'{name}' has no type that is known; send text, json_object or json_schema", f"{name}.type")
     check_known(value, ("type", "json_schema") if kind == "json_schema" else ("type",), where=name)
     if kind != "json_schema":
         return None if kind == "text" else Constraint("object", "", name)
-    named, where = value.get("json_schema"), f"{name}.json_schema"
+    return _named_schema(value.get("json_schema"), name, f"{name}.json_schema")
+
+
+def _named_schema(named: Any, name: str, where: str) -> Constraint:
     if not isinstance(named, dict):
         raise InvalidField(f"'{where}' must be an object with name and schema", where)
     check_known(named, ("name", "schema", "strict", "description"), where=where)

@@ -48,6 +48,12 @@ def shown_in_chat(marks: Sequence[Mark]) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
+def shown_in_response(marks: Sequence[Mark]) -> list[dict[str, Any]]:
+    """The list `logprobs` of a response's text, where `bytes` is always a list."""
+    shown: list[dict[str, Any]] = shown_in_chat(marks)["content"]
+    return [one | {"bytes": one["bytes"] or []} for one in shown]
+
+
 def shown_in_completion(marks: Sequence[Mark]) -> dict[str, Any]:
     """The object `logprobs` of a completion's choice: lists side by side, null where a text begins."""
     return {

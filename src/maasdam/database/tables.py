@@ -171,3 +171,27 @@ class LedgerRow(Base):
     grams_co2e: Mapped[float | None] = mapped_column(Float)
     price: Mapped[float | None] = mapped_column(Float)
     currency: Mapped[str | None] = mapped_column(String(3))
+
+
+class ResponseRow(Base):
+    """One kept answer of /v1/responses, with what was asked. `beat_at`: when its writer last said so; NULL at its end."""
+
+    __tablename__ = "responses"
+    __table_args__ = (
+        Index("responses_owner", "owner", "created_at", "size"),
+        Index("responses_expires", "expires_at"),
+        Index("responses_beat", "beat_at"),
+    )
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(100))
+    previous: Mapped[str | None] = mapped_column(String(40))
+    depth: Mapped[int] = mapped_column(Integer)
+    status: Mapped[str] = mapped_column(String(16))
+    body: Mapped[str] = mapped_column(Text)
+    items: Mapped[str] = mapped_column(Text)
+    size: Mapped[int] = mapped_column(BigInteger)
+    chain_size: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(UtcTime)
+    expires_at: Mapped[datetime] = mapped_column(UtcTime)
+    beat_at: Mapped[datetime | None] = mapped_column(UtcTime)

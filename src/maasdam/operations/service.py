@@ -8,23 +8,25 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from maasdam.accounts.importer import Importer
 from maasdam.accounts.journal import Journal
 from maasdam.accounts.ledger import Ledger
 from maasdam.accounts.outbox import Outbox
+from maasdam.accounts.responses import Responses
 from maasdam.core import TEXT_GENERATION, Facts
 from maasdam.database.presence import Presence
 from maasdam.engines.batching_kept import Findings
-from maasdam.engines.generation import read_defaults
+from maasdam.engines.generation import Defaults, read_defaults
 from maasdam.errors import InvalidModel, NotFound, NotReady
 from maasdam.operations.builds import builds
 from maasdam.operations.fleet import Alone, Count, Fleet, busy
 from maasdam.operations.infer import Inference
 from maasdam.operations.keeping import open_keeper
 from maasdam.operations.limits import memory_budget
+from maasdam.operations.responses import KeptResponses
 from maasdam.operations.workspace import JOURNALS
 from maasdam.serving.attempts import LoadAttempts
 from maasdam.serving.hosts.keeper import Keeper
@@ -111,6 +113,9 @@ class Service:
     outbox: Outbox
     batching: Callable[[str], Batching]
     """What is known here of the artifact of a digest; it blocks."""
+    defaults: Callable[[str], Defaults]
+    """How the text model of a digest is sampled where a caller doesn't say; it blocks at first."""
+    responses: KeptResponses
     hosts: LocalKeeper | None
     """Of the engine hosts of this process; None where another process keeps them."""
     keeper: Keeper
@@ -205,6 +210,7 @@ class Service:
         self.presence.start()
         if self.importer is not None:
             self.importer.start()
+        self.responses.start()
         await self.router.start()
 
     def close_records(self) -> None:
@@ -213,6 +219,7 @@ class Service:
 
     async def stop(self) -> None:
         """Let go of every replica."""
+        await self.responses.stop()
         await self.router.stop()
         if self.hosts is not None:
             await self.hosts.close()
@@ -292,6 +299,8 @@ def open_service(
         outbox=outbox,
         importer=Importer(workspace.ledger) if imports else None,
         batching=lambda digest: findings.told(store.get(digest), threads=settings.threads),
+        defaults=lru_cache(maxsize=64)(lambda digest: read_defaults(store.get(digest).path)),
+        responses=KeptResponses(Responses(workspace.database, settings.response_days, settings.response_bytes), tidies=imports),
         hosts=hosts,
         keeper=keeper,
         budget_bytes=budget_bytes,

@@ -283,7 +283,7 @@ TASK = Task(
     payloads=(TextPayload,),
     answer=TextPiece,
     takes="prompts",
-    doors=("/v1/chat/completions", "/v1/completions"),
+    doors=("/v1/chat/completions", "/v1/completions", "/v1/responses"),
     open=lambda folder, signature, settings: TextProcessor(folder),
     warm_up=lambda signature: TextPayload(prompt="a", sampling=Sampling(max_tokens=2, temperature=0.0)),
     read_examples=lambda path, labels, signature: texts(path),
