@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -16,7 +17,8 @@ from tests.engines.networks import CNN, MLP, artifact
 from maasdam.cli import main
 from maasdam.core import Artifact, ImagePayload, Sampling, Signature, TensorPayload, TensorSpec, TextPayload, TextPiece
 from maasdam.errors import InvalidInput, InvalidPayload, NotFound, Unsupported
-from maasdam.operations.run import opened, payload_of, to_json
+from maasdam.operations.run import opened, to_json
+from maasdam.operations.run_inputs import How, inputs_of
 from maasdam.operations.workspace import Workspace
 from maasdam.settings import Settings
 
@@ -104,6 +106,11 @@ def test_a_stop_string_ends_the_text_before_it(workspace: Workspace) -> None:
 def test_what_the_command_line_is_given_becomes_a_payload(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(picture())
     np.savez(tmp_path / "x.npz", a=np.zeros(2))
+
+    def payload_of(task: str | None, given: str, **how: Any) -> Any:
+        (found,) = inputs_of(task, [given], How(**how))
+        return found.payload()
+
     assert payload_of(IMAGES, str(tmp_path / "a.png"), top_k=3) == ImagePayload(picture(), 3)
     assert isinstance(payload_of(IMAGES, str(tmp_path / "x.npz")), TensorPayload)
     assert payload_of("text-generation", "hello") == TextPayload(prompt="hello")
@@ -139,6 +146,48 @@ def test_the_command_answers_each_input(
     assert capsys.readouterr().out.startswith(f"{file}: label ")
     assert run(home, monkeypatch, "llama", "the cat", "--max-tokens", "5", "--temperature", "0") == 0
     assert capsys.readouterr().out.strip()
+
+
+def test_a_folder_into_a_file_of_a_line_each(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "in" / name).write_bytes(picture())
+    (tmp_path / "in" / "c.png").write_bytes(b"no picture")
+    command = ("cnn", str(tmp_path / "in"), "--out", str(tmp_path / "out.jsonl"))
+    assert run(home, monkeypatch, *command) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out.jsonl'}: 3 answered, 1 are errors, which their lines say\n"
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [Path(row["input"]).name for row in rows] == ["a.png", "b.png", "c.png"]
+    assert rows[0]["labels"] == rows[1]["labels"] and "labels" not in rows[2] and "no image" in rows[2]["error"]
+    assert run(home, monkeypatch, *command, "--json") == 0
+    assert json.loads(capsys.readouterr().out) | {"out": ""} == {"out": "", "had": 3, "answered": 0, "errors": 0}
+
+
+def test_texts_of_a_batch_are_those_of_one_alone(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--max-tokens", "5", "--temperature", "0")
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"prompt": f"the {word}"}) + "\n" for word in ("cat", "dog", "mat")))
+    out = tmp_path / "out.csv"
+    assert run(home, monkeypatch, "llama", str(tmp_path / "in.jsonl"), "--out", str(out), *words) == 0
+    capsys.readouterr()
+    assert run(home, monkeypatch, "llama", "the cat", "the dog", "the mat", "--json", *words) == 0
+    alone = [answer["text"] for answer in json.loads(capsys.readouterr().out)["answers"]]
+    with out.open(newline="") as file:
+        assert [row["shown"] for row in csv.DictReader(file)] == alone
+
+
+def test_a_conversation_knows_what_was_said(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--chat", "--max-tokens", "4", "--temperature", "0")
+    monkeypatch.setattr("sys.stdin", io.StringIO("the cat\nthe cat\n/new\nthe cat\n" + "zq " * 500 + "\n"))
+    assert run(home, monkeypatch, "llama", *words) == 0
+    shown = capsys.readouterr()
+    first, second, third = shown.out.splitlines()
+    assert first == third != second and "context" in shown.err
 
 
 @pytest.mark.parametrize(

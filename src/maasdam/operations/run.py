@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from maasdam.core import (
+    TEXT_GENERATION,
     Answer,
     Payload,
     Sampling,
@@ -26,16 +26,16 @@ from maasdam.core import (
     TextPiece,
 )
 from maasdam.engines.generating import text_of, transcript_of
-from maasdam.errors import NotFound, Unsupported
+from maasdam.errors import Unsupported
 from maasdam.tasks import giving, open_processor, task_of
-from maasdam.tasks.examples import arrays_of
 
 if TYPE_CHECKING:
     from maasdam.artifacts.catalog import Version
     from maasdam.core import Engine, Processor
     from maasdam.operations.workspace import Workspace
 
-NEUTRAL = Sampling()
+TEXTS = 16
+"""That are written together: of more, each gets slower by about as much."""
 
 OnPiece = Callable[[str], None]
 """Told each piece of a text as it comes."""
@@ -50,28 +50,48 @@ class OpenedModel:
     processor: Processor | None
     max_tokens: int
     """Tokens generated where the payload names no limit."""
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """An engine of tensors has one answer at a time; the next input is read meanwhile."""
 
     def answer(self, payload: Payload, on_piece: OnPiece | None = None) -> Answer:
         """The whole answer. Raises InvalidPayload, InvalidTensor, Unsupported (another kind of payload), EngineFailure."""
-        if isinstance(payload, TensorPayload):
+        return asyncio.run(self.reply(lambda: payload, "run", on_piece))
+
+    async def reply(self, payload: Callable[[], Payload], name: str, on_piece: OnPiece | None = None) -> Answer:
+        """As `answer`, of what `payload` reads. Of texts, `width` at once are written together."""
+        given = await asyncio.to_thread(payload)
+        if isinstance(given, TensorPayload):
             if not isinstance(self.engine, TensorEngine):
                 raise Unsupported(f"{self.version.model} takes no raw tensors; it does {self.version.task}")
-            return self.engine.run(payload.tensors)
-        if self.processor is None or type(payload) not in task_of(self.processor.task).payloads:
+            return await self._run(self.engine, given.tensors)
+        processor = self.processor
+        if processor is None or type(given) not in task_of(processor.task).payloads:
             raise Unsupported(
                 f"{self.version.model} does {self.version.task or 'raw tensors'}; it can't answer this kind of input"
             )
-        prepared = self.processor.prepare(payload)
+        prepared = await asyncio.to_thread(processor.prepare, given)
         if isinstance(self.engine, TensorEngine):
-            return self.processor.finish([self.engine.run(tensors) for tensors in prepared], payload)
-        if isinstance(payload, TextPayload):
-            return asyncio.run(self._text(self.engine, payload.sampling, prepared[0], on_piece))
-        return asyncio.run(transcript_of(self.engine, prepared, "run"))[0]
+            outputs = [await self._run(self.engine, tensors) for tensors in prepared]
+            return await asyncio.to_thread(processor.finish, outputs, given)
+        if isinstance(given, TextPayload):
+            return await self._text(self.engine, given.sampling, prepared[0], name, on_piece)
+        return (await transcript_of(self.engine, prepared, name))[0]
 
-    async def _text(self, engine: SequenceEngine, sampling: Sampling, inputs: Tensors, on_piece: OnPiece | None) -> TextPiece:
+    async def _run(self, engine: TensorEngine, tensors: Tensors) -> Tensors:
+        async with self._turn:
+            return await asyncio.to_thread(engine.run, tensors)
+
+    @property
+    def width(self) -> int:
+        """How many are worth while to be asked at once."""
+        return TEXTS if self.version.task == TEXT_GENERATION else 2
+
+    async def _text(
+        self, engine: SequenceEngine, sampling: Sampling, inputs: Tensors, name: str, on_piece: OnPiece | None
+    ) -> TextPiece:
         if sampling.max_tokens is None:
             sampling = replace(sampling, max_tokens=self.max_tokens)
-        request = SequenceRequest("run", inputs, sampling)
+        request = SequenceRequest(name, inputs, sampling)
         pieces: list[TextPiece] = []
         stream = cast(Any, self.processor).stream(sampling.stop, inputs["input_ids"][0])
         async for piece, _ in text_of(engine, request, stream):
@@ -98,22 +118,9 @@ def opened(workspace: Workspace, name: str, device: str = "cpu") -> Iterator[Ope
         engine.close()
 
 
-def payload_of(task: str | None, given: str, *, sampling: Sampling = NEUTRAL, top_k: int = 5, chats: bool = False) -> Payload:
-    """What the command line was given as a payload: a file of the task's kind, `.npz`, or a prompt.
-
-    Raises NotFound (no such file), InvalidInput (not .npz).
-    """
-    record = task_of(task)
-    if TextPayload in record.payloads:
-        if chats:
-            return TextPayload(messages=({"role": "user", "content": given},), sampling=sampling)
-        return TextPayload(prompt=given, sampling=sampling)
-    path = Path(given)
-    if not path.is_file():
-        raise NotFound(f"no file {path}; this model takes {record.takes}")
-    if path.suffix == ".npz" or record.of_file is None:
-        return TensorPayload(arrays_of(path))
-    return record.payload(path.read_bytes(), top_k)
+def version_of(workspace: Workspace, name: str) -> Version:
+    """Which one NAME, NAME:3 or NAME@alias is. Raises NotFound."""
+    return workspace.catalog.resolve(name)
 
 
 def to_json(answer: Answer) -> dict[str, Any]:
