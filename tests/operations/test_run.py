@@ -15,6 +15,7 @@ from tests.engines import tiny_language_model
 from tests.engines.networks import CNN, MLP, artifact
 
 from maasdam.cli import main
+from maasdam.cli.run import print_piece
 from maasdam.core import Artifact, ImagePayload, Sampling, Signature, TensorPayload, TensorSpec, TextPayload, TextPiece
 from maasdam.errors import InvalidInput, InvalidPayload, NotFound, Unsupported
 from maasdam.operations.run import opened, to_json
@@ -188,6 +189,18 @@ def test_a_conversation_knows_what_was_said(
     shown = capsys.readouterr()
     first, second, third = shown.out.splitlines()
     assert first == third != second and "context" in shown.err
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_models_words_do_nothing_to_a_terminal(monkeypatch: pytest.MonkeyPatch, is_terminal: bool) -> None:
+    class Out(io.StringIO):
+        def isatty(self) -> bool:
+            return is_terminal
+
+    out, text = Out(), "a\tb\n\x1b[2Jé\r\u202ex👩\u200d🔬"
+    monkeypatch.setattr("sys.stdout", out)
+    print_piece(text)
+    assert out.getvalue() == ("a\tb\n\ufffd[2Jé\ufffd\ufffdx👩\u200d🔬" if is_terminal else text)
 
 
 @pytest.mark.parametrize(

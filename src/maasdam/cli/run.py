@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from maasdam.operations.run_inputs import Input
 
 ANEW = "/new"
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What a terminal would obey, of the words of a model."""
 
 
 def run(
@@ -70,7 +73,7 @@ def _answers(model: OpenedModel, inputs: list[Input], as_json: bool) -> None:
 
     answers: list[dict[str, Any]] = []
     for each in inputs:
-        answer = model.answer(each.payload(), None if as_json else _print_piece)
+        answer = model.answer(each.payload(), None if as_json else print_piece)
         if as_json:
             answers.append({"input": each.name, **to_json(answer)})
         else:
@@ -127,7 +130,7 @@ def _talk(model: OpenedModel, sampling: Sampling) -> None:
         elif line.strip():
             asked = [*said, {"role": "user", "content": line.rstrip("\n")}]
             try:
-                answer = model.answer(TextPayload(messages=tuple(asked), sampling=sampling), _print_piece)
+                answer = model.answer(TextPayload(messages=tuple(asked), sampling=sampling), print_piece)
             except KeyboardInterrupt:
                 typer.echo()
                 continue
@@ -139,8 +142,9 @@ def _talk(model: OpenedModel, sampling: Sampling) -> None:
             said = [*asked, {"role": "assistant", "content": answer.text}]
 
 
-def _print_piece(piece: str) -> None:
-    sys.stdout.write(piece)
+def print_piece(piece: str) -> None:
+    """A model's words as they come; on a terminal nothing that it would obey."""
+    sys.stdout.write(_OBEYED.sub("\ufffd", piece) if sys.stdout.isatty() else piece)
     sys.stdout.flush()
 
 
