@@ -209,8 +209,9 @@ def test_a_deployment_follows_its_name_or_stays_at_a_version(catalog: Catalog, r
     assert (stays.version, stays.replicas, stays.traffic) == (2, 3, {"1": 25.0})
     assert catalog.deployments() == [stays]
     assert (stays.mode, stays.idle_seconds) == ("always", None)
-    sleeps = catalog.deploy("digits:2", mode="on-demand", idle_seconds=9.5, isolate=True)
-    assert (sleeps.mode, sleeps.idle_seconds, sleeps.isolate) == ("on-demand", 9.5, True) and catalog.deployments() == [sleeps]
+    sleeps = catalog.deploy("digits:2", mode="on-demand", idle_seconds=9.5, isolate=True, options={"logprobs": 5})
+    assert (sleeps.mode, sleeps.idle_seconds, sleeps.isolate) == ("on-demand", 9.5, True) and sleeps.options == {"logprobs": 5}
+    assert catalog.deployments() == [sleeps]
     assert catalog.deploy("digits@prod").version == 1
 
 

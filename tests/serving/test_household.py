@@ -44,7 +44,7 @@ class Host:
         return f"{self.model}:1"
 
     @property
-    def digest(self) -> str:
+    def kind(self) -> str:
         return f"sha256:{self.model}"
 
     def measure(self) -> int:
@@ -75,13 +75,13 @@ class Home:
     stays: dict[str, Stay] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
 
-    def expected(self, digest: str) -> tuple[int, int]:
-        if digest in self.sizes:
-            return self.loaded.get(digest, self.sizes[digest]), self.sizes[digest]
-        return 0, self.guesses[digest]
+    def expected(self, kind: str) -> tuple[int, int]:
+        if kind in self.sizes:
+            return self.loaded.get(kind, self.sizes[kind]), self.sizes[kind]
+        return 0, self.guesses[kind]
 
-    def keep(self, digest: str, loaded: int, most: int) -> None:
-        self.loaded[digest], self.sizes[digest] = loaded, most
+    def keep(self, kind: str, loaded: int, most: int) -> None:
+        self.loaded[kind], self.sizes[kind] = loaded, most
 
     def __post_init__(self) -> None:
         self.household = Household(

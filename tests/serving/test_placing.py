@@ -22,10 +22,10 @@ from maasdam.serving.router import Desired
     ],
 )
 async def test_where_a_version_runs(engine: str, passed: bool | None, isolate: bool, where: str) -> None:
-    async def here(version: Any) -> Any:
+    async def here(version: Any, options: Any) -> Any:
         return "here"
 
-    async def in_host(version: Any, may_push: bool) -> Any:
+    async def in_host(version: Any, options: Any, may_push: bool) -> Any:
         return "host"
 
     attempts = SimpleNamespace(were_fatal=lambda *names: False, forgive=lambda *names: None)

@@ -75,6 +75,7 @@ class FakeCatalog:
         mode: str = "always",
         isolate: bool = False,
         idle_seconds: float | None = None,
+        options: dict[str, Any] | None = None,
     ) -> None:
         self.number += 1
         at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.number)
@@ -88,6 +89,7 @@ class FakeCatalog:
             isolate=isolate,
             mode=mode,
             idle_seconds=idle_seconds,
+            options=options,
         )
 
 
@@ -442,6 +444,25 @@ async def test_what_is_isolated_from_now_on_answers_until_another_has_taken_its_
         catalog.deploy("a", replicas=1, isolate=True)
         await until(lambda: len(router.find("a").replicas) == 1)
         assert len(loads.tried) == 4
+
+
+async def test_another_takes_the_place_of_what_was_opened_with_other_options() -> None:
+    catalog, loads = FakeCatalog({}, {"a": 1}), Loads()
+    asked: list[Any] = []
+
+    async def load(version: Any, desired: Any, may_push: bool) -> Spy:
+        asked.append(desired.options)
+        return await loads(version, desired, may_push)
+
+    catalog.deploy("a")
+    async with routing(catalog, load) as router:
+        await until(lambda: router.find("a").replicas)
+        catalog.deploy("a", options={"logprobs": 5})
+        await until(lambda: loads.spies["a:1"][0].is_closed)
+        assert router.find("a").replicas == loads.spies["a:1"][1:] and router.find("a").state == "ready"
+        catalog.deploy("a", options={"logprobs": 5})
+        await router.follow()
+        assert asked == [{}, {"logprobs": 5}]
 
 
 async def test_what_is_deployed_anew_while_it_loads_is_tried_again_where_that_load_fails() -> None:

@@ -79,6 +79,8 @@ class Deployment:
     """When it was deployed last, or how it is served was changed."""
     isolate: bool = False
     """Whether its replicas are to have processes of their own."""
+    options: dict[str, Any] | None = None
+    """What is asked of its engine beyond what the artifact's settings say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,11 +268,12 @@ class Catalog:
         mode: str = "always",
         idle_seconds: float | None = None,
         isolate: bool = False,
+        options: Mapping[str, Any] | None = None,
     ) -> Deployment:
         """Desired state: NAME follows its alias prod (else the newest that passed), NAME:VERSION stays.
 
         `traffic` is percent by version number, the rest going to the deployed one; `shadow` is a version number; `mode`,
-        `idle_seconds` and `isolate` as in `Deployment`.
+        `idle_seconds`, `isolate` and `options` as in `Deployment`.
         Raises NotFound, InvalidInput, and VerificationFailed for a version whose report failed, or came from elsewhere
         and was not verified here, unless it was promoted or there is `trust`.
         """
@@ -291,7 +294,7 @@ class Catalog:
             row = session.get(DeploymentRow, model, with_for_update=True) or DeploymentRow(model=model)
             row.version = None if version is None and alias is None else wanted[0].version
             row.replicas, row.shadow, row.updated_at = replicas, shadow, datetime.now(UTC)
-            row.mode, row.idle_seconds, row.isolate = mode, idle_seconds, isolate
+            row.mode, row.idle_seconds, row.isolate, row.options = mode, idle_seconds, isolate, dict(options or {}) or None
             row.traffic = {str(number): share for number, share in shares.items()} or None
             session.add(row)
             session.flush()

@@ -93,6 +93,7 @@ class DeploymentRow(Base):
     mode: Mapped[str] = mapped_column(String(16), server_default="always")
     idle_seconds: Mapped[float | None] = mapped_column(Float)
     isolate: Mapped[bool] = mapped_column(Boolean, server_default="0")
+    options: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     updated_at: Mapped[datetime] = mapped_column(UtcTime)
 
 

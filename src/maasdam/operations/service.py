@@ -271,7 +271,7 @@ def open_service(
     metrics = metrics or Metrics()
     router = Router(
         workspace.catalog,
-        (lambda version, desired, may_push: here(version)) if stays else load,
+        (lambda version, desired, may_push: here(version, desired.options)) if stays else load,
         known=partial(_known, store, findings, settings.threads),
         when_loaded=metrics.loaded,
         most_waiting=settings.queue_size,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from maasdam.core import (
@@ -117,17 +118,21 @@ class Loader:
         self._attempts = attempts
         self._turn = threading.Lock()
 
-    async def __call__(self, version: Loadable) -> Replica:
-        """A replica that has answered at least once. Raises what opening or the first answer raises, LimitExceeded."""
-        with ExitStack() as note:
-            return await self._load(version, note)
+    async def __call__(self, version: Loadable, options: Mapping[str, Any] = MappingProxyType({})) -> Replica:
+        """A replica that has answered at least once; `options` of its engine go before the artifact's settings.
 
-    async def _load(self, version: Loadable, note: ExitStack) -> Replica:
+        Raises what opening or the first answer raises, LimitExceeded.
+        """
+        with ExitStack() as note:
+            return await self._load(version, options, note)
+
+    async def _load(self, version: Loadable, options: Mapping[str, Any], note: ExitStack) -> Replica:
         phases = Phases()
         given_up = threading.Event()
         try:
             async with asyncio.timeout(self._settings.load_seconds):
-                opening = apart("opening", self._open, version, note, given_up, phases, around=self._meter.without_this_thread)
+                given = (version, options, note, given_up, phases)
+                opening = apart("opening", self._open, *given, around=self._meter.without_this_thread)
                 engine, processor = await opening
                 opened: Engine | Replica = engine
                 try:
@@ -157,7 +162,7 @@ class Loader:
         return replica
 
     def _open(
-        self, version: Loadable, note: ExitStack, given_up: threading.Event, phases: Phases
+        self, version: Loadable, options: Mapping[str, Any], note: ExitStack, given_up: threading.Event, phases: Phases
     ) -> tuple[Engine, Processor | None]:
         from maasdam import engines, tasks
 
@@ -174,7 +179,7 @@ class Loader:
                 if self._open_engine is None:
                     engines.import_library(artifact.engine)
             with phases.timed("compile"):
-                engine = self._opened(artifact)
+                engine = self._opened(artifact, options)
             try:
                 processor: Processor | None = None
                 if artifact.task is not None:
@@ -188,14 +193,15 @@ class Loader:
                 raise
             return engine, processor
 
-    def _opened(self, artifact: Artifact) -> Engine:
+    def _opened(self, artifact: Artifact, options: Mapping[str, Any]) -> Engine:
         """The engine. One that tries by itself whether answers depend on their company is told what was found here before."""
         from maasdam.engines import open_engine
 
         threads = self._settings.threads
         known = self._findings.get(artifact, threads=threads) if artifact.layout == "genai" else None
-        told: dict[str, Any] = {"settings": {"batching": known}} if known is not None and known.verdict != UNKNOWN else {}
-        engine = (self._open_engine or open_engine)(artifact, threads=threads, **told)
+        told = {"batching": known} if known is not None and known.verdict != UNKNOWN else {}
+        given: dict[str, Any] = {"settings": {**options, **told}} if options or told else {}
+        engine = (self._open_engine or open_engine)(artifact, threads=threads, **given)
         found = engine.batching if isinstance(engine, TryingEngine) else OF_ITS_ENGINE
         if found not in (known, OF_ITS_ENGINE):
             self._findings.keep(artifact, found, threads=threads)

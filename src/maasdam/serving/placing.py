@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from maasdam.artifacts.names import UNVERIFIED
 from maasdam.core import SPEECH_RECOGNITION, TEXT_GENERATION
@@ -27,8 +27,8 @@ class Placing:
 
     def __init__(
         self,
-        here: Callable[[Version], Awaitable[Replica]],
-        in_host: Callable[[Version, bool], Awaitable[Replica]],
+        here: Callable[[Version, Mapping[str, Any]], Awaitable[Replica]],
+        in_host: Callable[[Version, Mapping[str, Any], bool], Awaitable[Replica]],
         attempts: LoadAttempts,
         *,
         is_one_of_many: bool = False,
@@ -48,13 +48,14 @@ class Placing:
 
     async def __call__(self, version: Version, desired: Desired, may_push: bool) -> Replica:
         """A warm replica. Raises what loading it raises."""
+        options = desired.options
         if not self._is_apart(version, desired):
             if not self._shares or await asyncio.to_thread(self._has_loaded, version):
-                return await self._here(version)
+                return await self._here(version, options)
             async with self._attempts.turn(version.model, version.version):  # or all workers could die of it at once
                 if not self._attempts.were_fatal(version.model, version.version):
-                    return await self._here(version)
-        replica = await self._in_host(version, may_push)
+                    return await self._here(version, options)
+        replica = await self._in_host(version, options, may_push)
         self._attempts.forgive(version.model, version.version)
         return replica
 

@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from maasdam.core import Facts, split_name
 from maasdam.errors import Asleep, Crashed, MaasdamError, ModelNotFound, NoRoom, NotReady, Overloaded, words
@@ -84,8 +84,8 @@ class ReplicaSet:
     """What failed to load last: the same is not tried again."""
     replicas: list[Replica] = field(default_factory=list)
     crashes: Crashes = field(default_factory=Crashes)
-    apart: list[Replica] = field(default_factory=list)
-    """Those of them that were to have processes of their own when they were loaded."""
+    ways: dict[Replica, tuple[bool, Mapping[str, Any]]] = field(default_factory=dict)
+    """How they were to be loaded, see `Desired.way`."""
     napping: int = 0
     """Of the replicas that are asked for, those that left on their own: they come back once there is work for them."""
     nap_until: float = 0.0
@@ -112,8 +112,8 @@ class ReplicaSet:
 
     @property
     def outdated(self) -> list[Replica]:
-        """Those replicas that run elsewhere than is wished now: each goes once another has taken its place."""
-        return [replica for replica in self.replicas if (replica in self.apart) != self.desired.is_apart]
+        """Those replicas that run otherwise than is wished now: each goes once another has taken its place."""
+        return [replica for replica in self.replicas if self.ways[replica] != self.desired.way]
 
     @property
     def lacks(self) -> bool:
@@ -174,6 +174,13 @@ class Desired:
     """When its replicas are in memory, see `Deployment`."""
     idle_seconds: float | None = None
     """After so long without a request they leave."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What is asked of the engine beyond what the artifact's settings say."""
+
+    @property
+    def way(self) -> tuple[bool, Mapping[str, Any]]:
+        """What a replica can't change once it is loaded."""
+        return self.is_apart, self.options
 
     @property
     def is_apart(self) -> bool:
@@ -450,6 +457,7 @@ class Router:
                     isolate=deployment.isolate,
                     mode=deployment.mode,
                     idle_seconds=deployment.idle_seconds,
+                    options=deployment.options or {},
                 )
             except MaasdamError as error:
                 desired[model] = Desired(None, {}, deployment.replicas, deployment.updated_at, str(error))
@@ -511,9 +519,8 @@ class Router:
                     self._spawn(self._retire([replica]))
                     return
                 group.replicas.append(replica)
-                if desired.is_apart:
-                    group.apart.append(replica)
-                if group.outdated and desired.is_apart == group.desired.is_apart:
+                group.ways[replica] = desired.way
+                if group.outdated and desired.way == group.desired.way:
                     self._retire_one(group, group.outdated[0])
                 replica.when_gone = partial(self._gone, group, replica)
                 if group.state != "ready":
@@ -592,8 +599,7 @@ class Router:
 
     def _retire_one(self, group: ReplicaSet, replica: Replica, is_patient: bool = False) -> None:
         group.replicas.remove(replica)
-        if replica in group.apart:
-            group.apart.remove(replica)
+        del group.ways[replica]
         replica.when_gone = None
         self._spawn(self._retire([replica], is_patient))
 

@@ -138,7 +138,7 @@ class _Host:
         meter.exclude_this_thread()
         try:
             load = Loader(self._store, settings, Findings(settings.home), meter=meter)
-            self._replica = await load(self._work)
+            self._replica = await load(self._work, self._work.options)
         except Exception as error:
             why = wire.wrong(error)
             if self._limit is not None and is_out_of_memory(error):

@@ -72,8 +72,8 @@ class Lodger(Protocol):
         ...
 
     @property
-    def digest(self) -> str:
-        """Of its artifact."""
+    def kind(self) -> str:
+        """See `HostWork.kind`."""
         ...
 
     @property
@@ -112,11 +112,11 @@ class Lodger(Protocol):
 class KnownSizes(Protocol):
     """What is known of sizes; it blocks."""
 
-    def expected(self, digest: str) -> tuple[int, int]:
-        """Bytes that a host of this artifact held once it had loaded, 0 where that is not known; and at most, or a guess."""
+    def expected(self, kind: str) -> tuple[int, int]:
+        """Bytes that a host of this kind held once it had loaded, 0 where that is not known; and at most, or a guess."""
         ...
 
-    def keep(self, digest: str, loaded: int, most: int) -> None:
+    def keep(self, kind: str, loaded: int, most: int) -> None:
         """What one was measured to hold."""
         ...
 
@@ -150,7 +150,7 @@ class Household:
         self._turn = asyncio.Lock()
 
     @asynccontextmanager
-    async def admitted(self, name: str, digest: str, may_push: bool) -> AsyncIterator[int]:
+    async def admitted(self, name: str, kind: str, may_push: bool) -> AsyncIterator[int]:
         """Room for one more host, of so many bytes, while inside the `with`: it is begun there, and counts by itself then.
 
         Others leave for it only with `may_push`. Raises NoRoom, saying who holds the room, and NotFound.
@@ -158,7 +158,7 @@ class Household:
         if self.room is None:
             yield 0
             return
-        least, most = await asyncio.to_thread(self._sizes.expected, digest)
+        least, most = await asyncio.to_thread(self._sizes.expected, kind)
         await self._read_stays()
         coming = await self._made_room(self.room, name, least, most, may_push)
         try:
@@ -266,12 +266,12 @@ class Household:
 
     async def _note(self, lodger: Lodger, size: int) -> None:
         """Keep what it holds, where that is news."""
-        if size > self._largest.get(lodger.digest, 0) * GROWN:
-            self._largest[lodger.digest] = size
+        if size > self._largest.get(lodger.kind, 0) * GROWN:
+            self._largest[lodger.kind] = size
             try:
-                await asyncio.to_thread(self._sizes.keep, lodger.digest, lodger.loaded_bytes, size)
+                await asyncio.to_thread(self._sizes.keep, lodger.kind, lodger.loaded_bytes, size)
             except MaasdamError:  # its files are gone
-                log.debug("the size of %s is not kept", lodger.digest)
+                log.debug("the size of %s is not kept", lodger.kind)
 
     async def _send_away(self, leaving: Sequence[Resident], reason: str) -> bool:
         """Whether they are all gone."""

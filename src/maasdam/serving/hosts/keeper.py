@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
-from typing import Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -16,6 +17,13 @@ class HostWork(Struct, frozen=True):
     digest: str
     engine: str
     """Of ENGINES: which libraries it needs."""
+    options: dict[str, Any] = {}
+    """What its deployment asks of the engine beyond what the artifact's settings say."""
+
+    @property
+    def kind(self) -> str:
+        """What takes the same memory: the digest, and the options where there are any."""
+        return f"{self.digest} {json.dumps(self.options, sort_keys=True)}" if self.options else self.digest
 
     @property
     def name(self) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from maasdam.errors import Crashed, LimitExceeded
 from maasdam.serving.hosts.hosted import HostReplica
@@ -28,13 +30,16 @@ class HostLoader:
         self._settings = settings
         self._held: dict[str, set[str]] = {}
 
-    async def __call__(self, version: Version, may_push: bool = True) -> HostReplica:
-        """A replica that has answered at least once; others leave for it, where memory is short, only if it `may_push`.
+    async def __call__(
+        self, version: Version, options: Mapping[str, Any] = MappingProxyType({}), may_push: bool = True
+    ) -> HostReplica:
+        """A replica that has answered at least once, its engine opened with `options` beyond the artifact's settings; others
+        leave for it, where memory is short, only if it `may_push`.
 
         Raises what loading raises there, Crashed, LimitExceeded, NoRoom.
         """
         phases = Phases()
-        work = HostWork(version.model, version.version, version.digest, version.engine)
+        work = HostWork(version.model, version.version, version.digest, version.engine, dict(options))
         held = self._held.setdefault(work.name, set())
         address = await self._keeper.acquire(work, held, may_push)
         held.add(address.id)

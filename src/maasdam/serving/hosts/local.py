@@ -133,9 +133,9 @@ class _Lodger:
         return self.kept.work.name
 
     @property
-    def digest(self) -> str:
+    def kind(self) -> str:
         """See `Lodger`."""
-        return self.kept.work.digest
+        return self.kept.work.kind
 
     @property
     def expected_bytes(self) -> int:
@@ -218,7 +218,7 @@ class LocalKeeper:
                 self._check_holder(holder)
                 kept = self._fit(work, held)
                 if kept is None:
-                    async with self.household.admitted(work.name, work.digest, may_push) as size:
+                    async with self.household.admitted(work.name, work.kind, may_push) as size:
                         kept = self._begin(work, size)
                         is_new, waited = True, time.monotonic() - began
         kept.holders.append(holder)

@@ -27,21 +27,20 @@ class HostSizes:
         self._artifact = artifact
         self._threads = threads
 
-    def expected(self, digest: str) -> tuple[int, int]:
-        """Bytes that a host of this artifact took once it had loaded, 0 where that was not measured; and at most, or a guess.
-
-        Blocks. Raises NotFound.
+    def expected(self, kind: str) -> tuple[int, int]:
+        """Bytes that a host of this `HostWork.kind` took once it had loaded, 0 where that was not measured; and at most, or a
+        guess. Blocks. Raises NotFound.
         """
-        artifact = self._artifact(digest)
+        artifact = self._artifact(kind.partition(" ")[0])
         try:
-            kept = json.loads(self._file(self._facts(artifact)).read_text())
+            kept = json.loads(self._file(self._facts(kind, artifact)).read_text())
             return int(kept.get("loaded_bytes", 0)), int(kept["bytes"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return 0, OWN_BYTES + round(artifact.size_bytes * PER_FILE_BYTE)
 
-    def keep(self, digest: str, loaded: int, most: int) -> None:
+    def keep(self, kind: str, loaded: int, most: int) -> None:
         """Keep what was measured. Blocks. Where the disk takes no more it is measured again next time."""
-        facts = self._facts(self._artifact(digest))
+        facts = self._facts(kind, self._artifact(kind.partition(" ")[0]))
         path = self._file(facts)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         with suppress(OSError):
@@ -52,11 +51,11 @@ class HostSizes:
     def _file(self, facts: Mapping[str, object]) -> Path:
         return self._folder / f"{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}.json"
 
-    def _facts(self, artifact: Artifact) -> dict[str, object]:
+    def _facts(self, kind: str, artifact: Artifact) -> dict[str, object]:
         where, settings = in_force(artifact, device=None, threads=self._threads)
         info = ENGINES.get(artifact.engine)
         return {
-            "digest": artifact.digest,
+            "digest": kind,
             "engine": artifact.engine,
             "libraries": {name: installed_version(name) for name in (info.libraries if info else ())},
             "settings": settings,

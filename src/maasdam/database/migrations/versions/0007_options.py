@@ -1,0 +1,12 @@
+"""What deployments ask of their engines beyond what artifacts say."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0007"
+down_revision = "0006"
+
+
+def upgrade() -> None:
+    """Nothing, of those there are."""
+    op.add_column("deployments", sa.Column("options", sa.JSON))
