@@ -11,7 +11,7 @@ from sqlalchemy.exc import DataError, IntegrityError, NotSupportedError, Program
 
 from maasdam.errors import InvalidInput, LostConnection, StorageFailure, from_extra
 
-HEAD = "0007"
+HEAD = "0008"
 """The newest migration; a test compares it with the migrations' own idea."""
 BUSY_SECONDS = 30.0
 """How long a writer waits for another."""
