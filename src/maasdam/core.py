@@ -49,6 +49,12 @@ IMAGE_CLASSIFICATION = "image-classification"
 AUDIO_CLASSIFICATION = "audio-classification"
 TEXT_GENERATION = "text-generation"
 SPEECH_RECOGNITION = "automatic-speech-recognition"
+FEATURES = "feature-extraction"
+TEXT_CLASSIFICATION = "text-classification"
+TEXT_RANKING = "text-ranking"
+TOKEN_CLASSIFICATION = "token-classification"
+FILL_MASK = "fill-mask"
+QUESTION_ANSWERING = "question-answering"
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 """What config.json may call the most tokens of a text, the first there is."""
@@ -433,7 +439,22 @@ class TextPayload:
     """Another answer to the prompt of the payload before it, which is metered for it."""
 
 
-Payload = TensorPayload | ImagePayload | AudioPayload | TextPayload
+@dataclass(frozen=True, slots=True)
+class ReadPayload:
+    """A text that is read, not continued: words or token ids, alone or with a second one (query and document)."""
+
+    text: str | tuple[int, ...]
+    beside: str | None = None
+    role: str | None = None
+    """Which of the model's own prompts stands before it ("query"); None is its default, "" none."""
+    top_k: int = 5
+    cuts: bool = False
+    """What is beyond the model's length is cut off, and told; else it is refused."""
+    dimensions: int | None = None
+    """So many numbers of a vector, where the model was trained for its beginning to stand for it."""
+
+
+Payload = TensorPayload | ImagePayload | AudioPayload | TextPayload | ReadPayload
 
 
 @dataclass(frozen=True, slots=True)
@@ -464,6 +485,15 @@ class Transcript:
     segments: tuple[Mapping[str, Any], ...] = ()
     language: str | None = None
     """ISO 639-1 ("en"), as asked for or as heard; None where the model tells none."""
+
+
+class Vector(NamedTuple):
+    """What a text means, as numbers: of its own length, or 1 where the model says so."""
+
+    values: type_array
+    """[D] float32."""
+    cut: int = 0
+    """Tokens that were cut off its end."""
 
 
 class Scored(NamedTuple):
@@ -506,7 +536,7 @@ class TextPiece(NamedTuple):
     """Of its tokens, and of the prompt's where that is echoed, where they were asked for."""
 
 
-Answer = Tensors | Classification | Transcript | TextPiece
+Answer = Tensors | Classification | Transcript | TextPiece | Vector
 
 
 class Units(NamedTuple):
@@ -804,6 +834,14 @@ class TextStream(Protocol):
     def finish(self) -> str:
         """What was held back."""
         ...
+
+
+@runtime_checkable
+class ReadingProcessor(Processor, Protocol):
+    """Of a task that reads texts of a bounded length."""
+
+    longest: int | None
+    """Tokens; None is any."""
 
 
 @runtime_checkable

@@ -103,6 +103,16 @@ class ContextExceeded(InvalidPayload):
         super().__init__(begins + says)
 
 
+class InputTooLong(InvalidPayload):
+    """A text is longer than the model that is to read it does. `tokens`: how many it has, or "at least N"."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, tokens: int | str, longest: int) -> None:
+        begins = f"This model's maximum context length is {longest} tokens. However, the text has {tokens} tokens with those "
+        super().__init__(f"{begins}around it; send less")
+
+
 class InvalidModel(InvalidInput):
     """A model file that is corrupt, unknown or not what it says."""
 

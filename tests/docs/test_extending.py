@@ -102,7 +102,9 @@ def test_without_its_blocks_there_is_no_such_task_and_with_them_there_is_what_th
         step.undo(copy)
     words = ["-c", "from maasdam.tasks import TASKS; print(*TASKS)"]
     (copy / "src/maasdam/sources").rename(copy / "src/maasdam/sources_aside")  # it says what such a model takes, by name
-    assert run(copy, *words).split() == ["image-classification", "text-generation", "automatic-speech-recognition"]
+    others = run(copy, *words).split()
+    assert others[:3] == ["image-classification", "text-generation", "automatic-speech-recognition"]
+    assert "audio-classification" not in others and "feature-extraction" in others
     (copy / "src/maasdam/sources_aside").rename(copy / "src/maasdam/sources")
     for step in recipe:
         step.follow(copy)
@@ -155,6 +157,7 @@ def test_the_scheme_is_a_scheme_everywhere(followed: Path) -> None:
 ROUTE = """
 import asyncio, httpx
 from pathlib import Path
+from maasdam.tasks import TASKS
 from tests.served import open_home
 from maasdam.api.http import application
 from maasdam.operations.service import open_service
@@ -164,7 +167,7 @@ async def main():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
             told = (await client.get("/v1/tasks")).json()
             sounds = {"name": "audio-classification", "takes": "audio files", "doors": ["/v1/audio/classifications"]}
-            assert sounds in told["tasks"] and len(told["tasks"]) == 4
+            assert sounds in told["tasks"] and len(told["tasks"]) == len(TASKS)
             assert (await client.get("/v1/tasks?page=2")).json()["error"]["type"] == "invalid_request_error"
             assert (await client.delete("/v1/tasks")).status_code == 405
             assert "/v1/tasks" in (await client.get("/openapi.json")).json()["paths"]

@@ -24,17 +24,19 @@ from maasdam.api.entrance import READING, request_of
 from maasdam.api.events import EventStream, as_event
 from maasdam.api.forms import constraint_from
 from maasdam.api.measured import measured
-from maasdam.api.openai_schema import ChatBody, CompletionBody, EmbeddingBody, TextBody, check_fields, has_usage, messages_of
+from maasdam.api.openai_schema import ChatBody, CompletionBody, TextBody, check_fields, has_usage, messages_of
 from maasdam.api.paths import MODELS
 from maasdam.api.routing import JsonRoute
 from maasdam.api.sampling import MOST_PROMPTS, sampling_from
-from maasdam.core import Chunk, Entry, Mark, Sampling, TextPayload, TextPiece
-from maasdam.errors import InvalidField, Unsupported
+from maasdam.core import FEATURES, Chunk, Entry, Mark, Sampling, TextPayload, TextPiece
+from maasdam.errors import InvalidField
 from maasdam.operations import deployments
 from maasdam.operations.service import Service
 
 LARGEST_TOKEN = (1 << 31) - 1
 """No vocabulary has as many."""
+ABLE = {"embeddings": (FEATURES,)}
+"""What a model of these tasks can, in the words of the routes that ask for it."""
 _ANY = "\0\0"
 """A text that stands in no name of a model."""
 
@@ -107,12 +109,6 @@ def routes(service: Service) -> APIRouter:
         payloads = _prompts(body.prompt, _sampling(service, body, sampling))
         choices = choices_from(body.n, body.best_of, len(payloads), bool(body.stream))
         return await _answer(service, http, body, COMPLETION, payloads, choices, "/v1/completions")
-
-    @router.post("/embeddings")
-    async def embeddings(body: EmbeddingBody) -> None:
-        """No model of this service makes embeddings."""
-        service.check_model(body.model)
-        raise Unsupported("no deployed model makes embeddings; this service does text generation, speech and images")
 
     return router
 
@@ -237,7 +233,8 @@ def _model(served: deployments.ServedVersion) -> dict[str, Any]:
         "engine": version.engine,
         "state": served.state,
         "max_model_len": served.context_length,
-        "capabilities": {"structured_output": served.holds_forms, "top_logprobs": served.likeliest},
+        "capabilities": {"structured_output": served.holds_forms, "top_logprobs": served.likeliest}
+        | {word: served.version.task in tasks for word, tasks in ABLE.items()},
     }
 
 

@@ -107,13 +107,6 @@ class CompletionBody(TextBody):
     best_of: Any = Field(None, description="so many answers are written to each prompt, and the n likeliest given")
 
 
-class EmbeddingBody(BaseModel):
-    """POST /v1/embeddings."""
-
-    model: str
-    input: Any = Field(description="a string, a list of strings, token ids, or a list of lists of token ids")
-
-
 def check_fields(body: TextBody) -> None:
     """Refuse what can't be honoured instead of ignoring it. Raises InvalidField."""
     for name, value in (body.model_extra or {}).items():

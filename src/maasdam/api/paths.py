@@ -15,7 +15,7 @@ from maasdam.tasks import TASKS
 MODEL = rf"[^/]+(?:/(?!(?:{'|'.join(NOT_IN_NAMES)})(?:/|$))[^/]+)?"
 MODELS = "/models/{model:model}"
 """A route's path of one model."""
-CLASSIFIES = {door: task for task in TASKS.values() if task.answer is Classification for door in task.doors}
+CLASSIFIES = {door: task for task in TASKS.values() if task.answer is Classification and task.field for door in task.doors}
 """Routes of ours that name what is in a file, each with its task. They take it in a form, or in JSON in base64."""
 INFER = re.compile(rf"/v2/models/(?P<model>{MODEL})(?:/versions/(?P<version>[^/]*))?/infer")
 

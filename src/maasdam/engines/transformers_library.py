@@ -58,6 +58,15 @@ def quantization_of(folder: Path) -> str | None:
     return str(method)
 
 
+def pools_itself(folder: Path) -> bool:
+    """Whether it is a sentence-transformers folder that pools: its encoder is meant, whatever head `config.json` names."""
+    try:
+        listed = json.loads((folder / "modules.json").read_text())
+        return any(str(module["type"]).endswith(".Pooling") for module in listed)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def open_module(folder: Path) -> Any:
     """The module in eval mode and float32, built by transformers' own class for the architecture, weights from safetensors.
 
@@ -76,7 +85,10 @@ def open_module(folder: Path) -> Any:
         )
     transformers.utils.logging.disable_progress_bar()  # it draws on stderr, whoever owns that
     compressed = open_compressed_tensors() if quantization_of(folder) == COMPRESSED_TENSORS else None
+    pools = pools_itself(folder)
     loader = cast(Any, kind)
+    if pools:
+        loader = transformers.AutoModel._model_mapping[loader.config_class]
     weights = compressed.dense(folder) if compressed is not None else None
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(folder)}
     if weights is not None:
@@ -92,9 +104,10 @@ def open_module(folder: Path) -> Any:
         raise InvalidModel(
             f"the weights of {architecture} are not of the sizes that its config.json says; give the config.json made with them"
         ) from error
-    if info["missing_keys"]:
-        some = ", ".join(sorted(info["missing_keys"])[:3])
-        raise InvalidModel(f"{len(info['missing_keys'])} weights of {architecture} are not in the files (such as {some})")
+    missing = {key for key in info["missing_keys"] if not (pools and key.startswith("pooler."))}  # which nobody asks
+    if missing:
+        some = ", ".join(sorted(missing)[:3])
+        raise InvalidModel(f"{len(missing)} weights of {architecture} are not in the files (such as {some})")
     if compressed is not None and weights is None:
         compressed.decompress(module)
     return module.eval()

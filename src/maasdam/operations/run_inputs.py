@@ -11,6 +11,7 @@ import glob
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,19 +62,25 @@ def inputs_of(task: str | None, given: Sequence[str], how: How = How()) -> list[
     return [each for word in given for each in _of_word(record, word, how)]
 
 
+def _takes_words(record: Task) -> bool:
+    """Whether what is named may be the input itself."""
+    return record.of_row is not None or TextPayload in record.payloads
+
+
 def _of_word(record: Task, word: str, how: How) -> Iterator[Input]:
-    is_text = TextPayload in record.payloads
+    is_text = _takes_words(record)
     if word == "-":
         yield Input("-", partial(_of_stdin, record, how))
         return
     path = Path(word)
-    if is_text and path.suffix not in (*TABLES, ".txt") and not word.endswith("/"):
-        yield Input(word, partial(_prompt, word, how))
+    is_array = record.of_row is not None and path.suffix == ARRAYS
+    if is_text and path.suffix not in (*TABLES, ".txt") and not word.endswith("/") and not is_array:
+        yield Input(word, partial(_words, record, word, how))
         return
     paths = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(word, recursive=True))]  # noqa: PTH207  from any root
     if not paths:
         if is_text and path.suffix == ".txt":  # who writes to a model may end so
-            yield Input(word, partial(_prompt, word, how))
+            yield Input(word, partial(_words, record, word, how))
             return
         raise NotFound(f"no file {word}; this model takes {record.takes}")
     for one in paths:
@@ -82,7 +89,7 @@ def _of_word(record: Task, word: str, how: How) -> Iterator[Input]:
 
 def _of_path(record: Task, path: Path, how: How) -> Iterator[Input]:
     if path.is_dir():
-        endings = (*TABLES, ".txt") if TextPayload in record.payloads else (*record.suffixes, ARRAYS)
+        endings = (*TABLES, ".txt") if _takes_words(record) else (*record.suffixes, ARRAYS)
         inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in endings and file.is_file())
         if record.suffixes:  # what lies beside pictures and tells about them is no input
             inside = [file for file in inside if file.suffix.lower() not in TABLES]
@@ -92,8 +99,8 @@ def _of_path(record: Task, path: Path, how: How) -> Iterator[Input]:
             yield from _of_path(record, file, how)
     elif path.suffix in TABLES:
         yield from _of_table(record, path, how)
-    elif TextPayload in record.payloads:
-        yield Input(str(path), lambda: _prompt(_text(path), how))
+    elif _takes_words(record) and path.suffix != ARRAYS:
+        yield Input(str(path), lambda: _words(record, _text(path), how))
     else:
         yield Input(str(path), partial(_of_file, record, path, how))
 
@@ -102,6 +109,9 @@ def _of_table(record: Task, path: Path, how: How) -> Iterator[Input]:
     is_text = TextPayload in record.payloads
     columns = PROMPTS if is_text else FILES
     for line, row in _rows(path):
+        if record.of_row is not None:
+            yield Input(f"{path}:{line}", partial(record.of_row, row, how.top_k))
+            continue
         column = next((name for name in columns if row.get(name) not in (None, "")), None)
         if column is None:
             raise InvalidInput(f"{path} line {line} has no {' and no '.join(map(repr, columns))}: one of them is answered")
@@ -143,8 +153,8 @@ def _json(path: Path, file: Iterable[str]) -> Iterator[tuple[int, Mapping[str, A
 
 
 def _of_stdin(record: Task, how: How) -> Payload:
-    if TextPayload in record.payloads:
-        return _prompt(sys.stdin.read(), how)
+    if _takes_words(record):
+        return _words(record, sys.stdin.read(), how)
     if record.of_file is None:
         raise InvalidInput("arrays are not read from standard input; name an .npz file")
     return record.payload(sys.stdin.buffer.read(), how.top_k)
@@ -157,6 +167,17 @@ def _of_file(record: Task, path: Path, how: How) -> Payload:
         return record.payload(path.read_bytes(), how.top_k)
     except OSError as error:
         raise InvalidInput(f"can't read {path}: {error.strerror}") from error
+
+
+def _words(record: Task, text: str, how: How) -> Payload:
+    """A prompt; for what reads texts a text, or an object in JSON of what it reads."""
+    if record.of_row is None:
+        return _prompt(text, how)
+    row: Any = None
+    if text.lstrip().startswith("{"):
+        with suppress(ValueError, RecursionError):
+            row = json.loads(text)
+    return record.of_row(row if isinstance(row, dict) else {"text": text}, how.top_k)
 
 
 def _prompt(text: Any, how: How, where: str = "it") -> Payload:

@@ -65,12 +65,34 @@ class Answers:
                 self.scores["source"] = Score("cosine", 1.0, self.by_source)
             return
         self.scored = len(self.examples)
+        if self._is_beside:
+            self._score_beside()
+            return
         for name, seen in self.answers.items():
             answers = [answer for answer in seen if answer is not None]
             if not seen or len(answers) != len(seen):
                 continue  # NaN somewhere: the problem is in parity.problems
             self.scores[name] = score(self.task, answers, self.examples[: len(answers)])
             self.metric = self.scores[name].metric
+
+    @property
+    def _is_beside(self) -> bool:
+        return self.task is not None and task_of(self.task).metric.beside is not None
+
+    def _score_beside(self) -> None:
+        """Each column against the source, where that is the metric; against the reference where the source had no time."""
+        beside = task_of(self.task).metric.beside
+        assert beside is not None
+        whole = "source" if self.by_source == len(self.examples) else "reference"
+        for name, seen in self.answers.items():
+            pairs = [(a, t) for a, t in zip(seen, self.answers[whole], strict=False) if a is not None and t is not None]
+            if len(pairs) != len(self.examples):
+                continue
+            score = beside([answer for answer, _ in pairs], [truth for _, truth in pairs], self.examples)
+            if score is None:
+                self.why_not, self.scored = "too few examples to rank: the verdict rests on parity alone", 0
+                return
+            self.scores[name], self.metric = score, score.metric
 
     def parity_json(self, source: str) -> dict[str, Any]:
         """How far the candidate's outputs are from those of the source on its own engine, as the report holds it."""
@@ -115,7 +137,7 @@ class Answers:
     def _why_no_metric(self) -> str | None:
         if not self.examples:
             return "no --data was given: the verdict rests on parity alone, on random inputs (seeds 0-7)"
-        if self.task is not None and any(e.truth is None for e in self.examples):
+        if self.task is not None and not self._is_beside and any(e.truth is None for e in self.examples):
             return "the data has no labels: the verdict rests on parity alone"
         return None
 

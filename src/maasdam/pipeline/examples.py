@@ -21,6 +21,7 @@ from maasdam.core import (
     ImagePayload,
     Payload,
     Progress,
+    ReadPayload,
     Signature,
     TensorEngine,
     TensorPayload,
@@ -264,6 +265,8 @@ def _pieces(payload: Payload) -> Iterator[bytes]:
     elif isinstance(payload, TextPayload):
         text: Any = payload.prompt if payload.prompt is not None else payload.messages or payload.token_ids
         yield repr(text if isinstance(text, str) else [dict(m) if isinstance(m, Mapping) else m for m in text]).encode()
+    elif isinstance(payload, ReadPayload):
+        yield repr((payload.text, payload.beside)).encode()
     else:
         for name in sorted(payload.tensors):
             array = payload.tensors[name]

@@ -38,6 +38,7 @@ from maasdam.core import (
     HoldingEngine,
     Payload,
     Processor,
+    ReadingProcessor,
     Request,
     Scored,
     SequenceEngine,
@@ -69,6 +70,8 @@ Result = TypeVar("Result")
 SMALL_BYTES = 256 * 1024
 """Tensors up to this size are checked in the event loop: a hop to a thread would cost more."""
 
+SIDE_BY_SIDE = 16
+"""Payloads of one request that are worked on at once: a request of a thousand texts is no crowd, and leaves room for others."""
 KINDS_KEPT = 64
 """Of tensors that fit."""
 TOO_LONG_DECODING_SECONDS = 0.02
@@ -162,7 +165,8 @@ class TensorReplica:
         labels: Mapping[int, str] | None = None,
     ) -> None:
         """`batching`: what was found of this engine; unless it is independent, requests run one by one."""
-        self.facts = Facts(engine.signature, None, processor.task if processor else None, batching, labels or {})
+        longest = processor.longest if isinstance(processor, ReadingProcessor) else None
+        self.facts = Facts(engine.signature, longest, processor.task if processor else None, batching, labels or {})
         self.in_flight = 0
         self.when_gone: WhenGone | None = None
         self.load_seconds: dict[str, float] = {}
@@ -213,7 +217,8 @@ class TensorReplica:
         """
         payload = request.payloads[0]
         if not isinstance(payload, TensorPayload) or _size(payload.tensors) > SMALL_BYTES:
-            return whole([self._answered(one, request.deadline) for one in request.payloads], done)
+            turns = asyncio.Semaphore(SIDE_BY_SIDE)
+            return whole([self._answered(one, request.deadline, turns) for one in request.payloads], done)
         items = self._fitting(payload.tensors)
 
         def tell(outcome: Ran | BaseException) -> None:
@@ -235,9 +240,11 @@ class TensorReplica:
         """See `Replica`."""
         return chunks_of(self, request)
 
-    async def _answered(self, payload: Payload, deadline: float | None) -> AsyncGenerator[Chunk]:
+    async def _answered(self, payload: Payload, deadline: float | None, turns: asyncio.Semaphore) -> AsyncGenerator[Chunk]:
         if not isinstance(payload, TensorPayload):
-            yield await self._decoded(payload, deadline)
+            async with turns:
+                chunk = await self._decoded(payload, deadline)
+            yield chunk
             return
         await asyncio.get_running_loop().run_in_executor(self._pool, self._checked.check, payload.tensors)
         items = self._items(payload.tensors)

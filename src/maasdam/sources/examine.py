@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from maasdam.core import FEATURES
 from maasdam.errors import InvalidInput, InvalidModel, UnsafeModel
 from maasdam.sources import hub, huggingface, ir, keras, onnx, pt2, savedmodel, torchscript
 from maasdam.sources.bounds import Place, opened
@@ -63,7 +64,7 @@ def examine(source: str, *, trust: bool = False, processor: Path | None = None) 
         precision=reading.precision,
         labels=reading.labels or own.labels,
         risks=tuple(_weighed(risk, trust) for risk in (*reading.risks, *_code_risks(model, own))),
-        notes=(*reading.notes, *_notes(model, path)),
+        notes=(*reading.notes, *_notes(model, path, own)),
         files=tuple(sorted(files)),
     )
     return Examined(inspection, reading, files)
@@ -120,15 +121,20 @@ def _code_risks(model: Recognised, description: Description) -> tuple[Risk, ...]
     )
 
 
-def _notes(model: Recognised, path: Path) -> list[str]:
+def _notes(model: Recognised, path: Path, description: Description) -> list[str]:
     notes = []
     if model.also:
         notes.append(f"also holds {', '.join(model.also[:5])}, which {'was' if len(model.also) == 1 else 'were'} passed over")
-    folder = path if path.is_dir() else path.parent
-    if model.layout in ("huggingface", "onnx", "ir") and (folder / "modules.json").is_file():
+    if description.modules:
+        known = description.task == FEATURES
+        then = (
+            "done behind the encoder as modules.json says" if known else "not all known here: pooling and the rest are left out"
+        )
+        notes.append(f"a sentence-transformers folder: {', '.join(description.modules)} are {then}")
+    if model.place.path != path and path.is_dir() and (path / "modules.json").is_file():
         notes.append(
-            "a sentence-transformers folder: its encoder is taken, which gives a vector a token; what modules.json adds "
-            "(pooling, normalising, dense layers) is not"
+            "a sentence-transformers folder of the old kind, its encoder in a folder of its own: that is taken, which gives a "
+            "vector a token; what modules.json adds (pooling, normalising) is not: save it anew with sentence-transformers"
         )
     if path.is_file() and model.layout != "savedmodel" and (path.parent / "config.json").is_file():
         notes.append("a config.json lies beside it: give the folder, or --processor, to use it")

@@ -11,17 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from maasdam.core import IMAGE_CLASSIFICATION, SPEECH_RECOGNITION, TEXT_GENERATION
+from maasdam.core import FEATURES, IMAGE_CLASSIFICATION, SPEECH_RECOGNITION, TEXT_GENERATION
 from maasdam.errors import InvalidModel
-from maasdam.sources.bounds import MAX_PROCESSOR_FILE_BYTES, Place, read_json_object
+from maasdam.sources.bounds import MAX_CONFIG_BYTES, MAX_PROCESSOR_FILE_BYTES, Place, parse_json, read_bounded, read_json_object
 from maasdam.sources.finding import Risk
+from maasdam.tasks.sentences import KINDS, MODULES, flat, modules_of
 
 PROCESSOR_FILES = frozenset({
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "image_processor_config.json",
     "video_preprocessor_config.json", "feature_extractor_config.json", "tokenizer.json", "tokenizer_config.json",
     "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "vocabulary.json", "vocabulary.txt", "merges.txt", "normalizer.json", "chat_template.jinja",
-    "chat_template.json", "labels.txt",
+    "chat_template.json", "labels.txt", MODULES, "sentence_bert_config.json", "config_sentence_transformers.json",
 })  # fmt: skip
 """Files that describe the processor, flat beside the model. None of them is code."""
 
@@ -80,6 +81,8 @@ class Description:
     config: Mapping[str, Any] = field(default_factory=dict)
     preprocessor: Mapping[str, Any] = field(default_factory=dict)
     risks: tuple[Risk, ...] = ()
+    modules: tuple[str, ...] = ()
+    """Kinds of what modules.json of a sentence-transformers folder puts together, such as "Pooling"."""
 
     @property
     def architecture(self) -> str | None:
@@ -89,7 +92,9 @@ class Description:
 
     @property
     def task(self) -> str | None:
-        """Hugging Face's name of the architecture's task."""
+        """Hugging Face's name of the architecture's task; feature-extraction of a sentence-transformers folder that pools."""
+        if "Pooling" in self.modules and KINDS.issuperset(self.modules):
+            return FEATURES
         task = task_of(self.architecture)
         if task == "text-classification" and any(key in self.config for key in _OF_SOUND):
             return "audio-classification"  # Wav2Vec2ForSequenceClassification and its kin
@@ -113,6 +118,10 @@ def describe(place: Place) -> Description:
             if path.stat().st_size > MAX_PROCESSOR_FILE_BYTES:
                 raise InvalidModel(f"{path} has {path.stat().st_size:,} bytes; at most {MAX_PROCESSOR_FILE_BYTES:,} are taken")
             files[name] = path
+    modules: tuple[tuple[str, str], ...] = ()
+    if MODULES in files:
+        modules = modules_of(parse_json(read_bounded(files[MODULES], MAX_CONFIG_BYTES), str(files[MODULES])))
+        files |= _of_modules(place, [under for _, under in modules if under])
     parsed = {name: read_json_object(path) for name, path in files.items() if name.endswith("config.json")}
     for name, values in parsed.items():
         _check_counts(values, files[name])
@@ -122,7 +131,23 @@ def describe(place: Place) -> Description:
     for part in ("image_processor", "feature_extractor"):  # newer processors keep both in one file
         if isinstance(inner.get(part), dict):
             preprocessor |= inner[part]
-    return Description(files, config, preprocessor, tuple(_own_code(parsed, config)))
+    kinds = tuple(kind for kind, _ in modules)
+    return Description(files, config, preprocessor, tuple(_own_code(parsed, config)), kinds)
+
+
+def _of_modules(place: Place, folders: list[str]) -> dict[str, Path]:
+    """The files of a sentence-transformers folder's modules, by what they are called in an artifact: there they lie flat."""
+    files = {}
+    for under in folders:
+        for name, suffix in (("config.json", ".json"), ("model.safetensors", ".safetensors")):
+            path = place.file(f"{under}/{name}") or place.file(flat(under, suffix))
+            if path is not None:
+                if path.stat().st_size > MAX_PROCESSOR_FILE_BYTES:
+                    raise InvalidModel(
+                        f"{path} has {path.stat().st_size:,} bytes; at most {MAX_PROCESSOR_FILE_BYTES:,} are taken"
+                    )
+                files[flat(under, suffix)] = path
+    return files
 
 
 def counts_in(config: Mapping[str, Any], keys: frozenset[str]) -> Iterator[tuple[str, int | float]]:
@@ -159,6 +184,7 @@ def merge(own: Description, other: Description, keeps_config: bool) -> Descripti
         files=files,
         config=config,
         preprocessor=other.preprocessor or own.preprocessor,
+        modules=other.modules or own.modules,
         risks=own.risks + tuple(risk for risk in other.risks if risk not in own.risks),
     )
 

@@ -12,7 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from maasdam.core import AUDIO_CLASSIFICATION, IMAGE_CLASSIFICATION, SPEECH_RECOGNITION, TEXT_GENERATION, Signature, TensorSpec
+from maasdam.core import (
+    AUDIO_CLASSIFICATION,
+    FEATURES,
+    IMAGE_CLASSIFICATION,
+    SPEECH_RECOGNITION,
+    TEXT_GENERATION,
+    Signature,
+    TensorSpec,
+)
 from maasdam.errors import InvalidModel, Unsupported
 from maasdam.sources.bounds import MAX_CONFIG_BYTES, Place, commonest, read_json_object
 from maasdam.sources.finding import Reading
@@ -26,6 +34,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _KINDS_OF_TOKENS = re.compile(r"(^|\.)(token_type_embeddings(_\d+)?\.weight|seg_embed)$")
 """Weights with a row for each kind of token: of embeddings (BERT and its kin), of attention (XLNet, Funnel)."""
+_WORDS = re.compile(r"(^|\.)embeddings\.(word|tok)_embeddings\.weight$")
+"""Of the encoders of texts: BERT and its kin, ModernBERT."""
 _NUMBERED_KINDS = re.compile(r"(^|\.)token_type_embeddings_\d+\.weight$")
 """A table for each of several columns of kinds (TAPAS)."""
 _TEXT_TASKS = ("text-classification", "token-classification", "fill-mask")
@@ -130,7 +140,8 @@ def _signature(description: Description, shapes: Mapping[str, tuple[int, ...]]) 
             text_inputs(shapes),
             (TensorSpec("logits", "float32", (None, None, labels) if per_token else (None, labels)),),
         )
-    if description.task is None and str(description.architecture).endswith("Model"):
+    is_base = description.task is None and str(description.architecture).endswith("Model")
+    if is_base or description.task == FEATURES:
         return _encoder_signature(description, shapes)
     return None
 
@@ -138,11 +149,16 @@ def _signature(description: Description, shapes: Mapping[str, tuple[int, ...]]) 
 def _encoder_signature(description: Description, shapes: Mapping[str, tuple[int, ...]]) -> Signature | None:
     """A text encoder without a head, as BertModel: states per token, and one per text where it has a pooler."""
     config = description.config
-    words, hidden = shapes.get("embeddings.word_embeddings.weight"), _count(config.get("hidden_size", config.get("dim")))
-    if words is None or hidden is None or config.get("is_decoder") or config.get("is_encoder_decoder"):
+    hidden = _count(config.get("hidden_size", config.get("dim")))
+    if (
+        not any(_WORDS.search(name) for name in shapes)
+        or hidden is None
+        or config.get("is_decoder")
+        or config.get("is_encoder_decoder")
+    ):
         return None
     outputs = [TensorSpec("last_hidden_state", "float32", (None, None, hidden))]
-    if any(name.startswith("pooler.") for name in shapes):
+    if description.task != FEATURES and any(name.startswith("pooler.") for name in shapes):
         outputs.append(TensorSpec("pooler_output", "float32", (None, hidden)))
     return Signature(text_inputs(shapes), tuple(outputs))
 

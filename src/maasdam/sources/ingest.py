@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maasdam.core import PAST, Artifact, Classification
+from maasdam.core import PAST, Artifact, Classification, ReadPayload
 from maasdam.engines import engines_for
 from maasdam.errors import InvalidInput, InvalidModel, Unsupported
 from maasdam.sources.examine import Examined, examine, refuse_blocked
@@ -82,8 +82,14 @@ def _choose_task(task: str | None, inspection: Inspection) -> str | None:
                 "leave --task out to serve its tensors, or build the Hugging Face model that it came from"
             )
         return None
+    chosen = task or (inspection.task if inspection.task in TASKS else None)
+    if chosen is not None and ReadPayload in task_of(chosen).payloads and inspection.signature is None:
+        what = inspection.architecture or "model"
+        raise Unsupported(
+            f"{inspection.source} is a {what}, which is no encoder of texts that is known here: {chosen} takes one"
+        )
     if task is None:
-        return inspection.task if inspection.task in TASKS else None
+        return chosen
     if inspection.task is not None and inspection.task != task:
         raise InvalidInput(
             f"{inspection.source} is a {inspection.architecture}, made for {inspection.task}, not '{task}'; leave --task out"

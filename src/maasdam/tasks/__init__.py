@@ -18,15 +18,18 @@ from maasdam.core import Answer, Example, Processor, Score, Signature
 from maasdam.errors import InvalidInput, Unsupported
 from maasdam.settings import Settings
 from maasdam.tasks import images, raw, sounds, speech, text
+from maasdam.tasks.readers import READERS
 from maasdam.tasks.task import Bytes, Task
 
 T = TypeVar("T")
 
-TASKS: dict[str, Task] = {task.name: task for task in (images.TASK, text.TASK, speech.TASK, sounds.TASK)}
+TASKS: dict[str, Task] = {task.name: task for task in (images.TASK, text.TASK, speech.TASK, *READERS, sounds.TASK)}
 """Every task that is served. Raw tensors are no task: a model without one takes nothing else."""
 
 
-_DOORS = {door: task for task in TASKS.values() for door in task.doors}
+_DOORS = {
+    door: [task for task in TASKS.values() if door in task.doors] for door in (d for task in TASKS.values() for d in task.doors)
+}
 
 
 def task_of(name: str | None) -> Task:
@@ -39,9 +42,9 @@ def task_of(name: str | None) -> Task:
 
 def check_door(name: str | None, endpoint: str) -> None:
     """Raise InvalidInput where a door is another task's: two may take the same payload, and each writes answers of its own."""
-    owner = _DOORS.get(endpoint)
-    if owner is not None and name in TASKS and owner.name != name:
-        raise InvalidInput(f"this model does {name}, not {owner.name}; use {TASKS[name].door}")
+    owners = [task.name for task in _DOORS.get(endpoint, ())]
+    if owners and name in TASKS and name not in owners:
+        raise InvalidInput(f"this model does {name}, not {' or '.join(owners)}; use {TASKS[name].door}")
 
 
 def carried_by(name: str | None) -> Bytes | None:

@@ -75,6 +75,39 @@ def texts(path: Path) -> list[RawExample]:
     return [(n, p, t) for n, p, t in out if p.prompt and p.prompt.strip()]
 
 
+def read_texts(path: Path, *columns: str) -> list[tuple[str, Row]]:
+    """Rows that have these columns: of .jsonl and .csv files; where one column is wanted, each line of a .txt file too.
+
+    Raises InvalidInput naming the line that lacks one.
+    """
+    known = (".jsonl", ".csv", *((".txt",) if len(columns) == 1 else ()))
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in known and p.is_file())
+    out: list[tuple[str, Row]] = []
+    for file in files:
+        name = file.name if path.is_file() else str(file.relative_to(path))
+        if file.suffix not in known:
+            raise InvalidInput(f"{file} is no text for this task; give {', '.join(known)} with {' and '.join(columns)}")
+        if file.suffix == ".txt":
+            out += [(f"{name}:{i}", {columns[0]: line}) for i, line in enumerate(_text(file).splitlines(), 1) if line.strip()]
+            continue
+        for i, row in _json_lines(file) if file.suffix == ".jsonl" else _csv(file):
+            missing = next((column for column in columns if row.get(column) in (None, "", [])), None)
+            if missing is not None:
+                raise InvalidInput(f"{file.name} line {i} has no '{missing}'; each has {' and '.join(columns)}")
+            out.append((f"{name}:{i}", row))
+    return out
+
+
+def text_in(row: Row, *names: str) -> str:
+    """The text under the first of `names` that a row has. Raises InvalidInput for a row without, or half of a character."""
+    value = next((row[name] for name in names if row.get(name) not in (None, "")), None)
+    if not isinstance(value, str):
+        raise InvalidInput(f"there is no text '{names[0]}' in it; this model takes an object with {' or '.join(names)}")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise InvalidInput(f"'{names[0]}' holds half of a character (a lone surrogate); write it in UTF-8")
+    return value
+
+
 def tensors(path: Path, signature: Signature | None) -> list[RawExample]:
     """Each row of the arrays is one example, with batch 1; see `_examples_of` for what has no rows."""
     files = [path] if path.is_file() else sorted(path.glob("*.npz"))

@@ -5,11 +5,17 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-from maasdam.core import Classification, Example, Score, Transcript
+from maasdam.core import Classification, Example, Score, Transcript, Vector
 from maasdam.errors import InvalidInput
 from maasdam.tasks.task import Metric
 
 TOP = 5
+NEAREST = 10
+"""Neighbours of a text that are compared, or half of the others where there are fewer than twice as many."""
+AS_NEAR = 1e-5
+"""A neighbour whose cosine, by the source, is so little below that of the last of its nearest is one of them."""
+MOST_COMPARED = 2000
+"""Texts whose neighbours are compared."""
 
 
 def _top1(answers: Sequence[Classification], examples: Sequence[Example]) -> Score:
@@ -43,6 +49,35 @@ def _wer(answers: Sequence[Transcript], examples: Sequence[Example]) -> Score:
     return Score("wer", errors / words, len(examples), extra, tuple(heard_wrong))
 
 
+def _neighbours(answers: Sequence[Vector], truths: Sequence[Vector], examples: Sequence[Example]) -> Score | None:
+    """Of each text, the share of its nearest neighbours among the others that are its nearest by the source's vectors, too.
+
+    None for fewer than three texts: there is nothing to rank.
+    """
+    import numpy as np
+
+    count = min(len(answers), MOST_COMPARED)
+    if count < 3:
+        return None
+    likenesses = []
+    for side in (truths, answers):
+        rows = np.stack([vector.values for vector in side[:count]]).astype(np.float64)
+        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        likeness = rows @ rows.T
+        np.fill_diagonal(likeness, -np.inf)
+        likenesses.append(likeness)
+    wanted, got = likenesses
+    nearest = min(NEAREST, max(1, (count - 1) // 2))
+    last = np.sort(wanted, axis=1)[:, -nearest] - AS_NEAR
+    found = np.argsort(-got, axis=1, kind="stable")[:, :nearest]
+    shares = (np.take_along_axis(wanted, found, axis=1) >= last[:, None]).mean(axis=1)
+    alike = [float(vector.values @ truth.values) for vector, truth in zip(answers, truths, strict=True)]
+    lengths = [float(np.linalg.norm(v.values) * np.linalg.norm(t.values)) for v, t in zip(answers, truths, strict=True)]
+    cosines = [a / max(n, 1e-12) for a, n in zip(alike, lengths, strict=True)]
+    extra = {"cosine": sum(cosines) / len(cosines), "nearest": float(nearest)}
+    return Score("neighbours", float(shares.mean()), count, extra, tuple((float(s), 1.0) for s in shares))
+
+
 def normalised(text: str) -> str:
     """Lower case, Unicode composed, without punctuation but apostrophes inside words, single spaces.
 
@@ -67,4 +102,5 @@ TOP1 = Metric("top1", "accuracy", "Top-1 accuracy", most=1.0, score=_top1)
 WER = Metric("wer", "wer", "Word error rate", is_lower_better=True, score=_wer)
 PERPLEXITY = Metric("perplexity", "perplexity", "Perplexity", is_lower_better=True, is_relative=True)
 COSINE = Metric("cosine")
-METRICS = {metric.name: metric for metric in (TOP1, WER, PERPLEXITY, COSINE)}
+NEIGHBOURS = Metric("neighbours", None, "Agreement of nearest neighbours with the source", most=1.0, beside=_neighbours)
+METRICS = {metric.name: metric for metric in (TOP1, WER, PERPLEXITY, COSINE, NEIGHBOURS)}

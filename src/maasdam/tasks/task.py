@@ -29,6 +29,8 @@ class Metric:
     """Where it ends."""
     score: Callable[[Sequence[Any], Sequence[Example]], Score] | None = None
     """Over answers to examples; None where it is not taken from answers (text: from logits)."""
+    beside: Callable[[Sequence[Any], Sequence[Any], Sequence[Example]], Score | None] | None = None
+    """Over answers and the source's to the same examples, where nobody else says what is right. None: they are too few."""
 
     @property
     def better(self) -> str:
@@ -83,6 +85,10 @@ class Task:
     """Endings of the files it takes, one example each; () where examples are something else."""
     of_file: Callable[[bytes, int], Payload] | None = None
     """(a file's bytes, how many labels are wanted) -> a payload; None where no file is one."""
+    of_row: Callable[[Mapping[str, Any], int], Payload] | None = None
+    """(a row of texts by their names, how many labels are wanted) -> a payload; None where texts are none, or prompts.
+
+    Raises InvalidInput."""
     field: str = ""
     """What JSON calls a file in base64, where a door of its own takes it so."""
     oip: Bytes | None = None

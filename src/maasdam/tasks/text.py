@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from maasdam.core import (
     CONTEXT_KEYS,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from maasdam.tasks.chat_template import ChatTemplate
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+Tokenized = TypeVar("Tokenized")
 CONTEXT = 8
 """Tokens of a prompt that a decoder may have to see."""
 
@@ -50,7 +51,7 @@ class TextProcessor:
     task = TEXT_GENERATION
 
     def __init__(self, folder: Path) -> None:
-        self.tokenizer = opened("tokenizer", folder, lambda: _open_tokenizer(folder))
+        self.tokenizer = opened("tokenizer", folder, lambda: open_tokenizer(folder))
         config = read_json(folder / "config.json")
         config = config.get("text_config") or config
         self.context_length: int | None = next((config[k] for k in CONTEXT_KEYS if isinstance(config.get(k), int)), None)
@@ -86,7 +87,7 @@ class TextProcessor:
         assert payload.prompt is not None
         self._check_length(payload.prompt)
         prompt = payload.prompt
-        ids = _tokenized(lambda: self.tokenizer(prompt)["input_ids"])
+        ids: list[int] = list(tokenized(lambda: self.tokenizer(prompt)["input_ids"]))
         if not ids and self.tokenizer.bos_token_id is not None:
             return [int(self.tokenizer.bos_token_id)]
         return ids
@@ -106,7 +107,7 @@ class TextProcessor:
             raise InvalidPayload(f"this model's chat template refuses these messages: {why}") from error
         self._check_length(text)
         control = self._chat.control
-        return _tokenized(lambda: control.ids(text, marked))
+        return list(tokenized(lambda: control.ids(text, marked)))
 
     def _check_length(self, text: str) -> None:
         """Raise ContextExceeded where no tokenizer needs to count: no token is longer than the longest."""
@@ -214,10 +215,10 @@ class _Chat:
         return self._template.render(messages, **self._variables)
 
 
-def _tokenized(ids: Callable[[], Sequence[int]]) -> list[int]:
-    """Token ids. Raises InvalidPayload for texts that are none, and for those that the tokenizer gives up on."""
+def tokenized(read: Callable[[], Tokenized]) -> Tokenized:
+    """What a tokenizer reads. Raises InvalidPayload for texts that are none, and for those that the tokenizer gives up on."""
     try:
-        return list(ids())
+        return read()
     except MaasdamError:
         raise
     except (UnicodeError, TypeError) as error:  # lone surrogates, which JSON can carry and UTF-8 can't
@@ -236,7 +237,8 @@ def _hidden(tokenizer: Any) -> dict[int, str]:
     return special | {int(i): str(text) for i, text in named if i is not None}
 
 
-def _open_tokenizer(folder: Path) -> Any:
+def open_tokenizer(folder: Path) -> Any:
+    """The tokenizer that the files describe. Raises InvalidModel, and what transformers raises."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)

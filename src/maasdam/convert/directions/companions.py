@@ -23,6 +23,9 @@ PATTERNS: tuple[str, ...] = (
     "merges.txt",
     "normalizer.json",
     "chat_template*.j*",
+    "modules.*",
+    "sentence_*_config.json",
+    "config_sentence_transformers.json",
     "LICENSE*",
 )
 """What describes the processor, the labels and the generation, never the weights."""

@@ -26,12 +26,14 @@ from maasdam.core import (
     ImagePayload,
     Mark,
     Payload,
+    ReadPayload,
     TensorPayload,
     Tensors,
     TextPayload,
     TextPiece,
     Transcript,
     Units,
+    Vector,
 )
 from maasdam.errors import EngineFailure, MaasdamError, remade, words
 from maasdam.serving.executions import Executions
@@ -113,6 +115,19 @@ class Prompt(Struct, array_like=True, tag="p"):
     payload: TextPayload
 
 
+class Passage(Struct, array_like=True, tag="r"):
+    """A payload."""
+
+    payload: ReadPayload
+
+
+class Numbers(Struct, array_like=True, tag="v"):
+    """An answer; its numbers are in the message's memory."""
+
+    values: Array
+    cut: Count
+
+
 class Labels(Struct, array_like=True, tag="l"):
     """An answer."""
 
@@ -145,7 +160,7 @@ class Taken(Struct, array_like=True):
 class AnswerPart(Struct, array_like=True):
     """A chunk."""
 
-    value: ArrayList | Labels | HeardSpeech | Written
+    value: ArrayList | Labels | HeardSpeech | Written | Numbers
     items: Count
     prompt_tokens: Count | None
     completion_tokens: Count | None
@@ -170,7 +185,7 @@ class Ask(Struct, array_like=True, tag="ask"):
     id: str
     seconds: float | None
     in_pieces: bool
-    payloads: list[ArrayList | Image | Audio | Prompt]
+    payloads: list[ArrayList | Image | Audio | Prompt | Passage]
     memory: int = -1
     base: int = 0
 
@@ -337,6 +352,8 @@ def payload_given(payload: Payload, is_checked: bool, before: Sequence[Buffer], 
         return ArrayList(arrays, is_checked), body, at
     if isinstance(payload, TextPayload):
         return Prompt(payload), list(before), at
+    if isinstance(payload, ReadPayload):
+        return Passage(payload), list(before), at
     size = len(payload.data)
     if isinstance(payload, ImagePayload):
         said: Any = Image(at, size, payload.top_k)
@@ -345,12 +362,12 @@ def payload_given(payload: Payload, is_checked: bool, before: Sequence[Buffer], 
     return said, [*before, payload.data], at + size
 
 
-def payload_of(said: ArrayList | Image | Audio | Prompt, memory: Memory) -> Payload:
+def payload_of(said: ArrayList | Image | Audio | Prompt | Passage, memory: Memory) -> Payload:
     """The inverse. Raises Garbled."""
     if isinstance(said, ArrayList):
         tensors = tensors_of(said.arrays, memory)
         return TensorPayload(Checked(tensors) if said.is_checked else tensors)
-    if isinstance(said, Prompt):
+    if isinstance(said, Prompt | Passage):
         return said.payload
     data = memory.bytes(said.at, said.size)
     if isinstance(said, Image):
@@ -361,13 +378,16 @@ def payload_of(said: ArrayList | Image | Audio | Prompt, memory: Memory) -> Payl
 def part_given(chunk: Chunk, before: Sequence[Buffer] = (), at: int = 0) -> tuple[AnswerPart, list[Buffer], int]:
     """A chunk as it travels, the memory with it, and where that ends."""
     value, body = chunk.value, list(before)
-    said: ArrayList | Labels | HeardSpeech | Written
+    said: ArrayList | Labels | HeardSpeech | Written | Numbers
     if isinstance(value, TextPiece):
         said = Written(*value)  # type: ignore[arg-type]  # its reason is one of these two words
     elif isinstance(value, Classification):
         said = Labels(value)
     elif isinstance(value, Transcript):
         said = HeardSpeech(value)
+    elif isinstance(value, Vector):
+        (numbers,), body, at = given({"": value.values}, before, at)
+        said = Numbers(numbers, value.cut)
     else:
         arrays, body, at = given(value, before, at)
         said = ArrayList(arrays)
@@ -383,6 +403,8 @@ def chunk_of(part: AnswerPart, memory: Memory) -> Chunk:
         value = TextPiece(said.text, said.token_ids, said.finish_reason, said.marks)
     elif isinstance(said, ArrayList):
         value = tensors_of(said.arrays, memory)
+    elif isinstance(said, Numbers):
+        value = Vector(_tensor(said.values, memory), said.cut)
     else:
         value = said.value
     taken = part.cost
