@@ -240,8 +240,15 @@ class TestOpenAI:
         assert plain == row["transcription"] + "\n"
         verbose = gpt.audio.transcriptions.create(model="speech", file=("a.wav", sound), response_format="verbose_json")
         assert verbose.text == whole.text and verbose.duration > 0.5
-        with pytest.raises(openai.BadRequestError, match="no times"):
-            gpt.audio.transcriptions.create(model="speech", file=("a.wav", sound), response_format="srt")
+        times = gpt.audio.transcriptions.create(
+            model="speech", file=("a.wav", sound), response_format="verbose_json", timestamp_granularities=["word", "segment"]
+        )
+        assert [word.word for word in times.words or ()] == whole.text.split()
+        ends = [end for word in times.words or () for end in (word.start, word.end)]
+        assert ends == sorted(ends) and 0 < ends[0] < ends[-1] < verbose.duration
+        assert times.segments is not None and " ".join(segment.text for segment in times.segments) == whole.text
+        subtitles = gpt.audio.transcriptions.create(model="speech", file=("a.wav", sound), response_format="srt")
+        assert str(subtitles).startswith("1\n00:00:00,") and row["transcription"].split()[0] in str(subtitles)
 
     @pytest.mark.parametrize("kind", ["empty", "text", "header only", "lying length", "cut off", "png"])
     def test_recordings_that_are_none_are_refused(self, gpt: openai.OpenAI, starters: Path, kind: str) -> None:

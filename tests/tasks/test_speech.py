@@ -113,6 +113,47 @@ def test_frames_become_letters_and_double_letters_need_a_blank_between(tmp_path:
     assert processor.finish([{"frames": path_of(ids, 14)}], AudioPayload(b"")) == Transcript("hello world")
 
 
+def test_words_have_the_times_of_their_frames(tmp_path: Path) -> None:
+    folder, signature = word_model(tmp_path)
+    (folder / "config.json").write_text(json.dumps({"model_type": "wav2vec2-bert", "add_adapter": False}))  # 20 ms a frame
+    path = [0] * 10 + [3, 3, 0, 1] + [0] * 50 + [2, 2, 2] + [0] * 5
+    processor = open_processor(TASK, folder, signature)
+    said = processor.finish([{"logits": path_of(path, 6)}], AudioPayload(b"", timestamps=True))
+    first = {"start": 0.2, "end": 0.28, "text": "three one"}
+    words = [{"word": "three", "start": 0.2, "end": 0.24}, {"word": "one", "start": 0.26, "end": 0.28}]
+    last = {"start": 1.28, "end": 1.34, "text": "two", "words": [{"word": "two", "start": 1.28, "end": 1.34}]}
+    assert said == Transcript("three one two", (first | {"words": words}, last))
+    plain = processor.finish([{"logits": path_of(path, 6)}], AudioPayload(b""))
+    assert isinstance(plain, Transcript) and plain.segments[0] == first
+    endless = processor.finish([{"logits": path_of([1, 0] * 500, 6)}], AudioPayload(b""))
+    assert isinstance(endless, Transcript) and [segment["start"] for segment in endless.segments] == [0.0, 8.0, 16.0]
+
+
+def test_letters_have_times_and_windows_go_on_where_they_are(tmp_path: Path) -> None:
+    folder, signature = letter_model(tmp_path)
+    config = {"model_type": "wav2vec2", "conv_stride": [5, 2, 2, 2, 2, 2, 2], "add_adapter": True}
+    (folder / "config.json").write_text(json.dumps(config | {"adapter_stride": 2, "num_adapter_layers": 1}))  # 40 ms a frame
+    _a, _b, e, h, el, o, w, r, d = range(5, 14)
+    path = [0, h, h, e, el, 0, el, o, 4, w, o, r, r, el, d]
+    processor = open_processor(TASK, folder, signature)
+    said = processor.finish([{"frames": path_of(path, 14)}], AudioPayload(b"", timestamps=True))
+    words = [{"word": "hello", "start": 0.04, "end": 0.32}, {"word": "world", "start": 0.36, "end": 0.6}]
+    assert said == Transcript("hello world", ({"start": 0.04, "end": 0.6, "text": "hello world", "words": words},))
+    whole, second = [0] * 750, [0] * 100 + [h, e] + [0] * 100  # a window of 30 s, and one from 26 s on
+    said = processor.finish([{"frames": path_of(ids, 14)} for ids in (whole, second)], AudioPayload(b""))
+    assert said == Transcript("he", ({"start": 30.0, "end": 30.08, "text": "he"},))
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"model_type": "sew"}, {"model_type": "hubert"}, {"model_type": "wavlm", "conv_stride": 7}]
+)
+def test_a_model_of_unknown_frames_has_no_times(tmp_path: Path, config: dict[str, Any]) -> None:
+    folder, signature = letter_model(tmp_path)
+    (folder / "config.json").write_text(json.dumps(config))
+    said = open_processor(TASK, folder, signature).finish([{"frames": path_of([5, 6], 14)}], AudioPayload(b""))
+    assert said == Transcript("ab")
+
+
 def test_scores_that_are_not_finite_are_the_engines_failure(tmp_path: Path) -> None:
     processor = open_processor(TASK, *word_model(tmp_path))
     with pytest.raises(EngineFailure, match="not finite"):

@@ -15,8 +15,7 @@ from maasdam.api.fields import check_neutral
 from maasdam.api.measured import measured, measured_headers
 from maasdam.api.routing import JsonRoute
 from maasdam.core import AudioPayload, Chunk, Entry, Transcript
-from maasdam.errors import InvalidField, MaasdamError, Unsupported
-from maasdam.operations.deployments import served_version
+from maasdam.errors import InvalidField, Unsupported
 from maasdam.operations.service import Service
 
 FORMATS = ("json", "text", "verbose_json", "srt", "vtt")
@@ -45,12 +44,13 @@ def routes(service: Service) -> APIRouter:
         check_neutral({"chunking_strategy": chunking_strategy}, {"chunking_strategy": ("auto", "")})
         _check(response_format, prompt, temperature, stream, timestamp_granularities)
         times = set(timestamp_granularities or ("segment",))
-        _check_times(service, model, response_format, "word" in times)
         payload = AudioPayload(await file.read(), language or None, "word" in times)
         request = request_of(http.scope, model, (payload,), ENDPOINT, service.settings.request_timeout_seconds)
 
         async def written(chunks: list[Chunk], entry: Entry) -> Response:
-            return _write(cast(Transcript, chunks[0].value), response_format, times, language, entry)
+            transcript = cast(Transcript, chunks[0].value)
+            _check_times(transcript, response_format, "word" in times)
+            return _write(transcript, response_format, times, language, entry)
 
         return await service.inference.whole(request, written)
 
@@ -77,19 +77,16 @@ def _check(kind: str, prompt: str | None, temperature: float, stream: bool, gran
             raise InvalidField(f"times of words come with response_format verbose_json, not {kind}", name)
 
 
-def _check_times(service: Service, model: str, kind: str, has_words: bool) -> None:
-    """Refuse times of a model that gives none: tensor engines spell, they don't time."""
-    if kind not in ("srt", "vtt") and not has_words:
+def _check_times(transcript: Transcript, kind: str, has_words: bool) -> None:
+    """Refuse times of a model that gave none."""
+    if not transcript.text:
         return
-    try:
-        signature = served_version(service, model).signature
-    except MaasdamError:
-        return  # inference says it, and the ledger notes it
-    if signature is None:
-        return
-    if has_words:
-        raise InvalidField("this model gives no times; leave 'word' out", "timestamp_granularities")
-    raise InvalidField(f"this model gives no times, which {kind} needs; ask for json, text or verbose_json", "response_format")
+    if has_words and not any("words" in segment for segment in transcript.segments):
+        raise InvalidField("this model gives no times of words; leave 'word' out", "timestamp_granularities")
+    if kind in ("srt", "vtt") and not transcript.segments:
+        raise InvalidField(
+            f"this model gives no times, which {kind} needs; ask for json, text or verbose_json", "response_format"
+        )
 
 
 def _write(transcript: Transcript, kind: str, times: Collection[str], language: str | None, entry: Entry) -> Response:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from maasdam.core import SPEECH_RECOGNITION, Answer, AudioPayload, Payload, Processor, Signature, Tensors, Transcript, Units
 from maasdam.errors import EngineFailure, InvalidModel
 from maasdam.settings import Settings
+from maasdam.tasks.ctc_times import frame_seconds, segments_of, timed_words
 from maasdam.tasks.examples import transcribed_files
 from maasdam.tasks.files import opened, read_json
 from maasdam.tasks.hearing import OVERLAP_SECONDS, RECORDINGS, WINDOW_SECONDS, Hearing, Windows, quiet
@@ -70,24 +71,38 @@ class CtcProcessor:
         self._hear = Hearing(folder, signature, max_seconds, "a CTC model")
         self._tokenizer = opened("CTC tokenizer", folder, lambda: _open_tokenizer(folder))
         self._output = _frames_output(signature)
+        self._frame_seconds = frame_seconds(folder)
 
     def prepare(self, payload: Payload) -> list[dict[str, type_array]]:
         """One input for each window, see `Hearing`. Raises InvalidPayload."""
         return self._hear(payload)
 
     def finish(self, outputs: Sequence[Tensors], payload: Payload) -> Answer:
-        """Frames [1, T, V] of each window -> the transcript, by the likeliest path. Raises EngineFailure for NaN."""
+        """Frames [1, T, V] of each window -> the transcript, by the likeliest path. Raises EngineFailure for NaN.
+
+        Its times are those of the frames that spell a word: CTC tells of sounds in their midst, not where they begin and end.
+        """
         import numpy as np
 
+        assert isinstance(payload, AudioPayload)
         ids: list[int] = []
+        times: list[float] = []
         cut = round(outputs[0][self._output].shape[1] * OVERLAP_SECONDS / 2 / WINDOW_SECONDS)  # the first window is a whole one
         for i, tensors in enumerate(outputs):
             frames = tensors[self._output][0]
             if not np.isfinite(frames).all():
                 raise EngineFailure("the model's scores of this recording are not finite")
             best = frames.argmax(axis=-1).tolist()
-            ids += best[cut if i else 0 : len(best) - (cut if i < len(outputs) - 1 else 0)]
-        return Transcript(str(self._tokenizer.decode(ids)).strip())
+            kept = range(cut if i else 0, len(best) - (cut if i < len(outputs) - 1 else 0))
+            ids += best[kept.start : kept.stop]
+            if self._frame_seconds is not None:
+                begin = i * (WINDOW_SECONDS - OVERLAP_SECONDS)
+                times += [begin + frame * self._frame_seconds for frame in kept]
+        if self._frame_seconds is None:
+            return Transcript(str(self._tokenizer.decode(ids)).strip())
+        told = self._tokenizer.decode(ids, output_char_offsets=True)
+        words = timed_words(told.char_offsets, times, self._frame_seconds)
+        return Transcript(str(told.text).strip(), segments_of(words, payload.timestamps))
 
     def units(self, payload: Payload, prepared: Sequence[Tensors]) -> Units:
         """Seconds of sound, as heard."""

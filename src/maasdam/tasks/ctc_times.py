@@ -1,0 +1,79 @@
+"""When words were said, from the frames in which a CTC model spelled them. Knows frames, letters and pauses; never sound."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from maasdam.tasks.files import preprocessor, read_json
+
+PAUSE_SECONDS = 0.8
+"""Of silence between words, where a subtitle ends."""
+LONGEST_SECONDS = 8.0
+"""Of a subtitle that somebody can read while it is said."""
+CONVOLVED = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat", "data2vec-audio")
+"""Kinds of model whose frames come out of strided convolutions over samples."""
+MEL_HOP_SECONDS = 0.01
+"""Between the frames of SeamlessM4T's extractor, which it joins by its `stride`."""
+
+Word = dict[str, Any]
+
+
+def frame_seconds(folder: Path) -> float | None:
+    """How long after another each frame begins; None where this kind of model is not known."""
+    config, extractor = read_json(folder / "config.json"), preprocessor(folder, "feature_extractor")
+    kind = config.get("model_type")
+    try:
+        steps = config.get("adapter_stride", 2) ** config.get("num_adapter_layers", 3) if config.get("add_adapter") else 1
+        if kind in CONVOLVED:
+            seconds = math.prod(config["conv_stride"]) / extractor.get("sampling_rate", 16_000)
+        elif kind == "wav2vec2-bert":
+            seconds = MEL_HOP_SECONDS * extractor.get("stride", 2)
+        else:
+            return None
+        return float(seconds * steps) or None
+    except (KeyError, TypeError, ZeroDivisionError, OverflowError):
+        return None
+
+
+def timed_words(letters: Sequence[Mapping[str, Any]], times: Sequence[float], frame: float) -> list[Word]:
+    """Words and their times from what the tokenizer spelled: "char", and between which frames ("start_offset", "end_offset").
+
+    `times` are those of the frames, each `frame` seconds long. A token may be a letter, a whole word, or the space between.
+    """
+    words: list[Word] = []
+    is_inside = False
+    for letter in letters:
+        text = str(letter["char"])
+        start, end = times[int(letter["start_offset"])], times[int(letter["end_offset"]) - 1] + frame
+        for place, part in enumerate(text.split(" ")):
+            is_inside = is_inside and not place
+            if part and is_inside:
+                words[-1]["word"] += part
+                words[-1]["end"] = end
+            elif part:
+                words.append({"word": part, "start": start, "end": end})
+                is_inside = True
+    return [word | {"start": round(word["start"], 3), "end": round(word["end"], 3)} for word in words]
+
+
+def segments_of(words: Sequence[Word], with_words: bool) -> tuple[Mapping[str, Any], ...]:
+    """The words as subtitles: one ends where nothing is said for a while, or where it would be long."""
+    groups: list[list[Word]] = []
+    for word in words:
+        last = groups[-1] if groups else None
+        if last and word["start"] - last[-1]["end"] < PAUSE_SECONDS and word["end"] - last[0]["start"] <= LONGEST_SECONDS:
+            last.append(word)
+        else:
+            groups.append([word])
+    return tuple(
+        {
+            "start": group[0]["start"],
+            "end": group[-1]["end"],
+            "text": " ".join(word["word"] for word in group),
+            **({"words": group} if with_words else {}),
+        }
+        for group in groups
+    )
