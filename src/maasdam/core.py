@@ -10,7 +10,7 @@ but `errors`.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -320,14 +320,16 @@ def check_within(name: str, value: Any, kind: type, low: float, high: float) -> 
 @dataclass(frozen=True, slots=True)
 class Constraint:
     """The form that an answer must have: any JSON object, JSON of a schema, a regular expression, one of a JSON list of texts,
-    or a grammar in EBNF whose rule `root` is the answer.
+    a grammar in EBNF whose rule `root` is the answer, or calls of tools.
     """
 
-    kind: Literal["object", "schema", "regex", "choice", "grammar"]
+    kind: Literal["object", "schema", "regex", "choice", "grammar", "calls"]
     text: str
-    """The schema (JSON), expression, list (JSON) or grammar."""
+    """The schema (JSON), expression, list (JSON), grammar or what `grammars.calls_wanted` writes."""
     field: str
     """What the caller called it."""
+    thinking: tuple[str, str, bool] | None = None
+    """What stands around reasoning before it, and whether the prompt has begun that; None where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,6 +430,15 @@ class AudioPayload:
 
 
 @dataclass(frozen=True, slots=True)
+class Calling:
+    """How tools may be called: at least and at most so many times; of no tool but `only`, where one is named."""
+
+    least: int = 0
+    most: int | None = None
+    only: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TextPayload:
     """What to continue: exactly one of a plain prompt, chat messages ({"role", "content"}) or token ids."""
 
@@ -437,6 +448,11 @@ class TextPayload:
     sampling: Sampling = Sampling()
     is_another: bool = False
     """Another answer to the prompt of the payload before it, which is metered for it."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """That the answer to messages may call, as OpenAI has them: {"type": "function", "function": {"name", "parameters", …}}."""
+    calling: Calling = Calling()
+    template: Mapping[str, Any] = field(default_factory=dict)
+    """Variables for the model's chat template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -526,14 +542,31 @@ class Mark(NamedTuple):
         return self._replace(logprob=score.logprob, likeliest=tuple((spelled(i), value) for i, value in score.likeliest))
 
 
+class ToolCall(NamedTuple):
+    """A call that an answer makes, whole."""
+
+    number: int
+    """Among the calls of its answer, from 0."""
+    id: str
+    name: str
+    arguments: str
+    """A JSON object."""
+
+
 class TextPiece(NamedTuple):
-    """The next stretch of a generated text. `finish_reason` ("stop" or "length") is set on the last one."""
+    """The next stretch of a generated text. `finish_reason` ("stop", "length", "tool_calls") is set on the last one."""
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: str | None = None
     marks: tuple[Mark, ...] = ()
     """Of its tokens, and of the prompt's where that is echoed, where they were asked for."""
+    reasoning: str = ""
+    """What stands apart from the text, before it."""
+    reasoning_tokens: int | None = None
+    """Of its tokens those that reason, with the words around that; None from models that have no such words."""
+    calls: tuple[ToolCall, ...] = ()
+    """Of the tools that the payload names."""
 
 
 Answer = Tensors | Classification | Transcript | TextPiece | Vector
@@ -659,6 +692,10 @@ class Facts:
     """Whether callers may be computed together; None where the engine has a way of its own."""
     labels: Mapping[int, str] = field(default_factory=dict)
     """What it calls its classes, by their ids."""
+    calls: str | None = None
+    """How the model's chat template has tools called, by the format's name; None where it knows no tools."""
+    reasons: bool = False
+    """Whether it sets reasoning apart from its answers."""
 
 
 class Admitted(NamedTuple):
@@ -849,10 +886,36 @@ class WritingProcessor(Processor, Protocol):
     """Of a task that writes text by tokens."""
 
     def stream(
-        self, stop: tuple[str, ...] = (), after: Sequence[int] = (), *, least: int = 0, marks_from: int | None = None
+        self,
+        stop: tuple[str, ...] = (),
+        after: Sequence[int] = (),
+        *,
+        least: int = 0,
+        marks_from: int | None = None,
+        shows: Collection[str] | None = (),
     ) -> TextStream:
         """The text of tokens as they come, up to the first stop string that ends behind the first `least` of them. `after` are
-        the prompt's. Where so many characters as `marks_from` are before it, it is a `MarkedStream`.
+        the prompt's. Where so many characters as `marks_from` are before it, it is a `MarkedStream`. Control tokens of `shows`
+        have a text, all where that is None.
+        """
+        ...
+
+
+@runtime_checkable
+class TalkingProcessor(WritingProcessor, Protocol):
+    """Of a task that answers messages by a chat template."""
+
+    calls: str | None
+    reasons: bool
+    """See `Facts`."""
+
+    def dialect(self, payload: TextPayload) -> str | None:
+        """The format in which the answer to it calls tools; None where it has none. Raises InvalidField where none can be."""
+        ...
+
+    def thinking(self, prompt: Sequence[int]) -> tuple[str, str, bool] | None:
+        """What stands around reasoning in the answer to a prompt of these tokens, and whether the prompt has begun it; None:
+        no reasoning comes.
         """
         ...
 

@@ -10,8 +10,13 @@ CONTEXT = 128
 VOCABULARY = 320
 
 
-def huggingface(folder: Path) -> Artifact:
-    """Config, safetensors, tokenizer and chat template in `folder`. Weights are large, so that greedy choices are clear."""
+def huggingface(
+    folder: Path, *, context: int = CONTEXT, control: tuple[str, ...] = (), template: str | None = None
+) -> Artifact:
+    """Config, safetensors, tokenizer and chat template in `folder`. Weights are large, so that greedy choices are clear.
+
+    `control`: control tokens beside its own.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -19,14 +24,14 @@ def huggingface(folder: Path) -> Artifact:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = ["<bos>", "<eos>", "<user>", "<assistant>"]
+    special = ["<bos>", "<eos>", "<user>", "<assistant>", *control]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     text = ["the cat sat on the mat and the dog sat on the log, as they say; là-bas, naïve café"] * 4
     tokenizer.train_from_iterator(
         text, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     )
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>")
-    wrapped.chat_template = (
+    wrapped.chat_template = template or (
         "{{ bos_token }}{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
     )
@@ -39,7 +44,7 @@ def huggingface(folder: Path) -> Artifact:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=context,
         bos_token_id=0,
         eos_token_id=1,
         tie_word_embeddings=False,

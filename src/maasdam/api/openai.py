@@ -18,7 +18,7 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
-from maasdam.api import errors, logprobs
+from maasdam.api import errors, logprobs, tools
 from maasdam.api.choices import Choices, choices_from
 from maasdam.api.entrance import READING, request_of
 from maasdam.api.events import EventStream, as_event
@@ -53,12 +53,24 @@ class Shape:
     logprobs: Callable[[Sequence[Mark]], dict[str, Any]]
 
 
+def _said(piece: TextPiece, *, has_index: bool) -> dict[str, Any]:
+    """The text; apart from it what reasons and what calls."""
+    if not (piece.reasoning or piece.calls):
+        return {"content": piece.text}
+    said: dict[str, Any] = {}
+    if piece.text or not has_index:
+        said["content"] = piece.text or None
+    if piece.reasoning:
+        said |= {"reasoning_content": piece.reasoning, "reasoning": piece.reasoning}
+    return said | ({"tool_calls": tools.shown(piece.calls, has_index=has_index)} if piece.calls else {})
+
+
 CHAT = Shape(
     "chat.completion",
     "chat.completion.chunk",
     "chatcmpl-",
-    lambda piece: {"message": {"role": "assistant", "content": piece.text, "refusal": None}},
-    lambda piece, is_first: {"delta": ({"role": "assistant"} if is_first else {}) | {"content": piece.text}},
+    lambda piece: {"message": {"role": "assistant", **_said(piece, has_index=False), "refusal": None}},
+    lambda piece, is_first: {"delta": ({"role": "assistant"} if is_first else {}) | _said(piece, has_index=True)},
     logprobs.shown_in_chat,
 )
 COMPLETION = Shape(
@@ -92,12 +104,24 @@ def routes(service: Service) -> APIRouter:
         check_fields(body)
         sampling = _sampling(service, body, replace(sampling_from(vars(body)), **logprobs.of_chat(vars(body))))
         choices = choices_from(body.n, None, 1, bool(body.stream))
+        listed, calling = tools.tools_from(vars(body), sampling)
+        if calling.least:
+            deployments.check_holds(service, body.model, "tool_choice")
+        if listed and sampling.constraint is not None:
+            field = sampling.constraint.field
+            raise InvalidField(f"'{field}' can't be kept to beside 'tools' that may be called; send one of them", field)
         readers: Executor | None = http.scope.get(READING)
         if readers is None:
             messages = messages_of(body)
         else:
             messages = await asyncio.get_running_loop().run_in_executor(readers, messages_of, body)
-        payload = TextPayload(messages=messages, sampling=sampling)
+        payload = TextPayload(
+            messages=messages,
+            sampling=sampling,
+            tools=listed,
+            calling=calling,
+            template=tools.variables_from(body.chat_template_kwargs),
+        )
         return await _answer(service, http, body, CHAT, [payload], choices, "/v1/chat/completions")
 
     @router.post("/completions")
@@ -161,6 +185,8 @@ class _Writer:
         self._created = int(time.time())
         self._has_logprobs = has_logprobs
         self._left = count
+        self._thought: int | None = None
+        """Tokens of reasoning, where the model sets that apart."""
         self._begun: set[int] = set()
         self._between: dict[int, tuple[bytes, bytes]] = {}
         """What stands around the text in the events between the first and the last of an answer."""
@@ -176,18 +202,23 @@ class _Writer:
         for i, chunk in enumerate(chunks):
             piece = cast(TextPiece, chunk.value)
             choices.append(self._choice(i, piece, is_whole=True) | self.shape.whole(piece))
+            if piece.reasoning_tokens is not None:
+                self._thought = (self._thought or 0) + piece.reasoning_tokens
         return self.envelope(self.shape.object) | {"choices": choices, "usage": self.usage(entry)}
 
     def event(self, chunk: Chunk, entry: Entry, has_usage: bool) -> bytes:
         """The next piece of a streamed answer; with the last one, what ends the stream."""
         piece, index = cast(TextPiece, chunk.value), chunk.number
+        if piece.reasoning_tokens is not None:
+            self._thought = (self._thought or 0) + piece.reasoning_tokens
         between = self._between.get(index)
-        if between is not None and not chunk.is_last:
+        is_plain = not (chunk.is_last or piece.reasoning or piece.calls)
+        if between is not None and is_plain:
             return between[0] + orjson.dumps(piece.text) + between[1]
         event = self._piece(index, piece, index not in self._begun, has_usage)
         self._begun.add(index)
         if not chunk.is_last:
-            if not (self._has_token_ids or self._has_logprobs):  # what follows differs in its text alone
+            if is_plain and not (self._has_token_ids or self._has_logprobs):  # what follows differs in its text alone
                 before, _, after = self._piece(index, TextPiece(_ANY, ()), False, has_usage).partition(orjson.dumps(_ANY))
                 self._between[index] = before, after
             return event
@@ -211,7 +242,7 @@ class _Writer:
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "maasdam": measured(entry),
-        }
+        } | ({} if self._thought is None else {"completion_tokens_details": {"reasoning_tokens": self._thought}})
 
     def _choice(self, index: int, piece: TextPiece, is_whole: bool = False) -> dict[str, Any]:
         shown = self.shape.logprobs(piece.marks) if self._has_logprobs and (is_whole or piece.marks) else None
@@ -233,7 +264,12 @@ def _model(served: deployments.ServedVersion) -> dict[str, Any]:
         "engine": version.engine,
         "state": served.state,
         "max_model_len": served.context_length,
-        "capabilities": {"structured_output": served.holds_forms, "top_logprobs": served.likeliest}
+        "capabilities": {
+            "structured_output": served.holds_forms,
+            "top_logprobs": served.likeliest,
+            "tools": served.calls,
+            "reasoning": served.reasons,
+        }
         | {word: served.version.task in tasks for word, tasks in ABLE.items()},
     }
 

@@ -8,13 +8,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from maasdam.api.fields import check_known, check_neutral
+from maasdam.api.tools import calls_from
 from maasdam.errors import InvalidField
 from maasdam.tasks.text import joined
 
-IGNORED = frozenset(
-    {"metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
-    | {"parallel_tool_calls"}
-)
+IGNORED = frozenset({"metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
 """Fields that change nothing about the answer."""
 
 MEANINGLESS: Mapping[str, tuple[Any, ...]] = {
@@ -24,9 +22,7 @@ MEANINGLESS: Mapping[str, tuple[Any, ...]] = {
     "echo": (False,),
     "suffix": ("",),
     "logit_bias": ({},),
-    "tools": ([],),
     "functions": ([],),
-    "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
     "guided_decoding_backend": ("auto",),
     "guided_whitespace_pattern": (),
@@ -37,23 +33,25 @@ MEANINGLESS: Mapping[str, tuple[Any, ...]] = {
     "verbosity": ("medium",),
     "web_search_options": (),
 }
-MESSAGE = ("role", "content", "name")
+MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning")
 PARTLESS: Mapping[str, tuple[Any, ...]] = {
     # what clients hand back with a message, and that asks for nothing when it is empty
     "refusal": ("",),
     "annotations": ([],),
     "audio": (),
     "function_call": (),
-    "tool_calls": ([],),
-    "tool_call_id": (),
 }
 PART = ("type", "text")
 PART_IGNORED: Mapping[str, tuple[Any, ...]] = {"annotations": ([],)}
+LONGEST_ID = 512
+"""Characters of a call's."""
 STREAM_OPTIONS: Mapping[str, tuple[Any, ...]] = {"include_obfuscation": (False,)}
 ADVICE = {
     "best_of": "send n",
     "top_logprobs": "send logprobs as a number",
     "echo": "put the prompt in front yourself",
+    "functions": "send tools",
+    "function_call": "send tool_choice",
 }
 
 
@@ -94,6 +92,10 @@ class ChatBody(TextBody):
 
     messages: Annotated[list[dict[str, Any]], FailFast()]
     max_completion_tokens: Any = None
+    tools: Any = Field(None, description="functions that the answer may call, as OpenAI has them")
+    tool_choice: Any = Field(None, description="auto, none, required, a function, or allowed_tools")
+    parallel_tool_calls: Any = Field(None, description="false: one call at most")
+    chat_template_kwargs: Any = Field(None, description="variables of the model's chat template, such as enable_thinking")
     logprobs: Any = Field(None, description="true: how likely each token was, before temperature, penalties and forms")
     top_logprobs: Any = Field(None, description="how many of the likeliest tokens beside, where the model's engine tells them")
 
@@ -129,20 +131,34 @@ def _message(i: int, message: Mapping[str, Any]) -> Mapping[str, Any]:
     check_known(message, (*MESSAGE, *PARTLESS), where=where)
     check_neutral(message, PARTLESS, where)
     role = message.get("role")
-    if role not in ("system", "developer", "user", "assistant"):
-        raise InvalidField(f"{where}: role is {role!r:.40}; send system, developer, user or assistant", f"{where}.role")
-    content = message.get("content")
-    text = joined(content)
+    if role not in ("system", "developer", "user", "assistant", "tool"):
+        advice = "; send tool" if role == "function" else "; send system, developer, user, assistant or tool"
+        raise InvalidField(f"{where}: role is {role!r:.40}{advice}", f"{where}.role")
+    content, calls = message.get("content"), message.get("tool_calls") or None
+    text = "" if content is None and calls else joined(content)
     if text is None:
         raise InvalidField(f"{where}: content is no text; send a string, or parts of type 'text'", f"{where}.content")
     for j, part in enumerate(content if isinstance(content, list) else ()):
         check_known(part, (*PART, *PART_IGNORED, "cache_control"), where=f"{where}.content[{j}]")
         check_neutral(part, PART_IGNORED, f"{where}.content[{j}]")
-    name = message.get("name")
-    if name is not None and not isinstance(name, str):
-        raise InvalidField(f"{where}: name is {name!r:.40}; send a string", f"{where}.name")
-    plain = {"role": "system" if role == "developer" else role, "content": text}
-    return plain if name is None else plain | {"name": name}  # the model's template shows it, where it has a place for it
+    plain: dict[str, Any] = {"role": "system" if role == "developer" else role, "content": text}
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    for name, value in (("name", message.get("name")), ("reasoning_content", thought)):
+        if value is not None and not isinstance(value, str):
+            raise InvalidField(f"{where}: {name} is {value!r:.40}; send a string", f"{where}.{name}")
+        if value:
+            plain[name] = value  # the model's template shows it, where it has a place for it
+    for name, value, wanted in (("tool_calls", calls, "assistant"), ("tool_call_id", message.get("tool_call_id"), "tool")):
+        if value is not None and role != wanted:
+            raise InvalidField(f"{where}: {name} goes with role {wanted}", f"{where}.{name}")
+    if calls is not None:
+        plain["tool_calls"] = calls_from(calls, f"{where}.tool_calls")
+    if role == "tool":
+        answered = message.get("tool_call_id")
+        if not isinstance(answered, str) or not 0 < len(answered) <= LONGEST_ID:
+            raise InvalidField(f"{where}: tool_call_id must be the id of the call that it answers", f"{where}.tool_call_id")
+        plain["tool_call_id"] = answered
+    return plain
 
 
 def has_usage(body: TextBody) -> bool:

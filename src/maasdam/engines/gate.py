@@ -59,7 +59,9 @@ class FormGate:
 
     def admit(self, constraint: Constraint) -> Future[Admitted]:
         """The grammar for a constraint, as soon as it is known. Its errors: InvalidField, EngineFailure. Raises Overloaded."""
-        digest = hashlib.sha256(f"{constraint.kind}\0{constraint.text}".encode(errors="surrogatepass")).digest()
+        digest = hashlib.sha256(
+            f"{constraint.kind}\0{constraint.thinking}\0{constraint.text}".encode(errors="surrogatepass")
+        ).digest()
         answer: Future[Admitted] = Future()
         with self._lock:
             verdict = self._verdicts.get(digest)

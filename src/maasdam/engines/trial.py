@@ -17,7 +17,7 @@ from maasdam.core import Admitted, Constraint
 from maasdam.engines.generation import read_defaults
 from maasdam.engines.tensors import first_line
 from maasdam.errors import InvalidField
-from maasdam.grammars import check, form_of, is_begun, readied
+from maasdam.grammars import check, form_of, is_begun, parts_of, readied
 
 TOKENS = 24
 """Of an answer that is tried."""
@@ -40,6 +40,14 @@ def ready(folder: str) -> None:
 
 def tried(folder: str, constraint: Constraint) -> Admitted:
     """The grammar for a constraint, which the engine can keep to. Raises InvalidField: why none is."""
+    before = _resident_bytes()
+    grammar = ""
+    for part in parts_of(constraint):
+        grammar = _tried(folder, part)
+    return Admitted(grammar, max(_resident_bytes() - before, len(grammar)))
+
+
+def _tried(folder: str, constraint: Constraint) -> str:
     try:
         grammar = form_of(constraint).ebnf()
     except RecursionError as error:
@@ -50,7 +58,6 @@ def tried(folder: str, constraint: Constraint) -> Admitted:
         readied(constraint)
     except ValueError as error:
         raise InvalidField(f"what checks the answers can't read it: {first_line(error)}", None) from error
-    before = _resident_bytes()
     write, count, seconds, answers = _pipeline(folder), 0, 0.0, []
     try:
         began = time.process_time()
@@ -72,7 +79,7 @@ def tried(folder: str, constraint: Constraint) -> Admitted:
         raise InvalidField(f"it takes {seconds / count:.2f} s of computing for each token; make it simpler", None)
     if any(not _is_right(constraint, answer) for answer in answers):
         raise InvalidField("the engine does not keep to it; write it without alternatives that begin alike", None)
-    return Admitted(grammar, max(_resident_bytes() - before, len(grammar)))
+    return grammar
 
 
 class Sampled(NamedTuple):
@@ -98,7 +105,7 @@ def _is_right(constraint: Constraint, answer: Sampled) -> bool:
 
 def _text(tokenizer: Any, ids: list[int]) -> str | None:
     try:
-        return str(tokenizer.decode(ids))
+        return str(tokenizer.decode(ids, skip_special_tokens=False))  # a form says those too, by their words
     except UnicodeDecodeError:
         return None
 

@@ -6,15 +6,18 @@ JSON by a JSON-schema library on what the caller sent, expressions and grammars 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from maasdam.core import Constraint
+from maasdam.grammars import call_forms
 from maasdam.grammars.forms import form_of
-from maasdam.grammars.schemas import validator
+from maasdam.grammars.reasoning import answer_behind
+from maasdam.grammars.schemas import validator_of
 
 KEPT = 256
-"""Validators and matchers, which are made once."""
+"""Matchers, which are made once."""
 MOST_WAYS = 300
 """To read what came so far, at each of its bytes: what has more is not checked, as that takes a time that grows with its cube,
 and holds Python's lock. The engine has kept to it by other means."""
@@ -22,6 +25,11 @@ and holds Python's lock. The engine has kept to it by other means."""
 
 def check(constraint: Constraint, text: str) -> str | None:
     """None where it is; else what is wrong with it, in words for the log."""
+    if constraint.thinking is not None:
+        answer = answer_behind(constraint.thinking, text)
+        return "it ends within its reasoning" if answer is None else check(replace(constraint, thinking=None), answer)
+    if constraint.kind == "calls":
+        return call_forms.wrong_with(constraint.text, text)
     if constraint.kind == "choice":
         return None if text in json.loads(constraint.text) else "it is none of the choices"
     if constraint.kind in ("regex", "grammar"):
@@ -33,7 +41,7 @@ def check(constraint: Constraint, text: str) -> str | None:
         return f"it is no JSON: {error}"
     if constraint.kind == "object":
         return None if isinstance(value, dict) else "it is no JSON object"
-    wrong = next(iter(_validator(constraint.text).iter_errors(value)), None)
+    wrong = next(iter(validator_of(constraint.text).iter_errors(value)), None)
     return None if wrong is None else f"it does not fit the schema: {' '.join(wrong.message.split())[:200]}"
 
 
@@ -46,7 +54,10 @@ def is_begun(constraint: Constraint, text: str) -> bool:
 def readied(constraint: Constraint) -> None:
     """Make what will check the answers. Raises ValueError where the library can't."""
     if constraint.kind == "schema":
-        _validator(constraint.text)
+        validator_of(constraint.text)
+    elif constraint.kind == "calls":
+        for tool in json.loads(constraint.text)["tools"]:
+            tool["schema"] is None or validator_of(json.dumps(tool["schema"]))
     elif constraint.kind in ("regex", "grammar"):
         _matcher(constraint)
 
@@ -68,11 +79,6 @@ def _matched(constraint: Constraint, text: str) -> _Matched | None:
 
 def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no number")
-
-
-@lru_cache(maxsize=KEPT)
-def _validator(schema: str) -> Any:
-    return validator(json.loads(schema))
 
 
 @lru_cache(maxsize=KEPT)

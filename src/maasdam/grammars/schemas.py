@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 from urllib.parse import unquote
@@ -43,6 +44,8 @@ LONGEST = 128 * 1024
 DEEPEST = 64
 """Schemas within schemas."""
 MOST_RULES = 4_000
+KEPT = 256
+"""Validators, which are made once."""
 FREE_DEPTH = 12
 """Of values that no schema describes."""
 MOST_VALUES = 2_000
@@ -107,6 +110,12 @@ def validator(schema: Schema) -> Any:
     return jsonschema_rs.validator_for(
         schema, validate_formats=False, pattern_options=jsonschema_rs.RegexOptions(), offline=True
     )
+
+
+@lru_cache(maxsize=KEPT)
+def validator_of(text: str) -> Any:
+    """The same of a schema as JSON."""
+    return validator(json.loads(text))
 
 
 def spelled(c: str) -> str:

@@ -45,6 +45,10 @@ class ServedVersion:
     """What its last load took, by phase."""
     context_length: int | None = None
     """Tokens of prompt and answer together; None for what writes no text."""
+    calls: str | None = None
+    """How its template has tools called; None where it knows none."""
+    reasons: bool = False
+    """Whether it sets reasoning apart."""
 
     @property
     def name(self) -> str:
@@ -212,7 +216,7 @@ def _of(service: Service, group: ReplicaSet) -> ServedVersion:
     own, version, facts = (str(group.state), group.reason, len(group.replicas)), group.version, group.facts
     others = service.fleet.others
     state, reason, replicas = worst(own, version.model, version.version, others) if others else own
-    told = facts.signature, facts.batching, group.load_seconds, facts.context_length
+    told = facts.signature, facts.batching, group.load_seconds, facts.context_length, facts.calls, facts.reasons
     return ServedVersion(version, state, reason, replicas, *told)
 
 

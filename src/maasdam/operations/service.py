@@ -314,5 +314,9 @@ def _known(store: Store, findings: Findings, threads: int, version: Version) -> 
         artifact = store.get(version.digest)
     except (NotFound, InvalidModel, KeyError):  # loading it says so
         return Facts()
-    context = read_defaults(artifact.path).context_length if version.task == TEXT_GENERATION else None
-    return Facts(artifact.signature, context, version.task, findings.told(artifact, threads=threads))
+    from maasdam.tasks.chat import spoken_in
+
+    is_text = version.task == TEXT_GENERATION
+    context = read_defaults(artifact.path).context_length if is_text else None
+    found = findings.told(artifact, threads=threads)
+    return Facts(artifact.signature, context, version.task, found, **(spoken_in(artifact.path) if is_text else {}))

@@ -44,6 +44,7 @@ from maasdam.core import (
     SequenceEngine,
     SequenceRequest,
     Signature,
+    TalkingProcessor,
     TensorEngine,
     TensorPayload,
     Tensors,
@@ -60,6 +61,7 @@ from maasdam.engines.generating import piece_of, transcript_of, with_echo
 from maasdam.engines.mailbox import as_they_come, told
 from maasdam.errors import EngineFailure, InvalidField, InvalidInput, InvalidPayload, MaasdamError, Overloaded, TooLarge
 from maasdam.serving.executions import Executions
+from maasdam.serving.reading import Reading
 from maasdam.serving.scheduler import Ran, Scheduler
 from maasdam.tasks import TASKS, task_of
 from maasdam.telemetry.meter import CpuMeter
@@ -99,6 +101,8 @@ class Gone:
 
 
 WhenGone = Callable[[Gone], None]
+Prepared = tuple[dict[str, Any], Units, "Echo | None", "tuple[str, str, bool] | None"]
+"""See `_prompt`."""
 
 
 class Replica(Protocol):
@@ -390,7 +394,11 @@ def _folded(pieces: Sequence[Chunk]) -> Chunk:
     texts = [cast(TextPiece, piece.value) for piece in pieces]
     ids = tuple(token for text in texts for token in text.token_ids)
     marks = tuple(mark for text in texts for mark in text.marks)
-    return last._replace(value=TextPiece("".join(text.text for text in texts), ids, last.value.finish_reason, marks))
+    thought = [text.reasoning_tokens for text in texts if text.reasoning_tokens is not None]
+    calls = tuple(call for text in texts for call in text.calls)
+    whole, reasoning = "".join(text.text for text in texts), "".join(text.reasoning for text in texts)
+    tokens = sum(thought) if thought else None
+    return last._replace(value=TextPiece(whole, ids, last.value.finish_reason, marks, reasoning, tokens, calls))
 
 
 def _is_last(chunk: Chunk) -> bool:
@@ -437,7 +445,9 @@ class SequenceReplica:
         `text_stream` makes one for stop strings and the prompt's tokens (see `WritingProcessor`); None where the engine gives
         text by itself.
         """
-        self.facts = Facts(None, engine.context_length, processor.task)
+        self._talks = processor if isinstance(processor, TalkingProcessor) else None
+        talk = {} if self._talks is None else {"calls": self._talks.calls, "reasons": self._talks.reasons}
+        self.facts = Facts(None, engine.context_length, processor.task, **talk)  # type: ignore[arg-type]  # by their names
         self.in_flight = 0
         self.when_gone: WhenGone | None = None
         self.load_seconds: dict[str, float] = {}
@@ -525,16 +535,57 @@ class _Text:
         self._admitting: Future[Admitted] | None = None
         self._written: list[str] = []
         """The text until now, of one that is held to a form."""
-        constraint = payload.sampling.constraint
-        if constraint is not None:
-            engine = replica._engine
-            if not isinstance(engine, HoldingEngine):
-                raise InvalidField(f"'{constraint.field}': this model's engine holds no answer to a form", constraint.field)
-            self._admitting = engine.admit(constraint)
+        self._payload = payload
+        self._dialect: str | None = None
+        """How its calls are written, where it may make some."""
+        self._reading: Reading | None = None
+        self._is_held = self._sampling.constraint is not None
+        """Whether the engine keeps to the constraint; else it is only checked."""
+        talks = None if payload.messages is None else replica._talks
+        if payload.tools:
+            self._expect_calls(talks)
+        constraint = self._sampling.constraint
+        then: Callable[[Any], object] = self._begin
+        if constraint is not None and self._is_held:
+            if talks is not None and talks.reasons:
+                then = self._admit  # what reasoning there is the prompt shows
+            else:
+                self._admitting = self._holding(constraint).admit(constraint)
+                then = self._wait
         replica._answering += 1
-        asyncio.get_running_loop().run_in_executor(replica._pool, _prompt, replica._processor, payload).add_done_callback(
-            self._begin if self._admitting is None else self._wait
-        )
+        asyncio.get_running_loop().run_in_executor(
+            replica._pool, _prompt, replica._processor, payload, talks
+        ).add_done_callback(then)
+
+    def _expect_calls(self, talks: TalkingProcessor | None) -> None:
+        payload = self._payload
+        self._dialect = None if talks is None else talks.dialect(payload)
+        if self._dialect is None:
+            raise InvalidField("'tools': this model has no chat template, so it can't be told of tools", "tools")
+        wanted = grammars.calls_wanted(grammars.FORMATS[self._dialect], payload.tools, payload.calling, "tools")
+        if wanted is not None:
+            self._sampling = replace(self._sampling, constraint=wanted)
+            self._is_held = payload.calling.least > 0 or isinstance(self._replica._engine, HoldingEngine)
+
+    def _holding(self, constraint: Constraint) -> HoldingEngine:
+        engine = self._replica._engine
+        if not isinstance(engine, HoldingEngine):
+            raise InvalidField(f"'{constraint.field}': this model's engine holds no answer to a form", constraint.field)
+        return engine
+
+    def _admit(self, prepared: asyncio.Future[Prepared]) -> None:
+        """Ask for the form with the reasoning before it."""
+        if self._hear is None:
+            return self._begin(prepared)
+        constraint = self._sampling.constraint
+        assert constraint is not None
+        try:
+            constraint = replace(constraint, thinking=prepared.result()[3])
+            self._sampling = replace(self._sampling, constraint=constraint)
+            self._admitting = self._holding(constraint).admit(constraint)
+        except BaseException as error:
+            return self._fail(error)
+        return self._wait(prepared)
 
     def cancel(self) -> None:
         """End it; nothing more is told."""
@@ -546,14 +597,14 @@ class _Text:
             elif self._admitting is not None:
                 self._admitting.cancel()
 
-    def _wait(self, prepared: asyncio.Future[tuple[dict[str, Any], Units, Echo | None]]) -> None:
+    def _wait(self, prepared: asyncio.Future[Prepared]) -> None:
         """Until it is known that the engine can keep to the form."""
         assert self._admitting is not None
         asyncio.wrap_future(self._admitting).add_done_callback(lambda verdict: self._begin(prepared, verdict))
 
     def _begin(
         self,
-        prepared: asyncio.Future[tuple[dict[str, Any], Units, Echo | None]],
+        prepared: asyncio.Future[Prepared],
         verdict: asyncio.Future[Admitted] | None = None,
     ) -> None:
         for future in (prepared, verdict):  # where one fails, or nobody listens, the other is not asked: asyncio would say so
@@ -562,14 +613,18 @@ class _Text:
             return
         replica, sampling = self._replica, self._sampling
         try:
-            inputs, self._units, self._echo = prepared.result()
+            inputs, self._units, self._echo, thinking = prepared.result()
+            if thinking is not None or self._dialect is not None:
+                self._reading = Reading(self._payload, self._dialect, thinking)
             if self._is_another:
                 self._units = self._units._replace(prompt_tokens=0)
             if sampling.max_tokens is None:
                 sampling = replace(sampling, max_tokens=max(replica._max_tokens, sampling.min_tokens))
-            more: dict[str, int] = {"least": sampling.min_tokens} if sampling.min_tokens else {}
+            more: dict[str, Any] = {"least": sampling.min_tokens} if sampling.min_tokens else {}
             if sampling.logprobs is not None:
                 more["marks_from"] = 0 if self._echo is None else len(self._echo.text)
+            if verdict is not None or self._reading is not None:  # a form says control tokens too, by their words
+                more["shows"] = None if verdict is not None or self._reading is None else self._reading.shows
             assert replica._text_stream is not None
             self._words = replica._text_stream(sampling.stop, inputs["input_ids"][0], **more)
             admitted = None if verdict is None else verdict.result()
@@ -631,12 +686,22 @@ class _Text:
         self._count += len(piece.token_ids)
         self._cost = cost or self._cost
         constraint = self._sampling.constraint
+        is_stopped = piece.finish_reason == "stop"
         if constraint is not None:
             self._written.append(piece.text)
+        if self._reading is not None:
+            try:
+                read = self._reading.read(piece)
+            except EngineFailure as error:
+                self._fail(error)
+                return
+            if read is None:
+                return
+            piece = read
         if self._echo is not None:
             piece, self._echo = with_echo(piece, self._echo, self._prompt_scores), None
         chunk = Chunk(piece, Units(units.items, units.prompt_tokens, self._count, units.audio_seconds), is_last, self._cost)
-        if constraint is not None and piece.finish_reason == "stop":
+        if constraint is not None and is_stopped:
             self._check(constraint, chunk)
             return
         if is_last:
@@ -686,15 +751,16 @@ def _prepare(processor: Processor, payload: Payload) -> tuple[list[dict[str, Any
         raise InvalidPayload("the payload is too large to decode; send a smaller one") from error
 
 
-def _prompt(processor: Processor, payload: TextPayload) -> tuple[dict[str, Any], Units, Echo | None]:
-    """A text's inputs, and the prompt as it stands before the answer where that is asked for."""
+def _prompt(processor: Processor, payload: TextPayload, talks: TalkingProcessor | None) -> Prepared:
+    """A text's inputs, the prompt as it stands before the answer where that is asked for, and what reasoning it leads to."""
     (inputs,), units = _prepare(processor, payload)
     sampling = payload.sampling
+    thinking = None if talks is None else talks.thinking(inputs["input_ids"][0])
     if not sampling.echo and sampling.logprobs is None:
-        return inputs, units, None
+        return inputs, units, None, thinking
     if not isinstance(processor, EchoingProcessor):
         raise _unable("echo" if sampling.echo else sampling.logprobs_field, "processor can't show tokens")
-    return inputs, units, processor.echo(payload, inputs["input_ids"][0]) if sampling.echo else None
+    return inputs, units, processor.echo(payload, inputs["input_ids"][0]) if sampling.echo else None, thinking
 
 
 def _unable(name: str, why: str) -> InvalidField:

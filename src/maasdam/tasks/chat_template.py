@@ -25,6 +25,7 @@ from typing import Any, cast
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -59,17 +60,21 @@ class ChatTemplate:
             raise TooMuch(f"it has {len(source)} characters, and at most {MOST_SOURCE} are read")
         self._environment = _Bounded()
         with self._environment.within(_Budget(MOST_STEPS, MOST_MADE)):  # Jinja works out constants while it compiles
-            tree = _Counting().visit(self._environment.parse(source))
+            parsed = self._environment.parse(source)
+            self.variables = frozenset(jinja2.meta.find_undeclared_variables(parsed))
+            """Those that it reads and does not set."""
+            tree = _Counting().visit(parsed)
             self._template = self._environment.from_string(tree)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None, **variables: Any) -> str:
         """The text of a chat, open for the answer. Raises TooMuch, and what the template or Jinja raises."""
-        # transformers leaves out what is null: many templates would write "None"
-        given = [{name: value for name, value in message.items() if value is not None} for message in messages]
-        size = _Budget(0, 1 << 62).weigh(given)
-        budget = _Budget(MOST_STEPS + STEPS_FOR_EACH * len(given), MOST_MADE + MADE_FOR_EACH * size)
+        # transformers leaves out what is null: many templates would write "None". Content is null where the caller means it
+        given = [{n: value for n, value in message.items() if value is not None or n == "content"} for message in messages]
+        size = _Budget(0, 1 << 62).weigh([given, list(tools or ())])
+        count = len(given) + len(tools or ())
+        budget = _Budget(MOST_STEPS + STEPS_FOR_EACH * count, MOST_MADE + MADE_FOR_EACH * size)
         with self._environment.within(budget):
-            return self._template.render(messages=given, tools=None, documents=None, add_generation_prompt=True, **variables)
+            return self._template.render(messages=given, tools=tools, documents=None, add_generation_prompt=True, **variables)
 
 
 class _Budget:

@@ -26,9 +26,11 @@ MARKS = tuple(chr(c) for c in range(0xFDD0, 0xFDF0))
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """Messages whose control tokens stand between marks."""
+    """Messages, tools and variables whose control tokens stand between marks."""
 
     messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]]
+    variables: dict[str, Any]
     begin: str
     end: str
 
@@ -53,9 +55,15 @@ class ControlTokens:
         self._control_ids = frozenset(self._ids.values())
         self._unknown = tokenizer.unk_token_id
 
-    def mark(self, messages: Sequence[Mapping[str, Any]]) -> Marked:
-        """The messages with marks, in every text of them but the role. Raises InvalidPayload."""
-        written = "".join(_texts(list(messages)))
+    def mark(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        variables: Mapping[str, Any] | None = None,
+    ) -> Marked:
+        """All that callers wrote with marks, in every text of it but the role. Raises InvalidPayload."""
+        variables = variables or {}
+        written = "".join(_texts([list(messages), list(tools), variables]))
         free = [mark for mark in MARKS if mark not in written][:2]
         if len(free) < 2:
             raise InvalidPayload(
@@ -66,7 +74,8 @@ class ControlTokens:
             {name: value if name == "role" else self._mark(value, begin, end) for name, value in message.items()}
             for message in messages
         ]
-        return Marked(marked, begin, end)
+        others = (self._mark(list(tools), begin, end), self._mark(variables, begin, end))
+        return Marked(marked, *others, begin, end)
 
     def ids(self, text: str, marked: Marked) -> list[int]:
         """Token ids of what the template made of `marked`. Raises InvalidPayload where a control token can't be text."""
@@ -113,7 +122,11 @@ class ControlTokens:
                 marked = end + marked
             return marked + begin if any(value[-n:] in self._begins for n in range(1, self._longest)) else marked
         if isinstance(value, Mapping):
-            return {name: self._mark(item, begin, end) for name, item in value.items()}
+            return {
+                # a template asks for names that it knows, which are words
+                name if name.isidentifier() else self._mark(name, begin, end): self._mark(item, begin, end)
+                for name, item in value.items()
+            }
         if isinstance(value, list | tuple):
             return [self._mark(item, begin, end) for item in value]
         return value
@@ -123,7 +136,7 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
     if isinstance(value, Mapping):
-        return [text for item in value.values() for text in _texts(item)]
+        return [text for name, item in value.items() for text in (name, *_texts(item))]
     if isinstance(value, list | tuple):
         return [text for item in value for text in _texts(item)]
     return []

@@ -8,7 +8,7 @@ once it is certain. The pieces together are the whole text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 BROKEN = "�"
 """What a decoder gives for bytes that are not a character yet."""
@@ -34,10 +34,11 @@ class Detokenizer:
         context: Sequence[int] = (),
         hidden: Mapping[int, str] | None = None,
         least: int = 0,
+        shows: Collection[str] | None = (),
     ) -> None:
         """`context` are the tokens before the first, as far as `decode` must see them. `hidden` are control tokens: they
         have no text in the answer, but a stop string that names one ends it there. No stop string ends the first `least`
-        tokens, nor begins in their text.
+        tokens, nor begins in their text. Control tokens that `shows` names are text too; None: all are.
         """
         self.is_stopped = False
         """Whether a stop string was seen: nothing more comes."""
@@ -48,6 +49,7 @@ class Detokenizer:
         self._decode = decode
         self._least = least
         self._hidden = hidden or {}
+        self._shown = frozenset(i for i, text in self._hidden.items() if shows is None or text in shows)
         self._stop = tuple(s for s in stop if s)
         self._named = _named(self._hidden, self._stop)
         """Stand-ins of the control tokens that a stop string names."""
@@ -103,7 +105,7 @@ class Detokenizer:
         return self._pass(new)
 
     def _feed_hidden(self, token: int) -> str:
-        stand_in = self._named.get(token)
+        stand_in = self._hidden[token] if token in self._shown else self._named.get(token)
         if stand_in is None:
             return ""
         out = self._pass(self._settle())

@@ -8,7 +8,7 @@ In a chat only the template writes them; what messages say is text, whatever it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,7 +27,6 @@ from maasdam.core import (
     Units,
 )
 from maasdam.errors import ContextExceeded, InvalidModel, InvalidPayload, MaasdamError
-from maasdam.tasks.control_tokens import ControlTokens
 from maasdam.tasks.detokenizer import BROKEN, Detokenizer
 from maasdam.tasks.examples import texts
 from maasdam.tasks.files import opened, read_json
@@ -37,7 +36,7 @@ from maasdam.tasks.task import Bytes, Task
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
-    from maasdam.tasks.chat_template import ChatTemplate
+    from maasdam.tasks.chat import Chat
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 Tokenized = TypeVar("Tokenized")
@@ -59,7 +58,10 @@ class TextProcessor:
         self._vocabulary = max(len(self.tokenizer), config.get("vocab_size") or 0)
         self._longest = max((len(token) for token in self.tokenizer.get_vocab()), default=1)
         self._hidden = _hidden(self.tokenizer)
-        self._chat = _Chat(self.tokenizer) if self.tokenizer.chat_template else None
+        self._chat = _chat(self.tokenizer) if self.tokenizer.chat_template else None
+        dialect = None if self._chat is None else self._chat.dialect
+        self.calls = None if dialect is None or dialect.calls is None else dialect.calls.name
+        self.reasons = dialect is not None and dialect.around is not None
         self._spelling = Spelling(self.tokenizer, self._hidden)
 
     def prepare(self, payload: Payload) -> list[dict[str, type_array]]:
@@ -83,7 +85,7 @@ class TextProcessor:
         if payload.token_ids is not None:
             return self._checked_ids(payload.token_ids)
         if payload.messages is not None:
-            return self._chat_ids(payload.messages)
+            return self._chat_ids(payload)
         assert payload.prompt is not None
         self._check_length(payload.prompt)
         prompt = payload.prompt
@@ -92,22 +94,31 @@ class TextProcessor:
             return [int(self.tokenizer.bos_token_id)]
         return ids
 
-    def _chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def _chat_ids(self, payload: TextPayload) -> list[int]:
         """A chat as the model was trained on, open for the answer. Raises InvalidPayload."""
-        plain = [_message(i, m) for i, m in enumerate(messages)]
+        plain = [_message(i, m) for i, m in enumerate(payload.messages or ())]
         if not plain:
             raise InvalidPayload("messages is empty; send at least one message")
         if self._chat is None:
             raise InvalidPayload("this model has no chat template: it continues text; use /v1/completions")
-        marked = self._chat.control.mark(plain)
-        try:
-            text = self._chat.render(marked.messages)
-        except Exception as error:  # templates refuse what they don't take, in Jinja's words or their own
-            why = " ".join(str(error).replace(marked.begin, "").replace(marked.end, "").split())[:200]
-            raise InvalidPayload(f"this model's chat template refuses these messages: {why}") from error
+        text, marked = self._chat.marked(plain, payload)
         self._check_length(text)
         control = self._chat.control
         return list(tokenized(lambda: control.ids(text, marked)))
+
+    def dialect(self, payload: TextPayload) -> str | None:
+        """See `TalkingProcessor`."""
+        found = None if self._chat is None else self._chat.format_for(payload)
+        return None if found is None else found.name
+
+    def thinking(self, prompt: Sequence[int]) -> tuple[str, str, bool] | None:
+        """See `TalkingProcessor`: by how the prompt ends."""
+        around = None if self._chat is None else self._chat.dialect.around
+        if around is None:
+            return None
+        decode = partial(self.tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        end = str(decode([int(i) for i in prompt[-2 * CONTEXT :]])).rstrip()
+        return None if end.endswith(around[1]) else (*around, end.endswith(around[0]))
 
     def _check_length(self, text: str) -> None:
         """Raise ContextExceeded where no tokenizer needs to count: no token is longer than the longest."""
@@ -115,13 +126,20 @@ class TextProcessor:
             raise ContextExceeded(f"at least {len(text) // self._longest}", self.context_length)
 
     def stream(
-        self, stop: tuple[str, ...] = (), after: Sequence[int] = (), *, least: int = 0, marks_from: int | None = None
+        self,
+        stop: tuple[str, ...] = (),
+        after: Sequence[int] = (),
+        *,
+        least: int = 0,
+        marks_from: int | None = None,
+        shows: Collection[str] | None = (),
     ) -> TextStream:
         """Token ids to text as they come. `after` are the prompt's: a first token's space depends on them. No stop string ends
         the first `least` tokens. `marks_from`: mark the tokens of a text with so many characters before it.
+        `shows`: control tokens that are text too, None for all.
         """
         context = self._context([int(i) for i in after[-2 * CONTEXT :]])
-        stream = Detokenizer(self._text, stop, context=context, hidden=self._hidden, least=least)
+        stream = Detokenizer(self._text, stop, context=context, hidden=self._hidden, least=least, shows=shows)
         return stream if marks_from is None else Marking(stream, self._spelling, marks_from)
 
     def echo(self, payload: Payload, ids: Sequence[int]) -> Echo:
@@ -192,27 +210,10 @@ class TextProcessor:
         return list(ids)
 
 
-class _Chat:
-    """The chat template of one model, and the control tokens it writes."""
+def _chat(tokenizer: Any) -> Chat:
+    from maasdam.tasks.chat import Chat
 
-    def __init__(self, tokenizer: Any) -> None:
-        from maasdam.tasks.chat_template import ChatTemplate
-
-        self._variables = tokenizer.special_tokens_map
-        self._template: ChatTemplate | Exception
-        source = ""
-        try:
-            source = tokenizer.get_chat_template()
-            self._template = ChatTemplate(source)
-        except Exception as error:  # the model continues text all the same; who chats is told
-            self._template = error
-        self.control = ControlTokens(tokenizer, source)
-
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The text. Raises what the template or Jinja raises."""
-        if isinstance(self._template, Exception):
-            raise self._template
-        return self._template.render(messages, **self._variables)
+    return Chat(tokenizer)
 
 
 def tokenized(read: Callable[[], Tokenized]) -> Tokenized:
@@ -264,7 +265,7 @@ def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         raise InvalidPayload(f"message {index} has role {role!r}; roles are: {', '.join(ROLES)}")
-    text = joined(content)
+    text = "" if content is None and message.get("tool_calls") else joined(content)
     if text is None:
         raise InvalidPayload(f"message {index} has content that is not text; this model takes text only")
     return {**message, "content": text}

@@ -31,6 +31,7 @@ from maasdam.core import (
     Tensors,
     TextPayload,
     TextPiece,
+    ToolCall,
     Transcript,
     Units,
     Vector,
@@ -145,8 +146,11 @@ class Written(Struct, array_like=True, tag="w"):
 
     text: str
     token_ids: tuple[int, ...]
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None
     marks: tuple[Mark, ...] = ()
+    reasoning: str = ""
+    reasoning_tokens: Count | None = None
+    calls: tuple[ToolCall, ...] = ()
 
 
 class Taken(Struct, array_like=True):
@@ -380,7 +384,7 @@ def part_given(chunk: Chunk, before: Sequence[Buffer] = (), at: int = 0) -> tupl
     value, body = chunk.value, list(before)
     said: ArrayList | Labels | HeardSpeech | Written | Numbers
     if isinstance(value, TextPiece):
-        said = Written(*value)  # type: ignore[arg-type]  # its reason is one of these two words
+        said = Written(*value)  # type: ignore[arg-type]  # its reason is one of these words
     elif isinstance(value, Classification):
         said = Labels(value)
     elif isinstance(value, Transcript):
@@ -400,7 +404,7 @@ def chunk_of(part: AnswerPart, memory: Memory) -> Chunk:
     said = part.value
     value: Answer
     if isinstance(said, Written):
-        value = TextPiece(said.text, said.token_ids, said.finish_reason, said.marks)
+        value = TextPiece(*(getattr(said, name) for name in said.__struct_fields__))
     elif isinstance(said, ArrayList):
         value = tensors_of(said.arrays, memory)
     elif isinstance(said, Numbers):

@@ -1,0 +1,151 @@
+"""Calls of tools as a form: what stands around them in a model's format, and their arguments by each tool's schema.
+
+Knows formats and schemas; never templates and HTTP. Where no call must be made any text may come first, or alone: what begins
+a call is then followed by one that is right.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from maasdam.core import Calling, Constraint
+from maasdam.errors import InvalidField
+from maasdam.grammars import schemas
+from maasdam.grammars.call_formats import FORMATS, CallFormat
+from maasdam.grammars.call_reader import CallReader, Read
+from maasdam.grammars.nodes import (
+    EMPTY,
+    EVERY,
+    ROOT,
+    Chain,
+    Chars,
+    Either,
+    Form,
+    Named,
+    Node,
+    Repeated,
+    Word,
+    either,
+    refused,
+    row,
+    without,
+)
+
+NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+"""What a tool without parameters takes."""
+SPACES = tuple((code, code) for code in range(0x3001) if chr(code).isspace())
+"""Which don't count where an answer begins."""
+
+
+def schema_of(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a tool's arguments fit."""
+    given = tool["function"].get("parameters")
+    return {"type": "object", **given} if given else NOTHING
+
+
+def calls_wanted(form: CallFormat, tools: Sequence[Mapping[str, Any]], calling: Calling, field: str) -> Constraint | None:
+    """The constraint for calls that must be made, or that must be right where they are; None where no tool asks for that."""
+    chosen = [tool["function"] for tool in tools if calling.only in (None, tool["function"]["name"])]
+    if not calling.least and not any(one.get("strict") for one in chosen):
+        return None
+    listed = [
+        {"name": one["name"], "schema": schema_of({"function": one}) if calling.least or one.get("strict") else None}
+        for one in chosen
+    ]
+    most = 1 if form.is_single and calling.least else calling.most
+    wanted = {"format": form.name, "least": calling.least, "most": most, "tools": listed}
+    return Constraint("calls", json.dumps(wanted, ensure_ascii=False), field)
+
+
+def parsed(text: str) -> Form:
+    """As a form. Raises InvalidField, which names the tool."""
+    wanted = json.loads(text)
+    form = FORMATS[wanted["format"]]
+    rules: dict[str, Node] = {}
+    options: list[Node] = []
+    for i, tool in enumerate(wanted["tools"]):
+        try:
+            schema = tool["schema"]
+            given = schemas.any_object() if schema is None else schemas.parsed(json.dumps(schema, ensure_ascii=False))
+            arguments = given.checked()
+        except InvalidField as error:
+            raise refused(f"tool '{tool['name']}': {error}") from error
+        prefix = f"tool_{i}_"
+        rules |= {prefix + name: _renamed(node, prefix) for name, node in arguments.rules.items()}
+        options.append(row(Word(tool["name"] + form.written.middle), Named(prefix + ROOT)))
+    calls = _calls(form, either(options), wanted["most"], rules)
+    if not wanted["least"]:
+        calls = _after_text(form, calls, rules)
+    return Form({ROOT: calls} | rules)
+
+
+def forced(text: str) -> str | None:
+    """The same where a call must be made; None where it must be already."""
+    wanted = json.loads(text)
+    return None if wanted["least"] else json.dumps(wanted | {"least": 1}, ensure_ascii=False)
+
+
+def wrong_with(text: str, answer: str) -> str | None:
+    """What is wrong with a whole answer, in words; None: nothing."""
+    wanted = json.loads(text)
+    tools = {tool["name"]: tool["schema"] for tool in wanted["tools"]}
+    reader = CallReader(FORMATS[wanted["format"]], tools)
+    before, calls = reader.feed(answer)
+    after, more = reader.finish()
+    calls += more
+    if len(calls) < wanted["least"] or (wanted["least"] and (before + after).strip()):
+        return f"it makes {len(calls)} calls, and says {(before + after)[:80]!r} beside"
+    if wanted["most"] is not None and len(calls) > wanted["most"]:
+        return f"it makes {len(calls)} calls where {wanted['most']} may be made"
+    return next((why for call in calls if (why := wrong_call(call, tools[call.name])) is not None), None)
+
+
+def wrong_call(call: Read, schema: Any) -> str | None:
+    """What is wrong with a call's arguments; None: nothing, or nothing was asked for."""
+    if schema is None:
+        return None
+    wrong = next(iter(schemas.validator_of(json.dumps(schema)).iter_errors(call.arguments)), None)
+    return wrong and f"the arguments of '{call.name}' don't fit its parameters: {' '.join(wrong.message.split())[:200]}"
+
+
+def without_word(word: str, rules: dict[str, Node], name: str) -> Node:
+    """Any text that does not hold `word`, whose first character stands in it once; with rules called `name` and a number."""
+    first = (ord(word[0]), ord(word[0]))
+    plain = Repeated(Chars(without(EVERY, (first,))))
+    for at in range(len(word) - 1, 0, -1):
+        c = (ord(word[at]), ord(word[at]))
+        other = row(Chars(without(EVERY, tuple(sorted((first, c))))), plain)
+        on = (row(Word(word[at]), Named(f"{name}_{at + 1}")),) if at < len(word) - 1 else ()
+        rules[f"{name}_{at}"] = either((EMPTY, other, *on))
+    return row(plain, Repeated(row(Word(word[0]), Named(f"{name}_1"))))
+
+
+def _calls(form: CallFormat, call: Node, most: int | None, rules: dict[str, Node]) -> Node:
+    w = form.written
+    rules["call"] = row(Word(w.head), call, Word(w.tail))
+    more = Repeated(row(Word(w.between), Named("call")), 0, None if most is None else most - 1)
+    return row(Word(w.begin), Named("call"), *(() if most == 1 else (more,)), Word(w.end))
+
+
+def _after_text(form: CallFormat, calls: Node, rules: dict[str, Node]) -> Node:
+    """Text, then calls or none; where calls have no word before them an answer is either."""
+    if not form.opens:
+        return row(without_word(form.triggers[0], rules, "text"), either((EMPTY, calls)))
+    taken = tuple((ord(c), ord(c)) for c in {*form.opens, *(trigger[0] for trigger in form.triggers)})
+    first = Chars(without(EVERY, (*SPACES, *taken)))
+    rest = without_word(form.triggers[0], rules, "text") if form.triggers else Repeated(Chars(EVERY))
+    return either((row(first, rest), calls))
+
+
+def _renamed(node: Node, prefix: str) -> Node:
+    if isinstance(node, Named):
+        return Named(prefix + node.name)
+    if isinstance(node, Chain | Either):
+        return type(node)(tuple(_each(node.parts if isinstance(node, Chain) else node.options, prefix)))
+    return Repeated(_renamed(node.part, prefix), node.least, node.most) if isinstance(node, Repeated) else node
+
+
+def _each(nodes: Iterable[Node], prefix: str) -> Iterable[Node]:
+    return (_renamed(node, prefix) for node in nodes)
