@@ -189,7 +189,7 @@ def test_what_is_asked_wrongly(client: httpx.Client, more: dict[str, Any], says:
         ({"n": 129}, "n"),
         ({"logprobs": True}, "logprobs"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools[0]"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"stop": ["a"] * 5}, "stop"),
         ({"stop": ""}, "stop"),

@@ -13,7 +13,7 @@ _NAME, _ARGUMENTS = '{"name": "', '", "arguments": '
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class CallWords:
     """What stands around calls that are forced: begin (head NAME middle ARGUMENTS tail) between (…) end."""
 
     begin: str = ""
@@ -29,7 +29,7 @@ class CallFormat:
     """One way to call."""
 
     name: str
-    written: Written
+    written: CallWords
     triggers: tuple[str, ...] = ()
     """A call follows these, wherever they stand."""
     opens: str = ""
@@ -44,8 +44,8 @@ class CallFormat:
     """An answer holds one call: the template can't show two."""
 
 
-_ARRAY = Written(begin="[", end="]")
-_TAGGED = Written(head=f"<tool_call>\n{_NAME}", tail="}\n</tool_call>", between="\n")
+_ARRAY = CallWords(begin="[", end="]")
+_TAGGED = CallWords(head=f"<tool_call>\n{_NAME}", tail="}\n</tool_call>", between="\n")
 _BAR = "\uff5c"
 _BEGIN, _END, _CALL, SEPARATOR, _CALL_END = (
     f"<{_BAR}tool▁{word}{_BAR}>" for word in ("calls▁begin", "calls▁end", "call▁begin", "sep", "call▁end")
@@ -61,36 +61,36 @@ FORMATS: dict[str, CallFormat] = {
         CallFormat("qwen3_coder", _TAGGED, ("<tool_call>", "<function="), closers=("</tool_call>",), style="xml"),
         CallFormat(
             "llama3_json",
-            Written(middle='", "parameters": ', between="; "),
+            CallWords(middle='", "parameters": ', between="; "),
             ("<|python_tag|>",),
             opens="{",
             closers=(";",),
             is_single=True,
         ),
         CallFormat("pythonic", _ARRAY, ("<|python_start|>",), opens="[", closers=("<|python_end|>",), style="python"),
-        CallFormat("mistral", Written(begin="[TOOL_CALLS][", end="]"), ("[TOOL_CALLS]",)),
+        CallFormat("mistral", CallWords(begin="[TOOL_CALLS][", end="]"), ("[TOOL_CALLS]",)),
         CallFormat(
             "mistral_args",
-            Written("", "[TOOL_CALLS]", "[ARGS]", "", "", ""),
+            CallWords("", "[TOOL_CALLS]", "[ARGS]", "", "", ""),
             ("[TOOL_CALLS]",),
             words=("[ARGS]", "[CALL_ID]"),
             style="named",
         ),
         CallFormat(
             "phi4",
-            Written(begin="<|tool_call|>[", end="]<|/tool_call|>"),
+            CallWords(begin="<|tool_call|>[", end="]<|/tool_call|>"),
             ("<|tool_call|>", "functools"),
             closers=("<|/tool_call|>",),
         ),
         CallFormat(
             "granite",
-            Written(begin="<|tool_call|>[", end="]"),
+            CallWords(begin="<|tool_call|>[", end="]"),
             ("<|tool_call|>", "<tool_call>", "<function_call>"),
             closers=("</tool_call>", "<|tool_call|>"),
         ),
         CallFormat(
             "deepseek",
-            Written(_BEGIN, f"{_CALL}function{SEPARATOR}", "\n```json\n", f"\n```{_CALL_END}", "\n", _END),
+            CallWords(_BEGIN, f"{_CALL}function{SEPARATOR}", "\n```json\n", f"\n```{_CALL_END}", "\n", _END),
             (_BEGIN, _CALL),
             closers=("```", _CALL_END, _END),
             words=(SEPARATOR,),
@@ -98,7 +98,7 @@ FORMATS: dict[str, CallFormat] = {
         ),
         CallFormat(
             "deepseek_v31",
-            Written(_BEGIN, _CALL, SEPARATOR, _CALL_END, "", _END),
+            CallWords(_BEGIN, _CALL, SEPARATOR, _CALL_END, "", _END),
             (_BEGIN, _CALL),
             closers=(_CALL_END, _END),
             words=(SEPARATOR,),
@@ -106,7 +106,7 @@ FORMATS: dict[str, CallFormat] = {
         ),
         CallFormat(
             "function_tag",
-            Written("", "<function=", ">", "</function>", "\n"),
+            CallWords("", "<function=", ">", "</function>", "\n"),
             ("<function=",),
             closers=("</function>",),
             style="named",

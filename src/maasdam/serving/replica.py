@@ -60,8 +60,8 @@ from maasdam.core import (
 from maasdam.engines.generating import piece_of, transcript_of, with_echo
 from maasdam.engines.mailbox import as_they_come, told
 from maasdam.errors import EngineFailure, InvalidField, InvalidInput, InvalidPayload, MaasdamError, Overloaded, TooLarge
+from maasdam.serving.answer_reader import AnswerReader
 from maasdam.serving.executions import Executions
-from maasdam.serving.reading import Reading
 from maasdam.serving.scheduler import Ran, Scheduler
 from maasdam.tasks import TASKS, task_of
 from maasdam.telemetry.meter import CpuMeter
@@ -538,7 +538,7 @@ class _Text:
         self._payload = payload
         self._dialect: str | None = None
         """How its calls are written, where it may make some."""
-        self._reading: Reading | None = None
+        self._reading: AnswerReader | None = None
         self._is_held = self._sampling.constraint is not None
         """Whether the engine keeps to the constraint; else it is only checked."""
         talks = None if payload.messages is None else replica._talks
@@ -615,7 +615,7 @@ class _Text:
         try:
             inputs, self._units, self._echo, thinking = prepared.result()
             if thinking is not None or self._dialect is not None:
-                self._reading = Reading(self._payload, self._dialect, thinking)
+                self._reading = AnswerReader(self._payload, self._dialect, thinking)
             if self._is_another:
                 self._units = self._units._replace(prompt_tokens=0)
             if sampling.max_tokens is None:

@@ -17,7 +17,7 @@ from maasdam.errors import EngineFailure
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 
 
-class Reading:
+class AnswerReader:
     """Of one answer."""
 
     def __init__(self, payload: TextPayload, dialect: str | None, thinking: grammars.Thinking | None) -> None:
