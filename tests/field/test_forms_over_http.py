@@ -253,8 +253,15 @@ def test_what_asks_for_nothing_is_taken(client: httpx.Client) -> None:
 
 def test_models_say_what_they_can(client: httpx.Client) -> None:
     told = {one["id"]: one for one in client.get("/v1/models").json()["data"]}
-    assert told["tiny"]["capabilities"] == {"structured_output": True, "top_logprobs": 0, "tools": None, "reasoning": False}
-    assert told["plain"]["capabilities"] == {"structured_output": False, "top_logprobs": 20, "tools": None, "reasoning": False}
+    assert told["tiny"]["capabilities"] == {"structured_output": True, "top_logprobs": 0, "tools": None, "reasoning": False} | {
+        "embeddings": False
+    }
+    assert told["plain"]["capabilities"] == {
+        "structured_output": False,
+        "top_logprobs": 20,
+        "tools": None,
+        "reasoning": False,
+    } | {"embeddings": False}
     assert told["tiny"]["max_model_len"] == told["plain"]["max_model_len"] == tiny_language_model.CONTEXT
 
 

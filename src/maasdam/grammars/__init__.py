@@ -12,7 +12,7 @@ Calls and reasoning are also told from answers as they come: `CallReader`, `Reas
 from maasdam.grammars.answers import check, is_begun, readied
 from maasdam.grammars.call_formats import FORMATS, GENERIC, CallFormat, format_of
 from maasdam.grammars.call_forms import calls_wanted, schema_of, wrong_call
-from maasdam.grammars.call_reader import CallReader, Read
+from maasdam.grammars.call_reader import CallRead, CallReader
 from maasdam.grammars.forms import form_of, parts_of
 from maasdam.grammars.reasoning import ReasoningReader, Thinking, around_of
 
@@ -20,8 +20,8 @@ __all__ = [
     "FORMATS",
     "GENERIC",
     "CallFormat",
+    "CallRead",
     "CallReader",
-    "Read",
     "ReasoningReader",
     "Thinking",
     "around_of",

@@ -14,7 +14,7 @@ from maasdam.core import Calling, Constraint
 from maasdam.errors import InvalidField
 from maasdam.grammars import schemas
 from maasdam.grammars.call_formats import FORMATS, CallFormat
-from maasdam.grammars.call_reader import CallReader, Read
+from maasdam.grammars.call_reader import CallRead, CallReader
 from maasdam.grammars.nodes import (
     EMPTY,
     EVERY,
@@ -102,7 +102,7 @@ def wrong_with(text: str, answer: str) -> str | None:
     return next((why for call in calls if (why := wrong_call(call, tools[call.name])) is not None), None)
 
 
-def wrong_call(call: Read, schema: Any) -> str | None:
+def wrong_call(call: CallRead, schema: Any) -> str | None:
     """What is wrong with a call's arguments; None: nothing, or nothing was asked for."""
     if schema is None:
         return None

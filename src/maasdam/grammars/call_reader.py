@@ -28,7 +28,7 @@ _PYTHON_STRUCTURE = re.compile(r"[\"'\\\[\]{}()]")
 _LITERALS = {"true": True, "false": False, "null": None}
 
 
-class Read(NamedTuple):
+class CallRead(NamedTuple):
     """A call as an answer makes it."""
 
     name: str
@@ -55,18 +55,18 @@ class CallReader:
         """Whether the calls stand in a list that goes on."""
         self._scan: _Balance | None = None
 
-    def feed(self, text: str) -> tuple[str, list[Read]]:
+    def feed(self, text: str) -> tuple[str, list[CallRead]]:
         """The text that surely is none of a call, and the calls that are whole now."""
         self._buffer += text
         return self._read(is_last=False)
 
-    def finish(self) -> tuple[str, list[Read]]:
+    def finish(self) -> tuple[str, list[CallRead]]:
         """What was held back; a call that is not whole is text."""
         return self._read(is_last=True)
 
-    def _read(self, is_last: bool) -> tuple[str, list[Read]]:
+    def _read(self, is_last: bool) -> tuple[str, list[CallRead]]:
         texts: list[str] = []
-        calls: list[Read] = []
+        calls: list[CallRead] = []
         while self._step(texts, calls, is_last):
             pass
         if self._most is not None:
@@ -74,7 +74,7 @@ class CallReader:
         self._count += len(calls)
         return "".join(texts), calls
 
-    def _step(self, texts: list[str], calls: list[Read], is_last: bool) -> bool:
+    def _step(self, texts: list[str], calls: list[CallRead], is_last: bool) -> bool:
         """Whether there may be more to do."""
         if self._state == "call":
             return self._call(texts, calls, is_last)
@@ -107,7 +107,7 @@ class CallReader:
         self._gap, self._buffer = self._buffer[:gap], self._buffer[gap:]
         self._state, self._scan = "call", None
 
-    def _call(self, texts: list[str], calls: list[Read], is_last: bool) -> bool:
+    def _call(self, texts: list[str], calls: list[CallRead], is_last: bool) -> bool:
         try:
             found = self._whole()
             if found is not None:
@@ -165,7 +165,7 @@ class CallReader:
     def _trigger(self) -> str:
         return next((trigger for trigger in self.form.triggers if self._buffer.startswith(trigger)), "")
 
-    def _whole(self) -> tuple[list[Read], int] | None:
+    def _whole(self) -> tuple[list[CallRead], int] | None:
         """The calls of one stretch and its length; None while it goes on. Raises _NoCall, ValueError, SyntaxError."""
         start = len(self._trigger())
         if self.form.style == "xml":
@@ -181,7 +181,7 @@ class CallReader:
             return self._python(len(self._buffer) - len(head))
         return self._json(len(self._buffer) - len(head))
 
-    def _after_name(self, start: int) -> tuple[list[Read], int] | None:
+    def _after_name(self, start: int) -> tuple[list[CallRead], int] | None:
         for trigger in self.form.triggers:  # one within another: calls, and the first of them
             rest = self._buffer[start:].lstrip()
             if rest.startswith(trigger):
@@ -195,9 +195,9 @@ class CallReader:
         if named is None:
             raise _NoCall
         found = self._value(at)
-        return found and ([Read(named[1], _arguments(found[0]))], found[1])
+        return found and ([CallRead(named[1], _arguments(found[0]))], found[1])
 
-    def _json(self, at: int) -> tuple[list[Read], int] | None:
+    def _json(self, at: int) -> tuple[list[CallRead], int] | None:
         if self._buffer[at] == "[":  # its calls one by one
             rest = self._buffer[at + 1 :].lstrip()
             if not rest:
@@ -214,7 +214,7 @@ class CallReader:
         end = self._scan.end(self._buffer)
         return None if end is None else (json.loads(self._buffer[at:end], parse_constant=_no_number), end)
 
-    def _python(self, at: int) -> tuple[list[Read], int] | None:
+    def _python(self, at: int) -> tuple[list[CallRead], int] | None:
         if len(self._buffer) > LONGEST_PYTHON:
             raise _NoCall
         self._scan = self._scan or _Balance(at, _PYTHON_STRUCTURE, "\"'")
@@ -227,7 +227,7 @@ class CallReader:
         assert isinstance(tree, ast.List)
         return [_python_call(one) for one in tree.elts], end
 
-    def _elements(self) -> tuple[list[Read], int] | None:
+    def _elements(self) -> tuple[list[CallRead], int] | None:
         end = self._buffer.find("</function>")
         if end < 0:
             return None
@@ -241,7 +241,7 @@ class CallReader:
         known = properties if isinstance(properties, Mapping) else {}
         pairs = _PARAMETER.findall(self._buffer[head.end() : end])
         arguments = {key.strip(): _typed(value, known.get(key.strip())) for key, value in pairs}
-        return [Read(name, arguments)], end + len("</function>")
+        return [CallRead(name, arguments)], end + len("</function>")
 
 
 class _Balance:
@@ -273,14 +273,14 @@ class _Balance:
         return None
 
 
-def _call_of(value: Any) -> Read:
+def _call_of(value: Any) -> CallRead:
     """Of an object with a name and arguments."""
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
         value = value["function"]
     name = value.get("name", value.get("function")) if isinstance(value, dict) else None
     if not isinstance(name, str):
         raise _NoCall
-    return Read(name, _arguments(value.get("arguments", value.get("parameters"))))
+    return CallRead(name, _arguments(value.get("arguments", value.get("parameters"))))
 
 
 def _arguments(value: Any) -> dict[str, Any]:
@@ -293,10 +293,10 @@ def _arguments(value: Any) -> dict[str, Any]:
     return value
 
 
-def _python_call(node: ast.AST) -> Read:
+def _python_call(node: ast.AST) -> CallRead:
     if not isinstance(node, ast.Call) or node.args or any(word.arg is None for word in node.keywords):
         raise _NoCall
-    return Read(ast.unparse(node.func), {str(word.arg): _literal(word.value) for word in node.keywords})
+    return CallRead(ast.unparse(node.func), {str(word.arg): _literal(word.value) for word in node.keywords})
 
 
 def _literal(node: ast.AST) -> Any:

@@ -63,7 +63,7 @@ class AnswerReader:
                 reasoning, text = reasoning + more, text + rest
             if self._reasons.is_over and not self._reasons.has_begun:
                 self._thought = 0
-        calls: list[grammars.Read] = []
+        calls: list[grammars.CallRead] = []
         if self._calls is not None:
             text, calls = self._calls.feed(text)
             if is_last:
@@ -80,7 +80,7 @@ class AnswerReader:
         self._ids, self._marks, self._thought = [], [], 0
         return out
 
-    def _told(self, call: grammars.Read) -> ToolCall:
+    def _told(self, call: grammars.CallRead) -> ToolCall:
         why = grammars.wrong_call(call, self._schemas[call.name])
         if why is not None:
             raise EngineFailure(f"the engine wrote what 'tools' does not allow: {why}")
