@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 Tensors = Mapping[str, "type_array"]
 """Named arrays. The first axis of every array is the batch, save where the signature says otherwise."""
 
-Format = Literal["pytorch", "onnx", "tensorflow", "openvino"]
+Format = Literal["pytorch", "onnx", "tensorflow", "openvino", "upstream"]
 FORMATS: tuple[Format, ...] = ("pytorch", "onnx", "tensorflow", "openvino")
+"""Those of files. "upstream" is none: another server has them."""
 
 Layout = Literal[
     "huggingface",  # config.json + model.safetensors, transformers builds the module        (pytorch)
@@ -42,6 +43,7 @@ Layout = Literal[
     "ir",  # model.xml + model.bin                                                            (openvino)
     "genai",  # openvino_model.xml/.bin, openvino_(de)tokenizer.xml: OpenVINO GenAI           (openvino)
     "ctranslate2",  # model.bin + vocabulary: CTranslate2 (Whisper)                           (pytorch)
+    "upstream",  # upstream.json: where a server is that runs it                              (upstream)
 ]
 """How the files of an artifact lie in its folder. Each layout belongs to one format."""
 
@@ -696,6 +698,10 @@ class Facts:
     """How the model's chat template has tools called, by the format's name; None where it knows no tools."""
     reasons: bool = False
     """Whether it sets reasoning apart from its answers."""
+    trouble: str | None = None
+    """Why it can answer nothing now, though it is up: another server runs it. None: nothing stands in the way."""
+    abilities: Mapping[str, Any] = field(default_factory=dict)
+    """What another server that runs it says that it can, in the words of /v1/models."""
 
 
 class Admitted(NamedTuple):

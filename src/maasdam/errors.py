@@ -26,9 +26,11 @@
     └── ServiceError           ours; the request id is shown, the message only in the log
         ├── EngineFailure      500  INTERNAL
         │   └── Crashed        500      the process that ran it is gone
+        ├── UpstreamFailure    502  UNAVAILABLE           another server, which runs the model, broke or lied
         ├── Overloaded         503  UNAVAILABLE           queue full; retry later
         │   └── NoRoom         503      other models hold the memory
         ├── NotReady           503  UNAVAILABLE           replica loading
+        │   ├── UpstreamGone   503      another server, which runs the model, can't be reached
         │   ├── Asleep         503      the router's: to be loaded first; inference waits for it, nobody sees it
         │   └── Left           503      a replica's: asked again of another, nobody sees it
         ├── StorageFailure     503  UNAVAILABLE           the disk is full, the database is gone
@@ -252,6 +254,14 @@ class Crashed(EngineFailure):
     code = "crashed"
 
 
+class UpstreamFailure(ServiceError):
+    """Another server, which runs the model, broke, lied or refused us. Whoever asks did nothing wrong."""
+
+    http_status = 502
+    grpc_status = "UNAVAILABLE"
+    code = "upstream_failure"
+
+
 class Overloaded(ServiceError):
     """The queue is full."""
 
@@ -275,6 +285,12 @@ class NotReady(ServiceError):
     grpc_status = "UNAVAILABLE"
     code = "not_ready"
     retry_after_seconds = 1.0
+
+
+class UpstreamGone(NotReady):
+    """Another server, which runs the model, can't be reached."""
+
+    code = "upstream_gone"
 
 
 class Asleep(NotReady):

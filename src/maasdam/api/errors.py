@@ -6,7 +6,8 @@
     everything else    RFC 9457            application/problem+json
 
 A caller's error shows its message. One of ours shows the request id; its message and traceback are in the log only,
-save for those that say when to come back (503, 504). What is shown never tells where this machine keeps its files.
+save for those that say when to come back (503, 504), and what another server did (502). What is shown never tells where this
+machine keeps its files.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def refusal(error: BaseException, request_id: str) -> Refusal:
     if isinstance(error, CallerError):
         param = None if error.param is None else _shown(error.param)
         return Refusal(error.http_status, _shown(without_places(str(error))), error.code, param, error.retry_after_seconds)
-    if isinstance(error, MaasdamError) and error.http_status in (503, 504):
+    if isinstance(error, MaasdamError) and error.http_status in (502, 503, 504):
         log.warning("request %s: %s: %s", request_id, type(error).__name__, error)
         told, closes = without_places(str(error)), isinstance(error, Overloaded)
         return Refusal(error.http_status, told, error.code, None, error.retry_after_seconds, closes)

@@ -155,6 +155,8 @@ async def _answer(
     choices: Choices,
     endpoint: str,
 ) -> Response:
+    if body.return_token_ids:
+        deployments.check_tells_ids(service, body.model)
     payloads = tuple(choices.payloads(prompts))
     request = request_of(http.scope, body.model, payloads, endpoint, service.settings.request_timeout_seconds)
     writer = _Writer(shape, body, request.id, len(payloads), prompts[0].sampling.logprobs is not None)

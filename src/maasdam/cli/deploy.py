@@ -22,9 +22,17 @@ def deploy(
     ),
     isolate: bool = typer.Option(False, "--isolate", help="Run each copy in a process of its own."),
     trust: bool = typer.Option(False, "--trust", help="Take the report of an imported version at its word."),
+    upstream: str = typer.Option(
+        None, "--upstream", metavar="URL", help="Where a server that speaks the OpenAI API runs it, as http://host:8000/v1."
+    ),
+    key_env: str = typer.Option(None, "--key-env", metavar="VAR", help="The environment variable with that server's key."),
+    upstream_model: str = typer.Option(
+        None, "--upstream-model", metavar="ITS_NAME", help="What that server calls it; by default NAME, or its only model."
+    ),
+    task: str = typer.Option(None, "--task", help="What that server's model does, where it does not say so itself."),
     as_json: bool = JSON,
 ) -> None:
-    """Bring a model up in the service, now and after every restart.
+    """Bring a model up in the service, now and after every restart; with --upstream one that another server runs.
 
     Example: maasdam deploy photos --traffic 2=10
     """
@@ -34,9 +42,16 @@ def deploy(
         raise typer.BadParameter("what is pinned never leaves; leave the other out", param_hint="--pin")
     shares = dict(_share(text) for text in traffic)
     mode = "pin" if pin else "on-demand" if on_demand else "always"
+    if upstream is None and (key_env or upstream_model or task):
+        raise typer.BadParameter("--key-env, --upstream-model and --task go with --upstream", param_hint="--upstream")
+    if upstream is not None and (replicas != 1 or mode != "always" or idle is not None or isolate):
+        raise typer.BadParameter("another server runs it: how many copies, and when, is told there", param_hint="--upstream")
     from maasdam.operations.release import deploy
+    from maasdam.operations.upstreams import registered
 
     with in_workspace() as workspace:
+        if upstream is not None:
+            name = registered(workspace, name, upstream, key_env, upstream_model, task)
         deployment = deploy(workspace, name, replicas, shares, trust, mode=mode, idle_seconds=idle, isolate=isolate)
         what = f"version {deployment.version}" if deployment.version else "its alias prod, else the newest that passed"
         how = f"{deployment.replicas} replica(s), {_memory(mode, idle, isolate)}"

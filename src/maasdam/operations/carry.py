@@ -17,8 +17,9 @@ from maasdam.artifacts.catalog import Version
 from maasdam.artifacts.names import check_name
 from maasdam.artifacts.store import MANIFEST
 from maasdam.core import FORMATS, Artifact, Signature
-from maasdam.errors import Conflict, InvalidModel, NotFound, StorageFailure
+from maasdam.errors import Conflict, InvalidModel, NotFound, StorageFailure, Unsupported
 from maasdam.operations.workspace import Workspace
+from maasdam.serving.upstreams.place import UPSTREAM
 
 FACTS = "version.json"
 CARRIED = ("model", "version", "digest", "source", "recipe", "report", "passes")
@@ -41,6 +42,8 @@ def export(workspace: Workspace, name: str, path: Path) -> Path:
     Raises Conflict when `path` exists, InvalidModel when the files are not what they were, StorageFailure.
     """
     version = workspace.catalog.resolve(name)
+    if version.engine == UPSTREAM:  # nor is one imported: whose address and key's name it would hold is not known
+        raise Unsupported(f"{version.model}:{version.version} is run by another server; deploy it there too, with --upstream")
     workspace.store.check(version.digest)
     artifact = workspace.store.get(version.digest)
     if path.exists():

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import TEXT_GENERATION, UNTRIED, split_name
+from maasdam.core import TEXT_GENERATION, UNTRIED, Sampling, split_name
 from maasdam.engines import ENGINES, HOLD_FORMS
 from maasdam.errors import InvalidField, InvalidModel, NotFound, NotReady
 from maasdam.operations.fleet import Follow, Settle, standing, worst
 from maasdam.serving.router import ANSWERING
+from maasdam.serving.upstreams.place import UPSTREAM
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from maasdam.operations.service import Service
     from maasdam.serving.router import ReplicaSet
 
+MOST_LIKELIEST = int(Sampling.RANGES["logprobs"][2])
 TOLD_SECONDS = 5.0
 """A load has ended after load_seconds; so much later at most it is known why."""
 
@@ -49,6 +51,8 @@ class ServedVersion:
     """How its template has tools called; None where it knows none."""
     reasons: bool = False
     """Whether it sets reasoning apart."""
+    abilities: Mapping[str, Any] = field(default_factory=dict)
+    """What another server that runs it says that it can."""
 
     @property
     def name(self) -> str:
@@ -56,13 +60,23 @@ class ServedVersion:
         return f"{self.version.model}:{self.version.version}"
 
     @property
+    def is_upstream(self) -> bool:
+        """Whether another server runs it."""
+        return self.version.engine == UPSTREAM
+
+    @property
     def holds_forms(self) -> bool:
         """Whether its engine can hold answers to a JSON schema, an expression or a grammar."""
+        if self.is_upstream:  # what it does not say it is asked, and its answers are checked
+            return self.version.task == TEXT_GENERATION and self.abilities.get("structured_output") is not False
         return self.version.task == TEXT_GENERATION and self.version.engine in HOLD_FORMS
 
     @property
     def likeliest(self) -> int:
         """How many of the likeliest tokens its engine tells beside each of a text."""
+        if self.is_upstream:
+            most = self.abilities.get("top_logprobs", MOST_LIKELIEST)
+            return min(max(int(most), 0), MOST_LIKELIEST) if self.version.task == TEXT_GENERATION else 0
         info = ENGINES.get(self.version.engine)
         return 0 if info is None or self.version.task != TEXT_GENERATION else info.likeliest
 
@@ -99,6 +113,14 @@ def check_holds(service: Service, name: str, field: str) -> None:
                 field,
                 "unsupported_parameter",
             )
+
+
+def check_tells_ids(service: Service, name: str) -> None:
+    """Raise InvalidField where the model is another server's, which tells no tokens by their ids."""
+    with contextlib.suppress(NotReady):
+        if served_version(service, name).is_upstream:
+            field = "return_token_ids"
+            raise InvalidField(f"'{field}' is not supported by model '{name:.100}', which another server runs", field)
 
 
 def unserved_names(service: Service) -> dict[str, str]:
@@ -213,10 +235,11 @@ def _weight(one: ServedVersion, memory: Mapping[tuple[str, int], int]) -> dict[s
 
 
 def _of(service: Service, group: ReplicaSet) -> ServedVersion:
-    own, version, facts = (str(group.state), group.reason, len(group.replicas)), group.version, group.facts
+    own, version, facts = (*group.standing, len(group.replicas)), group.version, group.facts
     others = service.fleet.others
     state, reason, replicas = worst(own, version.model, version.version, others) if others else own
-    told = facts.signature, facts.batching, group.load_seconds, facts.context_length, facts.calls, facts.reasons
+    told = (facts.signature, facts.batching, group.load_seconds, facts.context_length)
+    told = (*told, facts.calls, facts.reasons, facts.abilities)
     return ServedVersion(version, state, reason, replicas, *told)
 
 

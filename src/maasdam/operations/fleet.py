@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FOLLOW_SECONDS = 5.0
 """A worker that has not done what takes no longer than a look into the database is not waited for; it is looked after."""
-WORST_FIRST = ("loading", "failed", "stopping", "ready", "waking", "asleep")
+WORST_FIRST = ("loading", "failed", "unreachable", "stopping", "ready", "waking", "asleep")
 """A version is what it is in the worker where it is worst: a caller can't choose who answers. Asleep it is where no worker has
 it: for the others it is up already when they are asked."""
 
@@ -129,7 +129,7 @@ async def obey(service: Service, order: Order) -> list[Busy]:
 
 def standing(service: Service) -> Standing:
     """What this worker has."""
-    versions = [(g.version.model, g.version.version, str(g.state), g.reason, len(g.replicas)) for g in service.router.groups()]
+    versions = [(g.version.model, g.version.version, *g.standing, len(g.replicas)) for g in service.router.groups()]
     return Standing(service.router.is_ready, service.presence.reason, tuple(versions))
 
 

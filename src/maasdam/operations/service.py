@@ -35,6 +35,8 @@ from maasdam.serving.hosts.local import LocalKeeper
 from maasdam.serving.loading import Loader
 from maasdam.serving.placing import Placing
 from maasdam.serving.router import Router
+from maasdam.serving.upstreams.place import UPSTREAM
+from maasdam.serving.upstreams.replica import UpstreamLoader
 from maasdam.settings import Settings
 from maasdam.telemetry.energy import open_meter
 from maasdam.telemetry.meter import CpuMeter
@@ -262,6 +264,7 @@ def open_service(
         here,
         HostLoader(keeper, settings),
         attempts,
+        elsewhere=UpstreamLoader(store, settings, meter),
         is_one_of_many=is_one_of_many,
         has_budget=budget_bytes is not None,
         has_loaded=lambda version: findings.get(store.get(version.digest), threads=settings.threads) is not None,
@@ -316,7 +319,7 @@ def _known(store: Store, findings: Findings, threads: int, version: Version) -> 
         return Facts()
     from maasdam.tasks.chat import spoken_in
 
-    is_text = version.task == TEXT_GENERATION
+    is_text = version.task == TEXT_GENERATION and artifact.layout != UPSTREAM
     context = read_defaults(artifact.path).context_length if is_text else None
     found = findings.told(artifact, threads=threads)
     return Facts(artifact.signature, context, version.task, found, **(spoken_in(artifact.path) if is_text else {}))

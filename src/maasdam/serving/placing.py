@@ -10,6 +10,7 @@ from maasdam.artifacts.names import UNVERIFIED
 from maasdam.core import SPEECH_RECOGNITION, TEXT_GENERATION
 from maasdam.serving.attempts import LoadAttempts
 from maasdam.serving.replica import Replica
+from maasdam.serving.upstreams.place import UPSTREAM
 
 if TYPE_CHECKING:
     from maasdam.artifacts.catalog import Version
@@ -31,16 +32,19 @@ class Placing:
         in_host: Callable[[Version, Mapping[str, Any], bool], Awaitable[Replica]],
         attempts: LoadAttempts,
         *,
+        elsewhere: Callable[[Version], Awaitable[Replica]],
         is_one_of_many: bool = False,
         has_budget: bool = False,
         has_loaded: Callable[[Version], bool] = lambda version: False,
     ) -> None:
-        """`is_one_of_many`: other workers serve the same; `has_budget`: memory is measured, which takes processes.
+        """`elsewhere` is for what another server runs. `is_one_of_many`: other workers serve the same; `has_budget`: memory is
+        measured, which takes processes.
 
         `has_loaded`: whether a version was loaded on this machine before; it may block.
         """
         self._has_loaded = has_loaded
         self._here = here
+        self._elsewhere = elsewhere
         self._in_host = in_host
         self._attempts = attempts
         self._shares = is_one_of_many
@@ -48,6 +52,8 @@ class Placing:
 
     async def __call__(self, version: Version, desired: Desired, may_push: bool) -> Replica:
         """A warm replica. Raises what loading it raises."""
+        if version.engine == UPSTREAM:
+            return await self._elsewhere(version)
         options = desired.options
         if not self._is_apart(version, desired):
             if not self._shares or await asyncio.to_thread(self._has_loaded, version):

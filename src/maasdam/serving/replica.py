@@ -298,7 +298,7 @@ class TensorReplica:
     async def _decoded(self, payload: Payload, deadline: float | None) -> Chunk:
         if self._processor is None:
             raise InvalidInput("this model has no processor; send raw tensors to /v2/models/NAME/infer")
-        _check_kind(self._processor.task, payload)
+        check_kind(self._processor.task, payload)
         loop = asyncio.get_running_loop()
         if self._preparing >= self._queue_size:
             raise Overloaded(f"{self._preparing} requests are already waiting for this model; try again in a second")
@@ -480,7 +480,7 @@ class SequenceReplica:
         if self._answering >= self._queue_size:
             raise Overloaded(f"{self._answering} requests are already waiting for this model; try again in a second")
         (payload,) = request.payloads
-        _check_kind(self._processor.task, payload)
+        check_kind(self._processor.task, payload)
         if isinstance(payload, TextPayload):
             return _Text(self, request, payload, hear).cancel
         return told(self._transcribed(request, payload), hear, _is_last)
@@ -767,7 +767,8 @@ def _unable(name: str, why: str) -> InvalidField:
     return InvalidField(f"'{name}' can't be kept to: this model's {why}", name, "unsupported_parameter")
 
 
-def _check_kind(name: str, payload: Payload) -> None:
+def check_kind(name: str, payload: Payload) -> None:
+    """Raise InvalidInput unless a task's models take this kind of payload."""
     task = task_of(name)
     if type(payload) in task.payloads:
         return

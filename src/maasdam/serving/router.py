@@ -25,7 +25,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from maasdam.core import Facts, split_name
-from maasdam.errors import Asleep, Crashed, MaasdamError, ModelNotFound, NoRoom, NotReady, Overloaded, words
+from maasdam.errors import Asleep, Crashed, MaasdamError, ModelNotFound, NoRoom, NotReady, Overloaded, UpstreamGone, words
 from maasdam.serving.crashes import MOST, WINDOW_SECONDS, Crashes
 from maasdam.serving.replica import Gone, Replica
 from maasdam.serving.scheduler import settle
@@ -40,6 +40,8 @@ UNKNOWN_FACTS = Facts()
 State = Literal["loading", "ready", "asleep", "waking", "failed", "stopping"]
 ANSWERING = frozenset[str](("ready", "asleep", "waking"))
 """States in which requests are answered, if after a load."""
+UNREACHABLE = "unreachable"
+"""How a version stands whose replicas are up, and whose server is not."""
 NAP_SECONDS = 5.0
 POLL_SECONDS = 0.25
 """How often the catalog's revision is read: a change is followed within a second."""
@@ -109,6 +111,18 @@ class ReplicaSet:
     def is_unwanted(self) -> bool:
         """Whether it is on its way out."""
         return self.state == "stopping"
+
+    @property
+    def trouble(self) -> str | None:
+        """Why none of its replicas can answer, though they are up; None: nothing stands in the way."""
+        troubles = [replica.facts.trouble for replica in self.replicas]
+        return None if None in troubles or self.state != "ready" else troubles[0] if troubles else None
+
+    @property
+    def standing(self) -> tuple[str, str | None]:
+        """Its state and the reason for it, as they are told."""
+        trouble = self.trouble
+        return (str(self.state), self.reason) if trouble is None else (UNREACHABLE, trouble)
 
     @property
     def outdated(self) -> list[Replica]:
@@ -320,6 +334,8 @@ class Router:
                 raise NotReady(f"model '{group.name}' failed to load; GET /admin/models says why")
             raise NotReady(f"model '{group.name}' is loading; try again in a second")
         replica = replicas[0] if len(replicas) == 1 else min(replicas, key=lambda one: one.in_flight)
+        if replica.facts.trouble is not None:
+            raise UpstreamGone(f"model '{group.name}' can't answer now: {replica.facts.trouble}")
         if group.napping and replica.in_flight and time.monotonic() > group.nap_until:  # there is work for more of them
             group.napping = 0
             self._tend(group)
@@ -475,7 +491,7 @@ class Router:
         shares = desired.shares
         stands_in = any(c.state == "ready" and c.version.version not in shares for c in groups)
         states = ("ready",) if stands_in else ANSWERING
-        ready = [c for c in groups if c.state in states and shares.get(c.version.version)]
+        ready = [c for c in groups if c.state in states and shares.get(c.version.version) and c.trouble is None]
         if len(ready) < 2:
             return ready[0] if ready else None
         point = self._draw() * sum(shares[c.version.version] for c in ready)

@@ -1,0 +1,305 @@
+"""The replica of a model that another server runs. Knows payloads and chunks; never keys, accounts and who asks.
+
+    look, every few seconds -> facts: what it can, or why it can't answer now (`Facts.trouble`)
+    request -> words -> client -> the server -> client -> words, checked -> chunk, chunk, last chunk
+
+What a stream has given when it breaks off is metered; nothing is of an answer that is refused here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import aclosing, contextmanager, suppress
+from typing import Any
+
+import httpx
+import orjson
+
+from maasdam import grammars
+from maasdam.core import AudioPayload, Chunk, Constraint, Facts, Payload, Request, TextPayload
+from maasdam.engines.mailbox import told
+from maasdam.errors import DeadlineExceeded, MaasdamError, Overloaded, UpstreamFailure, UpstreamGone
+from maasdam.serving.loading import Files, Loadable
+from maasdam.serving.replica import Cancel, Done, Hear, WhenGone, check_kind, chunks_of, whole
+from maasdam.serving.share import Share
+from maasdam.serving.upstreams import words
+from maasdam.serving.upstreams.client import Client
+from maasdam.serving.upstreams.place import Place, read_place
+from maasdam.settings import Settings
+from maasdam.telemetry.meter import CpuMeter
+
+log = logging.getLogger("maasdam.serving")
+
+LOOK_SECONDS = 10.0
+"""Between looks at a server that answers; each is a tenth sooner or later, or workers would ask all at once."""
+LOOK_AGAIN_SECONDS = 1.0
+"""The same of one that does not."""
+MOST_IDLE_EVENTS = 1024
+"""Of a stream, events that hold no text; as many more as tokens were asked for: it may think without showing it."""
+BEHIND_SECONDS = 2.0
+"""After the last piece, what it took is waited for so long."""
+MOST_EVENTS_BEHIND = 8
+_FILES = {b"RIFF": "wav", b"fLaC": "flac", b"OggS": "ogg", b"FORM": "aiff", b"\x1aE\xdf\xa3": "webm"}
+CONTEXTS = ("max_model_len", "context_length", "max_context_length")
+"""What servers call the longest text, of prompt and answer, in their list of models."""
+
+
+class UpstreamReplica:
+    """One model of one server. Made and used in one event loop; `close` may be called from any thread."""
+
+    memory_bytes = running_since = executions = None
+    waiting = 0
+
+    def __init__(
+        self, client: Client, place: Place, task: str, *, pool: Executor, queue_size: int, max_tokens: int, seconds: float
+    ) -> None:
+        """`max_tokens` where a request names no limit; `seconds` between two pieces of a stream, at most; `pool` has the
+        threads that check forms.
+        """
+        self.facts = Facts(None, None, task, trouble="it was not asked yet")
+        self.in_flight = 0
+        self.when_gone: WhenGone | None = None
+        self.load_seconds: dict[str, float] = {}
+        self._client = client
+        self._place = place
+        self._task = task
+        self._pool = pool
+        self._queue_size = queue_size
+        self._max_tokens = max_tokens
+        self._seconds = seconds
+        self._answering = 0
+        self._listed: tuple[str, ...] = ()
+        self._loop = asyncio.get_running_loop()
+        self._is_due = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
+
+    async def begin(self) -> None:
+        """Look at the server, and from now on again and again. One that is not there is looked for."""
+        await self._look()
+        self._watching = asyncio.create_task(self._watch())
+
+    def submit(self, request: Request, done: Done) -> Cancel:
+        """See `Replica`. Raises Overloaded, InvalidInput; `done` may hear of UpstreamFailure, UpstreamGone, DeadlineExceeded,
+        and of what the server says that a caller did wrong: InvalidField, TooLarge, TooManyRequests."""
+        for payload in request.payloads:
+            check_kind(self._task, payload)
+        return whole([self._whole(request, payload) for payload in request.payloads], done)
+
+    def stream(self, request: Request, hear: Hear) -> Callable[[], object]:
+        """See `Replica`; raises and tells as `submit` does."""
+        (payload,) = request.payloads
+        check_kind(self._task, payload)
+        is_text = isinstance(payload, TextPayload)
+        pieces = self._streamed(request, payload) if is_text else self._whole(request, payload)  # type: ignore[arg-type]  # it is
+        return told(pieces, hear, lambda chunk: chunk.is_last)
+
+    def answer(self, request: Request) -> AsyncGenerator[Chunk]:
+        """See `Replica`."""
+        return chunks_of(self, request)
+
+    def close(self) -> None:
+        """Close the connections to it."""
+        with suppress(RuntimeError):  # the loop is closed, and all with it
+            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(5.0)
+
+    async def _end(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+        await self._client.close()
+
+    async def _watch(self) -> None:
+        while True:
+            seconds = (LOOK_SECONDS if self.facts.trouble is None else LOOK_AGAIN_SECONDS) * random.uniform(0.9, 1.1)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._is_due.wait()
+            self._is_due.clear()
+            try:
+                await self._look()
+            except Exception:  # or nobody would ever look again
+                log.exception("can't look at an upstream; trying again")
+
+    async def _look(self) -> None:
+        try:
+            models = await self._client.models()
+            if self._place.model not in models:
+                raise UpstreamFailure(f"the upstream has no model '{self._place.model:.100}' any more")
+        except (MaasdamError, TimeoutError) as error:
+            self._is_in_trouble(error)
+            return
+        if self.facts.trouble is not None:
+            log.info("upstream %s: model %s is there", self._place.url, self._place.model)
+        told_of = models[self._place.model]
+        self._listed = tuple(models)
+        self.facts = Facts(None, _context(told_of), self._task, abilities=_abilities(told_of))
+
+    def _is_in_trouble(self, error: BaseException) -> None:
+        trouble = "the upstream does not answer in time" if isinstance(error, TimeoutError) else str(error)
+        if self.facts.trouble != trouble:
+            log.warning("upstream %s: model %s can't answer: %s", self._place.url, self._place.model, trouble)
+        self.facts = Facts(None, self.facts.context_length, self._task, trouble=trouble, abilities=self.facts.abilities)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """While a request is with the server. What tells of its death is looked into at once."""
+        if self._answering >= self._queue_size:
+            raise Overloaded(f"{self._answering} requests are already with this model's server; try again in a second")
+        self._answering += 1
+        try:
+            yield
+        except UpstreamGone as error:
+            self._is_in_trouble(error)
+            raise
+        except (UpstreamFailure, DeadlineExceeded):
+            self._is_due.set()
+            raise
+        finally:
+            self._answering -= 1
+
+    async def _whole(self, request: Request, payload: Payload) -> AsyncGenerator[Chunk]:
+        with self._asking():
+            if isinstance(payload, AudioPayload):
+                yield await self._heard(request, payload)
+                return
+            assert isinstance(payload, TextPayload)
+            most = self._most(payload)
+            path, content, headers = self._text(request, payload, most, streams=False)
+            answer = await self._client.whole(path, content, headers)
+            said = words.said_whole(answer, payload, self._listed, self._place.model)
+            text = words.check_echo(payload, said.text)
+            words.Stops(payload.sampling.stop).see(text)
+            await self._check(payload, text, said.finish_reason, bool(said.marks))
+            yield Chunk(words.piece(said), words.units_of(payload, said.usage, text, 0, most), True)
+
+    async def _streamed(self, request: Request, payload: TextPayload) -> AsyncGenerator[Chunk]:
+        """Pieces as they come; the last is held until it is known what they took."""
+        most = self._most(payload)
+        path, content, headers = self._text(request, payload, most, streams=True)
+        written: list[str] = []
+        stops = words.Stops(payload.sampling.stop)
+        pieces = idle = 0
+        has_marks = False
+        usage: tuple[int | None, int | None] = (None, None)
+        last: words.Said | None = None
+        with self._asking():
+            async with aclosing(self._client.events(path, content, headers)) as events:
+                while (event := await self._next(events, last is not None)) is not None:
+                    usage = _newer(words.usage_of(event), usage)
+                    if last is None and isinstance(event, dict) and event.get("error"):
+                        raise self._client.broken_off(event)
+                    said = words.said_next(event, payload, self._listed, self._place.model) if last is None else None
+                    if said is None or not (said.text or said.marks or said.finish_reason):
+                        idle += 1
+                        if idle > most + MOST_IDLE_EVENTS:
+                            raise UpstreamFailure("the upstream's stream goes on without saying anything")
+                        continue
+                    pieces += bool(said.text)
+                    if pieces > most + payload.sampling.echo:
+                        raise UpstreamFailure(f"the upstream writes on beyond the {most} tokens that were asked for")
+                    if not payload.sampling.echo:
+                        stops.see(said.text)
+                    written.append(said.text)
+                    has_marks = has_marks or bool(said.marks)
+                    if said.finish_reason is not None:
+                        last = said
+                        idle = most + MOST_IDLE_EVENTS - MOST_EVENTS_BEHIND
+                    else:
+                        units = words.units_of(payload, (usage[0], None), "", pieces, most)
+                        yield Chunk(words.piece(said), units, False)
+            if last is None:
+                raise UpstreamFailure("the upstream's stream broke off")
+            text = words.check_echo(payload, "".join(written))
+            await self._check(payload, text, last.finish_reason, has_marks)
+            yield Chunk(words.piece(last), words.units_of(payload, usage, text, pieces, most), True)
+
+    async def _next(self, events: AsyncGenerator[Any], is_ended: bool) -> Any:
+        """The next event; None at the end. Bytes that are none don't count: they may come for ever.
+
+        Behind the last of an answer only what it took may come: it is whole without that.
+        """
+        try:
+            async with asyncio.timeout(min(self._seconds, BEHIND_SECONDS) if is_ended else self._seconds):
+                return await anext(events, None)
+        except TimeoutError:
+            if is_ended:
+                return None
+            raise DeadlineExceeded("the upstream said nothing for too long; try again when it is less busy") from None
+        except MaasdamError:
+            if is_ended:
+                return None
+            raise
+
+    async def _heard(self, request: Request, payload: AudioPayload) -> Chunk:
+        suffix = "mp4" if payload.data[4:8] == b"ftyp" else _FILES.get(payload.data[:4], "mp3")
+        files = {"file": (f"audio.{suffix}", payload.data, "application/octet-stream")}
+        form = httpx.Request("POST", "http://x", data=words.asked_audio(payload, self._place.model), files=files)
+        headers = {"content-type": form.headers["content-type"], "x-request-id": request.id}
+        answer = await self._client.whole("/audio/transcriptions", form.read(), headers)
+        transcript, units = words.heard(answer, payload)
+        return Chunk(transcript, units, True)
+
+    def _text(self, request: Request, payload: TextPayload, most: int, streams: bool) -> tuple[str, bytes, Mapping[str, str]]:
+        path = "/chat/completions" if words.is_chat(payload) else "/completions"
+        return path, orjson.dumps(words.asked_text(payload, self._place.model, most, streams)), {"x-request-id": request.id}
+
+    def _most(self, payload: TextPayload) -> int:
+        sampling = payload.sampling
+        return max(self._max_tokens, sampling.min_tokens) if sampling.max_tokens is None else sampling.max_tokens
+
+    async def _check(self, payload: TextPayload, text: str, reason: str | None, has_marks: bool) -> None:
+        """Whether it is what was asked for, before it is said to be whole."""
+        sampling = payload.sampling
+        if sampling.logprobs is not None and text and not has_marks:
+            raise UpstreamFailure("the upstream left out the log-probabilities that were asked for")
+        if sampling.constraint is not None and reason == "stop":
+            loop = asyncio.get_running_loop()
+            why = await loop.run_in_executor(self._pool, _wrong, sampling.constraint, text, bool(sampling.stop))
+            if why is not None:
+                raise UpstreamFailure(f"the upstream wrote what '{sampling.constraint.field}' does not allow: {why}")
+
+
+def _wrong(constraint: Constraint, text: str, may_be_cut: bool) -> str | None:
+    """What is wrong with a text, in words; None: nothing. One that a stop string may have cut may be a beginning."""
+    wrong = grammars.check(constraint, text)
+    return None if wrong is not None and may_be_cut and grammars.is_begun(constraint, text) else wrong
+
+
+def _newer(new: tuple[int | None, int | None], old: tuple[int | None, int | None]) -> tuple[int | None, int | None]:
+    prompt, completion = (o if n is None else n for n, o in zip(new, old, strict=True))
+    return prompt, completion
+
+
+def _context(told_of: Mapping[str, Any]) -> int | None:
+    values = [told_of.get(name) for name in CONTEXTS]
+    return next((v for v in values if isinstance(v, int) and not isinstance(v, bool) and 0 < v < 1 << 31), None)
+
+
+def _abilities(told_of: Mapping[str, Any]) -> Mapping[str, Any]:
+    said = told_of.get("capabilities")
+    return {str(k)[:64]: v for k, v in list(said.items())[:32] if isinstance(v, bool | int)} if isinstance(said, dict) else {}
+
+
+class UpstreamLoader:
+    """Opens replicas of upstreams. Call it with a version."""
+
+    def __init__(self, store: Files, settings: Settings, meter: CpuMeter) -> None:
+        self._store = store
+        self._settings = settings
+        self._meter = meter
+
+    async def __call__(self, version: Loadable) -> UpstreamReplica:
+        """A replica; its server may be away, which it says then. Raises NotFound, InvalidModel."""
+        settings = self._settings
+        artifact = await asyncio.to_thread(self._store.intact, version.digest)
+        place = read_place(artifact.path)
+        seconds, most = settings.request_timeout_seconds, settings.queue_size
+        client = Client(place, most_bytes=settings.max_json_media_bytes, most_connections=most, answer_seconds=seconds)
+        pool = Share(f"check {version.model}:{version.version}", self._meter.without_this_thread)
+        limits = {"queue_size": most, "max_tokens": settings.max_tokens}
+        replica = UpstreamReplica(client, place, str(artifact.task), pool=pool, seconds=seconds, **limits)
+        await replica.begin()
+        return replica

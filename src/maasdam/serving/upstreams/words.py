@@ -1,0 +1,284 @@
+"""Payloads and answers in OpenAI's JSON. Knows its shapes, and checks that an answer is one to what was asked; never sends any.
+
+Raises UpstreamFailure for an answer that does not hold together, or breaks what was asked as far as that can be seen: then
+nobody is told that it is one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from maasdam.core import AudioPayload, Constraint, Mark, TextPayload, TextPiece, Transcript, Units
+from maasdam.errors import UpstreamFailure
+
+BYTES_A_TOKEN = 4
+"""Where a server does not say how many tokens a text has, or what can't be: one for so many bytes of UTF-8, rounded up."""
+MOST_TOKENS = 1 << 31
+MOST_MARKS_AN_EVENT = 4096
+REASONS = ("stop", "length", "content_filter")
+_BIASED = ("top_k", "min_p", "repetition_penalty", "temperature", "top_p", "seed")
+_NEUTRAL = ("frequency_penalty", "presence_penalty", "min_tokens", "ignore_eos")
+
+
+class Said(NamedTuple):
+    """What one JSON object of an answer says."""
+
+    text: str
+    finish_reason: str | None
+    marks: tuple[Mark, ...]
+    usage: tuple[int | None, int | None]
+    """Tokens of the prompt and of the answer, where it says what can be."""
+
+
+def is_chat(payload: TextPayload) -> bool:
+    """Whether it is a conversation."""
+    return payload.messages is not None
+
+
+def asked_text(payload: TextPayload, model: str, max_tokens: int, streams: bool) -> dict[str, Any]:
+    """The body of a request for one answer."""
+    sampling = payload.sampling
+    body: dict[str, Any] = {"model": model, "max_tokens": max_tokens}
+    if payload.messages is not None:
+        body["messages"] = [dict(message) for message in payload.messages]
+    else:
+        body["prompt"] = payload.prompt if payload.token_ids is None else list(payload.token_ids)
+    body |= {name: value for name in _BIASED if (value := getattr(sampling, name)) is not None}
+    body |= {name: value for name in _NEUTRAL if (value := getattr(sampling, name))}
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
+    if sampling.stop_token_ids:
+        body["stop_token_ids"] = list(sampling.stop_token_ids)
+    if sampling.echo:
+        body["echo"] = True
+    if sampling.logprobs is not None:
+        is_counted = payload.messages is None
+        body["logprobs"] = sampling.logprobs if is_counted else True
+        if sampling.logprobs and not is_counted:
+            body["top_logprobs"] = sampling.logprobs
+    if sampling.constraint is not None:
+        body |= _form(sampling.constraint)
+    return body | ({"stream": True, "stream_options": {"include_usage": True}} if streams else {})
+
+
+def _form(constraint: Constraint) -> dict[str, Any]:
+    """In the words that it was asked for in: servers differ in which they know."""
+    kind, text = constraint.kind, constraint.text
+    if constraint.field.startswith("guided_"):
+        return {constraint.field: json.loads(text) if kind in ("schema", "choice") else text}
+    if kind == "object":
+        return {"response_format": {"type": "json_object"}}
+    if kind == "schema":
+        schema = {"name": "answer", "schema": json.loads(text), "strict": True}
+        return {"response_format": {"type": "json_schema", "json_schema": schema}}
+    return {"structured_outputs": {kind: json.loads(text) if kind == "choice" else text}}
+
+
+def said_whole(answer: Any, payload: TextPayload, listed: Sequence[str], model: str) -> Said:
+    """A whole answer."""
+    said = _said(answer, payload, listed, model, "message")
+    if said is None or said.finish_reason is None:
+        raise UpstreamFailure("the upstream's answer has no choice that is ended")
+    return said
+
+
+def said_next(event: Any, payload: TextPayload, listed: Sequence[str], model: str) -> Said | None:
+    """An event of a stream; None where it says nothing of the answer: what it took may stand in `usage_of`."""
+    return _said(event, payload, listed, model, "delta")
+
+
+def _said(answer: Any, payload: TextPayload, listed: Sequence[str], model: str, part: str) -> Said | None:
+    if not isinstance(answer, dict) or not isinstance(choices := answer.get("choices"), list):
+        raise UpstreamFailure("the upstream's answer holds no choices")
+    named = answer.get("model")
+    if named != model and named in listed:
+        raise UpstreamFailure("the upstream answered with another of its models")
+    if not choices and part == "delta":
+        return None
+    choice = choices[0] if len(choices) == 1 else None
+    if not isinstance(choice, dict) or choice.get("index", 0) != 0:
+        raise UpstreamFailure(f"the upstream gave {len(choices)} choices, or one of another number, where one was asked for")
+    inner = choice.get(part) if is_chat(payload) else choice
+    if not isinstance(inner, dict):
+        raise UpstreamFailure(f"the upstream's choice has no {part}")
+    text = inner.get("content" if is_chat(payload) else "text")
+    if (text is not None and not isinstance(text, str)) or inner.get("tool_calls") or inner.get("function_call"):
+        raise UpstreamFailure("the upstream answered with something else than a text")
+    reason = choice.get("finish_reason")
+    if reason is not None and reason not in REASONS:
+        raise UpstreamFailure("the upstream ended its answer for a reason that was not asked for")
+    marks = () if payload.sampling.logprobs is None else _marks(choice.get("logprobs"), payload.sampling.logprobs)
+    return Said(text or "", reason, marks, usage_of(answer))
+
+
+def usage_of(answer: Any) -> tuple[int | None, int | None]:
+    """Tokens of prompt and answer; None what it does not say, or what can't be."""
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    found = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
+    return _count(found[0]), _count(found[1])
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_TOKENS else None
+
+
+def tokens_in(text: str) -> int:
+    """How many are counted for a text of which nobody says it."""
+    return -(-len(text.encode("utf-8", "replace")) // BYTES_A_TOKEN)
+
+
+def prompt_tokens_in(payload: TextPayload) -> int:
+    """The same of a prompt: what was sent as tokens is that many."""
+    if payload.token_ids is not None:
+        return len(payload.token_ids)
+    return max(1, tokens_in(payload.prompt or "".join(str(message.get("content") or "") for message in payload.messages or ())))
+
+
+def units_of(payload: TextPayload, usage: tuple[int | None, int | None], text: str, pieces: int, max_tokens: int) -> Units:
+    """What an answer is metered as: what the server says, where that can be; else what is counted here.
+
+    `pieces`: those of a stream, each of which is a token at least; 0 where it came whole.
+    """
+    prompt, completion = usage
+    if not prompt:  # no prompt is empty, for a model
+        prompt = prompt_tokens_in(payload)
+    if completion is None or completion > max_tokens or (text and not completion):
+        completion = min(pieces or tokens_in(text), max_tokens)
+    return Units(1, 0 if payload.is_another else prompt, completion)
+
+
+def _marks(told: Any, likeliest: int) -> tuple[Mark, ...]:
+    """Of either shape: that of chats, or that of completions."""
+    if told is None:
+        return ()
+    if not isinstance(told, dict):
+        raise _no_logprobs()
+    if isinstance(told.get("content"), list):
+        return tuple(_mark_of_chat(one, likeliest) for one in told["content"])
+    tokens, values, tops, places = (told.get(k) for k in ("tokens", "token_logprobs", "top_logprobs", "text_offset"))
+    if not isinstance(tokens, list) or not isinstance(values, list) or len(tokens) != len(values):
+        if told.get("content", 0) is None:
+            return ()
+        raise _no_logprobs()
+    marks, at = [], 0
+    for i, (token, value) in enumerate(zip(tokens, values, strict=True)):
+        top = tops[i] if isinstance(tops, list) and len(tops) == len(tokens) else None
+        place = places[i] if isinstance(places, list) and len(places) == len(tokens) else at
+        if not isinstance(token, str) or not isinstance(place, int):
+            raise _no_logprobs()
+        others = top.items() if isinstance(top, dict) else ()
+        best = sorted(((name.encode("utf-8", "replace"), _logprob(number)) for name, number in others), key=lambda one: -one[1])
+        is_first = i == 0 and value is None
+        marks.append(Mark(token.encode("utf-8", "replace"), place, None if is_first else _logprob(value), tuple(best)))
+        at += len(token)
+    return tuple(marks)
+
+
+def _mark_of_chat(one: Any, likeliest: int) -> Mark:
+    if not isinstance(one, dict):
+        raise _no_logprobs()
+    tops = one.get("top_logprobs") or ()
+    if not isinstance(tops, list | tuple) or (likeliest and not tops):
+        raise _no_logprobs()
+    best = tuple((_spelled(top), _logprob(top.get("logprob"))) for top in tops[:likeliest] if isinstance(top, dict))
+    return Mark(_spelled(one), 0, _logprob(one.get("logprob")), best)
+
+
+def _spelled(one: Mapping[str, Any]) -> bytes:
+    data, token = one.get("bytes"), one.get("token")
+    if isinstance(data, list) and all(isinstance(byte, int) and 0 <= byte < 256 for byte in data):
+        return bytes(data)
+    if not isinstance(token, str):
+        raise _no_logprobs()
+    return token.encode("utf-8", "replace")
+
+
+def _logprob(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value > 1e-3:
+        raise _no_logprobs()
+    return float(min(value, 0.0))
+
+
+def _no_logprobs() -> UpstreamFailure:
+    return UpstreamFailure("the upstream left out log-probabilities that were asked for, or wrote what are none")
+
+
+def check_echo(payload: TextPayload, text: str) -> str:
+    """The text behind its prompt, where that is echoed."""
+    if not payload.sampling.echo or payload.prompt is None:
+        return text
+    if not text.startswith(payload.prompt):
+        raise UpstreamFailure("the upstream left out the prompt that was to be echoed")
+    return text[len(payload.prompt) :]
+
+
+class Stops:
+    """Watches that no stop string is in an answer."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._kept = max((len(stop) for stop in stops), default=1) - 1
+        self._tail = ""
+
+    def see(self, text: str) -> None:
+        """The answer's next."""
+        if self._stops:
+            text = self._tail + text
+            if any(stop in text for stop in self._stops):
+                raise UpstreamFailure("the upstream wrote a stop string, and did not stop")
+            self._tail = text[-self._kept :] if self._kept else ""
+
+
+def asked_audio(payload: AudioPayload, model: str) -> dict[str, list[str]]:
+    """The form's fields beside the file."""
+    fields = {"model": [model], "response_format": ["verbose_json"]}
+    fields["timestamp_granularities[]"] = ["segment", "word"] if payload.timestamps else ["segment"]
+    return fields | ({"language": [payload.language]} if payload.language else {})
+
+
+def heard(answer: Any, payload: AudioPayload) -> tuple[Transcript, Units]:
+    """A transcript, with the seconds it is metered by: what it says, else where its last segment ends."""
+    text = answer.get("text") if isinstance(answer, dict) else None
+    if not isinstance(text, str):
+        raise UpstreamFailure("the upstream's transcript has no text")
+    segments = [_timed(one, "text") for one in answer.get("segments") or ()]
+    words = [_timed(one, "word") for one in answer.get("words") or ()]
+    if payload.timestamps and text.strip() and not words:
+        raise UpstreamFailure("the upstream left out the times of words that were asked for")
+    segments.sort(key=lambda one: float(one["start"]))
+    starts = [one["start"] for one in segments]
+    for word in words if segments else ():
+        segments[max(bisect_right(starts, word["start"]) - 1, 0)].setdefault("words", []).append(word)
+    language, usage = answer.get("language"), answer.get("usage")
+    known = (answer.get("duration"), usage.get("seconds") if isinstance(usage, dict) else None)
+    seconds = next(
+        (s for value in known if (s := _seconds(value)) is not None), max((s["end"] for s in segments), default=None)
+    )
+    return Transcript(text, tuple(segments), language if isinstance(language, str) else None), Units(audio_seconds=seconds)
+
+
+def _timed(one: Any, name: str) -> dict[str, Any]:
+    start, end, text = (one.get(key) if isinstance(one, dict) else None for key in ("start", "end", name))
+    start, end = _seconds(start), _seconds(end)
+    if start is None or end is None or end < start or not isinstance(text, str):
+        raise UpstreamFailure("the upstream's transcript has times that can't be")
+    return {"start": start, "end": end, name: text}
+
+
+def _seconds(value: Any) -> float | None:
+    if isinstance(value, str):  # as OpenAI's first versions have it
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) and 0 <= value < 1e7 else None
+
+
+def piece(said: Said) -> TextPiece:
+    """As replicas give it."""
+    return TextPiece(said.text, (), said.finish_reason, said.marks)
