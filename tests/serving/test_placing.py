@@ -31,5 +31,5 @@ async def test_where_a_version_runs(engine: str, passed: bool | None, isolate: b
     attempts = SimpleNamespace(were_fatal=lambda *names: False, forgive=lambda *names: None)
     version = SimpleNamespace(model="m", version=1, engine=engine, task=None, passed=passed, imported=None)
     desired = Desired(1, {1: 1.0}, 1, datetime.now(UTC), isolate=isolate)
-    placing = Placing(here, in_host, cast(Any, attempts))
+    placing = Placing(here, in_host, cast(Any, attempts), elsewhere=here)
     assert await placing(cast(Any, version), desired, may_push=False) == where

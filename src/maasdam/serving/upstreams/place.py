@@ -8,12 +8,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from maasdam.errors import InvalidInput, InvalidModel
 
-UPSTREAM = "upstream"
+UPSTREAM: Final = "upstream"
 """What its artifact's format, layout and engine are called."""
 FILE = "upstream.json"
 LONGEST = 512
