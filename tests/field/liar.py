@@ -47,6 +47,11 @@ def error(message: str = "no", param: str | None = None, code: str | None = None
     return json.dumps({"error": {"message": message, "param": param, "code": code}}).encode()
 
 
+def vectors(*rows: Any, **usage: Any) -> bytes:
+    data = [{"index": i, "embedding": row} for i, row in enumerate(rows)]
+    return json.dumps({"data": data} | ({"usage": usage} if usage else {})).encode()
+
+
 STREAM = head(kind="text/event-stream")
 BEGUN = event(choice("one", None)) + event(choice(" two", None))
 
@@ -82,6 +87,13 @@ FAULTS |= {
     "breaks": says(error("oops", code="secret-detail"), head("500 Internal Server Error")),
     "no_http": says(b"", b"SSH-2.0-OpenSSH_9.9\r\n"),
     "huge_header": says(b"", b"HTTP/1.1 200 OK\r\nx: " + b"a" * 2_000_000 + b"\r\n\r\n"),
+    "vectors": says(vectors([0.5, -1], [2, 3], prompt_tokens=9)),
+    "turned_round": says(b'{"data": [{"index": 1, "embedding": [1.0]}, {"index": 0, "embedding": [2.0]}]}'),
+    "one_vector": says(vectors([1.0])),
+    "two_lengths": says(vectors([1.0], [1.0, 2.0])),
+    "words_for_numbers": says(vectors(["1.0"], [2.0])),
+    "beyond_float32": says(vectors([1e300], [2.0])),
+    "same_index": says(b'{"data": [{"index": 0, "embedding": [1.0]}, {"index": 0, "embedding": [2.0]}]}'),
     "no_sse": says(answer()),
     "bad_sse": says(b"data: {nonsense}\n\n", STREAM),
     "sse_list": says(b"data: [1]\n\n", STREAM),
@@ -167,7 +179,7 @@ class Liar:
             else:
                 body = json.loads(await reader.readexactly(int(headers["content-length"])))
                 self.asked.append((start, headers, body))
-                doing = asyncio.ensure_future(FAULTS[body["prompt"]](writer, body))
+                doing = asyncio.ensure_future(FAULTS[body["prompt"] if "prompt" in body else body["input"][0]](writer, body))
                 watching = asyncio.ensure_future(reader.read())
                 await asyncio.wait([doing, watching], return_when=asyncio.FIRST_COMPLETED)
                 if not doing.done():

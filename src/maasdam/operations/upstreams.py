@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from maasdam.artifacts.names import check_name
-from maasdam.core import SPEECH_RECOGNITION, TEXT_GENERATION
+from maasdam.core import FEATURES, SPEECH_RECOGNITION, TEXT_GENERATION
 from maasdam.errors import InvalidInput
 from maasdam.operations.workspace import Workspace
 from maasdam.serving.upstreams.client import Client
 from maasdam.serving.upstreams.place import UPSTREAM, Place, checked_key_env, checked_url, chosen
 
-TASKS_ELSEWHERE = (TEXT_GENERATION, SPEECH_RECOGNITION)
+TASKS_ELSEWHERE = (TEXT_GENERATION, FEATURES, SPEECH_RECOGNITION)
 """What another server's answers are read of."""
 
 

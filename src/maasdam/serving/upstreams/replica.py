@@ -20,7 +20,7 @@ import httpx
 import orjson
 
 from maasdam import grammars
-from maasdam.core import AudioPayload, Chunk, Constraint, Facts, Payload, Request, TextPayload
+from maasdam.core import AudioPayload, Chunk, Constraint, Facts, Payload, ReadPayload, Request, TextPayload
 from maasdam.engines.mailbox import told
 from maasdam.errors import DeadlineExceeded, MaasdamError, Overloaded, UpstreamFailure, UpstreamGone
 from maasdam.serving.loading import Files, Loadable
@@ -87,12 +87,22 @@ class UpstreamReplica:
         and of what the server says that a caller did wrong: InvalidField, TooLarge, TooManyRequests."""
         for payload in request.payloads:
             check_kind(self._task, payload)
+        if isinstance(request.payloads[0], ReadPayload):
+            asking = asyncio.ensure_future(self._tell_vectors(request, done))
+
+            def cancel() -> tuple[Chunk, ...]:
+                asking.cancel()
+                return ()  # nothing is known of it until all is
+
+            return cancel
         return whole([self._whole(request, payload) for payload in request.payloads], done)
 
     def stream(self, request: Request, hear: Hear) -> Callable[[], object]:
         """See `Replica`; raises and tells as `submit` does."""
         (payload,) = request.payloads
         check_kind(self._task, payload)
+        if isinstance(payload, ReadPayload):
+            return self.submit(request, lambda told: hear(told if isinstance(told, BaseException) else told[0]))
         is_text = isinstance(payload, TextPayload)
         pieces = self._streamed(request, payload) if is_text else self._whole(request, payload)  # type: ignore[arg-type]  # it is
         return told(pieces, hear, lambda chunk: chunk.is_last)
@@ -232,6 +242,19 @@ class UpstreamReplica:
             if is_ended:
                 return None
             raise
+
+    async def _tell_vectors(self, request: Request, done: Done) -> None:
+        """All texts are one request: vectors are made side by side there."""
+        payloads = [payload for payload in request.payloads if isinstance(payload, ReadPayload)]
+        try:
+            with self._asking():
+                body = orjson.dumps(words.asked_vectors(payloads, self._place.model))
+                answer = await self._client.whole("/embeddings", body, {"x-request-id": request.id})
+                chunks = words.vectors(answer, payloads)
+        except Exception as error:
+            done(error)
+        else:
+            done(chunks)
 
     async def _heard(self, request: Request, payload: AudioPayload) -> Chunk:
         suffix = "mp4" if payload.data[4:8] == b"ftyp" else _FILES.get(payload.data[:4], "mp3")

@@ -12,7 +12,20 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from maasdam.core import AudioPayload, Constraint, Mark, TextPayload, TextPiece, Transcript, Units
+import numpy as np
+
+from maasdam.core import (
+    AudioPayload,
+    Chunk,
+    Constraint,
+    Mark,
+    ReadPayload,
+    TextPayload,
+    TextPiece,
+    Transcript,
+    Units,
+    Vector,
+)
 from maasdam.errors import UpstreamFailure
 
 BYTES_A_TOKEN = 4
@@ -231,6 +244,47 @@ class Stops:
             if any(stop in text for stop in self._stops):
                 raise UpstreamFailure("the upstream wrote a stop string, and did not stop")
             self._tail = text[-self._kept :] if self._kept else ""
+
+
+def asked_vectors(payloads: Sequence[ReadPayload], model: str) -> dict[str, Any]:
+    """The body of a request for the vectors of all the texts, which were asked for alike."""
+    first = payloads[0]
+    texts = [one.text if isinstance(one.text, str) else list(one.text) for one in payloads]
+    body: dict[str, Any] = {"model": model, "input": texts, "encoding_format": "float"}
+    if first.dimensions is not None:
+        body["dimensions"] = first.dimensions
+    if first.cuts:
+        body["truncate_prompt_tokens"] = -1
+    return body if first.role is None else body | {"prompt_name": first.role}
+
+
+def vectors(answer: Any, payloads: Sequence[ReadPayload]) -> list[Chunk]:
+    """A vector of each text, in their order; all of one length, of finite numbers. What they took is on the first."""
+    data = answer.get("data") if isinstance(answer, dict) else None
+    if not isinstance(data, list) or len(data) != len(payloads):
+        raise UpstreamFailure(f"the upstream gave no {len(payloads)} vectors, as many as texts")
+    rows: dict[int, list[float]] = {}
+    for i, one in enumerate(data):
+        row, at = (one.get("embedding"), one.get("index", i)) if isinstance(one, dict) else (None, None)
+        if not isinstance(row, list) or not row or not isinstance(at, int) or not set(map(type, row)) <= {int, float}:
+            raise UpstreamFailure("the upstream gave what is no vector of numbers")
+        rows[at] = row
+    lengths = {len(row) for row in rows.values()}
+    asked = payloads[0].dimensions
+    if rows.keys() != set(range(len(payloads))) or len(lengths) != 1 or asked not in (None, *lengths):
+        raise UpstreamFailure("the upstream's vectors are not one for each text, of one length, as long as was asked for")
+    values = np.array([rows[i] for i in range(len(payloads))], np.float64).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise UpstreamFailure("the upstream's vectors hold what is no number")
+    told = answer.get("usage")
+    own = told.get("maasdam") if isinstance(told, dict) else None  # another Maasdam says what was cut off
+    cut = own.get("truncated") if isinstance(own, dict) else None
+    cuts = [_count(cut.get(str(i))) or 0 if isinstance(cut, dict) else 0 for i in range(len(payloads))]
+    tokens = usage_of(answer)[0] or sum(
+        max(1, tokens_in(one.text)) if isinstance(one.text, str) else len(one.text) for one in payloads
+    )
+    units = [Units(1, tokens), *(Units(1, 0) for _ in payloads[1:])]
+    return [Chunk(Vector(row, n), used, True) for row, n, used in zip(values, cuts, units, strict=True)]
 
 
 def asked_audio(payload: AudioPayload, model: str) -> dict[str, list[str]]:
