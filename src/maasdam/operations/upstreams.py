@@ -14,7 +14,7 @@ from maasdam.core import FEATURES, SPEECH_RECOGNITION, TEXT_GENERATION
 from maasdam.errors import InvalidInput
 from maasdam.operations.workspace import Workspace
 from maasdam.serving.upstreams.client import Client
-from maasdam.serving.upstreams.place import UPSTREAM, Place, checked_key_env, checked_url, chosen
+from maasdam.serving.upstreams.place import UPSTREAM, Upstream, checked_key_env, checked_url, chosen
 
 TASKS_ELSEWHERE = (TEXT_GENERATION, FEATURES, SPEECH_RECOGNITION)
 """What another server's answers are read of."""
@@ -29,10 +29,10 @@ def registered(
     calls it, `task` what it does where the server does not say so. Raises InvalidInput, NotReady, UpstreamFailure.
     """
     check_name(name)
-    place = Place(checked_url(url), model or name, checked_key_env(key_env))
+    place = Upstream(checked_url(url), model or name, checked_key_env(key_env))
     place.key()
     models = asyncio.run(_listed(place))
-    place = Place(place.url, chosen(name, model, models), place.key_env)
+    place = Upstream(place.url, chosen(name, model, models), place.key_env)
     task = task or _task(models[place.model])
     if task not in TASKS_ELSEWHERE:
         raise InvalidInput(f"no upstream does '{task:.60}' here; those that can be asked do: {', '.join(TASKS_ELSEWHERE)}")
@@ -51,7 +51,7 @@ def _versions(workspace: Workspace, name: str) -> list[Any]:
     return [version for version in workspace.catalog.versions() if version.model == name]
 
 
-async def _listed(place: Place) -> Mapping[str, Mapping[str, Any]]:
+async def _listed(place: Upstream) -> Mapping[str, Mapping[str, Any]]:
     client = Client(place, most_bytes=0, most_connections=1, answer_seconds=5.0)
     try:
         return await client.models()

@@ -30,7 +30,7 @@ from maasdam.errors import (
     UpstreamGone,
     remade,
 )
-from maasdam.serving.upstreams.place import Place
+from maasdam.serving.upstreams.place import Upstream
 
 CONNECT_SECONDS = 5.0
 LOOK_SECONDS = 5.0
@@ -49,7 +49,7 @@ OUR_FIELDS = ("model", "stream", "stream_options")
 class Client:
     """One server. All methods run in one event loop."""
 
-    def __init__(self, place: Place, *, most_bytes: int, most_connections: int, answer_seconds: float) -> None:
+    def __init__(self, place: Upstream, *, most_bytes: int, most_connections: int, answer_seconds: float) -> None:
         """An answer is of at most `most_bytes`, and of a stream each piece comes within `answer_seconds`."""
         self._place = place
         self._most_bytes = most_bytes

@@ -22,7 +22,7 @@ _KEY = re.compile(r"[!-~]{1,4096}")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Upstream:
     """One model of one server."""
 
     url: str
@@ -48,11 +48,11 @@ class Place:
         (folder / FILE).write_text(json.dumps(asdict(self), indent=1))
 
 
-def read_place(folder: Path) -> Place:
+def read_upstream(folder: Path) -> Upstream:
     """Of an artifact's folder. Raises InvalidModel."""
     try:
-        place = Place(**json.loads((folder / FILE).read_text()))
-        return Place(checked_url(place.url), place.model, checked_key_env(place.key_env))
+        place = Upstream(**json.loads((folder / FILE).read_text()))
+        return Upstream(checked_url(place.url), place.model, checked_key_env(place.key_env))
     except (OSError, ValueError, TypeError, InvalidInput) as error:
         raise InvalidModel(f"its {FILE} can't be read; deploy it again with --upstream") from error
 

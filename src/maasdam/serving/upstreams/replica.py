@@ -28,7 +28,7 @@ from maasdam.serving.replica import Cancel, Done, Hear, WhenGone, check_kind, ch
 from maasdam.serving.share import Share
 from maasdam.serving.upstreams import words
 from maasdam.serving.upstreams.client import Client
-from maasdam.serving.upstreams.place import Place, read_place
+from maasdam.serving.upstreams.place import Upstream, read_upstream
 from maasdam.settings import Settings
 from maasdam.telemetry.meter import CpuMeter
 
@@ -55,7 +55,7 @@ class UpstreamReplica:
     waiting = 0
 
     def __init__(
-        self, client: Client, place: Place, task: str, *, pool: Executor, queue_size: int, max_tokens: int, seconds: float
+        self, client: Client, place: Upstream, task: str, *, pool: Executor, queue_size: int, max_tokens: int, seconds: float
     ) -> None:
         """`max_tokens` where a request names no limit; `seconds` between two pieces of a stream, at most; `pool` has the
         threads that check forms.
@@ -318,7 +318,7 @@ class UpstreamLoader:
         """A replica; its server may be away, which it says then. Raises NotFound, InvalidModel."""
         settings = self._settings
         artifact = await asyncio.to_thread(self._store.intact, version.digest)
-        place = read_place(artifact.path)
+        place = read_upstream(artifact.path)
         seconds, most = settings.request_timeout_seconds, settings.queue_size
         client = Client(place, most_bytes=settings.max_json_media_bytes, most_connections=most, answer_seconds=seconds)
         pool = Share(f"check {version.model}:{version.version}", self._meter.without_this_thread)
