@@ -133,9 +133,14 @@ def test_what_the_model_refuses_is_refused_with_its_field_and_what_it_can_is_tol
     assert long.status_code == 400 and long.json()["error"]["code"] == "context_length_exceeded"
     told = {one["id"]: one for one in rig.client.get("/v1/models").json()["data"]}
     assert told["far"]["max_model_len"] == told["near"]["max_model_len"] == 512
-    assert told["far"]["capabilities"] == told["near"]["capabilities"]
+    same = ("structured_output", "top_logprobs")
+    assert [told["far"]["capabilities"][k] for k in same] == [told["near"]["capabilities"][k] for k in same]
     ids = rig.client.post("/v1/completions", json=ASKED | {"model": "far", "return_token_ids": True})
     assert ids.status_code == 400 and ids.json()["error"]["param"] == "return_token_ids"
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    asked = {"model": "far", "messages": [{"role": "user", "content": "a"}], "tools": tools}
+    called = rig.client.post("/v1/chat/completions", json=asked)
+    assert called.status_code == 400 and called.json()["error"]["param"] == "tools"
     wrong_door = rig.client.post(
         "/v1/chat/completions", json={"model": "far-ears", "messages": [{"role": "user", "content": "a"}]}
     )

@@ -238,9 +238,9 @@ def _of(service: Service, group: ReplicaSet) -> ServedVersion:
     own, version, facts = (*group.standing, len(group.replicas)), group.version, group.facts
     others = service.fleet.others
     state, reason, replicas = worst(own, version.model, version.version, others) if others else own
-    told = (facts.signature, facts.batching, group.load_seconds, facts.context_length)
-    told = (*told, facts.calls, facts.reasons, facts.abilities)
-    return ServedVersion(version, state, reason, replicas, *told)
+    told = facts.signature, facts.batching, group.load_seconds, facts.context_length
+    spoken = facts.calls, facts.reasons, facts.abilities
+    return ServedVersion(version, state, reason, replicas, *told, *spoken)
 
 
 def _batching(service: Service, digests: Iterable[str]) -> dict[str, Batching]:

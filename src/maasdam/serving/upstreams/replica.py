@@ -22,7 +22,7 @@ import orjson
 from maasdam import grammars
 from maasdam.core import AudioPayload, Chunk, Constraint, Facts, Payload, ReadPayload, Request, TextPayload
 from maasdam.engines.mailbox import told
-from maasdam.errors import DeadlineExceeded, MaasdamError, Overloaded, UpstreamFailure, UpstreamGone
+from maasdam.errors import DeadlineExceeded, InvalidField, MaasdamError, Overloaded, UpstreamFailure, UpstreamGone
 from maasdam.serving.loading import Files, Loadable
 from maasdam.serving.replica import Cancel, Done, Hear, WhenGone, check_kind, chunks_of, whole
 from maasdam.serving.share import Share
@@ -86,7 +86,7 @@ class UpstreamReplica:
         """See `Replica`. Raises Overloaded, InvalidInput; `done` may hear of UpstreamFailure, UpstreamGone, DeadlineExceeded,
         and of what the server says that a caller did wrong: InvalidField, TooLarge, TooManyRequests."""
         for payload in request.payloads:
-            check_kind(self._task, payload)
+            self._check_asked(payload)
         if isinstance(request.payloads[0], ReadPayload):
             asking = asyncio.ensure_future(self._tell_vectors(request, done))
 
@@ -100,7 +100,7 @@ class UpstreamReplica:
     def stream(self, request: Request, hear: Hear) -> Callable[[], object]:
         """See `Replica`; raises and tells as `submit` does."""
         (payload,) = request.payloads
-        check_kind(self._task, payload)
+        self._check_asked(payload)
         if isinstance(payload, ReadPayload):
             return self.submit(request, lambda told: hear(told if isinstance(told, BaseException) else told[0]))
         is_text = isinstance(payload, TextPayload)
@@ -268,6 +268,14 @@ class UpstreamReplica:
     def _text(self, request: Request, payload: TextPayload, most: int, streams: bool) -> tuple[str, bytes, Mapping[str, str]]:
         path = "/chat/completions" if words.is_chat(payload) else "/completions"
         return path, orjson.dumps(words.asked_text(payload, self._place.model, most, streams)), {"x-request-id": request.id}
+
+    def _check_asked(self, payload: Payload) -> None:
+        check_kind(self._task, payload)
+        if isinstance(payload, TextPayload) and payload.tools:
+            name = "tools"
+            raise InvalidField(
+                f"'{name}' can't be asked of this model, which another server runs", name, "unsupported_parameter"
+            )
 
     def _most(self, payload: TextPayload) -> int:
         sampling = payload.sampling
