@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from maasdam.convert import convert
+from maasdam.convert.networks import take_part
 from maasdam.convert.proof.certificate import certify
 from maasdam.core import TEXT_GENERATION, Artifact
+from maasdam.engines.generation import read_defaults
 from maasdam.errors import Unsupported, VerificationFailed
 from tests.convert import tiny
 
@@ -22,14 +24,33 @@ def to_genai(source: Artifact, out: Path) -> Artifact:
     return Artifact("sha256:genai", out, "openvino", "genai", TEXT_GENERATION, made.engine, None, 1)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
+REFUSED = {
+    "gemma2": "Gemma2ForCausalLM has no fused attention",
+    "qwen2_moe": "Qwen2MoeForCausalLM does not convert",
+    "qwen3_moe": "Qwen3MoeForCausalLM does not convert",
+    "bloom": "BloomForCausalLM has no fused attention",
+}
+"""Kinds of decoders, and the sentence that refuses them by name."""
+
+
+@pytest.mark.parametrize("kind", [kind for kind in tiny.DECODERS if kind not in (*REFUSED, "mistral")])
 def test_greedy_tokens_equal_transformers(kind: str, tmp_path: Path) -> None:
+    """Windows are shorter than some of the prompts, so that who looks beyond them is found."""
     source = tiny.language_model(tmp_path / "source", kind)
     candidate = to_genai(source, tmp_path / "out")
     proof = certify(source, candidate, seeds=(0,))
     assert proof.tokens is not None
-    assert proof.tokens["agreed"] == proof.tokens["compared"] == 3 * 64
+    prompts = 4 if "window" in kind or kind == "gemma3" else 3
+    assert proof.tokens["agreed"] == proof.tokens["compared"] == prompts * 64
     assert proof.tokens["ties"] == 0
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_can_not_be_the_same_is_refused_by_name(kind: str, tmp_path: Path) -> None:
+    source = tiny.language_model(tmp_path / "source", kind)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(Unsupported, match=f"{REFUSED[kind]}.*--to pytorch"):
+        convert(source, "openvino", tmp_path / "out")
 
 
 def test_the_folder_has_all_that_serving_needs(tmp_path: Path) -> None:
@@ -59,26 +80,49 @@ def test_one_changed_weight_fails(tmp_path: Path) -> None:
         certify(source, candidate, seeds=(0,))
 
 
-def test_windowed_attention_is_refused(tmp_path: Path) -> None:
-    source = tiny.language_model(tmp_path / "source", "mistral")
+def test_a_window_that_the_engine_would_not_see_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mask says the same in other operators: the graph is right, and GenAI would look at everything."""
+    import torch
+
+    from maasdam.convert import networks
+
+    def otherwise(queries: torch.Tensor, keys: torch.Tensor, seen: torch.Tensor, window: int) -> torch.Tensor:
+        may = (keys <= queries) & (queries - keys < window) & seen[:, None, None, :].to(torch.bool)
+        return torch.where(may, 0.0, torch.finfo(torch.float32).min)
+
+    source = tiny.language_model(tmp_path / "source", "gemma3")
+    monkeypatch.setattr(networks, "_windowed", otherwise)
     (tmp_path / "out").mkdir()
-    with pytest.raises(Unsupported, match="window of 8 tokens"):
+    with pytest.raises(Unsupported, match=r"within windows \[8, None\], its layers in OpenVINO GenAI within \[None, None\]"):
         convert(source, "openvino", tmp_path / "out")
 
 
-def test_positions_that_depend_on_the_length_are_refused(tmp_path: Path) -> None:
-    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-    source = tiny.language_model(tmp_path / "source", rope_parameters=rope)
+def test_a_graph_that_looks_beyond_its_window_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a window of 40 tokens no text of the usual lengths would show it."""
+    from maasdam.convert import networks
+
+    source = tiny.language_model(tmp_path / "source", "mistral, window", sliding_window=40)
+    plain = networks._causal
+    monkeypatch.setattr(networks, "_causal", lambda new, whole, seen, window=None: plain(new, whole, seen))
     (tmp_path / "out").mkdir()
-    with pytest.raises(Unsupported, match="'dynamic'"):
+    with pytest.raises(Unsupported, match="its logits differ"):
         convert(source, "openvino", tmp_path / "out")
 
 
-def test_an_architecture_without_fused_attention_is_refused(tmp_path: Path) -> None:
-    source = tiny.language_model(tmp_path / "source", "bloom")
-    (tmp_path / "out").mkdir()
-    with pytest.raises(Unsupported, match="fused attention"):
-        convert(source, "openvino", tmp_path / "out")
+def test_positions_that_depend_on_the_length_hold_for_as_many_tokens_as_they_do_not(tmp_path: Path) -> None:
+    source = tiny.language_model(tmp_path / "source", "phi3, longrope")
+    candidate = to_genai(source, tmp_path / "out")
+    assert read_defaults(source.path).context_length == 256
+    assert read_defaults(candidate.path).context_length == 128
+    dynamic = tiny.language_model(tmp_path / "dynamic", "llama, dynamic positions")
+    assert read_defaults(to_genai(dynamic, tmp_path / "other").path).context_length == 256
+
+
+def test_a_graph_of_tensors_has_no_windows(tmp_path: Path) -> None:
+    for kind, why in (("mistral, window", "window of 8 tokens"), ("phi3, longrope", "scales its positions")):
+        source = tiny.language_model(tmp_path / kind, kind)
+        with pytest.raises(Unsupported, match=why):
+            take_part(source, "decoder")
 
 
 def test_an_architecture_whose_logits_differ_is_refused(tmp_path: Path) -> None:

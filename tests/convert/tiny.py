@@ -123,22 +123,59 @@ def _with_real_statistics(model: Any) -> None:
     model.eval()
 
 
+def _rope(kind: str, **fields: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_theta": 10000.0, "rope_type": kind, **fields}}
+
+
+_HEADS = {"head_dim": 16, "query_pre_attn_scalar": 16}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_LONG = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.5, 2.0, 3.0, 4.0], "original_max_position_embeddings": 128}
+_BASE: dict[str, Any] = {**_LLAMA, "pad_token_id": 0}
+DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    # kind -> its config's class, and what it has beside the sizes of all
+    "llama": ("LlamaConfig", _BASE),
+    "llama, linear positions": ("LlamaConfig", _BASE | _rope("linear", factor=4.0)),
+    "llama, dynamic positions": ("LlamaConfig", _BASE | _rope("dynamic", factor=2.0)),
+    "llama, yarn positions": ("LlamaConfig", _BASE | _rope("yarn", factor=4.0, original_max_position_embeddings=64)),
+    "llama, llama3 positions": (
+        "LlamaConfig",
+        _BASE | _rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64),
+    ),
+    "mistral": ("MistralConfig", _BASE | {"sliding_window": None}),
+    "mistral, window": ("MistralConfig", _BASE | {"sliding_window": 8}),
+    "qwen2": ("Qwen2Config", _BASE),
+    "qwen2, windows": ("Qwen2Config", _BASE | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+    "qwen3": ("Qwen3Config", _BASE | {"head_dim": 16}),
+    "gemma2": ("Gemma2Config", _BASE | _HEADS | {"sliding_window": 8}),
+    "gemma3": (
+        "Gemma3TextConfig",
+        _BASE | _HEADS | {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "phi3, window": ("Phi3Config", _BASE | {"sliding_window": 8}),
+    "phi3, longrope": ("Phi3Config", _BASE | _rope("longrope", **_LONG) | {"original_max_position_embeddings": 128}),
+    "gpt2": ("GPT2Config", {**_TOKENS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}),
+    "gpt_neox": ("GPTNeoXConfig", _BASE | {"rotary_pct": 0.5}),
+    "olmo2": ("Olmo2Config", _BASE),
+    "granite": (
+        "GraniteConfig",
+        _BASE | {"attention_multiplier": 0.25, "embedding_multiplier": 2.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
+    ),
+    "smollm3": ("SmolLM3Config", _BASE | {"no_rope_layers": [1, 0]}),
+    "qwen2_moe": ("Qwen2MoeConfig", _BASE | _EXPERTS | {"shared_expert_intermediate_size": 16}),
+    "qwen3_moe": ("Qwen3MoeConfig", _BASE | _EXPERTS | {"head_dim": 16}),
+    "bloom": ("BloomConfig", {**_TOKENS, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+}
+
+
 def language_model(folder: Path, kind: str = "llama", **changes: Any) -> Artifact:
     """A decoder of two layers with a byte-level tokenizer."""
     import torch
     import transformers as t
 
     torch.manual_seed(0)
-    gpt2: dict[str, Any] = {**_TOKENS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
-    configs: dict[str, tuple[Any, dict[str, Any]]] = {
-        "llama": (t.LlamaConfig, _LLAMA),
-        "qwen2": (t.Qwen2Config, _LLAMA),
-        "gpt2": (t.GPT2Config, gpt2),
-        "mistral": (t.MistralConfig, {**_LLAMA, "sliding_window": 8}),
-        "bloom": (t.BloomConfig, {**_TOKENS, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
-    }
-    config, sizes = configs[kind]
-    _save(t.AutoModelForCausalLM.from_config(config(**{**sizes, **changes}), dtype=torch.float32), folder)
+    config, sizes = DECODERS[kind]
+    made = getattr(t, config)(**{**sizes, **changes})
+    _save(t.AutoModelForCausalLM.from_config(made, dtype=torch.float32), folder)
     _byte_tokenizer().save_pretrained(folder)
     return Artifact(f"sha256:{kind}", folder, "pytorch", "huggingface", TEXT_GENERATION, "transformers", None, 1)
 

@@ -15,7 +15,8 @@ Whisper's decoder looks up in the sound is computed once, by the encoder.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     import torch
 
 Part = Literal["encoder", "decoder"]
+SCALED_BY_LENGTH = ("dynamic", "longrope")
+"""Kinds of positions that depend on how long a prompt is."""
 FEW = 3
 """Tokens the model is shown to see what its cache looks like."""
 
@@ -89,22 +92,65 @@ def refuse_inexpressible(config: Any) -> None:
     """Raise Unsupported for what one graph with a growing cache can't say."""
     from transformers import DynamicCache
 
-    name = (getattr(config, "architectures", None) or [config.model_type])[0]
+    name = _architecture(config)
     text = config.get_text_config(decoder=True)
     if getattr(text, "is_encoder_decoder", False):
         raise Unsupported(f"{name} is an encoder-decoder for text; of language models only decoders convert")
-    context = getattr(text, "max_position_embeddings", 0)
     for layer in DynamicCache(config=text).layers:
-        window = getattr(layer, "sliding_window", None)
         if type(layer).__name__ not in ("DynamicLayer", "DynamicSlidingWindowLayer"):
             raise Unsupported(f"{name} has layers that keep a {type(layer).__name__}, not keys and values; it does not convert")
-        if window and window < context:
-            raise Unsupported(f"{name} attends within a window of {window} tokens; that does not convert yet")
+
+
+def context_of(config: Any) -> int | None:
+    """Tokens up to which one graph says the same as the model; None where its config tells no number.
+
+    Positions that are scaled by the prompt's length (dynamic, longrope) are as they are without that up to the length that
+    the model was trained on first. Beyond it they would depend on whatever prompts stand beside.
+    """
+    text = config.get_text_config(decoder=True)
+    context: int | None = getattr(text, "max_position_embeddings", None)
     rope = getattr(text, "rope_parameters", None) or {}
     by_layer = list(rope.values()) if rope and all(isinstance(v, dict) for v in rope.values()) else [rope]
-    kinds = {v.get("rope_type") for v in by_layer} & {"dynamic", "longrope"}
-    if kinds:
-        raise Unsupported(f"{name} scales its positions by the prompt's length ('{kinds.pop()}'); that does not convert yet")
+    first = [one.get("original_max_position_embeddings") for one in by_layer if one.get("rope_type") in SCALED_BY_LENGTH]
+    return min([n for n in (context, *first) if n is not None], default=None)
+
+
+@contextmanager
+def still_positions(model: torch.nn.Module) -> Iterator[None]:
+    """Within it no position is scaled by the prompt's length, as none is up to `context_of`: a tracer would freeze one."""
+    scaling: list[Any] = [one for one in model.modules() if getattr(one, "rope_type", None) in SCALED_BY_LENGTH]
+    kinds = [one.rope_type for one in scaling]
+    try:
+        for one in scaling:
+            one.rope_type = "default"
+        yield
+    finally:
+        for one, kind in zip(scaling, kinds, strict=True):
+            one.rope_type = kind
+
+
+def windows_of(config: Any) -> tuple[int | None, ...]:
+    """How many of the last tokens, its own with them, a token of each layer attends to; None: to all that the context holds."""
+    from transformers import DynamicCache
+
+    text = config.get_text_config(decoder=True)
+    context = getattr(text, "max_position_embeddings", None)
+    found = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=text).layers]
+    return tuple(window if window and (context is None or window < context) else None for window in found)
+
+
+def _refuse_as_tensors(config: Any) -> None:
+    """Raise Unsupported for what a graph whose answers are tensors doesn't say."""
+    name, text = _architecture(config), config.get_text_config(decoder=True)
+    window = next((window for window in windows_of(config) if window), None)
+    if window is not None:
+        raise Unsupported(f"{name} attends within a window of {window} tokens; that converts to OpenVINO alone")
+    if context_of(config) != getattr(text, "max_position_embeddings", None):
+        raise Unsupported(f"{name} scales its positions by the prompt's length; that converts to OpenVINO alone")
+
+
+def _architecture(config: Any) -> str:
+    return str((getattr(config, "architectures", None) or [config.model_type])[0])
 
 
 def decoder(model: Any) -> torch.nn.Module:
@@ -116,6 +162,14 @@ def decoder(model: Any) -> torch.nn.Module:
 
     takes_positions = takes_position_ids(model)
     is_slanted = _counts_positions_from_mask(model.config)
+    windows = windows_of(model.config)
+    kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
+
+    def masks(new: Any, whole: Any, seen: torch.Tensor) -> Any:
+        """One, or one for each kind of layer where they differ."""
+        if len(set(windows)) == 1:
+            return _causal(new, whole, seen, windows[0])
+        return {kind: _causal(new, whole, seen, window) for kind, window in zip(kinds, windows, strict=True)}
 
     class Decoder(torch.nn.Module):
         """Explicit cache in and out, and an explicit 4-D mask: nothing a tracer would freeze."""
@@ -131,7 +185,7 @@ def decoder(model: Any) -> torch.nn.Module:
             position_ids: torch.Tensor | None,
             past: list[tuple[torch.Tensor, torch.Tensor]],
         ) -> tuple[torch.Tensor, ...]:
-            mask = attention_mask if is_slanted else _causal(input_ids.shape[1], attention_mask.shape[1], attention_mask)
+            mask = attention_mask if is_slanted else masks(input_ids.shape[1], attention_mask.shape[1], attention_mask)
             positions = {"position_ids": position_ids} if takes_positions else {}
             answer = self.model(
                 input_ids=input_ids, attention_mask=mask, past_key_values=_cache(past), use_cache=True, **positions
@@ -224,15 +278,32 @@ def _whisper_decoder(model: Any) -> torch.nn.Module:
     return Decoder().eval()
 
 
-def _causal(new: Any, whole: Any, seen: torch.Tensor | None) -> torch.Tensor:
+def _causal(new: Any, whole: Any, seen: torch.Tensor | None, window: int | None = None) -> torch.Tensor:
     """[batch or 1, 1, new, whole]: 0 where a token may look, else the lowest number. `seen` [batch, whole] hides padding."""
     import torch
 
     queries = torch.arange(new)[:, None] + (whole - new)
-    may = (torch.arange(whole)[None, :] <= queries)[None, None]
+    keys = torch.arange(whole)[None, :]
+    may = (keys <= queries)[None, None]
     if seen is not None:
+        if window is not None:
+            return _windowed(queries[None, None], keys[None, None], seen, window)
         may = may & seen[:, None, None, :].to(torch.bool)
     return torch.where(may, 0.0, torch.finfo(torch.float32).min)
+
+
+def _windowed(queries: torch.Tensor, keys: torch.Tensor, seen: torch.Tensor, window: int) -> torch.Tensor:
+    """The same within a window, in the very operators that OpenVINO knows one by, and in their order.
+
+    See `StateManagementPattern` (gptoss_gemma3) in OpenVINO; `language_to_genai` checks that every window was found.
+    """
+    import torch
+
+    any_key = seen.new_ones((), dtype=torch.bool)
+    may = any_key & (keys > queries + (-window))
+    may = any_key & (may & (keys <= queries))
+    may = (may & seen[:, None, None, :].to(torch.bool)).expand(seen.shape[0], 1, queries.shape[2], keys.shape[3])
+    return torch.where(may, 0.0, torch.finfo(torch.float32).min)[:, :, :, : keys.shape[3]]
 
 
 def _cache(past: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Any:
@@ -260,6 +331,7 @@ def _language_signature(model: Any) -> Signature:
     import torch
 
     refuse_inexpressible(model.config)
+    _refuse_as_tensors(model.config)
     with torch.no_grad():
         answer = model(input_ids=torch.ones(1, FEW, dtype=torch.int64), use_cache=True)
     caches = _tensors(answer.past_key_values)

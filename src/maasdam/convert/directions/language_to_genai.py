@@ -1,13 +1,14 @@
 """Hugging Face causal language model -> OpenVINO GenAI folder: a stateful model and its tokenizer as OpenVINO models.
 
-Knows how a decoder with a key-value cache becomes one stateful graph. Refuses what the graph could not hold: windowed
-attention, positions that depend on the prompt's length, architectures whose graph does not compute the same.
+Knows how a decoder with a key-value cache becomes one stateful graph. Refuses what the graph could not hold: windows that the
+engine would not see, architectures whose graph does not compute the same.
 
     transformers --trace--> past in, present out --beam_idx Gather, MakeStateful--> openvino_model.xml
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import numpy as np
 from maasdam.convert.directions.pytorch_to_onnx import quiet_exporter
 from maasdam.convert.directions.tokenizer_to_openvino import write_tokenizer
 from maasdam.convert.modules import called, has_fused_attention, load_transformers
-from maasdam.convert.networks import decoder, refuse_inexpressible
+from maasdam.convert.networks import context_of, decoder, refuse_inexpressible, still_positions, windows_of
 from maasdam.convert.proof.language_parity import check_parity
 from maasdam.core import Artifact
 from maasdam.errors import MaasdamError, Unsupported
@@ -26,30 +27,74 @@ if TYPE_CHECKING:
     import openvino as ov
 
 MODEL_FILE = "openvino_model.xml"
+AS_IT_IS = "it can be built with --to pytorch, as it is"
+WINDOW_INPUT = 10
+"""Of OpenVINO's PagedAttentionExtension: how many tokens it looks back, 0 for all."""
 
 
 def write(source: Artifact, out: Path) -> None:
     """Write the model, the tokenizer and the detokenizer into `out`. A language model has no signature of tensors.
+
+    Where one graph is the model's only up to fewer tokens than its context, the config there says so many.
 
     Raises Unsupported for an architecture this cannot express, or whose logits then differ from transformers'.
     """
     import openvino as ov
 
     if not has_fused_attention(source):
-        raise Unsupported(f"{called(source)} has no fused attention in transformers; it can't run on OpenVINO GenAI")
+        raise Unsupported(
+            f"{called(source)} has no fused attention in transformers; it can't run on OpenVINO GenAI; {AS_IT_IS}"
+        )
     model = load_transformers(source, "sdpa")
     refuse_inexpressible(model.config)
     try:
-        graph = _stateful_graph(model)
+        with still_positions(model):
+            graph = _stateful_graph(model)
     except MaasdamError:
         raise
     except Exception as error:  # the tracer and OpenVINO raise anything
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = next((line for line in lines if line.startswith("-- ")), lines[-1] if lines else type(error).__name__)
-        raise Unsupported(f"{type(model).__name__} does not convert to OpenVINO: {reason.removeprefix('-- ')[:300]}") from error
+        raise Unsupported(
+            f"{type(model).__name__} does not convert to OpenVINO: {reason.removeprefix('-- ')[:300]}; {AS_IT_IS}"
+        ) from error
     ov.save_model(graph, out / MODEL_FILE, compress_to_fp16=False)
     write_tokenizer(source.path, out)
+    _write_context(model.config, source.path, out)
     check_parity(model, out / MODEL_FILE)
+    _check_windows(model.config, out / MODEL_FILE)
+
+
+def _write_context(config: Any, source: Path, out: Path) -> None:
+    context, text = context_of(config), config.get_text_config(decoder=True)
+    if context == getattr(text, "max_position_embeddings", None):
+        return
+    told = json.loads((source / "config.json").read_text())
+    inner = told.get("text_config", told)
+    (inner if "max_position_embeddings" in inner else told)["max_position_embeddings"] = context
+    (out / "config.json").write_text(json.dumps(told, indent=2))
+
+
+def _check_windows(config: Any, model_file: Path) -> None:
+    """Raise Unsupported where the engine would attend to other tokens than the model.
+
+    GenAI puts attention over pages of its cache in place of the graph's, and a window in place of a mask that it knows for one:
+    else it attends to everything, without a word.
+    """
+    import openvino as ov
+    from openvino._offline_transformations import paged_attention_transformation
+
+    core = ov.Core()
+    graph = core.read_model(model_file)
+    paged_attention_transformation(graph)
+    paged = [node for node in graph.get_ordered_ops() if node.get_type_name() == "PagedAttentionExtension"]
+    found = []
+    for node in paged:
+        compiled = core.compile_model(ov.Model([node.input_value(WINDOW_INPUT)], []), "CPU")
+        found.append(int(np.asarray(compiled({})[0]).reshape(-1)[0]) or None)
+    wanted = list(windows_of(config))
+    if found != wanted:
+        raise Unsupported(f"{config.model_type} attends within windows {wanted}, its layers in OpenVINO GenAI within {found}")
 
 
 def _stateful_graph(model: Any) -> ov.Model:

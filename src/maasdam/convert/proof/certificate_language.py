@@ -16,7 +16,14 @@ import numpy as np
 
 from maasdam.convert.modules import load_transformers
 from maasdam.convert.proof.differences import Certificate, Proof, Scope
-from maasdam.convert.proof.language_parity import StatefulScorer, padded_cases, reference_logits, vocabulary_and_context
+from maasdam.convert.proof.language_parity import (
+    BEYOND,
+    StatefulScorer,
+    beyond_window,
+    padded_cases,
+    reference_logits,
+    vocabulary_and_context,
+)
 from maasdam.core import Artifact, Progress, SequenceEngine
 from maasdam.engines import open_engine
 from maasdam.engines.generating import greedy
@@ -50,9 +57,14 @@ def certify_language(source: Artifact, candidate: Artifact, scope: Scope) -> Cer
     cases = [*random, *((None, ids, None) for ids in real)]
     for seed, ids, mask in scope.counted(cases, len(cases)):
         _add_logits(proof, seed, model, scorer, ids, mask)
+    long = [(seed, *case) for seed in scope.seeds for case in beyond_window(model, seed)]
+    for seed, ids, steps in long:
+        reference, found = reference_logits(model, ids, None, BEYOND), scorer.logits(ids, steps, last=BEYOND)
+        proof.add(seed, {"input_ids": ids}, {"logits": reference}, {"logits": found})
     facts = {"settings": {"named": SETTINGS, "engine_defaults_agree": None}}
     proof_so_far = proof.certificate(source, candidate, scope.seeds, facts)
     prompts = _prompts(vocabulary, longest, scope.seeds) + [ids[0].tolist() for ids in real[:REAL_TEXTS]]
+    prompts += [ids[0, : longest - 1].tolist() for _, ids, _ in long]
     tokens = _compare_tokens(source, candidate, prompts, model, proof_so_far.outputs[0].limit, longest, scope.progress)
     return replace(proof_so_far, tokens=tokens)
 

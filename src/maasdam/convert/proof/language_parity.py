@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from maasdam.convert.networks import context_of, windows_of
 from maasdam.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 RELATIVE_TOLERANCE = 1e-4
 """Of the largest logit. Float32 in another order of summation stays under 1e-5 (fourteen architectures, measured)."""
 LENGTHS = (33, 7)
+BEYOND = 9
+"""Tokens beyond a window that a text has which shows it."""
+AT_ONCE = 512
+"""Tokens of one call, of a text that is longer than a window."""
 
 
 class StatefulScorer:
@@ -33,8 +38,10 @@ class StatefulScorer:
         self._request = compiled.create_infer_request()
         self._takes = {name for port in compiled.inputs for name in port.get_names()}
 
-    def logits(self, ids: type_array, steps: tuple[int, ...], mask: type_array | None = None) -> type_array:
-        """ids [B, T] -> logits [B, T, V]; `steps` are the lengths of the calls the sequence is cut into."""
+    def logits(
+        self, ids: type_array, steps: tuple[int, ...], mask: type_array | None = None, last: int | None = None
+    ) -> type_array:
+        """ids [B, T] -> logits [B, T, V], or of the `last` tokens; `steps`: lengths of the calls the sequence is cut into."""
         self._request.reset_state()
         mask = np.ones(ids.shape, np.int64) if mask is None else mask
         positions = np.maximum(mask.cumsum(1) - 1, 0)
@@ -48,15 +55,16 @@ class StatefulScorer:
                 "beam_idx": np.arange(len(ids), dtype=np.int32),
             }
             self._request.infer({k: np.ascontiguousarray(v) for k, v in given.items() if k in self._takes})
-            found.append(self._request.get_tensor("logits").data.copy())
+            if last is None or end > ids.shape[1] - last:
+                found.append(self._request.get_tensor("logits").data.copy())
             start = end
-        return np.concatenate(found, axis=1)
+        return np.concatenate(found, axis=1)[:, -(last or 0) :]
 
 
 def vocabulary_and_context(model: Any) -> tuple[int, int]:
-    """How many tokens a transformers model knows, and how many it takes at once (1024 where its config says nothing)."""
+    """How many tokens a transformers model knows, and how many one graph of it takes (1024 where its config is silent)."""
     config = model.config.get_text_config(decoder=True)
-    return int(config.vocab_size), int(getattr(config, "max_position_embeddings", None) or 1024)
+    return int(config.vocab_size), context_of(model.config) or 1024
 
 
 def padded_cases(vocabulary: int, longest: int, seed: int) -> Iterator[tuple[type_array, type_array | None]]:
@@ -70,20 +78,32 @@ def padded_cases(vocabulary: int, longest: int, seed: int) -> Iterator[tuple[typ
         yield ids, mask
 
 
-def reference_logits(model: Any, ids: type_array, mask: type_array | None) -> type_array:
-    """transformers' logits [B, T, V] for ids [B, T], positions counted without the padding."""
+def beyond_window(model: Any, seed: int) -> Iterator[tuple[type_array, tuple[int, ...]]]:
+    """For each window within the context a random text that is longer, and the lengths of the calls it is cut into."""
+    vocabulary, longest = vocabulary_and_context(model)
+    for window in sorted({window for window in windows_of(model.config) if window}):
+        length = min(window + BEYOND, longest)
+        whole, rest = divmod(length - 2, AT_ONCE)
+        steps = (*[AT_ONCE] * whole, *([rest] if rest else []), 1, 1)
+        yield np.random.default_rng([seed, window]).integers(0, vocabulary, (1, length)), steps
+
+
+def reference_logits(model: Any, ids: type_array, mask: type_array | None, last: int | None = None) -> type_array:
+    """transformers' logits [B, T, V] for ids [B, T], positions counted without the padding; `last`: of so many tokens alone."""
     import inspect
 
     import torch
 
-    given = {"input_ids": torch.from_numpy(np.ascontiguousarray(ids))}
+    given: dict[str, Any] = {"input_ids": torch.from_numpy(np.ascontiguousarray(ids))}
+    if last is not None and "logits_to_keep" in inspect.signature(model.forward).parameters:
+        given["logits_to_keep"] = last
     if mask is not None:
         given["attention_mask"] = torch.from_numpy(mask)
         if "position_ids" in inspect.signature(model.forward).parameters:
             given["position_ids"] = torch.from_numpy(np.maximum(mask.cumsum(1) - 1, 0))
     with torch.inference_mode():
         found: type_array = model(**given).logits.numpy()
-    return found
+    return found[:, -(last or 0) :]
 
 
 def check_parity(model: Any, model_file: Path) -> None:
@@ -100,6 +120,11 @@ def check_parity(model: Any, model_file: Path) -> None:
             difference = max(difference, float(np.abs(found - reference)[is_real].max(initial=0.0)))
             difference = difference if np.isfinite(found[is_real]).all() else float("inf")
         scale = max(scale, float(np.abs(reference[is_real]).max()))
+    for ids, calls in beyond_window(model, seed=0):
+        reference, found = reference_logits(model, ids, None, BEYOND), scorer.logits(ids, calls, last=BEYOND)
+        difference = max(difference, float(np.abs(found - reference).max()))
+        difference = difference if np.isfinite(found).all() else float("inf")
+        scale = max(scale, float(np.abs(reference).max()))
     limit = RELATIVE_TOLERANCE * scale
     if not difference <= limit:
         raise Unsupported(
