@@ -14,6 +14,7 @@ import gc
 import math
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,20 +22,20 @@ from tests.convert import tiny
 
 from benchmarks.breadth import sentence
 from maasdam.artifacts.store import Store
+from maasdam.convert import convert
 from maasdam.convert.proof.certificate import certify
-from maasdam.core import TEXT_GENERATION, Artifact
+from maasdam.core import Artifact
 from maasdam.engines.scoring import log_likelihoods
 from maasdam.errors import MaasdamError, VerificationFailed
-from maasdam.pipeline.recipe import find_recipe
-from maasdam.pipeline.run_recipe import Build
-from maasdam.sources import ingest
+from maasdam.pipeline import quantize
+from maasdam.pipeline.passes import PassContext
 
 BEGIN, END = "<!-- measured: python -m benchmarks.decoders --write docs/breadth.md -->", "<!-- end of decoders -->"
 HEAD = (
     "| decoder | greedy tokens equal | largest difference of logits | perplexity f32 | int8 | int4 |\n|---|---|---|---|---|---|"
 )
 TEXTS, TOKENS = 4, 120
-RECIPES = ("int8-weights", "int4-weights")
+SCHEMES = ("weights-int8", "weights-int4")
 
 
 def main() -> None:
@@ -58,11 +59,12 @@ def main() -> None:
 
 def _row(kind: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
-        tiny.language_model(Path(folder) / "model", kind)
-        store = Store(Path(folder) / "store")
-        source = ingest(str(Path(folder) / "model"), store, task=TEXT_GENERATION)
+        work = Path(folder)
+        source = tiny.language_model(work / "model", kind)
+        (work / "f32").mkdir()
         try:
-            plain = _built(store, source, "fp32")
+            made = convert(source, "openvino", work / "f32")
+            plain = replace(source, path=work / "f32", format="openvino", layout="genai", engine=made.engine)
             proof = certify(source, plain, seeds=(0, 1))
         except VerificationFailed as error:
             return f"| {kind} | **differ**: {sentence(error)} | | | | |"
@@ -71,15 +73,19 @@ def _row(kind: str) -> str:
         tokens, logits = proof.tokens or {}, proof.outputs[0]
         texts = list(_written(source))
         own, *others = (
-            _perplexity(artifact, texts) for artifact in (plain, *(_built(store, source, name) for name in RECIPES))
+            _perplexity(artifact, texts) for artifact in (plain, *(_rounded(plain, name, work) for name in SCHEMES))
         )
         shown = " | ".join(f"{other:.2f} ({other / own - 1:+.1%})" for other in others)
         same = f"{tokens['agreed']} of {tokens['compared']}, {tokens['prompts']} prompts"
         return f"| {kind} | {same} | {logits.max_abs_diff / logits.scale:.0e} of the largest | {own:.2f} | {shown} |"
 
 
-def _built(store: Store, source: Artifact, recipe: str) -> Artifact:
-    return Build(store).run(find_recipe(recipe, source.task), source, "openvino")
+def _rounded(plain: Artifact, scheme: str, work: Path) -> Artifact:
+    """With the weights of a recipe of this scheme, computed as it is served."""
+    (work / scheme).mkdir()
+    settings = {name: one.default for name, one in quantize.PASS.settings.items()} | {"scheme": scheme}
+    made = quantize.run(plain, work / scheme, settings, PassContext(Store(work / "store"), work, work))
+    return replace(plain, path=work / scheme, settings=made.settings)
 
 
 def _written(source: Artifact) -> Iterator[list[int]]:
