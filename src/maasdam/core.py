@@ -472,7 +472,20 @@ class ReadPayload:
     """So many numbers of a vector, where the model was trained for its beginning to stand for it."""
 
 
-Payload = TensorPayload | ImagePayload | AudioPayload | TextPayload | ReadPayload
+@dataclass(frozen=True, slots=True)
+class SpellPayload:
+    """What a model's tokenizer is asked, and no engine: of a text or a chat its tokens, of token ids their text."""
+
+    text: str | None = None
+    messages: tuple[Mapping[str, Any], ...] | None = None
+    token_ids: tuple[int, ...] | None = None
+    is_framed: bool = True
+    """The control tokens that the model is used to see around a text are added."""
+    shows: bool = False
+    """What each token is called is told too."""
+
+
+Payload = TensorPayload | ImagePayload | AudioPayload | TextPayload | ReadPayload | SpellPayload
 
 
 @dataclass(frozen=True, slots=True)
@@ -512,6 +525,45 @@ class Vector(NamedTuple):
     """[D] float32."""
     cut: int = 0
     """Tokens that were cut off its end."""
+
+
+class Relevance(NamedTuple):
+    """How well a document answers a query, 0 to 1."""
+
+    score: float
+    cut: int = 0
+    """Tokens that were cut off the document."""
+
+
+class Span(NamedTuple):
+    """A stretch of a text that a model found, or what it would put there."""
+
+    text: str
+    start: int
+    """Where in the text that was read it begins, characters."""
+    end: int
+    score: float
+    """0 to 1."""
+    label: str | None = None
+    number: int | None = None
+    """Of the token, where it is one that would be put there."""
+
+
+class Spans(NamedTuple):
+    """Stretches of a text, in the task's own order."""
+
+    spans: tuple[Span, ...]
+    cut: int = 0
+    """Tokens that were cut off the text."""
+
+
+class Spelled(NamedTuple):
+    """A text as tokens."""
+
+    token_ids: tuple[int, ...]
+    text: str | None = None
+    """Where ids were asked about."""
+    names: tuple[str, ...] = ()
 
 
 class Scored(NamedTuple):
@@ -571,7 +623,7 @@ class TextPiece(NamedTuple):
     """Of the tools that the payload names."""
 
 
-Answer = Tensors | Classification | Transcript | TextPiece | Vector
+Answer = Tensors | Classification | Transcript | TextPiece | Vector | Relevance | Spans | Spelled
 
 
 class Units(NamedTuple):
@@ -885,6 +937,15 @@ class ReadingProcessor(Processor, Protocol):
 
     longest: int | None
     """Tokens; None is any."""
+
+
+@runtime_checkable
+class SpellingProcessor(Processor, Protocol):
+    """Of a task whose models have a tokenizer."""
+
+    def spell(self, payload: SpellPayload) -> Spelled:
+        """Tokens of a text, or the text of tokens. Raises InvalidPayload."""
+        ...
 
 
 @runtime_checkable

@@ -77,7 +77,7 @@ def routes(service: Service) -> APIRouter:
 def _written(body: EmbeddingBody, chunks: list[Chunk], entry: Entry) -> bytes:
     vectors = [cast(Vector, chunk.value) for chunk in chunks]
     tokens = entry.prompt_tokens or 0
-    cut = {"truncated": {i: vector.cut for i, vector in enumerate(vectors) if vector.cut}}
+    cut = {"truncated": [i for i, vector in enumerate(vectors) if vector.cut]}
     answer = {
         "object": "list",
         "data": [
@@ -91,7 +91,7 @@ def _written(body: EmbeddingBody, chunks: list[Chunk], entry: Entry) -> bytes:
             "maasdam": measured(entry) | (cut if cut["truncated"] else {}),
         },
     }
-    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _shown(vector: Vector, encoding: str | None) -> Any:

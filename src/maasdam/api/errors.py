@@ -95,9 +95,13 @@ def _folders_with_spaces(_set_home: str | None) -> list[str]:
     return sorted((str(path) for path in known if " " in str(path)), key=len, reverse=True)
 
 
+OF_OTHERS = frozenset({"/rerank", "/v2/rerank", "/tokenize", "/detokenize"})
+"""Paths that other services have, outside of /v1, and whose clients read OpenAI's errors."""
+
+
 def door(path: str) -> Door:
     """Whose words a path speaks."""
-    if path == "/v1" or path.startswith("/v1/"):
+    if path == "/v1" or path.startswith("/v1/") or path in OF_OTHERS:
         return "classifies" if path in CLASSIFIES else "openai"
     return "oip" if path == "/v2" or path.startswith("/v2/") else "ours"
 

@@ -44,6 +44,12 @@ def check_neutral(
             raise InvalidField(f"'{param}' is not supported; {advice}", param, "unsupported_parameter")
 
 
+def check_text(given: str, name: str) -> None:
+    """Raise InvalidField for a text without a character."""
+    if not given:
+        raise InvalidField(f"'{name}' is empty; send at least one character", name)
+
+
 def check_query(query: bytes) -> None:
     """The same for a route that reads no query."""
     if query:

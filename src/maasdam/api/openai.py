@@ -28,14 +28,14 @@ from maasdam.api.openai_schema import ChatBody, CompletionBody, TextBody, check_
 from maasdam.api.paths import MODELS
 from maasdam.api.routing import JsonRoute
 from maasdam.api.sampling import MOST_PROMPTS, sampling_from
-from maasdam.core import FEATURES, Chunk, Entry, Mark, Sampling, TextPayload, TextPiece
+from maasdam.core import FEATURES, TEXT_CLASSIFICATION, TEXT_RANKING, Chunk, Entry, Mark, Sampling, TextPayload, TextPiece
 from maasdam.errors import InvalidField
 from maasdam.operations import deployments
 from maasdam.operations.service import Service
 
 LARGEST_TOKEN = (1 << 31) - 1
 """No vocabulary has as many."""
-ABLE = {"embeddings": (FEATURES,)}
+ABLE = {"embeddings": (FEATURES,), "rerank": (FEATURES, TEXT_RANKING), "moderations": (TEXT_CLASSIFICATION,)}
 """What a model of these tasks can, in the words of the routes that ask for it."""
 _ANY = "\0\0"
 """A text that stands in no name of a model."""

@@ -22,7 +22,18 @@ from maasdam.core import Sampling
 
 Schema = dict[str, Any]
 
-ANSWERS_LATE = ("/v1/chat", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/audio", "/v1/images", "/infer")
+ANSWERS_LATE = (
+    "/v1/chat",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/embeddings",
+    "/v1/moderations",
+    "/v1/texts",
+    "/rerank",
+    "/v1/audio",
+    "/v1/images",
+    "/infer",
+)
 """Routes that run a model have these in their path."""
 _STRING: Schema = {"type": "string"}
 _STRING_OR_NULL: Schema = {"type": ["string", "null"]}

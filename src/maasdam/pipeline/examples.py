@@ -267,7 +267,7 @@ def _pieces(payload: Payload) -> Iterator[bytes]:
         yield repr(text if isinstance(text, str) else [dict(m) if isinstance(m, Mapping) else m for m in text]).encode()
     elif isinstance(payload, ReadPayload):
         yield repr((payload.text, payload.beside)).encode()
-    else:
+    elif isinstance(payload, TensorPayload):
         for name in sorted(payload.tensors):
             array = payload.tensors[name]
             yield f"{name} {array.dtype} {array.shape}".encode()

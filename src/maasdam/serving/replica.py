@@ -44,6 +44,8 @@ from maasdam.core import (
     SequenceEngine,
     SequenceRequest,
     Signature,
+    SpellingProcessor,
+    SpellPayload,
     TalkingProcessor,
     TensorEngine,
     TensorPayload,
@@ -245,6 +247,9 @@ class TensorReplica:
         return chunks_of(self, request)
 
     async def _answered(self, payload: Payload, deadline: float | None, turns: asyncio.Semaphore) -> AsyncGenerator[Chunk]:
+        if isinstance(payload, SpellPayload):
+            yield await _spelled(self._processor, payload, self._pool)
+            return
         if not isinstance(payload, TensorPayload):
             async with turns:
                 chunk = await self._decoded(payload, deadline)
@@ -480,6 +485,8 @@ class SequenceReplica:
         if self._answering >= self._queue_size:
             raise Overloaded(f"{self._answering} requests are already waiting for this model; try again in a second")
         (payload,) = request.payloads
+        if isinstance(payload, SpellPayload):
+            return told(_spelling(self._processor, payload, self._pool), hear, _is_last)
         check_kind(self._processor.task, payload)
         if isinstance(payload, TextPayload):
             return _Text(self, request, payload, hear).cancel
@@ -765,6 +772,17 @@ def _prompt(processor: Processor, payload: TextPayload, talks: TalkingProcessor 
 
 def _unable(name: str, why: str) -> InvalidField:
     return InvalidField(f"'{name}' can't be kept to: this model's {why}", name, "unsupported_parameter")
+
+
+async def _spelled(processor: Processor | None, payload: SpellPayload, pool: Executor) -> Chunk:
+    """What a tokenizer says: no engine computes anything, and nothing is metered but that it was asked."""
+    if not isinstance(processor, SpellingProcessor):
+        raise InvalidInput("this model reads no text, so that it has no tokenizer")
+    return Chunk(await asyncio.get_running_loop().run_in_executor(pool, processor.spell, payload), Units(), True)
+
+
+async def _spelling(processor: Processor | None, payload: SpellPayload, pool: Executor) -> AsyncGenerator[Chunk]:
+    yield await _spelled(processor, payload, pool)
 
 
 def check_kind(name: str, payload: Payload) -> None:

@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from maasdam.core import FEATURES, IMAGE_CLASSIFICATION, SPEECH_RECOGNITION, TEXT_GENERATION
+from maasdam.core import (
+    FEATURES,
+    FILL_MASK,
+    IMAGE_CLASSIFICATION,
+    QUESTION_ANSWERING,
+    SPEECH_RECOGNITION,
+    TEXT_CLASSIFICATION,
+    TEXT_GENERATION,
+    TEXT_RANKING,
+    TOKEN_CLASSIFICATION,
+)
 from maasdam.errors import InvalidModel
 from maasdam.sources.bounds import MAX_CONFIG_BYTES, MAX_PROCESSOR_FILE_BYTES, Place, parse_json, read_bounded, read_json_object
 from maasdam.sources.finding import Risk
@@ -44,10 +54,10 @@ _TASK_BY_SUFFIX: tuple[tuple[str, str], ...] = (
     ("LMHeadModel", TEXT_GENERATION),
     ("ForCTC", SPEECH_RECOGNITION),
     ("ForSpeechSeq2Seq", SPEECH_RECOGNITION),
-    ("ForSequenceClassification", "text-classification"),
-    ("ForTokenClassification", "token-classification"),
-    ("ForQuestionAnswering", "question-answering"),
-    ("ForMaskedLM", "fill-mask"),
+    ("ForSequenceClassification", TEXT_CLASSIFICATION),
+    ("ForTokenClassification", TOKEN_CLASSIFICATION),
+    ("ForQuestionAnswering", QUESTION_ANSWERING),
+    ("ForMaskedLM", FILL_MASK),
     ("ForMultipleChoice", "multiple-choice"),
     ("ForObjectDetection", "object-detection"),
     ("ForSemanticSegmentation", "image-segmentation"),
@@ -96,8 +106,10 @@ class Description:
         if "Pooling" in self.modules and KINDS.issuperset(self.modules):
             return FEATURES
         task = task_of(self.architecture)
-        if task == "text-classification" and any(key in self.config for key in _OF_SOUND):
+        if task == TEXT_CLASSIFICATION and any(key in self.config for key in _OF_SOUND):
             return "audio-classification"  # Wav2Vec2ForSequenceClassification and its kin
+        if task == TEXT_CLASSIFICATION and self.labels == 1:
+            return TEXT_RANKING  # one class tells nothing apart: it is the score of a cross-encoder
         return task
 
     @property

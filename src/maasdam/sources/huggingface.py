@@ -15,9 +15,14 @@ from typing import Any
 from maasdam.core import (
     AUDIO_CLASSIFICATION,
     FEATURES,
+    FILL_MASK,
     IMAGE_CLASSIFICATION,
+    QUESTION_ANSWERING,
     SPEECH_RECOGNITION,
+    TEXT_CLASSIFICATION,
     TEXT_GENERATION,
+    TEXT_RANKING,
+    TOKEN_CLASSIFICATION,
     Signature,
     TensorSpec,
 )
@@ -38,7 +43,8 @@ _WORDS = re.compile(r"(^|\.)embeddings\.(word|tok)_embeddings\.weight$")
 """Of the encoders of texts: BERT and its kin, ModernBERT."""
 _NUMBERED_KINDS = re.compile(r"(^|\.)token_type_embeddings_\d+\.weight$")
 """A table for each of several columns of kinds (TAPAS)."""
-_TEXT_TASKS = ("text-classification", "token-classification", "fill-mask")
+_ONE_A_TEXT = (TEXT_CLASSIFICATION, TEXT_RANKING)
+_TEXT_TASKS = (*_ONE_A_TEXT, TOKEN_CLASSIFICATION, FILL_MASK)
 
 
 def read(place: Place, description: Description) -> Reading:
@@ -115,7 +121,7 @@ def _check_layers(description: Description, tensors: int, place: Place) -> None:
 
 
 def _labels(description: Description, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    if description.task not in (IMAGE_CLASSIFICATION, AUDIO_CLASSIFICATION, *_TEXT_TASKS[:2]):
+    if description.task not in (IMAGE_CLASSIFICATION, AUDIO_CLASSIFICATION, *_TEXT_TASKS[:3]):
         return None
     if description.labels:
         return description.labels
@@ -134,12 +140,15 @@ def _signature(description: Description, shapes: Mapping[str, tuple[int, ...]]) 
     if description.task == SPEECH_RECOGNITION and str(description.architecture).endswith("ForCTC"):
         return _speech_signature(description, shapes)
     if description.task in _TEXT_TASKS:
-        labels = description.config.get("vocab_size") if description.task == "fill-mask" else _labels(description, shapes)
-        per_token = description.task != "text-classification"
+        labels = description.config.get("vocab_size") if description.task == FILL_MASK else _labels(description, shapes)
+        per_token = description.task not in _ONE_A_TEXT
         return Signature(
             text_inputs(shapes),
             (TensorSpec("logits", "float32", (None, None, labels) if per_token else (None, labels)),),
         )
+    if description.task == QUESTION_ANSWERING:
+        ends = (TensorSpec(f"{end}_logits", "float32", (None, None)) for end in ("start", "end"))
+        return Signature(text_inputs(shapes), tuple(ends))
     is_base = description.task is None and str(description.architecture).endswith("Model")
     if is_base or description.task == FEATURES:
         return _encoder_signature(description, shapes)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maasdam.core import PAST, Artifact, Classification, ReadPayload
+from maasdam.core import PAST, TEXT_CLASSIFICATION, TEXT_RANKING, Artifact, Classification, ReadPayload
 from maasdam.engines import engines_for
 from maasdam.errors import InvalidInput, InvalidModel, Unsupported
 from maasdam.sources.examine import Examined, examine, refuse_blocked
@@ -90,7 +90,8 @@ def _choose_task(task: str | None, inspection: Inspection) -> str | None:
         )
     if task is None:
         return chosen
-    if inspection.task is not None and inspection.task != task:
+    are_both_scores = {inspection.task, task} == {TEXT_CLASSIFICATION, TEXT_RANKING}  # of one class or of several
+    if inspection.task is not None and inspection.task != task and not are_both_scores:
         raise InvalidInput(
             f"{inspection.source} is a {inspection.architecture}, made for {inspection.task}, not '{task}'; leave --task out"
         )

@@ -76,24 +76,23 @@ def texts(path: Path) -> list[RawExample]:
 
 
 def read_texts(path: Path, *columns: str) -> list[tuple[str, Row]]:
-    """Rows that have these columns: of .jsonl and .csv files; where one column is wanted, each line of a .txt file too.
+    """Rows of .jsonl and .csv files that have one of these columns; where the first is "text" each line of a .txt file too.
 
-    Raises InvalidInput naming the line that lacks one.
+    Raises InvalidInput naming the line that has none.
     """
-    known = (".jsonl", ".csv", *((".txt",) if len(columns) == 1 else ()))
+    known = (".jsonl", ".csv", *((".txt",) if columns[0] == "text" else ()))
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in known and p.is_file())
     out: list[tuple[str, Row]] = []
     for file in files:
         name = file.name if path.is_file() else str(file.relative_to(path))
         if file.suffix not in known:
-            raise InvalidInput(f"{file} is no text for this task; give {', '.join(known)} with {' and '.join(columns)}")
+            raise InvalidInput(f"{file} is no text for this task; give {', '.join(known)} with {' or '.join(columns)}")
         if file.suffix == ".txt":
             out += [(f"{name}:{i}", {columns[0]: line}) for i, line in enumerate(_text(file).splitlines(), 1) if line.strip()]
             continue
         for i, row in _json_lines(file) if file.suffix == ".jsonl" else _csv(file):
-            missing = next((column for column in columns if row.get(column) in (None, "", [])), None)
-            if missing is not None:
-                raise InvalidInput(f"{file.name} line {i} has no '{missing}'; each has {' and '.join(columns)}")
+            if all(row.get(column) in (None, "", []) for column in columns):
+                raise InvalidInput(f"{file.name} line {i} has no '{columns[0]}'; each has {' or '.join(columns)}")
             out.append((f"{name}:{i}", row))
     return out
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from maasdam.core import FEATURES, Answer, Payload, ReadPayload, Signature, Tensors, TensorSpec, Vector
 from maasdam.errors import InvalidField, InvalidModel, InvalidPayload
+from maasdam.tasks import ranking
 from maasdam.tasks.examples import read_texts, text_in
 from maasdam.tasks.files import read_json
 from maasdam.tasks.reading import Reader, units
@@ -37,7 +38,7 @@ class FeatureExtractor:
         self.reader = Reader(folder, signature, "an embedding model")
         assert signature is not None
         self._output, self._is_whole = _output(signature)
-        self.longest = self.reader.longest
+        self.longest, self.spell = self.reader.longest, self.reader.spell
         self._sentence = Sentence(folder)
         self._size = self._sentence.size(next(s.shape[-1] for s in signature.outputs if s.name == self._output), self._is_whole)
         self._nested = _nested(read_json(folder / "config.json"))
@@ -143,12 +144,12 @@ def _numbers(answer: Vector) -> str:
 
 
 def _lines(answer: Vector) -> list[str]:
-    cut = f" ({answer.cut} tokens were cut off)" if answer.cut else ""
+    cut = " (the text was cut)" if answer.cut else ""
     return [f"{len(answer.values)} numbers: {_numbers(answer)}{cut}"]
 
 
 def _to_json(answer: Vector) -> dict[str, Any]:
-    return {"embedding": answer.values.tolist(), "truncated": answer.cut}
+    return {"embedding": answer.values.tolist(), "truncated": bool(answer.cut)}
 
 
 def _read(path: Path, labels: Mapping[int, str] | None, signature: Signature | None) -> list[Any]:
@@ -160,7 +161,7 @@ TASK = Task(
     payloads=(ReadPayload,),
     answer=Vector,
     takes="texts",
-    doors=("/v1/embeddings",),
+    doors=("/v1/embeddings", *ranking.DOORS),
     open=lambda folder, signature, settings: FeatureExtractor(folder, signature),
     warm_up=lambda signature: ReadPayload("a", cuts=True),
     read_examples=_read,

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from maasdam.core import CONTEXT_KEYS, Payload, ReadPayload, Signature, Tensors, Units
+from maasdam.core import CONTEXT_KEYS, Payload, ReadPayload, Signature, Spelled, SpellPayload, Tensors, Units
 from maasdam.errors import InputTooLong, InvalidModel, InvalidPayload
 from maasdam.tasks.files import opened, read_json
-from maasdam.tasks.text import open_tokenizer, tokenized
+from maasdam.tasks.spelling import spelled, tokenized
+from maasdam.tasks.text import open_tokenizer
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -37,14 +38,22 @@ class Words(NamedTuple):
     """Which text each is of; None of control tokens."""
     spans: list[tuple[int, int]]
     """Where each stands in its text, characters."""
-    cut: int = 0
-    """Tokens that were cut off."""
+    word: list[int | None]
+    """Which word of its text each is a piece of."""
+    cuts: tuple[int, int] = (0, 0)
+    """Tokens that were cut off, of each text."""
+
+    @property
+    def cut(self) -> int:
+        """Of both."""
+        return sum(self.cuts)
 
     def without(self, dropped: set[int]) -> Words:
         """The same without the tokens at these places."""
         kept = [i for i in range(len(self.ids)) if i not in dropped]
-        first = [self.ids[i] for i in kept], [self.kinds[i] for i in kept]
-        return Words(*first, [self.of[i] for i in kept], [self.spans[i] for i in kept], self.cut + len(dropped))
+        first = [self.ids[i] for i in kept], [self.kinds[i] for i in kept], [self.of[i] for i in kept]
+        cuts = tuple(count + sum(self.of[i] == text for i in dropped) for text, count in enumerate(self.cuts))
+        return Words(*first, [self.spans[i] for i in kept], [self.word[i] for i in kept], (cuts[0], cuts[1]))
 
 
 class Read(list[dict[str, "type_array"]]):
@@ -89,21 +98,23 @@ class Reader:
         self.around = int(self.tokenizer.num_special_tokens_to_add(pair=True))
         """Control tokens of two texts."""
 
-    def words(self, text: str, beside: str | None = None, *, cuts: bool = False) -> Words:
-        """Tokens of one text or two, with what the model was trained to see around them.
+    def words(self, text: str, beside: str | None = None, *, cuts: bool = False, is_bounded: bool = True) -> Words:
+        """Tokens of one text or two, with what the model was trained to see around them; of any length unless `is_bounded`.
 
         Raises InputTooLong beyond the model's length where nothing may be cut, InvalidPayload.
         """
-        if not cuts and self.longest is not None and len(text) + len(beside or "") > self.longest * self._longest_token:
-            raise InputTooLong(f"at least {(len(text) + len(beside or '')) // self._longest_token}", self.longest)
+        longest = self.longest if is_bounded else None
+        if not cuts and longest is not None and len(text) + len(beside or "") > longest * self._longest_token:
+            raise InputTooLong(f"at least {(len(text) + len(beside or '')) // self._longest_token}", longest)
         given = [text] if beside is None else [text, beside]
         if self._lowers:
             given = [one.lower() for one in given]
-        if cuts and self.longest is not None:  # what is cut off needs not be read
-            most = (self.longest + 1) * self._longest_token
+        if cuts and longest is not None:  # what is cut off needs not be read, so that what is told of it is the least
+            most = (longest + 1) * self._longest_token
             given = [one[:most] for one in given]
         read = tokenized(lambda: self._encode(*given))
-        return self._fitted(Words(read.ids, read.type_ids, read.sequence_ids, read.offsets), cuts)
+        words = Words(read.ids, read.type_ids, read.sequence_ids, read.offsets, read.word_ids)
+        return self._fitted(words, cuts) if is_bounded else words
 
     def _fitted(self, words: Words, cuts: bool) -> Words:
         """No longer than the model reads: of two texts the longer is cut first, as transformers does."""
@@ -133,12 +144,9 @@ class Reader:
         if not given:
             raise InvalidPayload("a list of token ids is empty; send at least one")
         count = len(given)
-        return self._whole(Words(list(given), [0] * count, [0] * count, [(0, 0)] * count))
-
-    def _whole(self, words: Words) -> Words:
-        if self.longest is not None and len(words.ids) > self.longest:
-            raise InputTooLong(len(words.ids), self.longest)
-        return words
+        if self.longest is not None and count > self.longest:
+            raise InputTooLong(count, self.longest)
+        return Words(list(given), [0] * count, [0] * count, [(0, 0)] * count, [None] * count)
 
     def tensors(self, words: Words) -> dict[str, type_array]:
         """One row for the engine."""
@@ -161,11 +169,24 @@ class Reader:
         out.tokens, out.cut = sum(len(row.ids) for row in rows), sum(row.cut for row in rows)
         return out
 
+    def spell(self, payload: SpellPayload) -> Spelled:
+        """See `SpellingProcessor`."""
+        return spelled(self.tokenizer, self.vocabulary, payload)
+
     def of(self, payload: ReadPayload) -> Words:
         """A payload's own tokens. Raises InvalidPayload, InputTooLong."""
         if not isinstance(payload.text, str):
             return self.ids(payload.text)
         return self.words(payload.text, payload.beside, cuts=payload.cuts)
+
+
+def chances(scores: type_array) -> type_array:
+    """Rows of scores through a softmax."""
+    import numpy as np
+
+    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    shares: type_array = powers / powers.sum(axis=-1, keepdims=True)
+    return shares
 
 
 def units(payload: Payload, prepared: Sequence[Tensors]) -> Units:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from maasdam.core import (
     CONTEXT_KEYS,
@@ -20,18 +20,21 @@ from maasdam.core import (
     Echo,
     Payload,
     Sampling,
+    Spelled,
+    SpellPayload,
     Tensors,
     TextPayload,
     TextPiece,
     TextStream,
     Units,
 )
-from maasdam.errors import ContextExceeded, InvalidModel, InvalidPayload, MaasdamError
+from maasdam.errors import ContextExceeded, InvalidModel, InvalidPayload
 from maasdam.tasks.detokenizer import BROKEN, Detokenizer
 from maasdam.tasks.examples import texts
 from maasdam.tasks.files import opened, read_json
 from maasdam.tasks.marks import Marking, Spelling
 from maasdam.tasks.scoring import PERPLEXITY
+from maasdam.tasks.spelling import named, spelled, tokenized
 from maasdam.tasks.task import Bytes, Task
 
 if TYPE_CHECKING:
@@ -39,7 +42,6 @@ if TYPE_CHECKING:
     from maasdam.tasks.chat import Chat
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-Tokenized = TypeVar("Tokenized")
 CONTEXT = 8
 """Tokens of a prompt that a decoder may have to see."""
 
@@ -93,6 +95,12 @@ class TextProcessor:
         if not ids and self.tokenizer.bos_token_id is not None:
             return [int(self.tokenizer.bos_token_id)]
         return ids
+
+    def spell(self, payload: SpellPayload) -> Spelled:
+        """Tokens of a prompt or a chat, or the text of tokens. Raises InvalidPayload."""
+        if payload.messages is not None:
+            return named(self.tokenizer, tuple(self._chat_ids(TextPayload(messages=payload.messages))), payload)
+        return spelled(self.tokenizer, self._vocabulary, payload)
 
     def _chat_ids(self, payload: TextPayload) -> list[int]:
         """A chat as the model was trained on, open for the answer. Raises InvalidPayload."""
@@ -214,21 +222,6 @@ def _chat(tokenizer: Any) -> Chat:
     from maasdam.tasks.chat import Chat
 
     return Chat(tokenizer)
-
-
-def tokenized(read: Callable[[], Tokenized]) -> Tokenized:
-    """What a tokenizer reads. Raises InvalidPayload for texts that are none, and for those that the tokenizer gives up on."""
-    try:
-        return read()
-    except MaasdamError:
-        raise
-    except (UnicodeError, TypeError) as error:  # lone surrogates, which JSON can carry and UTF-8 can't
-        raise InvalidPayload("the prompt is not valid Unicode text; send UTF-8") from error
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # which is the tokenizers library's
-            raise
-        why = " ".join(str(error).split())[:200]
-        raise InvalidPayload(f"this model's tokenizer gives up on this text: {why}") from error
 
 
 def _hidden(tokenizer: Any) -> dict[int, str]:

@@ -21,6 +21,7 @@ from maasdam.convert.proof.conditions import Watch, watch
 from maasdam.convert.proof.differences import Certificate, Neighbours, Pairs, Proof, Scope, Tolerance
 from maasdam.convert.proof.edges import Question, neighbours
 from maasdam.convert.proof.nudged import Beside, beside, is_rounding
+from maasdam.convert.proof.padding import without_padding
 from maasdam.convert.proof.precision import tolerance_of
 from maasdam.convert.proof.questions import Inquiry, questions
 from maasdam.convert.proof.trials import trials
@@ -105,7 +106,8 @@ class _Pair:
         """Compare a random or a real batch, and give it back."""
         check_fixed(self.fixed, answer)
         self.watched.look(batch)
-        self.proof.add(seed, batch, answer, _answer(self.engine, batch), neighbours=self._steps(batch))
+        found = without_padding(batch, answer, _answer(self.engine, batch))
+        self.proof.add(seed, batch, answer, found, neighbours=self._steps(batch))
         return batch
 
     def edges(self, bases: Sequence[Tensors], seconds: float, progress: Progress) -> dict[str, Any]:
@@ -123,7 +125,7 @@ class _Pair:
                 beyond.append(self._beyond(question))
                 continue
             try:
-                found = _answer(self.engine, question.batch)
+                found = without_padding(question.batch, question.answer, _answer(self.engine, question.batch))
             except VerificationFailed:
                 if not question.may_be_refused:
                     raise

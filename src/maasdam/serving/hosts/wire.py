@@ -27,6 +27,10 @@ from maasdam.core import (
     Mark,
     Payload,
     ReadPayload,
+    Relevance,
+    Spans,
+    Spelled,
+    SpellPayload,
     TensorPayload,
     Tensors,
     TextPayload,
@@ -122,11 +126,35 @@ class Passage(Struct, array_like=True, tag="r"):
     payload: ReadPayload
 
 
+class Spelling(Struct, array_like=True, tag="q"):
+    """A payload."""
+
+    payload: SpellPayload
+
+
+class TokenNames(Struct, array_like=True, tag="n"):
+    """An answer."""
+
+    value: Spelled
+
+
 class Numbers(Struct, array_like=True, tag="v"):
     """An answer; its numbers are in the message's memory."""
 
     values: Array
     cut: Count
+
+
+class Graded(Struct, array_like=True, tag="s"):
+    """An answer."""
+
+    value: Relevance
+
+
+class Stretches(Struct, array_like=True, tag="f"):
+    """An answer."""
+
+    value: Spans
 
 
 class Labels(Struct, array_like=True, tag="l"):
@@ -164,7 +192,7 @@ class Taken(Struct, array_like=True):
 class AnswerPart(Struct, array_like=True):
     """A chunk."""
 
-    value: ArrayList | Labels | HeardSpeech | Written | Numbers
+    value: ArrayList | Labels | HeardSpeech | Written | Numbers | Graded | Stretches | TokenNames
     items: Count
     prompt_tokens: Count | None
     completion_tokens: Count | None
@@ -189,7 +217,7 @@ class Ask(Struct, array_like=True, tag="ask"):
     id: str
     seconds: float | None
     in_pieces: bool
-    payloads: list[ArrayList | Image | Audio | Prompt | Passage]
+    payloads: list[ArrayList | Image | Audio | Prompt | Passage | Spelling]
     memory: int = -1
     base: int = 0
 
@@ -358,6 +386,8 @@ def payload_given(payload: Payload, is_checked: bool, before: Sequence[Buffer], 
         return Prompt(payload), list(before), at
     if isinstance(payload, ReadPayload):
         return Passage(payload), list(before), at
+    if isinstance(payload, SpellPayload):
+        return Spelling(payload), list(before), at
     size = len(payload.data)
     if isinstance(payload, ImagePayload):
         said: Any = Image(at, size, payload.top_k)
@@ -366,12 +396,12 @@ def payload_given(payload: Payload, is_checked: bool, before: Sequence[Buffer], 
     return said, [*before, payload.data], at + size
 
 
-def payload_of(said: ArrayList | Image | Audio | Prompt | Passage, memory: Memory) -> Payload:
+def payload_of(said: ArrayList | Image | Audio | Prompt | Passage | Spelling, memory: Memory) -> Payload:
     """The inverse. Raises Garbled."""
     if isinstance(said, ArrayList):
         tensors = tensors_of(said.arrays, memory)
         return TensorPayload(Checked(tensors) if said.is_checked else tensors)
-    if isinstance(said, Prompt | Passage):
+    if isinstance(said, Prompt | Passage | Spelling):
         return said.payload
     data = memory.bytes(said.at, said.size)
     if isinstance(said, Image):
@@ -382,13 +412,19 @@ def payload_of(said: ArrayList | Image | Audio | Prompt | Passage, memory: Memor
 def part_given(chunk: Chunk, before: Sequence[Buffer] = (), at: int = 0) -> tuple[AnswerPart, list[Buffer], int]:
     """A chunk as it travels, the memory with it, and where that ends."""
     value, body = chunk.value, list(before)
-    said: ArrayList | Labels | HeardSpeech | Written | Numbers
+    said: ArrayList | Labels | HeardSpeech | Written | Numbers | Graded | Stretches | TokenNames
     if isinstance(value, TextPiece):
         said = Written(*value)  # type: ignore[arg-type]  # its reason is one of these words
     elif isinstance(value, Classification):
         said = Labels(value)
     elif isinstance(value, Transcript):
         said = HeardSpeech(value)
+    elif isinstance(value, Relevance):
+        said = Graded(value)
+    elif isinstance(value, Spelled):
+        said = TokenNames(value)
+    elif isinstance(value, Spans):
+        said = Stretches(value)
     elif isinstance(value, Vector):
         (numbers,), body, at = given({"": value.values}, before, at)
         said = Numbers(numbers, value.cut)
