@@ -126,7 +126,7 @@ class Passage(Struct, array_like=True, tag="r"):
     payload: ReadPayload
 
 
-class Spelling(Struct, array_like=True, tag="q"):
+class TokenQuestion(Struct, array_like=True, tag="q"):
     """A payload."""
 
     payload: SpellPayload
@@ -217,7 +217,7 @@ class Ask(Struct, array_like=True, tag="ask"):
     id: str
     seconds: float | None
     in_pieces: bool
-    payloads: list[ArrayList | Image | Audio | Prompt | Passage | Spelling]
+    payloads: list[ArrayList | Image | Audio | Prompt | Passage | TokenQuestion]
     memory: int = -1
     base: int = 0
 
@@ -387,7 +387,7 @@ def payload_given(payload: Payload, is_checked: bool, before: Sequence[Buffer], 
     if isinstance(payload, ReadPayload):
         return Passage(payload), list(before), at
     if isinstance(payload, SpellPayload):
-        return Spelling(payload), list(before), at
+        return TokenQuestion(payload), list(before), at
     size = len(payload.data)
     if isinstance(payload, ImagePayload):
         said: Any = Image(at, size, payload.top_k)
@@ -396,12 +396,12 @@ def payload_given(payload: Payload, is_checked: bool, before: Sequence[Buffer], 
     return said, [*before, payload.data], at + size
 
 
-def payload_of(said: ArrayList | Image | Audio | Prompt | Passage | Spelling, memory: Memory) -> Payload:
+def payload_of(said: ArrayList | Image | Audio | Prompt | Passage | TokenQuestion, memory: Memory) -> Payload:
     """The inverse. Raises Garbled."""
     if isinstance(said, ArrayList):
         tensors = tensors_of(said.arrays, memory)
         return TensorPayload(Checked(tensors) if said.is_checked else tensors)
-    if isinstance(said, Prompt | Passage | Spelling):
+    if isinstance(said, Prompt | Passage | TokenQuestion):
         return said.payload
     data = memory.bytes(said.at, said.size)
     if isinstance(said, Image):
