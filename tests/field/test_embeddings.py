@@ -162,9 +162,7 @@ def test_prompts_dimensions_and_cutting_have_their_effect(served: Process, folde
         assert refused.status_code == 400 and refused.json()["error"]["code"] == "context_length_exceeded"
         cut = ask(input=["a dog", long], truncate_prompt_tokens=-1)
         np.testing.assert_allclose(vectors(cut), wanted(folder, ["a dog", long]), atol=1e-4)
-        assert (
-            list(cut.json()["usage"]["maasdam"]["truncated"]) == ["1"] and cut.json()["usage"]["maasdam"]["truncated"]["1"] > 10
-        )
+        assert cut.json()["usage"]["maasdam"]["truncated"] == [1]
         assert "truncated" not in ask().json()["usage"]["maasdam"]
 
 

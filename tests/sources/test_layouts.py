@@ -161,8 +161,11 @@ def test_wave_models_take_a_mask_only_where_their_extractor_returns_one(tmp_path
 def test_tasks_that_are_not_served_are_still_told(tmp_path: Path, store: Store) -> None:
     hostile.huggingface(tmp_path, architectures=["BertForMultipleChoice"], model_type="bert")
     assert inspect(str(tmp_path)).task == "multiple-choice"
+    assert ingest(str(tmp_path), store).task is None
+    hostile.huggingface(tmp_path, architectures=["BertForSequenceClassification"], model_type="bert")
+    assert inspect(str(tmp_path)).task == "text-classification"
     artifact = ingest(str(tmp_path), store)
-    assert artifact.task is None
+    assert artifact.task == "text-classification"
     assert artifact.signature is not None
 
 
