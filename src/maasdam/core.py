@@ -633,6 +633,8 @@ class Units(NamedTuple):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     audio_seconds: float | None = None
+    cached_tokens: int | None = None
+    """Of the prompt's, those that were computed for another before; None where nothing is shared."""
 
 
 class Cost(NamedTuple):
@@ -773,6 +775,8 @@ class SequenceRequest:
     inputs: Tensors
     sampling: Sampling = Sampling()
     deadline: float | None = None
+    owner: str = ""
+    """Whose it is: the key's id, "" where the service asks for none."""
     admitted: Admitted | None = None
     """What holds the answer to the sampling's constraint, where it has one."""
 
@@ -794,6 +798,8 @@ class Tokens(NamedTuple):
     """Of the whole prompt, once, where it is echoed with them."""
     end: Scored | None = None
     """Of the token that ended it, which is not among `token_ids`."""
+    cached_tokens: int | None = None
+    """See `Units`."""
 
 
 class Meter(Protocol):

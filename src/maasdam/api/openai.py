@@ -189,6 +189,8 @@ class _Writer:
         self._left = count
         self._thought: int | None = None
         """Tokens of reasoning, where the model sets that apart."""
+        self._cached: int | None = None
+        """Of the prompts' tokens, those that were computed before; None: not known."""
         self._begun: set[int] = set()
         self._between: dict[int, tuple[bytes, bytes]] = {}
         """What stands around the text in the events between the first and the last of an answer."""
@@ -203,6 +205,7 @@ class _Writer:
         choices = []
         for i, chunk in enumerate(chunks):
             piece = cast(TextPiece, chunk.value)
+            self._count_cached(chunk)
             choices.append(self._choice(i, piece, is_whole=True) | self.shape.whole(piece))
             if piece.reasoning_tokens is not None:
                 self._thought = (self._thought or 0) + piece.reasoning_tokens
@@ -225,6 +228,7 @@ class _Writer:
                 self._between[index] = before, after
             return event
         self._left -= 1
+        self._count_cached(chunk)
         if self._left:
             return event
         if has_usage:
@@ -239,12 +243,21 @@ class _Writer:
     def usage(self, entry: Entry) -> dict[str, Any]:
         """Tokens, and what they cost."""
         prompt, completion = entry.prompt_tokens or 0, entry.completion_tokens or 0
-        return {
+        usage: dict[str, Any] = {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "maasdam": measured(entry),
-        } | ({} if self._thought is None else {"completion_tokens_details": {"reasoning_tokens": self._thought}})
+        }
+        if self._thought is not None:
+            usage["completion_tokens_details"] = {"reasoning_tokens": self._thought}
+        if self._cached is not None:
+            usage["prompt_tokens_details"] = {"cached_tokens": self._cached}
+        return usage
+
+    def _count_cached(self, chunk: Chunk) -> None:
+        if chunk.units.cached_tokens is not None:
+            self._cached = (self._cached or 0) + chunk.units.cached_tokens
 
     def _choice(self, index: int, piece: TextPiece, is_whole: bool = False) -> dict[str, Any]:
         shown = self.shape.logprobs(piece.marks) if self._has_logprobs and (is_whole or piece.marks) else None

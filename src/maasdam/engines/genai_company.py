@@ -43,19 +43,37 @@ def company(steps: Steps, vocabulary: int, context: int) -> Batching:
     return Batching(INDEPENDENT, "answers alone, among others and joining them were the same bit for bit, activations rounded")
 
 
+def is_same_from_cache(steps: Steps, vocabulary: int, context: int) -> bool:
+    """Whether an answer of a pipeline that nobody uses is the same bit for bit where the cache holds most of its prompt; True
+    where it shares none."""
+    import numpy as np
+
+    if not steps.shares:
+        return True
+    prompt = np.random.default_rng(1).integers(0, vocabulary, (1, min(STEP_TOKENS + 9, max(context - TOKENS - 1, 1))))
+    alone, first, again = (written(steps, [prompt], owner=owner)[0] for owner in (None, "trial", "trial"))
+    return alone == first == again
+
+
 Written = list[tuple[int, float]]
 
 
 def written(
-    steps: Steps, prompts: list[type_array], *, tokens: int = TOKENS, joining: int = 0, until: float = float("inf")
+    steps: Steps,
+    prompts: list[type_array],
+    *,
+    tokens: int = TOKENS,
+    joining: int = 0,
+    until: float = float("inf"),
+    owner: str | None = None,
 ) -> list[Written]:
     """Greedy tokens after each prompt with their log-probabilities, all at once; the last `joining` prompts come three
-    steps later. Ends early at `until`, of time.monotonic."""
-    answers = [steps.add_request(p, greedily(tokens)) for p in prompts[: len(prompts) - joining]]
+    steps later. Ends early at `until`, of time.monotonic. `owner` is whose prompts they are."""
+    answers = [steps.add_request(p, greedily(tokens), owner) for p in prompts[: len(prompts) - joining]]
     number = 0
     while (steps.has_non_finished_requests() or len(answers) < len(prompts)) and time.monotonic() < until:
         if number == 3:
-            answers += [steps.add_request(p, greedily(tokens)) for p in prompts[len(answers) :]]
+            answers += [steps.add_request(p, greedily(tokens), owner) for p in prompts[len(answers) :]]
         steps.step()
         number += 1
     for answer in answers:

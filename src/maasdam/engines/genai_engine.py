@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import (
@@ -32,9 +33,11 @@ from maasdam.core import (
     total_cost,
 )
 from maasdam.engines.gate import FormGate
-from maasdam.engines.genai_company import company
+from maasdam.engines.genai_company import company, is_same_from_cache
+from maasdam.engines.genai_prefix import BLOCK, Prefixes
+from maasdam.engines.genai_salts import Salts, salted_model
 from maasdam.engines.genai_scoring import prompt_scores, scored_in_turn
-from maasdam.engines.genai_steps import BLOCK, STEP_TOKENS, Steps, blocks_set_aside
+from maasdam.engines.genai_steps import STEP_TOKENS, Steps, blocks_set_aside
 from maasdam.engines.generation import Choice, begin, read_config, read_defaults
 from maasdam.engines.mailbox import Hear, Job, Turns, tokens_of
 from maasdam.engines.openvino_engine import PRECISIONS, dynamic_quantization
@@ -59,6 +62,8 @@ GRAMMAR_BYTES = 2**29
 for 16,000 tokens of vocabulary."""
 ROUNDED = ('element_type="i8"', 'element_type="u8"', 'element_type="i4"', 'element_type="u4"')
 """Of constants in a model's file: products with such weights are those whose activations are rounded."""
+SHARINGS = ("key", "shared")
+"""Whose prompts are computed once where they begin alike: one key's, anybody's."""
 log = logging.getLogger("maasdam.engines")
 
 
@@ -68,7 +73,8 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> GenaiE
     Settings: "threads"; "precision" of the computation: f32 (default), bf16, f16, auto; "kv_precision" of the cache: f32
     (default), bf16, f16, u8; "dynamic_quantization": whether activations are rounded to int8 where weights are int8 or int4,
     which takes half the time (default True, unless answers depend on what runs beside them then: that is tried, if
-    "batching" is not what was found here before).
+    "batching" is not what was found here before); "prefix_cache": whose prompts are computed once where they begin alike:
+    "key" (those of one key), "shared" (anybody's) or "off" (nobody's, the default).
     """
     with loading_with(NAME, artifact):
         known = settings.get("batching")
@@ -76,6 +82,8 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> GenaiE
         if rounds and not (known and known.verdict == DEPENDENT):
             engine = _open(artifact.path, {**settings, "dynamic_quantization": True}, is_accompanied=True)
             engine.batching = known or engine.try_company()
+            if engine.batching.is_independent and not engine.try_sharing():
+                engine.batching = Batching(DEPENDENT, "rounded, answers differed where their prompt had been computed before")
             if engine.batching.is_independent:
                 return engine
             engine.close()
@@ -89,7 +97,26 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> GenaiE
 
 def _open(folder: Path, settings: Mapping[str, Any], *, is_accompanied: bool) -> GenaiEngine:
     make, context_length, blocks = _pipeline(folder, settings)
-    return GenaiEngine(lambda: Steps(make(), blocks, is_accompanied=is_accompanied), folder, context_length)
+    sharing = chosen(settings, "prefix_cache", "off", ("off", *SHARINGS))
+
+    def steps() -> Steps:
+        prefixes = None if sharing == "off" else Prefixes(_salts(folder), blocks)
+        return Steps(make(), blocks, is_accompanied=is_accompanied, prefixes=prefixes)
+
+    return GenaiEngine(steps, folder, context_length, sharing)
+
+
+def _salts(folder: Path) -> Salts:
+    """Raises InvalidModel where this model's prompts can't be salted."""
+    defaults = read_defaults(folder)
+    if defaults.vocabulary is None:
+        raise InvalidModel("config.json has no vocab_size, which a prefix cache needs; deploy it without")
+    if defaults.repetition_penalty != 1:
+        raise InvalidModel(
+            f"generation_config.json sets repetition_penalty {defaults.repetition_penalty:g}, which engine {NAME} can't keep "
+            "to beside a prefix cache; deploy it without"
+        )
+    return Salts(defaults.vocabulary)
 
 
 def _has_rounded_weights(folder: Path) -> bool:
@@ -110,12 +137,17 @@ def _pipeline(folder: Path, settings: Mapping[str, Any]) -> tuple[Callable[[], A
     if precision != "auto":
         properties["INFERENCE_PRECISION_HINT"] = precision
 
+    shares = settings.get("prefix_cache", "off") != "off"
+
     def make() -> Any:
         scheduler = genai.SchedulerConfig()
         scheduler.num_kv_blocks = tokens // BLOCK
         scheduler.max_num_batched_tokens = STEP_TOKENS
-        scheduler.enable_prefix_caching = False  # what came before must not change what a request computes
-        return genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties)
+        scheduler.enable_prefix_caching = shares
+        with TemporaryDirectory() as place:
+            if shares:
+                salted_model(folder, Path(place), _salts(folder))
+            return genai.ContinuousBatchingPipeline(place if shares else str(folder), scheduler, "CPU", properties)
 
     return make, min(wanted, tokens - blocks_set_aside(wanted) * BLOCK), tokens // BLOCK
 
@@ -168,8 +200,10 @@ class _Running:
 class GenaiEngine:
     """The pipeline and its thread. A request that can't be run fails alone; if a step breaks, the pipeline is made anew."""
 
-    def __init__(self, make: Callable[[], Steps], folder: Path, context_length: int) -> None:
+    def __init__(self, make: Callable[[], Steps], folder: Path, context_length: int, sharing: str) -> None:
+        """`sharing` is one of SHARINGS, or "off"."""
         self._make = make
+        self._sharing = sharing
         self._defaults = replace(read_defaults(folder), context_length=context_length)
         self.context_length = context_length
         self._pipeline: Any = make()
@@ -186,6 +220,10 @@ class GenaiEngine:
     def try_company(self) -> Batching:
         """Whether answers are the same in any company; before anybody asks for one."""
         return company(self._pipeline, self._defaults.vocabulary or 2, self.context_length)
+
+    def try_sharing(self) -> bool:
+        """Whether an answer is the same where its prompt was computed before, or prompts are not shared."""
+        return is_same_from_cache(self._pipeline, self._defaults.vocabulary or 2, self.context_length)
 
     def start(self, request: SequenceRequest, hear: Hear) -> Callable[[], object]:
         """Token ids as they come, without the end token; the last has `finish_reason` "stop" or "length".
@@ -221,6 +259,13 @@ class GenaiEngine:
                 return None
             r = _Running(job, *begun)
             _check_likeliest(job.request.sampling, r.choice)
+            if self._sharing != "off" and r.choice.repetition_penalty != 1:
+                raise InvalidField(
+                    f"'repetition_penalty' is {r.choice.repetition_penalty:g}: this model has a prefix cache, beside which "
+                    f"engine {NAME} keeps to 1 only; frequency_penalty and presence_penalty are kept to",
+                    "repetition_penalty",
+                    "unsupported_parameter",
+                )
             if r.choice.scores_prompt or self._waiting:
                 self._waiting.append(r)
             else:
@@ -234,7 +279,8 @@ class GenaiEngine:
         admitted = r.job.request.admitted
         if admitted is not None:
             self._hold(admitted)
-        r.handle = self._pipeline.add_request(r.prompt, configuration(r.choice, admitted))
+        owner = {"key": r.job.request.owner, "shared": ""}.get(self._sharing)
+        r.handle = self._pipeline.add_request(r.prompt, configuration(r.choice, admitted), owner)
 
     def _drop(self, r: _Running) -> None:
         if r.handle is not None:
@@ -254,8 +300,7 @@ class GenaiEngine:
         for r in unscored[:count]:
             span = self.meter.start()
             try:
-                pipeline, number = self._pipeline.alone()
-                r.prompt_scores = prompt_scores(pipeline, r.prompt, number)
+                r.prompt_scores = prompt_scores(r.prompt, *self._pipeline.alone(r.prompt))
             finally:
                 r.cost = self.meter.stop(span)
         over = []
@@ -346,7 +391,10 @@ class GenaiEngine:
             count, told, r.prompt_scores = len(ids), r.prompt_scores, ()
             end = scores[count] if len(scores) > count else None
             given = tuple(scores[:count])
-            r.job.give(Tokens(tuple(ids), finish_reason=reason, cost=r.cost, scores=given, prompt_scores=told, end=end))
+            cached = r.handle.found if self._pipeline.shares else None
+            r.job.give(
+                Tokens(tuple(ids), None, reason, cost=r.cost, scores=given, prompt_scores=told, end=end, cached_tokens=cached)
+            )
         return reason is not None
 
 

@@ -32,8 +32,9 @@ def scored_in_turn(prompts: Sequence[type_array]) -> int:
     return count
 
 
-def prompt_scores(pipeline: Any, prompt: type_array, number: int) -> tuple[Scored, ...]:
-    """Of a prompt [1, T] its tokens with their log-probabilities, the first without one. `number` is the request's.
+def prompt_scores(prompt: type_array, pipeline: Any, number: int, sent: type_array) -> tuple[Scored, ...]:
+    """Of a prompt [1, T] its tokens with their log-probabilities, the first without one. `number` is the request's, `sent` the
+    prompt as the pipeline takes it.
 
     There must be nothing else in the pipeline, but what was cancelled. Raises EngineFailure where it tells less, or more.
     """
@@ -46,7 +47,7 @@ def prompt_scores(pipeline: Any, prompt: type_array, number: int) -> tuple[Score
     config.max_new_tokens = 0
     config.echo = True
     config.logprobs = 1
-    handle = pipeline.add_request(number, openvino().Tensor(prompt.copy()), config)
+    handle = pipeline.add_request(number, openvino().Tensor(sent.copy()), config)
     ids: list[int] = []
     logprobs: list[float] = []
     while pipeline.has_non_finished_requests():
@@ -55,7 +56,7 @@ def prompt_scores(pipeline: Any, prompt: type_array, number: int) -> tuple[Score
         for output in handle.read().values():
             ids += output.generated_ids
             logprobs += output.generated_log_probs
-    if ids != prompt[0].tolist() or len(logprobs) != len(ids):
+    if ids != sent[0].tolist() or len(logprobs) != len(ids):
         raise EngineFailure(f"of a prompt of {prompt.shape[1]} tokens the pipeline scored {len(logprobs)}")
-    rest = (Scored(token, value) for token, value in zip(ids[1:], logprobs[1:], strict=True))
-    return Scored(ids[0], None), *rest  # for the first it gives a filler
+    rest = (Scored(token, value) for token, value in zip(prompt[0, 1:].tolist(), logprobs[1:], strict=True))
+    return Scored(int(prompt[0, 0]), None), *rest  # for the first it gives a filler

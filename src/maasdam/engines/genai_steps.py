@@ -15,14 +15,13 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from maasdam.engines.genai_prefix import BLOCK, Begun, Prefixes, alike
 from maasdam.engines.openvino_library import openvino
 from maasdam.errors import EngineFailure
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
 
-BLOCK = 32
-"""Tokens in one block of the CPU's key-value cache."""
 STEP_TOKENS = 128
 """Computed in one step, the next of every answer before those of prompts: what is left to prompts must not stall the answers.
 Measured (112 M parameters, int8, two cores): a step for 32 answers takes 102 ms, 64 tokens of a prompt add 110, 512 add 900; a
@@ -48,8 +47,12 @@ class Given(NamedTuple):
 class Answer:
     """A request to the pipeline, with what its handle has. It may be taken out of the pipeline and begun again, unseen."""
 
-    def __init__(self, prompt: type_array, configuration: Any) -> None:
-        self.prompt, self.configuration = prompt, configuration
+    def __init__(self, prompt: type_array, configuration: Any, owner: str | None = None) -> None:
+        self.prompt, self.configuration, self.owner = prompt, configuration, owner
+        self.begun: Begun | None = None
+        """How its prompt was sent, where prompts are shared; None once the whole of it is computed."""
+        self.found = 0
+        """Tokens of its prompt that were computed before it."""
         self.rows = self.computed = 0
         """Of the last step that were its own, and those of them that were computed for the first time: they are its cost."""
         self.is_cancelled = False
@@ -104,10 +107,17 @@ class Answer:
                 if ids[known:]:
                     self._pieces.append(Given(ids[known:], scores[known:]))
 
+    def start_from(self, begun: Begun) -> None:
+        """The first of its prompt's tokens are computed."""
+        self.begun = begun
+        self.left -= begun.found
+        if not self._given:
+            self.found = begun.found
+
     def take_out(self) -> None:
         """Out of the pipeline, to be begun again."""
         self.handle.cancel()
-        self.handle, self.rows, self.computed = None, 0, 0
+        self.handle, self.begun, self.rows, self.computed = None, None, 0, 0
         self._again, self.grown = self._given, max(self.length, self.grown)
         self.left = self.length = self.prompt.shape[1]
 
@@ -115,9 +125,11 @@ class Answer:
 class Steps:
     """A pipeline as it is used here: `add_request`, `step` and `has_non_finished_requests` are its own words."""
 
-    def __init__(self, pipeline: Any, blocks: int, *, is_accompanied: bool) -> None:
-        """`blocks` of the cache; `is_accompanied` where a lone row would be computed in another way than one among others."""
+    def __init__(self, pipeline: Any, blocks: int, *, is_accompanied: bool, prefixes: Prefixes | None = None) -> None:
+        """`blocks` of the cache; `is_accompanied` where a lone row would be computed in another way than one among others;
+        `prefixes` where the pipeline finds what it has computed before."""
         self._pipeline = pipeline
+        self._prefixes = prefixes
         self._blocks = blocks
         self._is_accompanied = is_accompanied
         self._number = 0
@@ -129,9 +141,16 @@ class Steps:
         self.rows = 0
         """Of the last step, the companions' among them, which are nobody's."""
 
-    def add_request(self, prompt: type_array, configuration: Any) -> Answer:
-        """An answer to `prompt`, int64 [1, T]: its tokens come with the steps. Why one is `refused` is said there, too."""
-        answer = Answer(prompt, configuration)
+    @property
+    def shares(self) -> bool:
+        """Whether prompts of one owner that begin alike are computed once."""
+        return self._prefixes is not None
+
+    def add_request(self, prompt: type_array, configuration: Any, owner: str | None = None) -> Answer:
+        """An answer to `prompt`, int64 [1, T]: its tokens come with the steps. Why one is `refused` is said there, too.
+
+        `owner`: whose prompt it may share, where prompts are shared."""
+        answer = Answer(prompt, configuration, owner)
         self._waiting.append(answer)
         return answer
 
@@ -140,11 +159,12 @@ class Steps:
         self._let_go()
         return bool(self._inside or self._waiting)
 
-    def alone(self) -> tuple[Any, int]:
-        """The pipeline itself and a request's number, for whoever may have nothing beside; nothing is inside or waits now."""
+    def alone(self, prompt: type_array) -> tuple[Any, int, type_array]:
+        """The pipeline itself, a request's number and its prompt as it is to be sent, for whoever may have nothing beside;
+        nothing is inside or waits now."""
         self._let_go()
         self._number += 1
-        return self._pipeline, self._number
+        return self._pipeline, self._number, prompt if self._prefixes is None else self._prefixes.scored(prompt)
 
     def step(self) -> None:
         """Compute the next token of each answer, and of prompts what a step has room for."""
@@ -154,7 +174,13 @@ class Steps:
         self._pipeline.step()
         self._leaving = 0
         for answer in (*self._companions, *self._inside):
+            held = answer.blocks
             answer.advance()
+            if self._prefixes is not None:
+                self._prefixes.touch(answer.blocks - held)
+                if answer.begun is not None and not answer.left:
+                    self._prefixes.keep(answer.prompt, answer.owner, answer.begun)
+                    answer.begun = None
         self._inside = [a for a in self._inside if not _is_over(a)]
         self._let_go()
 
@@ -207,10 +233,13 @@ class Steps:
         """Begin what waits, while `room` rows are left; only the last of it may be cut."""
         while self._waiting and room > 2 and given < MOST_ANSWERS:
             answer = self._waiting[0]
-            length = answer.left
             held = sum(a.blocks + 1 for a in (*self._inside, *self._companions)) + self._leaving
             if self._inside and held + answer.grown // BLOCK + 5 > self._blocks:
                 return
+            begun = None if self._prefixes is None else self._prefixes.find(answer.prompt, answer.owner, held)
+            if begun is not None and self._is_awaited(answer, begun.found):
+                return
+            length = answer.left - (0 if begun is None else begun.found)
             if length > room and self._is_accompanied:
                 while len(self._companions) < 2 or length == room + 1:
                     self._accompany(len(self._companions) + 1)
@@ -221,7 +250,7 @@ class Steps:
             try:
                 if answer.grown // BLOCK + 5 > self._blocks:
                     raise EngineFailure("the key-value cache can't hold this request; open the model with more memory free")
-                answer.handle = self._add(answer)
+                answer.handle = self._add(answer, begun)
             except Exception as error:
                 answer.refused = error
                 continue
@@ -231,6 +260,13 @@ class Steps:
             room, given = room - part, given + (not answer.left)
             if answer.left:
                 return
+
+    def _is_awaited(self, answer: Answer, found: int) -> bool:
+        """Whether more of its prompt than was found is being computed now, and may be shared after this step."""
+        return answer.owner is not None and any(
+            other.begun is not None and other.owner == answer.owner and alike(answer.prompt, other.prompt) > found
+            for other in self._inside
+        )
 
     def _accompany(self, count: int, *, anew: bool = False) -> None:
         """Have so many companions; `anew`: young ones. A new one computes its only token in the next step: whoever comes
@@ -247,7 +283,9 @@ class Steps:
             self._leave(self._companions.pop())
         while len(self._companions) < count:
             companion = Answer(np.zeros((1, 1), np.int64), _without_end())
-            companion.handle = self._add(companion)
+            companion.handle = self._add(
+                companion, None if self._prefixes is None else self._prefixes.find(companion.prompt, None, 0)
+            )
             companion.compute(1)
             self._companions.append(companion)
 
@@ -255,9 +293,14 @@ class Steps:
         answer.handle.cancel()
         self._leaving += answer.blocks
 
-    def _add(self, answer: Answer) -> Any:
+    def _add(self, answer: Answer, begun: Begun | None) -> Any:
         self._number += 1
-        return self._pipeline.add_request(self._number, openvino().Tensor(answer.prompt.copy()), answer.configuration)
+        sent = answer.prompt if begun is None else begun.sent
+        handle = self._pipeline.add_request(self._number, openvino().Tensor(sent.copy()), answer.configuration)
+        if self._prefixes is not None and begun is not None:
+            self._prefixes.take(begun)
+            answer.start_from(begun)
+        return handle
 
 
 def _is_over(answer: Answer) -> bool:

@@ -648,4 +648,5 @@ def _sum(many: Sequence[Units]) -> Units:
         prompt_tokens=total([units.prompt_tokens for units in many]),
         completion_tokens=total([units.completion_tokens for units in many]),
         audio_seconds=total([units.audio_seconds for units in many]),
+        cached_tokens=total([units.cached_tokens for units in many]),
     )

@@ -635,7 +635,9 @@ class _Text:
             assert replica._text_stream is not None
             self._words = replica._text_stream(sampling.stop, inputs["input_ids"][0], **more)
             admitted = None if verdict is None else verdict.result()
-            asked = SequenceRequest(self._request.id, inputs, sampling, self._request.deadline, admitted)
+            asked = SequenceRequest(
+                self._request.id, inputs, sampling, self._request.deadline, self._request.caller.key_id or "", admitted
+            )
             self._stop = replica._engine.start(asked, self._take)
         except BaseException as error:
             self._fail(error)
@@ -666,7 +668,7 @@ class _Text:
                 replica._note_slow_decoder(took)
             elif replica._clock is not time.perf_counter:
                 replica._clock = time.perf_counter
-            self._give(piece, tokens.cost)
+            self._give(piece, tokens)
 
     def _work_apart(self) -> None:
         tokens = self._later[0]
@@ -676,7 +678,7 @@ class _Text:
 
         def decoded(piece: asyncio.Future[TextPiece]) -> None:
             try:
-                self._give(piece.result(), tokens.cost)
+                self._give(piece.result(), tokens)
             except BaseException as error:
                 self._fail(error)
             self._later.popleft()
@@ -686,12 +688,12 @@ class _Text:
         pool = self._replica._pool
         asyncio.get_running_loop().run_in_executor(pool, piece_of, tokens, self._words).add_done_callback(decoded)
 
-    def _give(self, piece: TextPiece, cost: Cost | None) -> None:
+    def _give(self, piece: TextPiece, tokens: Tokens) -> None:
         hear, units, is_last = self._hear, self._units, piece.finish_reason is not None
         if hear is None:
             return
         self._count += len(piece.token_ids)
-        self._cost = cost or self._cost
+        self._cost = tokens.cost or self._cost
         constraint = self._sampling.constraint
         is_stopped = piece.finish_reason == "stop"
         if constraint is not None:
@@ -707,7 +709,9 @@ class _Text:
             piece = read
         if self._echo is not None:
             piece, self._echo = with_echo(piece, self._echo, self._prompt_scores), None
-        chunk = Chunk(piece, Units(units.items, units.prompt_tokens, self._count, units.audio_seconds), is_last, self._cost)
+        cached = 0 if self._is_another and tokens.cached_tokens is not None else tokens.cached_tokens
+        units = Units(units.items, units.prompt_tokens, self._count, units.audio_seconds, cached)
+        chunk = Chunk(piece, units, is_last, self._cost)
         if constraint is not None and is_stopped:
             self._check(constraint, chunk)
             return

@@ -16,6 +16,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,7 +218,7 @@ class _Host:
             raise wire.Garbled("asked before it had loaded")
         deadline = None if ask.seconds is None else self._used + ask.seconds
         payloads = tuple(wire.payload_of(said, memory) for said in ask.payloads)
-        request = Request(ask.id, self._work.name, payloads, ANONYMOUS, deadline=deadline)
+        request = Request(ask.id, self._work.name, payloads, replace(ANONYMOUS, key_id=ask.owner or None), deadline=deadline)
         if ask.in_pieces:
             return replica.stream(request, partial(caller.hear, ask.number))
         return replica.submit(request, partial(caller.done, ask.number))

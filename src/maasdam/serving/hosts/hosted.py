@@ -167,7 +167,7 @@ class HostReplica:
             said.append(one)
         number = next(self._numbers)
         seconds = None if request.deadline is None else request.deadline - time.monotonic()
-        ask = wire.Ask(number, request.id, seconds, hear is not None, said)
+        ask = wire.Ask(number, request.id, seconds, hear is not None, said, owner=request.caller.key_id or "")
         if at > BLOCKING_BYTES:
             self._apart(self._lend(ask, body))
         else:

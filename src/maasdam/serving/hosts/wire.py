@@ -197,6 +197,7 @@ class AnswerPart(Struct, array_like=True):
     prompt_tokens: Count | None
     completion_tokens: Count | None
     audio_seconds: Amount | None
+    cached_tokens: Count | None
     is_last: bool
     cost: Taken | None
 
@@ -220,6 +221,8 @@ class Ask(Struct, array_like=True, tag="ask"):
     payloads: list[ArrayList | Image | Audio | Prompt | Passage | TokenQuestion]
     memory: int = -1
     base: int = 0
+    owner: str = ""
+    """The id of the caller's key; "" where the service asks for none."""
 
 
 class Stop(Struct, array_like=True, tag="stop"):
@@ -448,7 +451,7 @@ def chunk_of(part: AnswerPart, memory: Memory) -> Chunk:
     else:
         value = said.value
     taken = part.cost
-    units = Units(part.items, part.prompt_tokens, part.completion_tokens, part.audio_seconds)
+    units = Units(part.items, part.prompt_tokens, part.completion_tokens, part.audio_seconds, part.cached_tokens)
     cost = None if taken is None else Cost(taken.cpu_seconds, taken.joules, taken.method)
     return Chunk(value, units, part.is_last, cost)
 
