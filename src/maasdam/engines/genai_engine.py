@@ -30,6 +30,7 @@ from maasdam.core import (
     Scored,
     SequenceRequest,
     Tokens,
+    check_within,
     total_cost,
 )
 from maasdam.engines.gate import FormGate
@@ -43,7 +44,7 @@ from maasdam.engines.mailbox import Hear, Job, Turns, tokens_of
 from maasdam.engines.openvino_engine import PRECISIONS, dynamic_quantization
 from maasdam.engines.openvino_library import kept_in
 from maasdam.engines.tensors import chosen, first_line, loading_with
-from maasdam.errors import EngineFailure, InvalidField, InvalidModel, MaasdamError, Overloaded
+from maasdam.errors import EngineFailure, InvalidField, InvalidInput, InvalidModel, MaasdamError, Overloaded
 from maasdam.telemetry.meter import CpuMeter
 
 if TYPE_CHECKING:
@@ -64,6 +65,10 @@ ROUNDED = ('element_type="i8"', 'element_type="u8"', 'element_type="i4"', 'eleme
 """Of constants in a model's file: products with such weights are those whose activations are rounded."""
 SHARINGS = ("key", "shared")
 """Whose prompts are computed once where they begin alike: one key's, anybody's."""
+MOST_AHEAD = 16
+"""Tokens that may be guessed beyond the next."""
+ALIKE_TOKENS = 3
+"""At most so many in a row are looked for, to guess that what followed them follows again."""
 log = logging.getLogger("maasdam.engines")
 
 
@@ -74,11 +79,14 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> GenaiE
     (default), bf16, f16, u8; "dynamic_quantization": whether activations are rounded to int8 where weights are int8 or int4,
     which takes half the time (default True, unless answers depend on what runs beside them then: that is tried, if
     "batching" is not what was found here before); "prefix_cache": whose prompts are computed once where they begin alike:
-    "key" (those of one key), "shared" (anybody's) or "off" (nobody's, the default).
+    "key" (those of one key), "shared" (anybody's) or "off" (nobody's, the default); "prompt_lookup": how many tokens to guess
+    beyond the next from what stands before (default 0), which leaves activations exact: a step then computes several rows of
+    one answer. The last two can't be had together.
     """
     with loading_with(NAME, artifact):
         known = settings.get("batching")
-        rounds = settings.get("dynamic_quantization", True) and _has_rounded_weights(artifact.path)
+        is_rounded = settings.get("dynamic_quantization", True) and not settings.get("prompt_lookup")
+        rounds = is_rounded and _has_rounded_weights(artifact.path)
         if rounds and not (known and known.verdict == DEPENDENT):
             engine = _open(artifact.path, {**settings, "dynamic_quantization": True}, is_accompanied=True)
             engine.batching = known or engine.try_company()
@@ -98,12 +106,16 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> GenaiE
 def _open(folder: Path, settings: Mapping[str, Any], *, is_accompanied: bool) -> GenaiEngine:
     make, context_length, blocks = _pipeline(folder, settings)
     sharing = chosen(settings, "prefix_cache", "off", ("off", *SHARINGS))
+    ahead = settings.get("prompt_lookup", 0)
+    check_within("prompt_lookup", ahead, int, 0, MOST_AHEAD)
+    if ahead and sharing != "off":
+        raise InvalidInput("settings 'prompt_lookup' and 'prefix_cache' can't be had together: leave one out")
 
     def steps() -> Steps:
         prefixes = None if sharing == "off" else Prefixes(_salts(folder), blocks)
-        return Steps(make(), blocks, is_accompanied=is_accompanied, prefixes=prefixes)
+        return Steps(make(), blocks, is_accompanied=is_accompanied, prefixes=prefixes, ahead=ahead)
 
-    return GenaiEngine(steps, folder, context_length, sharing)
+    return GenaiEngine(steps, folder, context_length, sharing, ahead)
 
 
 def _salts(folder: Path) -> Salts:
@@ -138,6 +150,8 @@ def _pipeline(folder: Path, settings: Mapping[str, Any]) -> tuple[Callable[[], A
         properties["INFERENCE_PRECISION_HINT"] = precision
 
     shares = settings.get("prefix_cache", "off") != "off"
+    if settings.get("prompt_lookup"):
+        properties["prompt_lookup"] = True
 
     def make() -> Any:
         scheduler = genai.SchedulerConfig()
@@ -200,10 +214,10 @@ class _Running:
 class GenaiEngine:
     """The pipeline and its thread. A request that can't be run fails alone; if a step breaks, the pipeline is made anew."""
 
-    def __init__(self, make: Callable[[], Steps], folder: Path, context_length: int, sharing: str) -> None:
-        """`sharing` is one of SHARINGS, or "off"."""
+    def __init__(self, make: Callable[[], Steps], folder: Path, context_length: int, sharing: str, ahead: int) -> None:
+        """`sharing` is one of SHARINGS, or "off"; `ahead`: tokens to guess beyond the next."""
         self._make = make
-        self._sharing = sharing
+        self._sharing, self._ahead = sharing, ahead
         self._defaults = replace(read_defaults(folder), context_length=context_length)
         self.context_length = context_length
         self._pipeline: Any = make()
@@ -280,7 +294,7 @@ class GenaiEngine:
         if admitted is not None:
             self._hold(admitted)
         owner = {"key": r.job.request.owner, "shared": ""}.get(self._sharing)
-        r.handle = self._pipeline.add_request(r.prompt, configuration(r.choice, admitted), owner)
+        r.handle = self._pipeline.add_request(r.prompt, configuration(r.choice, admitted, self._ahead), owner)
 
     def _drop(self, r: _Running) -> None:
         if r.handle is not None:
@@ -300,7 +314,7 @@ class GenaiEngine:
         for r in unscored[:count]:
             span = self.meter.start()
             try:
-                r.prompt_scores = prompt_scores(r.prompt, *self._pipeline.alone(r.prompt))
+                r.prompt_scores = prompt_scores(r.prompt, *self._pipeline.alone(r.prompt), ahead=self._ahead)
             finally:
                 r.cost = self.meter.stop(span)
         over = []
@@ -398,8 +412,8 @@ class GenaiEngine:
         return reason is not None
 
 
-def configuration(choice: Choice, admitted: Admitted | None = None) -> Any:
-    """OpenVINO GenAI's own words for a choice, and for the form that the answer is held to."""
+def configuration(choice: Choice, admitted: Admitted | None = None, ahead: int = 0) -> Any:
+    """OpenVINO GenAI's own words for a choice, for the form that the answer is held to, and for how far to guess."""
     import openvino_genai as genai
 
     config = genai.GenerationConfig()
@@ -417,6 +431,8 @@ def configuration(choice: Choice, admitted: Admitted | None = None) -> Any:
     config.presence_penalty = choice.presence_penalty
     if admitted is not None:
         config.structured_output_config = genai.StructuredOutputConfig(grammar=admitted.grammar)
+    if ahead:  # a request that says nothing of it ends such a pipeline, and one that does any other
+        config.num_assistant_tokens, config.max_ngram_size = ahead, ALIKE_TOKENS
     config.do_sample = not choice.is_greedy
     if config.do_sample:
         config.temperature = choice.temperature

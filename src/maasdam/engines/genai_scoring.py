@@ -32,9 +32,9 @@ def scored_in_turn(prompts: Sequence[type_array]) -> int:
     return count
 
 
-def prompt_scores(prompt: type_array, pipeline: Any, number: int, sent: type_array) -> tuple[Scored, ...]:
+def prompt_scores(prompt: type_array, pipeline: Any, number: int, sent: type_array, ahead: int = 0) -> tuple[Scored, ...]:
     """Of a prompt [1, T] its tokens with their log-probabilities, the first without one. `number` is the request's, `sent` the
-    prompt as the pipeline takes it.
+    prompt as the pipeline takes it, `ahead` what it may guess.
 
     There must be nothing else in the pipeline, but what was cancelled. Raises EngineFailure where it tells less, or more.
     """
@@ -47,6 +47,8 @@ def prompt_scores(prompt: type_array, pipeline: Any, number: int, sent: type_arr
     config.max_new_tokens = 0
     config.echo = True
     config.logprobs = 1
+    if ahead:
+        config.num_assistant_tokens, config.max_ngram_size = ahead, 1
     handle = pipeline.add_request(number, openvino().Tensor(sent.copy()), config)
     ids: list[int] = []
     logprobs: list[float] = []

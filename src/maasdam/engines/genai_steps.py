@@ -47,8 +47,9 @@ class Given(NamedTuple):
 class Answer:
     """A request to the pipeline, with what its handle has. It may be taken out of the pipeline and begun again, unseen."""
 
-    def __init__(self, prompt: type_array, configuration: Any, owner: str | None = None) -> None:
-        self.prompt, self.configuration, self.owner = prompt, configuration, owner
+    def __init__(self, prompt: type_array, configuration: Any, owner: str | None = None, ahead: int = 0) -> None:
+        """`ahead`: tokens that a step may guess beyond the next."""
+        self.prompt, self.configuration, self.owner, self._ahead = prompt, configuration, owner, ahead
         self.begun: Begun | None = None
         """How its prompt was sent, where prompts are shared; None once the whole of it is computed."""
         self.found = 0
@@ -88,7 +89,7 @@ class Answer:
     @property
     def blocks(self) -> int:
         """Of the cache, in the step after the next."""
-        return int(self.length) // BLOCK + 1
+        return (int(self.length) + 2 * self._ahead) // BLOCK + 1
 
     def compute(self, rows: int) -> None:
         """So many of its rows are in the next step."""
@@ -97,15 +98,18 @@ class Answer:
 
     def advance(self) -> None:
         """Take what the step gave; what was given before it was begun again is not given twice."""
-        self.length += not self.left
+        given = int(not self.left)
         while self.handle.can_read():
             for output in self.handle.read().values():
                 ids, scores = list(output.generated_ids), list(output.generated_log_probs)
+                if self._ahead:
+                    given, self.left = len(ids), 0
                 known = min(self._again, len(ids))
                 self._again -= known
                 self._given += len(ids) - known
                 if ids[known:]:
                     self._pieces.append(Given(ids[known:], scores[known:]))
+        self.length += given
 
     def start_from(self, begun: Begun) -> None:
         """The first of its prompt's tokens are computed."""
@@ -125,10 +129,14 @@ class Answer:
 class Steps:
     """A pipeline as it is used here: `add_request`, `step` and `has_non_finished_requests` are its own words."""
 
-    def __init__(self, pipeline: Any, blocks: int, *, is_accompanied: bool, prefixes: Prefixes | None = None) -> None:
+    def __init__(
+        self, pipeline: Any, blocks: int, *, is_accompanied: bool, prefixes: Prefixes | None = None, ahead: int = 0
+    ) -> None:
         """`blocks` of the cache; `is_accompanied` where a lone row would be computed in another way than one among others;
-        `prefixes` where the pipeline finds what it has computed before."""
+        `prefixes` where the pipeline finds what it has computed before; `ahead`: tokens it may guess beyond the next."""
         self._pipeline = pipeline
+        self._ahead = ahead
+        self._most = MOST_ANSWERS // (1 + ahead)
         self._prefixes = prefixes
         self._blocks = blocks
         self._is_accompanied = is_accompanied
@@ -150,7 +158,7 @@ class Steps:
         """An answer to `prompt`, int64 [1, T]: its tokens come with the steps. Why one is `refused` is said there, too.
 
         `owner`: whose prompt it may share, where prompts are shared."""
-        answer = Answer(prompt, configuration, owner)
+        answer = Answer(prompt, configuration, owner, self._ahead)
         self._waiting.append(answer)
         return answer
 
@@ -210,10 +218,10 @@ class Steps:
         """Begin what the next step has room for, with the companions that it needs."""
         writing = [a for a in self._inside if not a.left]
         cut = next((a for a in self._inside if a.left), None)
-        room = STEP_TOKENS - len(writing) - len(self._companions)
+        room = STEP_TOKENS - len(writing) * (1 + self._ahead) - len(self._companions)
         given = len(writing)
         for answer in writing:
-            answer.compute(1)
+            answer.compute(1 + self._ahead)
         if cut is not None:
             if self._is_accompanied and cut.left == room + 1:
                 self._accompany(len(self._companions) - 1)
@@ -231,7 +239,7 @@ class Steps:
 
     def _begin(self, room: int, given: int) -> None:
         """Begin what waits, while `room` rows are left; only the last of it may be cut."""
-        while self._waiting and room > 2 and given < MOST_ANSWERS:
+        while self._waiting and room > 2 and given < self._most:
             answer = self._waiting[0]
             held = sum(a.blocks + 1 for a in (*self._inside, *self._companions)) + self._leaving
             if self._inside and held + answer.grown // BLOCK + 5 > self._blocks:
