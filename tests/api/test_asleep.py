@@ -101,8 +101,9 @@ def test_status_and_metrics_say_what_models_hold(own_service: Running) -> None:
         "isolate": False,
         "mode": "pin",
         "idle_seconds": None,
+        "options": {"prefix_cache": "key"},
         "serving": [{"version": 1, "state": "ready", "memory_bytes": 12_000_000}],
     }
     told = {"url": "http://here", "state": "running", "hint": None, "memory_budget_bytes": 40_000_000}
     text = _text([row], told, [])
-    assert "1 ready 12 MB" in text and "models hold 12 MB of 40 (memory_budget)" in text
+    assert "pin, prefix cache key" in text and "1 ready 12 MB" in text and "models hold 12 MB of 40 (memory_budget)" in text

@@ -146,6 +146,10 @@ def test_desired_state(workspace: Workspace) -> None:
     assert document("status")["deployments"][0]["idle_seconds"] == 90.0
     assert "on-demand, idle 90 s, isolated" in run("status").stdout
     assert document("deploy", "mlp", "--pin")["mode"] == "pin"
+    for wrong, said in ((("--prefix-cache", "key"), "prefix_cache"), (("--prompt-lookup", "4"), "prompt_lookup")):
+        refused = run("deploy", "mlp", *wrong)
+        assert refused.exit_code == 1 and f"engine onnxruntime has no {said}" in refused.stderr
+    assert document("status")["deployments"][0]["mode"] == "pin"
     for wrong in (("--pin", "--on-demand"), ("--pin", "--idle", "9"), ("--idle", "0")):
         assert run("deploy", "mlp", *wrong).exit_code == 2
     assert document("undeploy", "mlp") == {"undeployed": "mlp"}

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from maasdam.core import DEPENDENT, Artifact, Sampling, SequenceRequest
-from maasdam.engines import genai_company, genai_engine, open_engine
+from maasdam.engines import check_options, genai_company, genai_engine, open_engine
 from maasdam.engines.genai_company import greedily, written
 from maasdam.engines.genai_prefix import BLOCK, Prefixes, alike
 from maasdam.engines.genai_salts import MODEL, Salts, salted_model
 from maasdam.engines.genai_steps import Steps
-from maasdam.errors import InvalidField, InvalidInput, InvalidModel
+from maasdam.errors import InvalidField, InvalidInput, InvalidModel, Unsupported
 from tests.engines.test_company import Watched, artifact, prompts, short_steps, steps_of
 from tests.engines.test_company import artifact as artifact
 from tests.engines.test_company import short_steps as short_steps
@@ -262,10 +262,23 @@ def test_a_model_that_can_t_share_is_refused(
         open_engine(replace(artifact, path=tmp_path), threads=1, settings=KEYED)
 
 
-@pytest.mark.parametrize("value", ["yes", "", "KEY", True, 3, None])
-def test_another_word_for_it_is_refused(artifact: Artifact, value: Any) -> None:
-    with pytest.raises(InvalidInput, match="prefix_cache"):
-        open_engine(artifact, threads=1, settings={"prefix_cache": value})
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"prefix_cache": value}, "prefix_cache is") for value in ("yes", "", "KEY", True, 3, None, ["key"])]
+    + [({"prompt_lookup": value}, "'prompt_lookup' is") for value in (0, -1, 17, 1.5, "4", True, None)]
+    + [({"prefix_cache": "key", "prompt_lookup": 4}, "can't be had together")],
+)
+def test_other_options_are_refused(artifact: Artifact, options: dict[str, Any], said: str) -> None:
+    with pytest.raises((InvalidInput, InvalidField), match=said):
+        open_engine(artifact, threads=1, settings=options)
+
+
+@pytest.mark.parametrize("engine", ["transformers", "onnxruntime", "ctranslate2", "none of ours"])
+@pytest.mark.parametrize("options", [{"prefix_cache": "key"}, {"prompt_lookup": 4}])
+def test_an_engine_that_has_no_such_option_says_so(engine: str, options: dict[str, Any]) -> None:
+    with pytest.raises(Unsupported, match=f"engine {engine} has no {next(iter(options))}"):
+        check_options(engine, options)
+    check_options(engine, {})
 
 
 def test_where_what_was_computed_before_shows_activations_are_exact(

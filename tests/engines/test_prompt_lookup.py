@@ -15,7 +15,6 @@ from maasdam.engines import genai_engine, open_engine
 from maasdam.engines.genai_company import _all_of, greedily
 from maasdam.engines.genai_engine import ALIKE_TOKENS
 from maasdam.engines.genai_steps import Answer, Steps
-from maasdam.errors import InvalidField, InvalidInput
 from tests.engines.test_company import artifact as artifact
 from tests.engines.test_company import prompts
 from tests.engines.test_text_generation import ask
@@ -158,17 +157,6 @@ async def test_it_is_paid_once(engine: Any) -> None:
     sampling = replace(SAMPLINGS["greedy"], max_tokens=20)
     pieces = [piece async for piece in engine.submit(ask(ASKED[0], sampling))]
     assert cast(Any, pieces[-1].cost).cpu_seconds > 0 and sum(len(piece.token_ids) for piece in pieces) == 20
-
-
-@pytest.mark.parametrize("value", [-1, 17, 1.5, "4", True, None])
-def test_another_number_is_refused(artifact: Artifact, value: Any) -> None:
-    with pytest.raises((InvalidField, InvalidInput), match="prompt_lookup"):
-        open_engine(artifact, threads=1, settings={"prompt_lookup": value})
-
-
-def test_it_is_refused_beside_a_prefix_cache(artifact: Artifact) -> None:
-    with pytest.raises(InvalidInput, match="can't be had together"):
-        open_engine(artifact, threads=1, settings={**LOOKUP, "prefix_cache": "key"})
 
 
 def test_its_activations_are_exact(engine: Any, artifact: Artifact) -> None:

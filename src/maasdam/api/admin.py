@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from maasdam.api.errors import without_places
 from maasdam.api.paths import MODELS
 from maasdam.api.routing import JsonRoute
+from maasdam.engines.options import OPTIONS
 from maasdam.operations import deployments, keys
 from maasdam.operations.requests import find_request
 from maasdam.operations.service import Service
@@ -36,6 +37,10 @@ class DeploymentBody(BaseModel):
     )
     idle_seconds: float | None = Field(None, gt=0, description="unload after so long without a request; the next wakes it")
     isolate: bool = Field(False, description="whether each copy runs in a process of its own")
+    prefix_cache: Literal["key", "shared"] | None = Field(
+        None, description="compute prompts that begin alike once: those of one key, or anybody's, who can tell by the time"
+    )
+    prompt_lookup: int | None = Field(None, description="guess so many tokens ahead from what stands before")
 
 
 class KeyBody(BaseModel):
@@ -96,8 +101,9 @@ def _deployments(router: APIRouter, service: Service) -> None:
     async def deploy(model: str, body: DeploymentBody) -> dict[str, Any]:
         """Bring a model up, or change how it is served. Answers at once; GET /admin/deployments tells when it is up."""
         name = model if body.version is None else f"{model}:{body.version}"
-        how = body.model_dump(exclude={"version"})
-        return await deployments.deploy(service, name, **how)
+        how = body.model_dump(exclude={"version", *OPTIONS})
+        options = {option: value for option in OPTIONS if (value := getattr(body, option)) is not None}
+        return await deployments.deploy(service, name, **how, options=options)
 
     @router.delete("/deployments/{model:model}", status_code=204)
     async def undeploy(model: str) -> Response:

@@ -285,7 +285,8 @@ def _model(served: deployments.ServedVersion) -> dict[str, Any]:
             "tools": served.calls,
             "reasoning": served.reasons,
         }
-        | {word: served.version.task in tasks for word, tasks in ABLE.items()},
+        | {word: served.version.task in tasks for word, tasks in ABLE.items()}
+        | dict(served.options),
     }
 
 

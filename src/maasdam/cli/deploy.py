@@ -21,6 +21,12 @@ def deploy(
         None, "--idle", min=0.001, metavar="SECONDS", help="Unload it after so long without a request; the next one wakes it."
     ),
     isolate: bool = typer.Option(False, "--isolate", help="Run each copy in a process of its own."),
+    prefix_cache: str = typer.Option(
+        None, "--prefix-cache", metavar="key|shared", help="Compute prompts that begin alike once: one key's, or anybody's."
+    ),
+    prompt_lookup: int = typer.Option(
+        None, "--prompt-lookup", metavar="N", help="Guess N tokens ahead from what stands before: for answers that repeat."
+    ),
     trust: bool = typer.Option(False, "--trust", help="Take the report of an imported version at its word."),
     upstream: str = typer.Option(
         None, "--upstream", metavar="URL", help="Where a server that speaks the OpenAI API runs it, as http://host:8000/v1."
@@ -42,19 +48,22 @@ def deploy(
         raise typer.BadParameter("what is pinned never leaves; leave the other out", param_hint="--pin")
     shares = dict(_share(text) for text in traffic)
     mode = "pin" if pin else "on-demand" if on_demand else "always"
+    given = {"prefix_cache": prefix_cache, "prompt_lookup": prompt_lookup}
+    options = {option: value for option, value in given.items() if value is not None}
     if upstream is None and (key_env or upstream_model or task):
         raise typer.BadParameter("--key-env, --upstream-model and --task go with --upstream", param_hint="--upstream")
-    if upstream is not None and (replicas != 1 or mode != "always" or idle is not None or isolate):
-        raise typer.BadParameter("another server runs it: how many copies, and when, is told there", param_hint="--upstream")
+    if upstream is not None and (replicas != 1 or mode != "always" or idle is not None or isolate or options):
+        raise typer.BadParameter("another server runs it: how, and how many copies, is told there", param_hint="--upstream")
     from maasdam.operations.release import deploy
     from maasdam.operations.upstreams import registered
 
     with in_workspace() as workspace:
         if upstream is not None:
             name = registered(workspace, name, upstream, key_env, upstream_model, task)
-        deployment = deploy(workspace, name, replicas, shares, trust, mode=mode, idle_seconds=idle, isolate=isolate)
+        way = {"mode": mode, "idle_seconds": idle, "isolate": isolate, "options": options}
+        deployment = deploy(workspace, name, replicas, shares, trust, **way)
         what = f"version {deployment.version}" if deployment.version else "its alias prod, else the newest that passed"
-        how = f"{deployment.replicas} replica(s), {_memory(mode, idle, isolate)}"
+        how = f"{deployment.replicas} replica(s), {_memory(mode, idle, isolate, options)}"
         emit(asdict(deployment), as_json, f"{deployment.model} is deployed: {what}, {how}")
 
 
@@ -102,7 +111,11 @@ def status(as_json: bool = JSON) -> None:
 def _text(rows: list[dict[str, Any]], service: dict[str, Any], builds: list[dict[str, Any]]) -> str:
     heads = ("model", "version", "follows", "task", "format", "engine", "batching", "replicas", "traffic")
     cells = [
-        (*(row[head] for head in heads), _memory(row["mode"], row["idle_seconds"], row["isolate"]), _states(row["serving"]))
+        (
+            *(row[head] for head in heads),
+            _memory(row["mode"], row["idle_seconds"], row["isolate"], row["options"]),
+            _states(row["serving"]),
+        )
         for row in rows
     ]
     hint = f" ({service['hint']})" if service["hint"] else ""
@@ -115,9 +128,10 @@ def _text(rows: list[dict[str, Any]], service: dict[str, Any], builds: list[dict
     return "\n".join(lines)
 
 
-def _memory(mode: str, idle: float | None, isolate: bool) -> str:
-    """When its replicas are in memory, and in whose."""
-    return ", ".join([mode, *([f"idle {idle:g} s"] if idle is not None else []), *(["isolated"] if isolate else [])])
+def _memory(mode: str, idle: float | None, isolate: bool, options: dict[str, Any] | None) -> str:
+    """When its replicas are in memory, and in whose; and what is asked of its engine."""
+    asked = [f"{name.replace('_', ' ')} {value}" for name, value in (options or {}).items()]
+    return ", ".join([mode, *([f"idle {idle:g} s"] if idle is not None else []), *["isolated"] * isolate, *asked])
 
 
 def _states(serving: list[dict[str, Any]] | None) -> str | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from maasdam.core import Artifact, Engine, Layout
+from maasdam.engines import options as deployed
 from maasdam.engines.processor import available_threads
 from maasdam.errors import InvalidInput, Unsupported
 
@@ -40,6 +41,8 @@ class EngineInfo:
     """Whether it can hold answers to a JSON schema, an expression or a grammar."""
     likeliest: int = 0
     """How many of the likeliest tokens it tells beside each of a text, whatever chose that."""
+    options: tuple[str, ...] = ()
+    """Of OPTIONS: what a deployment may ask of it."""
 
 
 _TORCH = "import {}; print('cpu', *(['cuda'] if torch.cuda.is_available() else []))"
@@ -59,7 +62,8 @@ ENGINES: dict[str, EngineInfo] = {
                    extra="tensorflow"),
         EngineInfo("openvino-genai", "genai_engine", "sequence", ("genai",),
                    ("openvino", "openvino_genai", "openvino_tokenizers"), ("cpu",),
-                   "import openvino_genai, openvino_tokenizers; print('cpu')", holds_forms=True),
+                   "import openvino_genai, openvino_tokenizers; print('cpu')", holds_forms=True,
+                   options=("prefix_cache", "prompt_lookup")),
         EngineInfo("transformers", "transformers_engine", "sequence", ("huggingface",), ("torch", "transformers"), _CUDA,
                    _TORCH.format("torch, transformers"), extra="pytorch", may_import_transformers=True, likeliest=20),
         EngineInfo("ctranslate2", "whisper_engine", "sequence", ("ctranslate2",), ("ctranslate2", "faster_whisper"), _CUDA,
@@ -107,6 +111,12 @@ def import_library(engine: str) -> None:
                 importlib.import_module(library)
 
 
+def check_options(engine: str, options: Mapping[str, Any]) -> None:
+    """Raise Unsupported or InvalidInput where an engine can't do what a deployment asks of it."""
+    info = ENGINES.get(engine)
+    deployed.check(options, engine, info.options if info else ())
+
+
 def open_engine(
     artifact: Artifact, *, device: str | None = None, threads: int = 0, settings: Mapping[str, Any] | None = None
 ) -> Engine:
@@ -114,7 +124,8 @@ def open_engine(
 
     `settings` override the artifact's own; `device` None is the artifact's, "cpu" where it names none; `threads` overrides
     its "threads" (0: the artifact's, else every core).
-    Raises Unsupported (no such engine, layout or device), MissingExtra, InvalidModel (the files don't load).
+    Raises Unsupported (no such engine, layout, device or option), InvalidInput, MissingExtra, InvalidModel (the files don't
+    load).
     """
     device, merged = in_force(artifact, device=device, threads=threads, settings=settings)
     info = ENGINES.get(artifact.engine)
@@ -128,5 +139,6 @@ def open_engine(
     count = merged["threads"]
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise InvalidInput(f"setting 'threads' is {count!r}; it takes a whole number, at least 1")
+    check_options(info.name, merged)
     module = importlib.import_module(f"maasdam.engines.{info.module}")
     return cast(Engine, module.open(artifact, device, merged))

@@ -30,7 +30,6 @@ from maasdam.core import (
     Scored,
     SequenceRequest,
     Tokens,
-    check_within,
     total_cost,
 )
 from maasdam.engines.gate import FormGate
@@ -44,7 +43,7 @@ from maasdam.engines.mailbox import Hear, Job, Turns, tokens_of
 from maasdam.engines.openvino_engine import PRECISIONS, dynamic_quantization
 from maasdam.engines.openvino_library import kept_in
 from maasdam.engines.tensors import chosen, first_line, loading_with
-from maasdam.errors import EngineFailure, InvalidField, InvalidInput, InvalidModel, MaasdamError, Overloaded
+from maasdam.errors import EngineFailure, InvalidField, InvalidModel, MaasdamError, Overloaded
 from maasdam.telemetry.meter import CpuMeter
 
 if TYPE_CHECKING:
@@ -63,10 +62,6 @@ GRAMMAR_BYTES = 2**29
 for 16,000 tokens of vocabulary."""
 ROUNDED = ('element_type="i8"', 'element_type="u8"', 'element_type="i4"', 'element_type="u4"')
 """Of constants in a model's file: products with such weights are those whose activations are rounded."""
-SHARINGS = ("key", "shared")
-"""Whose prompts are computed once where they begin alike: one key's, anybody's."""
-MOST_AHEAD = 16
-"""Tokens that may be guessed beyond the next."""
 ALIKE_TOKENS = 3
 """At most so many in a row are looked for, to guess that what followed them follows again."""
 log = logging.getLogger("maasdam.engines")
@@ -79,9 +74,8 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> GenaiE
     (default), bf16, f16, u8; "dynamic_quantization": whether activations are rounded to int8 where weights are int8 or int4,
     which takes half the time (default True, unless answers depend on what runs beside them then: that is tried, if
     "batching" is not what was found here before); "prefix_cache": whose prompts are computed once where they begin alike:
-    "key" (those of one key), "shared" (anybody's) or "off" (nobody's, the default); "prompt_lookup": how many tokens to guess
-    beyond the next from what stands before (default 0), which leaves activations exact: a step then computes several rows of
-    one answer. The last two can't be had together.
+    "key" (those of one key), "shared" (anybody's), or nobody's (default); "prompt_lookup": how many tokens to guess beyond the
+    next from what stands before (default 0), which leaves activations exact: a step then computes several rows of one answer.
     """
     with loading_with(NAME, artifact):
         known = settings.get("batching")
@@ -105,14 +99,10 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> GenaiE
 
 def _open(folder: Path, settings: Mapping[str, Any], *, is_accompanied: bool) -> GenaiEngine:
     make, context_length, blocks = _pipeline(folder, settings)
-    sharing = chosen(settings, "prefix_cache", "off", ("off", *SHARINGS))
-    ahead = settings.get("prompt_lookup", 0)
-    check_within("prompt_lookup", ahead, int, 0, MOST_AHEAD)
-    if ahead and sharing != "off":
-        raise InvalidInput("settings 'prompt_lookup' and 'prefix_cache' can't be had together: leave one out")
+    sharing, ahead = settings.get("prefix_cache"), settings.get("prompt_lookup", 0)
 
     def steps() -> Steps:
-        prefixes = None if sharing == "off" else Prefixes(_salts(folder), blocks)
+        prefixes = None if sharing is None else Prefixes(_salts(folder), blocks)
         return Steps(make(), blocks, is_accompanied=is_accompanied, prefixes=prefixes, ahead=ahead)
 
     return GenaiEngine(steps, folder, context_length, sharing, ahead)
@@ -149,7 +139,7 @@ def _pipeline(folder: Path, settings: Mapping[str, Any]) -> tuple[Callable[[], A
     if precision != "auto":
         properties["INFERENCE_PRECISION_HINT"] = precision
 
-    shares = settings.get("prefix_cache", "off") != "off"
+    shares = "prefix_cache" in settings
     if settings.get("prompt_lookup"):
         properties["prompt_lookup"] = True
 
@@ -214,8 +204,8 @@ class _Running:
 class GenaiEngine:
     """The pipeline and its thread. A request that can't be run fails alone; if a step breaks, the pipeline is made anew."""
 
-    def __init__(self, make: Callable[[], Steps], folder: Path, context_length: int, sharing: str, ahead: int) -> None:
-        """`sharing` is one of SHARINGS, or "off"; `ahead`: tokens to guess beyond the next."""
+    def __init__(self, make: Callable[[], Steps], folder: Path, context_length: int, sharing: str | None, ahead: int) -> None:
+        """`sharing` is one of SHARINGS, or None; `ahead`: tokens to guess beyond the next."""
         self._make = make
         self._sharing, self._ahead = sharing, ahead
         self._defaults = replace(read_defaults(folder), context_length=context_length)
@@ -273,7 +263,7 @@ class GenaiEngine:
                 return None
             r = _Running(job, *begun)
             _check_likeliest(job.request.sampling, r.choice)
-            if self._sharing != "off" and r.choice.repetition_penalty != 1:
+            if self._sharing is not None and r.choice.repetition_penalty != 1:
                 raise InvalidField(
                     f"'repetition_penalty' is {r.choice.repetition_penalty:g}: this model has a prefix cache, beside which "
                     f"engine {NAME} keeps to 1 only; frequency_penalty and presence_penalty are kept to",
@@ -293,7 +283,7 @@ class GenaiEngine:
         admitted = r.job.request.admitted
         if admitted is not None:
             self._hold(admitted)
-        owner = {"key": r.job.request.owner, "shared": ""}.get(self._sharing)
+        owner = {"key": r.job.request.owner, "shared": ""}.get(self._sharing or "")
         r.handle = self._pipeline.add_request(r.prompt, configuration(r.choice, admitted, self._ahead), owner)
 
     def _drop(self, r: _Running) -> None:
@@ -314,7 +304,8 @@ class GenaiEngine:
         for r in unscored[:count]:
             span = self.meter.start()
             try:
-                r.prompt_scores = prompt_scores(r.prompt, *self._pipeline.alone(r.prompt), ahead=self._ahead)
+                pipeline, number, sent = self._pipeline.alone(r.prompt)
+                r.prompt_scores = prompt_scores(r.prompt, pipeline, number, sent, self._ahead)
             finally:
                 r.cost = self.meter.stop(span)
         over = []

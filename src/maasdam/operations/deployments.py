@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import TEXT_GENERATION, UNTRIED, Sampling, split_name
-from maasdam.engines import ENGINES, HOLD_FORMS
+from maasdam.engines import ENGINES, HOLD_FORMS, check_options
 from maasdam.errors import InvalidField, InvalidModel, NotFound, NotReady
 from maasdam.operations.fleet import Follow, Settle, standing, worst
 from maasdam.serving.router import ANSWERING
@@ -53,6 +53,8 @@ class ServedVersion:
     """Whether it sets reasoning apart."""
     abilities: Mapping[str, Any] = field(default_factory=dict)
     """What another server that runs it says that it can."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What its deployment asks of its engine."""
 
     @property
     def name(self) -> str:
@@ -141,9 +143,10 @@ async def catalog_versions(service: Service) -> list[tuple[str, int]]:
 async def deploy(service: Service, name: str, **how: Any) -> dict[str, Any]:
     """Bring NAME or NAME:VERSION up, or change how it is served (see `Catalog.deploy`); returns at once.
 
-    Raises NotFound, InvalidInput, Conflict.
+    Raises NotFound, InvalidInput, Unsupported, Conflict.
     """
-    await asyncio.to_thread(service.catalog.resolve, name)  # NotFound is told before what is wrong with the shares
+    version = await asyncio.to_thread(service.catalog.resolve, name)  # NotFound is told before what is wrong with the shares
+    check_options(version.engine, how.get("options") or {})
     deployment = await asyncio.to_thread(service.catalog.deploy, name, **how)
     await follow_everywhere(service)
     return asdict(deployment)
@@ -240,7 +243,7 @@ def _of(service: Service, group: ReplicaSet) -> ServedVersion:
     state, reason, replicas = worst(own, version.model, version.version, others) if others else own
     told = facts.signature, facts.batching, group.load_seconds, facts.context_length
     spoken = facts.calls, facts.reasons, facts.abilities
-    return ServedVersion(version, state, reason, replicas, *told, *spoken)
+    return ServedVersion(version, state, reason, replicas, *told, *spoken, group.desired.options)
 
 
 def _batching(service: Service, digests: Iterable[str]) -> dict[str, Batching]:

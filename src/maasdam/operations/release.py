@@ -16,6 +16,7 @@ from maasdam.artifacts.catalog import Deployment, Version
 from maasdam.artifacts.names import UNVERIFIED
 from maasdam.artifacts.store import Store
 from maasdam.core import Progress, silent
+from maasdam.engines import check_options
 from maasdam.errors import InvalidModel, NotFound
 from maasdam.operations.address import Address, asked, whereabouts
 from maasdam.operations.builds import builds
@@ -76,6 +77,7 @@ def rollback(workspace: Workspace, model: str, alias: str) -> Version:
 
 def deploy(workspace: Workspace, name: str, replicas: int, traffic: Mapping[int, float], trust: bool, **how: Any) -> Deployment:
     """Desired state: a running service follows. `how`, and what is raised: see `Catalog.deploy`."""
+    check_options(workspace.catalog.resolve(name).engine, how.get("options") or {})
     return workspace.catalog.deploy(name, replicas, traffic or None, trust=trust, **how)
 
 
