@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from maasdam.api.errors import without_places
 from maasdam.api.paths import MODELS
 from maasdam.api.routing import JsonRoute
-from maasdam.engines.options import OPTIONS
 from maasdam.operations import deployments, keys
 from maasdam.operations.requests import find_request
 from maasdam.operations.service import Service
@@ -101,8 +100,9 @@ def _deployments(router: APIRouter, service: Service) -> None:
     async def deploy(model: str, body: DeploymentBody) -> dict[str, Any]:
         """Bring a model up, or change how it is served. Answers at once; GET /admin/deployments tells when it is up."""
         name = model if body.version is None else f"{model}:{body.version}"
-        how = body.model_dump(exclude={"version", *OPTIONS})
-        options = {option: value for option in OPTIONS if (value := getattr(body, option)) is not None}
+        asked = {"prefix_cache", "prompt_lookup"}
+        how = body.model_dump(exclude={"version", *asked})
+        options = body.model_dump(include=asked, exclude_none=True)
         return await deployments.deploy(service, name, **how, options=options)
 
     @router.delete("/deployments/{model:model}", status_code=204)

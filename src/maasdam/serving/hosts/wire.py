@@ -197,9 +197,9 @@ class AnswerPart(Struct, array_like=True):
     prompt_tokens: Count | None
     completion_tokens: Count | None
     audio_seconds: Amount | None
-    cached_tokens: Count | None
     is_last: bool
     cost: Taken | None
+    cached_tokens: Count | None = None
 
 
 class Wrong(Struct, array_like=True):
@@ -435,7 +435,8 @@ def part_given(chunk: Chunk, before: Sequence[Buffer] = (), at: int = 0) -> tupl
         arrays, body, at = given(value, before, at)
         said = ArrayList(arrays)
     cost = chunk.cost
-    return AnswerPart(said, *chunk.units, chunk.is_last, None if cost is None else Taken(*cost)), body, at
+    taken = None if cost is None else Taken(*cost)
+    return AnswerPart(said, *chunk.units[:4], chunk.is_last, taken, chunk.units.cached_tokens), body, at
 
 
 def chunk_of(part: AnswerPart, memory: Memory) -> Chunk:
