@@ -223,7 +223,7 @@ def test_what_was_found_is_kept_and_shown(artifact: Artifact, trials: list[Batch
     loader = Loader(cast(Any, None), Settings(home=tmp_path, threads=1), findings, meter=CpuMeter())
     assert findings.told(artifact, threads=1) == OWN
     for _ in range(2):
-        cast(Any, loader._opened(artifact)).close()
+        cast(Any, loader._opened(artifact, {})).close()
     assert len(trials) == 1
     assert findings.told(artifact, threads=1).facts()["batching"] == INDEPENDENT
 
