@@ -148,7 +148,8 @@ def test_a_call_that_must_be_made_always_validates(gpt: openai.OpenAI, client: h
     assert free["message"].get("tool_calls") is None and free["message"]["content"]
     made = 0
     for seed in range(4):
-        choice = whole(client, model=model, tools=TOOLS, tool_choice="required", seed=seed)
+        most = 600 if model == "may-think" else 150
+        choice = whole(client, model=model, tools=TOOLS, tool_choice="required", seed=seed, max_tokens=most)
         message = choice["message"]
         assert not message["content"]
         for call in message.get("tool_calls", []):
@@ -159,7 +160,7 @@ def test_a_call_that_must_be_made_always_validates(gpt: openai.OpenAI, client: h
     assert made, "every answer was cut"
     named: Any = {"type": "function", "function": {"name": "weather"}}
     for seed in range(20):
-        calls, text, _, reason, _ = accumulated(gpt, model=model, tools=TOOLS, tool_choice=named, seed=seed, max_tokens=300)
+        calls, text, _, reason, _ = accumulated(gpt, model=model, tools=TOOLS, tool_choice=named, seed=seed, max_tokens=2 * most)
         if reason == "tool_calls":
             break
         assert reason == "length"

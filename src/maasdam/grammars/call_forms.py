@@ -7,7 +7,8 @@ a call is then followed by one that is right.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from maasdam.core import Calling, Constraint
@@ -16,7 +17,6 @@ from maasdam.grammars import schemas
 from maasdam.grammars.call_formats import FORMATS, CallFormat
 from maasdam.grammars.call_reader import CallRead, CallReader
 from maasdam.grammars.nodes import (
-    EMPTY,
     EVERY,
     ROOT,
     Chain,
@@ -26,6 +26,7 @@ from maasdam.grammars.nodes import (
     Named,
     Node,
     Repeated,
+    Until,
     Word,
     either,
     refused,
@@ -73,12 +74,11 @@ def parsed(text: str) -> Form:
         except InvalidField as error:
             raise refused(f"tool '{tool['name']}': {error}") from error
         prefix = f"tool_{i}_"
-        rules |= {prefix + name: _renamed(node, prefix) for name, node in arguments.rules.items()}
+        rules |= {prefix + name: _renamed(node, prefix.__add__) for name, node in arguments.rules.items()}
         options.append(row(Word(tool["name"] + form.written.middle), Named(prefix + ROOT)))
-    calls = _calls(form, either(options), wanted["most"], rules)
-    if not wanted["least"]:
-        calls = _after_text(form, calls, rules)
-    return Form({ROOT: calls} | rules)
+    write = _calls if wanted["least"] else _after_text
+    root = write(form, either(options), wanted["most"], rules)
+    return Form(_shared({ROOT: root} | rules))
 
 
 def forced(text: str) -> str | None:
@@ -110,42 +110,52 @@ def wrong_call(call: CallRead, schema: Any) -> str | None:
     return wrong and f"the arguments of '{call.name}' don't fit its parameters: {' '.join(wrong.message.split())[:200]}"
 
 
-def without_word(word: str, rules: dict[str, Node], name: str) -> Node:
-    """Any text that does not hold `word`, whose first character stands in it once; with rules called `name` and a number."""
-    first = (ord(word[0]), ord(word[0]))
-    plain = Repeated(Chars(without(EVERY, (first,))))
-    for at in range(len(word) - 1, 0, -1):
-        c = (ord(word[at]), ord(word[at]))
-        other = row(Chars(without(EVERY, tuple(sorted((first, c))))), plain)
-        on = (row(Word(word[at]), Named(f"{name}_{at + 1}")),) if at < len(word) - 1 else ()
-        rules[f"{name}_{at}"] = either((EMPTY, other, *on))
-    return row(plain, Repeated(row(Word(word[0]), Named(f"{name}_1"))))
-
-
-def _calls(form: CallFormat, call: Node, most: int | None, rules: dict[str, Node]) -> Node:
+def _calls(form: CallFormat, call: Node, most: int | None, rules: dict[str, Node], trigger: str = "") -> Node:
+    """Calls, behind what begins the first of them."""
     w = form.written
     rules["call"] = row(Word(w.head), call, Word(w.tail))
     more = Repeated(row(Word(w.between), Named("call")), 0, None if most is None else most - 1)
-    return row(Word(w.begin), Named("call"), *(() if most == 1 else (more,)), Word(w.end))
+    begin = (w.begin + w.head).removeprefix(trigger)
+    return row(Word(begin), call, Word(w.tail), *(() if most == 1 else (more,)), Word(w.end))
 
 
-def _after_text(form: CallFormat, calls: Node, rules: dict[str, Node]) -> Node:
+def _after_text(form: CallFormat, call: Node, most: int | None, rules: dict[str, Node]) -> Node:
     """Text, then calls or none; where calls have no word before them an answer is either."""
+    trigger = form.triggers[0] if form.triggers else ""
+    begins = (form.written.begin + form.written.head).startswith(trigger)
+    if trigger:
+        rules["calls"] = _calls(form, call, most, rules, trigger if begins else "")
+        rules["text"] = Until(trigger, Named("calls"))
     if not form.opens:
-        return row(without_word(form.triggers[0], rules, "text"), either((EMPTY, calls)))
-    taken = tuple((ord(c), ord(c)) for c in {*form.opens, *(trigger[0] for trigger in form.triggers)})
-    first = Chars(without(EVERY, (*SPACES, *taken)))
-    rest = without_word(form.triggers[0], rules, "text") if form.triggers else Repeated(Chars(EVERY))
-    return either((row(first, rest), calls))
+        return Named("text")
+    taken = tuple((ord(c), ord(c)) for c in form.opens)
+    first = Chars(without(EVERY, (*SPACES, *taken, *(((ord(trigger[0]), ord(trigger[0])),) if trigger else ()))))
+    rest = Named("text") if trigger else Repeated(Chars(EVERY))
+    return either((row(first, rest), _calls(form, call, most, rules)))
 
 
-def _renamed(node: Node, prefix: str) -> Node:
+def _shared(rules: Mapping[str, Node]) -> dict[str, Node]:
+    """The same with rules that say the same once: what strings are takes an engine longest."""
+    kept = dict(rules)
+    while True:
+        names: dict[Node, str] = {}
+        others = {name: first for name, node in kept.items() if (first := names.setdefault(node, name)) != name}
+        if not others:
+            return kept
+        kept = {name: _renamed(node, partial(_named_once, others)) for name, node in kept.items() if name not in others}
+
+
+def _named_once(others: Mapping[str, str], name: str) -> str:
+    return others.get(name, name)
+
+
+def _renamed(node: Node, change: Callable[[str], str]) -> Node:
     if isinstance(node, Named):
-        return Named(prefix + node.name)
-    if isinstance(node, Chain | Either):
-        return type(node)(tuple(_each(node.parts if isinstance(node, Chain) else node.options, prefix)))
-    return Repeated(_renamed(node.part, prefix), node.least, node.most) if isinstance(node, Repeated) else node
-
-
-def _each(nodes: Iterable[Node], prefix: str) -> Iterable[Node]:
-    return (_renamed(node, prefix) for node in nodes)
+        return Named(change(node.name))
+    if isinstance(node, Until):
+        return node if node.then is None else Until(node.word, Named(change(node.then.name)))
+    if isinstance(node, Chain):
+        return Chain(tuple(_renamed(part, change) for part in node.parts))
+    if isinstance(node, Either):
+        return Either(tuple(_renamed(option, change) for option in node.options))
+    return Repeated(_renamed(node.part, change), node.least, node.most) if isinstance(node, Repeated) else node

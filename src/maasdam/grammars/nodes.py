@@ -2,7 +2,7 @@
 
 Refuses to know JSON, schemas and regular expressions: those are translated to this.
 
-    Chars | Word | Chain | Either | Repeated | Named      by rule names -> `Form` -> checked -> EBNF (engine), Lark (check)
+    Chars | Word | Chain | Either | Repeated | Named | Until   by rule names -> `Form` -> checked -> EBNF (engine), Lark (check)
 """
 
 from __future__ import annotations
@@ -73,7 +73,18 @@ class Named:
     name: str
 
 
-Node: TypeAlias = Chars | Word | Chain | Either | Repeated | Named
+@dataclass(frozen=True, slots=True)
+class Until:
+    """Any text to the first place of `word`, whose first character stands in it once, and the word; then what `then` says.
+
+    A rule of its own. Without `then` the word must come; with it the text may end without.
+    """
+
+    word: str
+    then: Named | None = None
+
+
+Node: TypeAlias = Chars | Word | Chain | Either | Repeated | Named | Until
 EMPTY = Word("")
 
 
@@ -170,7 +181,10 @@ class Form:
 
     def lark(self) -> str:
         """As llguidance reads it: the same rules in another's words."""
-        lines = [f"start: {_lark_name(ROOT)}", *(f"{_lark_name(name)}: {_lark(node)}" for name, node in self.rules.items())]
+        rules: dict[str, Node] = {}
+        for name, node in self.rules.items():
+            rules[name] = _spelled_out(node, f"{name}_text", rules) if isinstance(node, Until) else node
+        lines = [f"start: {_lark_name(ROOT)}", *(f"{_lark_name(name)}: {_lark(node)}" for name, node in rules.items())]
         return _bounded("\n".join(lines) + "\n")
 
 
@@ -183,6 +197,8 @@ def _bounded(text: str) -> str:
 def _inner(node: Node) -> tuple[Node, ...]:
     if isinstance(node, Chain):
         return node.parts
+    if isinstance(node, Until):
+        return () if node.then is None else (node.then,)
     if isinstance(node, Either):
         return node.options
     return (node.part,) if isinstance(node, Repeated) else ()
@@ -237,7 +253,26 @@ def _nested(node: Node, is_inner: bool = False) -> int:
     return times * deepest if is_inner or deepest > 1 else 1
 
 
+def _spelled_out(until: Until, name: str, rules: dict[str, Node]) -> Node:
+    """The same in other nodes, with rules called `name` and a number: so many characters of the word have come."""
+    word = until.word
+    first = (ord(word[0]), ord(word[0]))
+    plain = Repeated(Chars(without(EVERY, (first,))))
+    for at in range(len(word) - 1, 0, -1):
+        c = (ord(word[at]), ord(word[at]))
+        other = row(Chars(without(EVERY, tuple(sorted((first, c))))), plain)
+        on = (row(Word(word[at]), Named(f"{name}_{at + 1}")),) if at < len(word) - 1 else ()
+        rules[f"{name}_{at}"] = either((EMPTY, other, *on))
+    before = row(plain, Repeated(row(Word(word[0]), Named(f"{name}_1"))))
+    return row(before, Word(word)) if until.then is None else row(before, either((EMPTY, row(Word(word), until.then))))
+
+
 def _ebnf(node: Node) -> str:
+    if isinstance(node, Until):
+        word = "".join(_in_text(ord(c)) for c in node.word)
+        ends = f'stop_eos=false, stop_str=("{word}")' if node.then is None else "stop_eos=true, stop_str=()"
+        tag = "" if node.then is None else f'("{word}", {node.then.name}), '
+        return f"TagDispatch({tag}{ends}, loop_after_dispatch=false)"
     if not isinstance(node, Word):
         return _in_words(node, _ebnf, _class, str)
     pieces = [""]
@@ -268,11 +303,12 @@ def _lark_class(ranges: Ranges) -> str:
 
 
 def _in_words(
-    node: Chars | Chain | Either | Repeated | Named,
+    node: Chars | Chain | Either | Repeated | Named | Until,
     write: Callable[[Node], str],
     chars: Callable[[Ranges], str],
     name: Callable[[str], str],
 ) -> str:
+    assert not isinstance(node, Until)
     if isinstance(node, Named):
         return name(node.name)
     if isinstance(node, Chars):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from maasdam.grammars.call_forms import without_word
 from maasdam.grammars.call_reader import _overlap
-from maasdam.grammars.nodes import ROOT, Form, Repeated, Word, either, row
+from maasdam.grammars.nodes import ROOT, Form, Named, Repeated, Until, Word, either, row
 
 AROUND = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"))
 """What models write around it."""
@@ -92,7 +91,8 @@ def behind(thinking: Thinking, form: Form) -> Form:
     name = "thought"
     while any(rule.startswith(name) for rule in rules):  # a caller's may be called so
         name += "_"
-    before = row(without_word(end, rules, name), Word(end), Repeated(Word("\n"), 0, 2))
+    rules[name] = Until(end)
+    before = row(Named(name), Repeated(Word("\n"), 0, 2))
     root = rules[ROOT]
     whole = row(before, root) if is_open else either((row(Word(begin), before, root), root))
     return Form(rules | {ROOT: whole})
