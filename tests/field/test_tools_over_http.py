@@ -160,7 +160,9 @@ def test_a_call_that_must_be_made_always_validates(gpt: openai.OpenAI, client: h
     assert made, "every answer was cut"
     named: Any = {"type": "function", "function": {"name": "weather"}}
     for seed in range(20):
-        calls, text, _, reason, _ = accumulated(gpt, model=model, tools=TOOLS, tool_choice=named, seed=seed, max_tokens=2 * most)
+        calls, text, _, reason, _ = accumulated(
+            gpt, model=model, tools=TOOLS, tool_choice=named, seed=seed, max_tokens=2 * most
+        )
         if reason == "tool_calls":
             break
         assert reason == "length"
