@@ -14,6 +14,7 @@ import jsonschema_rs
 import openai
 import pytest
 from tests.engines import tiny_language_model
+from tests.field.open_responses import check_response, events_of
 from tests.served import Process, open_home, serving
 
 HERMES = (
@@ -262,6 +263,87 @@ def test_a_form_begins_behind_the_reasoning(client: httpx.Client) -> None:
             assert choice["message"]["reasoning_content"]
             check_call(call["function"]["name"], call["function"]["arguments"])
     assert ended, "no answer left its reasoning"
+
+
+FUNCTIONS = [{"type": "function", **one["function"]} for one in TOOLS]
+
+
+def answered(client: httpx.Client, **fields: Any) -> dict[str, Any]:
+    """A response, which is one, and whose stream says the same."""
+    asked = {"model": "hermes", "input": "the cat", "max_output_tokens": 300, "temperature": 1.0, "seed": 3} | fields
+    reply = client.post("/v1/responses", json=asked)
+    assert reply.status_code == 200, reply.text
+    response: dict[str, Any] = reply.json()
+    check_response(response)
+    with client.stream("POST", "/v1/responses", json=asked | {"stream": True}) as streamed:
+        final = events_of(streamed.iter_lines())[-1]["response"]
+    same = [{key: value for key, value in item.items() if key not in ("id", "call_id")} for item in final["output"]]
+    assert same == [{key: value for key, value in item.items() if key not in ("id", "call_id")} for item in response["output"]]
+    assert final["usage"]["output_tokens_details"] == response["usage"]["output_tokens_details"]
+    return response
+
+
+def test_a_response_calls_and_its_call_is_answered(gpt: openai.OpenAI, client: httpx.Client) -> None:
+    """The Open Responses check of tools, whole and streamed, and the turn after it."""
+    made = None
+    for seed in range(20):
+        response = answered(client, tools=FUNCTIONS, tool_choice={"type": "function", "name": "weather"}, seed=seed)
+        if response["status"] == "completed":
+            (made,) = response["output"]
+            break
+        assert response["output"][0]["type"] == "message" and not response["output"][0]["content"][0]["text"]
+    assert made is not None and (made["type"], made["name"], made["status"]) == ("function_call", "weather", "completed")
+    check_call("weather", made["arguments"])
+    assert response["tools"][1] == {
+        "type": "function",
+        "name": "stop_all",
+        "description": None,
+        "parameters": None,
+        "strict": None,
+    }
+    output = {"type": "function_call_output", "call_id": made["call_id"], "output": "sunny"}
+    chained: Any = {"model": "hermes", "tools": FUNCTIONS, "max_output_tokens": 4, "temperature": 0}
+    after = gpt.responses.create(**chained, previous_response_id=response["id"], input=[output])
+    by_hand = gpt.responses.create(**chained, input=[{"role": "user", "content": "the cat"}, made, output])
+    message = {"role": "assistant", "content": None, "tool_calls": [
+        {"id": made["call_id"], "type": "function", "function": {"name": "weather", "arguments": made["arguments"]}}
+    ]}  # fmt: skip
+    turns = [{"role": "user", "content": "the cat"}, message, {"role": "tool", "tool_call_id": "c", "content": "sunny"}]
+    same = client.post("/v1/chat/completions", json=chat(messages=turns, tools=TOOLS, max_tokens=4, temperature=0)).json()
+    assert after.usage is not None and by_hand.usage is not None
+    assert after.usage.input_tokens == by_hand.usage.input_tokens == same["usage"]["prompt_tokens"]
+    assert after.output_text == by_hand.output_text == same["choices"][0]["message"]["content"]
+    listed = client.get(f"/v1/responses/{after.id}/input_items").json()["data"]
+    assert [(item["type"], item["output"]) for item in listed] == [("function_call_output", "sunny")]
+
+
+def test_a_response_may_call_several_times_or_one_of_those_allowed(client: httpx.Client) -> None:
+    fields = {"model": "mistral", "tools": FUNCTIONS, "tool_choice": "required", "temperature": 2.0}
+    counts = {len(answered(client, **fields, seed=seed)["output"]) for seed in range(6)}
+    assert max(counts) > 1, "no answer made several calls"
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "stop_all"}]}
+    for one in answered(client, **fields | {"tool_choice": allowed})["output"]:
+        assert one["type"] == "message" or (one["name"], json.loads(one["arguments"])) == ("stop_all", {})
+    (one,) = answered(client, **fields, parallel_tool_calls=False)["output"]
+    assert one["type"] in ("function_call", "message")
+
+
+def test_a_response_sets_reasoning_apart(client: httpx.Client) -> None:
+    kinds = set()
+    for seed in range(4):
+        response = answered(client, model="thinking", seed=seed, max_output_tokens=600)
+        kinds |= {item["type"] for item in response["output"]}
+        thought = response["output"][0]
+        assert thought["type"] == "reasoning" and thought["content"][0]["text"]
+        assert 0 < response["usage"]["output_tokens_details"]["reasoning_tokens"] <= response["usage"]["output_tokens"]
+    assert "reasoning" in kinds
+    again = [{"role": "user", "content": "the cat"}, *response["output"], {"role": "user", "content": "and?"}]
+    assert client.post("/v1/responses", json={"model": "thinking", "input": again, "max_output_tokens": 4}).status_code == 200
+    closed = answered(client, model="thinking", chat_template_kwargs={"enable_thinking": False}, max_output_tokens=20)
+    assert [item["type"] for item in closed["output"]] == ["message"]
+    asked = {"model": "thinking", "input": "a", "reasoning": {"effort": "none"}}
+    refused = client.post("/v1/responses", json=asked).json()["error"]
+    assert refused["param"] == "reasoning.effort" and "chat_template_kwargs" in refused["message"]
 
 
 def test_models_say_what_they_can(client: httpx.Client) -> None:

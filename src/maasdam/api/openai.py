@@ -104,12 +104,7 @@ def routes(service: Service) -> APIRouter:
         check_fields(body)
         sampling = _sampling(service, body, replace(sampling_from(vars(body)), **logprobs.of_chat(vars(body))))
         choices = choices_from(body.n, None, 1, bool(body.stream))
-        listed, calling = tools.tools_from(vars(body), sampling)
-        if calling.least:
-            deployments.check_holds(service, body.model, "tool_choice")
-        if listed and sampling.constraint is not None:
-            field = sampling.constraint.field
-            raise InvalidField(f"'{field}' can't be kept to beside 'tools' that may be called; send one of them", field)
+        listed, calling = tools.tools_for(service, body.model, vars(body), sampling)
         readers: Executor | None = http.scope.get(READING)
         if readers is None:
             messages = messages_of(body)

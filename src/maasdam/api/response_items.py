@@ -5,13 +5,14 @@ text, or items of a body -> items (each with its id, as input_items gives them) 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from maasdam.api.entrance import new_request_id
 from maasdam.api.fields import check_known
+from maasdam.api.openai_schema import LONGEST_ID
+from maasdam.api.tools import calls_from
 from maasdam.errors import InvalidField
 
 Item = dict[str, Any]
@@ -127,22 +128,19 @@ def _call(item: Item, where: str) -> Item:
     check_known(item, ("type", "id", "status", "call_id", "name", "arguments", "namespace"), where=where)
     if item.get("namespace") is not None:
         raise InvalidField(f"'{where}.namespace' is not supported; leave it out", f"{where}.namespace", "unsupported_parameter")
-    for name in ("call_id", "name", "arguments"):
-        if not isinstance(item.get(name), str) or not (item[name] or name == "arguments"):
-            raise InvalidField(f"'{where}.{name}' must be a text", f"{where}.{name}")
+    function = {"name": item.get("name"), "arguments": item.get("arguments")}
     try:
-        arguments = json.loads(item["arguments"] or "{}")
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise InvalidField(f"'{where}.arguments' must be a JSON object as a text", f"{where}.arguments")
-    return {"call_id": item["call_id"], "name": item["name"], "arguments": item["arguments"]}
+        calls_from([{"id": item.get("call_id"), "function": function}], where)
+    except InvalidField as error:  # as a chat has it
+        param = str(error.param).replace("[0].function", "").replace("[0].id", ".call_id")
+        raise InvalidField(str(error).replace("[0].function", "").replace("[0].id", ".call_id"), param) from error
+    return {"call_id": item["call_id"], **function}
 
 
 def _output(item: Item, where: str) -> Item:
     check_known(item, ("type", "id", "status", "call_id", "output"), where=where)
-    if not isinstance(item.get("call_id"), str) or not item["call_id"]:
-        raise InvalidField(f"'{where}.call_id' must be a text", f"{where}.call_id")
+    if not isinstance(item.get("call_id"), str) or not 0 < len(item["call_id"]) <= LONGEST_ID:
+        raise InvalidField(f"'{where}.call_id' must be the id of the call that it answers", f"{where}.call_id")
     output = item.get("output")
     return {
         "call_id": item["call_id"],

@@ -11,8 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from maasdam.api.fields import UNKNOWN, check_known, check_neutral
 from maasdam.api.forms import constraint_of
 from maasdam.api.sampling import SAME, sampling_from
-from maasdam.core import Sampling, check_within
+from maasdam.api.tools import Tool, tools_for
+from maasdam.core import Calling, Sampling, check_within
 from maasdam.errors import InvalidField
+from maasdam.operations.service import Service
 
 MEANINGLESS: Mapping[str, tuple[Any, ...]] = {
     # a field that can't be honoured -> the values that ask for nothing
@@ -76,6 +78,7 @@ class ResponseBody(BaseModel):
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     reasoning: Any = None
+    chat_template_kwargs: Any = Field(None, description="variables of the model's chat template, such as enable_thinking")
     metadata: Any = Field(None, description="up to 16 texts by name, given back")
     user: str | None = Field(None, description="changes nothing")
     safety_identifier: str | None = Field(None, description="changes nothing")
@@ -124,15 +127,37 @@ def sampling_of(body: ResponseBody) -> Sampling:
     return replace(sampling, constraint=constraint_of((body.text or {}).get("format"), sampling))
 
 
-def check_tools(tools: Any, choice: Any) -> None:
-    """Raise InvalidField where tools are asked for, which no model here calls."""
-    if tools is not None and not isinstance(tools, list):
+def tools_of(service: Service, body: ResponseBody, sampling: Sampling) -> tuple[tuple[Tool, ...], Calling]:
+    """The tools that may be called, and how, as a chat has them. Raises InvalidField, in the words of a response."""
+    if body.tools is not None and not isinstance(body.tools, list):
         raise InvalidField("'tools' must be a list of functions", "tools")
-    for i, tool in enumerate(tools or ()):
+    for i, tool in enumerate(body.tools or ()):
         kind = tool.get("type") if isinstance(tool, dict) else None
         if kind != "function":
             raise InvalidField(f"'tools[{i}]' is of type {kind!r:.60}, which this service doesn't run", f"tools[{i}].type")
-    check_neutral({"tools": tools, "tool_choice": choice}, {"tools": ([],), "tool_choice": ("none", "auto")})
+    fields = {"tools": [_function(tool) for tool in body.tools or ()], "tool_choice": _choice(body.tool_choice)}
+    try:
+        return tools_for(service, body.model, fields | {"parallel_tool_calls": body.parallel_tool_calls}, sampling)
+    except InvalidField as error:
+        param = None if error.param is None else error.param.replace(".function", "")
+        raise InvalidField(str(error).replace(".function", ""), param, error.code) from error
+
+
+def _function(tool: Any) -> Any:
+    """A function of the Responses API as a chat has it."""
+    return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+
+
+def _choice(choice: Any) -> Any:
+    kind = choice.get("type") if isinstance(choice, dict) else None
+    if kind == "function":
+        return _function(choice)
+    if kind == "allowed_tools":
+        listed = choice.get("tools")
+        tools = [_function(one) if isinstance(one, dict) else one for one in listed] if isinstance(listed, list) else listed
+        rest = {key: value for key, value in choice.items() if key not in ("type", "tools")}
+        return {"type": kind, "allowed_tools": rest | {"tools": tools}}
+    return choice
 
 
 def _wants_logprobs(include: Any) -> bool:

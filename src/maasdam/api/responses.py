@@ -20,9 +20,10 @@ from maasdam.api import errors
 from maasdam.api.entrance import READING, caller_of, request_of
 from maasdam.api.events import EventStream
 from maasdam.api.response_items import Item, items_of, messages_of
-from maasdam.api.response_schema import ResponseBody, check_fields, check_tools, sampling_of
+from maasdam.api.response_schema import ResponseBody, check_fields, sampling_of, tools_of
 from maasdam.api.response_writer import ResponseWriter
 from maasdam.api.routing import JsonRoute
+from maasdam.api.tools import variables_from
 from maasdam.core import Caller, Chunk, Entry, Request, Sampling, TextPayload
 from maasdam.errors import InvalidField
 from maasdam.operations import deployments
@@ -31,6 +32,7 @@ from maasdam.operations.service import Service
 
 ENDPOINT = "/v1/responses"
 MOST_LISTED = 100
+_TOOL = {"description": None, "parameters": None, "strict": None}
 
 
 def routes(service: Service) -> APIRouter:
@@ -43,8 +45,9 @@ def routes(service: Service) -> APIRouter:
         """Answer a text or a conversation; with `stream`, as server-sent events; with `background`, later."""
         service.check_model(body.model)
         check_fields(body)
-        check_tools(body.tools, body.tool_choice)
         sampling = sampling_of(body)
+        tools, calling = tools_of(service, body, sampling)
+        template = variables_from(body.chat_template_kwargs)
         if sampling.constraint is not None:
             deployments.check_holds(service, body.model, sampling.constraint.field)
         readers = http.scope.get(READING)
@@ -56,7 +59,7 @@ def routes(service: Service) -> APIRouter:
         if body.background and not kept.keeps:
             raise InvalidField("'background' is not for a service that keeps no responses (response_days is 0)", "background")
         messages = messages_of([*_all_items(before), *items], body.instructions)
-        payload = TextPayload(messages=messages, sampling=sampling)
+        payload = TextPayload(messages=messages, sampling=sampling, tools=tools, calling=calling, template=template)
         request = request_of(http.scope, body.model, (payload,), ENDPOINT, service.settings.request_timeout_seconds)
         writer = ResponseWriter(f"resp_{request.id}", _echo(service, body, sampling), sampling.logprobs is not None)
         stored = partial(_stored, items=items, previous=before)
@@ -184,7 +187,15 @@ async def _streamed(
 
 def _echo(service: Service, body: ResponseBody, sampling: Sampling) -> dict[str, Any]:
     """What a response says of its request; how it is sampled by default is the model's own to say."""
-    own = service.defaults(deployments.served_version(service, body.model).version.digest)
+    served = deployments.served_version(service, body.model)
+    effort = (body.reasoning or {}).get("effort")
+    if effort is not None and served.reasons and not body.chat_template_kwargs:
+        raise InvalidField(
+            "'reasoning.effort' is not what this model's chat template reads; send chat_template_kwargs, as it names them",
+            "reasoning.effort",
+            "unsupported_parameter",
+        )
+    own = service.defaults(served.version.digest)
     temperature = (0.0 if own.is_greedy else own.temperature) if sampling.temperature is None else sampling.temperature
     given = (body.text or {}).get("format") or {"type": "text"}
     if given["type"] == "json_schema":
@@ -202,11 +213,11 @@ def _echo(service: Service, body: ResponseBody, sampling: Sampling) -> dict[str,
         "max_output_tokens": body.max_output_tokens,
         "top_logprobs": body.top_logprobs or 0,
         "text": {"format": given, "verbosity": "medium"},
-        "tools": body.tools or [],
+        "tools": [_TOOL | tool for tool in body.tools or ()],
         "tool_choice": body.tool_choice or "auto",
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "max_tool_calls": body.max_tool_calls,
-        "reasoning": {"effort": None, "summary": None},
+        "reasoning": {"effort": effort, "summary": None},
         "truncation": "disabled",
         "service_tier": "default",
         "metadata": body.metadata or {},

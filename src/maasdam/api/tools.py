@@ -13,6 +13,8 @@ from typing import Any
 from maasdam.api.fields import check_known
 from maasdam.core import Calling, Sampling, ToolCall
 from maasdam.errors import InvalidField
+from maasdam.operations import deployments
+from maasdam.operations.service import Service
 
 MOST_TOOLS = 128
 MOST_CALLS = 128
@@ -38,6 +40,17 @@ def tools_from(fields: Mapping[str, Any], sampling: Sampling) -> tuple[tuple[Too
     if least:
         _check_end(sampling)
     return tools, Calling(least, 1 if only is not None else most, only)
+
+
+def tools_for(service: Service, model: str, fields: Mapping[str, Any], sampling: Sampling) -> tuple[tuple[Tool, ...], Calling]:
+    """The same, where the model's engine can be held to them, and the answer is held to nothing else. Raises InvalidField."""
+    tools, calling = tools_from(fields, sampling)
+    if calling.least:
+        deployments.check_holds(service, model, "tool_choice")
+    if tools and sampling.constraint is not None:
+        field = sampling.constraint.field
+        raise InvalidField(f"'{field}' can't be kept to beside 'tools' that may be called; send one of them", field)
+    return tools, calling
 
 
 def variables_from(value: Any) -> Mapping[str, Any]:
