@@ -202,7 +202,7 @@ class UpstreamReplica:
                     if last is None and isinstance(event, dict) and event.get("error"):
                         raise self._client.broken_off(event)
                     said = words.said_next(event, payload, self._listed, self._place.model) if last is None else None
-                    if said is None or not (said.text or said.marks or said.finish_reason):
+                    if said is None or not (said.text or said.reasoning or said.marks or said.finish_reason):
                         idle += 1
                         if idle > most + MOST_IDLE_EVENTS:
                             raise UpstreamFailure("the upstream's stream goes on without saying anything")

@@ -45,6 +45,7 @@ class Said(NamedTuple):
     marks: tuple[Mark, ...]
     usage: tuple[int | None, int | None]
     """Tokens of the prompt and of the answer, where it says what can be."""
+    reasoning: str = ""
 
 
 def is_chat(payload: TextPayload) -> bool:
@@ -58,6 +59,8 @@ def asked_text(payload: TextPayload, model: str, max_tokens: int, streams: bool)
     body: dict[str, Any] = {"model": model, "max_tokens": max_tokens}
     if payload.messages is not None:
         body["messages"] = [dict(message) for message in payload.messages]
+        if payload.template:
+            body["chat_template_kwargs"] = dict(payload.template)
     else:
         body["prompt"] = payload.prompt if payload.token_ids is None else list(payload.token_ids)
     body |= {name: value for name in _BIASED if (value := getattr(sampling, name)) is not None}
@@ -125,7 +128,8 @@ def _said(answer: Any, payload: TextPayload, listed: Sequence[str], model: str, 
     if reason is not None and reason not in REASONS:
         raise UpstreamFailure("the upstream ended its answer for a reason that was not asked for")
     marks = () if payload.sampling.logprobs is None else _marks(choice.get("logprobs"), payload.sampling.logprobs)
-    return Said(text or "", reason, marks, usage_of(answer))
+    thought = inner.get("reasoning_content", inner.get("reasoning"))
+    return Said(text or "", reason, marks, usage_of(answer), thought if isinstance(thought, str) else "")
 
 
 def usage_of(answer: Any) -> tuple[int | None, int | None]:
@@ -335,4 +339,4 @@ def _seconds(value: Any) -> float | None:
 
 def piece(said: Said) -> TextPiece:
     """As replicas give it."""
-    return TextPiece(said.text, (), said.finish_reason, said.marks)
+    return TextPiece(said.text, (), said.finish_reason, said.marks, said.reasoning)
