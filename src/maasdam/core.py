@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 Tensors = Mapping[str, "type_array"]
 """Named arrays. The first axis of every array is the batch, save where the signature says otherwise."""
 
-Format = Literal["pytorch", "onnx", "tensorflow", "openvino", "upstream"]
+Format = Literal["pytorch", "onnx", "tensorflow", "openvino", "gguf", "upstream"]
 FORMATS: tuple[Format, ...] = ("pytorch", "onnx", "tensorflow", "openvino")
-"""Those of files. "upstream" is none: another server has them."""
+"""Those that are converted to. GGUF is served as it is; "upstream" is no format of files: another server has them."""
 
 Layout = Literal[
     "huggingface",  # config.json + model.safetensors, transformers builds the module        (pytorch)
@@ -43,6 +43,7 @@ Layout = Literal[
     "ir",  # model.xml + model.bin                                                            (openvino)
     "genai",  # openvino_model.xml/.bin, openvino_(de)tokenizer.xml: OpenVINO GenAI           (openvino)
     "ctranslate2",  # model.bin + vocabulary: CTranslate2 (Whisper)                           (pytorch)
+    "gguf",  # model.gguf, with tokenizer and chat template in it: llama.cpp                  (gguf)
     "upstream",  # upstream.json: where a server is that runs it                              (upstream)
 ]
 """How the files of an artifact lie in its folder. Each layout belongs to one format."""
@@ -354,6 +355,7 @@ class Sampling:
         "min_tokens": (int, 0, 1 << 31),
         "logprobs": (int, 0, 20),
     }
+    MOST_BIASED: ClassVar[int] = 1024
     MOST_STOPS: ClassVar[int] = 4
     MOST_STOP_TOKENS: ClassVar[int] = 128
     MOST_STOP_CHARACTERS: ClassVar[int] = 200
@@ -385,6 +387,8 @@ class Sampling:
     """What the caller called that number."""
     echo: bool = False
     """The prompt stands before the answer."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids, and what is added to their logits: -100 forbids one, 100 forces it."""
     constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
@@ -393,6 +397,11 @@ class Sampling:
                 check_within(name, getattr(self, name), *limits)
         if not isinstance(self.ignore_eos, bool):
             raise InvalidField(f"'ignore_eos' is {self.ignore_eos!r:.50}; send true or false", "ignore_eos")
+        if len(self.logit_bias) > self.MOST_BIASED:
+            raise InvalidField(f"'logit_bias' names more than {self.MOST_BIASED:,} tokens; send fewer", "logit_bias")
+        for token, bias in self.logit_bias:
+            check_within("logit_bias", token, int, 0, (1 << 31) - 1)
+            check_within("logit_bias", bias, float, -100, 100)
         ids, name = self.stop_token_ids, "stop_token_ids"
         if len(ids) > self.MOST_STOP_TOKENS or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
             raise InvalidField(f"'{name}' must be a list of up to {self.MOST_STOP_TOKENS} token ids", name)

@@ -134,6 +134,8 @@ def routes(service: Service) -> APIRouter:
 
 def _sampling(service: Service, body: TextBody, sampling: Sampling) -> Sampling:
     """The same, and the form that the answer is held to. Raises InvalidField."""
+    if sampling.logit_bias:
+        deployments.check_biases(service, body.model)
     constraint = constraint_from(vars(body), sampling)
     if constraint is None:
         return sampling

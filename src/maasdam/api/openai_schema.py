@@ -21,7 +21,6 @@ MEANINGLESS: Mapping[str, tuple[Any, ...]] = {
     "top_logprobs": (0,),
     "echo": (False,),
     "suffix": ("",),
-    "logit_bias": ({},),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "guided_decoding_backend": ("auto",),
@@ -74,6 +73,7 @@ class TextBody(BaseModel):
     min_tokens: Any = Field(None, description="nothing ends the answer before so many tokens")
     stop_token_ids: Any = Field(None, description="token ids that end the answer")
     ignore_eos: bool | None = None
+    logit_bias: Any = Field(None, description="token id -> -100 (never) to 100 (always), of GGUF models and upstreams")
     n: Any = Field(None, description="answers to each prompt")
     user: str | None = Field(None, description="changes nothing")
     response_format: Any = Field(None, description="text, json_object or json_schema, as OpenAI has it")

@@ -33,7 +33,16 @@ def sampling_from(fields: Mapping[str, Any], least_tokens: int = 1) -> Sampling:
     ids = fields.get("stop_token_ids")
     if ids is not None:
         given["stop_token_ids"] = tuple(ids) if isinstance(ids, list) else (None,)  # which is refused as no token
+    if fields.get("logit_bias") is not None:
+        given["logit_bias"] = _biases(fields["logit_bias"])
     stop = fields.get("stop")
     if stop is not None and not isinstance(stop, str | list):
         raise InvalidField(f"'stop' must be a string or up to {Sampling.MOST_STOPS} strings", "stop")
     return Sampling(**given, stop=() if stop is None else (stop,) if isinstance(stop, str) else tuple(stop))
+
+
+def _biases(value: Any) -> tuple[tuple[int, float], ...]:
+    """OpenAI's object: token ids as keys. Ranges are `Sampling`'s own."""
+    if not isinstance(value, dict) or not all(key.isascii() and key.isdigit() and len(key) < 11 for key in value):
+        raise InvalidField("'logit_bias' must be an object of token ids (\"15043\": -100)", "logit_bias")
+    return tuple((int(key), bias) for key, bias in value.items())

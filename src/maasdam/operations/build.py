@@ -5,6 +5,7 @@ Knows the order, and what to refuse before any work. Refuses to know how a pass 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,10 +19,12 @@ from maasdam.errors import InvalidInput, StorageFailure, Unsupported
 from maasdam.operations.builds import running
 from maasdam.pipeline.attempts import Attempts, in_steps
 from maasdam.pipeline.recipe import DEFAULT_RECIPE, Recipe, find_recipe
+from maasdam.serving.upstreams.place import LLAMA
 
 if TYPE_CHECKING:
     from maasdam.artifacts.catalog import Catalog
     from maasdam.artifacts.catalog import Version as Version
+    from maasdam.artifacts.store import Store
     from maasdam.operations.workspace import Workspace
     from maasdam.pipeline.examples import PreparedExamples
     from maasdam.pipeline.run_recipe import Build, Data
@@ -116,6 +119,8 @@ def _make(root: Path, settings: Settings, spec: BuildSpec, attempts: Attempts, p
     artifact = ingest(spec.source, store, task=spec.task, processor=spec.processor, trust=spec.trust)
     if artifact.task is None and wanted.task is not None:  # the source names none: what the recipe is for
         artifact = ingest(spec.source, store, task=wanted.task, processor=spec.processor, trust=spec.trust)
+    if artifact.engine == LLAMA:
+        return _as_it_is(store, settings, spec, artifact, progress)
     artifact, moved = on_its_own_engine(artifact, store, spec.device, attempts)  # before it is asked anything
     artifact = store_with_signature(artifact, store, _an_example(artifact, paths))
     recipe = wanted if artifact.task == spec.task else find_recipe(spec.recipe, artifact.task)
@@ -129,6 +134,19 @@ def _make(root: Path, settings: Settings, spec: BuildSpec, attempts: Attempts, p
         candidate = store.add_as(candidate.path, changed, candidate.task, candidate.digest, *candidate.parents)
     report = _verified(settings, building, candidate, artifact, examples, recipe)
     return Made(candidate, recipe.name, report, [step.to_json() for step in building.steps])
+
+
+def _as_it_is(store: Store, settings: Settings, spec: BuildSpec, artifact: Artifact, progress: Progress) -> Made:
+    """Of GGUF: the file is the model, and llama.cpp tries it."""
+    from maasdam.pipeline.as_it_is import refuse_flags, verified
+    from maasdam.serving.upstreams.replica import UpstreamLoader
+    from maasdam.telemetry.energy import open_meter
+    from maasdam.telemetry.meter import CpuMeter
+
+    refuse_flags(spec.recipe, to=spec.to, data=spec.data, calibrate=spec.calibrate, train=spec.train, processor=spec.processor)
+    progress("open and try it")
+    loader = UpstreamLoader(store, settings, CpuMeter(open_meter(settings.watts_per_core)))
+    return Made(artifact, "as it is", asyncio.run(verified(artifact, loader.open)), [])
 
 
 def _an_example(artifact: Artifact, paths: Data) -> list[Tensors]:

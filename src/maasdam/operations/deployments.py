@@ -15,7 +15,7 @@ from maasdam.engines import ENGINES, HOLD_FORMS, check_options
 from maasdam.errors import InvalidField, InvalidModel, NotFound, NotReady
 from maasdam.operations.fleet import Follow, Settle, standing, worst
 from maasdam.serving.router import ANSWERING
-from maasdam.serving.upstreams.place import UPSTREAM
+from maasdam.serving.upstreams.place import ELSEWHERE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -63,8 +63,8 @@ class ServedVersion:
 
     @property
     def is_upstream(self) -> bool:
-        """Whether another server runs it."""
-        return self.version.engine == UPSTREAM
+        """Whether another server runs it, or llama.cpp's."""
+        return self.version.engine in ELSEWHERE
 
     @property
     def holds_forms(self) -> bool:
@@ -122,7 +122,19 @@ def check_tells_ids(service: Service, name: str) -> None:
     with contextlib.suppress(NotReady):
         if served_version(service, name).is_upstream:
             field = "return_token_ids"
-            raise InvalidField(f"'{field}' is not supported by model '{name:.100}', which another server runs", field)
+            raise InvalidField(
+                f"'{field}' is not supported by model '{name:.100}', which tells tokens by their text alone", field
+            )
+
+
+def check_biases(service: Service, name: str) -> None:
+    """Raise InvalidField where the model's engine can add nothing to the logits of single tokens."""
+    with contextlib.suppress(NotReady):
+        one = served_version(service, name)
+        if not one.is_upstream:
+            field = "logit_bias"
+            what = f"'{field}' is not supported by model '{one.name}', whose engine is {one.version.engine}; GGUF models can"
+            raise InvalidField(what, field, "unsupported_parameter")
 
 
 def unserved_names(service: Service) -> dict[str, str]:

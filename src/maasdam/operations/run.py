@@ -27,7 +27,7 @@ from maasdam.core import (
 )
 from maasdam.engines.generating import text_of, transcript_of
 from maasdam.errors import Unsupported
-from maasdam.serving.upstreams.place import UPSTREAM
+from maasdam.serving.upstreams.place import ELSEWHERE
 from maasdam.tasks import giving, open_processor, task_of
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ def opened(workspace: Workspace, name: str, device: str = "cpu") -> Iterator[Ope
 
     settings = workspace.settings
     version = workspace.catalog.resolve(name)
-    if version.engine == UPSTREAM:
-        raise Unsupported(f"{version.model}:{version.version} is run by another server; ask it through the service")
+    if version.engine in ELSEWHERE:
+        raise Unsupported(f"{version.model}:{version.version} is run by {version.engine}; ask it through the service")
     artifact = workspace.store.intact(version.digest)
     processor = open_processor(artifact.task, artifact.path, artifact.signature, settings) if artifact.task else None
     engine = open_engine(artifact, device=device, threads=settings.threads)

@@ -35,7 +35,7 @@ from maasdam.serving.hosts.local import LocalKeeper
 from maasdam.serving.loading import Loader
 from maasdam.serving.placing import Placing
 from maasdam.serving.router import Router
-from maasdam.serving.upstreams.place import UPSTREAM
+from maasdam.serving.upstreams.place import ELSEWHERE
 from maasdam.serving.upstreams.replica import UpstreamLoader
 from maasdam.settings import Settings
 from maasdam.telemetry.energy import open_meter
@@ -319,7 +319,7 @@ def _known(store: Store, findings: Findings, threads: int, version: Version) -> 
         return Facts()
     from maasdam.tasks.chat import spoken_in
 
-    is_text = version.task == TEXT_GENERATION and artifact.layout != UPSTREAM
+    is_text = version.task == TEXT_GENERATION and artifact.engine not in ELSEWHERE
     context = read_defaults(artifact.path).context_length if is_text else None
     found = findings.told(artifact, threads=threads)
     return Facts(artifact.signature, context, version.task, found, **(spoken_in(artifact.path) if is_text else {}))

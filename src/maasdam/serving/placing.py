@@ -10,7 +10,7 @@ from maasdam.artifacts.names import UNVERIFIED
 from maasdam.core import SPEECH_RECOGNITION, TEXT_GENERATION
 from maasdam.serving.attempts import LoadAttempts
 from maasdam.serving.replica import Replica
-from maasdam.serving.upstreams.place import UPSTREAM
+from maasdam.serving.upstreams.place import ELSEWHERE
 
 if TYPE_CHECKING:
     from maasdam.artifacts.catalog import Version
@@ -37,8 +37,8 @@ class Placing:
         has_budget: bool = False,
         has_loaded: Callable[[Version], bool] = lambda version: False,
     ) -> None:
-        """`elsewhere` is for what another server runs. `is_one_of_many`: other workers serve the same; `has_budget`: memory is
-        measured, which takes processes.
+        """`elsewhere` is for what another server runs, and llama.cpp's. `is_one_of_many`: other workers serve the same;
+        `has_budget`: memory is measured, which takes processes.
 
         `has_loaded`: whether a version was loaded on this machine before; it may block.
         """
@@ -52,7 +52,7 @@ class Placing:
 
     async def __call__(self, version: Version, desired: Desired, may_push: bool) -> Replica:
         """A warm replica. Raises what loading it raises."""
-        if version.engine == UPSTREAM:
+        if version.engine in ELSEWHERE:
             return await self._elsewhere(version)
         options = desired.options
         if not self._is_apart(version, desired):

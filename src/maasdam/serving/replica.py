@@ -549,6 +549,8 @@ class _Text:
         self._is_held = self._sampling.constraint is not None
         """Whether the engine keeps to the constraint; else it is only checked."""
         talks = None if payload.messages is None else replica._talks
+        if payload.sampling.logit_bias:
+            raise _unable("logit_bias", "engine has no hook for it")
         if payload.tools:
             self._expect_calls(talks)
         constraint = self._sampling.constraint

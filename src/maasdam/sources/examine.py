@@ -11,7 +11,7 @@ from pathlib import Path
 
 from maasdam.core import FEATURES
 from maasdam.errors import InvalidInput, InvalidModel, UnsafeModel
-from maasdam.sources import hub, huggingface, ir, keras, onnx, pt2, savedmodel, torchscript
+from maasdam.sources import gguf, hub, huggingface, ir, keras, onnx, pt2, savedmodel, torchscript
 from maasdam.sources.bounds import Place, opened
 from maasdam.sources.finding import Inspection, Reading, Risk
 from maasdam.sources.hfconfig import Description, describe, merge
@@ -104,6 +104,7 @@ def _by_layout(model: Recognised, description: Description) -> Reading:
     if model.layout == "genai":
         return ir.read_genai(place, description)
     readers = {"onnx": onnx.read, "pt2": pt2.read, "torchscript": torchscript.read, "keras": keras.read, "ir": ir.read}
+    readers["gguf"] = gguf.read
     return readers[model.layout](place, name)
 
 

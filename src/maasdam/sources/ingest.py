@@ -16,7 +16,7 @@ from maasdam.core import PAST, TEXT_CLASSIFICATION, TEXT_RANKING, Artifact, Clas
 from maasdam.engines import engines_for
 from maasdam.errors import InvalidInput, InvalidModel, Unsupported
 from maasdam.sources.examine import Examined, examine, refuse_blocked
-from maasdam.sources.finding import Inspection
+from maasdam.sources.finding import Inspection, Reading
 from maasdam.tasks import TASKS, task_of
 
 if TYPE_CHECKING:
@@ -59,12 +59,19 @@ def ingest(
             format=reading.format,
             layout=reading.layout,
             task=chosen,
-            engine=engines_for(reading.layout, has_signature=reading.signature is not None)[0],
+            engine=_engine(reading),
             signature=reading.signature,
             settings=dict(reading.settings),
         )
     store.remember(key, artifact, {"source": source})
     return artifact
+
+
+def _engine(reading: Reading) -> str:
+    """What runs it as it is: of GGUF llama.cpp, a process that is asked as other servers are, and no engine of this room's."""
+    if reading.layout == "gguf":
+        return "llama.cpp"
+    return engines_for(reading.layout, has_signature=reading.signature is not None)[0]
 
 
 def ingested(examined: Examined, store: Store) -> Artifact | None:

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from maasdam.core import Layout
 from maasdam.errors import InvalidModel, Unsupported
+from maasdam.sources import gguf
 from maasdam.sources.archives import ZIP_MAGIC, open_archive
 from maasdam.sources.bounds import MAX_CONFIG_BYTES, Place, head, parse_json, read_bounded
 from maasdam.sources.hdf5 import HDF5_MAGIC
@@ -24,8 +25,10 @@ _HEAD_BYTES = 4096
 _LEGACY_H5 = (
     "is a Keras HDF5 file of the old kind, which is not read; load it in Keras and save it with model.save('model.keras')"
 )
+
 TAKEN = (
-    "Hugging Face folders (config.json + safetensors), .onnx, .pt2, TorchScript, SavedModel folders, .keras and OpenVINO .xml"
+    "Hugging Face folders (config.json + safetensors), .onnx, .pt2, TorchScript, SavedModel folders, .keras, OpenVINO .xml "
+    "and .gguf"
 )
 
 
@@ -67,10 +70,11 @@ def _folder(path: Path) -> Recognised:
     models += [("onnx", name) for name in sorted(graphs, key=lambda name: (not name.endswith("model.onnx"), name))]
     models += [("pt2", name) for name in names if name.endswith(".pt2")]
     models += [("keras", name) for name in names if name.endswith(".keras")]
+    models += [("gguf", name) for name in names if name.endswith(".gguf")]
     if models:
         layout, name = models[0]
         rivals = [other for kind, other in models[1:] if kind == layout]
-        if rivals and not name.endswith(("model.onnx", "model.xml", "model.pt2", "model.keras")):
+        if rivals and not name.endswith(("model.onnx", "model.xml", "model.pt2", "model.keras", gguf.FILE)):
             raise Unsupported(
                 f"{path} holds several models ({', '.join([name, *rivals][:6])}); name the file of the one you mean"
             )
@@ -129,6 +133,8 @@ def _of_file(path: Path) -> Layout:
     if (known := unread_content(start)) is not None:
         raise Unsupported(f"{path} is {known}")
     suffix = path.suffix.lower()
+    if start.startswith(gguf.MAGIC):
+        return "gguf"
     if suffix == ".onnx" or is_onnx(start):
         return "onnx"
     if (known := unread_file(path, start)) is not None:

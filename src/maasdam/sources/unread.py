@@ -36,11 +36,9 @@ _PADDLE = "a PaddlePaddle model, which is not read; export it with: paddle2onnx 
 _TENSORRT = "a TensorRT engine, compiled for one kind of GPU; give the ONNX model that it was built from"
 _TFLITE = "a TensorFlow Lite model, which is not read; give the SavedModel or .keras it was made from, or: tf2onnx --tflite"
 _EXECUTORCH = "an ExecuTorch program, which is not read; give the .pt2 that torch.export made before it"
-_GGUF = "GGUF, which is not read; give the Hugging Face folder it was made from"
 _ORT = "ONNX Runtime's own format, which is not read; give the .onnx it was made from"
 
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"GGUF", _GGUF),
     (0, b"ftrt", _TENSORRT),
     (0, b"ptrt", _TENSORRT),
     (4, b"TFL3", _TFLITE),
@@ -53,7 +51,7 @@ _SUFFIXES: dict[str, str] = {
     **dict.fromkeys((".mlmodel", ".mlmodelc", ".mlpackage"), _COREML),
     **dict.fromkeys((".pdmodel", ".pdiparams", ".pdparams"), _PADDLE),
     **dict.fromkeys((".meta", ".index"), _CHECKPOINT),
-    **{".gguf": _GGUF, ".ort": _ORT, ".pte": _EXECUTORCH},
+    **{".gguf": "no GGUF: it does not begin as that does; fetch it again", ".ort": _ORT, ".pte": _EXECUTORCH},
     ".caffemodel": "a Caffe model, which is not read; convert it to ONNX",
     ".prototxt": "a Caffe network's text, which is not read; convert the model to ONNX",
     ".mnn": "an MNN model, which is not read; give the ONNX model it was made from",

@@ -49,10 +49,14 @@ OUR_FIELDS = ("model", "stream", "stream_options")
 class Client:
     """One server. All methods run in one event loop."""
 
-    def __init__(self, place: Upstream, *, most_bytes: int, most_connections: int, answer_seconds: float) -> None:
-        """An answer is of at most `most_bytes`, and of a stream each piece comes within `answer_seconds`."""
+    def __init__(
+        self, place: Upstream, *, most_bytes: int, most_connections: int, answer_seconds: float, key: str | None = None
+    ) -> None:
+        """`key` is one that is in no variable. An answer is of at most `most_bytes`; of a stream each piece comes within
+        `answer_seconds`."""
         self._place = place
         self._most_bytes = most_bytes
+        self._own_key = key
         self._answer_seconds = answer_seconds
         limits = httpx.Limits(max_connections=most_connections, max_keepalive_connections=32, keepalive_expiry=KEPT_SECONDS)
         self._transport = httpx.AsyncHTTPTransport(verify=ssl.create_default_context(), trust_env=False, limits=limits)
@@ -93,7 +97,7 @@ class Client:
 
     def _key(self) -> str | None:
         try:
-            return self._place.key()
+            return self._own_key or self._place.key()
         except InvalidInput as error:  # no caller's fault
             raise UpstreamFailure(str(error)) from error
 

@@ -15,6 +15,10 @@ from maasdam.errors import InvalidInput, InvalidModel
 
 UPSTREAM: Final = "upstream"
 """What its artifact's format, layout and engine are called."""
+LLAMA: Final = "llama.cpp"
+"""The engine of GGUF files: its own server, in a process that is asked as an upstream is."""
+ELSEWHERE = (UPSTREAM, LLAMA)
+"""Engines that are asked over HTTP."""
 FILE = "upstream.json"
 LONGEST = 512
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")

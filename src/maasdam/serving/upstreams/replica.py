@@ -20,15 +20,25 @@ import httpx
 import orjson
 
 from maasdam import grammars
-from maasdam.core import AudioPayload, Chunk, Constraint, Facts, Payload, ReadPayload, Request, TextPayload
+from maasdam.core import Artifact, AudioPayload, Chunk, Constraint, Facts, Payload, ReadPayload, Request, TextPayload
 from maasdam.engines.mailbox import told
-from maasdam.errors import DeadlineExceeded, InvalidField, MaasdamError, Overloaded, UpstreamFailure, UpstreamGone
+from maasdam.errors import (
+    DeadlineExceeded,
+    InvalidField,
+    InvalidInput,
+    InvalidModel,
+    MaasdamError,
+    Overloaded,
+    UpstreamFailure,
+    UpstreamGone,
+)
 from maasdam.serving.loading import Files, Loadable
-from maasdam.serving.replica import Cancel, Done, Hear, WhenGone, check_kind, chunks_of, whole
+from maasdam.serving.replica import Cancel, Done, Gone, Hear, WhenGone, check_kind, chunks_of, whole
 from maasdam.serving.share import Share
 from maasdam.serving.upstreams import words
 from maasdam.serving.upstreams.client import Client
-from maasdam.serving.upstreams.place import Upstream, read_upstream
+from maasdam.serving.upstreams.llama import LlamaProcess, opened
+from maasdam.serving.upstreams.place import LLAMA, Upstream, read_upstream
 from maasdam.settings import Settings
 from maasdam.telemetry.meter import CpuMeter
 
@@ -44,6 +54,7 @@ BEHIND_SECONDS = 2.0
 """After the last piece, what it took is waited for so long."""
 MOST_EVENTS_BEHIND = 8
 _FILES = {b"RIFF": "wav", b"fLaC": "flac", b"OggS": "ogg", b"FORM": "aiff", b"\x1aE\xdf\xa3": "webm"}
+LLAMAS_ABILITIES = {"structured_output": False, "top_logprobs": 20}
 CONTEXTS = ("max_model_len", "context_length", "max_context_length")
 """What servers call the longest text, of prompt and answer, in their list of models."""
 
@@ -51,20 +62,32 @@ CONTEXTS = ("max_model_len", "context_length", "max_context_length")
 class UpstreamReplica:
     """One model of one server. Made and used in one event loop; `close` may be called from any thread."""
 
-    memory_bytes = running_since = executions = None
+    running_since = executions = None
     waiting = 0
 
     def __init__(
-        self, client: Client, place: Upstream, task: str, *, pool: Executor, queue_size: int, max_tokens: int, seconds: float
+        self,
+        client: Client,
+        place: Upstream,
+        task: str,
+        *,
+        pool: Executor,
+        queue_size: int,
+        max_tokens: int,
+        seconds: float,
+        process: LlamaProcess | None = None,
+        has_template: bool = True,
     ) -> None:
         """`max_tokens` where a request names no limit; `seconds` between two pieces of a stream, at most; `pool` has the
-        threads that check forms.
+        threads that check forms. `process`: it is llama.cpp's, which began and ends with this; `has_template` is its file's.
         """
         self.facts = Facts(None, None, task, trouble="it was not asked yet")
         self.in_flight = 0
         self.when_gone: WhenGone | None = None
         self.load_seconds: dict[str, float] = {}
         self._client = client
+        self._process = process
+        self._has_template = has_template
         self._place = place
         self._task = task
         self._pool = pool
@@ -77,10 +100,17 @@ class UpstreamReplica:
         self._is_due = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
 
+    @property
+    def memory_bytes(self) -> int | None:
+        """Of llama.cpp's process; None of another's."""
+        return None if self._process is None else self._process.memory_bytes
+
     async def begin(self) -> None:
         """Look at the server, and from now on again and again. One that is not there is looked for."""
         await self._look()
         self._watching = asyncio.create_task(self._watch())
+        if self._process is not None:
+            self._process.when_over(self._crashed)
 
     def submit(self, request: Request, done: Done) -> Cancel:
         """See `Replica`. Raises Overloaded, InvalidInput; `done` may hear of UpstreamFailure, UpstreamGone, DeadlineExceeded,
@@ -115,6 +145,18 @@ class UpstreamReplica:
         """Close the connections to it."""
         with suppress(RuntimeError):  # the loop is closed, and all with it
             asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(5.0)
+        if self._process is not None:
+            self._process.close()
+
+    def _crashed(self, reason: str) -> None:
+        """The process that was its own is gone. From a thread."""
+
+        def tell() -> None:
+            if self.when_gone is not None:
+                self.when_gone(Gone(reason, True))
+
+        with suppress(RuntimeError):  # the loop is closed, and nobody hears
+            self._loop.call_soon_threadsafe(tell)
 
     async def _end(self) -> None:
         if self._watching is not None:
@@ -145,7 +187,8 @@ class UpstreamReplica:
             log.info("upstream %s: model %s is there", self._place.url, self._place.model)
         told_of = models[self._place.model]
         self._listed = tuple(models)
-        self.facts = Facts(None, _context(told_of), self._task, abilities=_abilities(told_of))
+        abilities = _abilities(told_of) if self._process is None else LLAMAS_ABILITIES
+        self.facts = Facts(None, _context(told_of), self._task, abilities=abilities)
 
     def _is_in_trouble(self, error: BaseException) -> None:
         trouble = "the upstream does not answer in time" if isinstance(error, TimeoutError) else str(error)
@@ -267,15 +310,29 @@ class UpstreamReplica:
 
     def _text(self, request: Request, payload: TextPayload, most: int, streams: bool) -> tuple[str, bytes, Mapping[str, str]]:
         path = "/chat/completions" if words.is_chat(payload) else "/completions"
-        return path, orjson.dumps(words.asked_text(payload, self._place.model, most, streams)), {"x-request-id": request.id}
+        body = words.asked_text(payload, self._place.model, most, streams)
+        if self._process is not None:
+            body = words.for_llama(body, payload.sampling)
+        return path, orjson.dumps(body), {"x-request-id": request.id}
 
     def _check_asked(self, payload: Payload) -> None:
         check_kind(self._task, payload)
         if isinstance(payload, TextPayload) and payload.tools:
-            name = "tools"
-            raise InvalidField(
-                f"'{name}' can't be asked of this model, which another server runs", name, "unsupported_parameter"
-            )
+            what = "'tools' can't be asked of this model, which another server runs"
+            raise InvalidField(what, "tools", "unsupported_parameter")
+        if isinstance(payload, TextPayload) and self._process is not None:
+            self._check_llama(payload)
+
+    def _check_llama(self, payload: TextPayload) -> None:
+        """What llama.cpp's server does not keep to, though it takes it."""
+        asked = ("echo", "min_tokens", "stop_token_ids", "constraint")
+        name = next((one for one in asked if getattr(payload.sampling, one)), None)
+        if name is not None:
+            constraint = payload.sampling.constraint
+            field = name if constraint is None else constraint.field
+            raise InvalidField(f"'{field}' is not kept to by this model's engine, llama.cpp", field, "unsupported_parameter")
+        if payload.messages is not None and not self._has_template:
+            raise InvalidInput("this model's file has no chat template; use POST /v1/completions")
 
     def _most(self, payload: TextPayload) -> int:
         sampling = payload.sampling
@@ -305,7 +362,8 @@ def _newer(new: tuple[int | None, int | None], old: tuple[int | None, int | None
 
 
 def _context(told_of: Mapping[str, Any]) -> int | None:
-    values = [told_of.get(name) for name in CONTEXTS]
+    meta = told_of.get("meta")
+    values = [told_of.get(name) for name in CONTEXTS] + [meta.get("n_ctx") if isinstance(meta, dict) else None]
     return next((v for v in values if isinstance(v, int) and not isinstance(v, bool) and 0 < v < 1 << 31), None)
 
 
@@ -323,14 +381,29 @@ class UpstreamLoader:
         self._meter = meter
 
     async def __call__(self, version: Loadable) -> UpstreamReplica:
-        """A replica; its server may be away, which it says then. Raises NotFound, InvalidModel."""
+        """A replica; another's server may be away, which it says then. Raises NotFound, and what `open` raises."""
+        return await self.open(await asyncio.to_thread(self._store.intact, version.digest))
+
+    async def open(self, artifact: Artifact) -> UpstreamReplica:
+        """The same of an artifact. Raises InvalidModel, and of GGUF files MissingExtra, LimitExceeded, Crashed."""
         settings = self._settings
-        artifact = await asyncio.to_thread(self._store.intact, version.digest)
-        place = read_upstream(artifact.path)
         seconds, most = settings.request_timeout_seconds, settings.queue_size
-        client = Client(place, most_bytes=settings.max_json_media_bytes, most_connections=most, answer_seconds=seconds)
-        pool = Share(f"check {version.model}:{version.version}", self._meter.without_this_thread)
-        limits = {"queue_size": most, "max_tokens": settings.max_tokens}
-        replica = UpstreamReplica(client, place, str(artifact.task), pool=pool, seconds=seconds, **limits)
-        await replica.begin()
+        bounds = {"most_bytes": settings.max_json_media_bytes, "most_connections": most}
+        pool = Share(f"check {artifact.digest[:19]}", self._meter.without_this_thread)
+        limits: dict[str, Any] = {"queue_size": most, "max_tokens": settings.max_tokens}
+        process: LlamaProcess | None = None
+        if artifact.engine == LLAMA:
+            process = await opened(artifact, settings)
+        place = process.upstream if process else read_upstream(artifact.path)
+        client = Client(place, **bounds, answer_seconds=seconds, key=process.key if process else None)
+        has_template = bool(artifact.settings.get("has_template", True))
+        more: dict[str, Any] = {"process": process, "has_template": has_template}
+        replica = UpstreamReplica(client, place, str(artifact.task), pool=pool, seconds=seconds, **limits, **more)
+        try:
+            await replica.begin()
+            if process is not None and replica.facts.trouble is not None:
+                raise InvalidModel(f"llama.cpp does not answer: {replica.facts.trouble}")
+        except BaseException:
+            await asyncio.to_thread(replica.close)
+            raise
         return replica

@@ -20,6 +20,7 @@ from maasdam.core import (
     Constraint,
     Mark,
     ReadPayload,
+    Sampling,
     TextPayload,
     TextPiece,
     Transcript,
@@ -67,6 +68,8 @@ def asked_text(payload: TextPayload, model: str, max_tokens: int, streams: bool)
     body |= {name: value for name in _NEUTRAL if (value := getattr(sampling, name))}
     if sampling.stop:
         body["stop"] = list(sampling.stop)
+    if sampling.logit_bias:
+        body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
     if sampling.stop_token_ids:
         body["stop_token_ids"] = list(sampling.stop_token_ids)
     if sampling.echo:
@@ -79,6 +82,16 @@ def asked_text(payload: TextPayload, model: str, max_tokens: int, streams: bool)
     if sampling.constraint is not None:
         body |= _form(sampling.constraint)
     return body | ({"stream": True, "stream_options": {"include_usage": True}} if streams else {})
+
+
+def for_llama(body: dict[str, Any], sampling: Sampling) -> dict[str, Any]:
+    """A body in llama.cpp's own words: what it calls otherwise, and what is not neutral where it is left out."""
+    body = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0} | body
+    if sampling.repetition_penalty is not None:
+        body |= {"repeat_penalty": body.pop("repetition_penalty"), "repeat_last_n": -1}
+    if sampling.logprobs is not None:
+        body |= {"logprobs": max(sampling.logprobs, 1) if "prompt" in body else True}
+    return body
 
 
 def _form(constraint: Constraint) -> dict[str, Any]:
