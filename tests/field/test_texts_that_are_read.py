@@ -11,11 +11,11 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from tests.field.encoders import LONGEST, TEXTS, VOCABULARY, make, padded, sentences, tokenizer
+from tests.field.encoders import LONGEST, TEXTS, make, padded, sentences, tokenizer
 from tests.served import Process, add_starters, open_home, serving
 
 from maasdam.artifacts.store import Store
-from maasdam.core import Example, ReadPayload, Relevance, Span, Spans
+from maasdam.core import Relevance, Span, Spans
 from maasdam.errors import InvalidInput, InvalidModel
 from maasdam.sources import examine, ingest
 from maasdam.tasks import load_examples, open_processor, score, task_of
@@ -338,6 +338,11 @@ def test_each_request_is_one_row_with_the_tokens_that_were_read(served: Process,
     }
     assert able["ranker"] == ["rerank"] and able["vectors"] == ["embeddings", "rerank"] and able["guard"] == ["moderations"]
     assert able["text"] == [] and able["names"] == []
+    document = client.get("/openapi.json").json()
+    for path in ("/v1/embeddings", "/v2/rerank", "/rerank", "/v1/moderations", "/v1/texts/answers", "/tokenize", "/detokenize"):
+        codes = document["paths"][path]["post"]["responses"]
+        assert {"200", "400", "401", "403", "404", "429", "500", "503", "504"} <= set(codes), path
+        assert codes["400"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Error-openai"}
 
 
 # --- folders, data, metrics
@@ -440,5 +445,45 @@ def test_the_command_line_reads_texts_rows_and_objects(
     assert [answer["relevance_score"] for answer in answers] == pytest.approx(wanted, abs=1e-5)
 
 
-def test_the_vocabulary_of_these_models_is_what_the_tests_think() -> None:
-    assert VOCABULARY[2] == "[CLS]" and Example("a", ReadPayload("a")).truth is None
+# --- verification
+
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "ranker": [{"query": QUERY, "documents": TEXTS[:4]}, {"query": TEXTS[0], "documents": TEXTS[4:8]}],
+    "moods": [{"text": text, "label": ("sad", "glad", "even")[i % 3]} for i, text in enumerate(TEXTS)],
+    "names": [{"tokens": text.split(), "ner_tags": [i % 3 for i, _ in enumerate(text.split())]} for text in TEXTS],
+    "masks": [{"text": text.replace("the", "[MASK]", 1), "answer": "the"} for text in TEXTS if "the" in text],
+    "answers": [{"question": QUERY, "context": text, "answers": {"text": [text.split()[0]]}} for text in TEXTS],
+    "vectors": [{"text": text} for text in TEXTS],
+}
+METRICS = {"ranker": "order", "moods": "top1", "names": "f1", "masks": "top1", "answers": "f1", "vectors": "neighbours"}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_each_task_is_verified_by_its_own_metric(name: str, modules: Any, tmp_path: Path) -> None:
+    """The masks through a conversion of ModernBERT, whose padding says nothing; the others against themselves."""
+    from maasdam.convert import convert
+    from maasdam.convert.directions.companions import copy_companions
+    from maasdam.convert.proof.certificate import certify
+    from maasdam.pipeline.conditions import Conditions
+    from maasdam.pipeline.examples import evaluation_examples
+    from maasdam.pipeline.recipe import Limits
+    from maasdam.pipeline.verify import verify
+
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(json.dumps(row) for row in ROWS[name]))
+    store = Store(tmp_path / "store")
+    source = candidate = ingest(str(modules[name][0]), store)
+    if name == "masks":
+        out = tmp_path / "onnx"
+        out.mkdir()
+        made = convert(source, "onnx", out)
+        copy_companions(source.path, out)
+        facts = {"signature": made.signature, "settings": {"threads": 1}}
+        candidate = store.add(out, format="onnx", layout="onnx", task=source.task, engine="onnxruntime", **facts)  # type: ignore[arg-type]  # facts of two types
+        certify(source, candidate, seeds=(0, 1))
+    quick = Conditions(threads=1, latency_seconds=0.0, throughput_seconds=0.0, measures_memory=False)
+    report = verify(candidate, [source], source, evaluation_examples(source, data), Limits(max_drop=0.0), quick)
+    assert (report.metric, report.failures) == (METRICS[name], ()) and report.candidate.accuracy == report.reference.accuracy
+    if name in ("ranker", "vectors"):
+        assert report.candidate.accuracy == 1.0
+    assert report.parity["max_abs_diff"] < 1e-4 and report.samples[0]["candidate"] == report.samples[0]["reference"]

@@ -30,6 +30,7 @@ ANSWERS_LATE = (
     "/v1/moderations",
     "/v1/texts",
     "/rerank",
+    "tokenize",
     "/v1/audio",
     "/v1/images",
     "/infer",
