@@ -15,8 +15,9 @@ from tests.field.encoders import LONGEST, TEXTS, make, padded, sentences, tokeni
 from tests.served import Process, add_starters, open_home, serving
 
 from maasdam.artifacts.store import Store
-from maasdam.core import Relevance, Span, Spans
+from maasdam.core import Relevance, Span, Spans, SpellPayload
 from maasdam.errors import InvalidInput, InvalidModel
+from maasdam.serving.replica import check_kind
 from maasdam.sources import examine, ingest
 from maasdam.tasks import load_examples, open_processor, score, task_of
 
@@ -249,6 +250,11 @@ def test_a_chat_is_tokenized_as_it_is_answered(client: httpx.Client) -> None:
         assert told.json()["count"] == answer.json()["usage"]["prompt_tokens"]
     refused = client.post("/tokenize", json={"model": "vectors", "messages": messages})
     assert refused.status_code == 400 and "no chat" in refused.json()["error"]["message"]
+
+
+def test_tokens_of_a_model_that_another_server_runs_are_not_told() -> None:
+    with pytest.raises(InvalidInput, match="its tokenizer is on the server that runs it"):
+        check_kind("text-generation", SpellPayload(text="a"))
 
 
 # --- bad input, keys, rows

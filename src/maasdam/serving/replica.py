@@ -783,7 +783,7 @@ def _unable(name: str, why: str) -> InvalidField:
 async def _spelled(processor: Processor | None, payload: SpellPayload, pool: Executor) -> Chunk:
     """What a tokenizer says: no engine computes anything, and nothing is metered but that it was asked."""
     if not isinstance(processor, SpellingProcessor):
-        raise InvalidInput("this model reads no text, so that it has no tokenizer")
+        raise InvalidInput("this model has no tokenizer here: it reads no text")
     return Chunk(await asyncio.get_running_loop().run_in_executor(pool, processor.spell, payload), Units(), True)
 
 
@@ -798,5 +798,7 @@ def check_kind(name: str, payload: Payload) -> None:
         return
     if isinstance(payload, TensorPayload):
         raise InvalidInput(f"this model takes no raw tensors; use {task.door}")
+    if isinstance(payload, SpellPayload):
+        raise InvalidInput("this model's tokens can't be told: its tokenizer is on the server that runs it")
     given = " or ".join(other.name for other in TASKS.values() if type(payload) in other.payloads)
     raise InvalidInput(f"this model does {name}, not {given}; use {task.door}")
