@@ -1,4 +1,4 @@
-"""`maasdam run`: answers in this process, as words, as JSON, as a conversation, or as a file of a line an input."""
+"""`maasdam run`: answers, as words, as JSON, as a conversation, or as a file of a line an input."""
 
 from __future__ import annotations
 
@@ -38,10 +38,11 @@ def run(
     temperature: float = typer.Option(None, "--temperature", min=0.0, help="Text: 0 is greedy."),
     seed: int = typer.Option(None, "--seed", help="Text: the same seed gives the same text."),
     top_k: int = typer.Option(5, "--top-k", min=1, help="Images: how many labels."),
-    device: str = typer.Option("cpu", "--device", help="cpu or cuda."),
+    device: str = typer.Option(None, "--device", help="cpu or cuda, in this process; default cpu."),
+    here: bool = typer.Option(False, "--here", help="Load it in this process also where the running service has it."),
     as_json: bool = JSON,
 ) -> None:
-    """Answer inputs in this process, without a service.
+    """Answer inputs: by this home's service where it runs the model, else in this process.
 
     Example: maasdam run mobilenet photos/ --out labels.jsonl
     """
@@ -59,7 +60,9 @@ def run(
         how = How(Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed), top_k, chat)
         version = version_of(workspace, name)
         found = inputs_of(version.task, inputs or ([] if chat else ["-"]), how)  # before anything is loaded
-        with opened(workspace, f"{version.model}:{version.version}", device) as model:
+        with opened(workspace, f"{version.model}:{version.version}", device, here) as model:
+            if model.url is not None:
+                typer.echo(f"the service at {model.url} answers (--here loads the model in this process)", err=True)
             if not found:
                 _talk(model, how.sampling)
             elif out is not None:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 FILE = "service.json"
@@ -78,6 +79,21 @@ def asked(address: Address, path: str, secret: str | None, seconds: float) -> tu
         connection.close()
 
 
+def reaching(address: Address, is_async: bool = False) -> dict[str, Any]:
+    """What an httpx client (`is_async`: an AsyncClient) takes to ask the service with the operator's rights.
+
+    Raises OSError and ValueError where its certificate can't be read.
+    """
+    import httpx
+
+    kind, _, rest = address.url.partition(":")
+    told: dict[str, Any] = {"headers": {"Authorization": f"Bearer {address.secret}"}, "trust_env": False}
+    if kind == "unix":
+        transport = httpx.AsyncHTTPTransport(uds=rest) if is_async else httpx.HTTPTransport(uds=rest)
+        return told | {"base_url": "http://localhost", "transport": transport}
+    return told | {"base_url": address.url, "verify": _context(address) if kind == "https" else True}
+
+
 def _connection(address: Address, seconds: float) -> http.client.HTTPConnection:
     kind, _, rest = address.url.partition(":")
     if kind == "unix":
@@ -90,12 +106,16 @@ def _connection(address: Address, seconds: float) -> http.client.HTTPConnection:
     host = parts.hostname or ""
     if kind != "https":
         return http.client.HTTPConnection(host, parts.port, timeout=seconds)
+    return http.client.HTTPSConnection(host, parts.port, timeout=seconds, context=_context(address))
+
+
+def _context(address: Address) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False  # one certificate is taken, and no other
     if address.certificate:
         context.load_verify_locations(cadata=_first(Path(address.certificate).read_text()))
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | NO_CHECK_TIME
-    return http.client.HTTPSConnection(host, parts.port, timeout=seconds, context=context)
+    return context
 
 
 def _first(chain: str) -> str:

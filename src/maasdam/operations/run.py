@@ -1,4 +1,4 @@
-"""One-shot inference in this process: a version's engine and processor, opened, asked, closed.
+"""Inference without a service, or by the one that runs: a version's engine and processor, opened, asked, closed.
 
 Knows the order of the steps. Refuses to know scheduling, accounts and HTTP. What it answers is what the service answers
 with the same build.
@@ -7,6 +7,7 @@ with the same build.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from maasdam.core import (
 )
 from maasdam.engines.generating import text_of, transcript_of
 from maasdam.errors import Unsupported
+from maasdam.operations.asked import asked
 from maasdam.serving.upstreams.place import ELSEWHERE
 from maasdam.tasks import giving, open_processor, task_of
 
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
     from maasdam.core import Engine, Processor
     from maasdam.operations.workspace import Workspace
 
-TEXTS = 16
-"""That are written together: of more, each gets slower by about as much."""
+TOGETHER = 16
+"""Texts that are written together, and inputs that a service is asked: of more, each gets slower by about as much."""
 
 OnPiece = Callable[[str], None]
 """Told each piece of a text as it comes."""
@@ -51,8 +53,10 @@ class OpenedModel:
     processor: Processor | None
     max_tokens: int
     """Tokens generated where the payload names no limit."""
+    url: str | None = None
+    """Of the service that answers; None: this process does."""
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """An engine of tensors has one answer at a time; the next input is read meanwhile."""
+    """An engine of tensors in this process has one answer at a time; the next input is read meanwhile."""
 
     def answer(self, payload: Payload, on_piece: OnPiece | None = None) -> Answer:
         """The whole answer. Raises InvalidPayload, InvalidTensor, Unsupported (another kind of payload), EngineFailure."""
@@ -79,13 +83,13 @@ class OpenedModel:
         return (await transcript_of(self.engine, prepared, name))[0]
 
     async def _run(self, engine: TensorEngine, tensors: Tensors) -> Tensors:
-        async with self._turn:
+        async with contextlib.nullcontext() if self.url else self._turn:
             return await asyncio.to_thread(engine.run, tensors)
 
     @property
     def width(self) -> int:
         """How many are worth while to be asked at once."""
-        return TEXTS if self.version.task == TEXT_GENERATION else 2
+        return TOGETHER if self.url or self.version.task == TEXT_GENERATION else 2
 
     async def _text(
         self, engine: SequenceEngine, sampling: Sampling, inputs: Tensors, name: str, on_piece: OnPiece | None
@@ -104,8 +108,11 @@ class OpenedModel:
 
 
 @contextmanager
-def opened(workspace: Workspace, name: str, device: str = "cpu") -> Iterator[OpenedModel]:
-    """Open NAME, NAME:3 or NAME@alias; closed at the end. Raises NotFound, MissingExtra, InvalidModel."""
+def opened(workspace: Workspace, name: str, device: str | None = None, here: bool = True) -> Iterator[OpenedModel]:
+    """Open NAME, NAME:3 or NAME@alias; closed at the end. Raises NotFound, MissingExtra, InvalidModel.
+
+    Not `here`, and on no named device: where this home's service runs the version, it is asked instead.
+    """
     from maasdam.engines import open_engine
 
     settings = workspace.settings
@@ -114,9 +121,10 @@ def opened(workspace: Workspace, name: str, device: str = "cpu") -> Iterator[Ope
         raise Unsupported(f"{version.model}:{version.version} is run by {version.engine}; ask it through the service")
     artifact = workspace.store.intact(version.digest)
     processor = open_processor(artifact.task, artifact.path, artifact.signature, settings) if artifact.task else None
-    engine = open_engine(artifact, device=device, threads=settings.threads)
+    there = None if here or device else asked(settings.home, version.model, version.version, artifact)
+    engine = there or open_engine(artifact, device=device or "cpu", threads=settings.threads)
     try:
-        yield OpenedModel(version, engine, processor, settings.max_tokens)
+        yield OpenedModel(version, cast("Engine", engine), processor, settings.max_tokens, None if there is None else there.url)
     finally:
         engine.close()
 
