@@ -25,6 +25,7 @@ def build(
     ),
     train: Path = typer.Option(None, "--train", help="Labelled examples for passes that train; none of them in --data."),
     processor: Path = typer.Option(None, "--processor", help="A Hugging Face folder with the processor and the labels."),
+    lora: Path = typer.Option(None, "--lora", help="The folder of a LoRA adapter (peft), merged into the source's weights."),
     device: str = typer.Option("cpu", "--device", help="cpu or cuda."),
     trust: bool = typer.Option(False, "--trust", help="Load what could run code."),
     as_json: bool = JSON,
@@ -41,7 +42,7 @@ def build(
     from maasdam.operations.limits import step_limits
 
     wanted = cast("Format | None", to)
-    spec = BuildSpec(name, source, task, recipe, wanted, data, calibrate, train, processor, device, trust)
+    spec = BuildSpec(name, source, task, recipe, wanted, data, calibrate, train, processor, device, trust, lora)
     with in_workspace() as workspace:
         with progress_bar() as progress:
             try:

@@ -52,6 +52,8 @@ class BuildSpec:
     processor: Path | None = None
     device: str = "cpu"
     trust: bool = False
+    lora: Path | None = None
+    """The folder of an adapter, which is merged into the source's weights first."""
 
     def checked(self) -> BuildSpec:
         """Itself with absolute paths. Raises InvalidInput, Unsupported (no such device here)."""
@@ -60,7 +62,7 @@ class BuildSpec:
         check_name(self.name)
         _check_flags(self.to, self.device)
         paths: dict[str, Any] = {
-            flag: _there(getattr(self, flag), f"--{flag}") for flag in ("data", "calibrate", "train", "processor")
+            flag: _there(getattr(self, flag), f"--{flag}") for flag in ("data", "calibrate", "train", "processor", "lora")
         }
         return replace(self, **paths)
 
@@ -84,8 +86,9 @@ def build(workspace: Workspace, spec: BuildSpec, *, limits: ChildLimits | None =
             if spec.source.startswith(hub.PREFIX):
                 hub.fetch(spec.source)  # however slow the network is: it is no work of the model's
             made = in_steps(_make, store.root, settings, spec, limits=limits, progress=tell)
+        source = spec.source if spec.lora is None else f"{spec.source} + LoRA {spec.lora}"
         return catalog.register(
-            spec.name, made.candidate, source=spec.source, recipe=made.recipe, report=made.report, passes=made.passes
+            spec.name, made.candidate, source=source, recipe=made.recipe, report=made.report, passes=made.passes
         )
 
 
@@ -119,6 +122,9 @@ def _make(root: Path, settings: Settings, spec: BuildSpec, attempts: Attempts, p
     artifact = ingest(spec.source, store, task=spec.task, processor=spec.processor, trust=spec.trust)
     if artifact.task is None and wanted.task is not None:  # the source names none: what the recipe is for
         artifact = ingest(spec.source, store, task=wanted.task, processor=spec.processor, trust=spec.trust)
+    merged: str | None = None
+    if spec.lora is not None:
+        artifact, merged = _with_adapter(store, artifact, spec.lora, progress)
     if artifact.engine == LLAMA:
         return _as_it_is(store, settings, spec, artifact, progress)
     artifact, moved = on_its_own_engine(artifact, store, spec.device, attempts)  # before it is asked anything
@@ -127,13 +133,30 @@ def _make(root: Path, settings: Settings, spec: BuildSpec, attempts: Attempts, p
     building = Build(store, paths, spec.device, settings.threads, progress, attempts=attempts)
     building.check(recipe, artifact, spec.to)
     examples, sample = _examples(artifact, paths, progress)
-    building.notes += [note for note in (moved, sample) if note]
+    building.notes += [note for note in (merged, moved, sample) if note]
     candidate = building.run(recipe, artifact, spec.to)
     if recipe.batch is not None:
         changed = replace(candidate, settings={**candidate.settings, "batch": recipe.batch})
         candidate = store.add_as(candidate.path, changed, candidate.task, candidate.digest, *candidate.parents)
     report = _verified(settings, building, candidate, artifact, examples, recipe)
     return Made(candidate, recipe.name, report, [step.to_json() for step in building.steps])
+
+
+def _with_adapter(store: Store, base: Artifact, folder: Path, progress: Progress) -> tuple[Artifact, str]:
+    """The base with a LoRA adapter in its weights, and what to say of it. Raises what `sources.lora` does, InvalidInput."""
+    from maasdam.sources import ingest, lora
+
+    adapter = lora.read_adapter(folder)
+    if base.layout != "huggingface":
+        raise InvalidInput(f"--lora goes with a Hugging Face folder of safetensors; this source is '{base.layout}'")
+    progress("merge the adapter")
+    with store.workspace() as work:
+        out = work / "merged"
+        out.mkdir()
+        lora.merge(base.path, adapter, out)
+        artifact = ingest(str(out), store, task=base.task)
+    size = sum(file.stat().st_size for file in (folder / lora.CONFIG, folder / lora.WEIGHTS))
+    return artifact, f"a LoRA adapter of rank {adapter.rank} ({size:,} bytes) is merged into {len(adapter.pairs)} layers"
 
 
 def _as_it_is(store: Store, settings: Settings, spec: BuildSpec, artifact: Artifact, progress: Progress) -> Made:
