@@ -217,6 +217,23 @@ def test_tools_left_to_the_model_and_none(client: httpx.Client) -> None:
     assert whole(client, model="torch", tools=strict, max_tokens=10)["message"]["content"]
 
 
+def test_an_answer_beside_tools_has_its_form(client: httpx.Client) -> None:
+    said = called = 0
+    for seed in range(8):
+        fields = {"tools": TOOLS, "guided_json": PARAMETERS, "seed": seed, "temperature": 2.0}
+        choice = whole(client, **fields, max_tokens=200)
+        calls = choice["message"].get("tool_calls") or []
+        for call in calls:
+            called += 1
+            assert isinstance(json.loads(call["function"]["arguments"]), dict)
+        if choice["finish_reason"] == "stop":
+            said += 1
+            assert not calls and jsonschema_rs.is_valid(PARAMETERS, json.loads(choice["message"]["content"]))
+    assert said and called, (said, called)
+    forced = whole(client, tools=TOOLS[:1], tool_choice="required", guided_json=PARAMETERS, parallel_tool_calls=False)
+    check_call("weather", forced["message"]["tool_calls"][0]["function"]["arguments"])
+
+
 def test_a_conversation_with_calls_is_shown_to_the_model(client: httpx.Client) -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ub", "unit": "C"}'}}
     asked: list[Any] = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
@@ -407,7 +424,12 @@ BAD: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "an unknown choice": ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice", "required"),
     "no end": ({"tools": TOOLS, "tool_choice": "required", "ignore_eos": True}, "ignore_eos", "ends"),
     "a stop": ({"tools": TOOLS, "tool_choice": "required", "stop": "}"}, "stop", "ends"),
-    "a form beside": ({"tools": TOOLS, "guided_regex": "a"}, "guided_regex", "beside 'tools'"),
+    "an expression beside": ({"tools": TOOLS, "guided_regex": "a"}, "guided_regex", "beside 'tools'"),
+    "a form beside calls like it": (
+        {"model": "llama", "tools": TOOLS, "response_format": {"type": "json_object"}},
+        "response_format",
+        "beside 'tools'",
+    ),
     "parallel is no boolean": ({"tools": TOOLS, "parallel_tool_calls": "no"}, "parallel_tool_calls", "true or false"),
     "functions": ({"functions": [{"name": "a"}]}, "functions", "send tools"),
     "a function call": ({"function_call": {"name": "a"}}, "function_call", "send tool_choice"),

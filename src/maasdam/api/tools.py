@@ -43,13 +43,10 @@ def tools_from(fields: Mapping[str, Any], sampling: Sampling) -> tuple[tuple[Too
 
 
 def tools_for(service: Service, model: str, fields: Mapping[str, Any], sampling: Sampling) -> tuple[tuple[Tool, ...], Calling]:
-    """The same, where the model's engine can be held to them, and the answer is held to nothing else. Raises InvalidField."""
+    """The same, where the model's engine can be held to them. Raises InvalidField."""
     tools, calling = tools_from(fields, sampling)
     if calling.least:
         deployments.check_holds(service, model, "tool_choice")
-    if tools and sampling.constraint is not None:
-        field = sampling.constraint.field
-        raise InvalidField(f"'{field}' can't be kept to beside 'tools' that may be called; send one of them", field)
     return tools, calling
 
 

@@ -29,7 +29,9 @@ def check(constraint: Constraint, text: str) -> str | None:
         answer = answer_behind(constraint.thinking, text)
         return "it ends within its reasoning" if answer is None else check(replace(constraint, thinking=None), answer)
     if constraint.kind == "calls":
-        return call_forms.wrong_with(constraint.text, text)
+        beside = call_forms.beside_of(constraint.text)
+        is_said = beside is not None and check(beside, text) is None
+        return None if is_said else call_forms.wrong_with(constraint.text, text)
     if constraint.kind == "choice":
         return None if text in json.loads(constraint.text) else "it is none of the choices"
     if constraint.kind in ("regex", "grammar"):
@@ -56,6 +58,9 @@ def readied(constraint: Constraint) -> None:
     if constraint.kind == "schema":
         validator_of(constraint.text)
     elif constraint.kind == "calls":
+        beside = call_forms.beside_of(constraint.text)
+        if beside is not None:
+            readied(beside)
         for tool in json.loads(constraint.text)["tools"]:
             tool["schema"] is None or validator_of(json.dumps(tool["schema"]))
     elif constraint.kind in ("regex", "grammar"):

@@ -46,10 +46,27 @@ def schema_of(tool: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"type": "object", **given} if given else NOTHING
 
 
-def calls_wanted(form: CallFormat, tools: Sequence[Mapping[str, Any]], calling: Calling, field: str) -> Constraint | None:
-    """The constraint for calls that must be made, or that must be right where they are; None where no tool asks for that."""
+def calls_wanted(
+    form: CallFormat,
+    tools: Sequence[Mapping[str, Any]],
+    calling: Calling,
+    field: str,
+    beside: Constraint | None = None,
+) -> Constraint | None:
+    """The constraint for calls that must be made, or that must be right where they are; None where no tool asks for that.
+
+    `beside`: the form of an answer that makes none. Raises InvalidField where such answers can't be told from calls.
+    """
+    if beside is not None and not calling.least:
+        if form.opens or beside.kind not in ("object", "schema"):
+            raise InvalidField(
+                f"'{beside.field}' can't be kept to beside 'tools' called in the format {form.name}; send one of them",
+                beside.field,
+                "unsupported_parameter",
+            )
+        field = beside.field
     chosen = [tool["function"] for tool in tools if calling.only in (None, tool["function"]["name"])]
-    if not calling.least and not any(one.get("strict") for one in chosen):
+    if not calling.least and beside is None and not any(one.get("strict") for one in chosen):
         return None
     listed = [
         {"name": one["name"], "schema": schema_of({"function": one}) if calling.least or one.get("strict") else None}
@@ -57,11 +74,19 @@ def calls_wanted(form: CallFormat, tools: Sequence[Mapping[str, Any]], calling: 
     ]
     most = 1 if form.is_single and calling.least else calling.most
     wanted = {"format": form.name, "least": calling.least, "most": most, "tools": listed}
+    if beside is not None and not calling.least:
+        wanted["beside"] = [beside.kind, beside.text]
     return Constraint("calls", json.dumps(wanted, ensure_ascii=False), field)
 
 
-def parsed(text: str) -> Form:
-    """As a form. Raises InvalidField, which names the tool."""
+def beside_of(text: str, field: str = "") -> Constraint | None:
+    """What an answer without calls is held to."""
+    found = json.loads(text).get("beside")
+    return None if found is None else Constraint(found[0], found[1], field)
+
+
+def parsed(text: str, beside: Form | None) -> Form:
+    """As a form, or that of an answer without calls. Raises InvalidField, which names the tool."""
     wanted = json.loads(text)
     form = FORMATS[wanted["format"]]
     rules: dict[str, Node] = {}
@@ -76,15 +101,18 @@ def parsed(text: str) -> Form:
         prefix = f"tool_{i}_"
         rules |= {prefix + name: _renamed(node, prefix.__add__) for name, node in arguments.rules.items()}
         options.append(row(Word(tool["name"] + form.written.middle), Named(prefix + ROOT)))
-    write = _calls if wanted["least"] else _after_text
+    write = _calls if wanted["least"] or beside is not None else _after_text
     root = write(form, either(options), wanted["most"], rules)
+    if beside is not None:
+        rules |= {f"said_{name}": _renamed(node, "said_".__add__) for name, node in beside.rules.items()}
+        root = either((root, Named(f"said_{ROOT}")))
     return Form(_shared({ROOT: root} | rules))
 
 
 def forced(text: str) -> str | None:
     """The same where a call must be made; None where it must be already."""
     wanted = json.loads(text)
-    return None if wanted["least"] else json.dumps(wanted | {"least": 1}, ensure_ascii=False)
+    return None if wanted["least"] else json.dumps(wanted | {"least": 1, "beside": None}, ensure_ascii=False)
 
 
 def wrong_with(text: str, answer: str) -> str | None:
@@ -95,7 +123,8 @@ def wrong_with(text: str, answer: str) -> str | None:
     before, calls = reader.feed(answer)
     after, more = reader.finish()
     calls += more
-    if len(calls) < wanted["least"] or (wanted["least"] and (before + after).strip()):
+    must = wanted["least"] or wanted.get("beside") is not None
+    if len(calls) < bool(must) or (must and (before + after).strip()):
         return f"it makes {len(calls)} calls, and says {(before + after)[:80]!r} beside"
     if wanted["most"] is not None and len(calls) > wanted["most"]:
         return f"it makes {len(calls)} calls where {wanted['most']} may be made"

@@ -23,7 +23,9 @@ def parts_of(constraint: Constraint) -> list[Constraint]:
     """What is to be tried: first what any text may stand before, by itself; itself last."""
     bare = replace(constraint, thinking=None)
     call = call_forms.forced(constraint.text) if constraint.kind == "calls" else None
-    return list(dict.fromkeys([*([replace(bare, text=call)] if call is not None else []), bare, constraint]))
+    beside = call_forms.beside_of(constraint.text, constraint.field) if constraint.kind == "calls" else None
+    first = [*([replace(bare, text=call)] if call is not None else []), *([] if beside is None else [beside])]
+    return list(dict.fromkeys([*first, bare, constraint]))
 
 
 def _parsed(kind: str, text: str) -> Form:
@@ -34,7 +36,8 @@ def _parsed(kind: str, text: str) -> Form:
     if kind == "regex":
         return Form({ROOT: regexes.parsed(text).whole()})
     if kind == "calls":
-        return call_forms.parsed(text)
+        beside = call_forms.beside_of(text)
+        return call_forms.parsed(text, None if beside is None else _parsed(beside.kind, beside.text))
     if kind == "choice":
         return Form({ROOT: either(Word(choice) for choice in json.loads(text))})
     return ebnf.parsed(text)

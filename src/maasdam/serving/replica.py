@@ -571,10 +571,11 @@ class _Text:
         self._dialect = None if talks is None else talks.dialect(payload)
         if self._dialect is None:
             raise InvalidField("'tools': this model has no chat template, so it can't be told of tools", "tools")
-        wanted = grammars.calls_wanted(grammars.FORMATS[self._dialect], payload.tools, payload.calling, "tools")
+        form, beside = grammars.FORMATS[self._dialect], self._sampling.constraint
+        wanted = grammars.calls_wanted(form, payload.tools, payload.calling, "tools", beside)
         if wanted is not None:
             self._sampling = replace(self._sampling, constraint=wanted)
-            self._is_held = payload.calling.least > 0 or isinstance(self._replica._engine, HoldingEngine)
+            self._is_held = payload.calling.least > 0 or beside is not None or isinstance(self._replica._engine, HoldingEngine)
 
     def _holding(self, constraint: Constraint) -> HoldingEngine:
         engine = self._replica._engine
