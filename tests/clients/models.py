@@ -1,4 +1,4 @@
-"""What the clients talk to: a text model whose template knows tools, and an encoder of texts."""
+"""What the clients talk to: a text model whose template knows tools, and encoders of texts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEMPLATE = (
 
 
 def deployed(workspace: Workspace, folder: Path) -> None:
-    """`tiny` and `embedder` in a workspace; weights are random, so that words mean nothing and forms are kept."""
+    """`tiny`, `embedder` and `reranker` in a workspace; weights are random, so that words mean nothing and forms are kept."""
     control = ("<tool_call>", "</tool_call>")
     source = tiny_language_model.huggingface(folder / "source", context=2048, control=control, template=TEMPLATE)
     _add(workspace, "tiny", tiny_language_model.genai(source, folder / "genai"))
@@ -31,6 +31,8 @@ def deployed(workspace: Workspace, folder: Path) -> None:
     encoders.make(folder / "bert", "Bert")
     encoders.sentences(folder / "bert", ("Pooling", flags, {}), ("Normalize", {}, {}))
     _add_encoder(workspace, "embedder", folder / "bert")
+    encoders.make(folder / "ranking", "Bert", "ForSequenceClassification", num_labels=1)
+    _add_encoder(workspace, "reranker", folder / "ranking")
 
 
 def _add_encoder(workspace: Workspace, name: str, folder: Path) -> None:
