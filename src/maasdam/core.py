@@ -765,6 +765,8 @@ class Facts:
     """Why it can answer nothing now, though it is up: another server runs it. None: nothing stands in the way."""
     abilities: Mapping[str, Any] = field(default_factory=dict)
     """What another server that runs it says that it can, in the words of /v1/models."""
+    likeliest_bytes: int | None = None
+    """What it takes to tell the likeliest tokens, measured; None where nothing is there for that alone."""
 
 
 class Admitted(NamedTuple):
@@ -875,6 +877,18 @@ class TryingEngine(Protocol):
 
     batching: Batching
     """What it found; OF_ITS_ENGINE where there was nothing to try."""
+    rounds: bool
+    """Whether it rounds activations, having found so."""
+
+
+@runtime_checkable
+class TellingEngine(Protocol):
+    """A sequence engine that can be opened with what tells the likeliest tokens."""
+
+    @property
+    def likeliest_bytes(self) -> int | None:
+        """What that takes, measured; None where it is not there."""
+        ...
 
 
 @runtime_checkable

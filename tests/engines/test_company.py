@@ -210,12 +210,13 @@ def test_it_is_rounded_by_default_and_exact_where_told_or_found(
     assert opened(dynamic_quantization=False) == OF_ITS_ENGINE and groups.pop() is False and len(trials) == 1
     known = Batching(DEPENDENT, "found before")
     with caplog.at_level(logging.WARNING, "maasdam.engines"):
-        assert opened(batching=known) == known and groups == [False] and len(trials) == 1
+        found = opened(batching=known)
+        assert found == replace(known, how="found before; activations are left exact")
+        assert opened(batching=found) == found and groups == [False, False] and len(trials) == 1
         trials.append(Batching(DEPENDENT, "found now"))
-        assert opened().how == "found now" and groups == [False, True, False]
-    assert [r.getMessage() for r in caplog.records] == [
-        "model: found before; activations are left exact", "model: found now; activations are left exact"
-    ]  # fmt: skip
+        assert opened().how == "found now; activations are left exact" and groups == [False, False, True, False]
+    said = [r.getMessage().removesuffix("; activations are left exact") for r in caplog.records]
+    assert said == ["model: found before", "model: found before", "model: found now"]
 
 
 def test_what_was_found_is_kept_and_shown(artifact: Artifact, trials: list[Batching], tmp_path: Path) -> None:

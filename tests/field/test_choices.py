@@ -22,6 +22,8 @@ TEXT = "the café sat là-bas 🐈 on the naïve log"
 """Of many bytes that are no token together: a cat is four of this tokenizer's."""
 MODELS = ("tiny", "plain")
 """One model: by OpenVINO GenAI, which a service runs in a host, and by transformers, in the service's own process."""
+TOLD = 5
+"""Of the likeliest tokens, by "told": tiny, deployed with what tells them."""
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +34,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Iterator[Process]:
     from maasdam.core import Artifact
+    from maasdam.operations.release import deploy
     from maasdam.sources import ingest
 
     home = tmp_path_factory.mktemp("home")
@@ -46,10 +49,10 @@ def served(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Iterator[P
             made: Artifact = tiny_language_model.genai(plain, files)
             kind = {"format": made.format, "layout": made.layout, "task": made.task, "engine": made.engine, "signature": None}
             tiny = workspace.store.add(files, settings={}, **kind)  # type: ignore[arg-type]  # each is what it is called
-        for name, artifact in {"tiny": tiny, "plain": plain, "chain": chain}.items():
+        for name, artifact in {"tiny": tiny, "plain": plain, "chain": chain, "told": tiny}.items():
             report = {"passed": True, "failures": []}
             workspace.catalog.register(name, artifact, source="made by tests", recipe="none", report=report, passes=[])
-            workspace.catalog.deploy(name)
+            deploy(workspace, name, 1, {}, False, options={"logprobs": TOLD} if name == "told" else {})
         _, key = workspace.keys.create("tests", ["infer", "deploy", "admin"])
     with serving(home, key) as running:
         yield running
@@ -282,7 +285,7 @@ def test_tokens_that_are_parts_of_characters_and_stops(client: httpx.Client) -> 
     assert echoed["text"].startswith("LOOK ▁look") and echoed["logprobs"]["tokens"][0] == "<s>"
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [*MODELS, "told"])
 def test_what_lm_eval_asks(client: httpx.Client, model: str, module: Any) -> None:
     """Contexts and continuations as token ids; the sum of the continuations' logarithms is the loglikelihood."""
     random = np.random.default_rng(3)
@@ -319,6 +322,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "the two likeliest": ("completions", {"logprobs": 2}, "logprobs"),
     "the likeliest of an echo": ("completions", {"logprobs": 1, "echo": True, "temperature": 0}, "logprobs"),
     "the likeliest of a draw": ("completions", {"logprobs": 1, "temperature": 1}, "logprobs"),
+    "more of the likeliest than it is deployed for": (
+        "chat",
+        {"model": "told", "logprobs": True, "top_logprobs": 6},
+        "top_logprobs",
+    ),
+    "more of them in a stream": ("completions", {"model": "told", "logprobs": 6, "stream": True}, "logprobs"),
+    "more of them of an echo": ("completions", {"model": "told", "logprobs": 20, "echo": True, "max_tokens": 0}, "logprobs"),
+    "the likeliest beyond all": ("completions", {"model": "told", "logprobs": 21}, "logprobs"),
+    "the likeliest of less than none": ("completions", {"model": "told", "logprobs": -1}, "logprobs"),
+    "half of the likeliest": ("completions", {"model": "told", "logprobs": 2.5}, "logprobs"),
     "logprobs as true": ("completions", {"logprobs": True}, "logprobs"),
     "echo as a number": ("completions", {"echo": 1}, "echo"),
     "echo in a chat": ("chat", {"echo": True}, "echo"),
@@ -342,6 +355,17 @@ def test_what_can_not_be_kept_to_is_refused_by_name(client: httpx.Client, door: 
     assert answer.json()["error"]["param"] == param and len(answer.json()["error"]["message"]) > 20
 
 
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [([1, VOCABULARY], f"{VOCABULARY}"), ([5] * 128, "128"), ([5] * 50_000, "50000"), ("a " * 60_000, "128")],
+    ids=["beyond the vocabulary", "a token too long", "far too long", "a text that is far too long"],
+)
+def test_a_prompt_that_cant_be_read_is_refused_with_figures(client: httpx.Client, prompt: Any, says: str) -> None:
+    for more in ({"logprobs": 2, "echo": True}, {"stream": True}, {"n": 3}):
+        answer = client.post("/v1/completions", json={"model": "told", "prompt": prompt, **more})
+        assert answer.status_code == 400 and says in answer.json()["error"]["message"].replace(",", ""), answer.text
+
+
 def test_the_likeliest_token_of_a_greedy_answer(client: httpx.Client) -> None:
     for model in MODELS:
         (choice,) = asked(client, model=model, prompt=TEXT, **COLD, logprobs=1, user="someone")["choices"]
@@ -353,6 +377,78 @@ def test_the_likeliest_token_of_a_greedy_answer(client: httpx.Client) -> None:
     for one in asked(client, "chat", **chat)["choices"][0]["logprobs"]["content"]:
         values = [top["logprob"] for top in one["top_logprobs"]]
         assert len(values) == 4 and values == sorted(values, reverse=True) and one["logprob"] <= values[0]
+
+
+def likeliest(row: Any, count: int) -> Any:
+    return np.argsort(-row, kind="stable")[:count]
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_deployment_tells_the_likeliest_whatever_chose_and_whoever_is_beside(
+    client: httpx.Client, streams: bool, module: Any, processor: TextProcessor
+) -> None:
+    random = np.random.default_rng(4)
+    prompts = [random.integers(4, VOCABULARY, size).tolist() for size in (5, 70, 2)]
+    body = {"model": "told", "prompt": prompts, "n": 2, **HOT, "stream": streams, "return_token_ids": True}
+    for most, echo in ((TOLD, False), (3, True)):
+        answer = asked(client, **body | {"stream": False}, logprobs=most, echo=echo)
+        told = asked(client, **body, logprobs=most, echo=echo)
+        for number, choice in enumerate(answer["choices"]):
+            prompt, shown = prompts[number // 2], choice["logprobs"]
+            rows = logarithms(module, [*prompt, *choice["token_ids"]])
+            places = rows[: len(prompt) - 1] if echo else rows[:0]
+            places = [*places, *rows[len(prompt) - 1 :]][: len(shown["tokens"]) - echo]
+            assert shown["top_logprobs"][: int(echo)] == [None] * echo
+            told_of = zip(*(shown[name][echo:] for name in ("tokens", "token_logprobs", "top_logprobs")), places, strict=True)
+            for name, own, tops, row in told_of:
+                want = sorted(row[likeliest(row, most)], reverse=True)
+                assert max(tops.values()) == pytest.approx(want[0], abs=TOLERANCE) and tops[name] >= own
+                for value in tops.values():  # of tokens that are spelled alike the likelier
+                    assert value == own or min(abs(value - other) for other in want) < TOLERANCE
+            assert told["choices"][number]["text"] == choice["text"]
+            for key in ("tokens", "text_offset"):
+                assert told["choices"][number]["logprobs"][key] == shown[key]
+            pairs = zip(told["choices"][number]["logprobs"]["top_logprobs"], shown["top_logprobs"], strict=True)
+            assert all(a == b or a == pytest.approx(b, abs=TOLERANCE) for a, b in pairs)
+
+
+def test_a_chats_likeliest_tokens_and_those_of_a_form(client: httpx.Client) -> None:
+    said: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 4, **COLD}
+    held = {"guided_choice": ["yes", "no"], "ignore_eos": False}
+    for more in ({}, {"stream": True}, held):
+        content = asked(client, "chat", model="told", **said | more)["choices"][0]["logprobs"]["content"]
+        assert content
+        for one in content:
+            values = [top["logprob"] for top in one["top_logprobs"]]
+            assert len(values) == 4 and values == sorted(values, reverse=True)
+            assert more.get("guided_choice") or (one["token"], one["logprob"]) == (one["top_logprobs"][0]["token"], values[0])
+    beside = asked(client, "chat", model="plain", **said)["choices"][0]["logprobs"]["content"]
+    told = asked(client, "chat", model="told", **said)["choices"][0]["logprobs"]["content"]
+    for one, other in zip(told, beside, strict=True):
+        assert [top["token"] for top in one["top_logprobs"]] == [top["token"] for top in other["top_logprobs"]]
+
+
+def test_what_each_model_tells_and_what_that_takes_is_shown(client: httpx.Client, served: Process) -> None:
+    told = {model["id"]: model["capabilities"]["top_logprobs"] for model in client.get("/v1/models").json()["data"]}
+    assert told == {"tiny": 0, "told": TOLD, "plain": 20, "chain": 20}
+    rows = {row["model"]: row for row in client.get("/admin/deployments").json()["deployments"]}
+    assert rows["told"]["options"] == {"logprobs": TOLD} and rows["tiny"]["options"] is None
+    assert rows["told"]["serving"][0]["likeliest_bytes"] > 1_000_000 and rows["tiny"]["serving"][0]["likeliest_bytes"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "status", "says"),
+    [
+        ("told", {"logprobs": 0}, 422, "greater than or equal to 1"),
+        ("told", {"logprobs": 21}, 422, "less than or equal to 20"),
+        ("nobody", {"logprobs": 5}, 404, "nobody"),
+    ],
+)
+def test_a_deployment_that_cant_be_is_refused(
+    client: httpx.Client, name: str, body: dict[str, Any], status: int, says: str
+) -> None:
+    answer = client.put(f"/admin/deployments/{name}", json=body)
+    assert answer.status_code in (status, 400) and says in answer.text, answer.text
 
 
 SOME = {"type": "array", "items": {"enum": ["a", "bc", 12]}, "minItems": 2, "maxItems": 4}

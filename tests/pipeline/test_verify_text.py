@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from maasdam.artifacts.store import Store
-from maasdam.core import Artifact, Example, TextPayload
+from maasdam.core import DEPENDENT, Artifact, Batching, Example, TextPayload
 from maasdam.engines import open_engine
 from maasdam.engines.generating import greedy
 from maasdam.engines.scoring import log_likelihoods
@@ -80,6 +80,24 @@ def test_the_report_of_int8_weights_is_true(source: Artifact, reference: Artifac
             assert list(greedy(engine, [sample["prompt_token_ids"]], len(sample["candidate"]))[0]) == sample["candidate"]
     finally:
         engine.close()
+
+
+def test_what_is_served_exact_is_judged_exact(
+    source: Artifact, reference: Artifact, int8: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where answers depend on company with rounded activations they are served without; so is their perplexity."""
+    from maasdam.engines import genai_engine
+
+    monkeypatch.setattr(genai_engine, "company", lambda *_: Batching(DEPENDENT, "found"))
+    report: dict[str, Any] = verify(int8, (reference,), source, EXAMPLES[1:], Limits(max_drop=0.5), QUICK).to_json()
+    (piece,) = text_pieces(int8, PreparedExamples(EXAMPLES[1:]), CONTEXT)
+    found = {
+        rounds: Scores([piece], log_likelihoods(int8.path, [piece.ids], settings={"dynamic_quantization": rounds})).perplexity
+        for rounds in (True, False)
+    }
+    assert report["accuracy"]["candidate"] == pytest.approx(found[False], rel=1e-6)
+    assert found[True] != pytest.approx(found[False], rel=1e-4)
+    assert report["batching_how"] == "found; activations are left exact"
 
 
 def test_every_token_of_a_long_text_but_the_first_of_each_piece_is_scored(reference: Artifact) -> None:

@@ -40,6 +40,9 @@ class DeploymentBody(BaseModel):
         None, description="compute prompts that begin alike once: those of one key, or anybody's, who can tell by the time"
     )
     prompt_lookup: int | None = Field(None, description="guess so many tokens ahead from what stands before")
+    logprobs: int | None = Field(
+        None, ge=1, le=20, description="so many of the likeliest tokens are told in each place of a text"
+    )
 
 
 class KeyBody(BaseModel):
@@ -100,7 +103,7 @@ def _deployments(router: APIRouter, service: Service) -> None:
     async def deploy(model: str, body: DeploymentBody) -> dict[str, Any]:
         """Bring a model up, or change how it is served. Answers at once; GET /admin/deployments tells when it is up."""
         name = model if body.version is None else f"{model}:{body.version}"
-        asked = {"prefix_cache", "prompt_lookup"}
+        asked = {"prefix_cache", "prompt_lookup", "logprobs"}
         how = body.model_dump(exclude={"version", *asked})
         options = body.model_dump(include=asked, exclude_none=True)
         return await deployments.deploy(service, name, **how, options=options)

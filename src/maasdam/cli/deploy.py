@@ -27,6 +27,14 @@ def deploy(
     prompt_lookup: int = typer.Option(
         None, "--prompt-lookup", metavar="N", help="Guess N tokens ahead from what stands before: for answers that repeat."
     ),
+    logprobs: int = typer.Option(
+        None,
+        "--logprobs",
+        min=1,
+        max=20,
+        metavar="N",
+        help="Tell the N likeliest tokens in each place of a text, for more memory.",
+    ),
     trust: bool = typer.Option(False, "--trust", help="Take the report of an imported version at its word."),
     upstream: str = typer.Option(
         None, "--upstream", metavar="URL", help="Where a server that speaks the OpenAI API runs it, as http://host:8000/v1."
@@ -48,7 +56,7 @@ def deploy(
         raise typer.BadParameter("what is pinned never leaves; leave the other out", param_hint="--pin")
     shares = dict(_share(text) for text in traffic)
     mode = "pin" if pin else "on-demand" if on_demand else "always"
-    given = {"prefix_cache": prefix_cache, "prompt_lookup": prompt_lookup}
+    given = {"prefix_cache": prefix_cache, "prompt_lookup": prompt_lookup, "logprobs": logprobs}
     options = {option: value for option, value in given.items() if value is not None}
     if upstream is None and (key_env or upstream_model or task):
         raise typer.BadParameter("--key-env, --upstream-model and --task go with --upstream", param_hint="--upstream")
@@ -141,8 +149,9 @@ def _states(serving: list[dict[str, Any]] | None) -> str | None:
 
 
 def _megabytes(copy: dict[str, Any]) -> str:
-    held = copy.get("memory_bytes")
-    return "" if held is None else f" {held / 1e6:,.0f} MB"
+    held, told = copy.get("memory_bytes"), copy.get("likeliest_bytes")
+    of_it = "" if told is None else f" ({told / 1e6:,.0f} MB for --logprobs)"
+    return "" if held is None else f" {held / 1e6:,.0f} MB{of_it}"
 
 
 def _share(text: str) -> tuple[int, float]:

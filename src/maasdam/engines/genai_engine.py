@@ -10,6 +10,7 @@ At the default precision (f32 computation and f32 cache) greedy tokens equal tra
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
@@ -34,6 +35,7 @@ from maasdam.core import (
 )
 from maasdam.engines.gate import FormGate
 from maasdam.engines.genai_company import company, is_same_from_cache
+from maasdam.engines.genai_likeliest import Likeliest, Rereading
 from maasdam.engines.genai_prefix import BLOCK, Prefixes
 from maasdam.engines.genai_salts import Salts, salted_model
 from maasdam.engines.genai_scoring import prompt_scores, scored_in_turn
@@ -64,6 +66,8 @@ ROUNDED = ('element_type="i8"', 'element_type="u8"', 'element_type="i4"', 'eleme
 """Of constants in a model's file: products with such weights are those whose activations are rounded."""
 ALIKE_TOKENS = 3
 """At most so many in a row are looked for, to guess that what followed them follows again."""
+LEFT = "; activations are left exact"
+"""What is told beside why."""
 log = logging.getLogger("maasdam.engines")
 
 
@@ -75,26 +79,42 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> GenaiE
     which takes half the time (default True, unless answers depend on what runs beside them then: that is tried, if
     "batching" is not what was found here before); "prefix_cache": whose prompts are computed once where they begin alike:
     "key" (those of one key), "shared" (anybody's), or nobody's (default); "prompt_lookup": how many tokens to guess beyond the
-    next from what stands before (default 0), which leaves activations exact: a step then computes several rows of one answer.
+    next from what stands before (default 0), which leaves activations exact: a step then computes several rows of one answer;
+    "logprobs": how many of the likeliest tokens it tells in each place, by a second compiled model (default 0: there is none).
     """
+    count = settings.get("logprobs", 0)
     with loading_with(NAME, artifact):
-        known = settings.get("batching")
-        is_rounded = settings.get("dynamic_quantization", True) and not settings.get("prompt_lookup")
-        rounds = is_rounded and _has_rounded_weights(artifact.path)
-        if rounds and not (known and known.verdict == DEPENDENT):
-            engine = _open(artifact.path, {**settings, "dynamic_quantization": True}, is_accompanied=True)
-            engine.batching = known or engine.try_company()
-            if engine.batching.is_independent and not engine.try_sharing():
-                engine.batching = Batching(DEPENDENT, "rounded, answers differed where their prompt had been computed before")
-            if engine.batching.is_independent:
-                return engine
-            engine.close()
-            known = engine.batching
-        engine = _open(artifact.path, {**settings, "dynamic_quantization": False}, is_accompanied=False)
-        if rounds and known:
-            log.warning("%s: %s; activations are left exact", artifact.path.name, known.how)
-            engine.batching = known
+        engine = _opened(artifact, settings)
+        if count:
+            try:
+                given = {**settings, "dynamic_quantization": engine.rounds}
+                kept = kv_bytes_per_token(artifact.path, KV_BYTES["f32"])
+                engine.second = Likeliest(artifact.path, count, kept, engine.context_length, given)
+            except BaseException:
+                engine.close()
+                raise
         return engine
+
+
+def _opened(artifact: Artifact, settings: Mapping[str, Any]) -> GenaiEngine:
+    known = settings.get("batching")
+    is_rounded = settings.get("dynamic_quantization", True) and not settings.get("prompt_lookup")
+    may_round = is_rounded and _has_rounded_weights(artifact.path)
+    if may_round and not (known and known.verdict == DEPENDENT):
+        engine = _open(artifact.path, {**settings, "dynamic_quantization": True}, is_accompanied=True)
+        engine.batching = known or engine.try_company()
+        if engine.batching.is_independent and not engine.try_sharing():
+            engine.batching = Batching(DEPENDENT, "rounded, answers differed where their prompt had been computed before")
+        if engine.batching.is_independent:
+            engine.rounds = True
+            return engine
+        engine.close()
+        known = engine.batching
+    engine = _open(artifact.path, {**settings, "dynamic_quantization": False}, is_accompanied=False)
+    if may_round and known:
+        engine.batching = replace(known, how=known.how.removesuffix(LEFT) + LEFT)
+        log.warning("%s: %s", artifact.path.name, engine.batching.how)
+    return engine
 
 
 def _open(folder: Path, settings: Mapping[str, Any], *, is_accompanied: bool) -> GenaiEngine:
@@ -199,6 +219,8 @@ class _Running:
         self.cost: Cost | None = None
         self.prompt_scores: tuple[Scored, ...] = ()
         """Until they are handed out."""
+        self.reading: Rereading | None = None
+        """By the second model, of what is handed out once that has read it."""
 
 
 class GenaiEngine:
@@ -215,11 +237,20 @@ class GenaiEngine:
         """Those whose prompts are to be scored, which nothing may be beside, and those that came after: see `_admit`."""
         self.batching: Batching = OF_ITS_ENGINE
         """What was found of answers in company, where activations may be rounded."""
+        self.rounds = False
+        """Whether they are."""
+        self.second: Likeliest | None = None
+        """What tells the likeliest tokens, where it is wanted."""
         self._gate = FormGate(folder)
         self._held: dict[str, int] = {}
         """Grammars that the pipeline has compiled, and their bytes: it keeps them all."""
         self.meter: Meter = CpuMeter()
         self._turns = Turns(NAME, self._join, self._step, self._drop)
+
+    @property
+    def likeliest_bytes(self) -> int | None:
+        """See `TellingEngine`."""
+        return None if self.second is None else self.second.memory_bytes
 
     def try_company(self) -> Batching:
         """Whether answers are the same in any company; before anybody asks for one."""
@@ -262,7 +293,6 @@ class GenaiEngine:
             if begun is None:
                 return None
             r = _Running(job, *begun)
-            _check_likeliest(job.request.sampling, r.choice)
             if self._sharing is not None and r.choice.repetition_penalty != 1:
                 raise InvalidField(
                     f"'repetition_penalty' is {r.choice.repetition_penalty:g}: this model has a prefix cache, beside which "
@@ -270,9 +300,10 @@ class GenaiEngine:
                     "repetition_penalty",
                     "unsupported_parameter",
                 )
-            if r.choice.scores_prompt or self._waiting:
+            r.reading = self._reading(job.request.sampling, r)
+            if r.reading is None and (r.choice.scores_prompt or self._waiting):
                 self._waiting.append(r)
-            else:
+            elif r.choice.max_tokens:
                 self._add(r)
             return r
         except Exception as error:
@@ -286,7 +317,22 @@ class GenaiEngine:
         owner = {"key": r.job.request.owner, "shared": ""}.get(self._sharing or "")
         r.handle = self._pipeline.add_request(r.prompt, configuration(r.choice, admitted, self._ahead), owner)
 
+    def _reading(self, sampling: Sampling, r: _Running) -> Rereading | None:
+        """How the second model is to read it; None: it need not. Raises InvalidField where nothing tells what is asked for."""
+        choice, second, count = r.choice, self.second, r.choice.logprobs or 0
+        is_told = count <= 1 and not choice.scores_prompt and _is_likeliest(sampling, choice)
+        if count > (0 if second is None else second.count) and not (is_told and sampling.logprobs_field == "logprobs"):
+            raise _untold(sampling, choice, second)
+        if second is None or is_told or not (count or choice.scores_prompt):
+            return None
+        told = {"scores_prompt": choice.scores_prompt, "is_likeliest": _is_likeliest(sampling, choice)}
+        reading = Rereading(r.prompt, count, choice.max_tokens, **told)
+        second.begin(reading)
+        return reading
+
     def _drop(self, r: _Running) -> None:
+        if r.reading is not None and self.second is not None:
+            self.second.leave(r.reading)
         if r.handle is not None:
             r.handle.cancel()
         elif r in self._waiting:
@@ -341,33 +387,66 @@ class GenaiEngine:
         self._pipeline = self._make()
 
     def _step(self, running: list[_Running]) -> list[_Running]:
-        """One step of the pipeline; those still running afterwards."""
+        """One step of the pipeline, and no more of the second model than that took; those still running afterwards."""
+        began = time.monotonic()
         try:
-            if self._waiting and len(self._waiting) == len(running):
+            if self._waiting and not any(r.handle is not None for r in running):
                 over = self._admit()
                 running = [r for r in running if r not in over]
             inside = [r for r in running if r.handle is not None]
-            if not inside:
-                return running
-            if not self._pipeline.has_non_finished_requests():
-                for r in [r for r in inside if not self._is_done(r)]:
+            if inside and not self._pipeline.has_non_finished_requests():
+                for r in [r for r in inside if not self._is_done(r) and r.handle is not None]:
                     r.job.fail(EngineFailure(f"engine {NAME} dropped a request unfinished"))
                 return [r for r in running if r.handle is None]
-            span = self.meter.start()
-            try:
-                self._pipeline.step()
-            finally:
-                spent = self.meter.stop(span)
-            for r in inside:
-                if r.handle.computed:
-                    r.cost = total_cost((r.cost, spent.part(r.handle.computed / self._pipeline.rows)))
-            return [r for r in running if r.handle is None or not self._is_done(r)]
+            done: list[_Running] = []
+            if inside:
+                span = self.meter.start()
+                try:
+                    self._pipeline.step()
+                finally:
+                    spent = self.meter.stop(span)
+                for r in inside:
+                    if r.handle.computed:
+                        r.cost = total_cost((r.cost, spent.part(r.handle.computed / self._pipeline.rows)))
+                done = [r for r in inside if self._is_done(r)]
         except Exception as error:
             self._waiting.clear()
             for r in running:
+                self._drop(r)
                 r.job.fail(EngineFailure(f"engine {NAME} broke in a step: {first_line(error)}"))
             self._renew()  # its state is unknown
             return []
+        now = time.monotonic()
+        done += self._read({r.reading: r for r in running if r.reading is not None}, now + (now - began if inside else 0.0))
+        return [r for r in running if r not in done]
+
+    def _read(self, readers: Mapping[Rereading, _Running], until: float) -> list[_Running]:
+        """Have the second model read, one part at least, and hand out what is told of whole; those that are over so."""
+        second, over = self.second, list[_Running]()
+        if second is None:
+            return over
+        due = second.due()
+        while due is not None:
+            r = readers[due]
+            try:
+                span = self.meter.start()
+                try:
+                    second.read(due)
+                finally:
+                    r.cost = total_cost((r.cost, self.meter.stop(span)))
+            except Exception as error:
+                self._drop(r)
+                r.job.fail(EngineFailure(f"engine {NAME} broke on a request: {first_line(error)}"))
+                over.append(r)
+            due = second.due() if time.monotonic() < until else None
+        for reading, r in readers.items():
+            tokens = None if r in over else reading.take()
+            if tokens is not None:
+                if tokens.finish_reason is not None:
+                    second.leave(reading)
+                    over.append(r)
+                r.job.give(tokens._replace(cost=r.cost))
+        return over
 
     def _is_done(self, r: _Running) -> bool:
         """Hand out what a request has generated; True when that was the last."""
@@ -381,7 +460,7 @@ class GenaiEngine:
                 logprobs += output.generated_log_probs
         scores: list[Scored] = []
         if r.choice.logprobs is not None:
-            beside = r.choice.logprobs > 0  # of a greedy choice, which is the likeliest itself: see _check_likeliest
+            beside = r.choice.logprobs > 0 and r.reading is None  # of a choice that is the likeliest itself: see _reading
             scores = [Scored(i, value, ((i, value),) * beside) for i, value in zip(ids, logprobs, strict=True)]
         reason: str | None = None
         status = r.handle.get_status()
@@ -392,6 +471,10 @@ class GenaiEngine:
             ended = bool(ids) and ids[-1] in r.choice.eos
             ids = ids[:-1] if ended else ids
             reason = "stop" if ended else "length"
+        if r.reading is not None:
+            r.reading.write(ids, scores, reason)
+            r.handle = None if reason else r.handle
+            return False
         if ids or reason:
             count, told, r.prompt_scores = len(ids), r.prompt_scores, ()
             end = scores[count] if len(scores) > count else None
@@ -435,29 +518,22 @@ def configuration(choice: Choice, admitted: Admitted | None = None, ahead: int =
     return config
 
 
-def _check_likeliest(sampling: Sampling, choice: Choice) -> None:
-    """Raise InvalidField where more would have to be told than of the tokens chosen: the pipeline has no way to ask.
+def _is_likeliest(sampling: Sampling, choice: Choice) -> bool:
+    """Whether what is chosen is the likeliest: greedily, and by nothing but the model's own figures."""
+    is_punished = choice.repetition_penalty != 1 or choice.frequency_penalty or choice.presence_penalty
+    return choice.is_greedy and sampling.constraint is None and not choice.min_tokens and not is_punished
 
-    What is chosen greedily, by nothing but the model's own figures, is the likeliest itself.
-    """
-    name = sampling.logprobs_field
-    if not choice.logprobs:
-        return
-    if choice.logprobs > 1 or name != "logprobs":
-        why = "tokens beside the chosen one"
-    elif choice.scores_prompt:
-        why = "the likeliest tokens in the prompt's places, which 'echo' asks for"
-    elif not choice.is_greedy:
-        why = "the likeliest token where another may be drawn (temperature)"
-    elif sampling.constraint is not None:
-        why = "the likeliest token where a form allows another"
-    elif choice.min_tokens or choice.repetition_penalty != 1 or choice.frequency_penalty or choice.presence_penalty:
-        why = "the likeliest token where penalties or min_tokens choose another"
+
+def _untold(sampling: Sampling, choice: Choice, second: Likeliest | None) -> InvalidField:
+    """Why tokens beside the chosen one can't be told, and what would tell them."""
+    name, count = sampling.logprobs_field, choice.logprobs
+    if second is not None:
+        why = f"the model is deployed to tell {second.count} of the likeliest tokens; ask for no more"
     else:
-        return
-    raise InvalidField(
-        f"'{name}' is {choice.logprobs}: engine {NAME} does not tell {why}; send 0, which tells of the text's own tokens, or "
-        "deploy the model for the engine transformers",
+        none = "false, or no top_logprobs" if name == "top_logprobs" else "0, which tells of the text's own tokens"
+        why = f"engine {NAME} does not tell the likeliest tokens by itself; send {none}"
+    return InvalidField(
+        f"'{name}' is {count}: {why}, or deploy the model with: maasdam deploy NAME --logprobs {count}",
         name,
         "unsupported_parameter",
     )

@@ -55,6 +55,8 @@ class ServedVersion:
     """What another server that runs it says that it can."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What its deployment asks of its engine."""
+    likeliest_bytes: int | None = None
+    """Of its memory, what telling the likeliest tokens takes, where something is there for that alone."""
 
     @property
     def name(self) -> str:
@@ -75,12 +77,13 @@ class ServedVersion:
 
     @property
     def likeliest(self) -> int:
-        """How many of the likeliest tokens its engine tells beside each of a text."""
+        """How many of the likeliest tokens its engine tells in each place of a text."""
         if self.is_upstream:
             most = self.abilities.get("top_logprobs", MOST_LIKELIEST)
             return min(max(int(most), 0), MOST_LIKELIEST) if self.version.task == TEXT_GENERATION else 0
         info = ENGINES.get(self.version.engine)
-        return 0 if info is None or self.version.task != TEXT_GENERATION else info.likeliest
+        asked = self.options.get("logprobs", 0)
+        return 0 if info is None or self.version.task != TEXT_GENERATION else max(info.likeliest, asked)
 
     @property
     def is_answering(self) -> bool:
@@ -245,6 +248,7 @@ def _weight(one: ServedVersion, memory: Mapping[tuple[str, int], int]) -> dict[s
     """What it holds, where that is measured, and what its last load took by phase, where it was one of this worker's."""
     return {
         "memory_bytes": memory.get((one.version.model, one.version.version)),
+        "likeliest_bytes": one.likeliest_bytes,
         "load_seconds": {phase: round(took, 4) for phase, took in one.load_seconds.items()} or None,
     }
 
@@ -255,7 +259,7 @@ def _of(service: Service, group: ReplicaSet) -> ServedVersion:
     state, reason, replicas = worst(own, version.model, version.version, others) if others else own
     told = facts.signature, facts.batching, group.load_seconds, facts.context_length
     spoken = facts.calls, facts.reasons, facts.abilities
-    return ServedVersion(version, state, reason, replicas, *told, *spoken, group.desired.options)
+    return ServedVersion(version, state, reason, replicas, *told, *spoken, group.desired.options, facts.likeliest_bytes)
 
 
 def _batching(service: Service, digests: Iterable[str]) -> dict[str, Batching]:

@@ -109,7 +109,11 @@ def verify_text(
         }
         times = timed(engines, runs["alone"], "latency", how.latency_seconds, (10, 100), how)
         speed = speed_of(engines, times, runs["together"], (3, 30), lambda e: STREAMS * NEW_TOKENS, how)
-    scores = {name: _score(artifacts[name], pieces, threads, how, notes, is_needed=name != "source") for name in engines}
+        rounding = {name: e.rounds for name, e in engines.items() if isinstance(e, TryingEngine)}
+    scores = {}
+    for name in engines:
+        own = {"threads": threads} | ({"dynamic_quantization": rounding[name]} if name in rounding else {})  # as it is served
+        scores[name] = _score(artifacts[name], pieces, own, how, notes, is_needed=name != "source")
     parity = _parity(pieces, scores, written)
     is_wanted = limits.min_fidelity is not None  # else the metric decides, or cosine on made-up tokens
     fidelity = of_tokens(_truth(scores), scores["candidate"].values).to_json() if is_wanted else {}
@@ -226,12 +230,18 @@ def _generate_all(
 
 
 def _score(
-    artifact: Artifact, pieces: Sequence[Piece], threads: int, how: Conditions, notes: list[str], *, is_needed: bool
+    artifact: Artifact,
+    pieces: Sequence[Piece],
+    own: Mapping[str, Any],
+    how: Conditions,
+    notes: list[str],
+    *,
+    is_needed: bool,
 ) -> Scores:
     """Log-probabilities of all pieces; where they are not needed, on a slow engine, of as many as time allows."""
     from maasdam.engines.scoring import log_likelihoods
 
-    settings = {**artifact.settings, "threads": threads}
+    settings = {**artifact.settings, **own}
     if is_needed or artifact.layout == "genai":
         return Scores(pieces, log_likelihoods(artifact.path, [p.ids for p in pieces], settings=settings, progress=how.progress))
     began = time.monotonic()

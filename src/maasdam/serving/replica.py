@@ -47,6 +47,7 @@ from maasdam.core import (
     SpellingProcessor,
     SpellPayload,
     TalkingProcessor,
+    TellingEngine,
     TensorEngine,
     TensorPayload,
     Tensors,
@@ -451,8 +452,9 @@ class SequenceReplica:
         text by itself.
         """
         self._talks = processor if isinstance(processor, TalkingProcessor) else None
-        talk = {} if self._talks is None else {"calls": self._talks.calls, "reasons": self._talks.reasons}
-        self.facts = Facts(None, engine.context_length, processor.task, **talk)  # type: ignore[arg-type]  # by their names
+        talk: dict[str, Any] = {} if self._talks is None else {"calls": self._talks.calls, "reasons": self._talks.reasons}
+        held = engine.likeliest_bytes if isinstance(engine, TellingEngine) else None
+        self.facts = Facts(None, engine.context_length, processor.task, likeliest_bytes=held, **talk)
         self.in_flight = 0
         self.when_gone: WhenGone | None = None
         self.load_seconds: dict[str, float] = {}
