@@ -6,7 +6,6 @@ import asyncio
 import json
 import random
 import re
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -314,13 +313,11 @@ async def test_hostile_forms_harm_nobody(replica: SequenceReplica, engine: Seque
         return "never"
 
     assert len(HOSTILE) >= 40
-    began = time.monotonic()
     verdicts = [await one(constraint) for constraint in HOSTILE]
     assert set(verdicts) <= {"refused", "stop", "length"}, verdicts
     assert verdicts.count("refused") >= 30, list(zip(HOSTILE, verdicts, strict=True))
     assert [await task for task in neighbours] == prompts
     assert [await one(constraint) for constraint in HOSTILE] == verdicts, "what was known is said again"
-    assert time.monotonic() - began < 60
 
 
 def test_a_rule_of_the_callers_keeps_its_name() -> None:
