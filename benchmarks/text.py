@@ -111,7 +111,7 @@ class Stream(asyncio.Protocol):
             self.found["gaps"] += [now - self.last] if self.last else []
             self.last = now
         self.tail = (self.tail + data)[-8:]
-        if self.tail.endswith(b"0\r\n\r\n"):
+        if self.tail.endswith(b"\r\n0\r\n\r\n"):  # a header may end with a nought
             self.tail = b""
             self.ask()
 
