@@ -105,6 +105,8 @@ def test_chat_says_it_too(client: httpx.Client) -> None:
     usages = [client.post("/v1/chat/completions", json=body).json()["usage"] for _ in range(2)]
     first, second = (usage["prompt_tokens_details"]["cached_tokens"] for usage in usages)
     assert first == 0 and second == (usages[0]["prompt_tokens"] - 2) // 32 * 32 > 0
+    response = client.post("/v1/responses", json={"model": "keyed", "input": body["messages"], "max_output_tokens": 4})
+    assert response.json()["usage"]["input_tokens_details"]["cached_tokens"] == second
 
 
 def test_guesses_change_no_answer(client: httpx.Client) -> None:

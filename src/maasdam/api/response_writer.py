@@ -46,7 +46,7 @@ class ResponseWriter:
         self._output: list[Item] = []
         """Items that are whole."""
         self._open: _Open | None = None
-        self._thought = 0
+        self._thought = self._cached = 0
         self._number = 0
         self.has_begun = False
         """Whether an event was written: what goes wrong now is told in another."""
@@ -69,6 +69,7 @@ class ResponseWriter:
         piece = cast(TextPiece, chunk.value)
         events = [] if self.has_begun else self._begin()
         self._thought += piece.reasoning_tokens or 0
+        self._cached += chunk.units.cached_tokens or 0
         if piece.reasoning:
             events += self._delta("reasoning", piece.reasoning, ())
         if piece.text or not (piece.reasoning or piece.calls or chunk.is_last):
@@ -178,16 +179,16 @@ class ResponseWriter:
             "incomplete_details": None,
             "output": output,
             **self._echo,
-            "usage": None if entry is None else _usage(entry, self._thought),
+            "usage": None if entry is None else _usage(entry, self._thought, self._cached),
         }
 
 
-def _usage(entry: Entry, thought: int) -> dict[str, Any]:
+def _usage(entry: Entry, thought: int, cached: int) -> dict[str, Any]:
     """Tokens, and what they cost."""
     prompt, completion = entry.prompt_tokens or 0, entry.completion_tokens or 0
     return {
         "input_tokens": prompt,
-        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
         "output_tokens": completion,
         "output_tokens_details": {"reasoning_tokens": thought},
         "total_tokens": prompt + completion,
