@@ -69,7 +69,7 @@ def main() -> None:
             url = f"{running.url}/v1/completions"
             own = f"model=model,base_url={url},tokenizer={args.model},num_concurrent={args.concurrent},tokenized_requests=True"
             served = evaluated(args.lm_eval, work, "local-completions", f"{own},max_length=512,{bos}", key)
-        plain = evaluated(args.lm_eval, work, "hf", f"pretrained={args.model},dtype=float32,{bos}", key)
+        plain = evaluated(args.lm_eval, work, "hf", f"pretrained={args.model},dtype=float32,logits_cache=False,{bos}", key)
     print("| task | figure | served | transformers |\n|---|---|---|---|")
     apart = []
     for task, figures in plain["results"].items():
