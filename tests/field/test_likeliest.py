@@ -214,3 +214,21 @@ def test_a_number_that_cant_be_asked_for_is_refused(artifact: Artifact, count: A
 
 def test_its_memory_is_measured(engine: GenaiEngine) -> None:
     assert engine.second is not None and engine.second.memory_bytes > 1_000_000
+
+
+@pytest.mark.parametrize("beside", [{"prefix_cache": "key"}, {"prompt_lookup": 4}], ids=lambda beside: next(iter(beside)))
+async def test_they_are_the_same_where_prompts_are_kept_or_answers_guessed(
+    artifact: Artifact, model: Any, beside: dict[str, Any]
+) -> None:
+    engine = open_engine(artifact, threads=1, settings={"logprobs": MOST, **beside})
+    assert isinstance(engine, GenaiEngine)
+    asked = [
+        replace(ask(prompt, WAYS[way]), owner="me") for way in ("greedy", "drawn", "as lm-eval asks") for prompt in PROMPTS
+    ]
+    for _ in range(2):
+        for request, answer in zip(asked, await asyncio.gather(*(all_of(engine.submit(one)) for one in asked)), strict=True):
+            own, most = request.inputs["input_ids"][0].tolist(), request.sampling.logprobs or 0
+            rows = logarithms(model, [*own, *answer.token_ids])
+            check(answer.scores, rows[len(own) - 1 : -1], most)
+            check(answer.prompt_scores[1:], rows[: len(own) - 1], most) if request.sampling.echo else None
+    engine.close()
