@@ -164,7 +164,7 @@ class FakeProcessor:
             return Units(prompt_tokens=prepared[0]["input_ids"].shape[-1])
         return Units(audio_seconds=1.5 if isinstance(payload, AudioPayload) else None)
 
-    def stream(self, stop: tuple[str, ...], after: Sequence[int] = ()) -> FakeTextStream:
+    def stream(self, stop: tuple[str, ...], after: Sequence[int] = (), shows: Any = None) -> FakeTextStream:
         return FakeTextStream(stop)
 
 

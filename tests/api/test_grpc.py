@@ -294,8 +294,8 @@ def test_what_is_in_flight_finishes_and_nothing_new_begins(own_door: Door) -> No
     late = grpc.insecure_channel(own_door.address)
     with pytest.raises(grpc.RpcError) as caught:
         late.unary_unary(f"/{SERVICE}/ServerLive")(b"", timeout=5)
-    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert not stopped.done()
+    cancelled = grpc.StatusCode.CANCELLED  # one whose connection was just being taken
+    assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, cancelled) and not stopped.done()
     engine.gate.set()
     assert np.frombuffer(waiting.result().raw_output_contents[0], np.float32).tolist() == [2, 4]
     stopped.result(10)  # although somebody watches

@@ -243,7 +243,9 @@ def test_every_layout_has_an_engine_that_opens_it() -> None:
 
     from maasdam.core import Layout
 
-    for layout in get_args(Layout):
+    elsewhere = {"gguf", "upstream"}  # a server runs these, here or there
+    assert not any(engines_for(layout) for layout in elsewhere)
+    for layout in set(get_args(Layout)) - elsewhere:
         names = engines_for(layout)
         assert names
         assert all(layout in ENGINES[name].layouts for name in names)
