@@ -16,7 +16,7 @@ from maasdam.tasks.examples import read_texts, text_in
 from maasdam.tasks.files import labels_of
 from maasdam.tasks.reading import Reader, Words, chances, units
 from maasdam.tasks.scoring import ENTITIES
-from maasdam.tasks.spans import finding, one_output
+from maasdam.tasks.spans import finding, one_output, trimmed
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -89,7 +89,7 @@ def _stretches(tags: Sequence[tuple[int, str, float]], words: Words, text: str) 
         last = places[-1]
         while last + 1 < len(words.ids) and words.word[last] is not None and words.word[last + 1] == words.word[last]:
             last += 1  # the other pieces of the last word
-        start, end = words.spans[places[0]][0], words.spans[last][1]
+        start, end = trimmed(text, words.spans[places[0]][0], words.spans[last][1])
         out.append(Span(text[start:end], start, end, sum(scores) / len(scores), label))
     return out
 

@@ -127,11 +127,16 @@ def arrays_of(file: Path) -> dict[str, Any]:
     try:
         _check_unpacked(file)
         with np.load(file, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+            return {name: _native(stored[name]) for name in stored.files}
     except InvalidInput:
         raise
     except Exception as error:  # zipfile's, zlib's and numpy's own, and MemoryError for a header that lies
         raise InvalidInput(f"{file} is no .npz of named arrays: {error}") from error
+
+
+def _native(array: Any) -> Any:
+    """In this machine's order of bytes: engines read memory as it is."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _examples_of(arrays: Mapping[str, Any], shapes: Mapping[str, TensorSpec], file: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from maasdam.errors import InvalidField, InvalidModel, InvalidPayload
 from maasdam.tasks import ranking
 from maasdam.tasks.examples import read_texts, text_in
 from maasdam.tasks.files import read_json
-from maasdam.tasks.reading import Reader, units
+from maasdam.tasks.reading import Reader, Words, units
 from maasdam.tasks.scoring import NEIGHBOURS
 from maasdam.tasks.sentences import Sentence, normalised
 from maasdam.tasks.task import Task
@@ -53,7 +53,7 @@ class FeatureExtractor:
         """Tokens of a prompt with what stands before it: those that pooling may leave out."""
         if not prompt or self._sentence.includes_prompt:
             return 0
-        of = self.reader.words(prompt).of
+        of = self.reader.words(prompt.strip()).of
         return max((at + 1 for at, text in enumerate(of) if text is not None), default=0)
 
     def _prompt(self, payload: ReadPayload) -> str:
@@ -87,7 +87,7 @@ class FeatureExtractor:
             raise InvalidPayload("an embedding model reads one text at a time")
         self._check_dimensions(payload.dimensions)
         if isinstance(payload.text, str):
-            return self.reader.read(self.reader.words(self._prompt(payload) + payload.text, cuts=payload.cuts))
+            return self.reader.read(self._words(payload, payload.text))
         return self.reader.read(self.reader.ids(payload.text))
 
     def finish(self, outputs: Sequence[Tensors], payload: Payload) -> Answer:
@@ -109,7 +109,11 @@ class FeatureExtractor:
         """Tokens that were cut off."""
         if not payload.cuts or not isinstance(payload.text, str) or (not self._is_whole and len(found) != self.longest):
             return 0
-        return self.reader.words(self._prompt(payload) + payload.text, cuts=True).cut
+        return self._words(payload, payload.text).cut
+
+    def _words(self, payload: ReadPayload, text: str) -> Words:
+        """Of a text behind its prompt, without the spaces around both: so sentence-transformers reads them."""
+        return self.reader.words((self._prompt(payload) + text).strip(), cuts=payload.cuts)
 
     units = staticmethod(units)
 

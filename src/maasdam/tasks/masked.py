@@ -20,6 +20,10 @@ PLACE = "[MASK]"
 """A mask in data and in requests of those who don't know the model's own word for it."""
 
 
+MOST_WORDS = 2_000
+"""Of all masks of a text together."""
+
+
 class Filler:
     """The processor of one model of masked words. Thread-safe."""
 
@@ -36,9 +40,13 @@ class Filler:
 
     def prepare(self, payload: Payload) -> list[dict[str, type_array]]:
         """A text with masks -> one row. Raises InvalidPayload (no mask), InputTooLong."""
-        words = self.reader.of(self._own(payload))
+        payload = self._own(payload)
+        words = self.reader.of(payload)
         if self._mask_id not in words.ids:
             raise InvalidPayload(f"there is no mask in the text; write {self._mask} where a word is to be found")
+        asked = words.ids.count(self._mask_id) * max(1, payload.top_k)
+        if asked > MOST_WORDS:
+            raise InvalidPayload(f"{asked:,} words are asked for in one text; at most {MOST_WORDS:,} are found: lower top_k")
         return self.reader.read(words)
 
     def _own(self, payload: Payload) -> ReadPayload:

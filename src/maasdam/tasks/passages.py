@@ -14,7 +14,7 @@ from maasdam.errors import EngineFailure, InvalidModel, InvalidPayload
 from maasdam.tasks.examples import read_texts, text_in
 from maasdam.tasks.reading import Reader, Words, chances, units
 from maasdam.tasks.scoring import ANSWERS
-from maasdam.tasks.spans import finding
+from maasdam.tasks.spans import finding, trimmed
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -77,12 +77,13 @@ class Answerer:
                 raise EngineFailure("the model's scores of this text are not finite")
             is_context = np.array([of == 1 for of in words.of])
             starts, ends = (chances(np.where(is_context, x, -1e4)[None])[0] for x in (starts, ends))
-            table = np.triu(np.outer(starts, ends)) - np.triu(np.outer(starts, ends), MOST_TOKENS)
+            behind = np.concatenate([ends, np.zeros(MOST_TOKENS - 1)])  # of each start only so many ends are looked at
+            table = starts[:, None] * np.lib.stride_tricks.sliding_window_view(behind, MOST_TOKENS)
             for place in np.argsort(-table, axis=None, kind="stable")[: max(1, payload.top_k)]:
-                start, end = np.unravel_index(place, table.shape)
-                if table[start, end] > 0:
-                    where = words.spans[start][0], words.spans[end][1]
-                    found[where] = max(found.get(where, 0.0), float(table[start, end]))
+                start, more = np.unravel_index(place, table.shape)
+                if table[start, more] > 0:
+                    where = trimmed(payload.beside, words.spans[start][0], words.spans[start + more][1])
+                    found[where] = max(found.get(where, 0.0), float(table[start, more]))
         best = sorted(found.items(), key=lambda one: -one[1])[: max(1, payload.top_k)]
         return Spans(tuple(Span(payload.beside[start:end], start, end, score) for (start, end), score in best))
 

@@ -92,6 +92,7 @@ class Reader:
         self._lowers = own.get("do_lower_case") is True
         self._has_kinds = "token_type_ids" in self.tokenizer.model_input_names  # else transformers takes the first for all
         self._signature = signature
+        self._before = _before(config)
         self.longest = _longest(config, own, self.tokenizer.model_max_length)
         self.vocabulary = max(len(self.tokenizer), config.get("vocab_size") or 0)
         self._longest_token = max((len(token) for token in self.tokenizer.get_vocab()), default=1)
@@ -104,15 +105,19 @@ class Reader:
         Raises InputTooLong beyond the model's length where nothing may be cut, InvalidPayload.
         """
         longest = self.longest if is_bounded else None
-        if not cuts and longest is not None and len(text) + len(beside or "") > longest * self._longest_token:
-            raise InputTooLong(f"at least {(len(text) + len(beside or '')) // self._longest_token}", longest)
         given = [text] if beside is None else [text, beside]
+        least = sum(len(one) for whole in given for one in whole.split()) // self._longest_token  # spaces may be no tokens
+        if not cuts and longest is not None and least > longest:
+            raise InputTooLong(f"at least {least}", longest)
         if self._lowers:
             given = [one.lower() for one in given]
-        if cuts and longest is not None:  # what is cut off needs not be read, so that what is told of it is the least
-            most = (longest + 1) * self._longest_token
-            given = [one[:most] for one in given]
-        read = tokenized(lambda: self._encode(*given))
+        most = (longest + 1) * self._longest_token if cuts and longest is not None else None
+        begun = [one[:most] for one in given]  # what is cut off needs not be read, so that what is told of it is the least
+        read = tokenized(lambda: self._encode(*begun))
+        if longest is not None and any(
+            begun[i] != given[i] and read.sequence_ids.count(i) <= longest for i in range(len(given))
+        ):
+            read = tokenized(lambda: self._encode(*given))  # much of it is no tokens
         words = Words(read.ids, read.type_ids, read.sequence_ids, read.offsets, read.word_ids)
         return self._fitted(words, cuts) if is_bounded else words
 
@@ -160,7 +165,7 @@ class Reader:
             "attention_mask": [1] * count,
             "token_type_ids": words.kinds if self._has_kinds else [0] * count,
         }
-        columns["position_ids"] = list(range(count))
+        columns["position_ids"] = list(range(self._before, self._before + count))
         return {spec.name: np.array([columns[spec.name]], dtype=spec.dtype) for spec in self._signature.inputs}
 
     def read(self, *rows: Words) -> Read:
@@ -195,10 +200,15 @@ def units(payload: Payload, prepared: Sequence[Tensors]) -> Units:
     return Units(prompt_tokens=prepared.tokens)
 
 
+def _before(config: dict[str, Any]) -> int:
+    """Positions before that of the first token."""
+    return int(config.get("pad_token_id") or 0) + 1 if config.get("model_type") in PADDED_POSITIONS else 0
+
+
 def _longest(config: dict[str, Any], own: dict[str, Any], of_tokenizer: Any) -> int | None:
     """Tokens of the longest text: what the tokenizer, the folder and the table of positions allow; None is any."""
     positions = next((config[key] for key in CONTEXT_KEYS if isinstance(config.get(key), int)), None)
-    if positions is not None and config.get("model_type") in PADDED_POSITIONS:
-        positions -= int(config.get("pad_token_id") or 0) + 1
+    if positions is not None:
+        positions -= _before(config)
     known = [n for n in (positions, own.get("max_seq_length"), of_tokenizer) if isinstance(n, int) and 0 < n < ENDLESS]
     return min(known, default=None)

@@ -159,7 +159,7 @@ def _pooled(mode: str, states: type_array, begin: int) -> type_array:
     own = states[begin:]
     found: type_array
     if mode == "cls":
-        found = own[0]
+        found = states[0]  # though it stands before a prompt that is left out
     elif mode == "lasttoken":
         found = own[-1]
     elif mode == "max":

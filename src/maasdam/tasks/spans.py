@@ -21,6 +21,13 @@ def one_output(signature: Signature, axes: int, says: str) -> str:
     return found[0]
 
 
+def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    """The same stretch without the spaces around it, which some tokenizers (SentencePiece's) count to the word behind."""
+    inside = text[start:end]
+    start += len(inside) - len(inside.lstrip())
+    return start, start + len(inside.strip())
+
+
 def shown(span: Span) -> dict[str, Any]:
     """A stretch as a JSON object; what it has not is left out."""
     facts = {"label": span.label, "token_id": span.number}
