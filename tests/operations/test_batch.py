@@ -8,10 +8,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from maasdam.core import Payload, TextPayload
-from maasdam.errors import Conflict, EngineFailure, InvalidInput, InvalidPayload, NotFound, StorageFailure
+from maasdam.core import Payload, Signature, TensorPayload, TensorSpec, TextPayload
+from maasdam.errors import Conflict, EngineFailure, InvalidInput, InvalidPayload, InvalidTensor, NotFound, StorageFailure
+from maasdam.operations.address import Address
+from maasdam.operations.asked import AskedTensors
 from maasdam.operations.batch import Counts, answer_all
 from maasdam.operations.run_inputs import How, Input, inputs_of
 
@@ -80,6 +83,17 @@ def test_what_the_machine_did_is_nobodys_line(tmp_path: Path, kind: str) -> None
     assert lines(out) == WHOLE[:2]
     is_broken = False
     assert run(out, answer) == Counts(2, 4, 1) and lines(out) == WHOLE
+
+
+def test_a_table_is_read_again_whatever_its_cells_hold(tmp_path: Path) -> None:
+    out, names = tmp_path / "out.csv", ["a\rname", "b"]
+
+    async def long(each: Input) -> tuple[dict[str, Any], Any]:
+        return {"text": each.name * 100_000}, "said\r, and so on"
+
+    assert run(out, long, names) == Counts(0, 2, 0)
+    assert run(out, long, [*names, "c"]) == Counts(2, 1, 0)
+    assert lines(out) == [(name, name * 100_000) for name in [*names, "c"]]
 
 
 def test_an_input_that_is_named_twice_has_one_line(tmp_path: Path) -> None:
@@ -171,10 +185,45 @@ def test_tables_folders_and_patterns_of_files(tmp_path: Path, monkeypatch: pytes
         gone.payload()
 
 
+@pytest.mark.parametrize("name", ["a\0b.png", "\ud800.png", "x" * 5000, "..", "a\ud800/../b"])
+def test_a_table_names_what_is_no_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / "list.jsonl").write_text(json.dumps({"file_name": name}))
+    (one,) = inputs_of("image-classification", [str(tmp_path / "list.jsonl")])
+    with pytest.raises(InvalidInput, match="can't read") as told:
+        one.payload()
+    str(told.value).encode()  # so that it can be a line
+
+
+def test_names_of_any_length_are_looked_for() -> None:
+    assert payloads("text-generation", "x" * 5000 + ".txt")[0][1].prompt == "x" * 5000 + ".txt"
+    for task, name in (("image-classification", "x" * 5000), ("text-generation", "x" * 5000 + ".csv")):
+        with pytest.raises(NotFound, match="no file xxx"):
+            inputs_of(task, [name])
+
+
+def test_arrays_are_in_this_machines_order_of_bytes(tmp_path: Path) -> None:
+    """An engine reads memory as it is: numbers of another machine's would be others."""
+    np.savez(tmp_path / "a.npz", x=np.array([[1.0, 2.0]], ">f4"))
+    (one,) = inputs_of(None, [str(tmp_path / "a.npz")])
+    given = one.payload()
+    assert isinstance(given, TensorPayload)
+    assert given.tensors["x"].tobytes() == np.array([[1.0, 2.0]], "=f4").tobytes()
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((1, 2), "c8"), np.zeros((1, 2), "U3"), np.zeros((1, 2)), np.zeros((0, 2), "f4")])
+def test_tensors_that_a_service_would_not_take_are_not_sent(wrong: Any) -> None:
+    signature = Signature((TensorSpec("x", "float32", (None, 2)),), ())
+    engine = AskedTensors(Address("http://127.0.0.1:9", 1, "x"), "m", 1, signature)
+    with pytest.raises(InvalidTensor, match="input 'x' is"):
+        engine.run({"x": wrong})
+    engine.close()
+
+
 @pytest.mark.parametrize(
     ("name", "text", "error"),
     [
         ("a.jsonl", "{", InvalidInput),
+        ("a.csv", 'messages\n"' + "[" * 100_000 + '"\n', InvalidInput),
         ("a.jsonl", "[1]\n", InvalidInput),
         ("a.jsonl", '{"question": 1}\n', InvalidInput),
         ("a.jsonl", '{"prompt": 7}\n', InvalidInput),

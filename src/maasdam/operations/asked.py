@@ -79,10 +79,11 @@ class AskedTensors:
         self._client = httpx.Client(**reaching(address), timeout=None)
 
     def run(self, batch: Tensors) -> dict[str, type_array]:
-        """See `TensorEngine`. Raises InvalidPayload, Overloaded."""
+        """See `TensorEngine`. Raises InvalidTensor, InvalidPayload, Overloaded."""
         import httpx
         import numpy as np
 
+        self.signature.check(batch)
         inputs, parts = [], []
         for name, array in batch.items():
             data = np.ascontiguousarray(array)

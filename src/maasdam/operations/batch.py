@@ -32,6 +32,10 @@ COLUMNS = ("input", "model", "shown", "answer", "error")
 KINDS = (".jsonl", ".csv")
 WRONG_INPUT = (InvalidInput, TooLarge, Unsupported)
 """What is the input's own fault, and will be tomorrow."""
+BOTH = "\r\n"
+"""A cell that holds any of these stands in quotes."""
+LONGEST_CELL = 1 << 31
+"""Characters of an answer that is read again; Python's own limit is 131,072."""
 SAFE = "surrogateescape"
 """Names of files need not be text."""
 
@@ -108,6 +112,7 @@ class _Lines:
         """Of inputs that have a line."""
         self._file, self._path, self._model, self._is_table = file, path, model, path.suffix == ".csv"
         self._end = 0
+        csv.field_size_limit(LONGEST_CELL)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -163,8 +168,8 @@ class _Lines:
 
 def _row(cells: Sequence[str]) -> str:
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerow(cells)
-    return out.getvalue()
+    csv.writer(out, lineterminator=BOTH).writerow(cells)
+    return out.getvalue().removesuffix(BOTH) + "\n"
 
 
 def _records(lines: Iterator[bytes] | Any) -> Iterator[bytes]:

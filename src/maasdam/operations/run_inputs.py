@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import glob
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -77,12 +78,12 @@ def _of_word(record: Task, word: str, how: How) -> Iterator[Input]:
     if is_text and path.suffix not in (*TABLES, ".txt") and not word.endswith("/") and not is_array:
         yield Input(word, partial(_words, record, word, how))
         return
-    paths = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(word, recursive=True))]  # noqa: PTH207  from any root
+    paths = [path] if os.path.exists(word) else [Path(name) for name in sorted(glob.glob(word, recursive=True))]  # noqa: PTH110, PTH207  names of any length, from any root
     if not paths:
         if is_text and path.suffix == ".txt":  # who writes to a model may end so
             yield Input(word, partial(_words, record, word, how))
             return
-        raise NotFound(f"no file {word}; this model takes {record.takes}")
+        raise NotFound(f"no file {word:.200}; this model takes {record.takes}")
     for one in paths:
         yield from _of_path(record, one, how)
 
@@ -167,6 +168,8 @@ def _of_file(record: Task, path: Path, how: How) -> Payload:
         return record.payload(path.read_bytes(), how.top_k)
     except OSError as error:
         raise InvalidInput(f"can't read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InvalidInput(f"can't read {str(path)!r}: a null, or half of a character, is in no file's name") from error
 
 
 def _words(record: Task, text: str, how: How) -> Payload:
@@ -192,7 +195,7 @@ def _messages(value: Any, where: str, how: How) -> Payload:
     if isinstance(value, str):  # of a table of comma-separated values
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidInput(f"{where}: its messages are no JSON") from error
     if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
         raise InvalidInput(f"{where}: 'messages' is a list of objects with role and content")
