@@ -33,6 +33,12 @@ SAID: dict[str, tuple[str, str, str, list[tuple[str, Any]]]] = {
     "no such tool": ("hermes", '<tool_call>{"name": "x"}</tool_call>', '<tool_call>{"name": "x"}</tool_call>', []),
     "not whole": ("hermes", 'a <tool_call>{"name": "all", "argu', 'a <tool_call>{"name": "all", "argu', []),
     "no JSON": ("hermes", "<tool_call>all()</tool_call> b", "<tool_call>all()</tool_call> b", []),
+    "no number in JSON": (
+        "hermes",
+        '<tool_call>{"name": "all", "arguments": {"a": 1e999}}',
+        '<tool_call>{"name": "all", "arguments": {"a": 1e999}}',
+        [],
+    ),
     "no number": (
         "hermes",
         '<tool_call>{"name": "all", "arguments": {"a": NaN}}',
@@ -48,6 +54,12 @@ SAID: dict[str, tuple[str, str, str, list[tuple[str, Any]]]] = {
         "",
         [("get", {"city": "12\n3", "days": 4})],
     ),
+    "qwen3_coder, no number": (
+        "qwen3_coder",
+        "<tool_call><function=all><parameter=a>1e999</parameter></function></tool_call>",
+        "",
+        [("all", {"a": "1e999"})],
+    ),
     "llama": ("llama3_json", '{"name": "all", "parameters": {"a": [1, {}]}}', "", [("all", {"a": [1, {}]})]),
     "llama, tag": ("llama3_json", '<|python_tag|>{"name": "all", "parameters": {}}', "", [("all", {})]),
     "llama, JSON": ("llama3_json", '{"answer": 1}', '{"answer": 1}', []),
@@ -59,6 +71,7 @@ SAID: dict[str, tuple[str, str, str, list[tuple[str, Any]]]] = {
         [("get", {"city": '[("', "days": -3}), ("all", {"a": {"b": [True, None, 1.5]}, "c": None})],
     ),
     "pythonic, code": ("pythonic", "[all(a=open('x').read())]", "[all(a=open('x').read())]", []),
+    "pythonic, no JSON": ("pythonic", "[all(a={[1]})]", "[all(a={[1]})]", []),
     "pythonic, a list": ("pythonic", "[1, 2] are two", "[1, 2] are two", []),
     "mistral": ("mistral", '[TOOL_CALLS] [{"name": "all", "arguments": {}}]', "", [("all", {})]),
     "mistral, cut": ("mistral", '[TOOL_CALLS][{"name": "all"}, {"name": "get", "ar', ', {"name": "get", "ar', [("all", {})]),
@@ -170,3 +183,16 @@ def test_long_answers_are_read_in_a_time_that_grows_with_them() -> None:
     calls = reader.feed('"}}</tool_call>')[1]
     assert len(calls[0].arguments["a"]) == 60_000
     assert around_of("[THINK] [/THINK]") == ("[THINK]", "[/THINK]") and around_of("x") is None
+
+
+def test_what_only_begins_like_calls_is_looked_through_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = 0
+
+    def end(self: Any, text: str) -> None:
+        nonlocal looked
+        looked += 1
+
+    monkeypatch.setattr("maasdam.grammars.call_reader._Balance.end", end)
+    reader = CallReader(FORMATS["hermes"], TOOLS)
+    said = "<tool_call>{" * 2_000
+    assert (reader.feed(said)[0] + reader.finish()[0], looked < 100) == (said, True)

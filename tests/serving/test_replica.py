@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import numpy as np
@@ -29,10 +29,12 @@ from maasdam.core import (
     Tensors,
     TextPayload,
     TextPiece,
+    Tokens,
     Tried,
     WithoutNan,
 )
 from maasdam.errors import EngineFailure, InvalidInput, InvalidPayload, InvalidTensor, Overloaded
+from maasdam.serving import replica as serving
 from maasdam.serving.replica import SequenceReplica, TensorReplica
 from maasdam.telemetry.meter import CpuMeter
 
@@ -193,6 +195,34 @@ async def test_an_engine_that_breaks_or_stops_mid_way_is_an_engine_failure(pool:
         await every(text_replica(pool, Silent()).answer(request(TextPayload(prompt="x"))))
     with pytest.raises(RuntimeError):
         await every(text_replica(pool, FakeSequenceEngine(fails_after=2)).answer(request(TextPayload(prompt="x"))))
+
+
+async def test_an_answer_that_can_not_be_read_ends_with_an_error(
+    pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(self: Any, piece: Any) -> None:
+        raise TypeError("unforeseen")
+
+    class Posting(FakeSequenceEngine):
+        """As engines with a thread do: an error of who hears is nothing to it."""
+
+        def start(self, request: Any, hear: Any) -> Any:
+            def post() -> None:
+                with suppress(TypeError):
+                    hear(Tokens((1,), finish_reason="stop"))
+
+            asyncio.get_running_loop().call_soon(post)
+            return lambda: None
+
+    replica, prepared = text_replica(pool, Posting()), serving._prompt
+    monkeypatch.setattr("maasdam.serving.replica.AnswerReader.read", read)
+    thinks = ("<think>", "</think>", False)
+    monkeypatch.setattr("maasdam.serving.replica._prompt", lambda *given: (*prepared(*given)[:3], thinks))
+    monkeypatch.setattr(replica, "_text_stream", lambda *given, **more: FakeProcessor("text-generation").stream(*given))
+    with pytest.raises(TypeError, match="unforeseen"):
+        async with asyncio.timeout(5):
+            await every(replica.answer(request(TextPayload(prompt="x"))))
+    assert replica.in_flight == 0
 
 
 async def test_a_full_sequence_replica_answers_at_once(pool: ThreadPoolExecutor) -> None:

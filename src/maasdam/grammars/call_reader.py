@@ -19,6 +19,8 @@ LONGEST_HEAD = 400
 """Characters between what begins a call and its arguments."""
 LONGEST_PYTHON = 64 * 1024
 """Characters of calls in Python that are read."""
+MOST_BROKEN = 32
+"""Beginnings of calls that are none: behind these all is text, as each may have been looked for its end in all that follows."""
 _NAMED = re.compile(rf"(?:function{SEPARATOR})?([\w.-]+)\s*(?:{SEPARATOR}|```json|(?:\[CALL_ID\]\w+)?\[ARGS\]|>)?\s*")
 _FUNCTION = re.compile(r"\s*<function=([^>\n]{1,100})>")
 _PARAMETER = re.compile(r"<parameter=([^>\n]{1,200})>\n?(.*?)\n?(?:</parameter>|(?=<parameter=)|$)", re.DOTALL)
@@ -48,6 +50,7 @@ class CallReader:
         self._tools = tools
         self._most = most
         self._count = 0
+        self._broken = 0
         self._buffer = ""
         self._state = "begin"
         self._gap = ""
@@ -80,7 +83,7 @@ class CallReader:
             return self._call(texts, calls, is_last)
         if self._state == "after":
             return self._after(is_last)
-        triggers = self.form.triggers
+        triggers = self._awaited
         if self._state == "begin":
             begun = self._buffer.lstrip()
             if not begun and not is_last:
@@ -119,9 +122,10 @@ class CallReader:
                 return True
             if not is_last:
                 return False
-        except (_NoCall, ValueError, RecursionError, MemoryError, SyntaxError):
+        except (_NoCall, ValueError, TypeError, RecursionError, MemoryError, SyntaxError):
             pass
         self._is_list = False
+        self._broken += 1
         trigger = self._trigger() or self._buffer[:1]
         text = self._buffer if is_last and not self._again(len(trigger)) else trigger
         texts += self._gap, text
@@ -129,8 +133,12 @@ class CallReader:
         self._state = "text"
         return bool(self._buffer)
 
+    @property
+    def _awaited(self) -> tuple[str, ...]:
+        return self.form.triggers if self._broken < MOST_BROKEN else ()
+
     def _again(self, start: int) -> bool:
-        return any(trigger in self._buffer[start:] for trigger in self.form.triggers)
+        return any(trigger in self._buffer[start:] for trigger in self._awaited)
 
     def _after(self, is_last: bool) -> bool:
         rest = self._buffer.lstrip()
@@ -212,7 +220,7 @@ class CallReader:
         """The JSON that begins here, and where it ends."""
         self._scan = self._scan or _Balance(at, _STRUCTURE, '"')
         end = self._scan.end(self._buffer)
-        return None if end is None else (json.loads(self._buffer[at:end], parse_constant=_no_number), end)
+        return None if end is None else (_read_json(self._buffer[at:end]), end)
 
     def _python(self, at: int) -> tuple[list[CallRead], int] | None:
         if len(self._buffer) > LONGEST_PYTHON:
@@ -285,7 +293,7 @@ def _call_of(value: Any) -> CallRead:
 
 def _arguments(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
-        value = json.loads(value, parse_constant=_no_number)  # some models write it twice
+        value = _read_json(value)  # some models write it twice
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -324,13 +332,23 @@ def _typed(value: str, schema: Any) -> Any:
     if kind == "string":
         return value
     try:
-        return json.loads(value, parse_constant=_no_number)
+        return _read_json(value)
     except (ValueError, RecursionError):
         return {"True": True, "False": False, "None": None}.get(value.strip(), value)
 
 
+def _read_json(text: str) -> Any:
+    """A value that can be written as JSON again. Raises ValueError."""
+    return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if abs(value) < float("inf") else _no_number(text)
+
+
 def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name:.40} is no number")
 
 
 def _overlap(text: str, word: str) -> int:

@@ -706,7 +706,7 @@ class _Text:
         if self._reading is not None:
             try:
                 read = self._reading.read(piece)
-            except EngineFailure as error:
+            except Exception as error:
                 self._fail(error)
                 return
             if read is None:
