@@ -230,6 +230,7 @@ KEPT: list[Any] = [
         },
         "$ref": "#/$defs/n",
     },
+    {"enum": ["a" * n + "日本日本" for n in range(16, 24)]},  # a sample of the trial ends within a character
 ]
 
 

@@ -98,7 +98,7 @@ def _is_right(constraint: Constraint, answer: Sampled) -> bool:
     if answer.is_whole:
         return check(constraint, answer.text) is None
     try:
-        return is_begun(constraint, answer.text)
+        return is_begun(constraint, answer.text.rstrip("\ufffd"))  # what a character that is cut may be decoded to
     except ValueError:  # llguidance can't read what the form of a deep schema is
         return True
 
