@@ -262,6 +262,9 @@ def test_reasoning_is_apart(gpt: openai.OpenAI, client: httpx.Client) -> None:
         assert usage.completion_tokens_details.reasoning_tokens == details["reasoning_tokens"]
         ended += bool(text) and details["reasoning_tokens"] < reply["usage"]["completion_tokens"]
     assert ended, "no answer left its reasoning"
+    cut = whole(client, model="thinking", max_tokens=4)["message"]
+    assert cut["content"] is None and cut["reasoning_content"]
+    assert whole(client, model="thinking", messages=[{"role": "user", "content": "a"}, cut], max_tokens=4)["message"]
     closed = chat(model="thinking", chat_template_kwargs={"enable_thinking": False}, max_tokens=20)
     message = client.post("/v1/chat/completions", json=closed).json()["choices"][0]["message"]
     assert message["content"] and "reasoning_content" not in message

@@ -135,14 +135,14 @@ def _message(i: int, message: Mapping[str, Any]) -> Mapping[str, Any]:
         advice = "; send tool" if role == "function" else "; send system, developer, user, assistant or tool"
         raise InvalidField(f"{where}: role is {role!r:.40}{advice}", f"{where}.role")
     content, calls = message.get("content"), message.get("tool_calls") or None
-    text = "" if content is None and calls else joined(content)
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    text = "" if content is None and (calls or (thought and role == "assistant")) else joined(content)
     if text is None:
         raise InvalidField(f"{where}: content is no text; send a string, or parts of type 'text'", f"{where}.content")
     for j, part in enumerate(content if isinstance(content, list) else ()):
         check_known(part, (*PART, *PART_IGNORED, "cache_control"), where=f"{where}.content[{j}]")
         check_neutral(part, PART_IGNORED, f"{where}.content[{j}]")
     plain: dict[str, Any] = {"role": "system" if role == "developer" else role, "content": text}
-    thought = message.get("reasoning_content") or message.get("reasoning")
     for name, value in (("name", message.get("name")), ("reasoning_content", thought)):
         if value is not None and not isinstance(value, str):
             raise InvalidField(f"{where}: {name} is {value!r:.40}; send a string", f"{where}.{name}")
