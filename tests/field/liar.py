@@ -59,6 +59,7 @@ FAULTS |= {
     "plain": says(answer()),
     "no_usage": says(answer(choice("twelve bytes"), usage={})),
     "false_usage": says(answer(choice("twelve bytes"), usage={"prompt_tokens": -4, "completion_tokens": 10**9})),
+    "usage_of_millions": says(answer(choice("twelve bytes"), usage={"prompt_tokens": 2 * 10**9, "completion_tokens": 2})),
     "usage_of_text": says(answer(choice("twelve bytes"), usage={"prompt_tokens": "many", "completion_tokens": True})),
     "no_json": says(b"<html>hello</html>"),
     "half_json": says(answer()[:-9]),
@@ -88,6 +89,7 @@ FAULTS |= {
     "no_http": says(b"", b"SSH-2.0-OpenSSH_9.9\r\n"),
     "huge_header": says(b"", b"HTTP/1.1 200 OK\r\nx: " + b"a" * 2_000_000 + b"\r\n\r\n"),
     "vectors": says(vectors([0.5, -1], [2, 3], prompt_tokens=9)),
+    "vectors_of_millions": says(vectors([0.5], [2], prompt_tokens=2 * 10**9)),
     "turned_round": says(b'{"data": [{"index": 1, "embedding": [1.0]}, {"index": 0, "embedding": [2.0]}]}'),
     "one_vector": says(vectors([1.0])),
     "two_lengths": says(vectors([1.0], [1.0, 2.0])),
@@ -95,6 +97,12 @@ FAULTS |= {
     "beyond_float32": says(vectors([1e300], [2.0])),
     "same_index": says(b'{"data": [{"index": 0, "embedding": [1.0]}, {"index": 0, "embedding": [2.0]}]}'),
     "no_sse": says(answer()),
+    "key_for_a_kind": says(answer(), head(kind=f"text/{KEY}")),
+    "short_lines": says(b"data:x\n" * 300_000, STREAM),
+    "echoes_a_stop": says(event(choice("echoes_a_stop and STOP", None)) + event(choice("", "stop")), STREAM),
+    "thinks": says(event(choice("", None, reasoning_content="hm")) * 60, STREAM),
+    "thought": says(answer(choice("", "length", reasoning_content="four bytes a one"), usage={})),
+    "many_marks": says(answer(choice("a", logprobs={"tokens": ["a"] * 9, "token_logprobs": [-1] * 9}))),
     "bad_sse": says(b"data: {nonsense}\n\n", STREAM),
     "sse_list": says(b"data: [1]\n\n", STREAM),
     "sse_error": says(BEGUN + b"data: " + error(f"out of memory {KEY}") + b"\n\n", STREAM),
@@ -143,6 +151,14 @@ async def comments(writer: Writer, body: dict[str, Any]) -> None:
 
 @fault
 async def silent(writer: Writer, body: dict[str, Any]) -> None:
+    await asyncio.sleep(60)
+
+
+@fault
+async def two_answers(writer: Writer, body: dict[str, Any]) -> None:
+    reply = answer(choice("another's"))
+    writer.write((b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(reply) + reply) * 2)
+    await writer.drain()
     await asyncio.sleep(60)
 
 

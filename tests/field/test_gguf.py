@@ -6,6 +6,7 @@ import os
 import signal
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,10 @@ LIES: dict[str, tuple[bytes, type[MaasdamError], str]] = {
     ),
     "an array longer than the file": (
         files.joined([files.text("x") + struct.pack("<IIQ", 9, 4, 1 << 20)], 1, b"", b""), InvalidModel, "behind its end",
+    ),
+    "arrays of more texts than are looked at": (
+        files.joined([files.array("x", 8, ["a"]), files.text("y") + struct.pack("<IIQ", 9, 8, 4_000_000)], 1, b"", b""),
+        InvalidModel, "4,000,000 texts",
     ),
     "a fact of type 99": (files.joined([files.text("x") + struct.pack("<I", 99)], 1, b"", b""), InvalidModel, "type 99"),
     "a fact twice": (files.joined([*FACTS, FACTS[0]], 1, _tensor(), bytes(128)), InvalidModel, "twice"),
@@ -110,8 +115,10 @@ def client(tmp_path_factory: pytest.TempPathFactory, kept: dict[str, Any]) -> It
         assert version.passed and version.engine == "llama.cpp"
         workspace.catalog.deploy(name)
     secret = workspace.keys.create("all", ["infer", "deploy", "admin"])[1]
-    with serving(home, secret, "--grpc-port", "0") as service, service.client() as asking:
-        yield asking
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MAASDAM_HOST_STALL_SECONDS", "15")
+        with serving(home, secret, "--grpc-port", "0") as service, service.client() as asking:
+            yield asking
 
 
 def _ask(client: httpx.Client, name: str, **more: Any) -> Any:
@@ -173,6 +180,7 @@ def test_a_bias_forces_a_token_and_forbids_one(client: httpx.Client) -> None:
         [1],
         "a",
         {"99999999999": 1},
+        {str(files.WORDS): 1},
         dict.fromkeys(map(str, range(1025)), 1),
     ],
 )
@@ -186,7 +194,7 @@ def test_biases_that_are_none_are_refused_by_name(client: httpx.Client, bias: An
     [
         ({"echo": True}, "echo"), ({"min_tokens": 3}, "min_tokens"), ({"stop_token_ids": [3]}, "stop_token_ids"),
         ({"guided_regex": "a+"}, "guided_regex"), ({"return_token_ids": True}, "return_token_ids"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_object"}}, "response_format"), ({"max_tokens": 0}, "max_tokens"),
     ],
 )  # fmt: skip
 def test_what_llama_cpp_would_ignore_is_refused_by_name(client: httpx.Client, more: dict[str, Any], field: str) -> None:
@@ -212,12 +220,27 @@ def test_what_is_left_out_is_neutral(client: httpx.Client) -> None:
     assert mine != _ask(client, "f32", temperature=1, top_k=2, **asked).json()["choices"]
 
 
-def test_a_killed_process_comes_back(client: httpx.Client) -> None:
+def test_texts_that_are_written_at_once_leave_each_other_room(client: httpx.Client) -> None:
+    """Its cache has 256 tokens for all: who used it up took the others' answers with it."""
+    asked = {"prompt": "hello" * 10, "max_tokens": 150, "logit_bias": {"256": -100, "257": -100}}
+    with ThreadPoolExecutor(3) as pool:
+        replies = list(pool.map(lambda _: _ask(client, "f32", **asked), range(3)))
+    assert {reply.status_code for reply in replies} == {200}, replies[0].text
+    assert {reply.json()["usage"]["completion_tokens"] for reply in replies} == {150}
+    assert len({reply.json()["choices"][0]["text"] for reply in replies}) == 1
+    long = _ask(client, "f32", prompt="x" * 400)
+    assert long.status_code == 400 and long.json()["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_dies_or_hangs_comes_back(client: httpx.Client, how: signal.Signals) -> None:
+    wait_until(lambda: all(_ask(client, name).status_code == 200 for name in ("f32", "f16", "q8_0")), 60)
     before = [one for one in _children() if "llama_child" in " ".join(one.cmdline())]
     assert len(before) == 3
     for one in before:
-        os.kill(one.pid, signal.SIGKILL)
-    wait_until(lambda: _ask(client, "f32").status_code == 200, 20)
+        os.kill(one.pid, how)
+    wait_until(lambda: not any(one.is_running() for one in before), 90)
+    wait_until(lambda: _ask(client, "f32").status_code == 200, 60)
 
 
 def _children() -> list[psutil.Process]:

@@ -19,11 +19,13 @@ from tests.field.liar import KEY, Liar
 from tests.served import Process, add_starters, open_home, serving
 from tests.waiting import wait_until
 
-from maasdam.errors import InvalidInput, MaasdamError, Unsupported, UpstreamGone
+from maasdam.core import AudioPayload
+from maasdam.errors import InvalidInput, MaasdamError, Unsupported, UpstreamFailure, UpstreamGone
 from maasdam.operations.carry import export
 from maasdam.operations.upstreams import registered
 from maasdam.operations.workspace import Workspace
 from maasdam.serving.upstreams.place import checked_key_env, checked_url
+from maasdam.serving.upstreams.words import heard
 
 
 @dataclass
@@ -183,6 +185,9 @@ def test_what_the_model_refuses_is_refused_with_its_field_and_what_it_can_is_tol
         ("endless", 502, "bytes", {}),
         ("silent", 504, "less busy", {}),
         ("no_sse", 502, "asked for a stream", {"stream": True}),
+        ("key_for_a_kind", 502, "(key)", {"stream": True}),
+        ("short_lines", 502, "more bytes", {"stream": True}),
+        ("many_marks", 502, "more tokens than the 4", {"logprobs": 0, "max_tokens": 4}),
         ("bad_sse", 502, "no JSON", {"stream": True}),
         ("sse_list", 502, "no choices", {"stream": True}),
         ("long_line", 502, "more bytes", {"stream": True}),
@@ -225,8 +230,12 @@ def test_a_stream_that_goes_wrong_ends_with_an_error_and_is_billed_for_what_came
 
 
 @pytest.mark.parametrize(
-    ("fault", "tokens"), [("plain", (3, 2)), ("no_usage", (2, 3)), ("false_usage", (3, 3)), ("usage_of_text", (4, 3))]
-)
+    ("fault", "tokens"),
+    [
+        ("plain", (3, 2)), ("no_usage", (2, 3)), ("false_usage", (3, 3)), ("usage_of_text", (4, 3)), ("thought", (2, 4)),
+        ("usage_of_millions", (5, 2)),
+    ],
+)  # fmt: skip
 def test_what_no_upstream_says_rightly_is_counted_by_bytes(rig: Rig, fault: str, tokens: tuple[int, int]) -> None:
     usage = rig.ask(fault, max_tokens=100).json()["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == tokens
@@ -237,6 +246,7 @@ def test_what_no_upstream_says_rightly_is_counted_by_bytes(rig: Rig, fault: str,
     [
         ("vectors", 200, [[0.5, -1.0], [2.0, 3.0]]),
         ("turned_round", 200, [[2.0], [1.0]]),
+        ("vectors_of_millions", 200, [[0.5], [2.0]]),
         ("one_vector", 502, "as many as texts"),
         ("two_lengths", 502, "of one length"),
         ("same_index", 502, "one for each text"),
@@ -252,10 +262,33 @@ def test_vectors_of_an_upstream(rig: Rig, fault: str, status: int, says: Any) ->
     assert reply.status_code == status, reply.text
     if status == 200:
         assert [one["embedding"] for one in reply.json()["data"]] == says
-        assert reply.json()["usage"]["prompt_tokens"] == (9 if fault == "vectors" else 3 + 4)
+        assert reply.json()["usage"]["prompt_tokens"] == {"vectors": 9, "turned_round": 3 + 4}.get(fault, 5 + 4)
         assert rig.liar.asked[-1][2] == {"model": "other", "input": [fault, "four bytes each"], "encoding_format": "float"}
     else:
         assert says in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "says", "more"),
+    [("thinks", "beyond the 4 tokens", {}), ("echoes_a_stop", "did not stop", {"echo": True, "stop": "STOP"})],
+)
+def test_what_a_stream_may_hide_is_bounded_too(rig: Rig, fault: str, says: str, more: dict[str, Any]) -> None:
+    body = {"model": "liar", "prompt": fault, "stream": True, "max_tokens": 4} | more
+    with rig.client.stream("POST", "/v1/completions", json=body) as reply:
+        assert says in list(reply.iter_lines())[-2], fault
+
+
+def test_what_comes_behind_an_answer_is_nobody_elses(rig: Rig) -> None:
+    assert rig.ask("two_answers").json()["choices"][0]["text"] == "another's"
+    assert rig.ask("plain").json()["choices"][0]["text"] == "one two"
+
+
+def test_a_transcript_that_lies_of_its_length_or_its_parts() -> None:
+    payload = AudioPayload(b"RIFF" + bytes(60))
+    told = {"text": "x", "duration": 9e6, "segments": [{"start": 0, "end": 2, "text": "x"}]}
+    assert heard(told, payload)[1].audio_seconds == 2
+    with pytest.raises(UpstreamFailure, match="no list"):
+        heard({"text": "x", "segments": 5}, payload)
 
 
 def test_vectors_of_another_length_than_asked_for_are_refused(rig: Rig) -> None:
@@ -326,6 +359,7 @@ def test_one_that_is_away_is_unready_until_it_is_back_and_takes_nobody_with_it(r
     [
         "ftp://host/v1", "http://", "http://user:secret@host/v1", "http://host/v1?key=secret", "http://host:0/v1", "host:8000",
         "http://host:port/v1", "file:///etc/passwd", "http://h/v1 x", "http://h/\nx", "http://hôte/v1", "http://h/" + "a" * 600,
+        "http://[v1.x]:1/", "http://xn--0/",
     ],
 )  # fmt: skip
 def test_addresses_that_are_none_are_refused_without_repeating_them(url: str) -> None:

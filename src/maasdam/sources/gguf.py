@@ -54,6 +54,7 @@ class _Header:
         self._stream = stream
         self._left = min(size, MOST_HEADER_BYTES)
         self._path = path
+        self._texts = 0
 
     def wrong(self, why: str) -> InvalidModel:
         return InvalidModel(f"{self._path} is not as GGUF is: {why}; fetch or convert it again")
@@ -88,6 +89,9 @@ class _Header:
         if count > MOST_ITEMS or (inner not in _PLAIN and inner != _TEXT):
             raise self.wrong(f"an array of {count:,} items of type {inner}")
         if inner == _TEXT:
+            self._texts += count  # each takes a look of its own
+            if self._texts > MOST_ITEMS:
+                raise self.wrong(f"arrays of more than {MOST_ITEMS:,} texts")
             for _ in range(count):
                 self.take(self._bounded(self.number("<Q")))
         else:

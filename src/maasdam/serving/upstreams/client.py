@@ -35,8 +35,6 @@ from maasdam.serving.upstreams.place import Upstream
 CONNECT_SECONDS = 5.0
 LOOK_SECONDS = 5.0
 """Longest that the list of its models may take."""
-KEPT_SECONDS = 3.0
-"""A connection is used again for so long: many servers close theirs after five."""
 MOST_ERROR_BYTES = 64 * 1024
 MOST_LIST_BYTES = 4 * 1024 * 1024
 MOST_EVENT_BYTES = 1024 * 1024
@@ -58,7 +56,7 @@ class Client:
         self._most_bytes = most_bytes
         self._own_key = key
         self._answer_seconds = answer_seconds
-        limits = httpx.Limits(max_connections=most_connections, max_keepalive_connections=32, keepalive_expiry=KEPT_SECONDS)
+        limits = httpx.Limits(max_connections=most_connections, max_keepalive_connections=0)
         self._transport = httpx.AsyncHTTPTransport(verify=ssl.create_default_context(), trust_env=False, limits=limits)
 
     async def models(self) -> dict[str, Mapping[str, Any]]:
@@ -81,7 +79,7 @@ class Client:
         async with self._reply("POST", path, content, headers) as reply:
             kind = reply.headers.get("content-type", "")
             if not kind.startswith("text/event-stream"):
-                raise UpstreamFailure(f"the upstream was asked for a stream and sent {kind[:50]!r}")
+                raise UpstreamFailure(f"the upstream was asked for a stream and sent '{_clean(kind, self._key(), 50)}'")
             async for data in _events(self._pieces(reply), self._most_bytes):
                 if data == b"[DONE]":
                     return
@@ -105,6 +103,7 @@ class Client:
     async def _reply(self, method: str, path: str, content: bytes, headers: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
         key = self._key()
         sent = {"accept-encoding": "identity", "accept": "application/json, text/event-stream", "user-agent": "maasdam"}
+        sent |= {"connection": "close"}  # what comes behind an answer would be read as the next caller's
         sent |= {"content-type": "application/json"} if content else {}
         sent |= dict(headers) | ({} if key is None else {"authorization": f"Bearer {key}"})
         seconds = {"connect": CONNECT_SECONDS, "pool": CONNECT_SECONDS} | dict.fromkeys(("read", "write"), self._answer_seconds)
@@ -191,7 +190,8 @@ def _json_or_none(data: bytes) -> Any:
 async def _events(pieces: AsyncIterator[bytes], most: int) -> AsyncIterator[bytes]:
     """The data of each event of a stream of at most so many bytes; one of them has at most MOST_EVENT_BYTES."""
     begun: list[bytes] = []
-    data, size, waiting = b"", 0, 0
+    data: list[bytes] = []  # joined once, too
+    size = waiting = held = 0
     async for piece in pieces:
         size += len(piece)
         waiting += len(piece)
@@ -203,16 +203,17 @@ async def _events(pieces: AsyncIterator[bytes], most: int) -> AsyncIterator[byte
             for line in lines:
                 line = line.removesuffix(b"\r")
                 if line.startswith(b"data:"):
-                    data = (data + b"\n" if data else b"") + line[5:].removeprefix(b" ")
+                    data.append(line[5:].removeprefix(b" "))
+                    held += len(line)
                 elif not line and data:
-                    yield data
-                    data = b""
-            waiting = len(data) + len(last)
+                    yield b"\n".join(data)
+                    data, held = [], 0
+            waiting = held + len(last)
         if size > most or waiting > MOST_EVENT_BYTES:
             raise UpstreamFailure("the upstream's stream has more bytes than an answer may have")
     line = b"".join(begun).removesuffix(b"\r")
     if data or line.startswith(b"data:"):  # a server that ends without an empty line
-        yield data or line[5:].strip()
+        yield b"\n".join(data) or line[5:].strip()
 
 
 def _told(said: Any, key: str | None) -> tuple[str, str | None, str | None]:
@@ -221,6 +222,7 @@ def _told(said: Any, key: str | None) -> tuple[str, str | None, str | None]:
     error = {"message": error} if isinstance(error, str) else error if isinstance(error, dict) else {}
     message = error.get("message", error.get("detail"))
     field, code = (value if isinstance(value := error.get(name), str) else None for name in ("param", "code"))
+    code = error["type"] if code is None and error.get("type") == "exceed_context_size_error" else code  # llama.cpp's
     return (
         _clean(message, key, LONGEST_MESSAGE) if isinstance(message, str) and message else "it does not say why",
         None if field is None else _clean(field, key, 100),
@@ -238,7 +240,7 @@ def _refused(status: int, message: str, field: str | None, code: str | None) -> 
     """What a caller can mend, with the field that it is about."""
     if status == 413:
         return TooLarge(f"the upstream refused it: {message}")
-    if code == ContextExceeded.code:
+    if code in (ContextExceeded.code, "exceed_context_size_error"):
         return remade(ContextExceeded, message, {})  # its own words, which clients look for
     return InvalidField(f"the upstream refused it: {message}", field, code or "invalid_value")
 

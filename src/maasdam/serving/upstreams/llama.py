@@ -12,8 +12,8 @@ import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -34,10 +34,36 @@ STREAMS = 8
 END_SECONDS = 5.0
 
 
+class Room:
+    """Its cache's tokens, which all texts share; where they are used up all of them fail. What one could come to is kept for
+    it, or it waits in turn. Used in one event loop."""
+
+    def __init__(self, tokens: int) -> None:
+        self._all = self._free = tokens
+        self._turn = asyncio.Lock()
+        self._is_freed = asyncio.Event()
+
+    @asynccontextmanager
+    async def kept(self, tokens: int) -> AsyncIterator[None]:
+        """For so many, or for one text alone."""
+        tokens = min(tokens, self._all)
+        async with self._turn:
+            while self._free < tokens:
+                self._is_freed.clear()
+                await self._is_freed.wait()
+            self._free -= tokens
+        try:
+            yield
+        finally:
+            self._free += tokens
+            self._is_freed.set()
+
+
 class LlamaProcess:
     """One file, opened. Thread-safe."""
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str, key: str) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], url: str, key: str, context: int) -> None:
+        self.room = Room(context)
         self.upstream = Upstream(f"{url}/v1", NAME)
         self.key = key
         self._process = process
@@ -49,6 +75,10 @@ class LlamaProcess:
         with suppress(psutil.Error):
             return int(psutil.Process(self._process.pid).memory_info().rss)
         return None
+
+    def kill(self) -> None:
+        """End what hangs; `when_over` tells of it."""
+        self._process.kill()
 
     def when_over(self, tell: Callable[[str], None]) -> None:
         """`tell`, from a thread of its own, how it ended, unless it was closed."""
@@ -107,7 +137,7 @@ async def opened(artifact: Artifact, settings: Settings) -> LlamaProcess:
         if said["error"].startswith(("ImportError", "ModuleNotFoundError")):
             raise MissingExtra("xllamacpp is not installed; run: pip install 'maasdam[gguf]'")
         raise InvalidModel(f"llama.cpp does not open the file: {said['error']}")
-    return LlamaProcess(process, said["url"], key)
+    return LlamaProcess(process, said["url"], key, context)
 
 
 def _started() -> subprocess.Popen[bytes]:

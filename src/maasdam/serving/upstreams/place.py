@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import httpx
+
 from maasdam.errors import InvalidInput, InvalidModel
 
 UPSTREAM: Final = "upstream"
@@ -66,9 +68,10 @@ def checked_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
+        host = httpx.URL(url).host  # some names can be no host's
+    except (ValueError, httpx.InvalidURL) as error:
         raise InvalidInput("the upstream's address can't be read; send one such as http://host:8000/v1") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+    if parts.scheme not in ("http", "https") or not host or port == 0:
         raise InvalidInput("the upstream's address is no http:// or https:// with a host; send one such as http://host:8000/v1")
     if parts.username is not None or parts.password is not None:
         raise InvalidInput("the upstream's address holds a name or password; give the key by --key-env")

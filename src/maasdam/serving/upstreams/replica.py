@@ -13,7 +13,7 @@ import logging
 import random
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from concurrent.futures import Executor
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, contextmanager, nullcontext, suppress
 from typing import Any
 
 import httpx
@@ -53,6 +53,8 @@ MOST_IDLE_EVENTS = 1024
 BEHIND_SECONDS = 2.0
 """After the last piece, what it took is waited for so long."""
 MOST_EVENTS_BEHIND = 8
+ADDED_TOKENS = 128
+"""What llama.cpp and a file's template put around a text: a prompt has no more tokens than bytes, but for them."""
 _FILES = {b"RIFF": "wav", b"fLaC": "flac", b"OggS": "ogg", b"FORM": "aiff", b"\x1aE\xdf\xa3": "webm"}
 LLAMAS_ABILITIES = {"structured_output": False, "top_logprobs": 20}
 CONTEXTS = ("max_model_len", "context_length", "max_context_length")
@@ -77,9 +79,11 @@ class UpstreamReplica:
         seconds: float,
         process: LlamaProcess | None = None,
         has_template: bool = True,
+        stall_seconds: float = 0.0,
     ) -> None:
         """`max_tokens` where a request names no limit; `seconds` between two pieces of a stream, at most; `pool` has the
-        threads that check forms. `process`: it is llama.cpp's, which began and ends with this; `has_template` is its file's.
+        threads that check forms. `process`: it is llama.cpp's, which began and ends with this; `has_template` is its file's;
+        it is ended when it does not answer for `stall_seconds` (0: never).
         """
         self.facts = Facts(None, None, task, trouble="it was not asked yet")
         self.in_flight = 0
@@ -96,6 +100,8 @@ class UpstreamReplica:
         self._seconds = seconds
         self._answering = 0
         self._listed: tuple[str, ...] = ()
+        self._vocabulary: int | None = None
+        self._stall_seconds = stall_seconds
         self._loop = asyncio.get_running_loop()
         self._is_due = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
@@ -164,6 +170,7 @@ class UpstreamReplica:
         await self._client.close()
 
     async def _watch(self) -> None:
+        seen = self._loop.time()
         while True:
             seconds = (LOOK_SECONDS if self.facts.trouble is None else LOOK_AGAIN_SECONDS) * random.uniform(0.9, 1.1)
             with suppress(TimeoutError):
@@ -174,6 +181,10 @@ class UpstreamReplica:
                 await self._look()
             except Exception:  # or nobody would ever look again
                 log.exception("can't look at an upstream; trying again")
+            if self.facts.trouble is None:
+                seen = self._loop.time()
+            elif self._process is not None and 0 < self._stall_seconds < self._loop.time() - seen:
+                self._process.kill()  # it hangs; another is started
 
     async def _look(self) -> None:
         try:
@@ -187,6 +198,7 @@ class UpstreamReplica:
             log.info("upstream %s: model %s is there", self._place.url, self._place.model)
         told_of = models[self._place.model]
         self._listed = tuple(models)
+        self._vocabulary = _vocabulary(told_of)
         abilities = _abilities(told_of) if self._process is None else LLAMAS_ABILITIES
         self.facts = Facts(None, _context(told_of), self._task, abilities=abilities)
 
@@ -221,12 +233,13 @@ class UpstreamReplica:
             assert isinstance(payload, TextPayload)
             most = self._most(payload)
             path, content, headers = self._text(request, payload, most, streams=False)
-            answer = await self._client.whole(path, content, headers)
-            said = words.said_whole(answer, payload, self._listed, self._place.model)
+            async with self._room(payload, most):
+                answer = await self._client.whole(path, content, headers)
+            said = words.said_whole(answer, payload, self._listed, self._place.model, most)
             text = words.check_echo(payload, said.text)
             words.Stops(payload.sampling.stop).see(text)
             await self._check(payload, text, said.finish_reason, bool(said.marks))
-            yield Chunk(words.piece(said), words.units_of(payload, said.usage, text, 0, most), True)
+            yield Chunk(words.piece(said), words.units_of(payload, said.usage, said.reasoning + text, 0, most), True)
 
     async def _streamed(self, request: Request, payload: TextPayload) -> AsyncGenerator[Chunk]:
         """Pieces as they come; the last is held until it is known what they took."""
@@ -239,18 +252,18 @@ class UpstreamReplica:
         usage: tuple[int | None, int | None] = (None, None)
         last: words.Said | None = None
         with self._asking():
-            async with aclosing(self._client.events(path, content, headers)) as events:
+            async with self._room(payload, most), aclosing(self._client.events(path, content, headers)) as events:
                 while (event := await self._next(events, last is not None)) is not None:
                     usage = _newer(words.usage_of(event), usage)
                     if last is None and isinstance(event, dict) and event.get("error"):
                         raise self._client.broken_off(event)
-                    said = words.said_next(event, payload, self._listed, self._place.model) if last is None else None
+                    said = words.said_next(event, payload, self._listed, self._place.model, most) if last is None else None
                     if said is None or not (said.text or said.reasoning or said.marks or said.finish_reason):
                         idle += 1
                         if idle > most + MOST_IDLE_EVENTS:
                             raise UpstreamFailure("the upstream's stream goes on without saying anything")
                         continue
-                    pieces += bool(said.text)
+                    pieces += bool(said.text or said.reasoning)
                     if pieces > most + payload.sampling.echo:
                         raise UpstreamFailure(f"the upstream writes on beyond the {most} tokens that were asked for")
                     if not payload.sampling.echo:
@@ -266,8 +279,18 @@ class UpstreamReplica:
             if last is None:
                 raise UpstreamFailure("the upstream's stream broke off")
             text = words.check_echo(payload, "".join(written))
+            if payload.sampling.echo:
+                words.Stops(payload.sampling.stop).see(text)
             await self._check(payload, text, last.finish_reason, has_marks)
             yield Chunk(words.piece(last), words.units_of(payload, usage, text, pieces, most), True)
+
+    def _room(self, payload: TextPayload, most: int) -> AbstractAsyncContextManager[None]:
+        """In the cache of a process of ours."""
+        return (
+            nullcontext()
+            if self._process is None
+            else self._process.room.kept(words.prompt_bytes(payload) + most + ADDED_TOKENS)
+        )
 
     async def _next(self, events: AsyncGenerator[Any], is_ended: bool) -> Any:
         """The next event; None at the end. Bytes that are none don't count: they may come for ever.
@@ -331,6 +354,11 @@ class UpstreamReplica:
             constraint = payload.sampling.constraint
             field = name if constraint is None else constraint.field
             raise InvalidField(f"'{field}' is not kept to by this model's engine, llama.cpp", field, "unsupported_parameter")
+        if payload.sampling.max_tokens == 0:
+            raise InvalidField("'max_tokens' is 0, and llama.cpp writes a token at least; send 1", "max_tokens")
+        beyond = next((t for t, _ in payload.sampling.logit_bias if t >= (self._vocabulary or 1 << 31)), None)
+        if beyond is not None:
+            raise InvalidField(f"'logit_bias' names token {beyond}; the model has {self._vocabulary:,}", "logit_bias")
         if payload.messages is not None and not self._has_template:
             raise InvalidInput("this model's file has no chat template; use POST /v1/completions")
 
@@ -367,6 +395,12 @@ def _context(told_of: Mapping[str, Any]) -> int | None:
     return next((v for v in values if isinstance(v, int) and not isinstance(v, bool) and 0 < v < 1 << 31), None)
 
 
+def _vocabulary(told_of: Mapping[str, Any]) -> int | None:
+    meta = told_of.get("meta")
+    words = meta.get("n_vocab") if isinstance(meta, dict) else None
+    return words if isinstance(words, int) else None
+
+
 def _abilities(told_of: Mapping[str, Any]) -> Mapping[str, Any]:
     said = told_of.get("capabilities")
     return {str(k)[:64]: v for k, v in list(said.items())[:32] if isinstance(v, bool | int)} if isinstance(said, dict) else {}
@@ -397,7 +431,7 @@ class UpstreamLoader:
         place = process.upstream if process else read_upstream(artifact.path)
         client = Client(place, **bounds, answer_seconds=seconds, key=process.key if process else None)
         has_template = bool(artifact.settings.get("has_template", True))
-        more: dict[str, Any] = {"process": process, "has_template": has_template}
+        more: dict[str, Any] = {"process": process, "has_template": has_template, "stall_seconds": settings.host_stall_seconds}
         replica = UpstreamReplica(client, place, str(artifact.task), pool=pool, seconds=seconds, **limits, **more)
         try:
             await replica.begin()

@@ -32,7 +32,8 @@ from maasdam.errors import UpstreamFailure
 BYTES_A_TOKEN = 4
 """Where a server does not say how many tokens a text has, or what can't be: one for so many bytes of UTF-8, rounded up."""
 MOST_TOKENS = 1 << 31
-MOST_MARKS_AN_EVENT = 4096
+MOST_OF_TEMPLATE = 4096
+"""Tokens that a template may add to what was sent."""
 REASONS = ("stop", "length", "content_filter")
 _BIASED = ("top_k", "min_p", "repetition_penalty", "temperature", "top_p", "seed")
 _NEUTRAL = ("frequency_penalty", "presence_penalty", "min_tokens", "ignore_eos")
@@ -107,20 +108,20 @@ def _form(constraint: Constraint) -> dict[str, Any]:
     return {"structured_outputs": {kind: json.loads(text) if kind == "choice" else text}}
 
 
-def said_whole(answer: Any, payload: TextPayload, listed: Sequence[str], model: str) -> Said:
+def said_whole(answer: Any, payload: TextPayload, listed: Sequence[str], model: str, max_tokens: int) -> Said:
     """A whole answer."""
-    said = _said(answer, payload, listed, model, "message")
+    said = _said(answer, payload, listed, model, max_tokens, "message")
     if said is None or said.finish_reason is None:
         raise UpstreamFailure("the upstream's answer has no choice that is ended")
     return said
 
 
-def said_next(event: Any, payload: TextPayload, listed: Sequence[str], model: str) -> Said | None:
+def said_next(event: Any, payload: TextPayload, listed: Sequence[str], model: str, max_tokens: int) -> Said | None:
     """An event of a stream; None where it says nothing of the answer: what it took may stand in `usage_of`."""
-    return _said(event, payload, listed, model, "delta")
+    return _said(event, payload, listed, model, max_tokens, "delta")
 
 
-def _said(answer: Any, payload: TextPayload, listed: Sequence[str], model: str, part: str) -> Said | None:
+def _said(answer: Any, payload: TextPayload, listed: Sequence[str], model: str, max_tokens: int, part: str) -> Said | None:
     if not isinstance(answer, dict) or not isinstance(choices := answer.get("choices"), list):
         raise UpstreamFailure("the upstream's answer holds no choices")
     named = answer.get("model")
@@ -142,6 +143,8 @@ def _said(answer: Any, payload: TextPayload, listed: Sequence[str], model: str, 
         raise UpstreamFailure("the upstream ended its answer for a reason that was not asked for")
     marks = () if payload.sampling.logprobs is None else _marks(choice.get("logprobs"), payload.sampling.logprobs)
     thought = inner.get("reasoning_content", inner.get("reasoning"))
+    if len(marks) > max_tokens and not payload.sampling.echo:
+        raise UpstreamFailure(f"the upstream told of more tokens than the {max_tokens} that were asked for")
     return Said(text or "", reason, marks, usage_of(answer), thought if isinstance(thought, str) else "")
 
 
@@ -168,15 +171,21 @@ def prompt_tokens_in(payload: TextPayload) -> int:
     return max(1, tokens_in(payload.prompt or "".join(str(message.get("content") or "") for message in payload.messages or ())))
 
 
+def prompt_bytes(payload: TextPayload) -> int:
+    """Of what was sent; of tokens their number. It has no more tokens, but for what a template adds."""
+    sent = payload.token_ids or payload.prompt or "".join(map(str, payload.messages or ()))
+    return len(sent.encode("utf-8", "replace") if isinstance(sent, str) else sent)
+
+
 def units_of(payload: TextPayload, usage: tuple[int | None, int | None], text: str, pieces: int, max_tokens: int) -> Units:
     """What an answer is metered as: what the server says, where that can be; else what is counted here.
 
     `pieces`: those of a stream, each of which is a token at least; 0 where it came whole.
     """
     prompt, completion = usage
-    if not prompt:  # no prompt is empty, for a model
+    if not prompt or prompt > prompt_bytes(payload) + MOST_OF_TEMPLATE:  # none is empty, for a model
         prompt = prompt_tokens_in(payload)
-    if completion is None or completion > max_tokens or (text and not completion):
+    if completion is None or completion > max_tokens or ((text or pieces) and not completion):
         completion = min(pieces or tokens_in(text), max_tokens)
     return Units(1, 0 if payload.is_another else prompt, completion)
 
@@ -201,7 +210,9 @@ def _marks(told: Any, likeliest: int) -> tuple[Mark, ...]:
         if not isinstance(token, str) or not isinstance(place, int):
             raise _no_logprobs()
         others = top.items() if isinstance(top, dict) else ()
-        best = sorted(((name.encode("utf-8", "replace"), _logprob(number)) for name, number in others), key=lambda one: -one[1])
+        best = sorted(
+            ((name.encode("utf-8", "replace"), _logprob(number)) for name, number in others), key=lambda one: -one[1]
+        )[: likeliest + 1]
         is_first = i == 0 and value is None
         marks.append(Mark(token.encode("utf-8", "replace"), place, None if is_first else _logprob(value), tuple(best)))
         at += len(token)
@@ -297,9 +308,10 @@ def vectors(answer: Any, payloads: Sequence[ReadPayload]) -> list[Chunk]:
     own = told.get("maasdam") if isinstance(told, dict) else None  # another Maasdam says what was cut off
     cut = own.get("truncated") if isinstance(own, dict) else None
     cuts = [_count(cut.get(str(i))) or 0 if isinstance(cut, dict) else 0 for i in range(len(payloads))]
-    tokens = usage_of(answer)[0] or sum(
-        max(1, tokens_in(one.text)) if isinstance(one.text, str) else len(one.text) for one in payloads
-    )
+    tokens = usage_of(answer)[0]
+    most = sum(MOST_OF_TEMPLATE + len(one.text.encode() if isinstance(one.text, str) else one.text) for one in payloads)
+    if not tokens or tokens > most:
+        tokens = sum(max(1, tokens_in(one.text)) if isinstance(one.text, str) else len(one.text) for one in payloads)
     units = [Units(1, tokens), *(Units(1, 0) for _ in payloads[1:])]
     return [Chunk(Vector(row, n), used, True) for row, n, used in zip(values, cuts, units, strict=True)]
 
@@ -316,8 +328,10 @@ def heard(answer: Any, payload: AudioPayload) -> tuple[Transcript, Units]:
     text = answer.get("text") if isinstance(answer, dict) else None
     if not isinstance(text, str):
         raise UpstreamFailure("the upstream's transcript has no text")
-    segments = [_timed(one, "text") for one in answer.get("segments") or ()]
-    words = [_timed(one, "word") for one in answer.get("words") or ()]
+    segments, words = (
+        [_timed(one, name) for one in _listed(answer.get(several))]
+        for several, name in (("segments", "text"), ("words", "word"))
+    )
     if payload.timestamps and text.strip() and not words:
         raise UpstreamFailure("the upstream left out the times of words that were asked for")
     segments.sort(key=lambda one: float(one["start"]))
@@ -327,9 +341,17 @@ def heard(answer: Any, payload: AudioPayload) -> tuple[Transcript, Units]:
     language, usage = answer.get("language"), answer.get("usage")
     known = (answer.get("duration"), usage.get("seconds") if isinstance(usage, dict) else None)
     seconds = next(
-        (s for value in known if (s := _seconds(value)) is not None), max((s["end"] for s in segments), default=None)
+        # no codec has less than a byte for a second
+        (s for value in known if (s := _seconds(value)) is not None and s <= len(payload.data)),
+        max((s["end"] for s in segments), default=None),
     )
     return Transcript(text, tuple(segments), language if isinstance(language, str) else None), Units(audio_seconds=seconds)
+
+
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, list | None):
+        raise UpstreamFailure("the upstream's transcript has parts that are no list")
+    return value or []
 
 
 def _timed(one: Any, name: str) -> dict[str, Any]:
