@@ -34,7 +34,7 @@ STREAMS = 8
 END_SECONDS = 5.0
 
 
-class Room:
+class CacheRoom:
     """Its cache's tokens, which all texts share; where they are used up all of them fail. What one could come to is kept for
     it, or it waits in turn. Used in one event loop."""
 
@@ -63,7 +63,7 @@ class LlamaProcess:
     """One file, opened. Thread-safe."""
 
     def __init__(self, process: subprocess.Popen[bytes], url: str, key: str, context: int) -> None:
-        self.room = Room(context)
+        self.room = CacheRoom(context)
         self.upstream = Upstream(f"{url}/v1", NAME)
         self.key = key
         self._process = process
