@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from tests.served import Process, add_starters, open_home, serving
 from tests.waiting import wait_until
 
 from maasdam.core import AudioPayload
-from maasdam.errors import InvalidInput, MaasdamError, Unsupported, UpstreamFailure, UpstreamGone
+from maasdam.errors import DeadlineExceeded, InvalidInput, MaasdamError, Unsupported, UpstreamFailure, UpstreamGone
 from maasdam.operations.carry import export
 from maasdam.operations.upstreams import registered
 from maasdam.operations.workspace import Workspace
@@ -366,6 +367,12 @@ def test_addresses_that_are_none_are_refused_without_repeating_them(url: str) ->
     with pytest.raises(InvalidInput, match="upstream's address") as refused:
         checked_url(url)
     assert "secret" not in str(refused.value)
+
+
+def test_a_server_that_says_nothing_is_refused_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maasdam.serving.upstreams.client.LOOK_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(DeadlineExceeded, match="in time"):
+        registered(open_home(tmp_path), "x", f"http://127.0.0.1:{silent.getsockname()[1]}", None)
 
 
 def test_an_address_is_kept_as_clients_have_it() -> None:

@@ -60,10 +60,12 @@ class Client:
         self._transport = httpx.AsyncHTTPTransport(verify=ssl.create_default_context(), trust_env=False, limits=limits)
 
     async def models(self) -> dict[str, Mapping[str, Any]]:
-        """What it says of its models, by their names. Raises UpstreamFailure, NotReady, InvalidInput (our key is not set)."""
-        async with asyncio.timeout(LOOK_SECONDS):
-            async with self._reply("GET", "/models", b"", {}) as reply:
+        """What it says of its models, by their names. Raises UpstreamFailure, UpstreamGone, DeadlineExceeded."""
+        try:
+            async with asyncio.timeout(LOOK_SECONDS), self._reply("GET", "/models", b"", {}) as reply:
                 listed = parsed(await self._body(reply, MOST_LIST_BYTES))
+        except TimeoutError as error:
+            raise DeadlineExceeded("the upstream does not answer in time") from error
         data = listed.get("data") if isinstance(listed, dict) else None
         if not isinstance(data, list):
             raise UpstreamFailure("the upstream's /models is no list of models")

@@ -191,7 +191,7 @@ class UpstreamReplica:
             models = await self._client.models()
             if self._place.model not in models:
                 raise UpstreamFailure(f"the upstream has no model '{self._place.model:.100}' any more")
-        except (MaasdamError, TimeoutError) as error:
+        except MaasdamError as error:
             self._is_in_trouble(error)
             return
         if self.facts.trouble is not None:
@@ -202,8 +202,8 @@ class UpstreamReplica:
         abilities = _abilities(told_of) if self._process is None else LLAMAS_ABILITIES
         self.facts = Facts(None, _context(told_of), self._task, abilities=abilities)
 
-    def _is_in_trouble(self, error: BaseException) -> None:
-        trouble = "the upstream does not answer in time" if isinstance(error, TimeoutError) else str(error)
+    def _is_in_trouble(self, error: MaasdamError) -> None:
+        trouble = str(error)
         if self.facts.trouble != trouble:
             log.warning("upstream %s: model %s can't answer: %s", self._place.url, self._place.model, trouble)
         self.facts = Facts(None, self.facts.context_length, self._task, trouble=trouble, abilities=self.facts.abilities)
@@ -218,6 +218,7 @@ class UpstreamReplica:
             yield
         except UpstreamGone as error:
             self._is_in_trouble(error)
+            self._is_due.set()  # and from then on every second
             raise
         except (UpstreamFailure, DeadlineExceeded):
             self._is_due.set()
