@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from maasdam.errors import Conflict, EngineFailure, InvalidInput, InvalidPayload
 from maasdam.operations.address import Address
 from maasdam.operations.asked import AskedTensors
 from maasdam.operations.batch import Counts, answer_all
+from maasdam.operations.run import OpenedModel
 from maasdam.operations.run_inputs import How, Input, inputs_of
 
 NAMES = ["plain", 'with "quotes", commas', "two\nlines", "naïve 日本 \udcff", "bad", "last"]
@@ -94,6 +97,49 @@ def test_a_table_is_read_again_whatever_its_cells_hold(tmp_path: Path) -> None:
     assert run(out, long, names) == Counts(0, 2, 0)
     assert run(out, long, [*names, "c"]) == Counts(2, 1, 0)
     assert lines(out) == [(name, name * 100_000) for name in [*names, "c"]]
+
+
+def test_who_breaks_off_does_not_wait_for_a_busy_service(tmp_path: Path) -> None:
+    asked = threading.Event()
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.set()
+            self.send_response(503)
+            self.send_header("Retry-After", "3")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Says nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Busy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    signature = Signature((TensorSpec("x", "float32", (None, 2)),), ())
+    engine = AskedTensors(Address(f"http://127.0.0.1:{server.server_port}", 1, "x"), "m", 1, signature)
+    model = OpenedModel(cast(Any, None), engine, None, 1, engine.url)
+    payload = TensorPayload({"x": np.zeros((1, 2), "f4")})
+    raised: list[BaseException] = []
+
+    async def broken_off() -> None:
+        run = engine.run
+
+        def noted(tensors: Any) -> Any:
+            try:
+                return run(tensors)
+            except BaseException as error:
+                raised.append(error)
+                raise
+
+        engine.run = noted  # type: ignore[method-assign]  # hears what its thread ends with
+        task = asyncio.create_task(model.reply(lambda: payload, "x"))
+        await asyncio.to_thread(asked.wait)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(broken_off())
+    server.shutdown()
+    server.server_close()
+    assert [type(error) for error in raised] == [EngineFailure]  # not Overloaded, of minutes later
 
 
 def test_an_input_that_is_named_twice_has_one_line(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -77,6 +78,7 @@ class AskedTensors:
         self.url = address.url
         self._path = f"/v2/models/{model}/versions/{version}/infer"
         self._client = httpx.Client(**reaching(address), timeout=None)
+        self._is_left = threading.Event()
 
     def run(self, batch: Tensors) -> dict[str, type_array]:
         """See `TensorEngine`. Raises InvalidTensor, InvalidPayload, Overloaded."""
@@ -96,7 +98,8 @@ class AskedTensors:
             while (
                 answer := self._client.post(self._path, content=head + b"".join(parts), headers=headers)
             ).status_code in BUSY:
-                time.sleep(_pause(answer, until))
+                if self._is_left.wait(_pause(answer, until)):
+                    raise EngineFailure("broken off while the service was busy")
         except httpx.HTTPError as error:
             raise EngineFailure(f"the service at {self.url} went away ({type(error).__name__}); start it and go on") from error
         if answer.status_code != 200:
@@ -114,7 +117,8 @@ class AskedTensors:
         return {}
 
     def close(self) -> None:
-        """Leave it."""
+        """Leave it; who waits for a busy service waits no longer."""
+        self._is_left.set()
         self._client.close()
 
 

@@ -84,7 +84,12 @@ class OpenedModel:
 
     async def _run(self, engine: TensorEngine, tensors: Tensors) -> Tensors:
         async with contextlib.nullcontext() if self.url else self._turn:
-            return await asyncio.to_thread(engine.run, tensors)
+            try:
+                return await asyncio.to_thread(engine.run, tensors)
+            except asyncio.CancelledError:  # by who breaks off: the thread is waited for, and may itself wait for a service
+                if self.url:
+                    engine.close()
+                raise
 
     @property
     def width(self) -> int:
