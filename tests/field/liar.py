@@ -7,6 +7,7 @@ import json
 import threading
 import zlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 KEY = "sk-not-to-be-seen-0123456789"
@@ -30,6 +31,14 @@ def choice(text: Any = "one two", reason: Any = "stop", **more: Any) -> dict[str
 def answer(*choices: Any, usage: Any = None, **more: Any) -> bytes:
     said = {"prompt_tokens": 3, "completion_tokens": 2} if usage is None else usage
     return json.dumps({"model": "liar", "choices": list(choices or [choice()]), "usage": said} | more).encode()
+
+
+def call(name: Any = "weather", arguments: Any = '{"city": "Ub", "unit": "C"}', **more: Any) -> dict[str, Any]:
+    return {"id": "call_7", "type": "function", "function": {"name": name, "arguments": arguments}} | more
+
+
+def calls(*made: Any, reason: Any = "tool_calls", content: Any = None, part: str = "message") -> dict[str, Any]:
+    return {"index": 0, "finish_reason": reason, part: {"content": content, "tool_calls": list(made)}}
 
 
 def event(*choices: Any, **more: Any) -> bytes:
@@ -111,6 +120,73 @@ FAULTS |= {
     "long_line": says(b"data: " + b"a" * 3_000_000, STREAM),
     "more_than_asked": says(b"".join(event(choice(" x", None)) for _ in range(60)), STREAM),
     "stop_in_pieces": says(event(choice("one ST", None)) + event(choice("OP two", None)) + event(choice("", "stop")), STREAM),
+}
+
+CALLED = {
+    "call": [call()],
+    "no_calls": [],
+    "unknown_tool": [call("delete_all")],
+    "not_the_named": [call("stop_all", "{}")],
+    "no_json_call": [call(arguments='{"city": ')],
+    "a_list_call": [call(arguments="[1]")],
+    "not_a_number": [call(arguments='{"city": NaN}')],
+    "beyond_numbers": [call(arguments='{"city": 1e999}')],
+    "deep_call": [call(arguments='{"a":' * 5000)],
+    "wrong_arguments": [call(arguments='{"city": "much too long", "unit": "C"}')],
+    "object_arguments": [call(arguments={"city": "Ub", "unit": "C"})],
+    "another_kind": [call(type="custom")],
+    "no_function": [{"id": "a", "type": "function"}],
+    "calls_that_are_none": ["weather"],
+    "two_calls": [call(id=""), call()],
+    "same_ids": [call(), call()],
+    "many_calls": [call() for _ in range(200)],
+    "no_arguments": [call("stop_all", "")],
+}
+
+
+async def _calls_in(name: str, reason: str, writer: Writer, body: dict[str, Any]) -> None:
+    """Whole, or as pieces of three letters."""
+    made = CALLED[name]
+    if not body.get("stream"):
+        writer.write(head() + answer(calls(*made, reason=reason)))
+        return
+    writer.write(STREAM + event(calls(content="", reason=None, part="delta")))
+    for i, one in enumerate(made):
+        arguments = one["function"]["arguments"] if isinstance(one, dict) and "function" in one else ""
+        if not isinstance(arguments, str) or not arguments:
+            writer.write(event(calls({"index": i} | one if isinstance(one, dict) else one, reason=None, part="delta")))
+            continue
+        pieces = [arguments[at : at + 3] for at in range(0, len(arguments), 3)]
+        first = one | {"index": i, "function": one["function"] | {"arguments": pieces[0]}}
+        rest = [{"index": i, "function": {"arguments": piece}} for piece in pieces[1:]]
+        writer.write(b"".join(event(calls(piece, reason=None, part="delta")) for piece in (first, *rest)))
+    writer.write(event(calls(reason=reason, part="delta")) + b"data: [DONE]\n\n")
+
+
+FAULTS |= {name: partial(_calls_in, name, "tool_calls") for name in CALLED}
+FAULTS |= {f"{name}:{reason}": partial(_calls_in, name, reason) for name in CALLED for reason in ("stop", "length")}
+FAULTS |= {
+    "says_no_call": says(answer(calls(reason="stop", content="I'd rather not"))),
+    "says_no_call_in_pieces": says(
+        event(calls(reason=None, content="I'd rather", part="delta"))
+        + event(calls(reason="stop", content=" not", part="delta")),
+        STREAM,
+    ),
+    "turns_round": says(
+        event(
+            calls(call("stop_all", "{", index=1, id=None), call(arguments='{"city": "Ub",', index=0), reason=None, part="delta")
+        )
+        + event(calls(call(None, "}", index=1, id=None), call(None, ' "unit": "C"}', index=0), part="delta")),
+        STREAM,
+    ),
+    "no_index": says(
+        event(calls(call(arguments='{"city": "Ub",', id="a"), reason=None, part="delta"))
+        + event(calls({"function": {"arguments": ' "unit": "C"}'}}, reason=None, part="delta"))
+        + event(calls(call("stop_all", "{}", id="b"), part="delta")),
+        STREAM,
+    ),
+    "odd_index": says(event(calls(call(index=-1), part="delta")), STREAM),
+    "breaks_off_calling": says(event(calls(call(index=0, arguments="{"), reason=None, part="delta")), STREAM),
 }
 
 
@@ -195,7 +271,8 @@ class Liar:
             else:
                 body = json.loads(await reader.readexactly(int(headers["content-length"])))
                 self.asked.append((start, headers, body))
-                doing = asyncio.ensure_future(FAULTS[body["prompt"] if "prompt" in body else body["input"][0]](writer, body))
+                name = body["messages"][0]["content"] if "messages" in body else body.get("prompt") or body["input"][0]
+                doing = asyncio.ensure_future(FAULTS[name](writer, body))
                 watching = asyncio.ensure_future(reader.read())
                 await asyncio.wait([doing, watching], return_when=asyncio.FIRST_COMPLETED)
                 if not doing.done():

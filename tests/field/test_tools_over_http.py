@@ -17,6 +17,9 @@ from tests.engines import tiny_language_model
 from tests.field.open_responses import check_response, events_of
 from tests.served import Process, open_home, serving
 
+from maasdam.core import Artifact
+from maasdam.operations.workspace import Workspace
+
 HERMES = (
     "{{ bos_token }}{% if tools %}{{ '<user>' }}{% for t in tools %}{{ t | tojson }}{% endfor %}"
     '{{ \'call: <tool_call>\\n{"name": …, "arguments": …}\\n</tool_call>\' + eos_token }}{% endif %}'
@@ -55,6 +58,26 @@ def tool(name: str, parameters: Any = PARAMETERS, **more: Any) -> dict[str, Any]
 TOOLS = [tool("weather", description="tells it"), tool("stop_all", None)]
 
 
+def add(workspace: Workspace, name: str, template: str | None, artifact: Artifact) -> None:
+    """Deploy an artifact with another chat template."""
+    with workspace.store.workspace() as folder:
+        shutil.copytree(artifact.path, folder / "files")
+        if template is not None:
+            (folder / "files" / "chat_template.jinja").write_text(template)
+        kept = workspace.store.add(
+            folder / "files",
+            format=artifact.format,
+            layout=artifact.layout,
+            task="text-generation",
+            engine=artifact.engine,
+            signature=None,
+            settings={"threads": 1},
+        )
+    report = {"passed": True, "failures": []}
+    workspace.catalog.register(name, kept, source="made by tests", recipe="none", report=report, passes=[])
+    workspace.catalog.deploy(name)
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     home = tmp_path_factory.mktemp("home")
@@ -62,27 +85,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     made = tiny_language_model.genai(source, tmp_path_factory.mktemp("genai"))
     workspace = open_home(home)
 
-    def add(name: str, template: str | None, artifact: Any = made) -> None:
-        with workspace.store.workspace() as folder:
-            shutil.copytree(artifact.path, folder / "files")
-            if template is not None:
-                (folder / "files" / "chat_template.jinja").write_text(template)
-            kept = workspace.store.add(
-                folder / "files",
-                format=artifact.format,
-                layout=artifact.layout,
-                task="text-generation",
-                engine=artifact.engine,
-                signature=None,
-                settings={"threads": 1},
-            )
-        report = {"passed": True, "failures": []}
-        workspace.catalog.register(name, kept, source="made by tests", recipe="none", report=report, passes=[])
-        workspace.catalog.deploy(name)
-
     for name, template in TEMPLATES.items():
-        add(name, template)
-    add("torch", HERMES, source)
+        add(workspace, name, template, made)
+    add(workspace, "torch", HERMES, source)
     _, key = workspace.keys.create("test", ["infer", "admin"])
     workspace.close()
     with serving(home, key) as running:

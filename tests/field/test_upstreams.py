@@ -143,7 +143,7 @@ def test_what_the_model_refuses_is_refused_with_its_field_and_what_it_can_is_tol
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
     asked = {"model": "far", "messages": [{"role": "user", "content": "a"}], "tools": tools}
     called = rig.client.post("/v1/chat/completions", json=asked)
-    assert called.status_code == 400 and called.json()["error"]["param"] == "tools"
+    assert called.status_code == 400 and called.json()["error"]["param"] == "tools" and "template" in called.text
     wrong_door = rig.client.post(
         "/v1/chat/completions", json={"model": "far-ears", "messages": [{"role": "user", "content": "a"}]}
     )

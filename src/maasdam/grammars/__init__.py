@@ -11,8 +11,8 @@ Calls and reasoning are also told from answers as they come: `CallReader`, `Reas
 
 from maasdam.grammars.answers import check, is_begun, readied
 from maasdam.grammars.call_formats import FORMATS, GENERIC, CallFormat, format_of
-from maasdam.grammars.call_forms import calls_wanted, schema_of, wrong_call
-from maasdam.grammars.call_reader import CallRead, CallReader
+from maasdam.grammars.call_forms import calls_wanted, checked_by, schema_of, wrong_call
+from maasdam.grammars.call_reader import CallRead, CallReader, read_json
 from maasdam.grammars.forms import form_of, parts_of
 from maasdam.grammars.reasoning import ReasoningReader, Thinking, around_of
 
@@ -27,10 +27,12 @@ __all__ = [
     "around_of",
     "calls_wanted",
     "check",
+    "checked_by",
     "form_of",
     "format_of",
     "is_begun",
     "parts_of",
+    "read_json",
     "readied",
     "schema_of",
     "wrong_call",

@@ -131,6 +131,12 @@ def wrong_with(text: str, answer: str) -> str | None:
     return next((why for call in calls if (why := wrong_call(call, tools[call.name])) is not None), None)
 
 
+def checked_by(tools: Sequence[Mapping[str, Any]], calling: Calling) -> dict[str, Any]:
+    """By names the tools that may be called, with the schema that their calls are checked by; None: by none."""
+    functions = [tool["function"] for tool in tools if calling.only in (None, tool["function"]["name"])]
+    return {f["name"]: schema_of({"function": f}) if calling.least or f.get("strict") else None for f in functions}
+
+
 def wrong_call(call: CallRead, schema: Any) -> str | None:
     """What is wrong with a call's arguments; None: nothing, or nothing was asked for."""
     if schema is None:

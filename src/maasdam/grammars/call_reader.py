@@ -220,7 +220,7 @@ class CallReader:
         """The JSON that begins here, and where it ends."""
         self._scan = self._scan or _Balance(at, _STRUCTURE, '"')
         end = self._scan.end(self._buffer)
-        return None if end is None else (_read_json(self._buffer[at:end]), end)
+        return None if end is None else (read_json(self._buffer[at:end]), end)
 
     def _python(self, at: int) -> tuple[list[CallRead], int] | None:
         if len(self._buffer) > LONGEST_PYTHON:
@@ -293,7 +293,7 @@ def _call_of(value: Any) -> CallRead:
 
 def _arguments(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
-        value = _read_json(value)  # some models write it twice
+        value = read_json(value)  # some models write it twice
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -332,12 +332,12 @@ def _typed(value: str, schema: Any) -> Any:
     if kind == "string":
         return value
     try:
-        return _read_json(value)
+        return read_json(value)
     except (ValueError, RecursionError):
         return {"True": True, "False": False, "None": None}.get(value.strip(), value)
 
 
-def _read_json(text: str) -> Any:
+def read_json(text: str) -> Any:
     """A value that can be written as JSON again. Raises ValueError."""
     return json.loads(text, parse_constant=_no_number, parse_float=_finite)
 

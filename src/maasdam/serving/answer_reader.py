@@ -25,10 +25,7 @@ class AnswerReader:
         self._reasons = None if thinking is None else grammars.ReasoningReader(thinking)
         tools = {tool["function"]["name"]: tool for tool in payload.tools if payload.calling.only in (None, _name(tool))}
         self._must = payload.calling.least > 0
-        self._schemas = {
-            name: grammars.schema_of(tool) if self._must or tool["function"].get("strict") else None
-            for name, tool in tools.items()
-        }
+        self._schemas = grammars.checked_by(payload.tools, payload.calling)
         self._calls: grammars.CallReader | None = None
         self._is_short = dialect in ("mistral", "mistral_args")
         if dialect is not None:

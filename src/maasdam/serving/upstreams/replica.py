@@ -14,13 +14,26 @@ import random
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, aclosing, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import orjson
 
 from maasdam import grammars
-from maasdam.core import Artifact, AudioPayload, Chunk, Constraint, Facts, Payload, ReadPayload, Request, TextPayload
+from maasdam.core import (
+    Artifact,
+    AudioPayload,
+    Chunk,
+    Constraint,
+    Facts,
+    Payload,
+    ReadPayload,
+    Request,
+    TextPayload,
+    TextPiece,
+    ToolCall,
+)
 from maasdam.engines.mailbox import told
 from maasdam.errors import (
     DeadlineExceeded,
@@ -36,6 +49,7 @@ from maasdam.serving.loading import Files, Loadable
 from maasdam.serving.replica import Cancel, Done, Gone, Hear, WhenGone, check_kind, chunks_of, whole
 from maasdam.serving.share import Share
 from maasdam.serving.upstreams import words
+from maasdam.serving.upstreams.calls import SaidCalls, ready
 from maasdam.serving.upstreams.client import Client
 from maasdam.serving.upstreams.llama import LlamaProcess, opened
 from maasdam.serving.upstreams.place import LLAMA, Upstream, read_upstream
@@ -200,13 +214,14 @@ class UpstreamReplica:
         self._listed = tuple(models)
         self._vocabulary = _vocabulary(told_of)
         abilities = _abilities(told_of) if self._process is None else LLAMAS_ABILITIES
-        self.facts = Facts(None, _context(told_of), self._task, abilities=abilities)
+        reasons = abilities.get("reasoning") is True
+        self.facts = Facts(None, _context(told_of), self._task, calls=_format(told_of), reasons=reasons, abilities=abilities)
 
     def _is_in_trouble(self, error: MaasdamError) -> None:
         trouble = str(error)
         if self.facts.trouble != trouble:
             log.warning("upstream %s: model %s can't answer: %s", self._place.url, self._place.model, trouble)
-        self.facts = Facts(None, self.facts.context_length, self._task, trouble=trouble, abilities=self.facts.abilities)
+        self.facts = replace(self.facts, trouble=trouble)
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
@@ -233,22 +248,27 @@ class UpstreamReplica:
                 return
             assert isinstance(payload, TextPayload)
             most = self._most(payload)
-            path, content, headers = self._text(request, payload, most, streams=False)
+            path, content, headers = await self._text(request, payload, most, streams=False)
             async with self._room(payload, most):
                 answer = await self._client.whole(path, content, headers)
             said = words.said_whole(answer, payload, self._listed, self._place.model, most)
+            calls = SaidCalls(payload)
+            calls.take(said.calls, is_whole=True)
             text = words.check_echo(payload, said.text)
             words.Stops(payload.sampling.stop).see(text)
-            await self._check(payload, text, said.finish_reason, bool(said.marks))
-            yield Chunk(words.piece(said), words.units_of(payload, said.usage, said.reasoning + text, 0, most), True)
+            piece = await self._ended(payload, text, said, calls, bool(said.marks))
+            yield Chunk(piece, words.units_of(payload, said.usage, said.reasoning + text + calls.text, 0, most), True)
 
     async def _streamed(self, request: Request, payload: TextPayload) -> AsyncGenerator[Chunk]:
-        """Pieces as they come; the last is held until it is known what they took."""
+        """Pieces as they come; the last is held until it is known what they took. All are, where a call must be made: nothing
+        is said before that is seen."""
         most = self._most(payload)
-        path, content, headers = self._text(request, payload, most, streams=True)
+        path, content, headers = await self._text(request, payload, most, streams=True)
         written: list[str] = []
+        held: list[words.Said] = []
+        calls = SaidCalls(payload)
         stops = words.Stops(payload.sampling.stop)
-        pieces = idle = 0
+        pieces = idle = called = 0
         has_marks = False
         usage: tuple[int | None, int | None] = (None, None)
         last: words.Said | None = None
@@ -259,7 +279,10 @@ class UpstreamReplica:
                     if last is None and isinstance(event, dict) and event.get("error"):
                         raise self._client.broken_off(event)
                     said = words.said_next(event, payload, self._listed, self._place.model, most) if last is None else None
-                    if said is None or not (said.text or said.reasoning or said.marks or said.finish_reason):
+                    if said is not None and said.calls:
+                        calls.take(said.calls)
+                        called += 1
+                    elif said is None or not (said.text or said.reasoning or said.marks or said.finish_reason):
                         idle += 1
                         if idle > most + MOST_IDLE_EVENTS:
                             raise UpstreamFailure("the upstream's stream goes on without saying anything")
@@ -271,19 +294,21 @@ class UpstreamReplica:
                         stops.see(said.text)
                     written.append(said.text)
                     has_marks = has_marks or bool(said.marks)
+                    held.append(said)
                     if said.finish_reason is not None:
                         last = said
                         idle = most + MOST_IDLE_EVENTS - MOST_EVENTS_BEHIND
-                    else:
-                        units = words.units_of(payload, (usage[0], None), "", pieces, most)
-                        yield Chunk(words.piece(said), units, False)
+                    elif not payload.calling.least and (said.text or said.reasoning or said.marks):
+                        units = words.units_of(payload, (usage[0], None), "", pieces + called, most)
+                        yield Chunk(words.piece(words.joined(held)), units, False)
+                        held = []
             if last is None:
                 raise UpstreamFailure("the upstream's stream broke off")
             text = words.check_echo(payload, "".join(written))
             if payload.sampling.echo:
                 words.Stops(payload.sampling.stop).see(text)
-            await self._check(payload, text, last.finish_reason, has_marks)
-            yield Chunk(words.piece(last), words.units_of(payload, usage, text, pieces, most), True)
+            piece = await self._ended(payload, text, words.joined(held), calls, has_marks)
+            yield Chunk(piece, words.units_of(payload, usage, text + calls.text, pieces + called, most), True)
 
     def _room(self, payload: TextPayload, most: int) -> AbstractAsyncContextManager[None]:
         """In the cache of a process of ours."""
@@ -332,7 +357,11 @@ class UpstreamReplica:
         transcript, units = words.heard(answer, payload)
         return Chunk(transcript, units, True)
 
-    def _text(self, request: Request, payload: TextPayload, most: int, streams: bool) -> tuple[str, bytes, Mapping[str, str]]:
+    async def _text(
+        self, request: Request, payload: TextPayload, most: int, streams: bool
+    ) -> tuple[str, bytes, Mapping[str, str]]:
+        if payload.tools:
+            await asyncio.get_running_loop().run_in_executor(self._pool, ready, payload)
         path = "/chat/completions" if words.is_chat(payload) else "/completions"
         body = words.asked_text(payload, self._place.model, most, streams)
         if self._process is not None:
@@ -341,14 +370,14 @@ class UpstreamReplica:
 
     def _check_asked(self, payload: Payload) -> None:
         check_kind(self._task, payload)
-        if isinstance(payload, TextPayload) and payload.tools:
-            what = "'tools' can't be asked of this model, which another server runs"
-            raise InvalidField(what, "tools", "unsupported_parameter")
         if isinstance(payload, TextPayload) and self._process is not None:
             self._check_llama(payload)
 
     def _check_llama(self, payload: TextPayload) -> None:
         """What llama.cpp's server does not keep to, though it takes it."""
+        if payload.tools:
+            what = "'tools' can't be asked of this model, which llama.cpp runs here"
+            raise InvalidField(what, "tools", "unsupported_parameter")
         asked = ("echo", "min_tokens", "stop_token_ids", "constraint")
         name = next((one for one in asked if getattr(payload.sampling, one)), None)
         if name is not None:
@@ -367,9 +396,12 @@ class UpstreamReplica:
         sampling = payload.sampling
         return max(self._max_tokens, sampling.min_tokens) if sampling.max_tokens is None else sampling.max_tokens
 
-    async def _check(self, payload: TextPayload, text: str, reason: str | None, has_marks: bool) -> None:
-        """Whether it is what was asked for, before it is said to be whole."""
-        sampling = payload.sampling
+    async def _ended(self, payload: TextPayload, text: str, last: words.Said, calls: SaidCalls, has_marks: bool) -> TextPiece:
+        """The last of an answer, if all of it is what was asked for: before it is said to be whole."""
+        sampling, reason = payload.sampling, str(last.finish_reason)
+        made: tuple[ToolCall, ...] = ()
+        if payload.tools:
+            made, reason = await asyncio.get_running_loop().run_in_executor(self._pool, calls.whole, reason)
         if sampling.logprobs is not None and text and not has_marks:
             raise UpstreamFailure("the upstream left out the log-probabilities that were asked for")
         if sampling.constraint is not None and reason == "stop":
@@ -377,6 +409,7 @@ class UpstreamReplica:
             why = await loop.run_in_executor(self._pool, _wrong, sampling.constraint, text, bool(sampling.stop))
             if why is not None:
                 raise UpstreamFailure(f"the upstream wrote what '{sampling.constraint.field}' does not allow: {why}")
+        return words.piece(last._replace(finish_reason=reason), made)
 
 
 def _wrong(constraint: Constraint, text: str, may_be_cut: bool) -> str | None:
@@ -405,6 +438,13 @@ def _vocabulary(told_of: Mapping[str, Any]) -> int | None:
 def _abilities(told_of: Mapping[str, Any]) -> Mapping[str, Any]:
     said = told_of.get("capabilities")
     return {str(k)[:64]: v for k, v in list(said.items())[:32] if isinstance(v, bool | int)} if isinstance(said, dict) else {}
+
+
+def _format(told_of: Mapping[str, Any]) -> str | None:
+    """How it calls tools, as another Maasdam says it."""
+    said = told_of.get("capabilities")
+    named = said.get("tools") if isinstance(said, dict) else None
+    return named[:64] if isinstance(named, str) else None
 
 
 class UpstreamLoader:

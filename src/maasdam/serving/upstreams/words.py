@@ -23,11 +23,13 @@ from maasdam.core import (
     Sampling,
     TextPayload,
     TextPiece,
+    ToolCall,
     Transcript,
     Units,
     Vector,
 )
 from maasdam.errors import UpstreamFailure
+from maasdam.serving.upstreams.calls import asked_calls, shown
 
 BYTES_A_TOKEN = 4
 """Where a server does not say how many tokens a text has, or what can't be: one for so many bytes of UTF-8, rounded up."""
@@ -48,6 +50,8 @@ class Said(NamedTuple):
     usage: tuple[int | None, int | None]
     """Tokens of the prompt and of the answer, where it says what can be."""
     reasoning: str = ""
+    calls: tuple[Any, ...] = ()
+    """Of tools, or pieces of them: see `SaidCalls`."""
 
 
 def is_chat(payload: TextPayload) -> bool:
@@ -60,7 +64,8 @@ def asked_text(payload: TextPayload, model: str, max_tokens: int, streams: bool)
     sampling = payload.sampling
     body: dict[str, Any] = {"model": model, "max_tokens": max_tokens}
     if payload.messages is not None:
-        body["messages"] = [dict(message) for message in payload.messages]
+        body["messages"] = [shown(message) for message in payload.messages]
+        body |= asked_calls(payload)
         if payload.template:
             body["chat_template_kwargs"] = dict(payload.template)
     else:
@@ -136,16 +141,18 @@ def _said(answer: Any, payload: TextPayload, listed: Sequence[str], model: str, 
     if not isinstance(inner, dict):
         raise UpstreamFailure(f"the upstream's choice has no {part}")
     text = inner.get("content" if is_chat(payload) else "text")
-    if (text is not None and not isinstance(text, str)) or inner.get("tool_calls") or inner.get("function_call"):
+    calls = inner.get("tool_calls") or ()
+    is_called = inner.get("function_call") or (calls and not (payload.tools and isinstance(calls, list)))
+    if (text is not None and not isinstance(text, str)) or is_called:
         raise UpstreamFailure("the upstream answered with something else than a text")
     reason = choice.get("finish_reason")
-    if reason is not None and reason not in REASONS:
+    if reason is not None and reason not in (*REASONS, *(("tool_calls",) if payload.tools else ())):
         raise UpstreamFailure("the upstream ended its answer for a reason that was not asked for")
     marks = () if payload.sampling.logprobs is None else _marks(choice.get("logprobs"), payload.sampling.logprobs)
     thought = inner.get("reasoning_content", inner.get("reasoning"))
     if len(marks) > max_tokens and not payload.sampling.echo:
         raise UpstreamFailure(f"the upstream told of more tokens than the {max_tokens} that were asked for")
-    return Said(text or "", reason, marks, usage_of(answer), thought if isinstance(thought, str) else "")
+    return Said(text or "", reason, marks, usage_of(answer), thought if isinstance(thought, str) else "", tuple(calls))
 
 
 def usage_of(answer: Any) -> tuple[int | None, int | None]:
@@ -168,12 +175,14 @@ def prompt_tokens_in(payload: TextPayload) -> int:
     """The same of a prompt: what was sent as tokens is that many."""
     if payload.token_ids is not None:
         return len(payload.token_ids)
-    return max(1, tokens_in(payload.prompt or "".join(str(message.get("content") or "") for message in payload.messages or ())))
+    told = json.dumps(payload.tools, ensure_ascii=False) if payload.tools else ""
+    said = "".join(str(message.get(key) or "") for message in payload.messages or () for key in ("content", "tool_calls"))
+    return max(1, tokens_in(payload.prompt or said + told))
 
 
 def prompt_bytes(payload: TextPayload) -> int:
     """Of what was sent; of tokens their number. It has no more tokens, but for what a template adds."""
-    sent = payload.token_ids or payload.prompt or "".join(map(str, payload.messages or ()))
+    sent = payload.token_ids or payload.prompt or "".join(map(str, (*(payload.messages or ()), *payload.tools)))
     return len(sent.encode("utf-8", "replace") if isinstance(sent, str) else sent)
 
 
@@ -372,6 +381,12 @@ def _seconds(value: Any) -> float | None:
     return float(value) if is_number and math.isfinite(value) and 0 <= value < 1e7 else None
 
 
-def piece(said: Said) -> TextPiece:
+def joined(parts: Sequence[Said]) -> Said:
+    """What they say together, ended as the last."""
+    text, reasoning = "".join(part.text for part in parts), "".join(part.reasoning for part in parts)
+    return parts[-1]._replace(text=text, reasoning=reasoning, marks=tuple(mark for part in parts for mark in part.marks))
+
+
+def piece(said: Said, calls: tuple[ToolCall, ...] = ()) -> TextPiece:
     """As replicas give it."""
-    return TextPiece(said.text, (), said.finish_reason, said.marks, said.reasoning)
+    return TextPiece(said.text, (), said.finish_reason, said.marks, said.reasoning, calls=calls)
