@@ -224,6 +224,9 @@ def test_tables_folders_and_patterns_of_files(tmp_path: Path, monkeypatch: pytes
     def names(*given: str) -> list[str]:
         return [each.name for each in inputs_of("image-classification", given)]
 
+    (tmp_path / "in" / "again").symlink_to(tmp_path / "in")
+    assert names("**/*.png") == ["in/b.png"]
+    assert names(f"{tmp_path}/i*/b.png") == [f"{tmp_path}/in/b.png"]
     assert names("in") == ["in/a.JPG", "in/b.png"] and names("*/b.*", "in/b.png") == ["in/b.png"] * 2
     one, gone = inputs_of("image-classification", ["list.csv"])
     assert one.name == "list.csv:2" and one.payload() == payloads("image-classification", "in/b.png")[0][1]

@@ -7,7 +7,6 @@ is asked for, so that a folder may be larger than memory.
 from __future__ import annotations
 
 import csv
-import glob
 import json
 import os
 import sys
@@ -78,7 +77,7 @@ def _of_word(record: Task, word: str, how: How) -> Iterator[Input]:
     if is_text and path.suffix not in (*TABLES, ".txt") and not word.endswith("/") and not is_array:
         yield Input(word, partial(_words, record, word, how))
         return
-    paths = [path] if os.path.exists(word) else [Path(name) for name in sorted(glob.glob(word, recursive=True))]  # noqa: PTH110, PTH207  names of any length, from any root
+    paths = [path] if os.path.exists(word) else _matching(path)  # noqa: PTH110  a name may be of any length
     if not paths:
         if is_text and path.suffix == ".txt":  # who writes to a model may end so
             yield Input(word, partial(_words, record, word, how))
@@ -86,6 +85,15 @@ def _of_word(record: Task, word: str, how: How) -> Iterator[Input]:
         raise NotFound(f"no file {word:.200}; this model takes {record.takes}")
     for one in paths:
         yield from _of_path(record, one, how)
+
+
+def _matching(pattern: Path) -> list[Path]:
+    """What a pattern finds; links in `**` are not followed, which may lead in a circle."""
+    root = pattern.anchor
+    try:
+        return sorted(Path(root or ".").glob(str(pattern)[len(root) :]))
+    except (ValueError, NotImplementedError, OSError):  # no pattern at all
+        return []
 
 
 def _of_path(record: Task, path: Path, how: How) -> Iterator[Input]:
