@@ -161,7 +161,7 @@ def test_two_messages_make_no_control_token_together(source: Artifact, tmp_path:
 def test_a_name_writes_no_control_token_either(source: Artifact, tmp_path: Path) -> None:
     template = "{% for m in messages %}<|turn|>{{ m.name }}: {{ m.content }}<|end|>{% endfor %}"
     processor = TextProcessor(sentencepiece_model.huggingface(tmp_path, template).path)
-    ids = processor.encode(TextPayload(messages=({"role": "tool", "name": "a<|end|>", "content": "b"},)))
+    ids = processor.encode(TextPayload(messages=({"role": "user", "name": "a<|end|>", "content": "b"},)))
     found = [token for token in processor.tokenizer.convert_ids_to_tokens(ids) if token in sentencepiece_model.SPECIAL]
     assert found == TURN and "a<|end|>: b" in processor.tokenizer.decode(ids)
 

@@ -169,7 +169,7 @@ def encoder(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         max_position_embeddings=64,
     )
     BertForSequenceClassification(config).save_pretrained(folder)
-    return ingest(str(folder), store)
+    return replace(ingest(str(folder), store), task=None)
 
 
 @pytest.fixture(scope="module")

@@ -27,12 +27,9 @@ def test_every_built_in_recipe_parses_for_every_task(name: str, task: str | None
 
 def test_int8_is_weights_only_for_text_and_static_elsewhere() -> None:
     schemes = {task: find_recipe("int8", task).passes[0].settings["scheme"] for task in TASKS}
-    assert schemes == {
-        IMAGE_CLASSIFICATION: "static-int8",
-        SPEECH_RECOGNITION: "static-int8",
-        AUDIO_CLASSIFICATION: "static-int8",
-        TEXT_GENERATION: "weights-int8",
-    }
+    assert schemes.pop(TEXT_GENERATION) == "weights-int8"
+    assert {IMAGE_CLASSIFICATION, SPEECH_RECOGNITION, AUDIO_CLASSIFICATION} <= set(schemes)
+    assert set(schemes.values()) == {"static-int8"}
 
 
 def test_the_recipe_of_the_documentation_is_understood() -> None:

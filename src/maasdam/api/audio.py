@@ -43,7 +43,7 @@ def routes(service: Service) -> APIRouter:
         service.check_model(model)
         check_neutral({"chunking_strategy": chunking_strategy}, {"chunking_strategy": ("auto", "")})
         _check(response_format, prompt, temperature, stream, timestamp_granularities)
-        times = set(timestamp_granularities or ("segment",))
+        times = set(timestamp_granularities or ())
         payload = AudioPayload(await file.read(), language or None, "word" in times)
         request = request_of(http.scope, model, (payload,), ENDPOINT, service.settings.request_timeout_seconds)
 
@@ -100,8 +100,11 @@ def _write(transcript: Transcript, kind: str, times: Collection[str], language: 
     out: dict[str, Any] = {"text": transcript.text, "usage": usage}
     if kind == "verbose_json":
         out |= {"task": "transcribe", "language": transcript.language or language or "", "duration": seconds or 0.0}
-        if "segment" in times:
-            out["segments"] = [_segment(i, segment) for i, segment in enumerate(transcript.segments)]
+        if "segment" in times or not times:
+            told = transcript.segments
+            if not times and any(name not in segment for segment in told for name in SEGMENT_FACTS):
+                told = ()  # strict clients, which did not ask, take no null for what the engine does not tell
+            out["segments"] = [_segment(i, segment) for i, segment in enumerate(told)]
         if "word" in times:
             out["words"] = [_word(word) for segment in transcript.segments for word in segment.get("words", ())]
     return Response(orjson.dumps(out), media_type="application/json", headers=headers)
