@@ -66,6 +66,8 @@ BEGUN = event(choice("one", None)) + event(choice(" two", None))
 
 FAULTS |= {
     "plain": says(answer()),
+    "cut": says(answer(choice(reason="length"))),
+    "cut_json": says(answer(choice('{"b" :1,\n\n "a":[ ', "length"))),
     "no_usage": says(answer(choice("twelve bytes"), usage={})),
     "false_usage": says(answer(choice("twelve bytes"), usage={"prompt_tokens": -4, "completion_tokens": 10**9})),
     "usage_of_millions": says(answer(choice("twelve bytes"), usage={"prompt_tokens": 2 * 10**9, "completion_tokens": 2})),

@@ -170,6 +170,9 @@ def test_what_the_model_refuses_is_refused_with_its_field_and_what_it_can_is_tol
         ("plain", 502, "echoed", {"echo": True}),
         ("plain", 502, "'guided_regex' does not allow", {"guided_regex": "[0-9]+"}),
         ("plain", 502, "does not allow", {"response_format": {"type": "json_object"}}),
+        ("cut", 502, "'guided_choice' does not allow", {"guided_choice": ["one", "three"]}),
+        ("cut", 502, "'guided_regex' does not allow", {"guided_regex": "[0-9]+"}),
+        ("cut", 502, "does not allow", {"response_format": {"type": "json_object"}}),
         ("error_in_200", 502, "no choices", {}),
         ("redirect", 502, "not followed", {}),
         ("packed", 502, "packed", {}),
@@ -207,6 +210,18 @@ def test_whatever_an_upstream_does_gets_a_sentence_and_costs_nothing(
     assert says in message and KEY not in reply.text and str(rig.liar.port) not in reply.text
     row = rig.row(reply)
     assert row["status"] == status and not row["completion_tokens"] and not row["price"]
+
+
+def test_an_answer_that_was_cut_is_one_if_it_may_go_on_to_be_what_was_asked_for(rig: Rig) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "array"}, "b": {"type": "integer"}}, "required": ["a"]}
+    for fault, more in (
+        ("cut_json", {"guided_json": schema}),
+        ("cut_json", {"response_format": {"type": "json_object"}}),
+        ("cut", {"guided_choice": ["one", "one two three"]}),
+        ("cut", {"guided_regex": "[a-z ]{20}"}),
+    ):
+        reply = rig.ask(fault, **more)
+        assert reply.status_code == 200 and reply.json()["choices"][0]["finish_reason"] == "length", reply.text
 
 
 @pytest.mark.parametrize(

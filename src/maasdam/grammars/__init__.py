@@ -9,7 +9,7 @@ can keep to. Refuses to know engines and HTTP. What callers wrote is read in a l
 Calls and reasoning are also told from answers as they come: `CallReader`, `ReasoningReader`.
 """
 
-from maasdam.grammars.answers import check, is_begun, readied
+from maasdam.grammars.answers import check, is_begun, may_be_begun, readied
 from maasdam.grammars.call_formats import FORMATS, GENERIC, CallFormat, format_of
 from maasdam.grammars.call_forms import calls_wanted, checked_by, schema_of, wrong_call
 from maasdam.grammars.call_reader import CallRead, CallReader, read_json
@@ -31,6 +31,7 @@ __all__ = [
     "form_of",
     "format_of",
     "is_begun",
+    "may_be_begun",
     "parts_of",
     "read_json",
     "readied",

@@ -53,6 +53,18 @@ def is_begun(constraint: Constraint, text: str) -> bool:
     return matched is None or matched.bytes == len(text.encode())
 
 
+def may_be_begun(constraint: Constraint, text: str) -> bool:
+    """The same of an answer that another's engine wrote: of JSON with its own white space and order of names, no more is known
+    than that it begins a value, or an object where one is asked for.
+    """
+    if constraint.kind not in ("object", "schema"):
+        return constraint.kind == "calls" or is_begun(constraint, text)
+    schema = json.loads(constraint.text) if constraint.kind == "schema" else {"type": "object"}
+    is_object = isinstance(schema, dict) and schema.get("type") == "object"
+    matcher, data = _json_matcher(is_object).deep_copy(), list(text.strip().encode())
+    return not data or matcher.try_consume_tokens(data) == len(data)
+
+
 def readied(constraint: Constraint) -> None:
     """Make what will check the answers. Raises ValueError where the library can't."""
     if constraint.kind == "schema":
@@ -84,6 +96,14 @@ def _matched(constraint: Constraint, text: str) -> _Matched | None:
 
 def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no number")
+
+
+@lru_cache(maxsize=2)
+def _json_matcher(is_object: bool) -> Any:
+    from llguidance import LLMatcher, LLTokenizer
+
+    schema = json.dumps({"type": "object"} if is_object else {})
+    return LLMatcher(LLTokenizer("byte"), LLMatcher.grammar_from_json_schema(schema), log_level=0)
 
 
 @lru_cache(maxsize=KEPT)

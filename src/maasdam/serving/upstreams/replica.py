@@ -404,18 +404,19 @@ class UpstreamReplica:
             made, reason = await asyncio.get_running_loop().run_in_executor(self._pool, calls.whole, reason)
         if sampling.logprobs is not None and text and not has_marks:
             raise UpstreamFailure("the upstream left out the log-probabilities that were asked for")
-        if sampling.constraint is not None and reason == "stop":
+        if sampling.constraint is not None and reason in ("stop", "length"):
             loop = asyncio.get_running_loop()
-            why = await loop.run_in_executor(self._pool, _wrong, sampling.constraint, text, bool(sampling.stop))
+            is_cut = reason == "length"
+            why = await loop.run_in_executor(self._pool, _wrong, sampling.constraint, text, is_cut or bool(sampling.stop))
             if why is not None:
                 raise UpstreamFailure(f"the upstream wrote what '{sampling.constraint.field}' does not allow: {why}")
         return words.piece(last._replace(finish_reason=reason), made)
 
 
 def _wrong(constraint: Constraint, text: str, may_be_cut: bool) -> str | None:
-    """What is wrong with a text, in words; None: nothing. One that a stop string may have cut may be a beginning."""
+    """What is wrong with a text, in words; None: nothing. One that its length or a stop string cut may be a beginning."""
     wrong = grammars.check(constraint, text)
-    return None if wrong is not None and may_be_cut and grammars.is_begun(constraint, text) else wrong
+    return None if wrong is not None and may_be_cut and grammars.may_be_begun(constraint, text) else wrong
 
 
 def _newer(new: tuple[int | None, int | None], old: tuple[int | None, int | None]) -> tuple[int | None, int | None]:
