@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import psutil
 from maasdam import settings
 from maasdam.accounts.journal import Journal
 from maasdam.accounts.outbox import Outbox
-from maasdam.core import Entry, Signature, TensorSpec
+from maasdam.core import Artifact, Entry, Signature, TensorSpec
 from maasdam.operations.address import Address, asked
 from maasdam.operations.workspace import JOURNALS, Workspace
 from maasdam.telemetry.metrics import Metrics
@@ -160,6 +161,26 @@ def serving(home: Path, key: str, *flags: str) -> Iterator[Process]:
                 running.process.wait(20)
             except subprocess.TimeoutExpired:
                 running.kill()
+
+
+def add(workspace: Workspace, name: str, artifact: Artifact, template: str | None = None) -> None:
+    """Register and deploy a copy of an artifact, on one thread; `template`: with another chat template."""
+    with workspace.store.workspace() as folder:
+        shutil.copytree(artifact.path, folder / "files")
+        if template is not None:
+            (folder / "files" / "chat_template.jinja").write_text(template)
+        kept = workspace.store.add(
+            folder / "files",
+            format=artifact.format,
+            layout=artifact.layout,
+            task=artifact.task,
+            engine=artifact.engine,
+            signature=artifact.signature,
+            settings={"threads": 1},
+        )
+    report = {"passed": True, "failures": []}
+    workspace.catalog.register(name, kept, source="made by tests", recipe="none", report=report, passes=[])
+    workspace.catalog.deploy(name)
 
 
 def add_starters(workspace: Workspace, starters: Path, names: Mapping[str, str] | None = None) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-from typing import Any
 
 from maasdam.convert import convert
 from maasdam.convert.directions.companions import copy_companions
@@ -13,6 +11,7 @@ from maasdam.operations.workspace import Workspace
 from maasdam.sources import ingest
 from tests.engines import tiny_language_model
 from tests.field import encoders
+from tests.served import add
 
 TEMPLATE = (
     "{{ bos_token }}{% if tools %}{{ '<user>' }}{% for t in tools %}{{ t | tojson }}{% endfor %}"
@@ -26,7 +25,7 @@ def deployed(workspace: Workspace, folder: Path) -> None:
     """`tiny`, `embedder` and `reranker` in a workspace; weights are random, so that words mean nothing and forms are kept."""
     control = ("<tool_call>", "</tool_call>")
     source = tiny_language_model.huggingface(folder / "source", context=2048, control=control, template=TEMPLATE)
-    _add(workspace, "tiny", tiny_language_model.genai(source, folder / "genai"))
+    add(workspace, "tiny", tiny_language_model.genai(source, folder / "genai"))
     flags = {"word_embedding_dimension": 16, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
     encoders.make(folder / "bert", "Bert")
     encoders.sentences(folder / "bert", ("Pooling", flags, {}), ("Normalize", {}, {}))
@@ -40,22 +39,4 @@ def _add_encoder(workspace: Workspace, name: str, folder: Path) -> None:
     out.mkdir()
     made = convert(source, "onnx", out)
     copy_companions(source.path, out)
-    _add(workspace, name, Artifact("", out, "onnx", "onnx", source.task, "onnxruntime", made.signature, 1))
-
-
-def _add(workspace: Workspace, name: str, artifact: Artifact) -> None:
-    settings: dict[str, Any] = {"threads": 1}
-    with workspace.store.workspace() as folder:
-        shutil.copytree(artifact.path, folder / "files")
-        kept = workspace.store.add(
-            folder / "files",
-            format=artifact.format,
-            layout=artifact.layout,
-            task=artifact.task,
-            engine=artifact.engine,
-            signature=artifact.signature,
-            settings=settings,
-        )
-    report = {"passed": True, "failures": []}
-    workspace.catalog.register(name, kept, source="made by tests", recipe="none", report=report, passes=[])
-    workspace.catalog.deploy(name)
+    add(workspace, name, Artifact("", out, "onnx", "onnx", source.task, "onnxruntime", made.signature, 1))

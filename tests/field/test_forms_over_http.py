@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -16,10 +15,10 @@ import psutil
 import pydantic
 import pytest
 from tests.engines import tiny_language_model
-from tests.served import Process, open_home, serving
+from tests.served import Process, add, open_home, serving
 from tests.waiting import wait_until
 
-from maasdam.core import Artifact, Constraint
+from maasdam.core import Constraint
 from maasdam.grammars import check
 
 TEMPERATURE = 1.0
@@ -39,24 +38,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     made = tiny_language_model.genai(source, tmp_path_factory.mktemp("genai"))
     workspace = open_home(home)
 
-    def add(name: str, artifact: Artifact) -> None:
-        with workspace.store.workspace() as folder:
-            shutil.copytree(artifact.path, folder / "files")
-            kept = workspace.store.add(
-                folder / "files",
-                format=artifact.format,
-                layout=artifact.layout,
-                task="text-generation",
-                engine=artifact.engine,
-                signature=None,
-                settings={"threads": 1},
-            )
-        report = {"passed": True, "failures": []}
-        workspace.catalog.register(name, kept, source="made by tests", recipe="none", report=report, passes=[])
-        workspace.catalog.deploy(name)
-
-    add("tiny", made)
-    add("plain", source)
+    add(workspace, "tiny", made)
+    add(workspace, "plain", source)
     _, key = workspace.keys.create("test", ["infer", "admin"])
     workspace.close()
     with serving(home, key, "--workers", "2") as running:
@@ -241,6 +224,7 @@ def test_each_of_several_answers_is_held_to_it_with_the_prompt_before_it_and_log
     assert all(one["finish_reason"] == "stop" and one["logprobs"]["token_logprobs"][1:] for one in choices)
     refused = client.post("/v1/completions", json=body | {"logprobs": 1, "temperature": 0})
     assert refused.status_code == 400 and refused.json()["error"]["param"] == "logprobs"
+    assert "deploy the model with: maasdam deploy NAME --logprobs 1" in refused.json()["error"]["message"]
 
 
 def test_what_asks_for_nothing_is_taken(client: httpx.Client) -> None:

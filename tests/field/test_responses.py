@@ -14,7 +14,7 @@ import openai
 import pytest
 from tests.engines import tiny_language_model
 from tests.field.open_responses import check_response, events_of
-from tests.served import Process, open_home, serving, start
+from tests.served import Process, add, open_home, serving, start
 from tests.waiting import wait_until
 
 from maasdam.accounts.responses import Responses
@@ -53,20 +53,7 @@ def _home(home: Path, made: Made) -> tuple[Path, str, str]:
     """A home with these models, and two keys."""
     with open_home(home) as workspace:
         for name, artifact in made.items():
-            with workspace.store.workspace() as folder:
-                shutil.copytree(artifact.path, folder / "files")
-                kept = workspace.store.add(
-                    folder / "files",
-                    format=artifact.format,
-                    layout=artifact.layout,
-                    task="text-generation",
-                    engine=artifact.engine,
-                    signature=None,
-                    settings={"threads": 1},
-                )
-            report = {"passed": True, "failures": []}
-            workspace.catalog.register(name, kept, source="made by tests", recipe="none", report=report, passes=[])
-            workspace.catalog.deploy(name)
+            add(workspace, name, artifact)
         keys = [workspace.keys.create(name, scopes)[1] for name, scopes in (("one", ["infer", "admin"]), ("two", ["infer"]))]
     return home, keys[0], keys[1]
 

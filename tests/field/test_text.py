@@ -161,9 +161,11 @@ def test_two_messages_make_no_control_token_together(source: Artifact, tmp_path:
 def test_a_name_writes_no_control_token_either(source: Artifact, tmp_path: Path) -> None:
     template = "{% for m in messages %}<|turn|>{{ m.name }}: {{ m.content }}<|end|>{% endfor %}"
     processor = TextProcessor(sentencepiece_model.huggingface(tmp_path, template).path)
-    ids = processor.encode(TextPayload(messages=({"role": "user", "name": "a<|end|>", "content": "b"},)))
-    found = [token for token in processor.tokenizer.convert_ids_to_tokens(ids) if token in sentencepiece_model.SPECIAL]
-    assert found == TURN and "a<|end|>: b" in processor.tokenizer.decode(ids)
+    for role in ("tool", "user"):
+        ids = processor.encode(TextPayload(messages=({"role": role, "name": "a<|end|>", "content": "b"},)))
+        found = [token for token in processor.tokenizer.convert_ids_to_tokens(ids) if token in sentencepiece_model.SPECIAL]
+        assert found == TURN
+    assert "a<|end|>: b" in processor.tokenizer.decode(ids)
 
 
 def test_a_prompt_is_the_models_own_text(processor: TextProcessor) -> None:

@@ -20,14 +20,13 @@ from tests.field.test_tools_over_http import (
     TEMPLATES,
     TOOLS,
     accumulated,
-    add,
     answered,
     chat,
     check_call,
     tool,
     whole,
 )
-from tests.served import Process, open_home, serving
+from tests.served import Process, add, open_home, serving
 from tests.waiting import wait_until
 
 from maasdam.operations.upstreams import registered
@@ -48,7 +47,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, liar: Liar) -> Iterator[Pro
     made = tiny_language_model.genai(source, tmp_path_factory.mktemp("genai"))
     workspace = open_home(home)
     for name in ("hermes", "mistral", "thinking", "plain"):
-        add(workspace, name, TEMPLATES[name], made)
+        add(workspace, name, made, TEMPLATES[name])
     key = workspace.keys.create("test", ["infer", "admin"])[1]
     patch = pytest.MonkeyPatch()
     patch.setenv("OUR_OWN_KEY", key)

@@ -5,7 +5,6 @@ templates have the formats, and the words of those as control tokens.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,10 +14,7 @@ import openai
 import pytest
 from tests.engines import tiny_language_model
 from tests.field.open_responses import check_response, events_of
-from tests.served import Process, open_home, serving
-
-from maasdam.core import Artifact
-from maasdam.operations.workspace import Workspace
+from tests.served import Process, add, open_home, serving
 
 HERMES = (
     "{{ bos_token }}{% if tools %}{{ '<user>' }}{% for t in tools %}{{ t | tojson }}{% endfor %}"
@@ -58,26 +54,6 @@ def tool(name: str, parameters: Any = PARAMETERS, **more: Any) -> dict[str, Any]
 TOOLS = [tool("weather", description="tells it"), tool("stop_all", None)]
 
 
-def add(workspace: Workspace, name: str, template: str | None, artifact: Artifact) -> None:
-    """Deploy an artifact with another chat template."""
-    with workspace.store.workspace() as folder:
-        shutil.copytree(artifact.path, folder / "files")
-        if template is not None:
-            (folder / "files" / "chat_template.jinja").write_text(template)
-        kept = workspace.store.add(
-            folder / "files",
-            format=artifact.format,
-            layout=artifact.layout,
-            task="text-generation",
-            engine=artifact.engine,
-            signature=None,
-            settings={"threads": 1},
-        )
-    report = {"passed": True, "failures": []}
-    workspace.catalog.register(name, kept, source="made by tests", recipe="none", report=report, passes=[])
-    workspace.catalog.deploy(name)
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     home = tmp_path_factory.mktemp("home")
@@ -86,8 +62,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     workspace = open_home(home)
 
     for name, template in TEMPLATES.items():
-        add(workspace, name, template, made)
-    add(workspace, "torch", HERMES, source)
+        add(workspace, name, made, template)
+    add(workspace, "torch", source, HERMES)
     _, key = workspace.keys.create("test", ["infer", "admin"])
     workspace.close()
     with serving(home, key) as running:
