@@ -129,23 +129,24 @@ def opened(artifact: Artifact, threads: int, *, is_accompanied: bool = True, rou
     return Steps(make(), blocks, is_accompanied=is_accompanied)
 
 
-def _random(work: Path) -> Path:
+def random_llama(folder: Path, **sizes: Any) -> Path:
+    """A Llama of random weights by seed 0 with the shipped tokenizer, made if it is not there; `sizes` of its configuration."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = work / "random"
     if folder.is_dir():
         return folder
     folder.mkdir(parents=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(STARTER / name, folder)
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4, "num_attention_heads": 8}
-    config = LlamaConfig(
-        vocab_size=8192, num_key_value_heads=4, max_position_embeddings=1024, tie_word_embeddings=True, **sizes
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(vocab_size=8192, max_position_embeddings=1024, **sizes)).save_pretrained(folder)
     return folder
+
+
+def _random(work: Path) -> Path:
+    layers = {"num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4}
+    return random_llama(work / "random", hidden_size=512, intermediate_size=1536, tie_word_embeddings=True, **layers)
 
 
 def _large(work: Path) -> Path:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import socket
 import statistics
 import subprocess
@@ -28,13 +27,13 @@ import psutil
 import uvloop
 from tests.served import open_home, serving
 
+from benchmarks.company import random_llama
 from benchmarks.contenders import apply, versions
 from benchmarks.text import ANSWERS, TOKENS, through
 from maasdam.engines.processor import processor_name
 from maasdam.pipeline.run_recipe import Build
 from maasdam.sources import ingest
 
-STARTER = Path(__file__).parents[1] / "starters" / "text" / "model"
 SERVER = Path(__file__).parent / "peers" / "llama_cpp_server.py"
 ANSWERED = {1: 6, 8: 24, 32: 64}
 """How many answers a round has, by streams."""
@@ -94,30 +93,8 @@ def _tell(streams: int, found: dict[str, list[tuple[float, ...]]]) -> None:
 
 
 def _llama(work: Path) -> Path:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = work / "llama"
-    if folder.is_dir():
-        return folder
-    folder.mkdir(parents=True)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(STARTER / name, folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=8192,
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        num_key_value_heads=12,
-        max_position_embeddings=1024,
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
+    return random_llama(work / "llama", tie_word_embeddings=False, bos_token_id=0, eos_token_id=1, **sizes)
 
 
 def _deployed(source: Path, home: Path, threads: int) -> str:

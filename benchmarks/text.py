@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -83,25 +84,17 @@ def bare(folder: Path, threads: int) -> None:
 
 
 class Stream(asyncio.Protocol):
-    """Asks again and again until nothing is left to be asked."""
+    """Asks once, on a connection of its own: some servers end one after so many answers."""
 
-    def __init__(self, top: str, left: list[int], found: dict[str, Any], over: asyncio.Future[None]) -> None:
-        self.top, self.left, self.found, self.over = top, left, found, over
+    def __init__(self, top: str, number: int, found: dict[str, Any], over: asyncio.Future[None]) -> None:
+        self.top, self.number, self.found, self.over = top, number, found, over
         self.tail = b""
         self.last = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport: Any = transport
-        self.ask()
-
-    def ask(self) -> None:
-        if not self.left:
-            self.transport.close()
-            self.over.set_result(None)
-            return
-        asked = {"model": "text", "prompt": prompt(self.left.pop(0)), "max_tokens": TOKENS, "stream": True}
+        asked = {"model": "text", "prompt": prompt(self.number), "max_tokens": TOKENS, "stream": True}
         body = json.dumps(asked | {"temperature": 0, "ignore_eos": True}).encode()
-        self.last = 0.0
         self.transport.write(f"{self.top}Content-Length: {len(body)}\r\n\r\n".encode() + body)
 
     def data_received(self, data: bytes) -> None:
@@ -112,8 +105,12 @@ class Stream(asyncio.Protocol):
             self.last = now
         self.tail = (self.tail + data)[-8:]
         if self.tail.endswith(b"\r\n0\r\n\r\n"):  # a header may end with a nought
-            self.tail = b""
-            self.ask()
+            self.over.set_result(None)
+            self.transport.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.over.done():
+            self.over.set_exception(error or ConnectionError("the server ended a connection in the midst of an answer"))
 
 
 async def through(url: str, key: str, streams: int, process: psutil.Process, first: int) -> dict[str, Any]:
@@ -124,11 +121,15 @@ async def through(url: str, key: str, streams: int, process: psutil.Process, fir
     left = list(range(first, first + ANSWERS.get(streams, 3 * streams)))
     found: dict[str, Any] = {"tokens": 0, "gaps": []}
     loop = asyncio.get_running_loop()
+
+    async def stream() -> None:
+        while left:
+            over, number = loop.create_future(), left.pop(0)
+            await loop.create_connection(partial(Stream, top, number, found, over), where.hostname, where.port)
+            await over
+
     cpu, began = spent(process), time.perf_counter()
-    overs = [loop.create_future() for _ in range(streams)]
-    for over in overs:
-        await loop.create_connection(lambda over=over: Stream(top, left, found, over), where.hostname, where.port)  # type: ignore[misc]  # mypy knows no type of such a lambda
-    await asyncio.gather(*overs)
+    await asyncio.gather(*(stream() for _ in range(streams)))
     return found | {"cpu": spent(process) - cpu, "wall": time.perf_counter() - began}
 
 
