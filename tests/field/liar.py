@@ -68,6 +68,8 @@ FAULTS |= {
     "plain": says(answer()),
     "cut": says(answer(choice(reason="length"))),
     "cut_json": says(answer(choice('{"b" :1,\n\n "a":[ ', "length"))),
+    "cut_call": says(answer(calls(reason="length", content='\n<tool_call>\n{"name": "w'))),
+    "cut_talk": says(answer(calls(reason="length", content="one two"))),
     "no_usage": says(answer(choice("twelve bytes"), usage={})),
     "false_usage": says(answer(choice("twelve bytes"), usage={"prompt_tokens": -4, "completion_tokens": 10**9})),
     "usage_of_millions": says(answer(choice("twelve bytes"), usage={"prompt_tokens": 2 * 10**9, "completion_tokens": 2})),

@@ -245,6 +245,13 @@ def test_what_is_cut_is_no_call(client: httpx.Client, gpt: openai.OpenAI, stream
         assert made_by(whole(client, **fields, model="liar")) == ([], None, None, "length")
 
 
+def test_a_call_cut_beside_a_form_is_no_broken_form(client: httpx.Client) -> None:
+    asked = {"response_format": {"type": "json_object"}}
+    reply = lied(client, "cut_call", **asked, tools=TOOLS)
+    assert reply.status_code == 200 and reply.json()["choices"][0]["finish_reason"] == "length", reply.text
+    assert lied(client, "cut_call", **asked).status_code == lied(client, "cut_talk", **asked, tools=TOOLS).status_code == 502
+
+
 @pytest.mark.parametrize(
     "parameters", [{"properties": {"a": {"type": "nonsense"}}}, {"properties": {"a": {"$ref": "http://x/y"}}}]
 )

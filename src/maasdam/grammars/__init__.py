@@ -10,7 +10,7 @@ Calls and reasoning are also told from answers as they come: `CallReader`, `Reas
 """
 
 from maasdam.grammars.answers import check, is_begun, may_be_begun, readied
-from maasdam.grammars.call_formats import FORMATS, GENERIC, CallFormat, format_of
+from maasdam.grammars.call_formats import FORMATS, GENERIC, CallFormat, format_of, may_be_call
 from maasdam.grammars.call_forms import calls_wanted, checked_by, schema_of, wrong_call
 from maasdam.grammars.call_reader import CallRead, CallReader, read_json
 from maasdam.grammars.forms import form_of, parts_of
@@ -32,6 +32,7 @@ __all__ = [
     "format_of",
     "is_begun",
     "may_be_begun",
+    "may_be_call",
     "parts_of",
     "read_json",
     "readied",

@@ -124,6 +124,13 @@ def format_of(source: str) -> CallFormat | None:
     return None if name is None else FORMATS[name]
 
 
+def may_be_call(text: str) -> bool:
+    """Whether a text that was cut begins as a call in some format does."""
+    begun = text.lstrip()
+    triggers = (*_OTHERS, *(trigger for one in FORMATS.values() for trigger in one.triggers))
+    return any(begun.startswith(trigger) or trigger.startswith(begun) for trigger in triggers)
+
+
 def _named(source: str) -> str | None:
     if any(word in source for word in _OTHERS):
         return None

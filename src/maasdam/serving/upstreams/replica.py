@@ -404,9 +404,10 @@ class UpstreamReplica:
             made, reason = await asyncio.get_running_loop().run_in_executor(self._pool, calls.whole, reason)
         if sampling.logprobs is not None and text and not has_marks:
             raise UpstreamFailure("the upstream left out the log-probabilities that were asked for")
-        if sampling.constraint is not None and reason in ("stop", "length"):
+        is_cut = reason == "length"
+        is_call = is_cut and bool(payload.tools) and grammars.may_be_call(text)
+        if sampling.constraint is not None and reason in ("stop", "length") and not is_call:
             loop = asyncio.get_running_loop()
-            is_cut = reason == "length"
             why = await loop.run_in_executor(self._pool, _wrong, sampling.constraint, text, is_cut or bool(sampling.stop))
             if why is not None:
                 raise UpstreamFailure(f"the upstream wrote what '{sampling.constraint.field}' does not allow: {why}")
