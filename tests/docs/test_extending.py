@@ -96,7 +96,7 @@ def run(root: Path, *words: str) -> str:
 
 def test_without_its_blocks_there_is_no_such_task_and_with_them_there_is_what_there_is(repository: Path, copy: Path) -> None:
     recipe = steps(repository, "A task")
-    assert len(recipe) == 4
+    assert len(recipe) == 6
     before = {step.file: (copy / step.file).read_text() for step in recipe}
     for step in reversed(recipe):
         step.undo(copy)

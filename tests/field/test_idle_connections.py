@@ -13,9 +13,9 @@ from tests.api.conftest import Running, client, fake_service, wait_for  # noqa: 
 from tests.api.test_at_once import PATH, Wire
 from uvicorn.server import ServerState
 
-from maasdam import core
 from maasdam.api.connection import Connection, Exchange, HttpConnection
 from maasdam.api.entrance import Entrance
+from maasdam.core import names
 from maasdam.telemetry.requests import LONGEST, Ended, RequestLines, _alike
 
 POST = f"POST {PATH} HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc".encode()
@@ -136,8 +136,8 @@ async def test_what_callers_write_is_not_kept_at_its_length(caplog: pytest.LogCa
 
 
 def test_a_long_name_is_split_and_not_kept() -> None:
-    core._split.cache_clear()
-    assert core.split_name("a" * 1000 + ":3") == ("a" * 1000, 3, None)
-    assert core._split.cache_info().currsize == 0
-    assert core.split_name("a:3") == core.split_name("a:3") == ("a", 3, None)
-    assert core._split.cache_info().hits == 1
+    names._split.cache_clear()
+    assert names.split_name("a" * 1000 + ":3") == ("a" * 1000, 3, None)
+    assert names._split.cache_info().currsize == 0
+    assert names.split_name("a:3") == names.split_name("a:3") == ("a", 3, None)
+    assert names._split.cache_info().hits == 1

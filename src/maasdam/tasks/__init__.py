@@ -17,13 +17,28 @@ from typing import TypeVar
 from maasdam.core import Answer, Example, Processor, Score, Signature
 from maasdam.errors import InvalidInput, Unsupported
 from maasdam.settings import Settings
-from maasdam.tasks import images, raw, sounds, speech, text
+from maasdam.tasks import (
+    images,
+    raw,
+    sounds,
+    speech,
+    text,
+)
 from maasdam.tasks.readers import READERS
 from maasdam.tasks.task import Bytes, Task
 
 T = TypeVar("T")
 
-TASKS: dict[str, Task] = {task.name: task for task in (images.TASK, text.TASK, speech.TASK, *READERS, sounds.TASK)}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        images.TASK,
+        text.TASK,
+        speech.TASK,
+        *READERS,
+        sounds.TASK,
+    )
+}
 """Every task that is served. Raw tensors are no task: a model without one takes nothing else."""
 
 

@@ -1,0 +1,176 @@
+"""The nouns every room speaks.
+
+Knows names, shapes and values. Refuses to know frameworks, files, HTTP or money, and imports no other room
+but `errors`.
+
+    payload --Processor.prepare--> Tensors --Engine--> Tensors --Processor.finish--> answer
+                                      \\--SequenceEngine--> Tokens, Tokens, … --/
+"""
+
+from typing import TYPE_CHECKING
+
+from maasdam.core.answers import (
+    Answer,
+    Classification,
+    Label,
+    Mark,
+    Relevance,
+    Scored,
+    Span,
+    Spans,
+    Spelled,
+    TextPiece,
+    ToolCall,
+    Transcript,
+    Vector,
+)
+from maasdam.core.artifact import CONTEXT_KEYS, FORMATS, Artifact, Format, Layout
+from maasdam.core.batching import DEPENDENT, INDEPENDENT, OF_ITS_ENGINE, UNKNOWN, UNTRIED, Batching, Tried
+from maasdam.core.engines import (
+    Engine,
+    HoldingEngine,
+    Meter,
+    SequenceEngine,
+    SequenceRequest,
+    TellingEngine,
+    TensorEngine,
+    Tokens,
+    TryingEngine,
+)
+from maasdam.core.names import LONGEST_KEPT, NOT_IN_NAMES, split_name
+from maasdam.core.payloads import (
+    AudioPayload,
+    Calling,
+    ImagePayload,
+    Payload,
+    ReadPayload,
+    SpellPayload,
+    TensorPayload,
+    TextPayload,
+)
+from maasdam.core.processors import (
+    Echo,
+    EchoingProcessor,
+    Example,
+    MarkedStream,
+    Processor,
+    ReadingProcessor,
+    Score,
+    SpellingProcessor,
+    TalkingProcessor,
+    TextStream,
+    WritingProcessor,
+)
+from maasdam.core.progress import Progress, silent
+from maasdam.core.requests import ANONYMOUS, Admitted, Caller, Chunk, Cost, Entry, Facts, Request, Units, total_cost
+from maasdam.core.sampling import PLAIN, Constraint, Sampling, check_within
+from maasdam.core.task_names import (
+    AUDIO_CLASSIFICATION,
+    FEATURES,
+    FILL_MASK,
+    IMAGE_CLASSIFICATION,
+    QUESTION_ANSWERING,
+    SPEECH_RECOGNITION,
+    TEXT_CLASSIFICATION,
+    TEXT_GENERATION,
+    TEXT_RANKING,
+    TOKEN_CLASSIFICATION,
+)
+from maasdam.core.tensors import PAST, Axis, Checked, Signature, Tensors, TensorSpec, WithoutNan, distinct, with_words
+
+if TYPE_CHECKING:
+    from maasdam.core.tensors import type_array as type_array
+
+__all__ = [
+    "ANONYMOUS",
+    "AUDIO_CLASSIFICATION",
+    "CONTEXT_KEYS",
+    "DEPENDENT",
+    "FEATURES",
+    "FILL_MASK",
+    "FORMATS",
+    "IMAGE_CLASSIFICATION",
+    "INDEPENDENT",
+    "LONGEST_KEPT",
+    "NOT_IN_NAMES",
+    "OF_ITS_ENGINE",
+    "PAST",
+    "PLAIN",
+    "QUESTION_ANSWERING",
+    "SPEECH_RECOGNITION",
+    "TEXT_CLASSIFICATION",
+    "TEXT_GENERATION",
+    "TEXT_RANKING",
+    "TOKEN_CLASSIFICATION",
+    "UNKNOWN",
+    "UNTRIED",
+    "Admitted",
+    "Answer",
+    "Artifact",
+    "AudioPayload",
+    "Axis",
+    "Batching",
+    "Caller",
+    "Calling",
+    "Checked",
+    "Chunk",
+    "Classification",
+    "Constraint",
+    "Cost",
+    "Echo",
+    "EchoingProcessor",
+    "Engine",
+    "Entry",
+    "Example",
+    "Facts",
+    "Format",
+    "HoldingEngine",
+    "ImagePayload",
+    "Label",
+    "Layout",
+    "Mark",
+    "MarkedStream",
+    "Meter",
+    "Payload",
+    "Processor",
+    "Progress",
+    "ReadPayload",
+    "ReadingProcessor",
+    "Relevance",
+    "Request",
+    "Sampling",
+    "Score",
+    "Scored",
+    "SequenceEngine",
+    "SequenceRequest",
+    "Signature",
+    "Span",
+    "Spans",
+    "SpellPayload",
+    "Spelled",
+    "SpellingProcessor",
+    "TalkingProcessor",
+    "TellingEngine",
+    "TensorEngine",
+    "TensorPayload",
+    "TensorSpec",
+    "Tensors",
+    "TextPayload",
+    "TextPiece",
+    "TextStream",
+    "Tokens",
+    "ToolCall",
+    "Transcript",
+    "Tried",
+    "TryingEngine",
+    "Units",
+    "Vector",
+    "WithoutNan",
+    "WritingProcessor",
+    "check_within",
+    "distinct",
+    "silent",
+    "split_name",
+    "total_cost",
+    "with_words",
+]

@@ -1,0 +1,94 @@
+"""What callers give, one kind each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from maasdam.core.sampling import PLAIN, Sampling
+from maasdam.core.tensors import Tensors
+
+
+@dataclass(slots=True)
+class TensorPayload:
+    """Raw tensors, as the Open Inference Protocol sends them."""
+
+    tensors: Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePayload:
+    """One encoded image (PNG, JPEG, WebP, GIF, BMP, TIFF)."""
+
+    data: bytes
+    top_k: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class AudioPayload:
+    """One encoded recording (WAV, AIFF, FLAC, OGG, MP3, MP4, WebM, AAC)."""
+
+    data: bytes
+    language: str | None = None
+    timestamps: bool = False
+    """Whether the times of single words are asked for; those of segments come anyway where the model gives any."""
+    top_k: int = 5
+    """Of a model that tells classes of sound apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calling:
+    """How tools may be called: at least and at most so many times; of no tool but `only`, where one is named."""
+
+    least: int = 0
+    most: int | None = None
+    only: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextPayload:
+    """What to continue: exactly one of a plain prompt, chat messages ({"role", "content"}) or token ids."""
+
+    prompt: str | None = None
+    messages: tuple[Mapping[str, Any], ...] | None = None
+    token_ids: tuple[int, ...] | None = None
+    sampling: Sampling = PLAIN
+    is_another: bool = False
+    """Another answer to the prompt of the payload before it, which is metered for it."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """That the answer to messages may call, as OpenAI has them: {"type": "function", "function": {"name", "parameters", …}}."""
+    calling: Calling = Calling()
+    template: Mapping[str, Any] = field(default_factory=dict)
+    """Variables for the model's chat template."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPayload:
+    """A text that is read, not continued: words or token ids, alone or with a second one (query and document)."""
+
+    text: str | tuple[int, ...]
+    beside: str | None = None
+    role: str | None = None
+    """Which of the model's own prompts stands before it ("query"); None is its default, "" none."""
+    top_k: int = 5
+    cuts: bool = False
+    """What is beyond the model's length is cut off, and told; else it is refused."""
+    dimensions: int | None = None
+    """So many numbers of a vector, where the model was trained for its beginning to stand for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpellPayload:
+    """What a model's tokenizer is asked, and no engine: of a text or a chat its tokens, of token ids their text."""
+
+    text: str | None = None
+    messages: tuple[Mapping[str, Any], ...] | None = None
+    token_ids: tuple[int, ...] | None = None
+    is_framed: bool = True
+    """The control tokens that the model is used to see around a text are added."""
+    shows: bool = False
+    """What each token is called is told too."""
+
+
+Payload = TensorPayload | ImagePayload | AudioPayload | TextPayload | ReadPayload | SpellPayload
