@@ -19,6 +19,7 @@ from tests.databases import (  # noqa: F401  fixtures
 )
 
 os.environ.setdefault("MAASDAM_GRPC_PORT", "0")  # services side by side can't all have 8081; those that need gRPC choose a port
+os.environ.setdefault("MAASDAM_MEASURE_SECONDS", "2")  # figures that no test looks at take no longer than it takes to have them
 LONG = ("e2e", "docs")
 """Folders of tests that take minutes each."""
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -91,6 +91,9 @@ class Settings:
     """The same in seconds of computing, all cores together; 0 is no limit."""
     step_memory_bytes: int = 0
     """Memory that such work may take, bytes; 0 is four fifths of what the machine has."""
+    measure_seconds: float = 10.0
+    """Longest that a build's latency is measured beside its reference's; throughput is for half of that, and what the optimiser
+    compares for four fifths. Less is a quicker build and rougher figures."""
     host_memory_bytes: int = 0
     """Memory that an engine host may take, bytes; 0 is four fifths of what the machine has."""
     host_stall_seconds: float = 120.0

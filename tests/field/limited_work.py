@@ -117,13 +117,13 @@ def builds(what: str, *args: Any, **named: Any) -> Any:
         return chose(rivals, settings, context, opens)
 
     def verifies(*given: Any) -> Any:
-        quick = {"latency_seconds": 0.1, "throughput_seconds": 0.1, "measures_memory": False}
+        quick = {"measure_seconds": 0.1, "measures_memory": False}
         return verified(*given[:-1], dataclasses.replace(given[-1], **quick))
 
     chose, verified = optimize.choose, verify.verify
     with pytest.MonkeyPatch.context() as patch:  # this process may be used again
         patch.setattr(verify, "verify", verifies)
-        patch.setattr(optimize, "SECONDS", 0.1)
+        patch.setattr(optimize, "SHARE", 0.01)
         if what == "engine":
             patch.setattr(optimize, "choose", chooses)
         else:

@@ -487,7 +487,7 @@ def test_each_task_is_verified_by_its_own_metric(name: str, modules: Any, tmp_pa
         facts = {"signature": made.signature, "settings": {"threads": 1}}
         candidate = store.add(out, format="onnx", layout="onnx", task=source.task, engine="onnxruntime", **facts)  # type: ignore[arg-type]  # facts of two types
         certify(source, candidate, seeds=(0, 1))
-    quick = Conditions(threads=1, latency_seconds=0.0, throughput_seconds=0.0, measures_memory=False)
+    quick = Conditions(threads=1, measure_seconds=0.0, measures_memory=False)
     report = verify(candidate, [source], source, evaluation_examples(source, data), Limits(max_drop=0.0), quick)
     assert (report.metric, report.failures) == (METRICS[name], ()) and report.candidate.accuracy == report.reference.accuracy
     if name in ("ranker", "vectors"):

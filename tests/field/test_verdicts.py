@@ -26,7 +26,7 @@ from maasdam.pipeline.report import Report
 from maasdam.pipeline.run_recipe import Build, Data
 from maasdam.pipeline.verify import verify
 
-QUICK = Conditions(threads=1, latency_seconds=0.0, throughput_seconds=0.0, measures_memory=False)
+QUICK = Conditions(threads=1, measure_seconds=0.0, measures_memory=False)
 Node = tuple[str, list[str], list[str], dict[str, Any]]
 
 

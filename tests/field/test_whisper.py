@@ -42,7 +42,7 @@ from maasdam.pipeline.verify import verify
 from maasdam.sources import ingest
 
 RATE = 16_000
-QUICK = Conditions(threads=1, latency_seconds=0.0, throughput_seconds=0.0, measures_memory=False)
+QUICK = Conditions(threads=1, measure_seconds=0.0, measures_memory=False)
 SECONDS = 2.5
 SAYS = ((0.0, " seven two", 1.0), (1.2, " nine", 2.4))
 

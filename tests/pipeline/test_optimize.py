@@ -98,7 +98,7 @@ def normalised(store: Store, has_residual: bool = True) -> Artifact:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fewest rounds: these tests are not about speed."""
-    monkeypatch.setattr("maasdam.pipeline.optimize.SECONDS", 0.0)
+    monkeypatch.setattr("maasdam.pipeline.optimize.SHARE", 0.0)
 
 
 @pytest.fixture

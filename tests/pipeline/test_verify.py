@@ -20,7 +20,7 @@ from maasdam.pipeline.run_recipe import Build
 from maasdam.pipeline.verify import verify
 from tests.pipeline.networks import colours, convolutional, write_photographs, write_tensors
 
-QUICK = Conditions(threads=1, latency_seconds=0.0, throughput_seconds=0.0, measures_memory=False)
+QUICK = Conditions(threads=1, measure_seconds=0.0, measures_memory=False)
 HELD = Limits(max_drop=0.0, min_cosine=0.999)
 
 

@@ -25,7 +25,7 @@ from maasdam.pipeline.verify_text import PIECE_CHARACTERS, Piece, Scores, text_p
 from maasdam.sources import ingest
 from tests.engines.tiny_language_model import CONTEXT, huggingface
 
-QUICK = Conditions(threads=1, latency_seconds=0.0, throughput_seconds=0.0, measures_memory=False)
+QUICK = Conditions(threads=1, measure_seconds=0.0, measures_memory=False)
 TEXT = "the cat sat on the mat and the dog sat on the log, as they say; " * 12
 EXAMPLES = [Example("a.txt", TextPayload(prompt=TEXT)), Example("b.txt", TextPayload(prompt="là-bas, naïve café"))]
 

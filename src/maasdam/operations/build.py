@@ -130,7 +130,7 @@ def _make(root: Path, settings: Settings, spec: BuildSpec, attempts: Attempts, p
     artifact, moved = on_its_own_engine(artifact, store, spec.device, attempts)  # before it is asked anything
     artifact = store_with_signature(artifact, store, _an_example(artifact, paths))
     recipe = wanted if artifact.task == spec.task else find_recipe(spec.recipe, artifact.task)
-    building = Build(store, paths, spec.device, settings.threads, progress, attempts=attempts)
+    building = Build(store, paths, spec.device, settings.threads, settings.measure_seconds, progress, attempts=attempts)
     building.check(recipe, artifact, spec.to)
     examples, sample = _examples(artifact, paths, progress)
     building.notes += [note for note in (merged, moved, sample) if note]
@@ -195,6 +195,7 @@ def _verified(
     meter = open_meter(settings.watts_per_core)
     conditions = Conditions(
         threads=settings.threads,
+        measure_seconds=settings.measure_seconds,
         device=building.device,
         joules=meter.joules,
         progress=building.progress,

@@ -62,7 +62,13 @@ def _measured(root: Path, settings: Settings, digest: str, data: Path | None, pr
     artifact = Store(root).intact(digest)
     examples = PreparedExamples([] if data is None else evaluation_examples(artifact, data))
     meter = open_meter(settings.watts_per_core)
-    how = Conditions(threads=settings.threads, joules=meter.joules, progress=progress, notes=(BY_ITSELF,))
+    how = Conditions(
+        threads=settings.threads,
+        measure_seconds=settings.measure_seconds,
+        joules=meter.joules,
+        progress=progress,
+        notes=(BY_ITSELF,),
+    )
     return verify(artifact, (artifact,), artifact, examples, Limits(), how).to_json()
 
 

@@ -85,7 +85,7 @@ def speed_of(
     how: Conditions,
 ) -> Speed:
     """`alone`, and beside it how many items a second `run` gives, and their joules; `items` are those of one run."""
-    together = timed(subjects, run, "throughput", how.throughput_seconds, rounds, how)
+    together = timed(subjects, run, "throughput", how.measure_seconds / 2, rounds, how)
     how.progress("energy")
     spent = {key: joules_per_run(run(s), how.joules) for key, s in {id(s): s for s in subjects.values()}.items()}
     joules = {name: None if (whole := spent[id(s)]) is None else whole / items(s) for name, s in subjects.items()}

@@ -11,10 +11,8 @@ from maasdam.core import Progress, silent
 from maasdam.engines import installed_version
 from maasdam.engines.processor import available_threads, has_int8, processor_name
 from maasdam.pipeline.attempts import Attempts
-from maasdam.pipeline.measure import Joules
+from maasdam.pipeline.measure import MEASURE_SECONDS, Joules
 
-LATENCY_SECONDS = 10.0
-THROUGHPUT_SECONDS = 5.0
 LIBRARIES = ("openvino", "openvino_genai", "onnxruntime", "nncf", "torch", "transformers", "tensorflow_cpu", "numpy")
 
 
@@ -30,8 +28,8 @@ class Conditions:
     notes: tuple[str, ...] = ()
     calibration: Mapping[str, Any] | None = None
     optimization: Sequence[Mapping[str, Any]] = ()
-    latency_seconds: float = LATENCY_SECONDS
-    throughput_seconds: float = THROUGHPUT_SECONDS
+    measure_seconds: float = MEASURE_SECONDS
+    """Longest that latency is measured; throughput half of it."""
     measures_memory: bool = True
 
     @property

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 Joules = Callable[[float, float], tuple[float | None, str]]
 """(processor seconds, the last so many seconds) -> (joules or None, the method or why not)."""
+MEASURE_SECONDS = 10.0
 ENERGY_SECONDS = 2.0
 WARM_UP = 3
 RARELY = 5

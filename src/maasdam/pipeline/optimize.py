@@ -30,7 +30,8 @@ from maasdam.pipeline.ways import Candidate, ways
 
 INPUTS = 16
 """Real inputs the candidates are timed on."""
-SECONDS = 8.0
+SHARE = 0.8
+"""Of the time that a build's latency is measured for."""
 """How long all candidates together are timed, beyond the first rounds."""
 ROUNDS = (12, 200)
 CLEARLY_FASTER = 0.95
@@ -214,7 +215,7 @@ def _time(running: list[Candidate], inputs: Mapping[str, list[Inputs]], context:
 def _in_turns(runs: list[Callable[[int], object]], stage: str, context: PassContext) -> list[Timing]:
     timings = take_turns(
         {str(i): run for i, run in enumerate(runs)},
-        seconds=SECONDS,
+        seconds=SHARE * context.measure_seconds,
         rounds=ROUNDS,
         tell=lambda done, total: context.progress(stage, done, total),
     )

@@ -18,6 +18,7 @@ from maasdam.artifacts.produced import Produced
 from maasdam.core import Artifact, Format, Progress, silent
 from maasdam.errors import InvalidInput
 from maasdam.pipeline.attempts import Attempts
+from maasdam.pipeline.measure import MEASURE_SECONDS
 
 if TYPE_CHECKING:
     from maasdam.artifacts.store import Store
@@ -47,6 +48,8 @@ class PassContext:
     device: str = "cpu"
     threads: int = 0
     """Engine threads; 0 is every core this process may use."""
+    measure_seconds: float = MEASURE_SECONDS
+    """Longest that a measurement takes (for "optimize", which chooses by it)."""
     progress: Progress = silent
     attempts: Attempts = field(default_factory=Attempts)
     """For what of a pass may end the process, and it can do without."""

@@ -35,6 +35,7 @@ from maasdam.errors import (
     VerificationFailed,
 )
 from maasdam.pipeline.attempts import Attempts
+from maasdam.pipeline.measure import MEASURE_SECONDS
 from maasdam.pipeline.passes import OPTIMIZED_FORMATS, Pass, PassContext, find_pass
 from maasdam.pipeline.proven import prove
 from maasdam.pipeline.recipe import Recipe, Use
@@ -95,6 +96,7 @@ class Build:
     data: Data = field(default_factory=Data)
     device: str = "cpu"
     threads: int = 0
+    measure_seconds: float = MEASURE_SECONDS
     progress: Progress = silent
     find: Find = find_pass
     prove: Prove = prove
@@ -224,6 +226,7 @@ class Build:
                 source.digest in self.quantized,
                 self.device,
                 self.threads,
+                self.measure_seconds,
                 self.progress,
                 self.attempts,
             )

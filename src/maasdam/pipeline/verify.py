@@ -91,7 +91,7 @@ class _Tensors:
         subjects = self._open_all(threads)
         try:
             self._settle_references(subjects)
-            times = timed(subjects, lambda s: s.run_one, "latency", self.how.latency_seconds, (20, 300), self.how)
+            times = timed(subjects, lambda s: s.run_one, "latency", self.how.measure_seconds, (20, 300), self.how)
             faster = min((n for n in subjects if n.startswith("reference")), key=lambda n: times[n].p50)
             for name in [n for n in subjects if n.startswith("reference") and n != faster]:
                 other = subjects.pop(name)

@@ -99,7 +99,7 @@ def verify_speech(
         chosen = list(inputs[:: max(1, len(inputs) // TIMED)])[:TIMED]
         every: Runner[SequenceEngine] = lambda e: lambda number: [transcribe(e, each) for each in chosen]  # noqa: E731 - a type
         alone: Runner[SequenceEngine] = lambda e: lambda number: transcribe(e, chosen[number % len(chosen)])  # noqa: E731  # a type
-        times = timed(engines, alone, "latency", how.latency_seconds, (5, 100), how)
+        times = timed(engines, alone, "latency", how.measure_seconds, (5, 100), how)
         seconds = sum(each["waveform"].shape[1] for each in chosen) / RATE
         speed = speed_of(engines, times, every, (1, 20), lambda e: seconds, how)
     known = memory(((artifacts[name], inputs[:5]) for name in engines), threads, how, hearing.notes)

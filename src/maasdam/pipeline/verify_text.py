@@ -107,7 +107,7 @@ def verify_text(
             "alone": lambda e: lambda number: greedy(e, [prompts[number % len(prompts)]], NEW_TOKENS),
             "together": lambda e: lambda number: greedy(e, many, NEW_TOKENS),
         }
-        times = timed(engines, runs["alone"], "latency", how.latency_seconds, (10, 100), how)
+        times = timed(engines, runs["alone"], "latency", how.measure_seconds, (10, 100), how)
         speed = speed_of(engines, times, runs["together"], (3, 30), lambda e: STREAMS * NEW_TOKENS, how)
         rounding = {name: e.rounds for name, e in engines.items() if isinstance(e, TryingEngine)}
     scores = {}
