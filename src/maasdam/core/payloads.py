@@ -19,7 +19,7 @@ class TensorPayload:
 
 @dataclass(frozen=True, slots=True)
 class ImagePayload:
-    """One encoded image (PNG, JPEG, WebP, GIF, BMP, TIFF)."""
+    """One encoded image (PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF)."""
 
     data: bytes
     top_k: int = 5

@@ -19,7 +19,7 @@ from maasdam.tasks.pictures import decode_image
 if TYPE_CHECKING:
     from maasdam.core import type_array
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 CHANNELS = (1, 3)
 MAX_EDGE = 4096
 """Pixels along one side of what a model is given."""

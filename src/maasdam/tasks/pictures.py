@@ -1,6 +1,7 @@
 """Bytes to a picture, safely. Knows image files and what can be wrong with them; never models.
 
-The size is read from the header and checked before a pixel is decoded.
+The size is read from the header and checked before a pixel is decoded. Colour profiles (ICC) are not applied: transformers does
+not either, and models learned from pixels as Pillow gives them.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from maasdam.errors import InvalidPayload
+from maasdam.tasks.picture_files import FORMATS, Stored, kind_of, misread, stored
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 BACKGROUND = (255, 255, 255)
 """What shines through: white, as the page that a cut-out picture is shown on. The colours below full transparency are
 whatever a program left there, most often black, and no viewer shows them; dropping alpha would classify those."""
@@ -26,7 +27,7 @@ def decode_image(data: bytes, max_pixels: int, mode: str = "RGB") -> Image:
 
     Raises InvalidPayload: empty, none of FORMATS, more than `max_pixels`, a strip, truncated or broken.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if not data:
         raise InvalidPayload("the image is empty (0 bytes); send the bytes of a file")
@@ -35,7 +36,8 @@ def decode_image(data: bytes, max_pixels: int, mode: str = "RGB") -> Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow's limits, above ours
         raise InvalidPayload(f"the image has more pixels than the {max_pixels:,} allowed; send a smaller one") from error
     except Exception as error:  # Pillow raises what its decoders do: OSError, SyntaxError, struct.error, ValueError, …
-        raise InvalidPayload(f"these {len(data):,} bytes are no image in {', '.join(FORMATS)}; send one of those") from error
+        has = f"these {len(data):,} bytes are no image in {', '.join(FORMATS)}: it is {kind_of(data)}"
+        raise InvalidPayload(f"{has}; send one of those") from error
     width, height = image.size
     if width * height > max_pixels:
         raise InvalidPayload(
@@ -44,11 +46,13 @@ def decode_image(data: bytes, max_pixels: int, mode: str = "RGB") -> Image:
         )
     if min(width, height) < 1 or max(width, height) > MAX_ASPECT * min(width, height):
         raise InvalidPayload(f"the image is {width} x {height}: a strip; send one at most {MAX_ASPECT} times as long as wide")
+    if (what := misread(image)) is not None:
+        raise InvalidPayload(f"the image is a TIFF with {what}, which is not read; send one of unsigned 8 or 16 bits, or a PNG")
     try:
         image.seek(0)
-        is_cut_to_8 = image.mode != "I;16" and any("16" in str(tile[3]) for tile in image.tile)
+        held = stored(image)
         image.load()
-        return _in_mode(ImageOps.exif_transpose(image), mode, is_cut_to_8)
+        return _in_mode(_upright(image), mode, held)
     except InvalidPayload:
         raise
     except Exception as error:
@@ -56,18 +60,27 @@ def decode_image(data: bytes, max_pixels: int, mode: str = "RGB") -> Image:
         raise InvalidPayload(f"the {image.format} image is truncated or broken ({why}); send the whole file") from error
 
 
-def _in_mode(image: Image, mode: str, is_cut_to_8: bool) -> Image:
-    """`is_cut_to_8`: Pillow took the upper 8 of 16 bits, and left the transparent colour as it was."""
+def _upright(image: Image) -> Image:
+    """Turned as its EXIF says; as it is where that is broken, which every viewer shows all the same."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # what Pillow's reading of TIFF tags raises: SyntaxError, TypeError, struct.error, …
+        return image
+
+
+def _in_mode(image: Image, mode: str, held: Stored) -> Image:
     if image.mode == mode and not image.has_transparency_data:
         return image
     if image.mode.startswith("I;16") or image.mode == "I":
-        return _eight_bits(image).convert(mode)
+        return _eight_bits(image, held).convert(mode)
     if image.mode == "F":
         raise InvalidPayload("the image has floating-point pixels, of no known range; send 8 or 16 bits")
     if not image.has_transparency_data:
         return image.convert(mode)
     key = image.info.get("transparency")
-    if is_cut_to_8 and key is not None:
+    if held.is_cut_to_8 and key is not None:
         image.info["transparency"] = tuple(part >> 8 for part in key) if isinstance(key, tuple) else key >> 8
     return _on_background(image).convert(mode)
 
@@ -82,15 +95,17 @@ def _on_background(image: Image) -> Image:
     return page
 
 
-def _eight_bits(image: Image) -> Image:
-    """16-bit gray to 8; Pillow's own conversion clips at 255 instead."""
+def _eight_bits(image: Image, held: Stored) -> Image:
+    """12- and 16-bit gray to 8; Pillow's own conversion clips at 255 instead."""
     import numpy as np
     from PIL import Image as images
 
     pixels: Any = np.asarray(image)
     if pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
         raise InvalidPayload("the image has 32-bit pixels; send 8 or 16 bits")
-    gray = (pixels.astype(np.uint32) // 257).astype(np.uint8)
+    gray = (pixels.astype(np.uint32) * 255 // ((1 << held.bits) - 1)).astype(np.uint8)
+    if held.counts_from_white:
+        gray = 255 - gray
     key = image.info.get("transparency")
     if isinstance(key, int):
         gray[pixels == key] = 255
