@@ -52,9 +52,15 @@ def sound(seed: int) -> Any:
     return (0.2 * np.sin(np.cumsum(random.uniform(0.01, 0.5, int(SECONDS * RATE))))).astype(np.float32)
 
 
+def voice(seconds: float) -> Any:
+    """What a detector of voices takes for one: a low tone that swells three times a second."""
+    times = np.arange(int(seconds * RATE)) / RATE
+    return (0.3 * np.sin(2 * np.pi * 150 * times) * np.abs(np.sin(2 * np.pi * 3 * times))).astype(np.float32)
+
+
 def recording(seed: int) -> bytes:
     out = io.BytesIO()
-    soundfile.write(out, sound(seed), RATE, format="WAV", subtype="FLOAT")
+    soundfile.write(out, voice(SECONDS) + 0.02 * sound(seed), RATE, format="WAV", subtype="FLOAT")
     return out.getvalue()
 
 

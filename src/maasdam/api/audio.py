@@ -14,7 +14,7 @@ from maasdam.api.entrance import request_of
 from maasdam.api.fields import check_neutral
 from maasdam.api.measured import measured, measured_headers
 from maasdam.api.routing import JsonRoute
-from maasdam.core import AudioPayload, Chunk, Entry, Transcript
+from maasdam.core import AudioPayload, Chunk, Entry, Pauses, Transcript
 from maasdam.errors import InvalidField, Unsupported
 from maasdam.operations.service import Service
 
@@ -44,7 +44,7 @@ def routes(service: Service) -> APIRouter:
         check_neutral({"chunking_strategy": chunking_strategy}, {"chunking_strategy": ("auto", "")})
         _check(response_format, prompt, temperature, stream, timestamp_granularities)
         times = set(timestamp_granularities or ())
-        payload = AudioPayload(await file.read(), language or None, "word" in times)
+        payload = AudioPayload(await file.read(), language or None, "word" in times, pauses=Pauses())
         request = request_of(http.scope, model, (payload,), ENDPOINT, service.settings.request_timeout_seconds)
 
         async def written(chunks: list[Chunk], entry: Entry) -> Response:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from maasdam.core.tensors import Tensors
@@ -40,6 +40,24 @@ class Transcript:
     segments: tuple[Mapping[str, Any], ...] = ()
     language: str | None = None
     """ISO 639-1 ("en"), as asked for or as heard; None where the model tells none."""
+
+    def later(self, seconds: float) -> Transcript:
+        """The same of sound that begins so much later in its recording."""
+        return replace(self, segments=later(self.segments, seconds)) if seconds and self.segments else self
+
+
+def later(segments: Iterable[Mapping[str, Any]], seconds: float) -> tuple[Mapping[str, Any], ...]:
+    """A transcript's segments, so much later."""
+
+    def moved(timed: Mapping[str, Any]) -> dict[str, Any]:
+        return {**timed, **{name: round(timed[name] + seconds, 3) for name in ("start", "end") if timed.get(name) is not None}}
+
+    return tuple(
+        moved(segment)
+        | ({"words": [moved(word) for word in segment["words"]]} if "words" in segment else {})
+        | ({"seek": segment["seek"] + round(seconds * 100)} if "seek" in segment else {})
+        for segment in segments
+    )
 
 
 class Vector(NamedTuple):

@@ -26,6 +26,20 @@ class ImagePayload:
 
 
 @dataclass(frozen=True, slots=True)
+class Pauses:
+    """How a recording is cut where nobody speaks: half a minute is heard at once, and silence not at all."""
+
+    threshold: float = 0.3
+    """How likely speech must be to count as such, 0 to 1."""
+    before: float = 1.0
+    """Seconds that are heard before somebody speaks."""
+    silence: float = 3.0
+    """Seconds without speech that end a piece."""
+    cuts_short: bool = False
+    """Whether recordings of half a minute or less are cut too; else one is heard whole where anybody speaks in it."""
+
+
+@dataclass(frozen=True, slots=True)
 class AudioPayload:
     """One encoded recording (WAV, AIFF, FLAC, OGG, MP3, MP4, WebM, AAC)."""
 
@@ -35,6 +49,8 @@ class AudioPayload:
     """Whether the times of single words are asked for; those of segments come anyway where the model gives any."""
     top_k: int = 5
     """Of a model that tells classes of sound apart."""
+    pauses: Pauses | None = None
+    """None: all of it is heard, whoever speaks."""
 
 
 @dataclass(frozen=True, slots=True)

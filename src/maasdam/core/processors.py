@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -68,6 +68,39 @@ class TextStream(Protocol):
 
     def finish(self) -> str:
         """What was held back."""
+        ...
+
+
+class Section(NamedTuple):
+    """The inputs of one part of a payload."""
+
+    inputs: dict[str, type_array]
+    """Of batch 1."""
+    start: float
+    """Where in the payload it begins, seconds."""
+
+
+class Sections(Protocol):
+    """Of one payload, made as they are asked for: it may be hours long."""
+
+    seconds: float
+    """That were read until now."""
+
+    def __iter__(self) -> Iterator[Section | None]:
+        """None wherever there is no part yet, so that whoever asks can stop. Raises InvalidPayload."""
+        ...
+
+
+@runtime_checkable
+class PiecewiseProcessor(Processor, Protocol):
+    """Of a task whose payloads are answered part by part."""
+
+    def parts(self, payload: Payload) -> Sections | None:
+        """None: `prepare` makes all of this one."""
+        ...
+
+    def finish_part(self, outputs: Tensors, part: Section, payload: Payload) -> Answer:
+        """The answer to one part, as it goes behind those before it."""
         ...
 
 

@@ -70,9 +70,14 @@ async def transcript_of(
     pieces: list[Tokens] = []
     for inputs in prepared:
         pieces += await all_of(engine, SequenceRequest(name, inputs, Sampling(), deadline))
-    text = "".join(tokens.text or "" for tokens in pieces).strip()
-    language = next((tokens.language for tokens in reversed(pieces) if tokens.language), None)
-    return Transcript(text, tuple(segment for tokens in pieces for segment in tokens.segments), language), pieces
+    return whole_transcript([Transcript(tokens.text or "", tokens.segments, tokens.language) for tokens in pieces]), pieces
+
+
+def whole_transcript(pieces: Sequence[Transcript]) -> Transcript:
+    """Pieces put together, in the language that the last of them names."""
+    language = next((piece.language for piece in reversed(pieces) if piece.language), None)
+    segments = tuple(segment for piece in pieces for segment in piece.segments)
+    return Transcript("".join(piece.text for piece in pieces).strip(), segments, language)
 
 
 async def all_of(engine: SequenceEngine, request: SequenceRequest) -> list[Tokens]:

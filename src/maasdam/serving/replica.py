@@ -15,8 +15,9 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, Protocol, TypeVar, cast
@@ -27,6 +28,7 @@ from maasdam import grammars
 from maasdam.core import (
     UNTRIED,
     Admitted,
+    Answer,
     Batching,
     Checked,
     Chunk,
@@ -37,10 +39,13 @@ from maasdam.core import (
     Facts,
     HoldingEngine,
     Payload,
+    PiecewiseProcessor,
     Processor,
     ReadingProcessor,
     Request,
     Scored,
+    Section,
+    Sections,
     SequenceEngine,
     SequenceRequest,
     Signature,
@@ -56,11 +61,12 @@ from maasdam.core import (
     TextPiece,
     TextStream,
     Tokens,
+    Transcript,
     Units,
     WithoutNan,
     total_cost,
 )
-from maasdam.engines.generating import piece_of, transcript_of, with_echo
+from maasdam.engines.generating import piece_of, transcript_of, whole_transcript, with_echo
 from maasdam.engines.mailbox import as_they_come, told
 from maasdam.errors import EngineFailure, InvalidField, InvalidInput, InvalidPayload, MaasdamError, Overloaded, TooLarge
 from maasdam.serving.answer_reader import AnswerReader
@@ -77,6 +83,9 @@ SMALL_BYTES = 256 * 1024
 
 SIDE_BY_SIDE = 16
 """Payloads of one request that are worked on at once: a request of a thousand texts is no crowd, and leaves room for others."""
+PARTS_AHEAD = 2
+"""Of one payload, that are computed or wait for it at once: others' requests come between."""
+OVER = object()
 KINDS_KEPT = 64
 """Of tensors that fit."""
 TOO_LONG_DECODING_SECONDS = 0.02
@@ -240,7 +249,9 @@ class TensorReplica:
         return cancel
 
     def stream(self, request: Request, hear: Hear) -> Callable[[], object]:
-        """See `Replica`: one chunk."""
+        """See `Replica`: one chunk, or one a part and the last."""
+        if isinstance(self._processor, PiecewiseProcessor) and not isinstance(request.payloads[0], TensorPayload):
+            return told(self._answered(request.payloads[0], request.deadline, asyncio.Semaphore()), hear, _is_last)
         return self.submit(request, lambda outcome: hear(outcome if isinstance(outcome, BaseException) else outcome[0]))
 
     def answer(self, request: Request) -> AsyncGenerator[Chunk]:
@@ -252,9 +263,19 @@ class TensorReplica:
             yield await _spelled(self._processor, payload, self._pool)
             return
         if not isinstance(payload, TensorPayload):
+            if self._processor is None:
+                raise InvalidInput("this model has no processor; send raw tensors to /v2/models/NAME/infer")
+            check_kind(self._processor.task, payload)
             async with turns:
-                chunk = await self._decoded(payload, deadline)
-            yield chunk
+                if self._preparing >= self._queue_size:
+                    raise Overloaded(f"{self._preparing} requests are already waiting for this model; try again in a second")
+                parts = self._processor.parts(payload) if isinstance(self._processor, PiecewiseProcessor) else None
+                if parts is None:
+                    yield await self._decoded(payload, deadline)
+                    return
+                async with aclosing(self._by_parts(payload, parts, deadline)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
             return
         await asyncio.get_running_loop().run_in_executor(self._pool, self._checked.check, payload.tensors)
         items = self._items(payload.tensors)
@@ -302,12 +323,8 @@ class TensorReplica:
             )
 
     async def _decoded(self, payload: Payload, deadline: float | None) -> Chunk:
-        if self._processor is None:
-            raise InvalidInput("this model has no processor; send raw tensors to /v2/models/NAME/infer")
-        check_kind(self._processor.task, payload)
+        assert self._processor is not None
         loop = asyncio.get_running_loop()
-        if self._preparing >= self._queue_size:
-            raise Overloaded(f"{self._preparing} requests are already waiting for this model; try again in a second")
         self._preparing += 1
         try:
             prepared, units = await loop.run_in_executor(self._pool, _prepare, self._processor, payload)
@@ -317,6 +334,38 @@ class TensorReplica:
         outputs: list[Tensors] = [ran.outputs for ran in rans]
         answer = await loop.run_in_executor(self._pool, self._processor.finish, outputs, payload)
         return Chunk(answer, units, True, total_cost(ran.cost for ran in rans))
+
+    async def _by_parts(self, payload: Payload, parts: Sections, deadline: float | None) -> AsyncGenerator[Chunk]:
+        """A chunk a part, in order, while the next ones are made and computed; and a last one, of what it was in all."""
+        loop = asyncio.get_running_loop()
+        running: deque[asyncio.Task[tuple[Answer, Cost | None]]] = deque()
+        cost: Cost | None = None
+
+        async def answered(part: Section) -> tuple[Answer, Cost | None]:
+            ran = await self._scheduler.run(part.inputs, deadline)
+            finish = cast(PiecewiseProcessor, self._processor).finish_part
+            return await loop.run_in_executor(self._pool, finish, ran.outputs, part, payload), ran.cost
+
+        self._preparing += 1
+        try:
+            coming = iter(parts)
+            is_over = False
+            while running or not is_over:
+                if not is_over and len(running) < PARTS_AHEAD:
+                    part = await loop.run_in_executor(self._pool, _next_part, coming)
+                    is_over = part is OVER
+                    if isinstance(part, Section):
+                        running.append(asyncio.ensure_future(answered(part)))
+                    continue
+                answer, its_cost = await running.popleft()
+                cost = total_cost((cost, its_cost))
+                yield Chunk(answer, Units(audio_seconds=parts.seconds), False, cost)
+        finally:
+            self._preparing -= 1
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+        yield Chunk(Transcript(""), Units(audio_seconds=parts.seconds), True, cost)
 
     def close(self) -> None:
         """End the scheduler, then free the engine."""
@@ -395,6 +444,8 @@ class _Whole:
 def _folded(pieces: Sequence[Chunk]) -> Chunk:
     """Pieces of text joined; another answer as it is."""
     last = pieces[-1]
+    if isinstance(last.value, Transcript):
+        return last._replace(value=whole_transcript([cast(Transcript, piece.value) for piece in pieces]))
     if not isinstance(last.value, TextPiece):
         return last
     texts = [cast(TextPiece, piece.value) for piece in pieces]
@@ -502,11 +553,28 @@ class SequenceReplica:
         self._answering += 1
         try:
             loop = asyncio.get_running_loop()
-            prepared, units = await loop.run_in_executor(self._pool, _prepare, self._processor, payload)
-            transcript, tokens = await transcript_of(self._engine, prepared, request.id, request.deadline)
+            parts = self._processor.parts(payload) if isinstance(self._processor, PiecewiseProcessor) else None
+            if parts is None:
+                prepared, units = await loop.run_in_executor(self._pool, _prepare, self._processor, payload)
+                transcript, tokens = await transcript_of(self._engine, prepared, request.id, request.deadline)
+                yield Chunk(transcript, units, True, total_cost(each.cost for each in tokens))
+                return
+            cost: Cost | None = None
+            language: str | None = None
+            coming = iter(parts)
+            while (part := await loop.run_in_executor(self._pool, _next_part, coming)) is not OVER:
+                if not isinstance(part, Section):
+                    continue
+                if language is not None:  # what the first part is in, all of them are in
+                    part.inputs.setdefault("language", np.array([language], dtype=object))
+                transcript, tokens = await transcript_of(self._engine, [part.inputs], request.id, request.deadline)
+                language = language or transcript.language
+                cost = total_cost((cost, *(each.cost for each in tokens)))
+                said = replace(transcript, text="".join(each.text or "" for each in tokens)).later(part.start)
+                yield Chunk(said, Units(audio_seconds=parts.seconds), False, cost)
+            yield Chunk(Transcript("", (), language), Units(audio_seconds=parts.seconds), True, cost)
         finally:
             self._answering -= 1
-        yield Chunk(transcript, units, True, total_cost(each.cost for each in tokens))
 
     def _note_slow_decoder(self, seconds: float) -> None:
         """The decoder came with the model. What took long by the clock may have waited for the processor: of the next, its
@@ -755,6 +823,14 @@ def _wrong(constraint: Constraint, text: str, is_cut: bool) -> str | None:
     if is_cut:
         return None if grammars.is_begun(constraint, text) else "it is no beginning of what is allowed"
     return grammars.check(constraint, text)
+
+
+def _next_part(parts: Iterator[Section | None]) -> Section | object | None:
+    """The next part, None where there is none yet, OVER at the end."""
+    try:
+        return next(parts, OVER)
+    except MemoryError as error:
+        raise InvalidPayload("the payload is too large to decode; send a smaller one") from error
 
 
 def _prepare(processor: Processor, payload: Payload) -> tuple[list[dict[str, Any]], Units]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from maasdam.errors import InvalidPayload
 
 if TYPE_CHECKING:
+    from maasdam.core import type_array
     from maasdam.tasks.recordings import Heard
 
 CALLED = {"mp4": "MP4", "matroska": "WebM", "aac": "AAC", "wav": "WAV", "ogg": "OGG"}
@@ -33,8 +34,8 @@ PLAIN = frozenset({b"sowt", b"twos", b"lpcm", b"ipcm", b"fpcm", b"in24", b"in32"
 SEGMENT = b"\x18\x53\x80\x67"
 
 
-def read(data: bytes, container: str, heard: Heard) -> None:
-    """Decode the first track of sound into `heard`. Raises InvalidPayload: broken, cut off, none in it, PyAV not installed."""
+def read(data: bytes, container: str, heard: Heard) -> Iterator[type_array]:
+    """The first track of sound, as `heard` hears it. Raises InvalidPayload: broken, cut off, none in it, PyAV not installed."""
     called = CALLED[container]
     try:
         import av
@@ -51,7 +52,7 @@ def read(data: bytes, container: str, heard: Heard) -> None:
         options = {"probesize": str(PROBED_BYTES)}
         sound = io.BytesIO(data)
         with av.open(sound, format=container, options=options, metadata_errors="replace", io_open=_open_nothing) as file:
-            _decode(file, called, heard)
+            yield from _decode(file, called, heard)
     except InvalidPayload:
         raise
     except Exception as error:  # PyAV raises what FFmpeg says, and ValueError for sound that changes on the way
@@ -64,7 +65,7 @@ def _open_nothing(*_: Any) -> Any:
     raise InvalidPayload("the recording refers to other files, which are not read; send one that holds its sound")
 
 
-def _decode(file: Any, called: str, heard: Heard) -> None:
+def _decode(file: Any, called: str, heard: Heard) -> Iterator[type_array]:
     import av
     import numpy as np
 
@@ -101,10 +102,10 @@ def _decode(file: Any, called: str, heard: Heard) -> None:
                 block.append(plane.to_ndarray())
                 waiting += plane.samples
         if waiting >= max(rate, 1):
-            heard.add(np.concatenate(block, axis=1).T)
+            yield heard.add(np.concatenate(block, axis=1).T)
             block, waiting = [], 0
     if waiting:
-        heard.add(np.concatenate(block, axis=1).T)
+        yield heard.add(np.concatenate(block, axis=1).T)
     if broken is not None and not heard.frames:  # a last packet that was cut is left out, as players do
         raise broken
     if (heard.frames if is_plain else packets) < promised:

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import io
 import wave
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import AudioPayload, Payload, Signature, TensorSpec
+from maasdam.core import AudioPayload, Payload, Section, Signature, TensorSpec
 from maasdam.errors import InvalidModel, InvalidPayload
 from maasdam.tasks.files import opened, preprocessor
-from maasdam.tasks.recordings import decode_audio
+from maasdam.tasks.pauses import pieces
+from maasdam.tasks.recordings import Heard, decode_audio
 from maasdam.tasks.spectrograms import Spectrograms
 
 if TYPE_CHECKING:
@@ -42,6 +43,28 @@ class Windows(list[dict[str, "type_array"]]):
         self.seconds = seconds
 
 
+class Recording:
+    """The parts of one recording, cut at its pauses. See `core.Sections`."""
+
+    def __init__(
+        self, payload: AudioPayload, rate: int, max_seconds: float, inputs_of: Callable[[type_array], dict[str, type_array]]
+    ) -> None:
+        """`inputs_of` makes a model's inputs of samples [S] at `rate` Hz. `payload` says how pauses are told."""
+        self._payload, self._rate, self._inputs_of = payload, rate, inputs_of
+        self._heard = Heard(rate, max_seconds)
+
+    @property
+    def seconds(self) -> float:
+        """That were heard until now."""
+        return self._heard.seconds
+
+    def __iter__(self) -> Iterator[Section | None]:
+        """Raises InvalidPayload."""
+        assert self._payload.pauses is not None
+        for piece in pieces(self._heard.blocks(self._payload.data), self._rate, self._payload.pauses):
+            yield None if piece is None else Section(self._inputs_of(piece.samples), piece.start)
+
+
 class Hearing:
     """The extractor of one model. Thread-safe."""
 
@@ -51,6 +74,7 @@ class Hearing:
         self._rate = int(self._extractor.sampling_rate)
         self._max_seconds = max_seconds
         self._features, self._mask = _inputs(signature, who)
+        self._is_whole = None not in self._features.shape[1:]  # then the extractor pads or cuts it itself
 
     def __call__(self, payload: Payload) -> Windows:
         """One input for each window: features [1, T, F] or samples [1, S], and the mask if the model takes one.
@@ -59,9 +83,15 @@ class Hearing:
         """
         assert isinstance(payload, AudioPayload)
         waveform, seconds = decode_audio(payload.data, self._rate, self._max_seconds)
-        is_whole = None not in self._features.shape[1:]  # then the extractor pads or cuts it itself
-        places = [(0, len(waveform))] if is_whole else windows(len(waveform), self._rate)
+        places = [(0, len(waveform))] if self._is_whole else windows(len(waveform), self._rate)
         return Windows((self._extract(waveform[start:stop]) for start, stop in places), seconds)
+
+    def parts(self, payload: Payload) -> Recording | None:
+        """The same by pieces between pauses, where the payload says how those are told. See `core.PiecewiseProcessor`."""
+        assert isinstance(payload, AudioPayload)
+        if payload.pauses is None or self._is_whole:
+            return None
+        return Recording(payload, self._rate, self._max_seconds, self._extract)
 
     def _extract(self, waveform: type_array) -> dict[str, type_array]:
         import numpy as np

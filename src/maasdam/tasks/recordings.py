@@ -11,6 +11,7 @@ what was heard, not what a header says.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from maasdam.errors import InvalidPayload
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 RATES = (4_000, 192_000)
 """Samples per second that are taken, Hz."""
 MAX_CHANNELS = 16
-MOST_SAMPLES = 1 << 28
-"""Over all channels: ten minutes of two at the highest rate. Silence packs a thousand to one, and each is decoded."""
+MOST_RATE = 2 * 96_000
+"""Samples over all channels, for each second that is taken: silence packs a thousand to one, and each is decoded."""
 MIN_SECONDS = 0.1
 BLOCK_SECONDS = 1.0
 FORMATS = "WAV, AIFF, FLAC, OGG, MP3, MP4 (M4A), WebM or AAC"
@@ -34,21 +35,11 @@ UNKNOWN_FRAMES = 1 << 60
 
 
 def decode_audio(data: bytes, rate: int, max_seconds: float) -> tuple[type_array, float]:
-    """The recording as mono float32 [S] at `rate` Hz, and how long it was heard, seconds.
+    """The recording as mono float32 [S] at `rate` Hz, and how long it was heard, seconds. Raises as `Heard.blocks`."""
+    import numpy as np
 
-    Raises InvalidPayload: empty, none of FORMATS, a header that lies, a rate or length out of bounds, NaN.
-    """
-    if not data:
-        raise InvalidPayload("the recording is empty (0 bytes); send the bytes of a file")
     heard = Heard(rate, max_seconds)
-    container = container_of(data)
-    if container in ("mp4", "matroska", "aac"):
-        from maasdam.tasks.containers import read
-
-        read(data, container, heard)
-    else:
-        _sound_file(data, container, heard)
-    return heard.whole()
+    return np.concatenate(list(heard.blocks(data))), heard.seconds
 
 
 def container_of(data: bytes) -> str | None:
@@ -68,15 +59,43 @@ def container_of(data: bytes) -> str | None:
 
 
 class Heard:
-    """Gathers a recording block by block, as mono at one rate. Refuses what is too long, or no number."""
+    """Hears one recording block by block, as mono at one rate. Refuses what is too long, or no number."""
 
     def __init__(self, rate: int, max_seconds: float) -> None:
         self._rate = rate
         self._max_seconds = max_seconds
+        self._most_samples = int(max_seconds * MOST_RATE)
         self._from = 0
         self._resampler: Any = None
-        self._pieces: list[type_array] = []
         self.frames = 0
+
+    @property
+    def seconds(self) -> float:
+        """How long it was heard until now."""
+        return self.frames / self._from if self._from else 0.0
+
+    def blocks(self, data: bytes) -> Iterator[type_array]:
+        """The recording as blocks of mono float32 [S] at the rate.
+
+        Raises InvalidPayload: empty, none of FORMATS, a header that lies, a rate or length out of bounds, NaN.
+        """
+        import numpy as np
+
+        if not data:
+            raise InvalidPayload("the recording is empty (0 bytes); send the bytes of a file")
+        container = container_of(data)
+        if container in ("mp4", "matroska", "aac"):
+            from maasdam.tasks.containers import read
+
+            yield from read(data, container, self)
+        else:
+            yield from _sound_file(data, container, self)
+        if self.frames == 0:
+            raise InvalidPayload("the recording holds no samples; send one with sound in it")
+        if self.seconds < MIN_SECONDS:
+            raise InvalidPayload(f"the recording is {self.seconds:.3f} s long; send at least {MIN_SECONDS:g} s")
+        if self._resampler is not None:
+            yield self._resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
     def begin(self, rate: int, channels: int, frames: int | None = None) -> None:
         """Check what the header says; `frames` None is unknown. Raises InvalidPayload."""
@@ -93,37 +112,25 @@ class Heard:
         self._from = rate
         self._resampler = None if rate == self._rate else soxr.ResampleStream(rate, self._rate, 1, dtype="float32")
 
-    def add(self, block: type_array) -> None:
-        """The next frames, float32 [N, channels]. Raises InvalidPayload."""
+    def add(self, block: type_array) -> type_array:
+        """The next frames, float32 [N, channels], as mono at the rate. Raises InvalidPayload."""
         import numpy as np
 
         self.frames += len(block)
-        if self.frames * block.shape[1] > MOST_SAMPLES:
+        if self.frames * block.shape[1] > self._most_samples:
             raise InvalidPayload(
-                f"the recording has more than {MOST_SAMPLES:,} samples in its {block.shape[1]} channels; send one channel of it"
+                f"the recording has more than {self._most_samples:,} samples in its {block.shape[1]} channels; "
+                "send one channel of it"
             )
         if self.frames > int(self._max_seconds * self._from):
             raise InvalidPayload(f"the recording is longer than the {self._max_seconds:g} s that are taken; send a shorter one")
         if not np.isfinite(block).all():
             raise InvalidPayload("the recording holds NaN or infinite samples; send finite ones")
-        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
-        self._pieces.append(mono if self._resampler is None else self._resampler.resample_chunk(mono))
-
-    def whole(self) -> tuple[type_array, float]:
-        """The waveform float32 [S], and its length in seconds. Raises InvalidPayload where too little was heard."""
-        import numpy as np
-
-        if self.frames == 0:
-            raise InvalidPayload("the recording holds no samples; send one with sound in it")
-        seconds = self.frames / self._from
-        if seconds < MIN_SECONDS:
-            raise InvalidPayload(f"the recording is {seconds:.3f} s long; send at least {MIN_SECONDS:g} s")
-        if self._resampler is not None:
-            self._pieces.append(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-        return np.concatenate(self._pieces).astype(np.float32, copy=False), seconds
+        mono: type_array = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+        return mono if self._resampler is None else self._resampler.resample_chunk(mono)
 
 
-def _sound_file(data: bytes, container: str | None, heard: Heard) -> None:
+def _sound_file(data: bytes, container: str | None, heard: Heard) -> Iterator[type_array]:
     import soundfile
 
     whole = mended(data)
@@ -133,19 +140,20 @@ def _sound_file(data: bytes, container: str | None, heard: Heard) -> None:
         if container in ("wav", "ogg"):  # they hold any codec, and libsndfile has not all of them
             from maasdam.tasks.containers import read
 
-            return read(whole, container, heard)
+            yield from read(whole, container, heard)
+            return
         raise _broken(data) from error
     file.seekable = lambda: False  # else soundfile seeks after each block, which fails where the length is unknown
     with file:
         try:
-            _read(file, heard)
+            yield from _read(file, heard)
         except InvalidPayload:
             raise
         except Exception as error:
             raise _broken(data) from error
 
 
-def _read(file: Any, heard: Heard) -> None:
+def _read(file: Any, heard: Heard) -> Iterator[type_array]:
     if file.format not in CONTAINERS:
         raise InvalidPayload(f"the recording is {file.format}, which is no recording in {FORMATS}; send one of those")
     frames = file.frames if 0 < file.frames < UNKNOWN_FRAMES else None
@@ -154,7 +162,7 @@ def _read(file: Any, heard: Heard) -> None:
         block = file.read(int(BLOCK_SECONDS * file.samplerate), dtype="float32", always_2d=True)
         if len(block) == 0:
             break
-        heard.add(block)
+        yield heard.add(block)
     if file.format == "FLAC" and frames is not None and heard.frames < frames:
         raise InvalidPayload(
             f"the FLAC header promises {frames:,} samples and {heard.frames:,} could be read; send the whole file"

@@ -6,16 +6,29 @@ Knows CTC. Refuses to know engines and HTTP.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import SPEECH_RECOGNITION, Answer, AudioPayload, Payload, Processor, Signature, Tensors, Transcript, Units
+from maasdam.core import (
+    SPEECH_RECOGNITION,
+    Answer,
+    AudioPayload,
+    Payload,
+    Processor,
+    Section,
+    Signature,
+    Tensors,
+    Transcript,
+    Units,
+)
 from maasdam.errors import EngineFailure, InvalidModel
 from maasdam.settings import Settings
 from maasdam.tasks.ctc_times import frame_seconds, segments_of, timed_words
 from maasdam.tasks.examples import transcribed_files
 from maasdam.tasks.files import opened, read_json
-from maasdam.tasks.hearing import OVERLAP_SECONDS, RECORDINGS, WINDOW_SECONDS, Hearing, Windows, quiet
+from maasdam.tasks.hearing import OVERLAP_SECONDS, RECORDINGS, WINDOW_SECONDS, Hearing, Recording, Windows, quiet
 from maasdam.tasks.recordings import decode_audio
 from maasdam.tasks.scoring import WER
 from maasdam.tasks.task import Bytes, Task
@@ -42,16 +55,30 @@ class WaveformProcessor:
 
     def prepare(self, payload: Payload) -> list[dict[str, type_array]]:
         """One "waveform" [1, S] at 16 kHz, with "language" [1] and "timestamps" [1] where asked for. Raises InvalidPayload."""
-        import numpy as np
-
         assert isinstance(payload, AudioPayload)
         waveform, _ = decode_audio(payload.data, WHISPER_RATE, self._max_seconds)
+        return [self._inputs(payload, waveform)]
+
+    def parts(self, payload: Payload) -> Recording | None:
+        """The same by pieces of what Whisper hears at once. See `core.PiecewiseProcessor`."""
+        assert isinstance(payload, AudioPayload)
+        if payload.pauses is None:
+            return None
+        return Recording(payload, WHISPER_RATE, self._max_seconds, partial(self._inputs, payload))
+
+    def finish_part(self, outputs: Tensors, part: Section, payload: Payload) -> Answer:
+        """Not used: the engine gives text."""
+        return self.finish([outputs], payload)
+
+    def _inputs(self, payload: AudioPayload, waveform: type_array) -> dict[str, type_array]:
+        import numpy as np
+
         inputs: dict[str, type_array] = {"waveform": waveform[None]}
         if payload.language:
             inputs["language"] = np.array([payload.language], dtype=object)
         if payload.timestamps:
             inputs["timestamps"] = np.array([True])
-        return [inputs]
+        return inputs
 
     def finish(self, outputs: Sequence[Tensors], payload: Payload) -> Answer:
         """Not used: the engine gives text."""
@@ -72,10 +99,23 @@ class CtcProcessor:
         self._tokenizer = opened("CTC tokenizer", folder, lambda: _open_tokenizer(folder))
         self._output = _frames_output(signature)
         self._frame_seconds = frame_seconds(folder)
+        has_words = getattr(self._tokenizer, "word_delimiter_token", None) in self._tokenizer.get_vocab()
+        self._between = " " if has_words else ""
 
     def prepare(self, payload: Payload) -> list[dict[str, type_array]]:
         """One input for each window, see `Hearing`. Raises InvalidPayload."""
         return self._hear(payload)
+
+    def parts(self, payload: Payload) -> Recording | None:
+        """See `Hearing.parts`."""
+        return self._hear.parts(payload)
+
+    def finish_part(self, outputs: Tensors, part: Section, payload: Payload) -> Answer:
+        """See `core.PiecewiseProcessor`. Raises EngineFailure for NaN."""
+        said = self.finish([outputs], payload)
+        assert isinstance(said, Transcript)
+        text = self._between + said.text if said.text else ""
+        return replace(said, text=text).later(part.start)
 
     def finish(self, outputs: Sequence[Tensors], payload: Payload) -> Answer:
         """Frames [1, T, V] of each window -> the transcript, by the likeliest path. Raises EngineFailure for NaN.

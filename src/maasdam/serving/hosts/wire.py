@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -109,9 +110,8 @@ class Audio(Struct, array_like=True, tag="a"):
 
     at: int
     size: int
-    language: str | None
-    timestamps: bool
-    top_k: int
+    rest: AudioPayload
+    """Without its data."""
 
 
 class Prompt(Struct, array_like=True, tag="p"):
@@ -395,7 +395,7 @@ def payload_given(payload: Payload, is_checked: bool, before: Sequence[Buffer], 
     if isinstance(payload, ImagePayload):
         said: Any = Image(at, size, payload.top_k)
     else:
-        said = Audio(at, size, payload.language, payload.timestamps, payload.top_k)
+        said = Audio(at, size, replace(payload, data=b""))
     return said, [*before, payload.data], at + size
 
 
@@ -409,7 +409,7 @@ def payload_of(said: ArrayList | Image | Audio | Prompt | Passage | TokenQuestio
     data = memory.bytes(said.at, said.size)
     if isinstance(said, Image):
         return ImagePayload(data, said.top_k)
-    return AudioPayload(data, said.language, said.timestamps, said.top_k)
+    return replace(said.rest, data=data)
 
 
 def part_given(chunk: Chunk, before: Sequence[Buffer] = (), at: int = 0) -> tuple[AnswerPart, list[Buffer], int]:
