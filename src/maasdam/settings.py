@@ -96,6 +96,10 @@ class Settings:
     compares for four fifths. Less is a quicker build and rougher figures."""
     host_memory_bytes: int = 0
     """Memory that an engine host may take, bytes; 0 is four fifths of what the machine has."""
+    custom_seconds: float = 10.0
+    """Longest that the code of a task of one's own may take for one prepare or finish."""
+    custom_memory_bytes: int = 2 * 1024**3
+    """Memory that a process of such code may take, bytes; each model has up to two."""
     host_stall_seconds: float = 120.0
     """Longest that an engine host may work without anything coming of it, or one batch may take; 0 is no limit."""
     watts_per_core: float = 0.0

@@ -27,7 +27,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from starlette.exceptions import HTTPException
 
 from maasdam import __version__
-from maasdam.api import admin, audio, classifications, errors, oip, oip_generate, openai, reading, responses
+from maasdam.api import admin, audio, classifications, custom, errors, oip, oip_generate, openai, reading, responses
 from maasdam.api.access import Gate
 from maasdam.api.body import BodyLimits, Limit, is_json, is_multipart, takes_forms_only
 from maasdam.api.connection import HttpConnection
@@ -78,7 +78,7 @@ def application(service: Service, has_keys: bool = True) -> Entrance:
         openapi_url="/openapi.json",
         dependencies=[Depends(only_known)],
     )
-    doors = (oip, oip_generate, openai, responses, reading, audio, classifications, admin)
+    doors = (oip, oip_generate, openai, responses, reading, audio, classifications, custom, admin)
     routers = [door.routes(service) for door in doors]
     for router in routers:
         inside.include_router(router)

@@ -33,6 +33,7 @@ ANSWERS_LATE = (
     "tokenize",
     "/v1/audio",
     "/v1/images",
+    "/v1/custom",
     "/infer",
 )
 """Routes that run a model have these in their path."""

@@ -17,6 +17,7 @@ MODELS = "/models/{model:model}"
 """A route's path of one model."""
 CLASSIFIES = {door: task for task in TASKS.values() if task.answer is Classification and task.field for door in task.doors}
 """Routes of ours that name what is in a file, each with its task. They take it in a form, or in JSON in base64."""
+CUSTOM_DOOR = "/v1/custom"
 INFER = re.compile(rf"/v2/models/(?P<model>{MODEL})(?:/versions/(?P<version>[^/]*))?/infer")
 
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 def build(
     source: str = typer.Argument(help="A path, or hf:org/name."),
     name: str = typer.Option(..., "--name", help="The model's name in the catalog."),
-    task: str = typer.Option(None, "--task", help="Hugging Face's name of the task; default: what the source says."),
+    task: str = typer.Option(
+        None, "--task", help="Hugging Face's name of the task, or your own: task.py:Class; default: the source's."
+    ),
     recipe: str = typer.Option("fp32", "--recipe", help="A built-in recipe, or a TOML file."),
     to: str = typer.Option(None, "--to", help="Result's format: onnx, pytorch, tensorflow or openvino; default: the fastest."),
     data: Path = typer.Option(None, "--data", help="Labelled examples to evaluate on."),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from maasdam.core.answers import (
     Answer,
     Classification,
+    CustomAnswer,
     Label,
     Mark,
     Relevance,
@@ -41,6 +42,7 @@ from maasdam.core.names import LONGEST_KEPT, NOT_IN_NAMES, split_name
 from maasdam.core.payloads import (
     AudioPayload,
     Calling,
+    CustomPayload,
     ImagePayload,
     Pauses,
     Payload,
@@ -70,6 +72,7 @@ from maasdam.core.requests import ANONYMOUS, Admitted, Caller, Chunk, Cost, Entr
 from maasdam.core.sampling import PLAIN, Constraint, Sampling, check_within
 from maasdam.core.task_names import (
     AUDIO_CLASSIFICATION,
+    CUSTOM,
     FEATURES,
     FILL_MASK,
     IMAGE_CLASSIFICATION,
@@ -89,6 +92,7 @@ __all__ = [
     "ANONYMOUS",
     "AUDIO_CLASSIFICATION",
     "CONTEXT_KEYS",
+    "CUSTOM",
     "DEPENDENT",
     "FEATURES",
     "FILL_MASK",
@@ -121,6 +125,8 @@ __all__ = [
     "Classification",
     "Constraint",
     "Cost",
+    "CustomAnswer",
+    "CustomPayload",
     "Echo",
     "EchoingProcessor",
     "Engine",

@@ -165,4 +165,13 @@ class TextPiece(NamedTuple):
     """Of the tools that the payload names."""
 
 
-Answer = Tensors | Classification | Transcript | TextPiece | Vector | Relevance | Spans | Spelled
+class CustomAnswer(NamedTuple):
+    """Of a user's own task."""
+
+    json: str
+    """The answer."""
+    score: float | None = None
+    """How right it is, by the task's own `score`, where the payload says what would be."""
+
+
+Answer = Tensors | Classification | Transcript | TextPiece | Vector | Relevance | Spans | Spelled | CustomAnswer

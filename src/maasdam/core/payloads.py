@@ -107,4 +107,14 @@ class SpellPayload:
     """What each token is called is told too."""
 
 
-Payload = TensorPayload | ImagePayload | AudioPayload | TextPayload | ReadPayload | SpellPayload
+@dataclass(frozen=True, slots=True)
+class CustomPayload:
+    """What a user's own task is given: the bytes of a file, or a value in JSON."""
+
+    data: bytes
+    is_file: bool = True
+    truth: str | None = None
+    """What is right, in JSON, where that is known: of examples."""
+
+
+Payload = TensorPayload | ImagePayload | AudioPayload | TextPayload | ReadPayload | SpellPayload | CustomPayload

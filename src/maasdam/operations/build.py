@@ -115,9 +115,11 @@ def _make(root: Path, settings: Settings, spec: BuildSpec, attempts: Attempts, p
     from maasdam.pipeline.own_engine import on_its_own_engine
     from maasdam.pipeline.run_recipe import Build, Data
     from maasdam.sources import ingest
+    from maasdam.tasks.custom_code import task_name
 
     store, paths = Store(root), Data(spec.data, spec.calibrate, spec.train)
-    wanted = find_recipe(spec.recipe, spec.task)  # a bad recipe is said before a large model is read
+    task = task_name(spec.task)
+    wanted = find_recipe(spec.recipe, task)  # a bad recipe is said before a large model is read
     progress("read the source")
     artifact = ingest(spec.source, store, task=spec.task, processor=spec.processor, trust=spec.trust)
     if artifact.task is None and wanted.task is not None:  # the source names none: what the recipe is for
@@ -129,7 +131,7 @@ def _make(root: Path, settings: Settings, spec: BuildSpec, attempts: Attempts, p
         return _as_it_is(store, settings, spec, artifact, progress)
     artifact, moved = on_its_own_engine(artifact, store, spec.device, attempts)  # before it is asked anything
     artifact = store_with_signature(artifact, store, _an_example(artifact, paths))
-    recipe = wanted if artifact.task == spec.task else find_recipe(spec.recipe, artifact.task)
+    recipe = wanted if artifact.task == task else find_recipe(spec.recipe, artifact.task)
     building = Build(store, paths, spec.device, settings.threads, settings.measure_seconds, progress, attempts=attempts)
     building.check(recipe, artifact, spec.to)
     examples, sample = _examples(artifact, paths, progress)

@@ -17,9 +17,11 @@ from maasdam.artifacts.catalog import Version
 from maasdam.artifacts.names import check_name
 from maasdam.artifacts.store import MANIFEST
 from maasdam.core import FORMATS, Artifact, Signature
-from maasdam.errors import Conflict, InvalidModel, NotFound, StorageFailure, Unsupported
+from maasdam.errors import Conflict, InvalidModel, NotFound, StorageFailure, UnsafeModel, Unsupported
 from maasdam.operations.workspace import Workspace
 from maasdam.serving.upstreams.place import UPSTREAM
+from maasdam.tasks import custom_code
+from maasdam.tasks.custom_code import CODE
 
 FACTS = "version.json"
 CARRIED = ("model", "version", "digest", "source", "recipe", "report", "passes")
@@ -149,7 +151,12 @@ def _kept(workspace: Workspace, folder: Path, described: Mapping[str, Any], dige
     if engine not in ENGINES or layout not in ENGINES[engine].layouts or described["format"] not in FORMATS:
         raise InvalidModel(f"no engine '{engine}' opens the layout '{layout}'; update Maasdam, or export the model again")
     _refuse_unsafe(folder, layout, trust)
-    return workspace.store.add(
+    code = folder / CODE
+    if code.is_file() and not trust:
+        raise UnsafeModel(
+            "the model comes with Python code of its own task, which the service would run; pass --trust if you know it"
+        )
+    artifact = workspace.store.add(
         folder,
         format=described["format"],
         layout=layout,
@@ -160,6 +167,9 @@ def _kept(workspace: Workspace, folder: Path, described: Mapping[str, Any], dige
         parents=tuple(str(parent) for parent in described["parents"]),
         expect=digest,
     )
+    if (artifact.path / CODE).is_file():
+        custom_code.trust(workspace.store.root, (artifact.path / CODE).read_bytes())
+    return artifact
 
 
 def _refuse_unsafe(folder: Path, layout: str, trust: bool) -> None:

@@ -17,9 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from maasdam.core import Payload, Sampling, TensorPayload, TextPayload
+from maasdam.core import CustomPayload, Payload, Sampling, TensorPayload, TextPayload
 from maasdam.errors import InvalidInput, NotFound
 from maasdam.tasks import task_of
+from maasdam.tasks.custom import of_row
 from maasdam.tasks.examples import arrays_of
 from maasdam.tasks.task import Task
 
@@ -82,6 +83,10 @@ def _of_word(record: Task, word: str, how: How) -> Iterator[Input]:
         if is_text and path.suffix == ".txt":  # who writes to a model may end so
             yield Input(word, partial(_words, record, word, how))
             return
+        if CustomPayload in record.payloads:
+            with suppress(ValueError, RecursionError):
+                yield Input(word, partial(of_row, {"input": json.loads(word)}))
+                return
         raise NotFound(f"no file {word:.200}; this model takes {record.takes}")
     for one in paths:
         yield from _of_path(record, one, how)
@@ -99,7 +104,8 @@ def _matching(pattern: Path) -> list[Path]:
 def _of_path(record: Task, path: Path, how: How) -> Iterator[Input]:
     if path.is_dir():
         endings = (*TABLES, ".txt") if _takes_words(record) else (*record.suffixes, ARRAYS)
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in endings and file.is_file())
+        is_any = CustomPayload in record.payloads
+        inside = sorted(f for f in path.rglob("*") if (is_any or f.suffix.lower() in endings) and f.is_file())
         if record.suffixes:  # what lies beside pictures and tells about them is no input
             inside = [file for file in inside if file.suffix.lower() not in TABLES]
         if not inside:
@@ -120,6 +126,9 @@ def _of_table(record: Task, path: Path, how: How) -> Iterator[Input]:
     for line, row in _rows(path):
         if record.of_row is not None:
             yield Input(f"{path}:{line}", partial(record.of_row, row, how.top_k))
+            continue
+        if CustomPayload in record.payloads and "input" in row:
+            yield Input(f"{path}:{line}", partial(of_row, row))
             continue
         column = next((name for name in columns if row.get(name) not in (None, "")), None)
         if column is None:
@@ -170,7 +179,7 @@ def _of_stdin(record: Task, how: How) -> Payload:
 
 
 def _of_file(record: Task, path: Path, how: How) -> Payload:
-    if path.suffix == ARRAYS or record.of_file is None:
+    if record.of_file is None or (path.suffix == ARRAYS and CustomPayload not in record.payloads):
         return TensorPayload(arrays_of(path))
     try:
         return record.payload(path.read_bytes(), how.top_k)

@@ -25,6 +25,7 @@ from maasdam.core import (
 from maasdam.errors import InvalidModel
 from maasdam.sources.bounds import MAX_CONFIG_BYTES, MAX_PROCESSOR_FILE_BYTES, Place, parse_json, read_bounded, read_json_object
 from maasdam.sources.finding import Risk
+from maasdam.tasks.custom_code import CODE
 from maasdam.tasks.sentences import KINDS, MODULES, flat, modules_of
 
 PROCESSOR_FILES = frozenset({
@@ -32,9 +33,9 @@ PROCESSOR_FILES = frozenset({
     "video_preprocessor_config.json", "feature_extractor_config.json", "tokenizer.json", "tokenizer_config.json",
     "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "vocabulary.json", "vocabulary.txt", "merges.txt", "normalizer.json", "chat_template.jinja",
-    "chat_template.json", "labels.txt", MODULES, "sentence_bert_config.json", "config_sentence_transformers.json",
+    "chat_template.json", "labels.txt", CODE, MODULES, "sentence_bert_config.json", "config_sentence_transformers.json",
 })  # fmt: skip
-"""Files that describe the processor, flat beside the model. None of them is code."""
+"""Files that describe the processor, flat beside the model. None is code that is run, but for CODE, which asks first."""
 
 LAYER_COUNTS = frozenset(
     {

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maasdam.core import PAST, TEXT_CLASSIFICATION, TEXT_RANKING, Artifact, Classification, ReadPayload
+from maasdam.core import CUSTOM, PAST, TEXT_CLASSIFICATION, TEXT_RANKING, Artifact, Classification, ReadPayload
 from maasdam.engines import engines_for
-from maasdam.errors import InvalidInput, InvalidModel, Unsupported
+from maasdam.errors import InvalidInput, InvalidModel, UnsafeModel, Unsupported
 from maasdam.sources.examine import Examined, examine, refuse_blocked
 from maasdam.sources.finding import Inspection, Reading
-from maasdam.tasks import TASKS, task_of
+from maasdam.tasks import TASKS, custom_code, task_of
 
 if TYPE_CHECKING:
     from maasdam.artifacts.store import Store
@@ -35,13 +35,22 @@ def ingest(
     same artifact, and are copied once. Raises NotFound, InvalidModel, UnsafeModel, Unsupported (no such task), InvalidInput
     (a task that contradicts the architecture; labels that don't fit).
     """
+    code = _code(task, trust)
+    task = custom_code.task_name(task)
     if task not in (None, *TASKS):
-        raise Unsupported(f"no task '{task}'; the tasks are: {', '.join(TASKS)}")
+        raise Unsupported(
+            f"no task '{task}'; the tasks are: {', '.join(TASKS)}; your own is named path/to/task.py:ClassName, or as an "
+            f"installed package calls it ({', '.join(custom_code.offered()) or 'none does'})"
+        )
     examined = examine(source, trust=trust, processor=processor)
     refuse_blocked(examined.inspection)
     chosen = _choose_task(task, examined.inspection)
     _check_labels(chosen, examined.inspection)
-    key = _key(examined, chosen)
+    if chosen == CUSTOM and code is None:
+        code = _code_within(examined, trust)
+    if code is not None:
+        custom_code.trust(store.root, code)
+    key = _key(examined, chosen, code)
     known = store.cached(key)
     if known is not None:
         return known[0]
@@ -53,6 +62,8 @@ def ingest(
         refuse_blocked(copied.inspection)
         if copied.inspection.layout != examined.inspection.layout or set(copied.files) != set(examined.files):
             raise InvalidModel(f"{source} changed while it was copied; try again")
+        if code is not None:
+            (folder / custom_code.CODE).write_bytes(code)
         reading = copied.reading
         artifact = store.add(
             folder,
@@ -65,6 +76,27 @@ def ingest(
         )
     store.remember(key, artifact, {"source": source})
     return artifact
+
+
+def _code(task: str | None, trust: bool) -> bytes | None:
+    """The code that --task names, packed; None where it names none. Raises UnsafeModel without --trust."""
+    if task is None or not custom_code.is_named(task):
+        return None
+    if not trust:
+        raise UnsafeModel(
+            f"--task {task} names Python code, which the service would run; pass --trust if you know what it does"
+        )
+    return custom_code.packed(task)
+
+
+def _code_within(examined: Examined, trust: bool) -> bytes:
+    """The same of a folder that brings it, as a model does that was built here."""
+    path = examined.files.get(custom_code.CODE)
+    if path is None:
+        raise InvalidInput("--task custom goes with code; name it: --task path/to/task.py:ClassName --trust")
+    if not trust:
+        raise UnsafeModel(f"{path} is Python code, which the service would run; pass --trust if you know what it does")
+    return path.read_bytes()
 
 
 def _engine(reading: Reading) -> str:
@@ -98,7 +130,7 @@ def _choose_task(task: str | None, inspection: Inspection) -> str | None:
     if task is None:
         return chosen
     are_both_scores = {inspection.task, task} == {TEXT_CLASSIFICATION, TEXT_RANKING}  # of one class or of several
-    if inspection.task is not None and inspection.task != task and not are_both_scores:
+    if inspection.task is not None and inspection.task != task and not are_both_scores and task != CUSTOM:
         raise InvalidInput(
             f"{inspection.source} is a {inspection.architecture}, made for {inspection.task}, not '{task}'; leave --task out"
         )
@@ -124,11 +156,12 @@ def _copy(files: Mapping[str, Path], folder: Path) -> None:
         shutil.copyfile(path, target, follow_symlinks=False)
 
 
-def _key(examined: Examined, task: str | None) -> str:
+def _key(examined: Examined, task: str | None, code: bytes | None = None) -> str:
     """Names the files by what the file system says of them: any write changes the change time, which nobody can set."""
     facts = []
     for name, path in sorted(examined.files.items()):
         state = path.stat()
         facts.append([name, str(path), state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns])
-    text = json.dumps([_KEY_VERSION, task, examined.inspection.layout, facts])
+    of_code = [] if code is None else [hashlib.sha256(code).hexdigest()]
+    text = json.dumps([_KEY_VERSION, task, examined.inspection.layout, facts, *of_code])
     return hashlib.sha256(b"ingest" + text.encode()).hexdigest()

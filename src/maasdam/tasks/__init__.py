@@ -18,6 +18,7 @@ from maasdam.core import Answer, Example, Processor, Score, Signature
 from maasdam.errors import InvalidInput, Unsupported
 from maasdam.settings import Settings
 from maasdam.tasks import (
+    custom,
     images,
     raw,
     sounds,
@@ -35,6 +36,7 @@ TASKS: dict[str, Task] = {
         images.TASK,
         text.TASK,
         speech.TASK,
+        custom.TASK,
         *READERS,
         sounds.TASK,
     )

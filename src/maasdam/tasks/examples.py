@@ -217,6 +217,29 @@ def _check_unpacked(file: Path) -> None:
         )
 
 
+def own_examples(path: Path) -> list[tuple[str, bytes, bool, str | None]]:
+    """Of a task of one's own: name, bytes, whether they are a file's (else JSON), and what is right, in JSON.
+
+    Each line of a .jsonl file with "input", or each file of a folder; "truth" stands beside "input", or beside "file_name" in
+    the folder's metadata.
+    """
+    if path.is_file():
+        rows = [row for row in _json_lines(path) if path.suffix == ".jsonl"]
+        lacks = next((i for i, row in rows if "input" not in row), None) if rows else 1
+        if lacks is not None:
+            raise InvalidInput(f"{path.name} line {lacks} has no 'input'; each line is an object with one, and with 'truth'")
+        return [(f"{path.name}:{i}", json.dumps(row["input"]).encode(), False, _truth(row)) for i, row in rows]
+    named = _rows(path, ())
+    if named is not None:
+        return [(row["file_name"], file.read_bytes(), True, _truth(row)) for row, file, _ in named]
+    files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    return [(str(file.relative_to(path)), file.read_bytes(), True, None) for file in files]
+
+
+def _truth(row: Row) -> str | None:
+    return json.dumps(row["truth"]) if row.get("truth") is not None else None
+
+
 def _files(path: Path, suffixes: tuple[str, ...], advice: str) -> list[Path]:
     if not path.is_dir():
         raise InvalidInput(f"{path} is a file; {advice}")
@@ -275,7 +298,7 @@ def _file(folder: Path, row: Row, suffixes: tuple[str, ...], where: Path, index:
         raise InvalidInput(f"{where.name} row {index} names '{name}', which can't name a file ({error})"[:500]) from error
     if not file.is_relative_to(folder.resolve()):
         raise InvalidInput(f"{where.name} row {index} names '{name}', outside the folder; put the file inside")
-    if file.suffix.lower() not in suffixes:
+    if suffixes and file.suffix.lower() not in suffixes:
         raise InvalidInput(f"{where.name} row {index} names '{name}'; this task takes: {', '.join(suffixes)}")
     if not is_there:
         raise InvalidInput(f"{where.name} row {index} names '{name}', which is not there")

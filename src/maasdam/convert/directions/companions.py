@@ -6,6 +6,8 @@ import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
+from maasdam.tasks.custom_code import CODE
+
 PATTERNS: tuple[str, ...] = (
     "config.json",
     "generation_config.json",
@@ -26,6 +28,7 @@ PATTERNS: tuple[str, ...] = (
     "modules.*",
     "sentence_*_config.json",
     "config_sentence_transformers.json",
+    CODE,
     "LICENSE*",
 )
 """What describes the processor, the labels and the generation, never the weights."""

@@ -23,6 +23,8 @@ from maasdam.core import (
     Chunk,
     Classification,
     Cost,
+    CustomAnswer,
+    CustomPayload,
     Facts,
     ImagePayload,
     Mark,
@@ -157,6 +159,20 @@ class Stretches(Struct, array_like=True, tag="f"):
     value: Spans
 
 
+class OwnInput(Struct, array_like=True, tag="o"):
+    """A payload; its data is in the message's memory."""
+
+    at: int
+    size: int
+    is_file: bool
+
+
+class OwnAnswer(Struct, array_like=True, tag="j"):
+    """An answer."""
+
+    value: CustomAnswer
+
+
 class Labels(Struct, array_like=True, tag="l"):
     """An answer."""
 
@@ -192,7 +208,7 @@ class Taken(Struct, array_like=True):
 class AnswerPart(Struct, array_like=True):
     """A chunk."""
 
-    value: ArrayList | Labels | HeardSpeech | Written | Numbers | Graded | Stretches | TokenNames
+    value: ArrayList | Labels | HeardSpeech | Written | Numbers | Graded | Stretches | TokenNames | OwnAnswer
     items: Count
     prompt_tokens: Count | None
     completion_tokens: Count | None
@@ -211,6 +227,9 @@ class Wrong(Struct, array_like=True):
     code: str | None = None
 
 
+PayloadSaid: TypeAlias = ArrayList | Image | Audio | Prompt | Passage | TokenQuestion | OwnInput
+
+
 class Ask(Struct, array_like=True, tag="ask"):
     """A request. `seconds` are left until its deadline; `in_pieces`: each is told as it comes."""
 
@@ -218,7 +237,7 @@ class Ask(Struct, array_like=True, tag="ask"):
     id: str
     seconds: float | None
     in_pieces: bool
-    payloads: list[ArrayList | Image | Audio | Prompt | Passage | TokenQuestion]
+    payloads: list[PayloadSaid]
     memory: int = -1
     base: int = 0
     owner: str = ""
@@ -394,12 +413,14 @@ def payload_given(payload: Payload, is_checked: bool, before: Sequence[Buffer], 
     size = len(payload.data)
     if isinstance(payload, ImagePayload):
         said: Any = Image(at, size, payload.top_k)
+    elif isinstance(payload, CustomPayload):
+        said = OwnInput(at, size, payload.is_file)
     else:
         said = Audio(at, size, replace(payload, data=b""))
     return said, [*before, payload.data], at + size
 
 
-def payload_of(said: ArrayList | Image | Audio | Prompt | Passage | TokenQuestion, memory: Memory) -> Payload:
+def payload_of(said: PayloadSaid, memory: Memory) -> Payload:
     """The inverse. Raises Garbled."""
     if isinstance(said, ArrayList):
         tensors = tensors_of(said.arrays, memory)
@@ -409,19 +430,23 @@ def payload_of(said: ArrayList | Image | Audio | Prompt | Passage | TokenQuestio
     data = memory.bytes(said.at, said.size)
     if isinstance(said, Image):
         return ImagePayload(data, said.top_k)
+    if isinstance(said, OwnInput):
+        return CustomPayload(data, said.is_file)
     return replace(said.rest, data=data)
 
 
 def part_given(chunk: Chunk, before: Sequence[Buffer] = (), at: int = 0) -> tuple[AnswerPart, list[Buffer], int]:
     """A chunk as it travels, the memory with it, and where that ends."""
     value, body = chunk.value, list(before)
-    said: ArrayList | Labels | HeardSpeech | Written | Numbers | Graded | Stretches | TokenNames
+    said: ArrayList | Labels | HeardSpeech | Written | Numbers | Graded | Stretches | TokenNames | OwnAnswer
     if isinstance(value, TextPiece):
         said = Written(*value)  # type: ignore[arg-type]  # its reason is one of these words
     elif isinstance(value, Classification):
         said = Labels(value)
     elif isinstance(value, Transcript):
         said = HeardSpeech(value)
+    elif isinstance(value, CustomAnswer):
+        said = OwnAnswer(value)
     elif isinstance(value, Relevance):
         said = Graded(value)
     elif isinstance(value, Spelled):
