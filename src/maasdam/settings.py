@@ -68,6 +68,8 @@ class Settings:
     """Tokens generated when the caller names no limit."""
     queue_size: int = 256
     """Requests waiting per replica before new ones get 503."""
+    max_sessions: int = 64
+    """Realtime sessions open at once in one worker; one more gets 503."""
     response_days: float = 30.0
     """How long an answer of /v1/responses is kept, and how long after the last that continues it; 0 keeps none."""
     response_bytes: int = 256 * 1024 * 1024

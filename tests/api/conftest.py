@@ -21,6 +21,7 @@ from maasdam.accounts.prices import Prices
 from maasdam.api.connection import Head
 from maasdam.api.http import application, connections
 from maasdam.api.listening import bound_socket
+from maasdam.api.sockets import SOCKET_OPTIONS
 from maasdam.artifacts.catalog import Catalog
 from maasdam.core import Artifact
 from maasdam.database.engine import open_database
@@ -152,7 +153,7 @@ def run_in_thread(home: Path, settings: Settings, has_keys: bool = True) -> Iter
         entrance,
         http=made_by,
         loop="uvloop",
-        ws="none",
+        **SOCKET_OPTIONS,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=2,

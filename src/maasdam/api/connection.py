@@ -1,9 +1,9 @@
 """uvicorn's HTTP/1.1 connection with what it lacks. Knows sockets, clocks and framing; never routes or bodies' meaning.
 
 Added: headers must come within a time, a size and a number; framing that servers read differently is refused; what
-stands beside a chunked body (sizes, extensions, trailers) is bounded and dropped; `Upgrade` is ignored, since this
-service speaks nothing else; a client that stops reading its answer is cut off; whoever answers a request hears at once
-that its client went away.
+stands beside a chunked body (sizes, extensions, trailers) is bounded and dropped; `Upgrade` is ignored but where there is
+a websocket; a client that stops reading its answer is cut off; whoever answers a request hears at once that its client went
+away.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ HEADS_KEPT, LONGEST_HEAD = 512, 2048
 """Of requests that were answered at once: so many heads, of at most so many bytes."""
 STALLED_SECONDS = 30.0
 """A client that takes nothing of its answer for so long is cut off."""
+SOCKETS = frozenset({b"/v1/realtime"})
+"""Paths that a GET may make a websocket."""
 SCOPE_KEY = "maasdam.connection"
 
 NOT_HTTP = (400, "this is not valid HTTP/1.1; send requests that follow RFC 9112")
@@ -151,6 +153,8 @@ class HttpConnection(HttpToolsProtocol):
         self._is_reading_headers = True
         self._is_in_body = False
         self._is_replaying = False
+        self._is_socket = False
+        """Whether the request opens a websocket."""
         self._messages = 0
         self._trailers = 0
         self._framing = 0
@@ -195,6 +199,9 @@ class HttpConnection(HttpToolsProtocol):
                     break
                 except httptools.HttpParserUpgrade as upgrade:
                     rest = rest[upgrade.args[0] :]
+                    if self._is_socket:
+                        self._become_socket(len(rest))
+                        return
                     self._start_over_without_upgrade()
             if was_between and self._exchange is not before and self._exchange is not None:
                 self._keep(data, self._exchange.head)
@@ -251,11 +258,12 @@ class HttpConnection(HttpToolsProtocol):
         self._is_in_body = True
         self._header_bytes = self._trailers = self._framing = 0
         self._stop_timer("_header_timer")
+        self._is_socket = self.parser.should_upgrade() and self._may_be_socket()
         if self._at_once is not None and self._may_be_at_once():
             self._offered = []
             return
         super().on_headers_complete()
-        self._is_replaying = self.parser.should_upgrade()
+        self._is_replaying = self.parser.should_upgrade() and not self._is_socket
 
     def on_chunk_header(self) -> None:
         """The size of a chunk came."""
@@ -377,7 +385,26 @@ class HttpConnection(HttpToolsProtocol):
         self._stop_timer("_stall_timer")
 
     def _should_upgrade(self) -> bool:
-        return False
+        return self._is_socket
+
+    def _may_be_socket(self) -> bool:
+        """Whether the request that asks for an upgrade gets it: nothing else is under way, and it has no body."""
+        return (
+            self.url.partition(b"?")[0] in SOCKETS
+            and self._should_upgrade_to_ws()
+            and self.parser.get_method() == b"GET"
+            and self._get_upgrade() == b"websocket"
+            and self._is_free()
+            and not any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
+        )
+
+    def _become_socket(self, early: int) -> None:
+        """Hand the connection on, whose client has sent `early` bytes before it could know that it may."""
+        if early:
+            self._is_socket = False
+            self._fail(400, "frames came before the answer to the upgrade; wait for it")
+        self._unset_keepalive_if_required()
+        self.handle_websocket_upgrade()
 
     def _check_framing(self) -> None:
         """Refuse what a proxy before us may read in another way."""

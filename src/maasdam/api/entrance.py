@@ -63,7 +63,7 @@ class Entrance:
         """`tensors` answers POST /v2/models/.../infer below the framework; `inside` everything else."""
         self._inside = inside
         self._tensors = tensors
-        self._gate = gate
+        self.gate = gate
         self._limits = limits
         self._service = service
         settings = service.settings
@@ -72,14 +72,13 @@ class Entrance:
         self.origins = Origins.of(settings.cors_origins)
         self.at_once: Callable[[Exchange], bool] | None = None
         """What a connection may ask first, of requests that need nothing of this."""
+        self.sockets: App | None = None
+        """What answers websockets; it raises what refuses one."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; lifespan events pass through."""
         if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self._inside(scope, receive, send)
-            else:
-                await send({"type": "websocket.close", "code": 1003})
+            await (self._inside if scope["type"] == "lifespan" else self._socket)(scope, receive, send)
             return
         if REFUSED in scope:  # by the connection, which could not read on
             return
@@ -109,6 +108,36 @@ class Entrance:
                 connection.on_close = None
             self._ended(scope, reply.status, began)
             scope.pop(JSON, None)  # or an idle connection would hold it, by the scope of what it asked last
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A websocket, from its handshake to its end: one line in the log."""
+        assert self.sockets is not None
+        began, status = time.perf_counter(), None
+        scope[REQUEST_ID], scope["method"], scope[ROUTE] = new_request_id(), "GET", scope["path"]
+        bind_contextvars(request_id=scope[REQUEST_ID])
+
+        async def sent(message: Message) -> None:
+            nonlocal status
+            await send(message)
+            if message["type"] == "websocket.accept":
+                status = 101
+
+        try:
+            await self.sockets(scope, receive, sent)
+        except Exception as error:
+            refused = errors.refusal(error, scope[REQUEST_ID])
+            scope[REFUSED] = refused
+            if status is not None:  # it is open: the client is told by how it closes
+                await send({"type": "websocket.close", "code": 1011, "reason": refused.message[:100]})
+                return
+            await self.note_refusal(scope, refused.status, began)
+            data, kind = errors.body(refused, errors.door(scope["path"]), scope["path"], scope[REQUEST_ID])
+            ids = id_headers(scope[REQUEST_ID], bodies.header(scope["headers"], b"x-request-id"))
+            headers = [(b"content-type", kind), (b"content-length", b"%d" % len(data)), *errors.headers(refused), *ids]
+            await send({"type": "websocket.http.response.start", "status": refused.status, "headers": headers})
+            await send({"type": "websocket.http.response.body", "body": data, "more_body": False})
+        finally:
+            self._ended(scope, status, began)
 
     def refuse_unread(self, scope: Scope, status: int, message: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """Headers and body for a request the connection could not read: see `connection.Refuse`."""
@@ -166,8 +195,8 @@ class Entrance:
             await reply({"type": "http.response.body", "body": b"", "more_body": False})
             return
         try:
-            scope[CALLER] = caller = await self._gate.caller(path, headers)
-            self._gate.check(path, caller)
+            scope[CALLER] = caller = await self.gate.caller(path, headers)
+            self.gate.check(path, caller)
             coding_of(bodies.header(headers, b"content-encoding"))
             found = INFER.fullmatch(path) if scope["method"] == "POST" and path.endswith("/infer") else None
             if found is not None:

@@ -27,7 +27,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from starlette.exceptions import HTTPException
 
 from maasdam import __version__
-from maasdam.api import admin, audio, classifications, custom, errors, oip, oip_generate, openai, reading, responses
+from maasdam.api import admin, audio, classifications, custom, errors, oip, oip_generate, openai, reading, realtime, responses
 from maasdam.api.access import Gate
 from maasdam.api.body import BodyLimits, Limit, is_json, is_multipart, takes_forms_only
 from maasdam.api.connection import HttpConnection
@@ -40,6 +40,7 @@ from maasdam.api.oip_at_once import AtOnce
 from maasdam.api.oip_infer import InferRoute
 from maasdam.api.openapi import document
 from maasdam.api.routing import methods_of
+from maasdam.api.sockets import SOCKET_OPTIONS
 from maasdam.api.tls import HANDSHAKE_SECONDS, TlsPair
 from maasdam.errors import InvalidField, InvalidInput, MaasdamError, MethodNotAllowed, NotFound, WrongContentType
 from maasdam.operations.deployments import served_versions
@@ -78,7 +79,7 @@ def application(service: Service, has_keys: bool = True) -> Entrance:
         openapi_url="/openapi.json",
         dependencies=[Depends(only_known)],
     )
-    doors = (oip, oip_generate, openai, responses, reading, audio, classifications, custom, admin)
+    doors = (oip, oip_generate, openai, responses, reading, audio, realtime, classifications, custom, admin)
     routers = [door.routes(service) for door in doors]
     for router in routers:
         inside.include_router(router)
@@ -93,6 +94,7 @@ def application(service: Service, has_keys: bool = True) -> Entrance:
     gate = gate_of(service, has_keys)
     entrance = Entrance(inside, InferRoute(service, limits), gate, limits, service)
     entrance.at_once = AtOnce(service, gate, limits)
+    entrance.sockets = realtime.Realtime(service, entrance)
     return entrance
 
 
@@ -142,7 +144,7 @@ def serve(
         entrance,
         http=connections(entrance),  # type: ignore[arg-type]  # called as the class is
         loop="uvloop",
-        ws="none",
+        **SOCKET_OPTIONS,
         lifespan="on",
         log_config=None,
         access_log=False,

@@ -23,7 +23,7 @@ from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from maasdam.core import Chunk, Entry, Facts, Request, Units, total_cost
+from maasdam.core import Chunk, Cost, Entry, Facts, Request, Units, total_cost
 from maasdam.engines.mailbox import as_they_come
 from maasdam.errors import Asleep, DeadlineExceeded, EngineFailure, Left, MaasdamError
 from maasdam.serving.deadlines import Deadlines
@@ -112,10 +112,10 @@ class Inference:
         `check` raises where the replica that will answer can't give what is asked for; the entry that `write` gets says
         what it cost. Raises what the replica, `check` and `write` raise, DeadlineExceeded.
         """
-        account = _Account(self, request)
+        account = Account(self, request)
         try:
             try:
-                chunks = await self._answer(account, check)
+                chunks = await self.ask(account, check)
                 account.add_up()
                 answer = await write(chunks, account.entry)
             except BaseException as error:
@@ -188,7 +188,7 @@ class Inference:
         """Monotonic seconds, as deadlines are in."""
         return self._clock()
 
-    def lease(self, account: _Account) -> Replica:
+    def lease(self, account: Account) -> Replica:
         """The replica that will answer, held for the account. Raises NotFound, NotReady, Asleep, StorageFailure."""
         self._refuse_if_lost()
         try:
@@ -199,7 +199,7 @@ class Inference:
         account.meets(lease.version)
         return lease.replica
 
-    async def leased(self, account: _Account, asleep: Asleep | None = None) -> Replica:
+    async def leased(self, account: Account, asleep: Asleep | None = None) -> Replica:
         """The same, loaded first where it is asleep. Raises NotFound, NotReady, Overloaded, StorageFailure."""
         try:
             if asleep is None:
@@ -210,7 +210,7 @@ class Inference:
         account.meets(lease.version)
         return lease.replica
 
-    async def _answer(self, account: _Account, check: Callable[[Facts], None] | None) -> list[Chunk]:
+    async def ask(self, account: Account, check: Callable[[Facts], None] | None) -> list[Chunk]:
         """The answer of a replica that stays, whole."""
         while True:
             try:
@@ -227,7 +227,7 @@ class Inference:
                 account.release()
                 await asyncio.sleep(0)  # the router may be still to hear of it
 
-    async def _submitted(self, account: _Account, replica: Replica) -> list[Chunk]:
+    async def _submitted(self, account: Account, replica: Replica) -> list[Chunk]:
         waiter: asyncio.Future[list[Chunk]] = asyncio.get_running_loop().create_future()
         told = partial(settle, waiter)
         deadline = account.request.deadline
@@ -246,7 +246,7 @@ class Inference:
         return chunks
 
 
-class _Account:
+class Account:
     """One request's units, cost and row."""
 
     __slots__ = ("_inference", "_is_added_up", "_is_settled", "began", "entry", "lease", "request")
@@ -283,6 +283,18 @@ class _Account:
         entry.items, entry.audio_seconds = units.items, units.audio_seconds
         entry.prompt_tokens, entry.completion_tokens = units.prompt_tokens, units.completion_tokens
         cost = first.cost if is_one else total_cost(chunk.cost for chunk in chunks)
+        if cost is not None:
+            entry.compute_seconds, entry.joules, entry.energy_method = cost
+
+    def take_over(self, part: Account) -> None:
+        """Add what a part of the request took; who answered it answers the request."""
+        entry, other = self.entry, part.entry
+        if other.version is not None:
+            entry.model, entry.version, entry.task = other.model, other.version, other.task
+        both = [
+            Cost(e.compute_seconds, e.joules, e.energy_method or "") for e in (entry, other) if e.compute_seconds is not None
+        ]
+        cost = total_cost(both)
         if cost is not None:
             entry.compute_seconds, entry.joules, entry.energy_method = cost
 
@@ -346,7 +358,7 @@ class _Account:
         return self.note(status, error_code, durable.tell), durable
 
 
-class _Answering(_Account):
+class _Answering(Account):
     """One request that is answered whole, by callbacks."""
 
     __slots__ = ("_answer", "_cancel", "_check", "_done", "_is_answered", "_late", "_row", "_write")
