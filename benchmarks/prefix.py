@@ -61,7 +61,8 @@ def opened(folder: Path, threads: int, *, rounds: bool = True, **options: Any) -
     """The model's steps, as the engine takes them."""
     ahead = options.get("prompt_lookup", 0)
     make, _, blocks = _pipeline(folder, {"threads": threads, "dynamic_quantization": rounds, **options})
-    prefixes = Prefixes(_salts(folder), blocks) if "prefix_cache" in options else None
+    salts = _salts(folder, is_asked_for=True) if "prefix_cache" in options else None
+    prefixes = None if salts is None else Prefixes(salts, blocks)
     return Steps(make(), blocks, is_accompanied=rounds, prefixes=prefixes, ahead=ahead)
 
 

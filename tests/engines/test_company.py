@@ -17,6 +17,8 @@ from maasdam.core import DEPENDENT, INDEPENDENT, OF_ITS_ENGINE, UNKNOWN, Artifac
 from maasdam.engines import genai_company, genai_engine, genai_steps, open_engine
 from maasdam.engines.batching_kept import OWN, Findings
 from maasdam.engines.genai_company import company, greedily, written
+from maasdam.engines.genai_prefix import BLOCK, Prefixes
+from maasdam.engines.genai_salts import Salts
 from maasdam.engines.genai_steps import Answer, Steps
 from maasdam.serving.loading import Loader
 from maasdam.settings import Settings
@@ -45,10 +47,12 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture
 def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps of 16 tokens: prompts of the tiny model's context are cut."""
+    """Steps of 16 tokens: prompts of the tiny model's context are cut. A part that computed what came before it anew would not
+    be over with its step."""
     monkeypatch.setattr(genai_steps, "STEP_TOKENS", 16)
     monkeypatch.setattr(genai_steps, "MOST_ANSWERS", 8)
     monkeypatch.setattr(genai_engine, "STEP_TOKENS", 16)
+    monkeypatch.setattr(genai_engine, "PIPELINE_TOKENS", 42)
 
 
 class Watched(Steps):
@@ -58,6 +62,7 @@ class Watched(Steps):
         before = {answer: answer.left for answer in (*self._inside, *self._waiting)}
         super().step()
         assert self.rows != 1, before
+        assert all(str(a.handle.get_status()).endswith("FINISHED") for a in self._inside if a.is_part)
         for answer, left in before.items():
             assert left == 0 or answer.left == 0 or answer.left == left or (left - answer.left > 1 and answer.left > 1)
             assert not (left == 1 < answer.prompt.shape[1])
@@ -74,9 +79,11 @@ class Otherwise(Steps):
                 answer._pieces.append(genai_steps.Given(ids, [score - 1e-6 for score in scores]))
 
 
-def steps_of(artifact: Artifact, *, blocks: int | None = None, kind: type[Steps] = Watched) -> Steps:
+def steps_of(artifact: Artifact, *, blocks: int | None = None, kind: type[Steps] = Watched, is_salted: bool = False) -> Steps:
     make, _, all_blocks = genai_engine._pipeline(artifact.path, ROUNDED)
-    return kind(make(), blocks or all_blocks, is_accompanied=kind is Watched)
+    salts, blocks = Salts(VOCABULARY), blocks or all_blocks
+    prefixes = Prefixes(salts, blocks) if is_salted else None
+    return kind(make(salts if is_salted else None), blocks, is_accompanied=kind is Watched, prefixes=prefixes)
 
 
 def prompts(*lengths: int) -> list[Any]:
@@ -84,9 +91,10 @@ def prompts(*lengths: int) -> list[Any]:
 
 
 @pytest.mark.usefixtures("short_steps")
-def test_every_length_gets_the_same_bits_alone_among_others_and_joining(artifact: Artifact) -> None:
+@pytest.mark.parametrize("is_salted", [False, True])
+def test_every_length_gets_the_same_bits_alone_among_others_and_joining(artifact: Artifact, is_salted: bool) -> None:
     asked = prompts(*range(1, 41), 47, 48, 49, 50)
-    steps = steps_of(artifact)
+    steps = steps_of(artifact, is_salted=is_salted)
     alone = [written(steps, [prompt], tokens=6)[0] for prompt in asked]
     assert all(len(answer) == 6 for answer in alone)
     for size, joining in ((2, 1), (4, 2), (11, 5), (44, 0)):
@@ -95,8 +103,9 @@ def test_every_length_gets_the_same_bits_alone_among_others_and_joining(artifact
 
 
 @pytest.mark.usefixtures("short_steps")
-def test_when_others_end_or_leave_the_one_that_stays_is_the_same(artifact: Artifact) -> None:
-    steps = steps_of(artifact)
+@pytest.mark.parametrize("is_salted", [False, True])
+def test_when_others_end_or_leave_the_one_that_stays_is_the_same(artifact: Artifact, is_salted: bool) -> None:
+    steps = steps_of(artifact, is_salted=is_salted)
     mine, *others = prompts(21, 5, 35, 18)
     alone = written(steps, [mine], tokens=40)[0]
     for leaving in (0, 1, 5, 9):
@@ -114,9 +123,10 @@ def test_when_others_end_or_leave_the_one_that_stays_is_the_same(artifact: Artif
         assert genai_company._all_of(answers[0]) == alone
 
 
-def test_what_a_full_cache_puts_out_begins_again_and_gives_nothing_twice(artifact: Artifact) -> None:
+@pytest.mark.parametrize("is_salted", [False, True])
+def test_what_a_full_cache_puts_out_begins_again_and_gives_nothing_twice(artifact: Artifact, is_salted: bool) -> None:
     asked = prompts(3, 20, 17, 33, 9, 30)
-    steps, small = steps_of(artifact), steps_of(artifact, blocks=20)
+    steps, small = (steps_of(artifact, blocks=blocks, is_salted=is_salted) for blocks in (None, 20))
     alone = [written(steps, [prompt], tokens=90)[0] for prompt in asked]
     put_out: list[Answer] = []
     take_out = Answer.take_out
@@ -162,6 +172,36 @@ def test_the_companion_goes_with_whom_it_accompanied(artifact: Artifact) -> None
     while steps.has_non_finished_requests():
         steps.step()
     assert not steps._companions and not steps._pipeline.has_non_finished_requests()
+
+
+def test_beside_others_a_prompt_is_computed_in_short_parts(artifact: Artifact) -> None:
+    """No step is much longer than one without it, whatever joins."""
+    steps = steps_of(artifact, is_salted=True)
+    writing = [steps.add_request(p, greedily(60)) for p in prompts(9, 4, 12)]
+    steps.step()
+    joining = [steps.add_request(p, greedily(4)) for p in prompts(100, 30, 40)]
+    rows = []
+    while joining[-1].left:
+        steps.step()
+        rows.append(steps.rows)
+    assert max(rows) <= 3 + 2 + BLOCK + 1 and len(rows) >= 6
+    assert all(len(genai_company._all_of(answer)) == len(rows) + 1 for answer in writing)  # one token from each step
+    for answer in (*writing, *joining):
+        answer.cancel()
+    assert not steps.has_non_finished_requests()
+
+
+@pytest.mark.parametrize("room", [3, 8, 22, 33, 64, 127])
+def test_parts_are_short_and_can_be_found_again(room: int) -> None:
+    for length in range(2, 300):
+        at = 0
+        while at < length:
+            part = genai_steps._part(at, length - at, room)
+            end = at + part
+            assert 2 <= part <= max(room, 66) and (end == length or length - end > 1), (length, at)
+            assert end == length or at == 0 or (end - 1) // BLOCK > (at - 1) // BLOCK, (length, at)
+            at = end
+    assert [genai_steps._part(at, 64 - at, 22) for at in (0, 22, 43)] == [22, 21, 21]
 
 
 def test_the_trial_tells_a_processor_that_computes_lone_rows_otherwise(artifact: Artifact) -> None:

@@ -28,11 +28,11 @@ KEYED = {"prefix_cache": "key"}
 
 
 def sharing(artifact: Artifact, *, blocks: int | None = None, rounds: bool = True) -> Steps:
-    settings = {"threads": 2, "dynamic_quantization": rounds, **KEYED}
-    make, _, all_blocks = genai_engine._pipeline(artifact.path, settings)
+    make, _, all_blocks = genai_engine._pipeline(artifact.path, {"threads": 2, "dynamic_quantization": rounds})
     blocks = blocks or all_blocks
     kind = Watched if rounds else Steps
-    return kind(make(), blocks, is_accompanied=rounds, prefixes=Prefixes(Salts(VOCABULARY), blocks))
+    salts = Salts(VOCABULARY)
+    return kind(make(salts), blocks, is_accompanied=rounds, prefixes=Prefixes(salts, blocks))
 
 
 def many(count: int = 15) -> list[Any]:
@@ -87,7 +87,8 @@ def test_what_is_found_is_what_the_same_owner_computed_and_leaves_two_tokens(art
 
 @pytest.mark.usefixtures("short_steps")
 def test_the_pipeline_finds_as_much_by_itself(artifact: Artifact) -> None:
-    """It is told nothing: what it has in use after a first step of 16 rows shows what it found."""
+    """It is told nothing: what it has in use after a first step of 16 rows shows what it found, each part of a prompt that it
+    ends in one step that it found the parts before."""
     steps = sharing(artifact, blocks=100)
     (prompt,) = prompts(120)
     used = []
@@ -97,7 +98,7 @@ def test_the_pipeline_finds_as_much_by_itself(artifact: Artifact) -> None:
         used.append(round(steps._pipeline.get_metrics().cache_usage))  # percent, which are blocks
         while steps.has_non_finished_requests():
             steps.step()
-    assert used == [2, 4, 2, 2]
+    assert used == [1, 3, 1, 1]  # a companion's block, and those found; a part's own are given back
 
 
 def test_answers_to_one_prompt_wait_for_the_first_and_compute_it_once(artifact: Artifact) -> None:
@@ -238,6 +239,39 @@ async def test_a_penalty_for_repetition_is_refused_by_name_and_neighbours_go_on(
     assert await pieces_of(engine, owned(prompt, "a", Sampling(max_tokens=3, repetition_penalty=1.0)))
 
 
+async def test_without_a_cache_the_answers_of_one_request_alone_share_its_prompt(artifact: Artifact) -> None:
+    plain = cast(Any, open_engine(artifact, threads=1))
+    (prompt,) = prompts(110)
+    added = plain._pipeline.add_request
+    begun: list[Any] = []
+    plain._pipeline.add_request = lambda *args: (begun.append(added(*args)), begun[-1])[1]
+    asked = [replace(owned(prompt, "a"), id=name) for name in ("one", "one", "one", "other")]
+    told = await asyncio.gather(*(pieces_of(plain, request) for request in asked))
+    assert [answer.found for answer in begun] == [0, 96, 96, 0]
+    assert all(pieces[-1].cached_tokens is None for pieces in told)  # nobody's cache: it is not told
+    assert len({tuple(i for piece in pieces for i in piece.token_ids) for pieces in told}) == 1
+    plain.close()
+
+
+async def test_a_penalty_for_repetition_is_kept_to_without_a_cache_and_neighbours_go_on(artifact: Artifact) -> None:
+    """The pipeline is made anew for the first, once nothing is inside."""
+    plain = cast(Any, open_engine(artifact, threads=1))
+    (prompt,) = prompts(60)
+    punished = Sampling(max_tokens=8, temperature=0.0, repetition_penalty=1.8, ignore_eos=True)
+    expected = await all_of(plain.submit(owned(prompt, "a")))
+    assert plain._pipeline.is_salted
+    beside = asyncio.ensure_future(all_of(plain.submit(owned(prompt, "a"))))
+    await asyncio.sleep(0.05)
+    told, after = await asyncio.gather(
+        pieces_of(plain, owned(prompt, "a", punished)), pieces_of(plain, owned(prompt, "b", replace(punished, logprobs=0)))
+    )
+    assert not plain._pipeline.is_salted
+    ids = [i for piece in told for i in piece.token_ids]
+    assert len(ids) == 8 and len(set(ids)) == 8 and ids == [i for piece in after for i in piece.token_ids]
+    assert await beside == expected == await all_of(plain.submit(owned(prompt, "a")))
+    plain.close()
+
+
 @pytest.mark.parametrize(
     ("file", "text", "error", "said"),
     [
@@ -285,7 +319,7 @@ def test_where_what_was_computed_before_shows_activations_are_exact(
     artifact: Artifact,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(genai_engine, "is_same_from_cache", lambda *args: False)
+    monkeypatch.setattr(genai_company, "is_same_from_cache", lambda *args: False)
     opened = cast(Any, open_engine(artifact, threads=1, settings=KEYED))
     assert opened.batching.verdict == DEPENDENT and not opened._pipeline._is_accompanied
     opened.close()

@@ -19,7 +19,7 @@ from maasdam.engines.processor import processor_name
 
 NEVER = Batching(UNKNOWN, 'not tried: its settings say batch = "never"')
 OWN = Batching(UNKNOWN, "not tried: its engine is asked request by request, and shares its steps among them by itself")
-TRIAL = 1
+TRIAL = 2
 """Grows when the trial comes to see more: what was found before is then found anew."""
 
 

@@ -40,6 +40,8 @@ def company(steps: Steps, vocabulary: int, context: int) -> Batching:
         return Batching(DEPENDENT, "with rounded activations answers among others differed from those alone")
     if alone != joining[len(others) :]:
         return Batching(DEPENDENT, "with rounded activations answers that joined others differed from those alone")
+    if not is_same_from_cache(steps, vocabulary, context):
+        return Batching(DEPENDENT, "rounded, answers differed where their prompt had been computed before")
     return Batching(INDEPENDENT, "answers alone, among others and joining them were the same bit for bit, activations rounded")
 
 
@@ -48,7 +50,7 @@ def is_same_from_cache(steps: Steps, vocabulary: int, context: int) -> bool:
     where it shares none."""
     import numpy as np
 
-    if not steps.shares:
+    if not steps.is_salted:
         return True
     prompt = np.random.default_rng(1).integers(0, vocabulary, (1, min(STEP_TOKENS + 9, max(context - TOKENS - 1, 1))))
     alone, first, again = (written(steps, [prompt], owner=owner)[0] for owner in (None, "trial", "trial"))

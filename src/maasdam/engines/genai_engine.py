@@ -34,12 +34,12 @@ from maasdam.core import (
     total_cost,
 )
 from maasdam.engines.gate import FormGate
-from maasdam.engines.genai_company import company, is_same_from_cache
+from maasdam.engines.genai_company import company
 from maasdam.engines.genai_likeliest import Likeliest, Rereading
 from maasdam.engines.genai_prefix import BLOCK, Prefixes
 from maasdam.engines.genai_salts import Salts, salted_model
 from maasdam.engines.genai_scoring import prompt_scores, scored_in_turn
-from maasdam.engines.genai_steps import STEP_TOKENS, Steps, blocks_set_aside
+from maasdam.engines.genai_steps import PIPELINE_TOKENS, STEP_TOKENS, Steps, blocks_set_aside
 from maasdam.engines.generation import Choice, begin, read_config, read_defaults
 from maasdam.engines.mailbox import Hear, Job, Turns, tokens_of
 from maasdam.engines.openvino_engine import PRECISIONS, dynamic_quantization
@@ -103,8 +103,6 @@ def _opened(artifact: Artifact, settings: Mapping[str, Any]) -> GenaiEngine:
     if may_round and not (known and known.verdict == DEPENDENT):
         engine = _open(artifact.path, {**settings, "dynamic_quantization": True}, is_accompanied=True)
         engine.batching = known or engine.try_company()
-        if engine.batching.is_independent and not engine.try_sharing():
-            engine.batching = Batching(DEPENDENT, "rounded, answers differed where their prompt had been computed before")
         if engine.batching.is_independent:
             engine.rounds = True
             return engine
@@ -120,25 +118,29 @@ def _opened(artifact: Artifact, settings: Mapping[str, Any]) -> GenaiEngine:
 def _open(folder: Path, settings: Mapping[str, Any], *, is_accompanied: bool) -> GenaiEngine:
     make, context_length, blocks = _pipeline(folder, settings)
     sharing, ahead = settings.get("prefix_cache"), settings.get("prompt_lookup", 0)
+    salts = None if ahead else _salts(folder, is_asked_for=sharing is not None)
 
-    def steps() -> Steps:
-        prefixes = None if sharing is None else Prefixes(_salts(folder), blocks)
-        return Steps(make(), blocks, is_accompanied=is_accompanied, prefixes=prefixes, ahead=ahead)
+    def steps(is_salted: bool) -> Steps:
+        used = salts if is_salted else None
+        prefixes = None if used is None else Prefixes(used, blocks)
+        return Steps(make(used), blocks, is_accompanied=is_accompanied, prefixes=prefixes, ahead=ahead)
 
     return GenaiEngine(steps, folder, context_length, sharing, ahead)
 
 
-def _salts(folder: Path) -> Salts:
-    """Raises InvalidModel where this model's prompts can't be salted."""
-    defaults = read_defaults(folder)
+def _salts(folder: Path, *, is_asked_for: bool) -> Salts | None:
+    """For this model's prompts. Where it can't be salted None, or InvalidModel where a prefix cache `is_asked_for`."""
+    defaults, why = read_defaults(folder), None
     if defaults.vocabulary is None:
-        raise InvalidModel("config.json has no vocab_size, which a prefix cache needs; deploy it without")
-    if defaults.repetition_penalty != 1:
-        raise InvalidModel(
+        why = "config.json has no vocab_size, which a prefix cache needs; deploy it without"
+    elif defaults.repetition_penalty != 1:
+        why = (
             f"generation_config.json sets repetition_penalty {defaults.repetition_penalty:g}, which engine {NAME} can't keep "
             "to beside a prefix cache; deploy it without"
         )
-    return Salts(defaults.vocabulary)
+    if why is not None and is_asked_for:
+        raise InvalidModel(why)
+    return None if defaults.vocabulary is None or why is not None else Salts(defaults.vocabulary)
 
 
 def _has_rounded_weights(folder: Path) -> bool:
@@ -146,8 +148,9 @@ def _has_rounded_weights(folder: Path) -> bool:
     return any(kind in text for kind in ROUNDED)
 
 
-def _pipeline(folder: Path, settings: Mapping[str, Any]) -> tuple[Callable[[], Any], int, int]:
-    """What makes the pipeline, the context length that its cache allows, and the blocks of that."""
+def _pipeline(folder: Path, settings: Mapping[str, Any]) -> tuple[Callable[..., Any], int, int]:
+    """What makes the pipeline, with salted prompts where it is given salts; the context length that its cache allows, and the
+    blocks of that."""
     import openvino_genai as genai
 
     precision = chosen(settings, "precision", "f32", PRECISIONS)
@@ -159,19 +162,18 @@ def _pipeline(folder: Path, settings: Mapping[str, Any]) -> tuple[Callable[[], A
     if precision != "auto":
         properties["INFERENCE_PRECISION_HINT"] = precision
 
-    shares = "prefix_cache" in settings
     if settings.get("prompt_lookup"):
         properties["prompt_lookup"] = True
 
-    def make() -> Any:
+    def make(salts: Salts | None = None) -> Any:
         scheduler = genai.SchedulerConfig()
         scheduler.num_kv_blocks = tokens // BLOCK
-        scheduler.max_num_batched_tokens = STEP_TOKENS
-        scheduler.enable_prefix_caching = shares
+        scheduler.max_num_batched_tokens = STEP_TOKENS if salts is None else PIPELINE_TOKENS
+        scheduler.enable_prefix_caching = salts is not None
         with TemporaryDirectory() as place:
-            if shares:
-                salted_model(folder, Path(place), _salts(folder))
-            return genai.ContinuousBatchingPipeline(place if shares else str(folder), scheduler, "CPU", properties)
+            if salts is not None:
+                salted_model(folder, Path(place), salts)
+            return genai.ContinuousBatchingPipeline(str(folder) if salts is None else place, scheduler, "CPU", properties)
 
     return make, min(wanted, tokens - blocks_set_aside(wanted) * BLOCK), tokens // BLOCK
 
@@ -226,13 +228,18 @@ class _Running:
 class GenaiEngine:
     """The pipeline and its thread. A request that can't be run fails alone; if a step breaks, the pipeline is made anew."""
 
-    def __init__(self, make: Callable[[], Steps], folder: Path, context_length: int, sharing: str | None, ahead: int) -> None:
-        """`sharing` is one of SHARINGS, or None; `ahead`: tokens to guess beyond the next."""
+    def __init__(
+        self, make: Callable[[bool], Steps], folder: Path, context_length: int, sharing: str | None, ahead: int
+    ) -> None:
+        """`make`, with salted prompts or without; `sharing` is one of SHARINGS, or None; `ahead`: tokens to guess beyond the
+        next."""
         self._make = make
+        self._is_salted = True
+        """Until somebody asks for what a salted prompt can't have, if the model's can be salted at all."""
         self._sharing, self._ahead = sharing, ahead
         self._defaults = replace(read_defaults(folder), context_length=context_length)
         self.context_length = context_length
-        self._pipeline: Any = make()
+        self._pipeline: Any = make(True)
         self._waiting: list[_Running] = []
         """Those whose prompts are to be scored, which nothing may be beside, and those that came after: see `_admit`."""
         self.batching: Batching = OF_ITS_ENGINE
@@ -255,10 +262,6 @@ class GenaiEngine:
     def try_company(self) -> Batching:
         """Whether answers are the same in any company; before anybody asks for one."""
         return company(self._pipeline, self._defaults.vocabulary or 2, self.context_length)
-
-    def try_sharing(self) -> bool:
-        """Whether an answer is the same where its prompt was computed before, or prompts are not shared."""
-        return is_same_from_cache(self._pipeline, self._defaults.vocabulary or 2, self.context_length)
 
     def start(self, request: SequenceRequest, hear: Hear) -> Callable[[], object]:
         """Token ids as they come, without the end token; the last has `finish_reason` "stop" or "length".
@@ -301,7 +304,8 @@ class GenaiEngine:
                     "unsupported_parameter",
                 )
             r.reading = self._reading(job.request.sampling, r)
-            if r.reading is None and (r.choice.scores_prompt or self._waiting):
+            waits = r.reading is None and (r.choice.scores_prompt or self._waiting)
+            if waits or self._is_to_be_plain(r.choice):
                 self._waiting.append(r)
             elif r.choice.max_tokens:
                 self._add(r)
@@ -314,7 +318,8 @@ class GenaiEngine:
         admitted = r.job.request.admitted
         if admitted is not None:
             self._hold(admitted)
-        owner = {"key": r.job.request.owner, "shared": ""}.get(self._sharing or "")
+        request = r.job.request  # without a cache the answers of one request share their prompt
+        owner = {"key": request.owner, "shared": ""}.get(self._sharing or "", f"{request.owner}\n{request.id}")
         r.handle = self._pipeline.add_request(r.prompt, configuration(r.choice, admitted, self._ahead), owner)
 
     def _reading(self, sampling: Sampling, r: _Running) -> Rereading | None:
@@ -339,13 +344,16 @@ class GenaiEngine:
             self._waiting.remove(r)
 
     def _admit(self) -> list[_Running]:
-        """With nothing in the pipeline: score some prompts, and let in what needs no score, or has it now. Gives those that are
-        over so.
+        """With nothing in the pipeline: make it without salts if one needs that, score some prompts, and let in what needs no
+        score, or has it now. Gives those that are over so.
 
         Who comes while a prompt waits for its score waits too, or the pipeline would never be free; each time some prompts are
         scored and everybody else let in, so that neither waits for ever.
         """
-        unscored = [r for r in self._waiting if r.choice.scores_prompt and not r.prompt_scores]
+        if any(self._is_to_be_plain(r.choice) for r in self._waiting):
+            self._is_salted = False
+            self._renew()
+        unscored = [r for r in self._waiting if r.choice.scores_prompt and not r.prompt_scores and r.reading is None]
         count = scored_in_turn([r.prompt for r in unscored])
         for r in unscored[:count]:
             span = self.meter.start()
@@ -368,6 +376,10 @@ class GenaiEngine:
             over.append(r)
         return over
 
+    def _is_to_be_plain(self, choice: Choice) -> bool:
+        """Whether the pipeline is to be made without salts first: for this penalty it looks up each token of the prompt."""
+        return choice.repetition_penalty != 1 and choice.max_tokens > 0 and bool(self._pipeline.is_salted)
+
     def _hold(self, admitted: Admitted) -> None:
         """Make room for another grammar. Raises Overloaded where a pipeline that is full is at work."""
         if (
@@ -384,7 +396,7 @@ class GenaiEngine:
         """Make the pipeline anew."""
         self._pipeline = None
         self._held.clear()
-        self._pipeline = self._make()
+        self._pipeline = self._make(self._is_salted)
 
     def _step(self, running: list[_Running]) -> list[_Running]:
         """One step of the pipeline, and no more of the second model than that took; those still running afterwards."""
@@ -479,7 +491,7 @@ class GenaiEngine:
             count, told, r.prompt_scores = len(ids), r.prompt_scores, ()
             end = scores[count] if len(scores) > count else None
             given = tuple(scores[:count])
-            cached = r.handle.found if self._pipeline.shares else None
+            cached = None if self._sharing is None else r.handle.found
             r.job.give(
                 Tokens(tuple(ids), None, reason, cost=r.cost, scores=given, prompt_scores=told, end=end, cached_tokens=cached)
             )

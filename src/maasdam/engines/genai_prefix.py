@@ -93,11 +93,11 @@ class Prefixes:
         return sent
 
     def keep(self, prompt: type_array, owner: str | None, begun: Begun) -> None:
-        """It is computed: its owner may use it again."""
+        """It is computed: its owner may use it again, but for a block that ends with it, which the pipeline may not find."""
         if owner is None:
             return
         before: Block | str = begun.path[-1] if begun.path else owner
-        for at in range(begun.found, prompt.shape[1] - BLOCK + 1, BLOCK):
+        for at in range(begun.found, prompt.shape[1] - BLOCK, BLOCK):
             block = Block(begun.sent[0, at : at + BLOCK], begun.until)
             self._known[before, prompt[0, at : at + BLOCK].tobytes()] = block
             before = block

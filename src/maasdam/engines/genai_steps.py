@@ -2,12 +2,16 @@
 
 Knows the pipeline's order, its rows and its blocks. Refuses to know jobs, samplings and prices.
 
-    rows of a step: one of each answer in progress, then prompts in their order, the last one cut at STEP_TOKENS
+    rows of a step: one of each answer in progress, then prompts in their order, the last one cut where there is no more room
 
 Where activations are rounded to int8 as they come, three things of OpenVINO GenAI 2026.4.1 make an answer depend on company
 (decision 0039): products with one row take another path than those with more; so does the attention of a prompt's part of one
 token; and what is taken out of a full cache is computed again by the path of prompts. So a companion's row goes beside a lone
-one, no prompt is cut next to its end, and what is taken out of the cache begins again with its first token.
+lone one, no prompt is cut next to its end, and what is taken out of the cache begins again with its first token.
+
+The pipeline itself cuts prompts where it has as many rows as it may, which is said once, when it is made. Where it finds again
+what it has computed (`genai_prefix`) it is given a prompt part by part, each a request that ends with it: so the parts may be
+short while others are writing, who wait for no long step (decision 0056).
 """
 
 from __future__ import annotations
@@ -26,6 +30,16 @@ STEP_TOKENS = 128
 """Computed in one step, the next of every answer before those of prompts: what is left to prompts must not stall the answers.
 Measured (112 M parameters, int8, two cores): a step for 32 answers takes 102 ms, 64 tokens of a prompt add 110, 512 add 900; a
 prompt takes as much in parts of 128 as in parts of 512."""
+WEIGHTS_ROWS = 7
+"""A step takes as long as so many rows more than it has: reading the weights. Measured as above: 15 ms for 8 answers, 50 for
+32, 1 for a row of a prompt."""
+LONGER = 1.5
+"""Parts of prompts add at most so much of what a step without takes, where they can be so short: that is below three times the
+median between two tokens."""
+LONG = 512
+"""Tokens of a prompt after which a part has one row more at least: each part costs some time for all that came before it."""
+PIPELINE_TOKENS = STEP_TOKENS + 2 * BLOCK
+"""In one step, of a pipeline that is given prompts in parts: never more than there are."""
 MOST_ANSWERS = STEP_TOKENS - 8
 """That are written at once: something of a step is left to prompts."""
 OLD = 32
@@ -62,6 +76,8 @@ class Answer:
         """Tokens of its prompt to be computed, and tokens that the cache holds once the next step is done."""
         self.grown = self.length
         """The longest it has been: so long it will be again, once it was taken out."""
+        self.is_part = False
+        """Whether `handle` is that of a part of its prompt."""
         self.refused: Exception | None = None
         self._given = self._again = 0
         self._pieces: deque[Given] = deque()
@@ -84,7 +100,12 @@ class Answer:
 
         if self.refused is not None:
             return GenerationStatus.IGNORED
-        return GenerationStatus.RUNNING if self.handle is None else self.handle.get_status()
+        return GenerationStatus.RUNNING if self.handle is None or self.is_part else self.handle.get_status()
+
+    @property
+    def done(self) -> int:
+        """Tokens of its prompt that are computed."""
+        return int(self.prompt.shape[1]) - self.left
 
     @property
     def blocks(self) -> int:
@@ -97,7 +118,12 @@ class Answer:
         self.left -= min(self.left, rows)
 
     def advance(self) -> None:
-        """Take what the step gave; what was given before it was begun again is not given twice."""
+        """Take what the step gave; what was given before it was begun again is not given twice, what follows a part of a prompt
+        not at all."""
+        if self.is_part:
+            while self.handle.can_read():
+                self.handle.read()
+            return
         given = int(not self.left)
         while self.handle.can_read():
             for output in self.handle.read().values():
@@ -121,7 +147,7 @@ class Answer:
     def take_out(self) -> None:
         """Out of the pipeline, to be begun again."""
         self.handle.cancel()
-        self.handle, self.begun, self.rows, self.computed = None, None, 0, 0
+        self.handle, self.begun, self.rows, self.computed, self.is_part = None, None, 0, 0, False
         self._again, self.grown = self._given, max(self.length, self.grown)
         self.left = self.length = self.prompt.shape[1]
 
@@ -133,7 +159,8 @@ class Steps:
         self, pipeline: Any, blocks: int, *, is_accompanied: bool, prefixes: Prefixes | None = None, ahead: int = 0
     ) -> None:
         """`blocks` of the cache; `is_accompanied` where a lone row would be computed in another way than one among others;
-        `prefixes` where the pipeline finds what it has computed before; `ahead`: tokens it may guess beyond the next."""
+        `prefixes` where the pipeline finds what it has computed before; `ahead`: tokens it may guess beyond the next. Not both.
+        """
         self._pipeline = pipeline
         self._ahead = ahead
         self._most = MOST_ANSWERS // (1 + ahead)
@@ -150,8 +177,8 @@ class Steps:
         """Of the last step, the companions' among them, which are nobody's."""
 
     @property
-    def shares(self) -> bool:
-        """Whether prompts of one owner that begin alike are computed once."""
+    def is_salted(self) -> bool:
+        """Whether ids carry salts: prompts are computed in parts, and those of one owner once where they begin alike."""
         return self._prefixes is not None
 
     def add_request(self, prompt: type_array, configuration: Any, owner: str | None = None) -> Answer:
@@ -218,27 +245,33 @@ class Steps:
         """Begin what the next step has room for, with the companions that it needs."""
         writing = [a for a in self._inside if not a.left]
         cut = next((a for a in self._inside if a.left), None)
-        room = STEP_TOKENS - len(writing) * (1 + self._ahead) - len(self._companions)
         given = len(writing)
         for answer in writing:
             answer.compute(1 + self._ahead)
+        if cut is None or cut.begun is not None:  # a part of a prompt gives a token too, of nobody's
+            self._accompany(int(given + (cut is not None) < 2), anew=True)
+        room = self._room(given)
         if cut is not None:
-            if self._is_accompanied and cut.left == room + 1:
-                self._accompany(len(self._companions) - 1)
-                room += 1
-            part = min(cut.left, room)
-            cut.compute(part)
-            room, given = room - part, given + (not cut.left)
+            if cut.begun is not None:
+                self._send(cut, _part(cut.done, cut.left, max(room, min(cut.done // LONG, STEP_TOKENS))))
+            else:
+                if self._is_accompanied and cut.left == room + 1:
+                    self._accompany(len(self._companions) - 1)
+                    room += 1
+                cut.compute(min(cut.left, room))
+            room, given = room - cut.rows, given + (not cut.left)
         if cut is None or not cut.left:
-            if cut is None:
-                room += len(self._companions)
-                self._accompany(int(given < 2), anew=True)
-                room -= len(self._companions)
-            self._begin(room, given)
+            self._begin(room, given, is_first=cut is None)
         self.rows = len(self._companions) + sum(a.rows for a in self._inside)
 
-    def _begin(self, room: int, given: int) -> None:
-        """Begin what waits, while `room` rows are left; only the last of it may be cut."""
+    def _room(self, writing: int) -> int:
+        """Rows for prompts in a step beside so many answers and the companions there are."""
+        room = STEP_TOKENS - writing * (1 + self._ahead) - len(self._companions)
+        is_plain = self._prefixes is None or not writing
+        return room if is_plain else min(room, int(LONGER * (writing + WEIGHTS_ROWS)))
+
+    def _begin(self, room: int, given: int, *, is_first: bool) -> None:
+        """Begin what waits, while `room` rows are left; only the last of it may be cut. What `is_first` may take some more."""
         while self._waiting and room > 2 and given < self._most:
             answer = self._waiting[0]
             held = sum(a.blocks + 1 for a in (*self._inside, *self._companions)) + self._leaving
@@ -248,7 +281,11 @@ class Steps:
             if begun is not None and self._is_awaited(answer, begun.found):
                 return
             length = answer.left - (0 if begun is None else begun.found)
-            if length > room and self._is_accompanied:
+            if begun is not None:
+                part = _part(begun.found, length, room)
+                if part > room and not is_first:
+                    return
+            elif length > room and self._is_accompanied:
                 while len(self._companions) < 2 or length == room + 1:
                     self._accompany(len(self._companions) + 1)
                     room -= 1
@@ -258,14 +295,19 @@ class Steps:
             try:
                 if answer.grown // BLOCK + 5 > self._blocks:
                     raise EngineFailure("the key-value cache can't hold this request; open the model with more memory free")
-                answer.handle = self._add(answer, begun)
+                if begun is not None:
+                    answer.start_from(begun)
+                    self._send(answer, part)
+                    assert self._prefixes is not None
+                    self._prefixes.take(begun)
+                else:
+                    answer.handle = self._add(answer.prompt, answer.configuration)
+                    answer.compute(min(length, room))
             except Exception as error:
                 answer.refused = error
                 continue
             self._inside.append(answer)
-            part = min(length, room)
-            answer.compute(part)
-            room, given = room - part, given + (not answer.left)
+            room, given, is_first = room - answer.rows, given + (not answer.left), False
             if answer.left:
                 return
 
@@ -290,10 +332,11 @@ class Steps:
         while len(self._companions) > count:
             self._leave(self._companions.pop())
         while len(self._companions) < count:
-            companion = Answer(np.zeros((1, 1), np.int64), _without_end())
-            companion.handle = self._add(
-                companion, None if self._prefixes is None else self._prefixes.find(companion.prompt, None, 0)
-            )
+            companion = Answer(np.zeros((1, 1), np.int64), _greedily(2**31))
+            begun = None if self._prefixes is None else self._prefixes.find(companion.prompt, None, 0)
+            companion.handle = self._add(companion.prompt if begun is None else begun.sent, companion.configuration)
+            if self._prefixes is not None and begun is not None:
+                self._prefixes.take(begun)
             companion.compute(1)
             self._companions.append(companion)
 
@@ -301,14 +344,34 @@ class Steps:
         answer.handle.cancel()
         self._leaving += answer.blocks
 
-    def _add(self, answer: Answer, begun: Begun | None) -> Any:
+    def _send(self, answer: Answer, part: int) -> None:
+        """The next part of a prompt. What came before it is found at once: nothing else was taken into use since."""
+        assert answer.begun is not None
+        answer.is_part = part < answer.left
+        sent = answer.begun.sent[:, : answer.done + part]
+        answer.handle = self._add(sent, _greedily(1) if answer.is_part else answer.configuration)
+        answer.compute(part)
+
+    def _add(self, ids: type_array, configuration: Any) -> Any:
         self._number += 1
-        sent = answer.prompt if begun is None else begun.sent
-        handle = self._pipeline.add_request(self._number, openvino().Tensor(sent.copy()), answer.configuration)
-        if self._prefixes is not None and begun is not None:
-            self._prefixes.take(begun)
-            answer.start_from(begun)
-        return handle
+        return self._pipeline.add_request(self._number, openvino().Tensor(ids.copy()), configuration)
+
+
+def _part(done: int, left: int, room: int) -> int:
+    """How many of the tokens left of a prompt to compute next, where there is room for so many: all, or about as many as in
+    each part after it, and more where it takes that to be found again.
+
+    Of what a part computed the pipeline (2026.4.1) finds again all but what it added to a block that was begun before: so each
+    but the last ends in a block that it begins. Not all but one are computed.
+    """
+    if left <= room:
+        return left
+    fresh = (done - 1) // BLOCK  # no part may end in this block or before, but for the first
+    cuts = (done + left - 3) // BLOCK - fresh
+    parts = min(-(-left // room), cuts + 1)
+    if parts < 2:
+        return left
+    return min(max(-(-left // parts), (fresh + 1) * BLOCK + 1 - done if done else 1), left - 2)
 
 
 def _is_over(answer: Answer) -> bool:
@@ -317,11 +380,12 @@ def _is_over(answer: Answer) -> bool:
     return bool(answer.get_status() != GenerationStatus.RUNNING)
 
 
-def _without_end() -> Any:
+def _greedily(tokens: int) -> Any:
+    """Whatever they are."""
     import openvino_genai as genai
 
     configuration = genai.GenerationConfig()
     configuration.apply_chat_template = False
-    configuration.max_new_tokens = 2**31
+    configuration.max_new_tokens = tokens
     configuration.ignore_eos = True
     return configuration
