@@ -63,7 +63,7 @@ def opened(folder: Path, threads: int, *, rounds: bool = True, **options: Any) -
     make, _, blocks = _pipeline(folder, {"threads": threads, "dynamic_quantization": rounds, **options})
     salts = _salts(folder, is_asked_for=True) if "prefix_cache" in options else None
     prefixes = None if salts is None else Prefixes(salts, blocks)
-    return Steps(make(), blocks, is_accompanied=rounds, prefixes=prefixes, ahead=ahead)
+    return Steps(make(salts), blocks, is_accompanied=rounds, prefixes=prefixes, ahead=ahead)
 
 
 def compared(name: str, plain: Steps, cached: Steps, count: int, vocabulary: int) -> str:

@@ -105,7 +105,7 @@ class Answer:
     @property
     def done(self) -> int:
         """Tokens of its prompt that are computed."""
-        return int(self.prompt.shape[1]) - self.left
+        return int(self.prompt.shape[1] - self.left)
 
     @property
     def blocks(self) -> int:
