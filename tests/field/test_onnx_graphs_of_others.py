@@ -170,3 +170,21 @@ def test_an_input_that_is_returned_is_an_output_of_its_own(to: Format, tmp_path:
     np.testing.assert_array_equal(found["x_1"], x)
     assert len(found) == 2
     engine.close()
+
+
+def test_an_if_decides_on_one_element_of_any_rank(tmp_path: Path) -> None:
+    """As a wake word's second stage is asked: the condition is a score [1, 1], which OpenVINO's If takes flat only."""
+    value = onnx.helper.make_tensor_value_info("r", FLOAT, ["n", 4])
+    branches = {
+        name: onnx.helper.make_graph([node(kind, ["x"], ["r"])], name, [], [value])
+        for name, kind in (("then_branch", "Neg"), ("else_branch", "Relu"))
+    }
+    nodes = [
+        node("ReduceSum", ["x"], ["sum"], keepdims=1),
+        node("Greater", ["sum", "none"], ["is_much"]),
+        node("If", ["is_much"], ["y"], **branches),
+    ]
+    source = graph(tmp_path / "if.onnx", nodes, {"x": ["n", 4]}, {"y": ["n", 4]}, none=np.array(0, np.float32))
+    engine = converted(source, "openvino", tmp_path / "out")
+    for x in (np.full((1, 4), 2, np.float32), np.array([[1, -2, -3, 0.5]], np.float32)):
+        assert np.array_equal(engine.run({"x": x})["y"], -x if x.sum() > 0 else np.maximum(x, 0))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Artifact, Signature, Tensors, TensorSpec
@@ -40,14 +41,22 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> OpenVi
         where = "GPU" if device == "gpu" else "CPU"
         if where not in {d.partition(".")[0] for d in core.available_devices}:
             raise Unsupported(f"OpenVINO sees no {where} here; it sees: {', '.join(core.available_devices)}")
-        model = core.read_model(str(artifact.path / FILES[artifact.layout]).rstrip("/"))
+        file = str(artifact.path / FILES[artifact.layout]).rstrip("/")
+        model = core.read_model(file)
         options = properties(settings, where)
         if where == "CPU" and _joins_rounded_products(model):
             options["SNIPPETS_MODE"] = "DISABLE"
         compiled = core.compile_model(model, where, options)
         signature = artifact.signature or signature_of(compiled)
         is_small = where == "CPU" and artifact.size_bytes <= SMALL_BYTES
-        return OpenVinoEngine(compiled, signature, _for_one_row(core, model, options) if is_small else None)
+        row = _for_one_row(core, model, options) if is_small else None
+        return OpenVinoEngine(
+            compiled, signature, row, partial(_compiled, core, file, where, options), settings.get("streams", 1) == 1
+        )
+
+
+def _compiled(core: Any, file: str, where: str, options: Mapping[str, Any]) -> Any:
+    return core.compile_model(core.read_model(file), where, options)
 
 
 def _for_one_row(core: Any, model: Any, options: Mapping[str, Any]) -> Any:
@@ -135,9 +144,24 @@ def signature_of(compiled: Any) -> Signature:
 class OpenVinoEngine:
     """One compiled model, or two, and as many infer requests as threads ever ran at once."""
 
-    def __init__(self, compiled: Any, signature: Signature, row: Any = None) -> None:
-        """`row`: the same model compiled for one row."""
+    def __init__(
+        self,
+        compiled: Any,
+        signature: Signature,
+        row: Any = None,
+        again: Callable[[], Any] | None = None,
+        is_one_stream: bool = True,
+    ) -> None:
+        """`row`: the same model compiled for one row; `again` compiles the model anew.
+
+        Where sizes are open a run that breaks half-way leaves operators with the sizes of its batch, and what comes next is
+        broken too or, of a size that came before, answered with rows of the broken batch (OpenVINO 2026.4). So after such a
+        run there is a model compiled anew, and nobody computes between the two.
+        """
         self.signature = signature
+        is_open = any(port.partial_shape.is_dynamic for port in compiled.inputs)
+        self._again = again if is_open else None
+        self._alone: AbstractContextManager[Any] = threading.Lock() if self._again and is_one_stream else nullcontext()
         self._compiled: Any = compiled
         self._row, self._row_shapes = row, {i: tuple(p.shape) for i, p in enumerate(row.inputs)} if row else {}
         inputs = positions([s.name for s in signature.inputs], [p.get_names() for p in compiled.inputs], "inputs")
@@ -154,21 +178,39 @@ class OpenVinoEngine:
         row = self._row
         with computing(NAME, self._compiled, self.signature, batch) as compiled:
             inputs = {i: np.asarray(batch[name], order="C") for name, i in self._inputs}
-            is_row = row is not None and self._row_shapes == {i: array.shape for i, array in inputs.items()}
-            compiled, idle = row if is_row else compiled, self._idle[is_row]
-            with self._lock:
-                request = idle.pop() if idle else None
-            request = request or compiled.create_infer_request()
-            request.infer(inputs, share_inputs=True, share_outputs=True)  # else each output is copied twice
-            outputs = {name: _copy(request.get_output_tensor(i)) for name, i in self._outputs}
-            if sum(array.nbytes for array in outputs.values()) > LARGE_BYTES:
-                del request  # it would keep room for such an answer; this way the next answer frees it
-                with suppress(RuntimeError):  # another thread's request is in flight: the next large answer frees it
-                    compiled.release_memory()
-                request = compiled.create_infer_request()
-            with self._lock:
-                idle.append(request)  # one that broke is dropped
-            return outputs
+            if row is not None and self._row_shapes == {i: array.shape for i, array in inputs.items()}:
+                return self._answered(row, self._idle[True], inputs)
+            while True:
+                with self._alone:
+                    compiled = self._compiled or compiled
+                    try:
+                        outputs = self._answered(compiled, self._idle[False], inputs)
+                    except RuntimeError:
+                        self._anew(compiled)
+                        raise
+                if self._again is None or self._compiled in (compiled, None):
+                    return outputs  # else it was at work, in another stream, when one broke
+
+    def _anew(self, broken: Any) -> None:
+        with self._lock:
+            if self._again is not None and self._compiled is broken:
+                self._idle = [], self._idle[True]
+                self._compiled = self._again()
+
+    def _answered(self, compiled: Any, idle: list[Any], inputs: Mapping[int, type_array]) -> dict[str, type_array]:
+        with self._lock:
+            request = idle.pop() if idle else None
+        request = request or compiled.create_infer_request()
+        request.infer(inputs, share_inputs=True, share_outputs=True)  # else each output is copied twice
+        outputs = {name: _copy(request.get_output_tensor(i)) for name, i in self._outputs}
+        if sum(array.nbytes for array in outputs.values()) > LARGE_BYTES:
+            del request  # it would keep room for such an answer; this way the next answer frees it
+            with suppress(RuntimeError):  # another thread's request is in flight: the next large answer frees it
+                compiled.release_memory()
+            request = compiled.create_infer_request()
+        with self._lock:
+            idle.append(request)  # one that broke is dropped
+        return outputs
 
     def precisions(self) -> dict[str, int]:
         """Operators by the precision they run in, from the compiled model: {"i8": 53, "f32": 12}."""

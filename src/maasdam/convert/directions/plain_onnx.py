@@ -1,4 +1,4 @@
-"""An ONNX file as converters without all of ONNX read it: functions of its own written out, Squeeze with its axes.
+"""An ONNX file as converters without all of ONNX read it: functions of its own written out, Squeeze with its axes, If flat.
 
 Knows ONNX's inliner and shape inference. Refuses to change what the graph computes.
 """
@@ -51,7 +51,27 @@ def _written_out(model: onnx.ModelProto) -> onnx.ModelProto | None:
     bare = [node for node in made.graph.node if node.op_type == "Squeeze" and _has_no_axes(node)]
     if bare:
         _tell_axes(made, bare)
-    return made if made.functions or bare or made is not model else None
+    flattened = _flat_conditions(made)
+    return made if made.functions or bare or flattened or made is not model else None
+
+
+def _flat_conditions(model: onnx.ModelProto) -> bool:
+    """Conditions of the graph's Ifs as one element of one axis: ONNX has them of any rank. Whether there were any."""
+    ifs = [(at, node) for at, node in enumerate(model.graph.node) if node.op_type == "If" and not node.domain]
+    if not ifs:
+        return False
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in inferred.value_info if v.type.tensor_type.HasField("shape")}
+    deep = [(at, node) for at, node in ifs if ranks.get(node.input[0], 0) > 1]
+    if not deep:
+        return False
+    one = "maasdam_one_element"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1], np.int64), one))
+    for at, node in reversed(deep):
+        flat = f"{node.input[0]}_flat_{at}"
+        model.graph.node.insert(at, onnx.helper.make_node("Reshape", [node.input[0], one], [flat]))
+        node.input[0] = flat
+    return True
 
 
 def _has_no_axes(node: onnx.NodeProto) -> bool:

@@ -5,6 +5,7 @@ A .keras file needs TensorFlow to become a SavedModel; what OpenVINO can't read 
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,11 @@ from maasdam.convert.directions.openvino_file import save
 from maasdam.convert.directions.plain_onnx import plain
 from maasdam.core import Artifact, Signature
 from maasdam.errors import MissingExtra, Unsupported
+
+_NOISE = re.compile(
+    r"Check '|FrontEnd API failed|Model wasn't fully|\[ONNX Frontend\]|While validating|Exception from|Summary:|Conversion is"
+)
+"""How lines of OpenVINO's errors begin that say where in it something failed, and not what."""
 
 
 def write(source: Artifact, out: Path) -> Signature:
@@ -58,6 +64,10 @@ def _convert(path: Path, wanted: Signature | None, out: Path) -> Signature:
         model = ov.convert_model(path)
     except Exception as error:  # OpenVINO raises its own types and RuntimeError alike
         lines = [line.strip().removeprefix("-- ") for line in str(error).splitlines() if line.strip()]
-        rules = [line for line in lines if "No conversion rule" in line] or lines
+        rules = (
+            [line for line in lines if "No conversion rule" in line]
+            or [line for line in lines if not _NOISE.match(line)]
+            or lines
+        )
         raise Unsupported(f"OpenVINO can't convert the model: {' '.join(rules)[:400]}") from error
     return save(model, wanted, out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 from maasdam.convert.operators.arrays import Arrays, Tensor
 from maasdam.convert.operators.onnx.elementwise import leaky_relu
@@ -11,6 +11,7 @@ from maasdam.convert.operators.onnx.layers import average_pool, gemm, global_ave
 from maasdam.convert.operators.onnx.microsoft import embed_layer_normalization
 from maasdam.convert.operators.onnx.quantized import dequantize, dynamic_quantize, matmul_integer, quantize
 from maasdam.convert.operators.onnx.rearrange import gather
+from maasdam.convert.operators.onnx.recurrent import RecurrentAttributes, RecurrentInputs, States, long_short
 from maasdam.convert.operators.onnx.reduce import softmax, softmax_flat
 from maasdam.convert.operators.table import operator
 from maasdam.errors import Unsupported
@@ -109,6 +110,40 @@ def dynamic_quantize_matmul(
     """com.microsoft DynamicQuantizeMatMul: `a` quantised by its range."""
     whole, scale, zero = dynamic_quantize(xp, a)
     return matmul_integer_to_float(xp, whole, b, scale, b_scale, zero, b_zero, bias)
+
+
+@operator("com.microsoft.DynamicQuantizeLSTM")
+def dynamic_quantize_lstm(
+    xp: Arrays,
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None,
+    lengths: Tensor | None,
+    h: Tensor | None,
+    c: Tensor | None,
+    p: Tensor | None,
+    w_scale: Tensor,
+    w_zero: Tensor,
+    r_scale: Tensor,
+    r_zero: Tensor,
+    **given: Unpack[RecurrentAttributes],
+) -> States:
+    """com.microsoft DynamicQuantizeLSTM: weights [directions, inputs, gates] in bytes, by steps of a direction or of each gate.
+
+    What a product takes is quantised by its range: the whole of `x`, and the hidden state of a batch in each step.
+    """
+
+    def real(weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        directions = [xp.dims(weight)[0], 1, -1]
+        whole = xp.cast(weight, scale.dtype) - xp.reshape(xp.cast(zero, scale.dtype), directions)
+        return xp.transpose(whole * xp.reshape(scale, directions), [0, 2, 1])
+
+    def near(state: Tensor) -> Tensor:
+        return dequantize(xp, *dynamic_quantize(xp, state))
+
+    named = RecurrentInputs(near(x), real(w, w_scale, w_zero), real(r, r_scale, r_zero), b, lengths, h, c, p)
+    return long_short(xp, named, given, near)
 
 
 @operator("com.microsoft.QGemm")

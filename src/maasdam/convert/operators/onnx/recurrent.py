@@ -99,7 +99,13 @@ def _turned(xp: Arrays, x: Tensor, lengths: Tensor | None) -> Tensor:
 @operator("LSTM", weights=(1, 2, 3))
 def lstm(xp: Arrays, *inputs: Tensor | None, **given: Unpack[RecurrentAttributes]) -> States:
     """ONNX LSTM: gates in the order input, output, forget, cell; peepholes (input, output, forget) look at the cell."""
-    named = RecurrentInputs(*inputs)
+    return long_short(xp, RecurrentInputs(*inputs), given)
+
+
+def long_short(
+    xp: Arrays, named: RecurrentInputs, given: RecurrentAttributes, seen: Callable[[Tensor], Tensor] | None = None
+) -> States:
+    """`lstm`; `seen`: what the gates see of the hidden state, where that is not the state itself."""
     each = [named.r.shape[2]] * 4
 
     def of_direction(weight: Tensor, bias: Tensor | None, d: int) -> Step:
@@ -107,14 +113,14 @@ def lstm(xp: Arrays, *inputs: Tensor | None, **given: Unpack[RecurrentAttributes
 
         def step(before: States, share: Tensor) -> States:
             h, c = before
-            i, o, f, new = xp.split(share + xp.linear(h, weight, bias), each, -1)
+            i, o, f, new = xp.split(share + xp.linear(h if seen is None else seen(h), weight, bias), each, -1)
             i, f = xp.math.sigmoid(i + peep_i * c), xp.math.sigmoid(f + peep_f * c)
             c = f * c + i * xp.math.tanh(new)
             return xp.math.sigmoid(o + peep_o * c) * xp.math.tanh(c), c
 
         return step
 
-    return _run(xp, "LSTM", named, given, of_direction, has_own=named.p is None)
+    return _run(xp, "LSTM", named, given, of_direction, has_own=named.p is None and seen is None)
 
 
 @operator("GRU", weights=(1, 2, 3))
