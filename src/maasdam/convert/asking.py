@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from maasdam.convert.modules import called, first_line, load_transformers, raising
+from maasdam.convert.modules import called, first_line, load_transformers, raising, writes_as_it_is
 from maasdam.convert.networks import parts_of
 from maasdam.convert.probes import Sizes, accepted
 from maasdam.core import Artifact, Signature, TensorEngine, Tensors, TensorSpec
@@ -90,6 +90,8 @@ def store_with_signature(source: Artifact, store: Store, given: Sequence[Tensors
 
     What has something of a fixed size beside a batch is tried, since that batch may be one in truth. Raises what asking does.
     """
+    if writes_as_it_is(source):
+        return source
     found = with_signatures(source, given)[0]
     if found.signature is not None and _has_a_state(found.signature):
         found = of_one(found) or found

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from maasdam.core import PAST, Artifact, Signature
 from maasdam.engines.tensors import parameter_names
-from maasdam.engines.transformers_library import architecture_of, open_module, transformers_with_torch
+from maasdam.engines.transformers_library import MOONSHINE, architecture_of, open_module, transformers_with_torch
 from maasdam.errors import InvalidModel, MaasdamError, from_extra
 from maasdam.tasks.files import read_json
 
@@ -64,6 +64,11 @@ def is_whisper(source: Artifact) -> bool:
     if config.get("model_type") != "whisper":
         return False
     return not str((config.get("architectures") or [""])[0]).endswith("ForAudioClassification")
+
+
+def writes_as_it_is(source: Artifact) -> bool:
+    """Does the Hugging Face folder hold a model that writes what it hears on transformers, and on nothing else?"""
+    return source.layout == "huggingface" and architecture_of(source.path) == MOONSHINE
 
 
 def name_module(model: torch.nn.Module, signature: Signature, *, by_position: bool = False) -> torch.nn.Module:

@@ -1,6 +1,6 @@
 """Models that generate, as they are: transformers on torch, several answers at once by turns.
 
-Knows causal language models with a key-value cache, and Whisper. Refuses to know text, chat and HTTP. It is the reference
+Knows causal language models with a key-value cache, Whisper and Moonshine. Refuses to know text, chat and HTTP. It is the reference
 that optimised builds are compared with, and the fallback for what they don't know; it is not fast.
 """
 
@@ -14,7 +14,7 @@ from maasdam.core import SPEECH_RECOGNITION, Artifact, Cost, Meter, Scored, Sequ
 from maasdam.engines.generation import Choice, begin, pick, read_defaults, scored
 from maasdam.engines.mailbox import Hear, Job, Turns, tokens_of
 from maasdam.engines.tensors import first_line, loading_with
-from maasdam.engines.transformers_library import architecture_of, open_module
+from maasdam.engines.transformers_library import open_module
 from maasdam.errors import EngineFailure, MaasdamError, Unsupported
 from maasdam.telemetry.meter import CpuMeter
 
@@ -27,19 +27,17 @@ AT_ONCE = 8
 
 
 def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> SequenceEngine:
-    """Open a Hugging Face folder of a causal language model or of Whisper. "threads" holds for the process."""
+    """Open a Hugging Face folder of a causal language model, of Whisper or of Moonshine. "threads" holds for the process."""
     with loading_with(NAME, artifact, "pytorch"):
         import torch
 
         if device == "cuda" and not torch.cuda.is_available():
             raise Unsupported("this torch sees no CUDA device; use --device cpu")
         torch.set_num_threads(settings["threads"])
-        if architecture_of(artifact.path).startswith("Whisper"):
-            from maasdam.engines.whisper_engine import open_transformers_whisper
-
-            return open_transformers_whisper(artifact.path, device)
         if artifact.task == SPEECH_RECOGNITION:
-            raise Unsupported(f"{architecture_of(artifact.path)} is no Whisper, the one model of speech that this engine runs")
+            from maasdam.engines.whisper_engine import open_transformers_speech
+
+            return open_transformers_speech(artifact.path, device)
         return TransformersEngine(open_module(artifact.path).to(device), artifact.path, device)
 
 

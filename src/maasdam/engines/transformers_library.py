@@ -16,6 +16,7 @@ from typing import Any, cast
 from maasdam.engines.compressed_weights import COMPRESSED_TENSORS, open_compressed_tensors
 from maasdam.errors import InvalidModel, Unsupported
 
+MOONSHINE = "MoonshineForConditionalGeneration"
 FROM_FOLDER = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
 _importing = threading.Lock()
 _loading = threading.Lock()

@@ -1,4 +1,4 @@
-"""Whisper, which decodes text by itself: CTranslate2 through faster-whisper, or transformers as it is.
+"""Models that hear and write by themselves: Whisper by CTranslate2 through faster-whisper, or by transformers, as Moonshine.
 
 Knows waveforms at 16 kHz and segments. Refuses to know audio files and HTTP.
 
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from maasdam.core import Artifact, Cost, Meter, SequenceRequest, Tensors, Tokens, total_cost
 from maasdam.engines.mailbox import Hear, Job, Turns, tokens_of
 from maasdam.engines.tensors import chosen, closed, first_line, loading_with
-from maasdam.errors import EngineFailure, InvalidPayload, MaasdamError
+from maasdam.engines.transformers_library import MOONSHINE, architecture_of
+from maasdam.errors import EngineFailure, InvalidPayload, MaasdamError, Unsupported
 from maasdam.telemetry.meter import CpuMeter
 
 if TYPE_CHECKING:
@@ -60,8 +61,15 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> Whispe
     return WhisperEngine(model, NAME)
 
 
-def open_transformers_whisper(folder: Path, device: str) -> WhisperEngine:
-    """Whisper on transformers and torch, with the folder's own feature extractor and tokenizer."""
+def open_transformers_speech(folder: Path, device: str) -> WhisperEngine:
+    """Whisper or Moonshine on transformers and torch, with the folder's own extractor and tokenizer. Raises Unsupported."""
+    kind = architecture_of(folder)
+    if kind == MOONSHINE:
+        from maasdam.engines.moonshine_library import Moonshine
+
+        return WhisperEngine(Moonshine(folder, device), "transformers")
+    if not kind.startswith("Whisper"):
+        raise Unsupported(f"{kind} writes what it hears, and no engine here runs it; of such models Whisper and Moonshine are known")
     return WhisperEngine(_Transformers(folder, device), "transformers")
 
 

@@ -132,6 +132,7 @@ class Build:
             raise InvalidInput(f"recipe '{recipe.name}' is for task '{recipe.task}'; this model's is '{source.task}'")
         check_data(recipe, self.data)
         if source.writes_speech:
+            check_written_as_it_is(source, recipe, to)
             check_speech_format(to)
         for use, found, choice in self._in_turn(recipe):
             found.expands(use.settings, source, to, choice or ())
@@ -161,17 +162,13 @@ class Build:
         return source if source.format == to else self.apply(Use("convert", {"to": to}), source)
 
     def _written(self, source: Artifact, to: Format) -> Artifact:
-        """A model that hears and writes by itself as CTranslate2 runs it, the one way there is beside transformers."""
-        from maasdam.convert.modules import called, is_whisper
+        """A model that hears and writes by itself: Whisper as CTranslate2 runs it, others as they are."""
+        from maasdam.convert.modules import is_whisper
 
         if source.layout == "ctranslate2" and to == "pytorch":
             return source
         check_speech_format(to)
-        if not is_whisper(source):
-            raise Unsupported(
-                f"{called(source)} hears and writes by itself, and no engine here runs it; of such models Whisper is known"
-            )
-        return self.apply(Use("convert", {"to": to}), source)
+        return self.apply(Use("convert", {"to": to}), source) if is_whisper(source) else source
 
     def apply(self, use: Use, source: Artifact, rivals: tuple[Artifact, ...] = ()) -> Artifact:
         """Run one pass, or take its result from the cache. The source is converted first where the pass wants it."""
@@ -316,6 +313,17 @@ class Build:
             }
             facts |= {"processor": processor_name(), "threads": self.threads or available_threads()}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def check_written_as_it_is(source: Artifact, recipe: Recipe, to: Format | None) -> None:
+    """Refuse what would change a model that only transformers runs. Raises Unsupported naming it."""
+    from maasdam.convert.modules import called, writes_as_it_is
+
+    if writes_as_it_is(source) and (to not in (None, source.format) or any(use.use != "optimize" for use in recipe.passes)):
+        raise Unsupported(
+            f"{called(source)} is served as it is, by transformers, the one engine here that runs it: its weights are kept in no "
+            "fewer bits and in no other format; use --recipe fp32 and leave --to out"
+        )
 
 
 def check_speech_format(to: Format | None) -> None:

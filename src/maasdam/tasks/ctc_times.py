@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ CONVOLVED = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat", "data2
 """Kinds of model whose frames come out of strided convolutions over samples."""
 MEL_HOP_SECONDS = 0.01
 """Between the frames of SeamlessM4T's extractor, which it joins by its `stride`."""
+WORD_BEGINS = "\u2581"
+"""SentencePiece's mark."""
 
 Word = dict[str, Any]
 
@@ -31,11 +34,33 @@ def frame_seconds(folder: Path) -> float | None:
             seconds = math.prod(config["conv_stride"]) / extractor.get("sampling_rate", 16_000)
         elif kind == "wav2vec2-bert":
             seconds = MEL_HOP_SECONDS * extractor.get("stride", 2)
+        elif kind == "parakeet_ctc":
+            hop = extractor.get("hop_length", 160) / extractor.get("sampling_rate", 16_000)
+            seconds = hop * config["encoder_config"].get("subsampling_factor", 8)
         else:
             return None
         return float(seconds * steps) or None
     except (KeyError, TypeError, ZeroDivisionError, OverflowError):
         return None
+
+
+def spelled(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[Mapping[str, Any]]]:
+    """The frames' likeliest tokens as text, and what `timed_words` takes: what each token spells, and between which frames.
+
+    A tokenizer that knows no frames (Parakeet's) spells pieces of words, those that begin one with a mark.
+    """
+    if hasattr(tokenizer, "word_delimiter_token"):
+        told = tokenizer.decode(ids, output_char_offsets=True)
+        return str(told.text).strip(), told.char_offsets
+    letters: list[Mapping[str, Any]] = []
+    frame = 0
+    for token, group in groupby(ids):
+        end = frame + len(list(group))
+        if token != tokenizer.pad_token_id:
+            piece = str(tokenizer.convert_ids_to_tokens(token)).replace(WORD_BEGINS, " ")
+            letters.append({"char": piece, "start_offset": frame, "end_offset": end})
+        frame = end
+    return str(tokenizer.decode(ids)).strip(), letters
 
 
 def timed_words(letters: Sequence[Mapping[str, Any]], times: Sequence[float], frame: float) -> list[Word]:

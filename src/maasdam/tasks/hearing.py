@@ -19,7 +19,7 @@ from maasdam.errors import InvalidModel, InvalidPayload
 from maasdam.tasks.files import opened, preprocessor
 from maasdam.tasks.pauses import pieces
 from maasdam.tasks.recordings import Heard, decode_audio
-from maasdam.tasks.spectrograms import Spectrograms
+from maasdam.tasks.spectrograms import ParakeetSpectrograms, Spectrograms
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -33,6 +33,8 @@ OVERLAP_SECONDS = 4.0
 """What neighbouring windows share; each is trusted to the middle of it."""
 MOST = {"feature_size": 4096, "num_mel_bins": 4096, "n_fft": 65_536, "sampling_rate": 192_000, "max_length": 65_536}
 """Settings of extractors that tables of their size are made for."""
+TORCHLESS = {"ASTFeatureExtractor": Spectrograms, "ParakeetFeatureExtractor": ParakeetSpectrograms}
+"""In the place of extractors that need torch, which a process that serves has not."""
 
 
 class Windows(list[dict[str, "type_array"]]):
@@ -132,8 +134,8 @@ def _open_extractor(folder: Path) -> Any:
         if isinstance(named.get(key), int | float) and named[key] > most:
             raise InvalidModel(f"the model's preprocessor_config.json has {key} {named[key]:,}; at most {most:,} is taken")
     name = named.get("feature_extractor_type")
-    if name == "ASTFeatureExtractor":
-        return Spectrograms(named)
+    if name in TORCHLESS:
+        return TORCHLESS[name](named)
     kind = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
     if kind is None or not issubclass(kind, transformers.SequenceFeatureExtractor):
         raise InvalidModel(

@@ -25,7 +25,7 @@ from maasdam.core import (
 )
 from maasdam.errors import EngineFailure, InvalidModel
 from maasdam.settings import Settings
-from maasdam.tasks.ctc_times import frame_seconds, segments_of, timed_words
+from maasdam.tasks.ctc_times import WORD_BEGINS, frame_seconds, segments_of, spelled, timed_words
 from maasdam.tasks.examples import transcribed_files
 from maasdam.tasks.files import opened, read_json
 from maasdam.tasks.hearing import OVERLAP_SECONDS, RECORDINGS, WINDOW_SECONDS, Hearing, Recording, Windows, quiet
@@ -99,7 +99,8 @@ class CtcProcessor:
         self._tokenizer = opened("CTC tokenizer", folder, lambda: _open_tokenizer(folder))
         self._output = _frames_output(signature)
         self._frame_seconds = frame_seconds(folder)
-        has_words = getattr(self._tokenizer, "word_delimiter_token", None) in self._tokenizer.get_vocab()
+        vocabulary = self._tokenizer.get_vocab()
+        has_words = getattr(self._tokenizer, "word_delimiter_token", WORD_BEGINS) in vocabulary
         self._between = " " if has_words else ""
 
     def prepare(self, payload: Payload) -> list[dict[str, type_array]]:
@@ -140,9 +141,9 @@ class CtcProcessor:
                 times += [begin + frame * self._frame_seconds for frame in kept]
         if self._frame_seconds is None:
             return Transcript(str(self._tokenizer.decode(ids)).strip())
-        told = self._tokenizer.decode(ids, output_char_offsets=True)
-        words = timed_words(told.char_offsets, times, self._frame_seconds)
-        return Transcript(str(told.text).strip(), segments_of(words, payload.timestamps))
+        text, letters = spelled(self._tokenizer, ids)
+        words = timed_words(letters, times, self._frame_seconds)
+        return Transcript(text, segments_of(words, payload.timestamps))
 
     def units(self, payload: Payload, prepared: Sequence[Tensors]) -> Units:
         """Seconds of sound, as heard."""
