@@ -51,7 +51,12 @@ def unpack(downloaded: Path, folder: Path) -> Path:
     words, width = weights["model.decoder.embed_tokens.weight"].shape
     sizes: dict[str, Any] = {"encoder_ffn_dim": 4 * width, "decoder_ffn_dim": 4 * width}
     heads: dict[str, Any] = {"encoder_attention_heads": width // 64, "decoder_attention_heads": width // 64}
-    special: dict[str, Any] = {"bos_token_id": 50256, "eos_token_id": 50256, "pad_token_id": 50256, "decoder_start_token_id": START}
+    special: dict[str, Any] = {
+        "bos_token_id": 50256,
+        "eos_token_id": 50256,
+        "pad_token_id": 50256,
+        "decoder_start_token_id": START,
+    }
     config = t.WhisperConfig(vocab_size=words, d_model=width, encoder_layers=4, decoder_layers=4, **sizes, **heads, **special)
     module: Any = t.WhisperForConditionalGeneration(config)
     left = module.load_state_dict(weights, strict=False)
@@ -102,4 +107,5 @@ def _renamed(name: str, weight: Any) -> list[tuple[str, Any]]:
         return [(f"{begins}.{LAYER[part]}.{KINDS[kind]}", weight)]
     where, letters = FUSED[part]
     pieces = zip(letters, np.split(weight, len(letters)), strict=True)
-    return [(f"{begins}.{where}.{letter}_proj.{kind}", np.ascontiguousarray(w)) for letter, w in pieces if (letter, kind) != ("k", "bias")]
+    named = {f"{begins}.{where}.{letter}_proj.{kind}": np.ascontiguousarray(w) for letter, w in pieces}
+    return [(new, w) for new, w in named.items() if not new.endswith("k_proj.bias")]  # which is zeros

@@ -1,6 +1,6 @@
-"""Families of speech recognisers from Hugging Face folders: served, they hear what transformers hears, with nothing but their files.
+"""Families of speech recognisers from Hugging Face folders: served, they hear what transformers hears.
 
-Each model is compared over HTTP on recordings that ship with the project, in the format that it was converted to.
+Each model is compared over HTTP on recordings that ship with the project, as it is.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ import soundfile
 from tests.field import recognisers
 from tests.served import Process, add, open_home, serving
 
-from maasdam.convert import convert
-from maasdam.core import Artifact, AudioPayload, Format
+from maasdam.artifacts.store import Store
+from maasdam.core import Artifact, AudioPayload
 from maasdam.engines import open_engine
 from maasdam.engines.moonshine_library import LEAST_SAMPLES, LONGEST_SECONDS, pieces
-from maasdam.errors import InvalidPayload, Unsupported
+from maasdam.errors import InvalidModel, InvalidPayload, Unsupported
 from maasdam.operations.workspace import Workspace
 from maasdam.pipeline.conditions import Conditions
 from maasdam.pipeline.recipe import find_recipe
@@ -35,23 +35,25 @@ from maasdam.tasks.recordings import decode_audio
 
 RATE = 16_000
 PATH = "/v1/audio/transcriptions"
-WAYS: dict[str, Format] = {"WavLM, base": "pytorch", "data2vec-audio": "pytorch", "Parakeet": "onnx", "Moonshine": "pytorch"}
-"""One is converted, which takes seconds: `benchmarks.speech_families` converts each to every format."""
-QUICK = Conditions(threads=1, latency_seconds=0.0, throughput_seconds=0.0, measures_memory=False)
+NAMES = ("WavLM, base", "data2vec-audio", "Parakeet", "Moonshine")
+"""As they are: to convert one takes seconds, and `benchmarks.speech_families` converts each to every format."""
+QUICK = Conditions(threads=1, measure_seconds=0.0, measures_memory=False)
 
 
 @pytest.fixture(scope="module")
 def sounds(starters: Path) -> list[bytes]:
-    """Three that were spoken, and noise."""
-    spoken = [(starters / "speech" / "samples" / f"{n:03}.wav").read_bytes() for n in (1, 2, 30)]
+    return [(starters / "speech" / "samples" / f"{n:03}.wav").read_bytes() for n in (1, 2, 30)]
+
+
+def recording(samples: Any) -> bytes:
     out = io.BytesIO()
-    soundfile.write(out, np.random.default_rng().normal(0, 0.1, 24_000), RATE, format="WAV", subtype="FLOAT")
-    return [*spoken, out.getvalue()]
+    soundfile.write(out, samples, RATE, format="WAV", subtype="FLOAT")
+    return out.getvalue()
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = {name: tmp_path_factory.mktemp("model") for name in WAYS}
+    made = {name: tmp_path_factory.mktemp("model") for name in NAMES}
     for name, folder in made.items():
         (recognisers.CTC | recognisers.WRITERS)[name](folder)
     return made
@@ -69,22 +71,8 @@ def artifacts(folders: dict[str, Path], home: Workspace) -> dict[str, Artifact]:
 
 
 @pytest.fixture(scope="module")
-def converted(artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
-    made = {}
-    for name, source in artifacts.items():
-        if WAYS[name] == "pytorch":
-            made[name] = source
-            continue
-        out = tmp_path_factory.mktemp("converted")
-        way = convert(source, WAYS[name], out)
-        facts = {"layout": way.layout, "engine": way.engine, "signature": way.signature}
-        made[name] = replace(source, path=out, format=WAYS[name], **facts)
-    return made
-
-
-@pytest.fixture(scope="module")
-def served(converted: dict[str, Artifact], home: Workspace) -> Iterator[Process]:
-    for name, artifact in converted.items():
+def served(artifacts: dict[str, Artifact], home: Workspace) -> Iterator[Process]:
+    for name, artifact in artifacts.items():
         add(home, name.partition(",")[0].lower(), artifact)
     _, key = home.keys.create("test", ["infer"])
     with serving(home.settings.home, key) as running:
@@ -101,15 +89,15 @@ def test_every_family_writes_what_transformers_writes(served: Process, folders: 
             assert len(set(written)) > 1, name
 
 
-@pytest.mark.parametrize("name", [name for name in WAYS if name in recognisers.CTC])
+@pytest.mark.parametrize("name", [name for name in NAMES if name in recognisers.CTC])
 def test_its_frames_are_those_of_transformers(
-    name: str, converted: dict[str, Artifact], folders: dict[str, Path], sounds: list[bytes]
+    name: str, artifacts: dict[str, Artifact], folders: dict[str, Path], sounds: list[bytes]
 ) -> None:
-    artifact = converted[name]
+    artifact = artifacts[name]
     processor = open_processor(str(artifact.task), artifact.path, artifact.signature, Settings())
     engine: Any = open_engine(artifact, threads=1)
     try:
-        for sound in sounds:
+        for sound in (*sounds, recording(np.random.default_rng().normal(0, 0.1, 24_000))):
             found = engine.run(processor.prepare(AudioPayload(sound))[0])["logits"][0]
             right, _ = recognisers.by_transformers(folders[name], decode_audio(sound, RATE, 60)[0])
             assert found.shape == right.shape
@@ -140,26 +128,17 @@ def test_what_a_moonshine_does_not_know_is_refused_by_name(
     assert answer.status_code == 400 and says in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("model", ["moonshine", "parakeet", "wavlm", "data2vec-audio"])
-def test_a_recording_of_no_frame_is_refused(served: Process, model: str) -> None:
-    out = io.BytesIO()
-    soundfile.write(out, np.zeros(150), RATE, format="WAV")
-    with served.client() as client:
-        answer = client.post(PATH, files={"file": out.getvalue()}, data={"model": model})
-    assert answer.status_code == 400 and "too short" in answer.json()["error"]["message"]
-
-
 def test_a_moonshine_is_built_as_it_is_and_refused_by_name_elsewhere(artifacts: dict[str, Artifact], home: Workspace) -> None:
     source = artifacts["Moonshine"]
     build = Build(home.store, Data(), threads=1)
-    built = build.run(find_recipe("fp32"), source, None)
-    report = verify(built, build.references(source), source, [], find_recipe("fp32").limits, QUICK)
+    built = build.run(find_recipe("fp32", source.task), source, None)
+    report = verify(built, build.references(source), source, [], find_recipe("fp32", source.task).limits, QUICK)
     assert report.passed and report.parity["max_abs_diff"] == 0
     for to in ("onnx", "openvino"):
         with pytest.raises(Unsupported, match="MoonshineForConditionalGeneration"):
-            build.check(find_recipe("fp32"), source, to)
+            build.check(find_recipe("fp32", source.task), source, to)
     with pytest.raises(Unsupported, match="MoonshineForConditionalGeneration"):
-        build.check(find_recipe("int8-weights"), source, None)
+        build.check(find_recipe("int8-weights", source.task), source, None)
 
 
 def test_a_long_recording_is_cut_where_it_is_quiet() -> None:
@@ -168,31 +147,21 @@ def test_a_long_recording_is_cut_where_it_is_quiet() -> None:
     for quiet in (27.3, 54.0):
         wave[int(quiet * RATE) : int((quiet + 0.3) * RATE)] = 0
     cuts = list(pieces(wave))
-    assert cuts[0][0] == 0 and cuts[-1][1] == len(wave) and all(a[1] == b[0] for a, b in zip(cuts, cuts[1:], strict=False))
+    assert cuts[0][0] == 0 and cuts[-1][1] == len(wave) and all(a[1] == b[0] for a, b in pairwise(cuts))
     assert [27.3 < cuts[0][1] / RATE < 27.6, 54.0 < cuts[1][1] / RATE < 54.3] == [True, True]
     for length in (LEAST_SAMPLES, LONGEST_SECONDS * RATE, LONGEST_SECONDS * RATE + 1):
         assert all(LEAST_SAMPLES <= stop - start <= LONGEST_SECONDS * RATE for start, stop in pieces(wave[:length]))
 
 
 def test_absurd_settings_of_an_extractor_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    from maasdam.errors import InvalidModel
-
     folder = tmp_path / "model"
     shutil.copytree(folders["Parakeet"], folder)
     said = (folder / "preprocessor_config.json").read_text()
-    signature = ingest(str(folder), open_store(tmp_path)).signature
+    signature = ingest(str(folder), Store(tmp_path / "store")).signature
     for absurd in ('"hop_length": 0', '"hop_length": -1', '"win_length": 100000000', '"n_fft": 1e12', '"feature_size": "many"'):
         key = absurd.partition(":")[0]
         line = next(line for line in said.splitlines() if key in line)
         (folder / "preprocessor_config.json").write_text(said.replace(line.strip().rstrip(","), absurd))
         with pytest.raises((InvalidModel, InvalidPayload)):
             processor = open_processor("automatic-speech-recognition", folder, signature, Settings())
-            out = io.BytesIO()
-            soundfile.write(out, np.zeros(RATE), RATE, format="WAV")
-            processor.prepare(AudioPayload(out.getvalue()))
-
-
-def open_store(folder: Path) -> Any:
-    from maasdam.artifacts.store import Store
-
-    return Store(folder / "store")
+            processor.prepare(AudioPayload(recording(np.zeros(RATE))))

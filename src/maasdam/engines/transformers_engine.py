@@ -1,7 +1,7 @@
 """Models that generate, as they are: transformers on torch, several answers at once by turns.
 
-Knows causal language models with a key-value cache, Whisper and Moonshine. Refuses to know text, chat and HTTP. It is the reference
-that optimised builds are compared with, and the fallback for what they don't know; it is not fast.
+Knows causal language models with a key-value cache, Whisper and Moonshine. Refuses to know text, chat and HTTP. It is the
+reference that optimised builds are compared with, and the fallback for what they don't know; it is not fast.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def open_transformers_speech(folder: Path, device: str) -> WhisperEngine:
 
         return WhisperEngine(Moonshine(folder, device), "transformers")
     if not kind.startswith("Whisper"):
-        raise Unsupported(f"{kind} writes what it hears, and no engine here runs it; of such models Whisper and Moonshine are known")
+        raise Unsupported(f"{kind} writes what it hears, and of such models only Whisper and Moonshine are run here")
     return WhisperEngine(_Transformers(folder, device), "transformers")
 
 

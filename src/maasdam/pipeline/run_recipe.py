@@ -321,8 +321,8 @@ def check_written_as_it_is(source: Artifact, recipe: Recipe, to: Format | None) 
 
     if writes_as_it_is(source) and (to not in (None, source.format) or any(use.use != "optimize" for use in recipe.passes)):
         raise Unsupported(
-            f"{called(source)} is served as it is, by transformers, the one engine here that runs it: its weights are kept in no "
-            "fewer bits and in no other format; use --recipe fp32 and leave --to out"
+            f"{called(source)} is served as it is, by transformers, the one engine here that runs it: its weights are kept in "
+            "no fewer bits and in no other format; use --recipe fp32 and leave --to out"
         )
 
 

@@ -91,9 +91,10 @@ class ParakeetSpectrograms:
         )
 
     def __call__(self, waveform: type_array, *, sampling_rate: int, return_tensors: str) -> dict[str, type_array]:
-        """Samples [S] -> {"input_features": [1, frames, bands], "attention_mask": [1, frames]}, each band of mean 0 and deviation 1.
+        """Samples [S] -> {"input_features": [1, frames, bands], "attention_mask": [1, frames]}.
 
-        The last frame lies half beyond the end: it is masked. Raises ValueError for less than two others.
+        Each band has mean 0 and deviation 1. The last frame lies half beyond the end: it is masked. Raises ValueError for less
+        than two others.
         """
         import numpy as np
         from transformers.audio_utils import spectrogram

@@ -99,8 +99,8 @@ class CtcProcessor:
         self._tokenizer = opened("CTC tokenizer", folder, lambda: _open_tokenizer(folder))
         self._output = _frames_output(signature)
         self._frame_seconds = frame_seconds(folder)
-        vocabulary = self._tokenizer.get_vocab()
-        has_words = getattr(self._tokenizer, "word_delimiter_token", WORD_BEGINS) in vocabulary
+        delimiter = getattr(self._tokenizer, "word_delimiter_token", None)
+        has_words = any(piece == delimiter or piece.startswith(WORD_BEGINS) for piece in self._tokenizer.get_vocab())
         self._between = " " if has_words else ""
 
     def prepare(self, payload: Payload) -> list[dict[str, type_array]]:
