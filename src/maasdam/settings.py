@@ -112,6 +112,9 @@ class Settings:
     """Whether /docs and /openapi.json can be read without a key: they say what the service can do, nothing of its models."""
     cors_origins: str = ""
     """Origins of web pages that may call the service from browsers (https://app.example.com), separated by commas; * is any."""
+    image_url_hosts: str = ""
+    """Hosts that pictures may be fetched from where a request names one by its address (images.example.com, *.example.com),
+    separated by commas. Empty: none, and such a request is refused. One with an address that is not public always is."""
     log_level: str = "info"
     """debug, info, warning or error. The line of each request is of level info."""
     log_file: str = "logs/maasdam.log"

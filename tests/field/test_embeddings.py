@@ -173,7 +173,7 @@ def test_prompts_dimensions_and_cutting_have_their_effect(served: Process, folde
         ({"input": ""}, "input"),
         ({"input": ["a", ""]}, "input[1]"),
         ({"input": [["a"]]}, "input[0]"),
-        ({"input": {"text": "a"}}, "input"),
+        ({"input": {"texts": "a"}}, "input.texts"),
         ({"input": [True]}, "input[0]"),
         ({"input": [[]]}, "input[0]"),
         ({"input": ["a"] * 2049}, "input"),
@@ -204,7 +204,10 @@ def test_half_characters_other_models_and_other_keys_are_refused(served: Process
         assert client.post(PATH, content=raw, headers={"content-type": "application/json"}).status_code == 400
         assert client.post(PATH, json={"model": "nobody", "input": "a"}).json()["error"]["code"] == "model_not_found"
         refused = client.post(PATH, json={"model": "images", "input": "a"}).json()["error"]["message"]
-        assert refused == "this model does image-classification, not feature-extraction; use POST /v1/images/classifications"
+        assert refused == (
+            "this model does image-classification, not feature-extraction or zero-shot-image-classification or "
+            "image-feature-extraction; use POST /v1/images/classifications"
+        )
         assert client.post("/v1/completions", json={"model": "vectors", "prompt": "a"}).status_code == 400
         assert httpx.post(f"{served.url}{PATH}", json={"model": "vectors", "input": "a"}).status_code == 401
 

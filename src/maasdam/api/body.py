@@ -13,6 +13,7 @@ from python_multipart.multipart import parse_options_header
 from maasdam.api.encodings import coding_of, unpacked
 from maasdam.api.paths import CLASSIFIES, CUSTOM_DOOR
 from maasdam.errors import BodyTooSlow, InvalidInput, Overloaded, TooLarge, WrongContentType
+from maasdam.tasks.features import PATH as EMBEDS
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -120,7 +121,7 @@ class BodyLimits:
 
     def of_json(self, path: str) -> Limit:
         """What JSON may be at a path."""
-        return self.json_media if path in CLASSIFIES or path == CUSTOM_DOOR else self.json
+        return self.json_media if path in CLASSIFIES or path in (EMBEDS, CUSTOM_DOOR) else self.json
 
     async def read(self, scope: MutableMapping[str, Any], receive: Receive, limit: Limit | None = None) -> bytes:
         """The whole body. Raises TooLarge (before more than allowed is held), BodyTooSlow, Overloaded, Disconnected.

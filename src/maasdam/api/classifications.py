@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import orjson
@@ -13,29 +14,41 @@ from starlette.datastructures import UploadFile
 
 from maasdam.api.entrance import JSON, request_of
 from maasdam.api.fields import check_known
-from maasdam.api.json_body import from_base64
 from maasdam.api.measured import measured
+from maasdam.api.media import file_in
 from maasdam.api.paths import CLASSIFIES
-from maasdam.core import Chunk, Classification, Entry
+from maasdam.core import Chunk, Classification, Entry, ImagePayload, Payload
 from maasdam.errors import InvalidField, InvalidInput, WrongContentType
 from maasdam.operations.service import Service
 from maasdam.tasks.task import Task
 
 MOST_LABELS = 1000
+LONGEST_LABEL = 1000
+"""Characters."""
 _REST: dict[str, Any] = {
     "model": {"type": "string", "minLength": 1},
     "top_k": {"type": "integer", "default": 5, "minimum": 1, "maximum": MOST_LABELS},
 }
 
+LABELS: dict[str, Any] = {
+    "labels": {
+        "type": "array",
+        "items": {"type": "string"},
+        "description": "which of these; of models that read labels (CLIP)",
+    },
+    "hypothesis_template": {"type": "string", "description": "what is read for a label, which stands for {}"},
+}
+"""Fields of pictures alone."""
 
-def _schema(field: str) -> dict[str, Any]:
+
+def _schema(task: Task) -> dict[str, Any]:
+    field = task.field
+    more = _REST | (LABELS if ImagePayload in task.payloads else {})
     file = {"file": {"type": "string", "format": "binary"}}
     inline = {field: {"type": "string", "format": "byte", "description": "base64 or a data URL"}}
     kinds = {"multipart/form-data": file, "application/json": inline}
     rest = {"type": "object", "additionalProperties": False}
-    content = {
-        kind: {"schema": {**rest, "required": [*own, "model"], "properties": own | _REST}} for kind, own in kinds.items()
-    }
+    content = {kind: {"schema": {**rest, "required": [*own, "model"], "properties": own | more}} for kind, own in kinds.items()}
     return {"requestBody": {"required": True, "content": content}}
 
 
@@ -48,12 +61,12 @@ def routes(service: Service) -> APIRouter:
 
 
 def _add(router: APIRouter, service: Service, path: str, task: Task) -> None:
-    @router.post(path, openapi_extra=_schema(task.field), name=task.name)
+    @router.post(path, openapi_extra=_schema(task), name=task.name)
     async def classifications(http: HttpRequest) -> Response:
         """Name what is in a file: the likeliest labels, best first."""
-        model, data, top_k = await _read(http, service, task.field)
+        model, payload = await _read(http, service, task)
         seconds = service.settings.request_timeout_seconds
-        request = request_of(http.scope, model, (task.payload(data, top_k),), path, seconds)
+        request = request_of(http.scope, model, (payload,), path, seconds)
 
         async def written(chunks: list[Chunk], entry: Entry) -> bytes:
             labels = cast(Classification, chunks[0].value).labels
@@ -69,24 +82,31 @@ def _add(router: APIRouter, service: Service, path: str, task: Task) -> None:
         return Response(await service.inference.whole(request, written), media_type="application/json")
 
 
-async def _read(http: HttpRequest, service: Service, field: str) -> tuple[str, bytes, int]:
-    """The model, the file's bytes, and how many labels. JSON holds them in `field`."""
+async def _read(http: HttpRequest, service: Service, task: Task) -> tuple[str, Payload]:
+    """The model, and what is to be named: the bytes of a file, how many labels, and of which."""
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    takes_labels = ImagePayload in task.payloads
+    known = ("top_k", *(LABELS if takes_labels else ()))
     if kind == "multipart/form-data":
-        async with http.form(max_files=1, max_fields=10) as form:
+        async with http.form(max_files=1, max_fields=10 + MOST_LABELS) as form:
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise InvalidField("the form has no file; send it as field 'file'", "file")
-            check_known(form.keys(), ("model", "file", "top_k"), "form field")
-            return _model(form.get("model"), service), await file.read(), _top_k(form.get("top_k"))
-    if kind == "application/json":
-        body = http.scope.get(JSON)
+            check_known(form.keys(), ("model", "file", *known), "form field")
+            body: Mapping[str, Any] = {**form, "labels": form.getlist("labels") or None}
+            model, data = _model(form.get("model"), service), await file.read()
+    elif kind == "application/json":
+        body = http.scope.get(JSON)  # type: ignore[assignment]  # looked at in the next line
         if not isinstance(body, dict):
-            raise InvalidInput(f'the body is not a JSON object; send {{"model": ..., "{field}": ...}}')
-        check_known(body, ("model", field, "top_k"))
-        model, top_k = _model(body.get("model"), service), _top_k(body.get("top_k"))
-        return model, await asyncio.to_thread(_bytes, body.get(field), field), top_k
-    raise WrongContentType(f"content type '{kind[:60]}' is not read here; send multipart/form-data or application/json")
+            raise InvalidInput(f'the body is not a JSON object; send {{"model": ..., "{task.field}": ...}}')
+        check_known(body, ("model", task.field, *known))
+        model = _model(body.get("model"), service)
+        _top_k(body.get("top_k"))
+        data = await file_in(body.get(task.field), task.field, service.settings, fetches=takes_labels)
+    else:
+        raise WrongContentType(f"content type '{kind[:60]}' is not read here; send multipart/form-data or application/json")
+    payload = task.payload(data, _top_k(body.get("top_k")))
+    return model, replace(payload, **_of_labels(body)) if isinstance(payload, ImagePayload) else payload
 
 
 def _model(model: Any, service: Service) -> str:
@@ -96,19 +116,25 @@ def _model(model: Any, service: Service) -> str:
     return model
 
 
-def _bytes(value: Any, field: str) -> bytes:
-    if not isinstance(value, str):
-        raise InvalidField(f"'{field}' is missing; send base64 or a data URL", field)
-    if value.startswith("data:"):
-        head, _, value = value.partition(",")
-        if not head.endswith(";base64"):
-            raise InvalidField(f"'{field}' is a data URL that is not base64; send data:TYPE;base64,...", field)
-    elif value.startswith(("http://", "https://", "file:")):
-        raise InvalidField(f"'{field}' is an address; this service fetches nothing: send the bytes in base64", field)
-    try:
-        return from_base64(value)
-    except ValueError:
-        raise InvalidField(f"'{field}' is not valid base64", field) from None
+def _of_labels(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What a payload has of labels that the caller sent. Raises InvalidField."""
+    labels, template = body.get("labels"), body.get("hypothesis_template")
+    if template is not None and (not isinstance(template, str) or len(template) > LONGEST_LABEL):
+        raise InvalidField(
+            f"'hypothesis_template' must be a text of up to {LONGEST_LABEL} characters with {{}} in it", "hypothesis_template"
+        )
+    if labels is None:
+        return {"labels": (), "template": template}
+    if not isinstance(labels, list) or not 1 <= len(labels) <= MOST_LABELS:
+        raise InvalidField(f"'labels' must be a list of 1 to {MOST_LABELS} texts", "labels")
+    for i, label in enumerate(labels):
+        where = f"labels[{i}]"
+        if not isinstance(label, str) or not label.strip() or len(label) > LONGEST_LABEL:
+            raise InvalidField(f"'{where}' must be a text of 1 to {LONGEST_LABEL} characters", where)
+    twice = next((i for i, label in enumerate(labels) if label in labels[:i]), None)
+    if twice is not None:
+        raise InvalidField(f"'labels[{twice}]' stands in the list before; send each label once", f"labels[{twice}]")
+    return {"labels": tuple(labels), "template": template}
 
 
 def _top_k(value: Any) -> int:

@@ -1,4 +1,4 @@
-"""POST /v1/embeddings: OpenAI's, of models that extract features. Knows its JSON; never tokenizers or vectors' meaning."""
+"""POST /v1/embeddings: OpenAI's, of models that extract features, with pictures. Knows its JSON; never what vectors mean."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from maasdam.api.entrance import request_of
 from maasdam.api.fields import check_known
 from maasdam.api.measured import measured
+from maasdam.api.media import file_in, is_address
 from maasdam.api.routing import JsonRoute
-from maasdam.core import Chunk, Entry, ReadPayload, Vector, check_within
+from maasdam.core import Chunk, Entry, ImagePayload, Payload, ReadPayload, Vector, check_within
 from maasdam.errors import InvalidField
 from maasdam.operations.service import Service
+from maasdam.settings import Settings
+from maasdam.tasks.features import PATH
 
-PATH = "/v1/embeddings"
 MOST_INPUTS = 2048
 """As OpenAI has it."""
+MOST_ADDRESSES = 16
+"""Of pictures, of one request."""
 MOST_DIMENSIONS = 1 << 20
 LARGEST_TOKEN = (1 << 31) - 1
 """No vocabulary has as many."""
@@ -37,7 +41,9 @@ class EmbeddingBody(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
     model: str = Field(description="NAME, NAME:VERSION or NAME@ALIAS")
-    input: Any = Field(description="a string, a list of up to 2048 strings, token ids, or a list of lists of token ids")
+    input: Any = Field(
+        description='a string, a list of up to 2048 strings, token ids, lists of token ids, or {"image": ...} and {"text": ...}'
+    )
     encoding_format: Any = Field(None, description="float (default), or base64: float32, little-endian")
     dimensions: Any = Field(None, description="fewer numbers, of models that were trained for it (matryoshka)")
     user: str | None = Field(None, description="changes nothing")
@@ -51,16 +57,14 @@ def routes(service: Service) -> APIRouter:
 
     @router.post(PATH)
     async def embeddings(body: EmbeddingBody, http: HttpRequest) -> Response:
-        """Vectors of texts, pooled and normalised as the model's own folder says."""
+        """Vectors of texts, pooled and normalised as the model's own folder says, and of pictures."""
         service.check_model(body.model)
         check_known(body.model_extra or (), (*EmbeddingBody.model_fields,))
         if body.encoding_format not in (None, *_FORMATS):
             raise InvalidField(f"'encoding_format' is {body.encoding_format!r:.40}; send float or base64", "encoding_format")
         if body.dimensions is not None:
             check_within("dimensions", body.dimensions, int, 1, MOST_DIMENSIONS)
-        cuts = cuts_of(body.truncate_prompt_tokens)
-        texts = inputs_of(body.input, "input", MOST_INPUTS)
-        payloads = tuple(ReadPayload(one, None, body.prompt_name, 0, cuts, body.dimensions) for one in texts)
+        payloads = await _payloads(body, service.settings)
         request = request_of(http.scope, body.model, payloads, PATH, service.settings.request_timeout_seconds)
 
         async def written(chunks: list[Chunk], entry: Entry) -> bytes:
@@ -72,6 +76,39 @@ def routes(service: Service) -> APIRouter:
         return Response(await service.inference.whole(request, written), media_type="application/json")
 
     return router
+
+
+async def _payloads(body: EmbeddingBody, settings: Settings) -> tuple[Payload, ...]:
+    """Texts, and pictures as Jina has them: {"image": base64, a data URL or an address}. Raises InvalidField."""
+    cuts = cuts_of(body.truncate_prompt_tokens)
+
+    def read(text: str | tuple[int, ...]) -> ReadPayload:
+        return ReadPayload(text, None, body.prompt_name, 0, cuts, body.dimensions)
+
+    many = body.input if isinstance(body.input, list) else [body.input]
+    if not any(isinstance(one, dict) for one in many):
+        return tuple(read(text) for text in inputs_of(body.input, "input", MOST_INPUTS))
+    if len(many) > MOST_INPUTS:
+        raise InvalidField(f"'input' holds {len(many)} inputs; send 1 to {MOST_INPUTS}", "input")
+    made: list[Payload] = []
+    addresses = 0
+    for i, one in enumerate(many):
+        where = f"input[{i}]" if many is body.input else "input"
+        given = one if isinstance(one, dict) else {"text": one}
+        check_known(given, ("text", "image"), where=where)
+        if len(given) != 1:
+            raise InvalidField(f"'{where}' must have a text or an image", where)
+        if "text" in given:
+            made += [read(text) for text in inputs_of(given["text"], f"{where}.text", 1)]
+            continue
+        for name in ("dimensions", "prompt_name"):
+            if getattr(body, name) is not None:
+                raise InvalidField(f"'{name}' means nothing beside an image; leave it out", name, "unsupported_parameter")
+        addresses += is_address(given["image"])
+        if addresses > MOST_ADDRESSES:
+            raise InvalidField(f"'{where}.image' is one of more than {MOST_ADDRESSES} addresses; send bytes", f"{where}.image")
+        made.append(ImagePayload(await file_in(given["image"], f"{where}.image", settings)))
+    return tuple(made)
 
 
 def _written(body: EmbeddingBody, chunks: list[Chunk], entry: Entry) -> bytes:

@@ -15,7 +15,13 @@ from maasdam.tasks import TASKS
 MODEL = rf"[^/]+(?:/(?!(?:{'|'.join(NOT_IN_NAMES)})(?:/|$))[^/]+)?"
 MODELS = "/models/{model:model}"
 """A route's path of one model."""
-CLASSIFIES = {door: task for task in TASKS.values() if task.answer is Classification and task.field for door in task.doors}
+CLASSIFIES = {
+    door: task
+    for task in reversed(TASKS.values())  # of two at one door the first says what it takes
+    if task.answer is Classification and task.field
+    for door in task.doors
+    if door.endswith("/classifications")
+}
 """Routes of ours that name what is in a file, each with its task. They take it in a form, or in JSON in base64."""
 CUSTOM_DOOR = "/v1/custom"
 INFER = re.compile(rf"/v2/models/(?P<model>{MODEL})(?:/versions/(?P<version>[^/]*))?/infer")

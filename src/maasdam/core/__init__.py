@@ -76,12 +76,14 @@ from maasdam.core.task_names import (
     FEATURES,
     FILL_MASK,
     IMAGE_CLASSIFICATION,
+    IMAGE_FEATURES,
     QUESTION_ANSWERING,
     SPEECH_RECOGNITION,
     TEXT_CLASSIFICATION,
     TEXT_GENERATION,
     TEXT_RANKING,
     TOKEN_CLASSIFICATION,
+    ZERO_SHOT_IMAGES,
 )
 from maasdam.core.tensors import PAST, Axis, Checked, Signature, Tensors, TensorSpec, WithoutNan, distinct, with_words
 
@@ -98,6 +100,7 @@ __all__ = [
     "FILL_MASK",
     "FORMATS",
     "IMAGE_CLASSIFICATION",
+    "IMAGE_FEATURES",
     "INDEPENDENT",
     "LONGEST_KEPT",
     "NOT_IN_NAMES",
@@ -112,6 +115,7 @@ __all__ = [
     "TOKEN_CLASSIFICATION",
     "UNKNOWN",
     "UNTRIED",
+    "ZERO_SHOT_IMAGES",
     "Admitted",
     "Answer",
     "Artifact",

@@ -23,6 +23,10 @@ class ImagePayload:
 
     data: bytes
     top_k: int = 5
+    labels: tuple[str, ...] | None = None
+    """Which of these it shows, of a model that reads labels too; () where none were sent, None: its vector is wanted."""
+    template: str | None = None
+    """What is read for a label, which stands for "{}"; None is the task's own."""
 
 
 @dataclass(frozen=True, slots=True)

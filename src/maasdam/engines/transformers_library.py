@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from maasdam.engines.compressed_weights import COMPRESSED_TENSORS, open_compressed_tensors
+from maasdam.engines.two_towers import ARCHITECTURES as TWO_TOWERS
+from maasdam.engines.two_towers import in_rows
 from maasdam.errors import InvalidModel, Unsupported
 
 MOONSHINE = "MoonshineForConditionalGeneration"
@@ -88,6 +90,8 @@ def open_module(folder: Path) -> Any:
     compressed = open_compressed_tensors() if quantization_of(folder) == COMPRESSED_TENSORS else None
     pools = pools_itself(folder)
     loader = cast(Any, kind)
+    if architecture in TWO_TOWERS:
+        loader = in_rows(kind)
     if pools:
         loader = transformers.AutoModel._model_mapping[loader.config_class]
     weights = compressed.dense(folder) if compressed is not None else None

@@ -39,7 +39,7 @@ from maasdam.pipeline.training import (
 )
 from maasdam.tasks import task_of
 from maasdam.tasks.files import labels_of
-from maasdam.tasks.images import channel_axis
+from maasdam.tasks.pixels import channel_axis
 
 if TYPE_CHECKING:
     import torch

@@ -15,17 +15,20 @@ from maasdam.core import (
     FEATURES,
     FILL_MASK,
     IMAGE_CLASSIFICATION,
+    IMAGE_FEATURES,
     QUESTION_ANSWERING,
     SPEECH_RECOGNITION,
     TEXT_CLASSIFICATION,
     TEXT_GENERATION,
     TEXT_RANKING,
     TOKEN_CLASSIFICATION,
+    ZERO_SHOT_IMAGES,
 )
 from maasdam.errors import InvalidModel
 from maasdam.sources.bounds import MAX_CONFIG_BYTES, MAX_PROCESSOR_FILE_BYTES, Place, parse_json, read_bounded, read_json_object
 from maasdam.sources.finding import Risk
 from maasdam.tasks.custom_code import CODE
+from maasdam.tasks.files import LIKENESS
 from maasdam.tasks.sentences import KINDS, MODULES, flat, modules_of
 
 PROCESSOR_FILES = frozenset({
@@ -34,6 +37,7 @@ PROCESSOR_FILES = frozenset({
     "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "vocabulary.json", "vocabulary.txt", "merges.txt", "normalizer.json", "chat_template.jinja",
     "chat_template.json", "labels.txt", CODE, MODULES, "sentence_bert_config.json", "config_sentence_transformers.json",
+    LIKENESS,
 })  # fmt: skip
 """Files that describe the processor, flat beside the model. None is code that is run, but for CODE, which asks first."""
 
@@ -76,7 +80,21 @@ _TASK_BY_NAME = {
     "T5ForConditionalGeneration": "text2text-generation",
     "BartForConditionalGeneration": "text2text-generation",
     "MarianMTModel": "translation",
-    "CLIPModel": "zero-shot-image-classification",
+    "CLIPModel": ZERO_SHOT_IMAGES,
+    "SiglipModel": ZERO_SHOT_IMAGES,
+    **dict.fromkeys(
+        (
+            "ViTModel",
+            "DeiTModel",
+            "Dinov2Model",
+            "Dinov2WithRegistersModel",
+            "DINOv3ViTModel",
+            "CLIPVisionModel",
+            "CLIPVisionModelWithProjection",
+            "SiglipVisionModel",
+        ),
+        IMAGE_FEATURES,
+    ),
 }
 
 

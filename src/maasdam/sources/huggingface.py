@@ -17,12 +17,15 @@ from maasdam.core import (
     FEATURES,
     FILL_MASK,
     IMAGE_CLASSIFICATION,
+    IMAGE_FEATURES,
     QUESTION_ANSWERING,
     SPEECH_RECOGNITION,
     TEXT_CLASSIFICATION,
     TEXT_GENERATION,
     TEXT_RANKING,
     TOKEN_CLASSIFICATION,
+    ZERO_SHOT_IMAGES,
+    Axis,
     Signature,
     TensorSpec,
 )
@@ -133,7 +136,12 @@ def _labels(description: Description, shapes: Mapping[str, tuple[int, ...]]) -> 
 def _signature(description: Description, shapes: Mapping[str, tuple[int, ...]]) -> Signature | None:
     """What the model takes and gives as a tensor engine; None for models that generate, or where config doesn't say."""
     if description.task == IMAGE_CLASSIFICATION:
-        return _image_signature(description, shapes)
+        scores = TensorSpec("logits", "float32", (None, _labels(description, shapes)))
+        return Signature((_pixels(description),), (scores,))
+    if description.task == ZERO_SHOT_IMAGES:
+        return _towers_signature(description, shapes)
+    if description.task == IMAGE_FEATURES:
+        return _seeing_signature(description, shapes)
     if description.task == AUDIO_CLASSIFICATION:
         scores = TensorSpec("logits", "float32", (None, _labels(description, shapes)))
         return Signature(_sound_inputs(description), (scores,))
@@ -188,11 +196,43 @@ def text_inputs(shapes: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]
     return (*words, TensorSpec("token_type_ids", "int64", shape, layout, value_range=(0, kinds - 1)))
 
 
-def _image_signature(description: Description, shapes: Mapping[str, tuple[int, ...]]) -> Signature:
-    channels = description.config.get("num_channels", 3)
+def _pixels(description: Description) -> TensorSpec:
+    channels = _seeing(description).get("num_channels", 3)
     height, width = image_size(description)
-    pixels = TensorSpec("pixel_values", "float32", (None, _count(channels), height, width), layout="NCHW")
-    return Signature((pixels,), (TensorSpec("logits", "float32", (None, _labels(description, shapes))),))
+    return TensorSpec("pixel_values", "float32", (None, _count(channels), height, width), layout="NCHW")
+
+
+def _seeing(description: Description) -> Mapping[str, Any]:
+    """The configuration of the part that sees."""
+    inner = description.config.get("vision_config")
+    return inner if isinstance(inner, dict) else description.config
+
+
+def _towers_signature(description: Description, shapes: Mapping[str, tuple[int, ...]]) -> Signature | None:
+    """One picture and several texts a row (`engines/two_towers.py`). SigLIP reads texts of the one length it was trained on."""
+    positions = shapes.get("text_model.embeddings.position_embedding.weight")
+    joint = next((shapes[n] for n in ("text_projection.weight", "text_model.head.weight") if n in shapes), None)
+    if positions is None or joint is None:
+        return None
+    longest = positions[0]
+    is_fixed = description.architecture == "SiglipModel"
+    tokens = (None, None, longest if is_fixed else None)
+    axes = () if is_fixed else (None, Axis("labels"), Axis("tokens", 1, longest))
+    outputs = {"image_embeds": (None, joint[0]), "text_embeds": (None, None, joint[0])}
+    texts = TensorSpec("input_ids", "int64", tokens, axes=axes)
+    return Signature((_pixels(description), texts), tuple(TensorSpec(n, "float32", s) for n, s in outputs.items()))
+
+
+def _seeing_signature(description: Description, shapes: Mapping[str, tuple[int, ...]]) -> Signature:
+    """Of what sees alone: the vector that it was trained for, else states of its tokens (a ViT's pooler is seldom trained)."""
+    hidden = _count(_seeing(description).get("hidden_size"))
+    projection = shapes.get("visual_projection.weight")
+    name, shape = "last_hidden_state", (None, None, hidden)
+    if projection is not None:
+        name, shape = "image_embeds", (None, projection[0])  # type: ignore[assignment]  # one axis less
+    elif description.architecture not in ("ViTModel", "DeiTModel"):
+        name, shape = "pooler_output", (None, hidden)  # type: ignore[assignment]  # one axis less
+    return Signature((_pixels(description),), (TensorSpec(name, "float32", shape),))
 
 
 def image_size(description: Description) -> tuple[int | None, int | None]:
@@ -203,7 +243,7 @@ def image_size(description: Description) -> tuple[int | None, int | None]:
         candidates.append(pre.get("crop_size"))
     if pre.get("do_resize", True):
         candidates.append(pre.get("size"))
-    candidates.append(description.config.get("image_size"))
+    candidates.append(_seeing(description).get("image_size"))
     for value in candidates:
         if isinstance(value, dict):
             if "height" in value and "width" in value:

@@ -12,11 +12,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maasdam.core import CUSTOM, PAST, TEXT_CLASSIFICATION, TEXT_RANKING, Artifact, Classification, ReadPayload
+from maasdam.core import (
+    CUSTOM,
+    PAST,
+    TEXT_CLASSIFICATION,
+    TEXT_RANKING,
+    ZERO_SHOT_IMAGES,
+    Artifact,
+    Classification,
+    ReadPayload,
+)
 from maasdam.engines import engines_for
 from maasdam.errors import InvalidInput, InvalidModel, UnsafeModel, Unsupported
 from maasdam.sources.examine import Examined, examine, refuse_blocked
 from maasdam.sources.finding import Inspection, Reading
+from maasdam.sources.likeness import keep_likeness
 from maasdam.tasks import TASKS, custom_code, task_of
 
 if TYPE_CHECKING:
@@ -65,6 +75,8 @@ def ingest(
         if code is not None:
             (folder / custom_code.CODE).write_bytes(code)
         reading = copied.reading
+        if chosen == ZERO_SHOT_IMAGES:
+            keep_likeness(folder)
         artifact = store.add(
             folder,
             format=reading.format,
@@ -122,7 +134,7 @@ def _choose_task(task: str | None, inspection: Inspection) -> str | None:
             )
         return None
     chosen = task or (inspection.task if inspection.task in TASKS else None)
-    if chosen is not None and ReadPayload in task_of(chosen).payloads and inspection.signature is None:
+    if chosen not in (None, ZERO_SHOT_IMAGES) and ReadPayload in task_of(chosen).payloads and inspection.signature is None:
         what = inspection.architecture or "model"
         raise Unsupported(
             f"{inspection.source} is a {what}, which is no encoder of texts that is known here: {chosen} takes one"

@@ -10,20 +10,22 @@ and HTTP.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from maasdam.core import Answer, Example, Processor, Score, Signature
+from maasdam.core import Answer, Example, Payload, Processor, Score, Signature
 from maasdam.errors import InvalidInput, Unsupported
 from maasdam.settings import Settings
 from maasdam.tasks import (
     custom,
+    image_features,
     images,
     raw,
     sounds,
     speech,
     text,
+    zero_shot,
 )
 from maasdam.tasks.readers import READERS
 from maasdam.tasks.task import Bytes, Task
@@ -37,6 +39,8 @@ TASKS: dict[str, Task] = {
         text.TASK,
         speech.TASK,
         custom.TASK,
+        zero_shot.TASK,
+        image_features.TASK,
         *READERS,
         sounds.TASK,
     )
@@ -107,10 +111,13 @@ def load_examples(
     rows = record.read_examples(path, labels, signature)
     if not rows:
         raise InvalidInput(f"{path} holds no examples for {record.name}; see the Hugging Face folder convention")
-    return [
-        Example(name, record.payload(content.read_bytes()) if isinstance(content, Path) else content, truth)
-        for name, content, truth in some(rows, limit, seed)
-    ]
+    return [Example(name, _payload(record, content), truth) for name, content, truth in some(rows, limit, seed)]
+
+
+def _payload(record: Task, content: Payload | Path | Callable[[], Payload]) -> Payload:
+    if isinstance(content, Path):
+        return record.payload(content.read_bytes())
+    return content() if callable(content) else content
 
 
 def some(items: list[T], limit: int | None, seed: int) -> list[T]:

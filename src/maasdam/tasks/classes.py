@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from maasdam.core import Classification, Label, Signature, Tensors
 from maasdam.errors import EngineFailure, InvalidModel
@@ -41,8 +41,19 @@ class Classes:
         if not all(np.isfinite(row).all() for row in rows):
             raise EngineFailure(f"the model's scores of this {self._what} are not finite")
         chances = np.mean([_probabilities(row, self._is_one_of) for row in rows], axis=0)
-        best = np.argsort(-chances, kind="stable")[: max(1, min(top_k, len(chances)))]
-        return Classification(tuple(Label(self._labels.get(int(i), str(int(i))), int(i), float(chances[i])) for i in best))
+        return _best(chances, self._labels, top_k)
+
+
+def best_of(scores: type_array, labels: Mapping[int, str], top_k: int, is_one_of: bool) -> Classification:
+    """Scores [N] through a softmax, or where the labels don't exclude each other each through a sigmoid."""
+    return _best(_chances(scores, is_one_of), labels, top_k)
+
+
+def _best(chances: type_array, labels: Mapping[int, str], top_k: int) -> Classification:
+    import numpy as np
+
+    best = np.argsort(-chances, kind="stable")[: max(1, min(top_k, len(chances)))]
+    return Classification(tuple(Label(labels.get(int(i), str(int(i))), int(i), float(chances[i])) for i in best))
 
 
 def _scores_output(signature: Signature) -> str:
@@ -57,10 +68,14 @@ def _scores_output(signature: Signature) -> str:
 
 def _probabilities(row: type_array, is_one_of: bool) -> type_array:
     """Rows that are none yet go through softmax; of labels that don't exclude each other, through a sigmoid. float64."""
-    import numpy as np
-
     if bool((row >= 0).all()) and (abs(float(row.sum()) - 1.0) < SUM_TOLERANCE or (not is_one_of and row.max() <= 1)):
         return row
+    return _chances(row, is_one_of)
+
+
+def _chances(row: type_array, is_one_of: bool) -> type_array:
+    import numpy as np
+
     if not is_one_of:
         return np.asarray(1 / (1 + np.exp(-row)))
     powers = np.exp(row - row.max())
@@ -73,8 +88,19 @@ def best_label(of: str) -> Bytes:
     return Bytes(of, (("label", "BYTES"), ("score", "FP32")), lambda a: (a.labels[0].label.encode(), a.labels[0].score))
 
 
-def _lines(answer: Classification) -> list[str]:
+def shown(answer: Classification) -> str:
+    """The best label."""
+    return answer.labels[0].label
+
+
+def lines(answer: Classification) -> list[str]:
+    """As a terminal shows it."""
     return [", ".join(f"{x.label} ({x.score:.3f})" for x in answer.labels)]
+
+
+def to_json(answer: Classification) -> dict[str, Any]:
+    """As a JSON object."""
+    return {"labels": [{"label": x.label, "label_id": x.label_id, "score": x.score} for x in answer.labels]}
 
 
 classification = partial(
@@ -82,9 +108,9 @@ classification = partial(
     answer=Classification,
     metric=TOP1,
     same=lambda one, other: one.labels[0].label_id == other.labels[0].label_id,
-    shown=lambda answer: answer.labels[0].label,
-    lines=_lines,
-    to_json=lambda answer: {"labels": [{"label": x.label, "label_id": x.label_id, "score": x.score} for x in answer.labels]},
+    shown=shown,
+    lines=lines,
+    to_json=to_json,
     loss="classes",
 )
 """A task of telling classes apart, without what is its own: payload, processor, examples, door."""

@@ -31,15 +31,30 @@ METADATA = ("metadata.csv", "metadata.jsonl")
 Row = Mapping[str, Any]
 
 
-def labelled_files(path: Path, suffixes: tuple[str, ...], what: str, labels: Mapping[int, str] | None) -> list[RawExample]:
-    """Files with the ids of their labels: of metadata.csv, else of class folders, else None."""
+def labels_in(path: Path, suffixes: tuple[str, ...]) -> dict[int, str]:
+    """The names of the labels of data, numbered in their order: of metadata.csv, else of class folders; {}: it has none."""
+    rows = _rows(path, suffixes)
+    if rows is not None:
+        names = {str(row["label"]) for row, _, _ in rows if row.get("label") not in (None, "")}
+    else:
+        found = {f.relative_to(path).parts for f in path.rglob("*") if f.suffix.lower() in suffixes}
+        names = {parts[0] for parts in found} if all(len(parts) > 1 for parts in found) else set()
+    return dict(enumerate(sorted(names))) if len(names) > 1 else {}
+
+
+def labelled_files(
+    path: Path, suffixes: tuple[str, ...], what: str, labels: Mapping[int, str] | None, *, is_labelled: bool = True
+) -> list[RawExample]:
+    """Files with the ids of their labels: of metadata.csv, else of class folders, else None; all None unless `is_labelled`."""
     label_ids = LabelIds(labels)
     rows = _rows(path, suffixes)
+    if not is_labelled and rows is not None:
+        return [(row["file_name"], file, None) for row, file, _ in rows]
     if rows is not None:
         return [(r["file_name"], file, label_ids.of_row(r, where)) for r, file, where in rows]
     files = _files(path, suffixes, f"{what} come in a folder with metadata.csv, or in a folder of class folders")
     folders = {f.relative_to(path).parts[0] for f in files if len(f.relative_to(path).parts) > 1}
-    if len(folders) > 1 and all(len(f.relative_to(path).parts) > 1 for f in files):
+    if is_labelled and len(folders) > 1 and all(len(f.relative_to(path).parts) > 1 for f in files):
         names = label_ids.of_folders(sorted(folders))
         return [(str(f.relative_to(path)), f, names[f.relative_to(path).parts[0]]) for f in files]
     return [(str(f.relative_to(path)), f, None) for f in files]

@@ -22,6 +22,7 @@ from maasdam.tasks.task import Task
 if TYPE_CHECKING:
     from maasdam.core import type_array
 
+PATH = "/v1/embeddings"
 SETTINGS = "config_sentence_transformers.json"
 ROLES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 """What texts are for, and what folders call the prompts for them. Of a folder without one the default stands before both."""
@@ -143,16 +144,19 @@ def _output(signature: Signature) -> tuple[str, bool]:
     return whole.name, True
 
 
-def _numbers(answer: Vector) -> str:
+def numbers(answer: Vector) -> str:
+    """The first of them, as a terminal shows them."""
     return " ".join(f"{x:.6g}" for x in answer.values[:SHOWN]) + (" …" if len(answer.values) > SHOWN else "")
 
 
-def _lines(answer: Vector) -> list[str]:
+def lines(answer: Vector) -> list[str]:
+    """As a terminal shows it."""
     cut = " (the text was cut)" if answer.cut else ""
-    return [f"{len(answer.values)} numbers: {_numbers(answer)}{cut}"]
+    return [f"{len(answer.values)} numbers: {numbers(answer)}{cut}"]
 
 
-def _to_json(answer: Vector) -> dict[str, Any]:
+def to_json(answer: Vector) -> dict[str, Any]:
+    """As a JSON object."""
     return {"embedding": answer.values.tolist(), "truncated": bool(answer.cut)}
 
 
@@ -165,14 +169,14 @@ TASK = Task(
     payloads=(ReadPayload,),
     answer=Vector,
     takes="texts",
-    doors=("/v1/embeddings", *ranking.DOORS),
+    doors=(PATH, *ranking.DOORS),
     open=lambda folder, signature, settings: FeatureExtractor(folder, signature),
     warm_up=lambda signature: ReadPayload("a", cuts=True),
     read_examples=_read,
     metric=NEIGHBOURS,
     same=lambda one, other: None,
-    shown=_numbers,
-    lines=_lines,
-    to_json=_to_json,
+    shown=numbers,
+    lines=lines,
+    to_json=to_json,
     of_row=lambda row, top_k: ReadPayload(text_in(row, "text"), cuts=True),
 )

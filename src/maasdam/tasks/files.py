@@ -9,6 +9,9 @@ from typing import Any
 
 from maasdam.errors import InvalidModel, MaasdamError
 
+LIKENESS = "likeness.json"
+"""What makes scores of how alike a picture and a text are: {"scale", "shift"}; written when the model is brought in."""
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; {} where there is no such file. Raises InvalidModel where it is something else."""

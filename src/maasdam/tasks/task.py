@@ -49,8 +49,8 @@ class Bytes:
     """An answer -> its element of each output."""
 
 
-RawExample = tuple[str, Payload | Path, Any]
-"""One example as it is found: its name, its payload or the file that holds it, and what is right."""
+RawExample = tuple[str, Payload | Path | Callable[[], Payload], Any]
+"""One example as it is found: its name, its payload, the file that holds it or what reads it, and what is right."""
 
 
 @dataclass(frozen=True, slots=True)

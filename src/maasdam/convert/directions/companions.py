@@ -29,6 +29,7 @@ PATTERNS: tuple[str, ...] = (
     "sentence_*_config.json",
     "config_sentence_transformers.json",
     CODE,
+    "likeness.json",
     "LICENSE*",
 )
 """What describes the processor, the labels and the generation, never the weights."""

@@ -105,6 +105,8 @@ class Image(Struct, array_like=True, tag="i"):
     at: int
     size: int
     top_k: int
+    labels: tuple[str, ...] | None = None
+    template: str | None = None
 
 
 class Audio(Struct, array_like=True, tag="a"):
@@ -412,7 +414,7 @@ def payload_given(payload: Payload, is_checked: bool, before: Sequence[Buffer], 
         return TokenQuestion(payload), list(before), at
     size = len(payload.data)
     if isinstance(payload, ImagePayload):
-        said: Any = Image(at, size, payload.top_k)
+        said: Any = Image(at, size, payload.top_k, payload.labels, payload.template)
     elif isinstance(payload, CustomPayload):
         said = OwnInput(at, size, payload.is_file)
     else:
@@ -429,7 +431,7 @@ def payload_of(said: PayloadSaid, memory: Memory) -> Payload:
         return said.payload
     data = memory.bytes(said.at, said.size)
     if isinstance(said, Image):
-        return ImagePayload(data, said.top_k)
+        return ImagePayload(data, said.top_k, said.labels, said.template)
     if isinstance(said, OwnInput):
         return CustomPayload(data, said.is_file)
     return replace(said.rest, data=data)
