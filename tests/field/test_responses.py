@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import openai
@@ -18,7 +21,9 @@ from tests.served import Process, add, open_home, serving, start
 from tests.waiting import wait_until
 
 from maasdam.accounts.responses import Responses
-from maasdam.core import Artifact
+from maasdam.core import ANONYMOUS, Artifact
+from maasdam.errors import Overloaded
+from maasdam.operations import responses
 
 RED_HEART = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
@@ -429,3 +434,33 @@ def test_what_a_process_was_writing_when_it_died_has_failed(made: Made, tmp_path
             found = Responses(workspace.database, 1.0, 1 << 20).find(owner, one["id"]).body
             check_response(found)
             assert (found["status"], found["error"]["code"]) == ("failed", "server_error")
+
+
+async def test_one_key_has_not_all_places_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Kept:
+        days = 1
+
+        def add(self, owner: str, one: Any) -> None:
+            assert owner
+
+    monkeypatch.setattr(responses, "MOST_OF_ONE_KEY", 2)
+    monkeypatch.setattr(responses, "MOST_BEHIND", 4)
+    kept, ends = responses.KeptResponses(cast(Any, Kept()), tidies=False), asyncio.Event()
+
+    async def work(done: Any) -> None:
+        await ends.wait()
+
+    async def write(key: str, number: int) -> None:
+        one = cast(Any, SimpleNamespace(id=f"resp_{number}", body={}))
+        await kept.write(replace(ANONYMOUS, key_id=key), one, work)
+
+    told = await asyncio.gather(*(write("one", i) for i in range(3)), return_exceptions=True)
+    assert [type(error) for error in told].count(Overloaded) == 1 and "this key" in str(next(filter(None, told)))
+    await write("two", 10)
+    await write("three", 11)
+    with pytest.raises(Overloaded, match="4 answers are"):
+        await write("four", 12)
+    ends.set()
+    await asyncio.gather(*(task for task, _ in list(kept._writing.values())))
+    await write("one", 20)
+    await asyncio.gather(*(task for task, _ in list(kept._writing.values())))

@@ -31,6 +31,7 @@ TEMPLATES = {
     "deepseek": HERMES.replace("<tool_call>", "<\uff5ctool▁calls▁begin\uff5c>"),
     "thinking": HERMES.replace(
         "{{ '<assistant>' }}",
+        "{% if reasoning_effort is defined %}{{ 'the cat ' + reasoning_effort }}{% endif %}"
         "{{ '<assistant>' }}{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}"
         "{% else %}{{ '<think>\n' }}{% endif %}",
     ),
@@ -246,6 +247,10 @@ def test_reasoning_is_apart(gpt: openai.OpenAI, client: httpx.Client) -> None:
     cut = whole(client, model="thinking", max_tokens=4)["message"]
     assert cut["content"] is None and cut["reasoning_content"]
     assert whole(client, model="thinking", messages=[{"role": "user", "content": "a"}, cut], max_tokens=4)["message"]
+    efforts: list[dict[str, Any]] = [{}, {"reasoning_effort": "none"}, {"reasoning_effort": "high"}]
+    bodies = [chat(model="thinking", max_tokens=4, **effort) for effort in efforts]
+    used = [client.post("/v1/chat/completions", json=body).json()["usage"]["prompt_tokens"] for body in bodies]
+    assert used[0] == used[1] < used[2]  # the template shows it
     closed = chat(model="thinking", chat_template_kwargs={"enable_thinking": False}, max_tokens=20)
     message = client.post("/v1/chat/completions", json=closed).json()["choices"][0]["message"]
     assert message["content"] and "reasoning_content" not in message
@@ -438,6 +443,24 @@ BAD: dict[str, tuple[dict[str, Any], str | None, str]] = {
         after([CALL | {"function": {"name": "weather", "arguments": '{"a":' * 500 + "1" + "}" * 500}}]),
         "messages[1].tool_calls[0].function.arguments",
         "deeper",
+    ),
+    "arguments that are no number": (
+        after([CALL | {"function": {"name": "weather", "arguments": '{"a": NaN}'}}]),
+        "messages[1].tool_calls[0].function.arguments",
+        "JSON object",
+    ),
+    "arguments beyond all numbers": (
+        after([CALL | {"function": {"name": "weather", "arguments": '{"a": [-1e999]}'}}]),
+        "messages[1].tool_calls[0].function.arguments",
+        "JSON object",
+    ),
+    "an effort that nobody reads": ({"model": "llama", "reasoning_effort": "high"}, "reasoning_effort", "no such variable"),
+    "an effort of another name": ({"reasoning_effort": "enormous"}, "reasoning_effort", "send one of"),
+    "an effort that is none": ({"reasoning_effort": {"a": []}}, "reasoning_effort", "send one of"),
+    "two efforts": (
+        {"reasoning_effort": "low", "chat_template_kwargs": {"reasoning_effort": "high"}},
+        "reasoning_effort",
+        "different efforts",
     ),
     "variables that are none": ({"chat_template_kwargs": [1]}, "chat_template_kwargs", "object"),
     "a variable of the service": ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages", "caller's"),

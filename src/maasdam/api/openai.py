@@ -115,7 +115,9 @@ def routes(service: Service) -> APIRouter:
             sampling=sampling,
             tools=listed,
             calling=calling,
-            template=tools.variables_from(body.chat_template_kwargs),
+            template=tools.with_effort(
+                tools.variables_from(body.chat_template_kwargs), body.reasoning_effort, "reasoning_effort"
+            ),
         )
         return await _answer(service, http, body, CHAT, [payload], choices, "/v1/chat/completions")
 

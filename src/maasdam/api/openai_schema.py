@@ -28,7 +28,6 @@ MEANINGLESS: Mapping[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
-    "reasoning_effort": ("none",),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
@@ -96,6 +95,7 @@ class ChatBody(TextBody):
     tool_choice: Any = Field(None, description="auto, none, required, a function, or allowed_tools")
     parallel_tool_calls: Any = Field(None, description="false: one call at most")
     chat_template_kwargs: Any = Field(None, description="variables of the model's chat template, such as enable_thinking")
+    reasoning_effort: Any = Field(None, description="for chat templates that read it; else refused")
     logprobs: Any = Field(None, description="true: how likely each token was, before temperature, penalties and forms")
     top_logprobs: Any = Field(None, description="how many of the likeliest tokens beside, where the model's engine tells them")
 

@@ -50,6 +50,21 @@ def tools_for(service: Service, model: str, fields: Mapping[str, Any], sampling:
     return tools, calling
 
 
+EFFORTS = ("minimal", "low", "medium", "high", "xhigh", "max")
+"""Of reasoning, as clients name them; "none" asks for nothing."""
+
+
+def with_effort(variables: Mapping[str, Any], effort: Any, where: str) -> Mapping[str, Any]:
+    """The same with how much is to be reasoned: templates that know efforts read them by OpenAI's name. Raises InvalidField."""
+    if effort is None or effort == "none":
+        return variables
+    if effort not in EFFORTS:
+        raise InvalidField(f"'{where}' is {effort!r:.40}; send one of: none, {', '.join(EFFORTS)}", where)
+    if variables.get("reasoning_effort", effort) != effort:
+        raise InvalidField(f"'{where}' and 'chat_template_kwargs' say different efforts; send one", where)
+    return {**variables, "reasoning_effort": effort}
+
+
 def variables_from(value: Any) -> Mapping[str, Any]:
     """Variables for the model's chat template, bounded. Raises InvalidField."""
     where = "chat_template_kwargs"
@@ -198,6 +213,7 @@ def _call(value: Any, where: str) -> dict[str, Any]:
             raise ValueError
         if arguments.strip():
             _bounded(read, f"{at}.arguments", LONGEST)
+            json.dumps(read, allow_nan=False)  # NaN and 1e999 are no JSON, though Python reads them
     except (ValueError, RecursionError) as error:
         raise InvalidField(f"'{at}.arguments' must be a JSON object, as a string", f"{at}.arguments") from error
     return {"id": value["id"], "type": "function", "function": {"name": function["name"], "arguments": arguments}}

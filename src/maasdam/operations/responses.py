@@ -28,6 +28,8 @@ TIDY_BEATS = 30
 """Between two removals of what was kept long enough."""
 MOST_BEHIND = 256
 """Answers that one process writes in the background."""
+MOST_OF_ONE_KEY = 64
+"""Of them, so that others have a place."""
 
 
 class KeptResponses:
@@ -38,6 +40,8 @@ class KeptResponses:
         self._kept = kept
         self._tidies = tidies
         self._writing: dict[str, tuple[asyncio.Task[None], Mapping[str, Any]]] = {}
+        self._places: dict[str, str] = {}
+        """The keys of those that are being written, by response, from before they are kept."""
         self._beating: asyncio.Task[None] | None = None
 
     @property
@@ -111,8 +115,11 @@ class KeptResponses:
 
         Raises Overloaded, InvalidField, StorageFailure.
         """
-        if len(self._writing) >= MOST_BEHIND:
+        if len(self._places) >= MOST_BEHIND:
             raise Overloaded(f"{MOST_BEHIND} answers are being written in the background; try again later")
+        key = caller.key_id or ""
+        if key and sum(other == key for other in self._places.values()) >= MOST_OF_ONE_KEY:
+            raise Overloaded(f"{MOST_OF_ONE_KEY} answers to this key are being written in the background; try again later")
 
         async def done(body: Mapping[str, Any]) -> None:
             await asyncio.to_thread(self._kept.finish, one.id, body)
@@ -124,8 +131,14 @@ class KeptResponses:
                 log.exception("response %s could not be kept", one.id)
             finally:
                 self._writing.pop(one.id, None)
+                self._places.pop(one.id, None)
 
-        await self.keep(caller, one)
+        self._places[one.id] = key
+        try:
+            await self.keep(caller, one)
+        except BaseException:
+            self._places.pop(one.id, None)
+            raise
         self._writing[one.id] = asyncio.create_task(write()), one.body
 
     def _end(self, response_id: str) -> None:

@@ -135,7 +135,7 @@ class Chat:
 
     def _check_variables(self, template: ChatTemplate, given: Mapping[str, Any]) -> None:
         for name in given:
-            where = f"chat_template_kwargs.{name}"
+            where = name if name == "reasoning_effort" else f"chat_template_kwargs.{name}"
             if name in OWN or name in self._variables:
                 raise InvalidField(f"'{where}' is not the caller's to set", where)
             if name not in template.variables:

@@ -66,8 +66,11 @@ def asked_text(payload: TextPayload, model: str, max_tokens: int, streams: bool)
     if payload.messages is not None:
         body["messages"] = [shown(message) for message in payload.messages]
         body |= asked_calls(payload)
-        if payload.template:
-            body["chat_template_kwargs"] = dict(payload.template)
+        variables = dict(payload.template)
+        if "reasoning_effort" in variables:
+            body["reasoning_effort"] = variables.pop("reasoning_effort")
+        if variables:
+            body["chat_template_kwargs"] = variables
     else:
         body["prompt"] = payload.prompt if payload.token_ids is None else list(payload.token_ids)
     body |= {name: value for name in _BIASED if (value := getattr(sampling, name)) is not None}
