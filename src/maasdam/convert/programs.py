@@ -186,12 +186,13 @@ def load_pt2(source: Artifact) -> ExportedProgram:
 
 
 def save_pt2(program: ExportedProgram, path: str) -> None:
-    """Write the program without its sample inputs: loading it then unpickles nothing."""
+    """Write the program without its sample inputs: loading it then unpickles nothing. Raises Unsupported."""
     import torch
 
     # an empty dict is what loading a program without any gives; the public setter takes only inputs that fit
     program._example_inputs = {}  # type: ignore[assignment]  # torch says None or a pair; empty is what its writer takes
-    torch.export.save(program, path)
+    with raising(Unsupported, "torch.export made a program of the model, and can't write it"):
+        torch.export.save(program, path)
 
 
 def _from_torchscript(source: Artifact) -> ExportedProgram:
