@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from maasdam.artifacts.store import Store
 from maasdam.cli import main
 from maasdam.core import Classification, ImagePayload
 from maasdam.engines import open_engine
-from maasdam.errors import InvalidField
+from maasdam.errors import InvalidField, Unsupported
+from maasdam.sources.examine import examine
 from maasdam.sources.ingest import ingest
 from maasdam.tasks import load_examples, open_processor
 from maasdam.tasks.zero_shot import TEMPLATE, Kept
@@ -228,6 +230,19 @@ def test_data_brings_the_labels_that_are_asked_about(folder: Path, data: Path) -
     (data / "cat").rename(data / "red_dog" / "more")
     assert {e.truth for e in load_examples("zero-shot-image-classification", data)} == {None}
     assert TEMPLATE.count("{}") == 1
+
+
+@pytest.mark.parametrize("name", ["Llava", "Qwen2VL", "SmolVLM", "Idefics3"])
+def test_chat_with_pictures_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    config = {"architectures": [f"{name}ForConditionalGeneration"], "model_type": name.lower(), "vision_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"a": np.zeros((4, 4), np.float32)}, tmp_path / "model.safetensors")
+    (note,) = (note for note in examine(str(tmp_path)).inspection.notes if name in note)
+    assert "sees pictures and writes text" in note
+    with pytest.raises(Unsupported, match=f"{name}ForConditionalGeneration, which sees pictures and writes text"):
+        ingest(str(tmp_path), Store(tmp_path / "store"))
 
 
 @pytest.mark.parametrize("kind", ["ViTModel", "Dinov2Model", "CLIPVisionModelWithProjection", "SiglipVisionModel"])

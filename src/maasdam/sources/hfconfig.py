@@ -52,6 +52,8 @@ MOST_LABELS = 1_000_000
 MOST_LAYERS = 10_000
 """transformers makes a list entry or a name of each as soon as it reads a configuration, whoever asked for what."""
 
+SEES_AND_WRITES = "image-text-to-text"
+"""Chat with pictures, which no engine here does."""
 _TASK_BY_SUFFIX: tuple[tuple[str, str], ...] = (
     ("ForImageClassification", IMAGE_CLASSIFICATION),
     ("ForImageClassificationWithTeacher", IMAGE_CLASSIFICATION),
@@ -69,7 +71,7 @@ _TASK_BY_SUFFIX: tuple[tuple[str, str], ...] = (
     ("ForUniversalSegmentation", "image-segmentation"),
     ("ForDepthEstimation", "depth-estimation"),
     ("ForAudioClassification", "audio-classification"),
-    ("ForImageTextToText", "image-text-to-text"),
+    ("ForImageTextToText", SEES_AND_WRITES),
     ("ForVideoClassification", "video-classification"),
 )
 _TASK_BY_NAME = {
@@ -127,6 +129,8 @@ class Description:
         task = task_of(self.architecture)
         if task == TEXT_CLASSIFICATION and any(key in self.config for key in _OF_SOUND):
             return "audio-classification"  # Wav2Vec2ForSequenceClassification and its kin
+        if task is None and "vision_config" in self.config and str(self.architecture).endswith("ForConditionalGeneration"):
+            return SEES_AND_WRITES  # LLaVA, Qwen2-VL, SmolVLM and their kin
         if task == TEXT_CLASSIFICATION and self.labels == 1:
             return TEXT_RANKING  # one class tells nothing apart: it is the score of a cross-encoder
         return task

@@ -32,7 +32,7 @@ from maasdam.core import (
 from maasdam.errors import InvalidModel, Unsupported
 from maasdam.sources.bounds import MAX_CONFIG_BYTES, Place, commonest, read_json_object
 from maasdam.sources.finding import Reading
-from maasdam.sources.hfconfig import LAYER_COUNTS, Description, counts_in
+from maasdam.sources.hfconfig import LAYER_COUNTS, SEES_AND_WRITES, Description, counts_in
 from maasdam.sources.safetensors import read_header
 
 MAX_SHARDS = 2000
@@ -307,6 +307,8 @@ def _notes(description: Description, files: int) -> list[str]:
         notes.append("no tokenizer beside it: only token ids can be sent")
     if description.architecture is None:
         notes.append("config.json names no architecture: say the task with --task")
+    elif description.task == SEES_AND_WRITES:
+        notes.append(f"'{description.architecture}' sees pictures and writes text, which no engine here does")
     elif description.task is None:
         notes.append(f"'{description.architecture}' belongs to no task known here")
     return notes

@@ -26,6 +26,7 @@ from maasdam.engines import engines_for
 from maasdam.errors import InvalidInput, InvalidModel, UnsafeModel, Unsupported
 from maasdam.sources.examine import Examined, examine, refuse_blocked
 from maasdam.sources.finding import Inspection, Reading
+from maasdam.sources.hfconfig import SEES_AND_WRITES
 from maasdam.sources.likeness import keep_likeness
 from maasdam.tasks import TASKS, custom_code, task_of
 
@@ -133,6 +134,11 @@ def _choose_task(task: str | None, inspection: Inspection) -> str | None:
                 "leave --task out to serve its tensors, or build the Hugging Face model that it came from"
             )
         return None
+    if inspection.task == SEES_AND_WRITES:
+        raise Unsupported(
+            f"{inspection.source} is a {inspection.architecture}, which sees pictures and writes text, as no engine here does; "
+            "run it on a server that does and deploy that with --upstream URL"
+        )
     chosen = task or (inspection.task if inspection.task in TASKS else None)
     if chosen not in (None, ZERO_SHOT_IMAGES) and ReadPayload in task_of(chosen).payloads and inspection.signature is None:
         what = inspection.architecture or "model"
