@@ -48,8 +48,9 @@ class Settings:
     """File of the certificate's private key, in PEM and unencrypted."""
     threads: int = 0
     """Engine threads per replica; 0 is every core this process may use."""
-    max_body_bytes: int = 64 * 1024 * 1024
-    """Largest HTTP body and gRPC message taken, bytes: tensors as binary data, forms with files. JSON has limits of its own."""
+    max_body_bytes: int = 128 * 1024 * 1024
+    """Largest HTTP body and gRPC message taken, bytes: tensors as binary data, forms with files: an hour at 16 kHz in
+    WAV fits. JSON has limits of its own."""
     max_json_bytes: int = 8 * 1024 * 1024
     """Largest JSON body, bytes."""
     max_json_media_bytes: int = 32 * 1024 * 1024
@@ -60,7 +61,7 @@ class Settings:
     """Most values in one JSON body, a key counting as two, tensors' numbers apart."""
     max_image_pixels: int = 32_000_000
     """Largest image decoded, pixels (width x height)."""
-    max_audio_seconds: float = 600.0
+    max_audio_seconds: float = 7200.0
     """Longest recording taken, seconds."""
     max_json_depth: int = 64
     """Deepest nesting of a JSON body."""
@@ -76,6 +77,8 @@ class Settings:
     """Most that is kept of one key's answers of /v1/responses, bytes: the oldest are removed for new ones."""
     request_timeout_seconds: float = 60.0
     """A request unanswered for so long gets 504."""
+    timeout_per_audio_second: float = 1.0
+    """Seconds more that it has for each second which a recording may last, as its bytes tell."""
     shutdown_grace_seconds: float = 10.0
     """The service has ended so long after SIGTERM, whatever hangs; requests in flight may finish until shortly before."""
     memory_budget: str | int = ""

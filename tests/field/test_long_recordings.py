@@ -22,6 +22,7 @@ from maasdam.serving.replica import TensorReplica
 from maasdam.settings import Settings
 from maasdam.tasks import voice as detector
 from maasdam.tasks.pauses import LONGEST_SECONDS, Spoken, pieces
+from maasdam.tasks.recordings import longest_seconds
 from maasdam.telemetry.meter import CpuMeter
 
 RATE = 16_000
@@ -175,3 +176,23 @@ async def test_ten_hours_are_refused_before_any_is_heard(tmp_path: Path) -> None
         [chunk async for chunk in replica.answer(asked(bytes(data)))]
     assert engine.runs == 0
     replica.close()
+
+
+def of_bytes(size: int, per_second: int) -> bytes:
+    return b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0\x80\x3e\0\0" + per_second.to_bytes(4, "little") + bytes(size - 32)
+
+
+@pytest.mark.parametrize(
+    ("data", "seconds"),
+    [
+        (of_bytes(320_000, 32_000), 10),
+        (of_bytes(320_000, 0), 320),
+        (flac(iter([quiet(3)])), 3),
+        (b"ID3" + bytes(5_997), 6),
+        (bytes(10_000_000), 7200),
+        (b"fLaC", 0.004),
+        (b"", 0),
+    ],
+)
+def test_a_recordings_time_limit_grows_with_what_its_bytes_may_hold(data: bytes, seconds: float) -> None:
+    assert longest_seconds(data, 7200) == pytest.approx(seconds)

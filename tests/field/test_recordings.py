@@ -184,6 +184,66 @@ def test_what_browsers_and_phones_record_is_heard(kind: tuple[str, str, int, dic
     assert len(found) == pytest.approx(len(FLOATS), abs=3_200)
 
 
+def with_picture(sound: bytes) -> bytes:
+    """MP3 behind an ID3 tag that holds a cover of 100 kB."""
+    picture = b"\0image/png\0\3\0" + bytes(range(256)) * 400
+    tag = b"APIC" + struct.pack(">IH", len(picture), 0) + picture
+    size = bytes(len(tag) >> shift & 0x7F for shift in (21, 14, 7, 0))
+    return b"ID3\3\0\0" + size + tag + sound
+
+
+def big_endian() -> bytes:
+    form = struct.pack(">4sIHHIIHH", b"fmt ", 16, 1, 1, RATE, 2 * RATE, 2, 16)
+    body = SAMPLES.astype(">i2").tobytes()
+    return b"RIFX" + struct.pack(">I", 36 + len(body)) + b"WAVE" + form + struct.pack(">4sI", b"data", len(body)) + body
+
+
+def test_a_wav_of_the_other_byte_order_is_the_same() -> None:
+    np.testing.assert_array_equal(heard(big_endian()), FLOATS)
+
+
+def mp3() -> bytes:
+    out = io.BytesIO()
+    soundfile.write(out, FLOATS, RATE, format="MP3")
+    return out.getvalue()
+
+
+def gsm() -> bytes:
+    out = io.BytesIO()
+    soundfile.write(out, FLOATS, RATE, format="WAV", subtype="GSM610")
+    return out.getvalue()
+
+
+OTHERS = {
+    "MP3": mp3,
+    "MP3 with a picture": lambda: with_picture(mp3()),
+    "GSM in WAV": gsm,
+    "IMA ADPCM": lambda: encoded("wav", "adpcm_ima_wav"),
+    "MS ADPCM": lambda: encoded("wav", "adpcm_ms"),
+    "MP3 in WAV": lambda: encoded("wav", "libmp3lame"),
+    "A-law in AIFF": lambda: encoded("aiff", "pcm_alaw"),
+    "IMA ADPCM in AIFF": lambda: encoded("aiff", "adpcm_ima_qt"),
+    "MP3 in MP4": lambda: encoded("mp4", "libmp3lame", 44_100),
+    "Opus in MP4": lambda: encoded("mp4", "libopus", 48_000),
+    "AAC in Matroska": lambda: encoded("matroska", "aac", 44_100),
+    "FLAC of 96 kHz": lambda: encoded("flac", "flac", 96_000),
+}
+
+
+@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS.keys())
+def test_other_codings_are_heard_as_ffmpeg_hears_them(make: Any) -> None:
+    data = make()
+    with av.open(io.BytesIO(data)) as file:
+        to = av.AudioResampler(format="flt", layout="mono", rate=RATE)
+        frames = [out for frame in [*file.decode(audio=0), None] for out in to.resample(frame)]
+        want = np.concatenate([frame.to_ndarray().ravel() for frame in frames])
+    found = heard(data)
+    assert abs(len(found) - len(want)) <= 700, "a coder's delay is left out or not"
+    begins = int(np.correlate(found, want[2_000:8_000], "valid").argmax())
+    np.testing.assert_allclose(found[begins : begins + 6_000], want[2_000:8_000], atol=0.02)
+    assert abs(begins - 2_000) <= 700
+
+
 def _moved(tables: bytes, by: int) -> bytes:
     at = tables.index(b"stco") + 12
     count = struct.unpack_from(">I", tables, at - 4)[0]

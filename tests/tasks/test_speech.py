@@ -260,7 +260,7 @@ BAD = {
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
 def test_a_bad_recording_is_refused_in_a_sentence_fast_and_small(tmp_path: Path, bad: tuple[bytes, str]) -> None:
     data, says = bad
-    processor = open_processor(TASK, *word_model(tmp_path))
+    processor = open_processor(TASK, *word_model(tmp_path), Settings(max_audio_seconds=600.0))
     tracemalloc.start()
     began = time.perf_counter()
     with pytest.raises(InvalidPayload, match=says):

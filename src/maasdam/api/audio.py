@@ -45,7 +45,7 @@ def routes(service: Service) -> APIRouter:
         _check(response_format, prompt, temperature, stream, timestamp_granularities)
         times = set(timestamp_granularities or ())
         payload = AudioPayload(await file.read(), language or None, "word" in times, pauses=Pauses())
-        request = request_of(http.scope, model, (payload,), ENDPOINT, service.settings.request_timeout_seconds)
+        request = request_of(http.scope, model, (payload,), ENDPOINT, service.seconds_for(payload.data))
 
         async def written(chunks: list[Chunk], entry: Entry) -> Response:
             transcript = cast(Transcript, chunks[0].value)

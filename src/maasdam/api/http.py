@@ -56,7 +56,7 @@ log = logging.getLogger("maasdam.api")
 
 DESCRIPTION = "Trained models as an API. The Open Inference Protocol under /v2, OpenAI's API under /v1."
 KEEP_ALIVE_SECONDS = 75
-BODIES_HELD = 8
+BODIES_HELD = 4
 """As many bodies of the largest size may be in memory at once."""
 _FORM = "multipart/form-data"
 COLLECT_AFTER = (20_000, 50, 100)

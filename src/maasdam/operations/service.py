@@ -38,6 +38,7 @@ from maasdam.serving.router import Router
 from maasdam.serving.upstreams.place import ELSEWHERE
 from maasdam.serving.upstreams.replica import UpstreamLoader
 from maasdam.settings import Settings
+from maasdam.tasks.recordings import longest_seconds
 from maasdam.telemetry.energy import open_meter
 from maasdam.telemetry.meter import CpuMeter
 from maasdam.telemetry.metrics import Metrics
@@ -189,6 +190,12 @@ class Service:
         """Raise NotFound where no such model is deployed: told before anything else that may be wrong with a request."""
         with contextlib.suppress(NotReady):
             self.router.find(name)
+
+    def seconds_for(self, recording: bytes) -> float:
+        """How long a request with it may take."""
+        settings = self.settings
+        grows_by = longest_seconds(recording, settings.max_audio_seconds) * settings.timeout_per_audio_second
+        return settings.request_timeout_seconds + grows_by
 
     async def metrics_text(self) -> bytes:
         """The metrics as Prometheus reads them, of all workers."""

@@ -25,6 +25,8 @@ RATES = (4_000, 192_000)
 MAX_CHANNELS = 16
 MOST_RATE = 2 * 96_000
 """Samples over all channels, for each second that is taken: silence packs a thousand to one, and each is decoded."""
+LEAST_BYTES_A_SECOND = 1000
+"""Of speech that somebody packed as small as coders go: 8 kbit/s."""
 MIN_SECONDS = 0.1
 BLOCK_SECONDS = 1.0
 FORMATS = "WAV, AIFF, FLAC, OGG, MP3, MP4 (M4A), WebM or AAC"
@@ -40,6 +42,21 @@ def decode_audio(data: bytes, rate: int, max_seconds: float) -> tuple[type_array
 
     heard = Heard(rate, max_seconds)
     return np.concatenate(list(heard.blocks(data))), heard.seconds
+
+
+def longest_seconds(data: bytes, most: float) -> float:
+    """How long a recording may last at the utmost, seconds: by WAV's and FLAC's headers, which say it, else by its size."""
+    rate = LEAST_BYTES_A_SECOND
+    if container_of(data) == "wav":
+        at = data.find(b"fmt ", 12, 4096)
+        if at > 0 and at + 20 <= len(data):
+            rate = max(rate, int.from_bytes(data[at + 16 : at + 20], "big" if data[:4] == b"RIFX" else "little"))
+    elif data[:4] == b"fLaC" and len(data) >= 26:
+        samples = (data[21] & 0x0F) << 32 | int.from_bytes(data[22:26], "big")
+        hertz = int.from_bytes(data[18:21], "big") >> 4
+        if samples and hertz:
+            return min(samples / hertz, most)
+    return min(len(data) / rate, most)
 
 
 def container_of(data: bytes) -> str | None:

@@ -15,6 +15,7 @@ from maasdam.core import (
     SPEECH_RECOGNITION,
     Answer,
     AudioPayload,
+    Pauses,
     Payload,
     Processor,
     Section,
@@ -191,7 +192,7 @@ TASK = Task(
         **({"segments": [dict(s) for s in answer.segments]} if answer.segments else {}),
     },
     suffixes=RECORDINGS,
-    of_file=lambda data, top_k: AudioPayload(data),
+    of_file=lambda data, top_k: AudioPayload(data, pauses=Pauses()),
     oip=Bytes("audio", (("transcript", "BYTES"),), lambda answer: (answer.text.encode(),)),
     loss="ctc",
 )
