@@ -9,7 +9,7 @@ import re
 
 from starlette.convertors import StringConvertor, register_url_convertor
 
-from maasdam.core import NOT_IN_NAMES, Classification
+from maasdam.core import NOT_IN_NAMES
 from maasdam.tasks import TASKS
 
 MODEL = rf"[^/]+(?:/(?!(?:{'|'.join(NOT_IN_NAMES)})(?:/|$))[^/]+)?"
@@ -18,11 +18,11 @@ MODELS = "/models/{model:model}"
 CLASSIFIES = {
     door: task
     for task in reversed(TASKS.values())  # of two at one door the first says what it takes
-    if task.answer is Classification and task.field
+    if task.data and task.field
     for door in task.doors
-    if door.endswith("/classifications")
+    if door.startswith(("/v1/images/", "/v1/audio/"))
 }
-"""Routes of ours that name what is in a file, each with its task. They take it in a form, or in JSON in base64."""
+"""Routes of ours that say what is in a file, each with its task. They take it in a form, or in JSON in base64."""
 CUSTOM_DOOR = "/v1/custom"
 INFER = re.compile(rf"/v2/models/(?P<model>{MODEL})(?:/versions/(?P<version>[^/]*))?/infer")
 

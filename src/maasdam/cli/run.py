@@ -37,7 +37,7 @@ def run(
     max_tokens: int = typer.Option(None, "--max-tokens", min=1, help="Text: how many tokens at most."),
     temperature: float = typer.Option(None, "--temperature", min=0.0, help="Text: 0 is greedy."),
     seed: int = typer.Option(None, "--seed", help="Text: the same seed gives the same text."),
-    top_k: int = typer.Option(5, "--top-k", min=1, help="Images: how many labels."),
+    top_k: int = typer.Option(None, "--top-k", min=1, help="Images: how many labels or boxes at most."),
     device: str = typer.Option(None, "--device", help="cpu or cuda, in this process; default cpu."),
     here: bool = typer.Option(False, "--here", help="Load it in this process also where the running service has it."),
     as_json: bool = JSON,

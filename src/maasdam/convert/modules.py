@@ -7,6 +7,7 @@ Refuses to export anything.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,6 +33,7 @@ def load_transformers(source: Artifact, attention: Attention) -> Any:
         model = open_module(source.path)
     model.set_attn_implementation(attention)
     _pool_all(model)
+    _count_rows(model)
     return model.eval().requires_grad_(False)
 
 
@@ -50,6 +52,20 @@ def _pool_all(model: torch.nn.Module) -> None:
                 if width >= WHOLE_IMAGE:
                     is_mean = isinstance(child, torch.nn.AvgPool2d)
                     setattr(owner, name, torch.nn.AdaptiveAvgPool2d(1) if is_mean else torch.nn.AdaptiveMaxPool2d(1))
+
+
+def _count_rows(model: torch.nn.Module) -> None:
+    """In the files of its classes, `len` of a tensor as its shape has it: Python's makes a number of it, and a tracer would
+    hold the batch to that for good (RT-DETR).
+    """
+    import torch
+
+    def rows(of: Any) -> Any:
+        return of.shape[0] if isinstance(of, torch.Tensor) else len(of)
+
+    for name in {type(part).__module__ for part in model.modules()}:
+        if name.startswith("transformers.models."):
+            vars(sys.modules[name])["len"] = rows
 
 
 def has_fused_attention(source: Artifact) -> bool:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from maasdam.core.answers import (
     Answer,
+    Box,
+    Boxes,
     Classification,
     CustomAnswer,
     Label,
@@ -77,6 +79,7 @@ from maasdam.core.task_names import (
     FILL_MASK,
     IMAGE_CLASSIFICATION,
     IMAGE_FEATURES,
+    OBJECT_DETECTION,
     QUESTION_ANSWERING,
     SPEECH_RECOGNITION,
     TEXT_CLASSIFICATION,
@@ -104,6 +107,7 @@ __all__ = [
     "INDEPENDENT",
     "LONGEST_KEPT",
     "NOT_IN_NAMES",
+    "OBJECT_DETECTION",
     "OF_ITS_ENGINE",
     "PAST",
     "PLAIN",
@@ -122,6 +126,8 @@ __all__ = [
     "AudioPayload",
     "Axis",
     "Batching",
+    "Box",
+    "Boxes",
     "Caller",
     "Calling",
     "Checked",

@@ -28,6 +28,25 @@ class Classification:
     labels: tuple[Label, ...]
 
 
+class Box(NamedTuple):
+    """A thing in a picture, and where: pixels of the upright picture, from its upper left corner."""
+
+    label: str
+    label_id: int
+    score: float
+    """0 to 1."""
+    xmin: float
+    ymin: float
+    xmax: float
+    ymax: float
+
+
+class Boxes(NamedTuple):
+    """What was found in a picture, the surest first."""
+
+    boxes: tuple[Box, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Transcript:
     """What was said; `segments` hold {"start", "end", "text"} in seconds where the model gives times.
@@ -174,4 +193,4 @@ class CustomAnswer(NamedTuple):
     """How right it is, by the task's own `score`, where the payload says what would be."""
 
 
-Answer = Tensors | Classification | Transcript | TextPiece | Vector | Relevance | Spans | Spelled | CustomAnswer
+Answer = Tensors | Classification | Boxes | Transcript | TextPiece | Vector | Relevance | Spans | Spelled | CustomAnswer

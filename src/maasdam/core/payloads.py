@@ -22,11 +22,14 @@ class ImagePayload:
     """One encoded image (PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF)."""
 
     data: bytes
-    top_k: int = 5
+    top_k: int | None = None
+    """At most so many labels or boxes; None is what is usual of the task."""
     labels: tuple[str, ...] | None = None
     """Which of these it shows, of a model that reads labels too; () where none were sent, None: its vector is wanted."""
     template: str | None = None
     """What is read for a label, which stands for "{}"; None is the task's own."""
+    threshold: float | None = None
+    """Of a model that finds things: the least score (0-1) of what is told. None is the model's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,8 @@ class AudioPayload:
     language: str | None = None
     timestamps: bool = False
     """Whether the times of single words are asked for; those of segments come anyway where the model gives any."""
-    top_k: int = 5
-    """Of a model that tells classes of sound apart."""
+    top_k: int | None = None
+    """Of a model that tells classes of sound apart; None is what is usual."""
     pauses: Pauses | None = None
     """None: all of it is heard, whoever speaks."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 IMAGE_CLASSIFICATION = "image-classification"
 AUDIO_CLASSIFICATION = "audio-classification"
+OBJECT_DETECTION = "object-detection"
 TEXT_GENERATION = "text-generation"
 SPEECH_RECOGNITION = "automatic-speech-recognition"
 FEATURES = "feature-extraction"

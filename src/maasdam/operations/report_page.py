@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.resources
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from maasdam.tasks.scoring import METRICS
 from maasdam.tasks.task import Metric
 
 UNMEASURED = "\u2013"
+_BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 SPREADS = 12
 """Of how many versions every timed run is drawn, the newest."""
 
@@ -157,8 +159,17 @@ def _detail(version: Version) -> dict[str, Any]:
         "table_says": next((f.what for f in facts if f.what), ""),
         "certificates": [_certificate(f.certificate) for f in facts if isinstance(f.certificate, Mapping)],
         "calibration": (report.calibration or {}).get("says"),
+        "drawn": [_drawn(sample) for sample in report.samples if "drawn" in sample],
         "has_report": version.report is not None,
     }
+
+
+def _drawn(sample: Mapping[str, Any]) -> tuple[str, str, str]:
+    """A picture's name, and what was found in it: base64, "" where nothing is kept or it is something else."""
+    kept = _group(sample, "drawn")
+    pictures = (str(kept.get(of) or "") for of in ("reference", "candidate"))
+    one, other = (picture if _BASE64.fullmatch(picture) else "" for picture in pictures)
+    return str(sample.get("name")), one, other
 
 
 def _group(value: Any, key: str) -> Mapping[str, Any]:

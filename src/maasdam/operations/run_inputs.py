@@ -20,6 +20,7 @@ from typing import Any
 from maasdam.core import CustomPayload, Payload, Sampling, TensorPayload, TextPayload
 from maasdam.errors import InvalidInput, NotFound
 from maasdam.tasks import task_of
+from maasdam.tasks.classes import USUAL
 from maasdam.tasks.custom import of_row
 from maasdam.tasks.examples import arrays_of
 from maasdam.tasks.task import Task
@@ -49,7 +50,7 @@ class How:
     """What is asked of each."""
 
     sampling: Sampling = NEUTRAL
-    top_k: int = 5
+    top_k: int | None = None
     chats: bool = False
     """A prompt is a user's message."""
 
@@ -125,7 +126,7 @@ def _of_table(record: Task, path: Path, how: How) -> Iterator[Input]:
     columns = PROMPTS if is_text else FILES
     for line, row in _rows(path):
         if record.of_row is not None:
-            yield Input(f"{path}:{line}", partial(record.of_row, row, how.top_k))
+            yield Input(f"{path}:{line}", partial(record.of_row, row, how.top_k or USUAL))
             continue
         if CustomPayload in record.payloads and "input" in row:
             yield Input(f"{path}:{line}", partial(of_row, row))
@@ -197,7 +198,7 @@ def _words(record: Task, text: str, how: How) -> Payload:
     if text.lstrip().startswith("{"):
         with suppress(ValueError, RecursionError):
             row = json.loads(text)
-    return record.of_row(row if isinstance(row, dict) else {"text": text}, how.top_k)
+    return record.of_row(row if isinstance(row, dict) else {"text": text}, how.top_k or USUAL)
 
 
 def _prompt(text: Any, how: How, where: str = "it") -> Payload:

@@ -5,6 +5,7 @@ Knows answers, metrics and samples. Refuses to know engines, timings and limits.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,9 @@ from maasdam.pipeline.fidelity import Fidelity
 from maasdam.pipeline.parity import Parity
 from maasdam.pipeline.subjects import Observed, truth_shown
 from maasdam.tasks import score, task_of
+
+DRAWN = 4
+"""Of so many examples a report keeps what was found as pictures, about 20 kB each."""
 
 
 @dataclass(slots=True)
@@ -77,7 +81,10 @@ class Answers:
 
     @property
     def _is_beside(self) -> bool:
-        return self.task is not None and task_of(self.task).metric.beside is not None
+        """Whether the source says what is right: always, or where nobody else does."""
+        if self.task is None or (metric := task_of(self.task).metric).beside is None:
+            return False
+        return metric.score is None or any(example.truth is None for example in self.examples)
 
     def _score_beside(self) -> None:
         """Each column against the source, where that is the metric; against the reference where the source had no time."""
@@ -90,7 +97,10 @@ class Answers:
                 continue
             score = beside([answer for answer, _ in pairs], [truth for _, truth in pairs], self.examples)
             if score is None:
-                self.why_not, self.scored = "too few examples to rank: the verdict rests on parity alone", 0
+                self.why_not, self.scored = (
+                    "too few examples, or nothing in them, to compare by: the verdict rests on parity alone",
+                    0,
+                )
                 return
             self.scores[name], self.metric = score, score.metric
 
@@ -116,7 +126,7 @@ class Answers:
         """One row per example, for checks from outside."""
         if not self.examples:
             return ()
-        shown = task_of(self.task).shown
+        shown, drawn = task_of(self.task).shown, self._drawn()
         rows = zip(self.examples, self.answers["reference"], self.answers["candidate"], strict=True)
         return tuple(
             {
@@ -124,9 +134,21 @@ class Answers:
                 "truth": truth_shown(example, self.labels),
                 "reference": None if reference is None else shown(reference),
                 "candidate": None if candidate is None else shown(candidate),
+                **drawn.get(number, {}),
             }
-            for example, reference, candidate in rows
+            for number, (example, reference, candidate) in enumerate(rows)
         )
+
+    def _drawn(self) -> dict[int, dict[str, Any]]:
+        """What was found in the first pictures, drawn on each, JPEG in base64."""
+        draw = task_of(self.task).drawn
+        out: dict[int, dict[str, Any]] = {}
+        for number in range(min(DRAWN, len(self.examples))) if draw is not None else ():
+            answers = {name: self.answers[name][number] for name in ("reference", "candidate")}
+            payload = self.examples[number].payload
+            made = {n: b64encode(draw(payload, a)).decode() for n, a in answers.items() if draw is not None and a is not None}
+            out[number] = {"drawn": made}
+        return out
 
     def _agree(self, one: Observed, other: Observed) -> bool | None:
         """Whether both answer the same; None for raw tensors, which `Fidelity` judges."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from maasdam.core import Answer, Artifact, Example, TensorEngine, Tensors
+from maasdam.core import Answer, Artifact, Boxes, Example, TensorEngine, Tensors
 from maasdam.pipeline.examples import Inputs, PreparedExamples, Preparer
 from maasdam.pipeline.parity import flat
 
@@ -93,6 +93,8 @@ def truth_shown(example: Example, labels: Mapping[int, str] | None) -> Any:
     """What is right, in the same words as the answers."""
     if isinstance(example.truth, int) and labels:
         return labels.get(example.truth, example.truth)
+    if isinstance(example.truth, Boxes):
+        return "; ".join(box.label for box in example.truth.boxes) or "nothing"
     return example.truth
 
 

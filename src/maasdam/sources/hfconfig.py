@@ -16,6 +16,7 @@ from maasdam.core import (
     FILL_MASK,
     IMAGE_CLASSIFICATION,
     IMAGE_FEATURES,
+    OBJECT_DETECTION,
     QUESTION_ANSWERING,
     SPEECH_RECOGNITION,
     TEXT_CLASSIFICATION,
@@ -28,7 +29,7 @@ from maasdam.errors import InvalidModel
 from maasdam.sources.bounds import MAX_CONFIG_BYTES, MAX_PROCESSOR_FILE_BYTES, Place, parse_json, read_bounded, read_json_object
 from maasdam.sources.finding import Risk
 from maasdam.tasks.custom_code import CODE
-from maasdam.tasks.files import LIKENESS
+from maasdam.tasks.files import DECLARED, LIKENESS
 from maasdam.tasks.sentences import KINDS, MODULES, flat, modules_of
 
 PROCESSOR_FILES = frozenset({
@@ -36,8 +37,8 @@ PROCESSOR_FILES = frozenset({
     "video_preprocessor_config.json", "feature_extractor_config.json", "tokenizer.json", "tokenizer_config.json",
     "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "vocabulary.json", "vocabulary.txt", "merges.txt", "normalizer.json", "chat_template.jinja",
-    "chat_template.json", "labels.txt", CODE, MODULES, "sentence_bert_config.json", "config_sentence_transformers.json",
-    LIKENESS,
+    "chat_template.json", "labels.txt", CODE, DECLARED, MODULES, "sentence_bert_config.json",
+    "config_sentence_transformers.json", LIKENESS,
 })  # fmt: skip
 """Files that describe the processor, flat beside the model. None is code that is run, but for CODE, which asks first."""
 
@@ -66,7 +67,7 @@ _TASK_BY_SUFFIX: tuple[tuple[str, str], ...] = (
     ("ForQuestionAnswering", QUESTION_ANSWERING),
     ("ForMaskedLM", FILL_MASK),
     ("ForMultipleChoice", "multiple-choice"),
-    ("ForObjectDetection", "object-detection"),
+    ("ForObjectDetection", OBJECT_DETECTION),
     ("ForSemanticSegmentation", "image-segmentation"),
     ("ForUniversalSegmentation", "image-segmentation"),
     ("ForDepthEstimation", "depth-estimation"),
@@ -126,6 +127,8 @@ class Description:
         """Hugging Face's name of the architecture's task; feature-extraction of a sentence-transformers folder that pools."""
         if "Pooling" in self.modules and KINDS.issuperset(self.modules):
             return FEATURES
+        if self.architecture is None and DECLARED in self.files:
+            return OBJECT_DETECTION
         task = task_of(self.architecture)
         if task == TEXT_CLASSIFICATION and any(key in self.config for key in _OF_SOUND):
             return "audio-classification"  # Wav2Vec2ForSequenceClassification and its kin

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from maasdam.core import (
     FILL_MASK,
     IMAGE_CLASSIFICATION,
     IMAGE_FEATURES,
+    OBJECT_DETECTION,
     QUESTION_ANSWERING,
     SPEECH_RECOGNITION,
     TEXT_CLASSIFICATION,
@@ -142,6 +144,11 @@ def _signature(description: Description, shapes: Mapping[str, tuple[int, ...]]) 
         return _towers_signature(description, shapes)
     if description.task == IMAGE_FEATURES:
         return _seeing_signature(description, shapes)
+    if description.task == OBJECT_DETECTION:
+        queries = _count(description.config.get("num_queries", description.config.get("num_detection_tokens")))
+        found = (("logits", None), ("pred_boxes", 4))
+        outputs = tuple(TensorSpec(name, "float32", (None, queries, size)) for name, size in found)
+        return Signature((_pixels(description),), outputs)
     if description.task == AUDIO_CLASSIFICATION:
         scores = TensorSpec("logits", "float32", (None, _labels(description, shapes)))
         return Signature(_sound_inputs(description), (scores,))
@@ -198,6 +205,8 @@ def text_inputs(shapes: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]
 
 def _pixels(description: Description) -> TensorSpec:
     channels = _seeing(description).get("num_channels", 3)
+    if description.task == OBJECT_DETECTION:  # what it was trained on, where it takes any size
+        description = replace(description, config={k: v for k, v in description.config.items() if k != "image_size"})
     height, width = image_size(description)
     return TensorSpec("pixel_values", "float32", (None, _count(channels), height, width), layout="NCHW")
 

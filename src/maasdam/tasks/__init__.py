@@ -19,6 +19,7 @@ from maasdam.errors import InvalidInput, Unsupported
 from maasdam.settings import Settings
 from maasdam.tasks import (
     custom,
+    detection,
     image_features,
     images,
     raw,
@@ -39,6 +40,7 @@ TASKS: dict[str, Task] = {
         text.TASK,
         speech.TASK,
         custom.TASK,
+        detection.TASK,
         zero_shot.TASK,
         image_features.TASK,
         *READERS,

@@ -16,6 +16,8 @@ from maasdam.tasks.task import Bytes, Task
 if TYPE_CHECKING:
     from maasdam.core import type_array
 
+USUAL = 5
+"""Labels that are told where nobody says how many."""
 SUM_TOLERANCE = 1e-3
 """How far from 1 the sum of a row of probabilities may be."""
 
@@ -30,7 +32,7 @@ class Classes:
         self._output = _scores_output(signature)
         self._what = what
 
-    def best(self, outputs: Sequence[Tensors], top_k: int) -> Classification:
+    def best(self, outputs: Sequence[Tensors], top_k: int | None) -> Classification:
         """Scores or probabilities [1, N], one or several of one payload -> the `top_k` best labels of their mean.
 
         Raises EngineFailure for NaN.
@@ -44,15 +46,15 @@ class Classes:
         return _best(chances, self._labels, top_k)
 
 
-def best_of(scores: type_array, labels: Mapping[int, str], top_k: int, is_one_of: bool) -> Classification:
+def best_of(scores: type_array, labels: Mapping[int, str], top_k: int | None, is_one_of: bool) -> Classification:
     """Scores [N] through a softmax, or where the labels don't exclude each other each through a sigmoid."""
     return _best(_chances(scores, is_one_of), labels, top_k)
 
 
-def _best(chances: type_array, labels: Mapping[int, str], top_k: int) -> Classification:
+def _best(chances: type_array, labels: Mapping[int, str], top_k: int | None) -> Classification:
     import numpy as np
 
-    best = np.argsort(-chances, kind="stable")[: max(1, min(top_k, len(chances)))]
+    best = np.argsort(-chances, kind="stable")[: max(1, min(USUAL if top_k is None else top_k, len(chances)))]
     return Classification(tuple(Label(labels.get(int(i), str(int(i))), int(i), float(chances[i])) for i in best))
 
 
@@ -98,9 +100,13 @@ def lines(answer: Classification) -> list[str]:
     return [", ".join(f"{x.label} ({x.score:.3f})" for x in answer.labels)]
 
 
+def _data(answer: Classification) -> list[dict[str, Any]]:
+    return [{"label": x.label, "label_id": x.label_id, "score": x.score} for x in answer.labels]
+
+
 def to_json(answer: Classification) -> dict[str, Any]:
     """As a JSON object."""
-    return {"labels": [{"label": x.label, "label_id": x.label_id, "score": x.score} for x in answer.labels]}
+    return {"labels": _data(answer)}
 
 
 classification = partial(
@@ -110,6 +116,7 @@ classification = partial(
     same=lambda one, other: one.labels[0].label_id == other.labels[0].label_id,
     shown=shown,
     lines=lines,
+    data=_data,
     to_json=to_json,
     loss="classes",
 )

@@ -60,6 +60,14 @@ def labelled_files(
     return [(str(f.relative_to(path)), f, None) for f in files]
 
 
+def listed_files(path: Path, suffixes: tuple[str, ...], advice: str) -> list[tuple[str, Path, Row | None, str]]:
+    """Files by name, with their row of the folder's metadata and where that stands; None where the folder has none."""
+    rows = _rows(path, suffixes)
+    if rows is not None:
+        return [(row["file_name"], file, row, where) for row, file, where in rows]
+    return [(str(f.relative_to(path)), f, None, "") for f in _files(path, suffixes, advice)]
+
+
 def transcribed_files(path: Path, suffixes: tuple[str, ...]) -> list[RawExample]:
     """Recordings with what metadata.csv says is said in them, else None."""
     rows = _rows(path, suffixes)

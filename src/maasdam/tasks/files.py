@@ -11,6 +11,8 @@ from maasdam.errors import InvalidModel, MaasdamError
 
 LIKENESS = "likeness.json"
 """What makes scores of how alike a picture and a text are: {"scale", "shift"}; written when the model is brought in."""
+DECLARED = "detection.json"
+"""What a detector's boxes are, where no transformers family says it."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -33,8 +35,11 @@ def preprocessor(folder: Path, part: str) -> dict[str, Any]:
 
 
 def labels_of(folder: Path) -> dict[int, str]:
-    """config.json's id2label with whole numbers as keys; {} where it has none. Raises InvalidModel."""
+    """config.json's id2label with whole numbers as keys, else what DECLARED lists; {} where neither is. Raises InvalidModel."""
     named = read_json(folder / "config.json").get("id2label") or {}
+    declared = read_json(folder / DECLARED).get("labels")
+    if not named and isinstance(declared, list):
+        return {number: str(name) for number, name in enumerate(declared)}
     try:
         return {int(i): str(name) for i, name in named.items()}
     except (ValueError, AttributeError) as error:

@@ -63,5 +63,6 @@ TASK = classification(
     suffixes=IMAGES,
     of_file=ImagePayload,
     field="image",
+    asks=("top_k", "labels", "hypothesis_template"),
     oip=best_label("image"),
 )

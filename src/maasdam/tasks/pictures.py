@@ -7,6 +7,7 @@ not either, and models learned from pixels as Pillow gives them.
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from maasdam.errors import InvalidPayload
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 BACKGROUND = (255, 255, 255)
 """What shines through: white, as the page that a cut-out picture is shown on. The colours below full transparency are
 whatever a program left there, most often black, and no viewer shows them; dropping alpha would classify those."""
+ORIENTATION = 0x0112
+"""The number of that tag in EXIF."""
+HEADED = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+"""Formats whose header has the size as it is stored; others may be turned by Pillow."""
+ANY_SIZE = 1 << 40
+SIDEWAYS = (5, 6, 7, 8)
+"""Its values that swap width and height."""
 MAX_ASPECT = 64
 """Longest side to shortest: resizing a line one pixel wide to a model's height would make a picture of gigabytes."""
 
@@ -68,6 +76,20 @@ def _upright(image: Image) -> Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # what Pillow's reading of TIFF tags raises: SyntaxError, TypeError, struct.error, …
         return image
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of a picture that `decode_image` took, turned as that turns it. Most are not decoded again."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if image.format not in HEADED:
+            return decode_image(data, ANY_SIZE).size
+        width, height = image.size
+        with suppress(Exception):  # see `_upright`
+            if image.getexif().get(ORIENTATION, 1) in SIDEWAYS:
+                return height, width
+        return width, height
 
 
 def _in_mode(image: Image, mode: str, held: Stored) -> Image:

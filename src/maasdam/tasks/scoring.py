@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from maasdam.core import Classification, Example, Relevance, Score, Spans, Transcript, Vector
 from maasdam.errors import InvalidInput
+from maasdam.tasks.box_scoring import OVERLAP, PRECISION
 from maasdam.tasks.task import Metric
 
 TOP = 5
@@ -171,4 +172,4 @@ ORDER = Metric("order", None, "Agreement of the order of documents with the sour
 ENTITIES = Metric("f1", "f1", "F1", most=1.0, score=_entities)
 ANSWERS = Metric("f1", "f1", "F1", most=1.0, score=_answers)
 FILLED = Metric("top1", "accuracy", "Top-1 accuracy", most=1.0, score=_filled)
-METRICS = {metric.name: metric for metric in (TOP1, WER, PERPLEXITY, COSINE, NEIGHBOURS, ORDER, ENTITIES)}
+METRICS = {metric.name: metric for metric in (TOP1, WER, PERPLEXITY, COSINE, NEIGHBOURS, ORDER, ENTITIES, PRECISION, OVERLAP)}

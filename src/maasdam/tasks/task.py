@@ -83,14 +83,20 @@ class Task:
     """An answer as a JSON object."""
     suffixes: tuple[str, ...] = ()
     """Endings of the files it takes, one example each; () where examples are something else."""
-    of_file: Callable[[bytes, int], Payload] | None = None
-    """(a file's bytes, how many labels are wanted) -> a payload; None where no file is one."""
+    of_file: Callable[[bytes, int | None], Payload] | None = None
+    """(a file's bytes, how many labels are wanted) -> a payload; None where no file is one. No number: as many as is usual."""
     of_row: Callable[[Mapping[str, Any], int], Payload] | None = None
     """(a row of texts by their names, how many labels are wanted) -> a payload; None where texts are none, or prompts.
 
     Raises InvalidInput."""
     field: str = ""
     """What JSON calls a file in base64, where a door of its own takes it so."""
+    data: Callable[[Any], list[dict[str, Any]]] | None = None
+    """What of an answer that door writes under `data`."""
+    asks: tuple[str, ...] = ("top_k",)
+    """What may be asked of it there."""
+    drawn: Callable[[Any, Any], bytes] | None = None
+    """(payload, answer) -> the picture, a JPEG, with what was found in it."""
     oip: Bytes | None = None
     loss: Literal["classes", "ctc", "tokens"] | None = None
     """What it is trained by (`maasdam.pipeline.training`); None where there is no training."""
@@ -100,7 +106,7 @@ class Task:
         """Where to send it, in words."""
         return f"POST {' or '.join(self.doors)}"
 
-    def payload(self, data: bytes, top_k: int = 5) -> Payload:
-        """A file's bytes as a payload that wants `top_k` labels, where there are labels."""
+    def payload(self, data: bytes, top_k: int | None = None) -> Payload:
+        """A file's bytes as a payload that wants `top_k` labels, where there are labels; None is as many as is usual."""
         assert self.of_file is not None
         return self.of_file(data, top_k)

@@ -10,6 +10,7 @@ from maasdam.tasks.custom_code import CODE
 
 PATTERNS: tuple[str, ...] = (
     "config.json",
+    "detection.json",
     "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",

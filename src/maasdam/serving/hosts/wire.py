@@ -19,6 +19,7 @@ from maasdam import errors
 from maasdam.core import (
     Answer,
     AudioPayload,
+    Boxes,
     Checked,
     Chunk,
     Classification,
@@ -104,9 +105,10 @@ class Image(Struct, array_like=True, tag="i"):
 
     at: int
     size: int
-    top_k: int
+    top_k: int | None
     labels: tuple[str, ...] | None = None
     template: str | None = None
+    threshold: float | None = None
 
 
 class Audio(Struct, array_like=True, tag="a"):
@@ -181,6 +183,12 @@ class Labels(Struct, array_like=True, tag="l"):
     value: Classification
 
 
+class BoxesFound(Struct, array_like=True, tag="b"):
+    """An answer."""
+
+    value: Boxes
+
+
 class HeardSpeech(Struct, array_like=True, tag="h"):
     """An answer."""
 
@@ -210,7 +218,7 @@ class Taken(Struct, array_like=True):
 class AnswerPart(Struct, array_like=True):
     """A chunk."""
 
-    value: ArrayList | Labels | HeardSpeech | Written | Numbers | Graded | Stretches | TokenNames | OwnAnswer
+    value: ArrayList | Labels | BoxesFound | HeardSpeech | Written | Numbers | Graded | Stretches | TokenNames | OwnAnswer
     items: Count
     prompt_tokens: Count | None
     completion_tokens: Count | None
@@ -414,7 +422,7 @@ def payload_given(payload: Payload, is_checked: bool, before: Sequence[Buffer], 
         return TokenQuestion(payload), list(before), at
     size = len(payload.data)
     if isinstance(payload, ImagePayload):
-        said: Any = Image(at, size, payload.top_k, payload.labels, payload.template)
+        said: Any = Image(at, size, payload.top_k, payload.labels, payload.template, payload.threshold)
     elif isinstance(payload, CustomPayload):
         said = OwnInput(at, size, payload.is_file)
     else:
@@ -431,7 +439,7 @@ def payload_of(said: PayloadSaid, memory: Memory) -> Payload:
         return said.payload
     data = memory.bytes(said.at, said.size)
     if isinstance(said, Image):
-        return ImagePayload(data, said.top_k, said.labels, said.template)
+        return ImagePayload(data, said.top_k, said.labels, said.template, said.threshold)
     if isinstance(said, OwnInput):
         return CustomPayload(data, said.is_file)
     return replace(said.rest, data=data)
@@ -440,11 +448,13 @@ def payload_of(said: PayloadSaid, memory: Memory) -> Payload:
 def part_given(chunk: Chunk, before: Sequence[Buffer] = (), at: int = 0) -> tuple[AnswerPart, list[Buffer], int]:
     """A chunk as it travels, the memory with it, and where that ends."""
     value, body = chunk.value, list(before)
-    said: ArrayList | Labels | HeardSpeech | Written | Numbers | Graded | Stretches | TokenNames | OwnAnswer
+    said: ArrayList | Labels | BoxesFound | HeardSpeech | Written | Numbers | Graded | Stretches | TokenNames | OwnAnswer
     if isinstance(value, TextPiece):
         said = Written(*value)  # type: ignore[arg-type]  # its reason is one of these words
     elif isinstance(value, Classification):
         said = Labels(value)
+    elif isinstance(value, Boxes):
+        said = BoxesFound(value)
     elif isinstance(value, Transcript):
         said = HeardSpeech(value)
     elif isinstance(value, CustomAnswer):
