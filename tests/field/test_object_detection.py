@@ -149,6 +149,7 @@ def served(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     (plain / "detection.json").write_text(json.dumps(DECLARED))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MAASDAM_HOME", str(home))
+        patch.setenv("MAASDAM_MEASURE_SECONDS", "0.1")
         words = ["build", str(plain), "--name", "colours", "--recipe", "fp32", "--to", "onnx", "--data", str(data), "--json"]
         assert run(words) == 0
     workspace = open_home(home)
