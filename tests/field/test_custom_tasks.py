@@ -156,6 +156,25 @@ def test_its_processes_end_with_it(tmp_path: Path) -> None:
     wait_until(lambda: not psutil.pid_exists(pid) and not folder.exists(), 5)
 
 
+def test_folders_of_processes_that_were_ended_on_the_spot_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setenv("TMPDIR", str(place))
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    model = code(tmp_path, GOOD)
+    ends = f"import os, pathlib\nfrom tests.field.test_custom_tasks import task\nheld = task(pathlib.Path({str(model)!r}))\n"
+    subprocess.run([sys.executable, "-c", ends + "os._exit(0)"], check=True, timeout=60)
+    (left,) = place.glob("maasdam-task-*")
+    first = task(model)
+    assert left.is_dir(), "it may be being made"
+    for folder in place.glob("maasdam-task-*"):
+        os.utime(folder, (0, 0))
+    second = task(model)
+    assert not left.exists()
+    assert len(list(place.glob("maasdam-task-*"))) == 2, "what is in use stays"
+    assert first.prepare(ONE) and second.prepare(ONE)
+
+
 @pytest.mark.parametrize(
     ("top", "words"),
     [
@@ -175,6 +194,9 @@ def test_code_that_nobody_trusted_here_is_not_run(tmp_path: Path) -> None:
     model = code(tmp_path, GOOD)
     for note in (tmp_path / custom_code.TRUSTED).iterdir():
         note.unlink()
+    with pytest.raises(UnsafeModel, match="nobody has trusted on this machine"):
+        task(model)
+    custom_code.trust(tmp_path.parent, (model / custom_code.CODE).read_bytes())  # in no store: anyone may write to /tmp
     with pytest.raises(UnsafeModel, match="nobody has trusted on this machine"):
         task(model)
     (model / custom_code.CODE).write_bytes(b"PK no archive")

@@ -18,11 +18,14 @@ import psutil
 import pytest
 import soundfile
 import soxr
+import uvicorn
 import websockets
 from tests.served import Process, add, add_mlp, open_home, serving
-from tests.waiting import wait_until
+from tests.waiting import until, wait_until
+from uvicorn.server import ServerState
 
 from maasdam.accounts.keys import Keys
+from maasdam.api.sockets import SOCKET_OPTIONS, Socket
 from maasdam.operations.workspace import Workspace
 from maasdam.sources import ingest
 from maasdam.tasks.pcm import from_a_law, from_mu_law, recording
@@ -418,13 +421,60 @@ async def test_floods_harm_nobody(served: Process, starters: Path) -> None:
         assert client.get("/v2/health/ready").status_code == 200
 
 
-async def test_what_is_being_said_is_written_down_before_the_service_ends(starters: Path, tmp_path: Path) -> None:
+async def test_who_sends_more_than_is_read_is_not_taken_for_gone() -> None:
+    """Its answer to a ping stands behind what is not read yet."""
+    ended: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await asyncio.sleep(0.6)
+        while (message := await receive())["type"] != "websocket.disconnect":
+            pass
+        ended.append(message["code"])
+
+    options = SOCKET_OPTIONS | {"ws_ping_interval": 0.1, "ws_ping_timeout": 0.1}
+    config = uvicorn.Config(app, port=0, lifespan="off", log_level="warning", **options)
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Socket(config, state, {}), "127.0.0.1", 0)
+    address = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    async with server:
+        async with websockets.connect(address) as socket:
+            await socket.send("one")
+            await asyncio.sleep(0.4)
+            await socket.send("two")
+        await until(lambda: ended)
+        assert ended == [1000]
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(
+            b"GET / HTTP/1.1\r\nHost: here\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        )
+        writer.write(b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")
+        await asyncio.wait_for(reader.read(), 10)  # who answers no ping is gone: the connection ends
+        writer.close()
+
+
+async def test_a_key_leaves_places_and_what_is_being_said_is_written_down_before_the_service_ends(
+    starters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAASDAM_MAX_SESSIONS", "4")
     workspace = open_home(tmp_path)
     add_speech(workspace, starters)
     _, key = workspace.keys.create("test", ["infer"])
+    _, other = workspace.keys.create("other", ["infer"])
     workspace.close()
     sound, said = spoken(starters, 11)
     with serving(tmp_path, key) as running:
+        async with talk(running), talk(running), talk(running):
+            with pytest.raises(websockets.InvalidStatus) as refused:
+                async with talk(running):
+                    pass
+            body = refused.value.response.body
+            assert refused.value.response.status_code == 503 and body is not None and b"3 realtime sessions of this key" in body
+            async with talk(running, additional_headers={"Authorization": f"Bearer {other}"}):
+                pass
         async with talk(running) as it:
             await it.speak(silence(0.3) + sound)
             await it.until(f"{TRANSCRIPTION}.delta")

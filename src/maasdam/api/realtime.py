@@ -20,6 +20,9 @@ from maasdam.operations.service import Service
 KEY_PROTOCOL, BETA_PROTOCOL, PROTOCOL = "openai-insecure-api-key.", "openai-beta.realtime-v1", "realtime"
 """What browsers, which can send no headers, offer as a websocket's protocols."""
 
+OTHERS = 4
+"""One of so many places is never taken by a key that has all the others."""
+
 
 def routes(service: Service) -> APIRouter:
     """The route as it is documented; a websocket never gets here."""
@@ -39,7 +42,8 @@ class Realtime:
     def __init__(self, service: Service, entrance: Entrance) -> None:
         self._service = service
         self._entrance = entrance
-        self._open = 0
+        self._open: list[str | None] = []
+        """The keys of the sessions that are open."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One session, from its handshake to its end. Raises what refuses it, while it can be refused."""
@@ -59,9 +63,13 @@ class Realtime:
         most = service.settings.max_sessions
         if service.is_draining:
             raise NotReady("the service is stopping; connect again in a moment")
-        if self._open >= most:
+        key_id = caller.key_id
+        if len(self._open) >= most:
             raise Overloaded(f"{most} realtime sessions are open, as many as max_sessions allows; try again later")
-        self._open += 1
+        if key_id is not None and self._open.count(key_id) >= most - most // OTHERS:
+            count = most - most // OTHERS
+            raise Overloaded(f"{count} realtime sessions of this key are open, which leaves others a place; close one of them")
+        self._open.append(key_id)
         try:
             ids = id_headers(scope[REQUEST_ID], header(headers, b"x-request-id"))
             chosen = PROTOCOL if PROTOCOL in offered else None
@@ -70,7 +78,7 @@ class Realtime:
             session = Session(service, scope[REQUEST_ID], caller, wanted, is_old, receive, send, admitted)
             await session.run()
         finally:
-            self._open -= 1
+            self._open.remove(key_id)
 
 
 def _asked_for(service: Service, scope: Scope) -> SessionSettings:

@@ -29,6 +29,8 @@ class Socket(WebSocketsSansIOProtocol):
     """Give this class to uvicorn as `ws`, see `SOCKET_OPTIONS`."""
 
     _stall_timer: asyncio.TimerHandle | None = None
+    _came_at = 0.0
+    """When the client sent something last, on the loop's clock."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The HTTP connection is handed on."""
@@ -42,8 +44,17 @@ class Socket(WebSocketsSansIOProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Frames; after a refusal nothing is kept of them."""
+        self._came_at = self.loop.time()
         if not self.transport.is_closing():
             super().data_received(data)
+
+    def keepalive_timeout(self) -> None:
+        """No answer to a ping came: the client is gone, unless it is not read now, or its answer is behind what it sends."""
+        if self.read_paused or self._came_at > self.ping_sent_at:
+            self.pong_timer = None
+            self.schedule_ping()
+        else:
+            super().keepalive_timeout()
 
     def handle_cont(self, event: Any) -> None:
         """A further frame of a message."""

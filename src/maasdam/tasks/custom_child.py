@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import importlib
 import json
 import math
@@ -20,6 +21,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -47,6 +49,10 @@ MOST_FILE_BYTES = 64 * 1024 * 1024
 LONGEST_WORDS = 500
 DEEPEST = 200
 """Lists and objects in each other that an answer may have."""
+FOLDERS = "maasdam-task-"
+"""How the folders of processes begin, in the system's place for temporary ones."""
+YOUNG_SECONDS = 60.0
+"""A folder that nobody holds is left alone for so long: it may be being made."""
 READY_SECONDS = 60.0
 """Importing what the code needs."""
 LOOK_SECONDS = 0.1
@@ -87,7 +93,10 @@ class CustomChild:
     def __init__(self, archive: Path, seconds: float, memory_bytes: int) -> None:
         """Start it and make an object of the user's class. Raises EngineFailure, LimitExceeded, Crashed."""
         self._seconds, self._memory = seconds, memory_bytes
-        self._folder = tempfile.mkdtemp(prefix="maasdam-task-")
+        _sweep()
+        self._folder = tempfile.mkdtemp(prefix=FOLDERS)
+        self._held = os.open(self._folder, os.O_RDONLY)
+        fcntl.flock(self._held, fcntl.LOCK_EX)  # until this process ends, in whatever way: see `_sweep`
         self._number = 0
         self._is_late = False
         try:
@@ -97,7 +106,7 @@ class CustomChild:
             self._process = Forked(serve, given, name="maasdam-task", memory_bytes=memory_bytes, libraries=("numpy",))
             theirs.close()
         except BaseException:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._remove_folder()
             raise
         try:
             self._answer(READY_SECONDS, "when it was imported")
@@ -123,7 +132,13 @@ class CustomChild:
         """End it and all that it started."""
         self._process.kill()
         self._connection.close()
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
+        held, self._held = self._held, -1
+        if held >= 0:
+            os.close(held)
 
     def _call(self, method: Method, *given: Any) -> CodeReply:
         self._number += 1
@@ -184,6 +199,20 @@ class CustomChild:
             f"the task's code {at} takes more memory than its limit of {self._memory / 1e9:,.1f} GB (setting "
             "custom_memory_bytes); its process was ended"
         )
+
+
+def _sweep() -> None:
+    """Remove what processes that were ended on the spot left behind: the system freed their locks."""
+    for folder in Path(tempfile.gettempdir()).glob(FOLDERS + "*"):
+        with contextlib.suppress(OSError):  # another's, in use, or gone
+            held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                state = os.fstat(held)
+                if state.st_uid == os.geteuid() and time.time() - state.st_mtime > YOUNG_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(held)
 
 
 def _named(tensors: Tensors) -> list[CodeArray]:
