@@ -12,7 +12,7 @@ import pytest
 
 from maasdam.core import Artifact, SequenceEngine, SequenceRequest, Tokens
 from maasdam.engines import open_engine
-from maasdam.errors import DeadlineExceeded, EngineFailure, InvalidInput, InvalidPayload
+from maasdam.errors import DeadlineExceeded, EngineFailure, InvalidField, InvalidInput
 from tests.engines import tiny_whisper
 from tests.waiting import until
 
@@ -68,7 +68,7 @@ async def test_word_times_where_the_engine_has_them(artifacts: dict[str, Artifac
     engine = cast(SequenceEngine, open_engine(artifacts["ctranslate2"], threads=1))
     found = await heard(engine, timestamps=np.array([True]))
     assert all("words" in t.segments[0] for t in found[:-1])
-    with pytest.raises(InvalidPayload, match="'xx'"):
+    with pytest.raises(InvalidField, match="'xx'"):
         await heard(engine, language=np.array(["xx"], dtype=object))
     engine.close()
 

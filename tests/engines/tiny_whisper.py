@@ -14,8 +14,8 @@ Said = tuple[float, str, float]
 """When it begins, the text, when it ends."""
 
 
-def huggingface(folder: Path, says: tuple[Said, ...] = ()) -> Artifact:
-    """Config, safetensors, feature extractor and tokenizer.
+def huggingface(folder: Path, says: tuple[Said, ...] = (), languages: tuple[str, ...] = ()) -> Artifact:
+    """Config, safetensors, feature extractor and tokenizer; with `languages` it is a multilingual one's.
 
     With `says` it writes that, whatever it hears, by what its positions hold; how sure it is depends on what it hears.
     """
@@ -30,11 +30,12 @@ def huggingface(folder: Path, says: tuple[Said, ...] = ()) -> Artifact:
     )
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    alphabet += [""] if languages else []  # a token that multilingual Whispers have, by which CTranslate2 tells them
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|startoftranscript|>", "<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>"]
-    special += ["<|nospeech|>", "<|notimestamps|>"]
+    special += [*(f"<|{code}|>" for code in languages), "<|nospeech|>", "<|notimestamps|>"]
     tokenizer.add_special_tokens([AddedToken(s, special=True) for s in special])
     tokenizer.add_tokens([AddedToken(f"<|{i * 0.02:.2f}|>") for i in range(1501)])
     WhisperTokenizer(tokenizer_object=tokenizer).save_pretrained(folder)
@@ -71,8 +72,14 @@ def huggingface(folder: Path, says: tuple[Said, ...] = ()) -> Artifact:
         pad_token_id=at["<|endoftext|>"],
         no_timestamps_token_id=at["<|notimestamps|>"],
         max_initial_timestamp_index=50,
-        is_multilingual=False,
+        is_multilingual=bool(languages),
         max_length=60,
+        **(
+            {"lang_to_id": {f"<|{code}|>": tokenizer.token_to_id(f"<|{code}|>") for code in languages}}
+            | {"task_to_id": {task: at[f"<|{task}|>"] for task in ("transcribe", "translate")}}
+            if languages
+            else {}
+        ),
     )
     module.save_pretrained(folder)
     return Artifact("sha256:whisper", folder, "pytorch", "huggingface", TASK, "transformers", None, 1)

@@ -232,7 +232,7 @@ def test_verbose_json_is_what_openais_client_takes_with_times_of_words_and_segme
     whole: Any = client.audio.transcriptions.create(
         model="whisper", file=("a.wav", recording(0)), response_format="verbose_json"
     )
-    assert whole.duration == pytest.approx(SECONDS) and whole.language == "en" and whole.words is None
+    assert whole.duration == pytest.approx(SECONDS) and whole.language == "english" and whole.words is None
     for segment in whole.segments:
         assert 0 <= segment.start <= segment.end and segment.tokens and segment.avg_logprob < 0 and segment.temperature == 0
     timed: Any = client.audio.transcriptions.create(

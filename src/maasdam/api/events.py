@@ -49,6 +49,8 @@ class EventStream(Response):
         return self
 
     def _hear(self, event: bytes | BaseException, is_last: bool) -> None:
+        if not event and not is_last:  # a piece that says nothing
+            return
         if self._write is not None and not is_last and self._write(event):  # type: ignore[arg-type]  # an error is the last
             return
         self._write = None

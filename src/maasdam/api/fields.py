@@ -64,4 +64,9 @@ async def only_known(request: Request) -> None:
     declared = route.dependant
     check_known(request.query_params, [field.alias for field in declared.query_params], "query parameter")
     if request.headers.get("content-type", "").startswith("multipart/") and declared.body_params:
-        check_known((await request.form()).keys(), [field.alias for field in declared.body_params], "form field")
+        form = await request.form()
+        check_known(form.keys(), [field.alias for field in declared.body_params], "form field")
+        names = [name for name, _ in form.multi_items() if not name.endswith("[]")]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise InvalidField(f"'{twice[:100]}' is there more than once; send it once", twice[:100])

@@ -54,6 +54,15 @@ def shown_in_response(marks: Sequence[Mark]) -> list[dict[str, Any]]:
     return [one | {"bytes": one["bytes"] or []} for one in shown]
 
 
+def shown_of_speech(marks: Sequence[Mark], is_first: bool) -> list[dict[str, Any]]:
+    """The list `logprobs` of a transcript, or of what is next of one, whose first token has no space before it."""
+    shown = [{"token": _name(m.data, ""), "bytes": list(m.data), "logprob": _finite(m.logprob or 0.0)} for m in marks]
+    if shown and is_first:
+        data = marks[0].data.lstrip()
+        shown[0] |= {"token": _name(data, ""), "bytes": list(data)}
+    return shown
+
+
 def shown_in_completion(marks: Sequence[Mark]) -> dict[str, Any]:
     """The object `logprobs` of a completion's choice: lists side by side, null where a text begins."""
     return {

@@ -28,15 +28,33 @@ from maasdam.api.openai_schema import ChatBody, CompletionBody, TextBody, check_
 from maasdam.api.paths import MODELS
 from maasdam.api.routing import JsonRoute
 from maasdam.api.sampling import MOST_PROMPTS, sampling_from
-from maasdam.core import FEATURES, TEXT_CLASSIFICATION, TEXT_RANKING, Chunk, Entry, Mark, Sampling, TextPayload, TextPiece
+from maasdam.core import (
+    FEATURES,
+    SPEECH_RECOGNITION,
+    TEXT_CLASSIFICATION,
+    TEXT_RANKING,
+    Chunk,
+    Entry,
+    Mark,
+    Sampling,
+    TextPayload,
+    TextPiece,
+)
 from maasdam.errors import InvalidField
 from maasdam.operations import deployments
 from maasdam.operations.service import Service
 
 LARGEST_TOKEN = (1 << 31) - 1
 """No vocabulary has as many."""
-ABLE = {"embeddings": (FEATURES,), "rerank": (FEATURES, TEXT_RANKING), "moderations": (TEXT_CLASSIFICATION,)}
+ABLE = {
+    "embeddings": (FEATURES,),
+    "rerank": (FEATURES, TEXT_RANKING),
+    "moderations": (TEXT_CLASSIFICATION,),
+    "transcriptions": (SPEECH_RECOGNITION,),
+}
 """What a model of these tasks can, in the words of the routes that ask for it."""
+HEARS = ("translations", "word_times", "transcript_logprobs", "transcript_prompt", "transcript_temperature")
+"""What a model that writes down speech can or can't."""
 _ANY = "\0\0"
 """A text that stands in no name of a model."""
 
@@ -285,6 +303,7 @@ def _model(served: deployments.ServedVersion) -> dict[str, Any]:
             "reasoning": served.reasons,
         }
         | {word: served.version.task in tasks for word, tasks in ABLE.items()}
+        | ({word: bool(served.abilities.get(word)) for word in HEARS} if served.version.task == SPEECH_RECOGNITION else {})
         | dict(served.options),
     }
 

@@ -15,7 +15,7 @@ from fastapi.openapi.utils import get_openapi
 
 from maasdam.api import errors
 from maasdam.api.access import OPEN
-from maasdam.api.audio import FORMATS
+from maasdam.api.audio_fields import FORMATS, GRANULARITIES
 from maasdam.api.choices import MOST_ANSWERS
 from maasdam.api.openai_schema import IGNORED, MEANINGLESS
 from maasdam.core import Sampling
@@ -63,7 +63,8 @@ MORE_ANSWERS: dict[str, Schema] = {
     "/v1/chat/completions": EVENTS,
     "/v1/completions": EVENTS,
     "/v1/responses": EVENTS,
-    "/v1/audio/transcriptions": TEXT,
+    "/v1/audio/transcriptions": TEXT | EVENTS,
+    "/v1/audio/translations": TEXT,
     "/metrics": TEXT,
 }
 
@@ -105,11 +106,8 @@ FIELDS: dict[str, Schema] = {
 SPEECH_FIELDS: dict[str, Schema] = {
     "model": {"type": "string", "minLength": 1},
     "response_format": {"type": "string", "enum": list(FORMATS), "default": "json"},
-    "prompt": {"type": "string", "maxLength": 0},
-    "temperature": {"type": "number", "const": 0},
-    "stream": {"type": "boolean", "const": False},
-    "timestamp_granularities[]": {"type": "array", "items": {"enum": ["segment", "word"]}},
-    "chunking_strategy": {"enum": ["auto"]},
+    "timestamp_granularities[]": {"type": "array", "items": {"enum": [*GRANULARITIES]}},
+    "include[]": {"type": "array", "items": {"enum": ["logprobs"]}},
 }
 """What the fields of a form with a recording may hold."""
 TRAFFIC: Schema = {

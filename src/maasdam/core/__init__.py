@@ -26,10 +26,12 @@ from maasdam.core.answers import (
     ToolCall,
     Transcript,
     Vector,
+    whole_transcript,
 )
 from maasdam.core.artifact import CONTEXT_KEYS, FORMATS, Artifact, Format, Layout
 from maasdam.core.batching import DEPENDENT, INDEPENDENT, OF_ITS_ENGINE, UNKNOWN, UNTRIED, Batching, Tried
 from maasdam.core.engines import (
+    Able,
     Engine,
     HoldingEngine,
     Meter,
@@ -40,6 +42,8 @@ from maasdam.core.engines import (
     Tokens,
     TryingEngine,
 )
+from maasdam.core.languages import LANGUAGES, language_code
+from maasdam.core.letters import BYTES_OF_LETTERS
 from maasdam.core.names import LONGEST_KEPT, NOT_IN_NAMES, split_name
 from maasdam.core.payloads import (
     AudioPayload,
@@ -96,6 +100,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ANONYMOUS",
     "AUDIO_CLASSIFICATION",
+    "BYTES_OF_LETTERS",
     "CONTEXT_KEYS",
     "CUSTOM",
     "DEPENDENT",
@@ -105,6 +110,7 @@ __all__ = [
     "IMAGE_CLASSIFICATION",
     "IMAGE_FEATURES",
     "INDEPENDENT",
+    "LANGUAGES",
     "LONGEST_KEPT",
     "NOT_IN_NAMES",
     "OBJECT_DETECTION",
@@ -120,6 +126,7 @@ __all__ = [
     "UNKNOWN",
     "UNTRIED",
     "ZERO_SHOT_IMAGES",
+    "Able",
     "Admitted",
     "Answer",
     "Artifact",
@@ -193,8 +200,10 @@ __all__ = [
     "WritingProcessor",
     "check_within",
     "distinct",
+    "language_code",
     "silent",
     "split_name",
     "total_cost",
+    "whole_transcript",
     "with_words",
 ]

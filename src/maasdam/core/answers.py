@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -49,7 +49,7 @@ class Boxes(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What was said; `segments` hold {"start", "end", "text"} in seconds where the model gives times.
+    """What was said, or the next of it; `segments` hold {"start", "end", "text"} in seconds where the model gives times.
 
     Where the engine tells more of a segment it holds that too: "words" [{"word", "start", "end"}] where they were asked for,
     "tokens", "seek" (frames of 10 ms), "temperature", "avg_logprob", "compression_ratio", "no_speech_prob".
@@ -59,6 +59,8 @@ class Transcript:
     segments: tuple[Mapping[str, Any], ...] = ()
     language: str | None = None
     """ISO 639-1 ("en"), as asked for or as heard; None where the model tells none."""
+    marks: tuple[Mark, ...] = ()
+    """Of its tokens of text, where they were asked for."""
 
     def later(self, seconds: float) -> Transcript:
         """The same of sound that begins so much later in its recording."""
@@ -77,6 +79,14 @@ def later(segments: Iterable[Mapping[str, Any]], seconds: float) -> tuple[Mappin
         | ({"seek": segment["seek"] + round(seconds * 100)} if "seek" in segment else {})
         for segment in segments
     )
+
+
+def whole_transcript(pieces: Sequence[Transcript]) -> Transcript:
+    """Pieces put together, in the language that the last of them names."""
+    language = next((piece.language for piece in reversed(pieces) if piece.language), None)
+    segments = tuple(segment for piece in pieces for segment in piece.segments)
+    marks = tuple(mark for piece in pieces for mark in piece.marks)
+    return Transcript("".join(piece.text for piece in pieces).strip(), segments, language, marks)
 
 
 class Vector(NamedTuple):

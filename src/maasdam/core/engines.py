@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
-from maasdam.core.answers import Scored
+from maasdam.core.answers import Mark, Scored
 from maasdam.core.batching import Batching
 from maasdam.core.requests import Admitted, Cost
 from maasdam.core.sampling import PLAIN, Constraint, Sampling
@@ -50,6 +50,8 @@ class Tokens(NamedTuple):
     """Of the token that ended it, which is not among `token_ids`."""
     cached_tokens: int | None = None
     """See `Units`."""
+    marks: tuple[Mark, ...] = ()
+    """Of `text`, where they were asked for."""
 
 
 class Meter(Protocol):
@@ -108,6 +110,13 @@ class SequenceEngine(Protocol):
     def close(self) -> None:
         """Stop its thread and free what it holds; requests in flight end with EngineFailure."""
         ...
+
+
+@runtime_checkable
+class Able(Protocol):
+    """An engine or a processor that says what its model can, in the words of /v1/models."""
+
+    abilities: Mapping[str, bool]
 
 
 @runtime_checkable

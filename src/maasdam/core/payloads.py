@@ -58,6 +58,19 @@ class AudioPayload:
     """Of a model that tells classes of sound apart; None is what is usual."""
     pauses: Pauses | None = None
     """None: all of it is heard, whoever speaks."""
+    translates: bool = False
+    """What is said is written in English, whatever it is said in."""
+    prompt: str = ""
+    """What was said before it, or words as they are to be spelled."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    logprobs: bool = False
+    """How likely each token was is asked for."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """How its text is to be written, by an engine that writes by itself."""
+        return Sampling(temperature=self.temperature, logprobs=0 if self.logprobs else None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,7 +143,7 @@ class Facts:
     trouble: str | None = None
     """Why it can answer nothing now, though it is up: another server runs it. None: nothing stands in the way."""
     abilities: Mapping[str, Any] = field(default_factory=dict)
-    """What another server that runs it says that it can, in the words of /v1/models."""
+    """What its engine and processor, or another server that runs it, say that it can, in the words of /v1/models."""
     likeliest_bytes: int | None = None
     """What it takes to tell the likeliest tokens, measured; None where nothing is there for that alone."""
 

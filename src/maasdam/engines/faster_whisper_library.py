@@ -8,6 +8,7 @@ OpenAI's code and transformers fill the sound up with silence *before* it, and t
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,8 @@ from faster_whisper import WhisperModel
 from faster_whisper.feature_extractor import FeatureExtractor
 from faster_whisper.tokenizer import Tokenizer
 
-from maasdam.errors import InvalidPayload
+from maasdam.core import BYTES_OF_LETTERS, Mark
+from maasdam.engines.whisper_engine import Manner, abilities, check_translates, prompt_ids, unknown_language
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
@@ -43,22 +45,37 @@ class FasterWhisper:
         self._model.feature_extractor = _Features(extractor)
         self.end = int(self._model.hf_tokenizer.token_to_id("<|endoftext|>"))
         config = json.loads((folder / "config.json").read_text())
+        plain = self._model.model
+        self._said = _Said(plain)
+        self._models = {False: plain, True: self._said}
+        spelled = self._model.hf_tokenizer.token_to_id
+        self._known = [code for code in self._model.supported_languages if spelled(f"<|{code}|>") is not None] or ["en"]
+        self.abilities: Mapping[str, bool] = abilities(bool(plain.is_multilingual), is_whole=True)
         self._how = {
             "beam_size": 1,
-            "temperature": 0.0,
+            "best_of": 1,
             "condition_on_previous_text": False,
             "suppress_tokens": list(config.get("suppress_ids") or []),  # the model's own, not faster-whisper's guess
         }
 
-    def transcribe(
-        self, waveform: type_array, language: str | None, words: bool
-    ) -> tuple[str | None, Iterable[Mapping[str, Any]]]:
+    def transcribe(self, waveform: type_array, manner: Manner) -> tuple[str | None, Iterable[Mapping[str, Any]]]:
         """See `whisper_engine.Writes`."""
-        known = self._model.supported_languages
-        if language is not None and language not in known:
-            raise InvalidPayload(f"this model doesn't know the language '{language}'; it knows: {', '.join(known)}")
-        segments, info = self._model.transcribe(waveform, language=language, word_timestamps=words, **self._how)
-        return str(info.language), self._segments(segments, words)
+        if manner.language is not None and manner.language not in self._known:
+            raise unknown_language(manner.language, self._known)
+        check_translates(manner, self.abilities["translations"])
+        encode = self._model.hf_tokenizer.encode
+        ids = prompt_ids(manner.prompt, lambda text: encode(text, add_special_tokens=False).ids, self.end)
+        self._model.model = self._models[manner.logprobs]
+        segments, info = self._model.transcribe(
+            waveform,
+            language=manner.language,
+            task="translate" if manner.translates else "transcribe",
+            word_timestamps=manner.words,
+            initial_prompt=ids or None,
+            temperature=manner.temperature,
+            **self._how,
+        )
+        return str(info.language), self._segments(segments, manner)
 
     def log_likelihoods(self, waveform: type_array, tokens: Sequence[int], language: str | None) -> type_array:
         """See `whisper_engine.Writes`."""
@@ -73,22 +90,65 @@ class FasterWhisper:
         likely: type_array = np.log(np.maximum(np.asarray(alignment.text_token_probs, np.float64), 1e-30))
         return likely
 
-    @staticmethod
-    def _segments(segments: Iterable[Any], words: bool) -> Iterator[Mapping[str, Any]]:
+    def _segments(self, segments: Iterable[Any], manner: Manner) -> Iterator[Mapping[str, Any]]:
+        decoder, length = codecs.getincrementaldecoder("utf-8")("replace"), 0
         for s in segments:  # its numbers are numpy's
             segment: dict[str, Any] = {"start": _at(s.start), "end": _at(s.end), "text": s.text}
-            if words:
+            if manner.words:
                 timed = s.words or ()
                 segment["words"] = [{"word": w.word, "start": _at(w.start), "end": _at(w.end)} for w in timed]
             segment |= {"tokens": tuple(int(token) for token in s.tokens), "seek": int(s.seek)}
             for name in ("temperature", "avg_logprob", "compression_ratio", "no_speech_prob"):
                 segment[name] = float(getattr(s, name))
+            if manner.logprobs:
+                marks = []
+                for token, logprob in self._said.of(s.tokens):
+                    if token < self.end:
+                        data = _bytes(self._model.hf_tokenizer.id_to_token(token))
+                        marks.append(Mark(data, length, logprob))
+                        length += len(decoder.decode(data))
+                segment["marks"] = tuple(marks)
             yield segment
 
 
 def _at(seconds: Any) -> float:
     """A time as a plain number, to the millisecond: sums of hundredths leave 23.240000000000002."""
     return round(float(seconds), 3)
+
+
+def _bytes(token: str) -> bytes:
+    return bytes(BYTES_OF_LETTERS[c] for c in token) if all(c in BYTES_OF_LETTERS for c in token) else token.encode()
+
+
+class _Said:
+    """CTranslate2's model that also tells how likely each token of its newest half minute was, by the rules it decodes by."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._told: list[tuple[int, float]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def generate(self, *given: Any, **how: Any) -> Any:
+        """As CTranslate2's."""
+        results = self._model.generate(*given, return_logits_vocab=True, **how)
+        here = ctranslate2.Device.cpu
+        logits = (np.asarray(row.to_device(here), np.float64).reshape(-1) for row in results[0].logits[0])
+        self._told = [(token, _logprob(row, token)) for token, row in zip(results[0].sequences_ids[0], logits, strict=False)]
+        return results
+
+    def of(self, tokens: Sequence[int]) -> list[tuple[int, float]]:
+        """The next of them that are these tokens; what stands before them was said of no segment."""
+        sought, told = list(tokens), [token for token, _ in self._told]
+        start = next(i for i in range(len(told)) if told[i : i + len(sought)] == sought)
+        found, self._told = self._told[start : start + len(sought)], self._told[start + len(sought) :]
+        return found
+
+
+def _logprob(row: type_array, token: int) -> float:
+    most = row.max()
+    return float(row[token] - most - np.log(np.exp(row - most).sum()))
 
 
 class _Features(FeatureExtractor):  # type: ignore[misc]  # it ships no types

@@ -11,6 +11,7 @@ from contextlib import aclosing
 from typing import Any
 
 from maasdam.core import (
+    PLAIN,
     Cost,
     Echo,
     Sampling,
@@ -22,6 +23,8 @@ from maasdam.core import (
     TextStream,
     Tokens,
     Transcript,
+    total_cost,
+    whole_transcript,
 )
 from maasdam.errors import EngineFailure
 
@@ -64,20 +67,38 @@ async def text_of(
 
 
 async def transcript_of(
-    engine: SequenceEngine, prepared: Sequence[Tensors], name: str, deadline: float | None = None
+    engine: SequenceEngine, prepared: Sequence[Tensors], name: str, sampling: Sampling = PLAIN, deadline: float | None = None
 ) -> tuple[Transcript, list[Tokens]]:
     """What an engine that writes by itself hears in a recording of one or more parts, and the tokens it said so with."""
-    pieces: list[Tokens] = []
-    for inputs in prepared:
-        pieces += await all_of(engine, SequenceRequest(name, inputs, Sampling(), deadline))
-    return whole_transcript([Transcript(tokens.text or "", tokens.segments, tokens.language) for tokens in pieces]), pieces
+    pieces = [tokens async for tokens, _ in heard(engine, prepared, name, sampling, deadline)]
+    return whole_transcript([transcript_piece(tokens) for tokens in pieces]), pieces
 
 
-def whole_transcript(pieces: Sequence[Transcript]) -> Transcript:
-    """Pieces put together, in the language that the last of them names."""
-    language = next((piece.language for piece in reversed(pieces) if piece.language), None)
-    segments = tuple(segment for piece in pieces for segment in piece.segments)
-    return Transcript("".join(piece.text for piece in pieces).strip(), segments, language)
+async def heard(
+    engine: SequenceEngine,
+    prepared: Sequence[Tensors],
+    name: str,
+    sampling: Sampling = PLAIN,
+    deadline: float | None = None,
+) -> AsyncGenerator[tuple[Tokens, Cost | None]]:
+    """The tokens of all parts as they come, each with what all cost so far; of the last part's last alone they say why.
+
+    Closing this cancels.
+    """
+    before: Cost | None = None
+    for number, inputs in enumerate(prepared, 1):
+        cost: Cost | None = None
+        async with aclosing(engine.submit(SequenceRequest(name, inputs, sampling, deadline))) as tokens_of:
+            async for tokens in tokens_of:
+                cost = tokens.cost or cost
+                reason = tokens.finish_reason if number == len(prepared) else None
+                yield tokens._replace(finish_reason=reason), total_cost((before, cost))
+        before = total_cost((before, cost))
+
+
+def transcript_piece(tokens: Tokens) -> Transcript:
+    """What an engine's next tokens add to a transcript."""
+    return Transcript(tokens.text or "", tokens.segments, tokens.language, tokens.marks)
 
 
 async def all_of(engine: SequenceEngine, request: SequenceRequest) -> list[Tokens]:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maasdam.engines.transformers_library import open_module, transformers_with_torch
-from maasdam.errors import InvalidPayload
+from maasdam.errors import InvalidField, InvalidPayload
 
 if TYPE_CHECKING:
     from maasdam.core import type_array
+    from maasdam.engines.whisper_engine import Manner
 
 RATE = 16_000
 LONGEST_SECONDS, LOOKS_SECONDS, QUIET_SECONDS = 30, 5, 0.1
@@ -36,15 +37,22 @@ class Moonshine:
         self._special = frozenset(self._tokenizer.all_special_ids)
         self._device = device
         self.end = int(self._module.config.vocab_size)
+        names = ("translations", "word_times", "transcript_logprobs", "transcript_prompt", "transcript_temperature")
+        self.abilities: Mapping[str, bool] = dict.fromkeys(names, False)
 
-    def transcribe(
-        self, waveform: type_array, language: str | None, words: bool
-    ) -> tuple[str | None, Iterable[Mapping[str, Any]]]:
-        """See `whisper_engine.Writes`. Raises InvalidPayload for languages and times of words, which it knows nothing of."""
-        if language is not None:
-            raise InvalidPayload("this model is of one language and is not told which; leave 'language' out")
-        if words:
-            raise InvalidPayload("this model gives no times of words; leave 'word' out")
+    def transcribe(self, waveform: type_array, manner: Manner) -> tuple[str | None, Iterable[Mapping[str, Any]]]:
+        """See `whisper_engine.Writes`. Raises InvalidField for what it knows nothing of: languages, times, prompts."""
+        for name, is_asked in (
+            ("language", manner.language is not None),
+            ("timestamp_granularities", manner.words),
+            ("prompt", bool(manner.prompt)),
+            ("temperature", manner.temperature != 0),
+            ("include", manner.logprobs),
+        ):
+            if is_asked:
+                raise InvalidField(f"this model writes what it hears in its one language; leave '{name}' out", name)
+        if manner.translates:
+            raise InvalidField("this model translates nothing; POST /v1/audio/transcriptions", "model")
         if len(waveform) < LEAST_SAMPLES:
             raise InvalidPayload("the recording is too short for this model; send a longer one")
         return None, self._segments(waveform)

@@ -2,8 +2,8 @@
 
 Knows waveforms at 16 kHz and segments. Refuses to know audio files and HTTP.
 
-A request carries "waveform" [1, S] float32, and where the caller said so "language" [1] object ("en") and
-"timestamps" [1] bool (word times).
+A request carries "waveform" [1, S] float32, and where the caller said so "language" [1] object ("en"), "timestamps" [1] bool
+(word times), "translates" [1] bool (into English) and "prompt" [1] object; of its `Sampling` temperature and logprobs count.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from maasdam.core import Artifact, Cost, Meter, SequenceRequest, Tensors, Tokens, total_cost
 from maasdam.engines.mailbox import Hear, Job, Turns, tokens_of
 from maasdam.engines.tensors import chosen, closed, first_line, loading_with
 from maasdam.engines.transformers_library import MOONSHINE, architecture_of
-from maasdam.errors import EngineFailure, InvalidPayload, MaasdamError, Unsupported
+from maasdam.errors import EngineFailure, InvalidField, MaasdamError, Unsupported
 from maasdam.telemetry.meter import CpuMeter
 
 if TYPE_CHECKING:
@@ -27,8 +27,25 @@ NAME = "ctranslate2"
 RATE = 16000
 COMPUTE_TYPES = {"f32": "float32", "int8": "int8", "bf16": "bfloat16", "f16": "float16", "auto": "default"}
 
+LONGEST_PROMPT = 8192
+"""Characters of a prompt that are looked at, from its end: of those the model hears the last tokens, half its context."""
+
 Segment = Mapping[str, Any]
-"""{"start", "end", "text", "tokens"[, "words", …]}, see `core.Transcript`."""
+"""{"start", "end", "text", "tokens"[, "words", "marks", …]}, see `core.Transcript` and `core.Tokens`."""
+
+
+class Manner(NamedTuple):
+    """How a recording is to be written."""
+
+    language: str | None = None
+    """None: as it is heard."""
+    words: bool = False
+    """With their times."""
+    translates: bool = False
+    """Into English."""
+    prompt: str = ""
+    temperature: float = 0.0
+    logprobs: bool = False
 
 
 class Writes(Protocol):
@@ -36,9 +53,11 @@ class Writes(Protocol):
 
     end: int
     """The first token that is no text."""
+    abilities: Mapping[str, bool]
+    """See `core.Able`."""
 
-    def transcribe(self, waveform: type_array, language: str | None, words: bool) -> tuple[str | None, Iterable[Segment]]:
-        """waveform [S] at 16 kHz -> (its language, segments as they come); `words` adds their times. Raises InvalidPayload."""
+    def transcribe(self, waveform: type_array, manner: Manner) -> tuple[str | None, Iterable[Segment]]:
+        """waveform [S] at 16 kHz -> (its language, segments as they come). Raises InvalidField for what it can't give."""
         ...
 
     def log_likelihoods(self, waveform: type_array, tokens: Sequence[int], language: str | None) -> type_array:
@@ -50,8 +69,9 @@ def open(artifact: Artifact, device: str, settings: Mapping[str, Any]) -> Whispe
     """Open a CTranslate2 folder.
 
     Settings: "threads"; "precision": f32 (default), int8, bf16, f16, auto; what the processor has not is computed in float32.
-    Greedy, as transformers: the same recording always gives the same transcript, nothing is sampled again at higher
-    temperatures.
+    Greedy where no temperature is asked for, as transformers: the same recording always gives the same transcript, nothing is
+    sampled again at higher temperatures. A half minute that is likelier than 0.6 to hold no speech, and whose text is less
+    likely than e^-1 a token, has no text, as faster-whisper has it.
     """
     kind = COMPUTE_TYPES[chosen(settings, "precision", "f32", COMPUTE_TYPES)]
     with loading_with(NAME, artifact, "speech"):
@@ -85,21 +105,35 @@ class _Transformers:
         config = self._module.generation_config
         self._is_multilingual = bool(getattr(config, "is_multilingual", hasattr(config, "lang_to_id")))
         self.end = int(self._processor.tokenizer.convert_tokens_to_ids("<|endoftext|>"))
+        self.abilities: Mapping[str, bool] = abilities(self._is_multilingual, is_whole=False)
 
-    def transcribe(self, waveform: type_array, language: str | None, words: bool) -> tuple[str | None, Iterable[Segment]]:
-        """See `Writes`. Raises InvalidPayload for words, whose times this engine does not give."""
+    def transcribe(self, waveform: type_array, manner: Manner) -> tuple[str | None, Iterable[Segment]]:
+        """See `Writes`. Raises InvalidField for times of words and log-probabilities, which this engine does not give too."""
         import torch
 
-        if words:
-            raise InvalidPayload(
-                "the engine transformers gives no times of words; leave 'word' out, or deploy a build for CTranslate2"
-            )
+        for name, what, is_asked in (
+            ("timestamp_granularities", "times of words", manner.words),
+            ("include", "log-probabilities", manner.logprobs),
+        ):
+            if is_asked:
+                raise InvalidField(
+                    f"the engine transformers gives no {what}; leave '{name}' out, or deploy a build for CTranslate2", name
+                )
+        check_translates(manner, self._is_multilingual)
         # without truncation, transformers walks over recordings of any length by itself
         is_long = len(waveform) > 30 * RATE
         how = {"truncation": False, "padding": "longest", "return_attention_mask": True} if is_long else {}
         features = self._features(waveform, **how)
-        language = self._language(features["input_features"], language)
-        options = {"language": language, "task": "transcribe"} if language and self._is_multilingual else {}
+        language = self._language(features["input_features"], manner.language)
+        task = "translate" if manner.translates else "transcribe"
+        options: dict[str, Any] = {"language": language, "task": task} if language and self._is_multilingual else {}
+        if manner.temperature:
+            options |= {"temperature": manner.temperature, "do_sample": True}
+        ids = prompt_ids(manner.prompt, lambda text: self._processor.tokenizer.encode(text, add_special_tokens=False), self.end)
+        if ids:
+            before = self._processor.tokenizer.convert_tokens_to_ids("<|startofprev|>")
+            kept = ids[-(self._module.config.max_target_positions // 2 - 1) :]
+            options["prompt_ids"] = torch.tensor([before, *kept], device=self._device)
         with torch.inference_mode():
             out = self._module.generate(**features, return_timestamps=True, return_segments=True, **options)
         return language, [self._segment(segment) for segment in out["segments"][0]]
@@ -127,6 +161,8 @@ class _Transformers:
 
     def _language(self, features: Any, language: str | None) -> str | None:
         if not self._is_multilingual:
+            if language not in (None, "en"):
+                raise unknown_language(language, ["en"])
             return "en"
         known = [name.strip("<|>") for name in self._module.generation_config.lang_to_id]
         if language is None:
@@ -136,13 +172,39 @@ class _Transformers:
                 ids = self._module.detect_language(input_features=features[..., :3000])
             return str(self._processor.tokenizer.decode(ids[:1])).strip("<|>")
         if language not in known:
-            raise InvalidPayload(f"this model doesn't know the language '{language}'; it knows: {', '.join(sorted(known))}")
+            raise unknown_language(language, sorted(known))
         return language
 
     def _segment(self, raw: Mapping[str, Any]) -> Segment:
         tokens = tuple(int(token) for token in raw["tokens"])
         text = self._processor.tokenizer.decode(tokens, skip_special_tokens=True)
         return {"start": round(float(raw["start"]), 3), "end": round(float(raw["end"]), 3), "text": text, "tokens": tokens}
+
+
+def abilities(is_multilingual: bool, *, is_whole: bool) -> dict[str, bool]:
+    """What a model can; one that is not whole gives neither times of words nor log-probabilities."""
+    given = dict.fromkeys(("word_times", "transcript_logprobs"), is_whole)
+    return {"translations": is_multilingual, **given, "transcript_prompt": True, "transcript_temperature": True}
+
+
+def unknown_language(language: str | None, known: Sequence[str]) -> InvalidField:
+    """What is said of a language that a model does not know."""
+    return InvalidField(f"this model doesn't know the language '{language}'; it knows: {', '.join(known)}", "language")
+
+
+def check_translates(manner: Manner, is_multilingual: bool) -> None:
+    """Raise InvalidField where a translation is wanted of a model of one language."""
+    if manner.translates and not is_multilingual:
+        raise InvalidField("this model knows English alone, and translates nothing; POST /v1/audio/transcriptions", "model")
+
+
+def prompt_ids(prompt: str, encode: Callable[[str], Sequence[int]], end: int) -> list[int]:
+    """The tokens of a prompt; [] of none. Raises InvalidField where it spells control tokens, which are no words."""
+    text = prompt[-LONGEST_PROMPT:].strip()
+    ids = list(encode(f" {text}")) if text else []
+    if any(token >= end for token in ids):
+        raise InvalidField("'prompt' holds a control token of the model, such as <|en|>; send plain words", "prompt")
+    return ids
 
 
 class _Running:
@@ -161,14 +223,15 @@ class WhisperEngine:
     def __init__(self, model: Writes, name: str) -> None:
         self._model: Writes | None = model
         self._name = name
+        self.abilities = model.abilities
         self._alone = threading.Lock()
         self.meter: Meter = CpuMeter()
-        self._turns = Turns(name, lambda job: _Running(job, _written(model, job.request.inputs)), self._step, most=1)
+        self._turns = Turns(name, lambda job: _Running(job, _written(model, job.request)), self._step, most=1)
 
     def start(self, request: SequenceRequest, hear: Hear) -> Callable[[], object]:
         """Text by segments; the last Tokens has `finish_reason` "stop" and no text.
 
-        `hear` is told of InvalidPayload (a language it doesn't know), DeadlineExceeded, EngineFailure.
+        `hear` is told of InvalidField (a language it doesn't know), DeadlineExceeded, EngineFailure.
         """
         return self._turns.start(request, hear, self.meter)
 
@@ -216,12 +279,20 @@ class WhisperEngine:
         return tokens.finish_reason is not None
 
 
-def _written(model: Writes, inputs: Tensors) -> Iterator[Tokens]:
+def _written(model: Writes, request: SequenceRequest) -> Iterator[Tokens]:
     """What the model writes of a recording, by segments, and then that it is done."""
-    language = str(inputs["language"][0]) if "language" in inputs else None
-    has_words = "timestamps" in inputs and bool(inputs["timestamps"][0])
-    language, segments = model.transcribe(inputs["waveform"][0], language, has_words)
+    inputs, sampling = request.inputs, request.sampling
+    manner = Manner(
+        str(inputs["language"][0]) if "language" in inputs else None,
+        "timestamps" in inputs and bool(inputs["timestamps"][0]),
+        "translates" in inputs and bool(inputs["translates"][0]),
+        str(inputs["prompt"][0]) if "prompt" in inputs else "",
+        sampling.temperature or 0.0,
+        sampling.logprobs is not None,
+    )
+    language, segments = model.transcribe(inputs["waveform"][0], manner)
     for segment in segments:
-        tokens = tuple(segment["tokens"])
-        yield Tokens(tokens, text=segment["text"], segments=({**segment, "tokens": list(tokens)},))
+        tokens, marks = tuple(segment["tokens"]), segment.get("marks", ())
+        told = {name: value for name, value in segment.items() if name != "marks"} | {"tokens": list(tokens)}
+        yield Tokens(tokens, text=segment["text"], segments=(told,), marks=marks)
     yield Tokens((), text="", finish_reason="stop", language=language)

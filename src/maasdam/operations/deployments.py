@@ -10,7 +10,7 @@ import contextlib
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from maasdam.core import TEXT_GENERATION, UNTRIED, Sampling, split_name
+from maasdam.core import SPEECH_RECOGNITION, TEXT_GENERATION, UNTRIED, Sampling, split_name
 from maasdam.engines import ENGINES, HOLD_FORMS, check_options
 from maasdam.errors import InvalidField, InvalidModel, NotFound, NotReady
 from maasdam.operations.fleet import Follow, Settle, standing, worst
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from maasdam.artifacts.catalog import Version
-    from maasdam.core import Batching, Signature
+    from maasdam.core import AudioPayload, Batching, Signature
     from maasdam.operations.service import Service
     from maasdam.serving.router import ReplicaSet
 
@@ -52,7 +52,7 @@ class ServedVersion:
     reasons: bool = False
     """Whether it sets reasoning apart."""
     abilities: Mapping[str, Any] = field(default_factory=dict)
-    """What another server that runs it says that it can."""
+    """See `Facts`."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What its deployment asks of its engine."""
     likeliest_bytes: int | None = None
@@ -138,6 +138,24 @@ def check_biases(service: Service, name: str) -> None:
             field = "logit_bias"
             what = f"'{field}' is not supported by model '{one.name}', whose engine is {one.version.engine}; GGUF models can"
             raise InvalidField(what, field, "unsupported_parameter")
+
+
+def check_hears(service: Service, name: str, payload: AudioPayload) -> None:
+    """Raise InvalidField where a recording is to be written as the model can't, as far as that is known before it is heard."""
+    with contextlib.suppress(NotReady):
+        one = served_version(service, name)
+        if one.version.task != SPEECH_RECOGNITION or one.state != "ready" or (one.is_upstream and not one.abilities):
+            return
+        asked = {
+            "translations": (payload.translates, "model", "translates nothing; POST /v1/audio/transcriptions"),
+            "word_times": (payload.timestamps, "timestamp_granularities", "gives no times of words; leave 'word' out"),
+            "transcript_logprobs": (payload.logprobs, "include", "tells no log-probabilities; leave 'include' out"),
+            "transcript_prompt": (bool(payload.prompt), "prompt", "reads no prompt; leave it out"),
+            "transcript_temperature": (payload.temperature > 0, "temperature", "samples nothing; leave it out, or send 0"),
+        }
+        for ability, (is_asked, field, what) in asked.items():
+            if is_asked and not one.abilities.get(ability):
+                raise InvalidField(f"'{field}': model '{one.name}' {what}", field, "unsupported_parameter")
 
 
 def unserved_names(service: Service) -> dict[str, str]:

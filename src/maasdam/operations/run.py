@@ -14,8 +14,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from maasdam.core import (
+    PLAIN,
     TEXT_GENERATION,
     Answer,
+    AudioPayload,
     Payload,
     Sampling,
     SequenceEngine,
@@ -80,7 +82,8 @@ class OpenedModel:
             return await asyncio.to_thread(processor.finish, outputs, given)
         if isinstance(given, TextPayload):
             return await self._text(self.engine, given.sampling, prepared[0], name, on_piece)
-        return (await transcript_of(self.engine, prepared, name))[0]
+        sampling = given.sampling if isinstance(given, AudioPayload) else PLAIN
+        return (await transcript_of(self.engine, prepared, name, sampling))[0]
 
     async def _run(self, engine: TensorEngine, tensors: Tensors) -> Tensors:
         async with contextlib.nullcontext() if self.url else self._turn:

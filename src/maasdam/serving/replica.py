@@ -26,9 +26,12 @@ import numpy as np
 
 from maasdam import grammars
 from maasdam.core import (
+    PLAIN,
     UNTRIED,
+    Able,
     Admitted,
     Answer,
+    AudioPayload,
     Batching,
     Checked,
     Chunk,
@@ -65,8 +68,9 @@ from maasdam.core import (
     Units,
     WithoutNan,
     total_cost,
+    whole_transcript,
 )
-from maasdam.engines.generating import piece_of, transcript_of, whole_transcript, with_echo
+from maasdam.engines.generating import heard, piece_of, transcript_piece, with_echo
 from maasdam.engines.mailbox import as_they_come, told
 from maasdam.errors import EngineFailure, InvalidField, InvalidInput, InvalidPayload, MaasdamError, Overloaded, TooLarge
 from maasdam.serving.answer_reader import AnswerReader
@@ -182,7 +186,9 @@ class TensorReplica:
     ) -> None:
         """`batching`: what was found of this engine; unless it is independent, requests run one by one."""
         longest = processor.longest if isinstance(processor, ReadingProcessor) else None
-        self.facts = Facts(engine.signature, longest, processor.task if processor else None, batching, labels or {})
+        task = processor.task if processor else None
+        can: Mapping[str, bool] = processor.abilities if isinstance(processor, Able) else {}
+        self.facts = Facts(engine.signature, longest, task, batching, labels or {}, abilities=can)
         self.in_flight = 0
         self.when_gone: WhenGone | None = None
         self.load_seconds: dict[str, float] = {}
@@ -504,6 +510,8 @@ class SequenceReplica:
         """
         self._talks = processor if isinstance(processor, TalkingProcessor) else None
         talk: dict[str, Any] = {} if self._talks is None else {"calls": self._talks.calls, "reasons": self._talks.reasons}
+        if isinstance(engine, Able):
+            talk["abilities"] = engine.abilities
         held = engine.likeliest_bytes if isinstance(engine, TellingEngine) else None
         self.facts = Facts(None, engine.context_length, processor.task, likeliest_bytes=held, **talk)
         self.in_flight = 0
@@ -553,13 +561,15 @@ class SequenceReplica:
         self._answering += 1
         try:
             loop = asyncio.get_running_loop()
+            sampling = payload.sampling if isinstance(payload, AudioPayload) else PLAIN
             parts = self._processor.parts(payload) if isinstance(self._processor, PiecewiseProcessor) else None
             if parts is None:
                 prepared, units = await loop.run_in_executor(self._pool, _prepare, self._processor, payload)
-                transcript, tokens = await transcript_of(self._engine, prepared, request.id, request.deadline)
-                yield Chunk(transcript, units, True, total_cost(each.cost for each in tokens))
+                async with aclosing(heard(self._engine, prepared, request.id, sampling, request.deadline)) as pieces:
+                    async for tokens, cost in pieces:
+                        yield Chunk(transcript_piece(tokens), units, tokens.finish_reason is not None, cost)
                 return
-            cost: Cost | None = None
+            before: Cost | None = None
             language: str | None = None
             coming = iter(parts)
             while (part := await loop.run_in_executor(self._pool, _next_part, coming)) is not OVER:
@@ -567,12 +577,15 @@ class SequenceReplica:
                     continue
                 if language is not None:  # what the first part is in, all of them are in
                     part.inputs.setdefault("language", np.array([language], dtype=object))
-                transcript, tokens = await transcript_of(self._engine, [part.inputs], request.id, request.deadline)
-                language = language or transcript.language
-                cost = total_cost((cost, *(each.cost for each in tokens)))
-                said = replace(transcript, text="".join(each.text or "" for each in tokens)).later(part.start)
-                yield Chunk(said, Units(audio_seconds=parts.seconds), False, cost)
-            yield Chunk(Transcript("", (), language), Units(audio_seconds=parts.seconds), True, cost)
+                so_far = before
+                async with aclosing(heard(self._engine, [part.inputs], request.id, sampling, request.deadline)) as pieces:
+                    async for tokens, cost in pieces:
+                        so_far = total_cost((before, cost))
+                        language = language or tokens.language
+                        said = transcript_piece(tokens).later(part.start)
+                        yield Chunk(said, Units(audio_seconds=parts.seconds), False, so_far)
+                before = so_far
+            yield Chunk(Transcript("", (), language), Units(audio_seconds=parts.seconds), True, before)
         finally:
             self._answering -= 1
 

@@ -1,4 +1,7 @@
-"""When words were said, from the frames in which a CTC model spelled them. Knows frames, letters and pauses; never sound."""
+"""When words were said, and how surely, from the frames in which a CTC model spelled them.
+
+Knows frames, letters and pauses; never sound.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,13 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from maasdam.core import Mark
 from maasdam.tasks.files import preprocessor, read_json
+
+if TYPE_CHECKING:
+    from maasdam.core import type_array
 
 PAUSE_SECONDS = 0.8
 """Of silence between words, where a subtitle ends."""
@@ -61,6 +68,31 @@ def spelled(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[Mapping[str, 
             letters.append({"char": piece, "start_offset": frame, "end_offset": end})
         frame = end
     return str(tokenizer.decode(ids)).strip(), letters
+
+
+def certainties(frames: type_array) -> list[float]:
+    """How likely each frame's likeliest token is, a natural logarithm, of scores or probabilities [T, V]."""
+    import numpy as np
+
+    rows = frames.astype(np.float64)
+    if (rows >= 0).all() and np.allclose(rows.sum(-1), 1, atol=1e-3):
+        likeliest = np.log(np.maximum(rows.max(-1), 1e-30))
+    else:
+        likeliest = -np.log(np.exp(rows - rows.max(-1, keepdims=True)).sum(-1))
+    return [float(value) for value in likeliest]
+
+
+def marked(letters: Sequence[Mapping[str, Any]], certain: Sequence[float]) -> tuple[Mark, ...]:
+    """What the tokenizer spelled as tokens, but for the space around it: each as likely as the frames that spell it are in the
+    mean, as `certainties` has them.
+    """
+    spelled = [(str(letter["char"]), range(int(letter["start_offset"]), int(letter["end_offset"]))) for letter in letters]
+    said = [i for i, (text, _) in enumerate(spelled) if text.strip()]
+    marks, at = [], 0
+    for text, frames in spelled[said[0] : said[-1] + 1] if said else ():
+        marks.append(Mark(text.encode(), at, sum(certain[i] for i in frames) / len(frames)))
+        at += len(text)
+    return tuple(marks)
 
 
 def timed_words(letters: Sequence[Mapping[str, Any]], times: Sequence[float], frame: float) -> list[Word]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from maasdam.core import Mark, Tokens
+from maasdam.core import BYTES_OF_LETTERS, Mark, Tokens
 from maasdam.tasks.detokenizer import Detokenizer
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -39,8 +39,8 @@ class Spelling:
         text = self._tokenizer.convert_ids_to_tokens(token)
         if not isinstance(text, str):
             return text if isinstance(text, bytes) else b""
-        if self._kind == "bytes" and all(c in _LETTERS for c in text):
-            return bytes(_LETTERS[c] for c in text)
+        if self._kind == "bytes" and all(c in BYTES_OF_LETTERS for c in text):
+            return bytes(BYTES_OF_LETTERS[c] for c in text)
         spelled = _BYTE.fullmatch(text) if self._kind == "pieces" else None
         if spelled is not None:
             return bytes([int(spelled[1], 16)])
@@ -62,16 +62,6 @@ class Spelling:
                 return "bytes"
             return "pieces" if SPACE in decoder or "\\u2581" in decoder or "Metaspace" in decoder else "else"
         return "pieces" if hasattr(self._tokenizer, "sp_model") else "else"
-
-
-def _letters() -> dict[str, int]:
-    """The letters of byte-level vocabularies (GPT-2): printable bytes are themselves, the others 256 and on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-_LETTERS = _letters()
 
 
 class Marking:

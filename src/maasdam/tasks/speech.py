@@ -5,7 +5,7 @@ Knows CTC. Refuses to know engines and HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,9 @@ from maasdam.core import (
     Transcript,
     Units,
 )
-from maasdam.errors import EngineFailure, InvalidModel
+from maasdam.errors import EngineFailure, InvalidField, InvalidModel
 from maasdam.settings import Settings
-from maasdam.tasks.ctc_times import WORD_BEGINS, frame_seconds, segments_of, spelled, timed_words
+from maasdam.tasks.ctc_times import WORD_BEGINS, certainties, frame_seconds, marked, segments_of, spelled, timed_words
 from maasdam.tasks.examples import transcribed_files
 from maasdam.tasks.files import opened, read_json
 from maasdam.tasks.hearing import OVERLAP_SECONDS, RECORDINGS, WINDOW_SECONDS, Hearing, Recording, Windows, quiet
@@ -55,7 +55,7 @@ class WaveformProcessor:
         self._max_seconds = max_seconds
 
     def prepare(self, payload: Payload) -> list[dict[str, type_array]]:
-        """One "waveform" [1, S] at 16 kHz, with "language" [1] and "timestamps" [1] where asked for. Raises InvalidPayload."""
+        """One "waveform" [1, S] at 16 kHz, with what else is asked for, see `whisper_engine`. Raises InvalidPayload."""
         assert isinstance(payload, AudioPayload)
         waveform, _ = decode_audio(payload.data, WHISPER_RATE, self._max_seconds)
         return [self._inputs(payload, waveform)]
@@ -77,8 +77,11 @@ class WaveformProcessor:
         inputs: dict[str, type_array] = {"waveform": waveform[None]}
         if payload.language:
             inputs["language"] = np.array([payload.language], dtype=object)
-        if payload.timestamps:
-            inputs["timestamps"] = np.array([True])
+        for name, is_asked in (("timestamps", payload.timestamps), ("translates", payload.translates)):
+            if is_asked:
+                inputs[name] = np.array([True])
+        if payload.prompt:
+            inputs["prompt"] = np.array([payload.prompt], dtype=object)
         return inputs
 
     def finish(self, outputs: Sequence[Tensors], payload: Payload) -> Answer:
@@ -103,21 +106,40 @@ class CtcProcessor:
         delimiter = getattr(self._tokenizer, "word_delimiter_token", None)
         has_words = any(piece == delimiter or piece.startswith(WORD_BEGINS) for piece in self._tokenizer.get_vocab())
         self._between = " " if has_words else ""
+        self.abilities: Mapping[str, bool] = {
+            "word_times": self._frame_seconds is not None,
+            "transcript_logprobs": True,
+        }
 
     def prepare(self, payload: Payload) -> list[dict[str, type_array]]:
-        """One input for each window, see `Hearing`. Raises InvalidPayload."""
+        """One input for each window, see `Hearing`. Raises InvalidPayload, InvalidField for what no CTC model can."""
+        self._check(payload)
         return self._hear(payload)
 
     def parts(self, payload: Payload) -> Recording | None:
-        """See `Hearing.parts`."""
+        """See `Hearing.parts`. Raises InvalidField as `prepare` does."""
+        self._check(payload)
         return self._hear.parts(payload)
+
+    def _check(self, payload: Payload) -> None:
+        assert isinstance(payload, AudioPayload)
+        for name, what, is_asked in (
+            ("model", "translates nothing; POST /v1/audio/transcriptions", payload.translates),
+            ("prompt", "reads no prompt; leave it out", bool(payload.prompt)),
+            ("temperature", "samples nothing; leave it out, or send 0", payload.temperature > 0),
+            ("timestamp_granularities", "gives no times", payload.timestamps and not self.abilities["word_times"]),
+        ):
+            if is_asked:
+                raise InvalidField(f"'{name}': this model spells what it hears, and {what}", name, "unsupported_parameter")
 
     def finish_part(self, outputs: Tensors, part: Section, payload: Payload) -> Answer:
         """See `core.PiecewiseProcessor`. Raises EngineFailure for NaN."""
         said = self.finish([outputs], payload)
         assert isinstance(said, Transcript)
-        text = self._between + said.text if said.text else ""
-        return replace(said, text=text).later(part.start)
+        if not said.text:
+            return said
+        first = tuple(mark._replace(data=self._between.encode() + mark.data) for mark in said.marks[:1])
+        return replace(said, text=self._between + said.text, marks=(*first, *said.marks[1:])).later(part.start)
 
     def finish(self, outputs: Sequence[Tensors], payload: Payload) -> Answer:
         """Frames [1, T, V] of each window -> the transcript, by the likeliest path. Raises EngineFailure for NaN.
@@ -128,6 +150,7 @@ class CtcProcessor:
 
         assert isinstance(payload, AudioPayload)
         ids: list[int] = []
+        certain: list[float] = []
         times: list[float] = []
         cut = round(outputs[0][self._output].shape[1] * OVERLAP_SECONDS / 2 / WINDOW_SECONDS)  # the first window is a whole one
         for i, tensors in enumerate(outputs):
@@ -137,14 +160,19 @@ class CtcProcessor:
             best = frames.argmax(axis=-1).tolist()
             kept = range(cut if i else 0, len(best) - (cut if i < len(outputs) - 1 else 0))
             ids += best[kept.start : kept.stop]
+            if payload.logprobs:
+                certain += certainties(frames[kept.start : kept.stop])
             if self._frame_seconds is not None:
                 begin = i * (WINDOW_SECONDS - OVERLAP_SECONDS)
                 times += [begin + frame * self._frame_seconds for frame in kept]
-        if self._frame_seconds is None:
+        if self._frame_seconds is None and not payload.logprobs:
             return Transcript(str(self._tokenizer.decode(ids)).strip())
         text, letters = spelled(self._tokenizer, ids)
+        marks = marked(letters, certain) if payload.logprobs else ()
+        if self._frame_seconds is None:
+            return Transcript(text, marks=marks)
         words = timed_words(letters, times, self._frame_seconds)
-        return Transcript(text, segments_of(words, payload.timestamps))
+        return Transcript(text, segments_of(words, payload.timestamps), marks=marks)
 
     def units(self, payload: Payload, prepared: Sequence[Tensors]) -> Units:
         """Seconds of sound, as heard."""
