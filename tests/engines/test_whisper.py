@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from maasdam.core import Artifact, SequenceEngine, SequenceRequest, Tokens
+from maasdam.core import Artifact, Sampling, SequenceEngine, SequenceRequest, Tokens
 from maasdam.engines import open_engine
 from maasdam.errors import DeadlineExceeded, EngineFailure, InvalidField, InvalidInput
 from tests.engines import tiny_whisper
@@ -51,6 +51,17 @@ async def test_segments_come_and_the_last_one_ends_it(engine: SequenceEngine) ->
 async def test_the_same_recording_always_gives_the_same_text(engine: SequenceEngine) -> None:
     texts = [[t.text for t in found] for found in await asyncio.gather(*(heard(engine) for _ in range(3)))]
     assert texts[0] == texts[1] == texts[2]
+
+
+async def test_a_prompt_goes_before_and_temperature_samples_by_chance(engine: SequenceEngine) -> None:
+    def written(found: list[Tokens]) -> list[int]:
+        return [i for tokens in found for i in tokens.token_ids]
+
+    plain = written(await heard(engine))
+    assert written(await heard(engine, prompt=np.array(["the cat sat"], dtype=object))) != plain
+    request = SequenceRequest("test", {"waveform": NOISE}, Sampling(temperature=1.0))
+    assert written([tokens async for tokens in engine.submit(request)]) != plain
+    assert written(await heard(engine)) == plain
 
 
 async def test_a_recording_longer_than_a_window_is_heard_to_the_end(engine: SequenceEngine) -> None:

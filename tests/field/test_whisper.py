@@ -249,6 +249,30 @@ def test_verbose_json_is_what_openais_client_takes_with_times_of_words_and_segme
     assert both.segments and both.words
 
 
+def test_a_stream_tells_each_segment_as_it_comes_and_is_billed_once(served: Served) -> None:
+    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key=served.key, max_retries=0)
+    events = list(
+        client.audio.transcriptions.create(
+            model="whisper", file=("a.wav", recording(0)), stream=True, response_format="json", include=["logprobs"]
+        )
+    )
+    *deltas, done = events
+    assert done.type == "transcript.text.done" and done.text == WORDS == "".join(e.delta for e in deltas)  # type: ignore[union-attr]
+    assert len(deltas) > 1 and {e.type for e in deltas} == {"transcript.text.delta"}
+    told = [mark for e in deltas for mark in e.logprobs or ()]  # type: ignore[union-attr]
+    assert "".join(str(mark.token) for mark in told).strip() == WORDS and all((mark.logprob or 0) <= 0 for mark in told)
+    row = served.newest_row()
+    assert (row.status, row.audio_seconds) == (200, pytest.approx(SECONDS))
+    refused = served.ask(stream="true", response_format="srt")
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "response_format"
+
+
+def test_log_probabilities_are_the_same_whole_and_streamed(served: Served) -> None:
+    whole = served.ask(**{"include[]": "logprobs"}).json()
+    assert "".join(mark["token"] for mark in whole["logprobs"]).strip() == whole["text"] == WORDS
+    assert b"".join(bytes(mark["bytes"]) for mark in whole["logprobs"]).decode().strip() == WORDS
+
+
 def test_what_was_heard_is_billed_once_and_a_refused_language_is_not(served: Served) -> None:
     reply = served.ask(response_format="verbose_json")
     row = served.newest_row()
@@ -265,11 +289,30 @@ def test_what_was_heard_is_billed_once_and_a_refused_language_is_not(served: Ser
         ({"response_format": "json", "timestamp_granularities[]": "word"}, "verbose_json"),
         ({"response_format": "verbose_json", "timestamp_granularities[]": "phoneme"}, "segment or word"),
         ({"response_format": "docx"}, "response_format"),
+        ({"response_format": "diarized_json"}, "speakers"),
+        ({"prompt": "a <|translate|> b"}, "control token"),
+        ({"temperature": "nan"}, "temperature"),
+        ({"temperature": "2.5"}, "temperature"),
+        ({"language": "klingonese"}, "language"),
+        ({"include[]": "words"}, "logprobs"),
+        ({"include[]": "logprobs", "response_format": "text"}, "json"),
+        ({"chunking_strategy": '{"type": "semantic_vad"}'}, "server_vad"),
+        ({"chunking_strategy": '{"type": "server_vad", "threshold": 7}'}, "threshold"),
+        ({"chunking_strategy": "[" * 900}, "server_vad"),
+        ({"known_speaker_names[]": "a"}, "known_speaker_names"),
     ],
 )
 def test_what_can_not_be_given_is_refused_by_name(served: Served, fields: dict[str, str], says: str) -> None:
     reply = served.ask(**fields)
     assert reply.status_code == 400 and says in reply.json()["error"]["message"]
+
+
+def test_a_model_of_english_alone_translates_nothing(served: Served) -> None:
+    files = {"file": ("a.wav", recording(0))}
+    reply = httpx.post(f"{served.url}/v1/audio/translations", files=files, data={"model": "whisper"}, **served.how)
+    assert reply.status_code == 400 and "translates nothing" in reply.json()["error"]["message"]
+    (told,) = [m for m in httpx.get(f"{served.url}/v1/models", **served.how).json()["data"] if m["id"] == "whisper"]
+    assert told["capabilities"]["translations"] is False and told["capabilities"]["word_times"] is True
 
 
 def test_the_open_inference_protocol_transcribes_too(served: Served) -> None:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from maasdam.core import Chunk, Facts, Request, Signature, TensorPayload
+from maasdam.core import Chunk, Facts, Request, Signature, TensorPayload, TextPiece, Transcript
 from maasdam.errors import Crashed, EngineFailure, Left, MaasdamError, NotReady, Overloaded
 from maasdam.serving.executions import Executions
 from maasdam.serving.hosts import wire
@@ -227,10 +227,10 @@ class HostReplica:
                     chunk = self._chunk(part, memory)
                     if chunk.is_last:
                         del self._asked[number]
-                    elif not isinstance(part.value, wire.Written):
+                    elif not isinstance(chunk.value, TextPiece | Transcript):
                         raise wire.Garbled("a piece of what has no pieces")
                     else:
-                        asked.room -= PIECE_BYTES * (1 + len(part.value.marks)) + len(part.value.text)
+                        asked.room -= PIECE_BYTES * (1 + len(chunk.value.marks)) + len(chunk.value.text)
                         if asked.room < 0:
                             raise wire.Garbled(f"an answer in pieces of more than {MOST_PIECES_BYTES:,} bytes")
                     _told(asked.hear, chunk)

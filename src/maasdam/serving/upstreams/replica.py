@@ -370,6 +370,8 @@ class UpstreamReplica:
 
     def _check_asked(self, payload: Payload) -> None:
         check_kind(self._task, payload)
+        if isinstance(payload, AudioPayload):
+            _check_audio(payload)
         if isinstance(payload, TextPayload) and self._process is not None:
             self._check_llama(payload)
 
@@ -412,6 +414,18 @@ class UpstreamReplica:
             if why is not None:
                 raise UpstreamFailure(f"the upstream wrote what '{sampling.constraint.field}' does not allow: {why}")
         return words.piece(last._replace(finish_reason=reason), made)
+
+
+def _check_audio(payload: AudioPayload) -> None:
+    """Raise InvalidField for what servers take without a word and not all keep to."""
+    for name, is_asked in (
+        ("include", payload.logprobs),
+        ("chunking_strategy", payload.pauses is not None and payload.pauses.cuts_short),
+        ("model", payload.translates),
+    ):
+        if is_asked:
+            what = "it translates nothing; POST /v1/audio/transcriptions" if name == "model" else "leave it out"
+            raise InvalidField(f"'{name}' can't be asked of this model, which another server runs: {what}", name)
 
 
 def _wrong(constraint: Constraint, text: str, may_be_cut: bool) -> str | None:

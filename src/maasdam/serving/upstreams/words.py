@@ -332,7 +332,8 @@ def asked_audio(payload: AudioPayload, model: str) -> dict[str, list[str]]:
     """The form's fields beside the file."""
     fields = {"model": [model], "response_format": ["verbose_json"]}
     fields["timestamp_granularities[]"] = ["segment", "word"] if payload.timestamps else ["segment"]
-    return fields | ({"language": [payload.language]} if payload.language else {})
+    asked = {"language": payload.language, "prompt": payload.prompt, "temperature": payload.temperature}
+    return fields | {name: [str(value)] for name, value in asked.items() if value}
 
 
 def heard(answer: Any, payload: AudioPayload) -> tuple[Transcript, Units]:
