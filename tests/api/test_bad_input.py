@@ -286,7 +286,8 @@ def test_a_model_of_another_task_is_told_where_to_go(client: httpx.Client, path:
 def test_what_no_model_does_is_said_so(client: httpx.Client) -> None:
     answer = client.post("/v1/embeddings", json={"model": "text", "input": "a"})
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "invalid_request"
-    assert "does text-generation, not feature-extraction" in answer.json()["error"]["message"]
+    message = answer.json()["error"]["message"]
+    assert "does text-generation, not " in message and "feature-extraction; use POST /v1/chat/completions" in message
     answer = client.post("/v1/audio/translations", data={"model": "speech"}, files={"file": b"AB"})
     assert answer.status_code == 400 and "transcriptions" in sentence(answer)
     for kind in ("srt", "vtt"):

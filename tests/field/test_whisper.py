@@ -251,15 +251,15 @@ def test_verbose_json_is_what_openais_client_takes_with_times_of_words_and_segme
 
 def test_a_stream_tells_each_segment_as_it_comes_and_is_billed_once(served: Served) -> None:
     client = openai.OpenAI(base_url=f"{served.url}/v1", api_key=served.key, max_retries=0)
-    events = list(
+    events: list[Any] = list(
         client.audio.transcriptions.create(
             model="whisper", file=("a.wav", recording(0)), stream=True, response_format="json", include=["logprobs"]
         )
     )
     *deltas, done = events
-    assert done.type == "transcript.text.done" and done.text == WORDS == "".join(e.delta for e in deltas)  # type: ignore[union-attr]
+    assert done.type == "transcript.text.done" and done.text == WORDS == "".join(e.delta for e in deltas)
     assert len(deltas) > 1 and {e.type for e in deltas} == {"transcript.text.delta"}
-    told = [mark for e in deltas for mark in e.logprobs or ()]  # type: ignore[union-attr]
+    told = [mark for e in deltas for mark in e.logprobs or ()]
     assert "".join(str(mark.token) for mark in told).strip() == WORDS and all((mark.logprob or 0) <= 0 for mark in told)
     row = served.newest_row()
     assert (row.status, row.audio_seconds) == (200, pytest.approx(SECONDS))
