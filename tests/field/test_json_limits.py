@@ -295,7 +295,7 @@ def test_base64_is_read_in_pieces_as_it_would_be_whole(monkeypatch: pytest.Monke
 def test_each_kind_of_json_has_its_own_limit_which_is_a_setting() -> None:
     limits = body_limits(Settings())
     sizes = (limits.json.most, limits.json_media.most, limits.json_tensors.most, limits.any.most)
-    assert sizes == tuple(megabytes << 20 for megabytes in (8, 32, 16, 64))
+    assert sizes == tuple(megabytes << 20 for megabytes in (8, 32, 16, 128))
     environ = {f"MAASDAM_MAX_JSON_{name}": "1000" for name in ("BYTES", "MEDIA_BYTES", "TENSOR_BYTES")}
     limits = body_limits(load(environ=environ | {"MAASDAM_HOME": "/nowhere"}, file=None))
     assert (limits.json.most, limits.json_media.most, limits.json_tensors.most) == (1000, 1000, 1000)
