@@ -66,7 +66,7 @@ def _recording(path: Path) -> None:
     ("spoil", "says"),
     [
         ("empty", "holds no file for task 'image-classification'"),
-        ("recordings", "holds no file for task 'image-classification'; it takes: bmp, gif, jpeg"),
+        ("recordings", "holds no file for task 'image-classification'; it takes: avif, bmp, gif, jpeg"),
         ("one file", "no folder of examples at"),
         ("not a picture", "example '003.png': "),
         ("cut short", "example '003.png': "),
