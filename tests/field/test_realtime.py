@@ -434,7 +434,7 @@ async def test_who_sends_more_than_is_read_is_not_taken_for_gone() -> None:
         ended.append(message["code"])
 
     options = SOCKET_OPTIONS | {"ws_ping_interval": 0.1, "ws_ping_timeout": 0.1}
-    config = uvicorn.Config(app, port=0, lifespan="off", log_level="warning", **options)
+    config = uvicorn.Config(app, port=0, lifespan="off", log_config=None, **options)
     config.load()
     state = ServerState()
     loop = asyncio.get_running_loop()
