@@ -273,7 +273,7 @@ class TestOpenAI:
 
     @pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # openai says so of translations
     def test_what_no_model_does(self, gpt: openai.OpenAI) -> None:
-        with pytest.raises(openai.BadRequestError, match=r"not feature-extraction or .*; use POST /v1/chat"):
+        with pytest.raises(openai.BadRequestError, match=r"does text-generation, not .*feature-extraction; use POST /v1/chat"):
             gpt.embeddings.create(model="text", input="a")
         with pytest.raises(openai.BadRequestError, match="translates"):
             gpt.audio.translations.create(model="speech", file=("a.wav", b"RIFF"))

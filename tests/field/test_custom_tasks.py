@@ -6,8 +6,10 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -156,9 +158,11 @@ def test_its_processes_end_with_it(tmp_path: Path) -> None:
     wait_until(lambda: not psutil.pid_exists(pid) and not folder.exists(), 5)
 
 
-def test_folders_of_processes_that_were_ended_on_the_spot_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = tmp_path / "temporary"
-    place.mkdir()
+def test_folders_of_processes_that_were_ended_on_the_spot_are_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    place = Path(tempfile.mkdtemp(prefix="swept-"))  # short: sockets of processes have their names below it
+    request.addfinalizer(lambda: shutil.rmtree(place, ignore_errors=True))
     monkeypatch.setenv("TMPDIR", str(place))
     monkeypatch.setattr("tempfile.tempdir", str(place))
     model = code(tmp_path, GOOD)
